@@ -1,0 +1,6 @@
+//! Membership: what providers say, what is believed of it, and the view that readers use.
+
+pub(crate) mod poll;
+pub(crate) mod provider;
+pub(crate) mod stabilizer;
+pub(crate) mod view;

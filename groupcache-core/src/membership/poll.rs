@@ -1,0 +1,74 @@
+//! A provider made of a function that is asked again and again.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::{
+    error::BoxError,
+    membership::provider::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+};
+
+/// Makes a provider of a function that returns everyone who is there.
+///
+/// It is asked at once, then every `interval`, and whenever the node wants to know. An error keeps the last set
+/// and is reported; the function is asked again at the next turn. An empty list means that nobody is there.
+///
+/// ```
+/// use std::time::Duration;
+/// use groupcache_core::{BoxError, Peer, poll};
+///
+/// async fn peers_from_the_database() -> Result<Vec<Peer>, BoxError> {
+///     Ok(vec![Peer::at("10.0.0.7:7946")?])
+/// }
+///
+/// let provider = poll("database", Duration::from_secs(5), peers_from_the_database);
+/// # let _: &dyn groupcache_core::Provider = &provider;
+/// ```
+pub fn poll<F, Fut>(name: &'static str, interval: Duration, peers: F) -> Poll<F>
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Vec<Peer>, BoxError>> + Send,
+{
+    Poll { name, interval, peers }
+}
+
+/// What [`poll`] makes.
+#[derive(Debug)]
+pub struct Poll<F> {
+    name: &'static str,
+    interval: Duration,
+    peers: F,
+}
+
+#[async_trait]
+impl<F, Fut> Provider for Poll<F>
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Vec<Peer>, BoxError>> + Send,
+{
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
+        loop {
+            // A function that never returns must not keep the provider from leaving.
+            let asked = tokio::select! {
+                asked = (self.peers)() => asked,
+                () = cx.leaving() => return Ok(()),
+            };
+            match asked {
+                Ok(peers) => {
+                    cx.publish(PeerSet::complete(peers));
+                    cx.report(Health::Connected);
+                }
+                Err(e) => cx.report(Health::Stale(e.to_string())),
+            }
+            match cx.next_within(self.interval).await {
+                Some(Signal::Leaving) => return Ok(()),
+                Some(Signal::MeChanged | Signal::Resolve(_)) | None => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! What a provider is, and what it is given.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+
+use crate::identity::{Address, Incarnation, NodeState, PeerId};
+
+/// Any error of a provider: what failed and what to do, in one sentence.
+pub type ProviderError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Finds the peers of a node.
+///
+/// One method, run as a supervised task: an error, a panic or an early return keeps the last set, and the
+/// node runs it again after a back-off with jitter. A provider that polls is a function:
+/// see [`poll`](crate::poll).
+///
+/// ```
+/// use groupcache_core::{Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+///
+/// struct Two;
+///
+/// #[async_trait]
+/// impl Provider for Two {
+///     fn name(&self) -> &str {
+///         "two"
+///     }
+///
+///     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
+///         let peers = ["10.0.0.7:7946", "10.0.0.8:7946"].into_iter().map(Peer::at).collect::<Result<_, _>>()?;
+///         cx.publish(PeerSet::complete(peers));
+///         while cx.next().await != Signal::Leaving {}
+///         Ok(())
+///     }
+/// }
+/// ```
+#[async_trait]
+pub trait Provider: Send + Sync + 'static {
+    /// A short name for logs and errors, such as `kubernetes`.
+    fn name(&self) -> &str;
+
+    /// Announces `cx.me()`, watches, and publishes full sets of peers until [`Signal::Leaving`]; then
+    /// withdraws the announcement and returns.
+    ///
+    /// The future is dropped when it does not return within a second of `Leaving`.
+    async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError>;
+}
+
+#[async_trait]
+impl<P: Provider + ?Sized> Provider for Arc<P> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {
+        (**self).run(cx).await
+    }
+}
+
+/// What discovery says about one peer: a member (its id is known) or a place to dial (only an address is).
+///
+/// The node dials either; the Hello that answers says who it really is. State, weight and incarnation are
+/// hints until then.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer {
+    pub(crate) id: Option<PeerId>,
+    pub(crate) addresses: Vec<Address>,
+    pub(crate) incarnation: Option<Incarnation>,
+    pub(crate) state: Option<NodeState>,
+}
+
+impl Peer {
+    /// A peer that is known by name.
+    pub fn member(id: PeerId, addresses: impl IntoIterator<Item = Address>) -> Self {
+        Self { id: Some(id), addresses: addresses.into_iter().collect(), incarnation: None, state: None }
+    }
+
+    /// A place where a peer answers, whoever it is; `host:port`.
+    ///
+    /// # Errors
+    /// [`is_config`](crate::Error::is_config) when it is not an address.
+    pub fn at(address: impl AsRef<str>) -> crate::Result<Self> {
+        Ok(Self { id: None, addresses: vec![Address::new(address)?], incarnation: None, state: None })
+    }
+
+    /// The incarnation that discovery knows of; an announcement that is older than what the node knows is ignored.
+    pub fn with_incarnation(mut self, incarnation: Incarnation) -> Self {
+        self.incarnation = Some(incarnation);
+        self
+    }
+
+    /// The state that discovery heard of: a hint, the peer's own Hello decides.
+    pub fn with_state(mut self, state: NodeState) -> Self {
+        self.state = Some(state);
+        self
+    }
+
+    /// The name, where discovery knows it.
+    pub fn id(&self) -> Option<&PeerId> {
+        self.id.as_ref()
+    }
+
+    /// Where it can be dialled, best first.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+}
+
+/// A set of peers, as a provider sees it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSet {
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) is_complete: bool,
+}
+
+impl PeerSet {
+    /// Everyone there is; who is missing from it is on the way out. It may include this node itself.
+    pub fn complete(peers: Vec<Peer>) -> Self {
+        Self { peers, is_complete: true }
+    }
+
+    /// Some that are there; says nothing about the others.
+    pub fn partial(peers: Vec<Peer>) -> Self {
+        Self { peers, is_complete: false }
+    }
+
+    /// The peers.
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+}
+
+/// This node, as a provider should announce it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Me {
+    /// The id.
+    pub id: PeerId,
+    /// The cluster; others of the same name may be on the same network under another.
+    pub cluster: Arc<str>,
+    /// Orders the announcements of one id.
+    pub incarnation: Incarnation,
+    /// Joining, Ready or Draining.
+    pub state: NodeState,
+    /// Where peers dial, best first.
+    pub addresses: Vec<Address>,
+    /// Share of the keys.
+    pub weight: u8,
+    /// Failure domain; may be empty.
+    pub zone: Arc<str>,
+}
+
+/// What the node tells a provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// [`ProviderContext::me`] has changed: announce it again.
+    MeChanged,
+    /// Look again, with these peers in mind (none = everyone), and publish even if nothing changed.
+    Resolve(Vec<PeerId>),
+    /// The node leaves: withdraw the announcement and return within a second.
+    Leaving,
+}
+
+/// How a provider's source is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// The source answers.
+    Connected,
+    /// The source does not answer; the last set stays. The text says why, and what to do.
+    Stale(String),
+}
+
+/// What a provider says, on its way to the node.
+#[derive(Debug)]
+pub(crate) enum Report {
+    Left { id: PeerId, incarnation: Option<Incarnation> },
+    Health(Health),
+}
+
+/// Resolve requests that a provider has not taken yet; more are dropped, since one look answers all.
+const RESOLVE_QUEUE: usize = 4;
+/// Reports that the node has not taken yet. They are hints: what does not fit is dropped.
+const REPORT_QUEUE: usize = 256;
+
+/// A provider's connection to its node: who the node is, what it asks, and where the sets go.
+///
+/// Publishing never waits and the latest set wins; a slow node sees fewer sets, never older ones.
+#[derive(Debug)]
+pub struct ProviderContext {
+    me: watch::Receiver<Me>,
+    resolve: mpsc::Receiver<Vec<PeerId>>,
+    leaving: watch::Receiver<bool>,
+    sets: Arc<watch::Sender<Published>>,
+    reports: mpsc::Sender<Report>,
+}
+
+/// The latest of what a provider has published. A hint does not push an unread complete set aside.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Published {
+    pub(crate) complete: Option<PeerSet>,
+    pub(crate) hints: Option<PeerSet>,
+    /// How many complete sets there have been: the same set published again is an answer too.
+    pub(crate) count: u64,
+}
+
+impl ProviderContext {
+    /// This node, as it should be announced now.
+    pub fn me(&self) -> Me {
+        self.me.borrow().clone()
+    }
+
+    /// Waits for the node's next word. Dropping the future loses none.
+    pub async fn next(&mut self) -> Signal {
+        // A node that is gone without a word is leaving too.
+        if *self.leaving.borrow() {
+            return Signal::Leaving;
+        }
+        tokio::select! {
+            biased;
+            _ = self.leaving.changed() => Signal::Leaving,
+            changed = self.me.changed() => if changed.is_ok() { Signal::MeChanged } else { Signal::Leaving },
+            ids = self.resolve.recv() => ids.map_or(Signal::Leaving, Signal::Resolve),
+        }
+    }
+
+    /// Waits until the node leaves; what else it says meanwhile stays for [`next`](Self::next).
+    pub async fn leaving(&self) {
+        let mut leaving = self.leaving.clone();
+        // An error means that the node is gone.
+        let _ = leaving.wait_for(|leaving| *leaving).await;
+    }
+
+    /// As [`next`](Self::next), but at most for `wait`; `None` when nothing was said.
+    pub async fn next_within(&mut self, wait: Duration) -> Option<Signal> {
+        tokio::time::timeout(wait, self.next()).await.ok()
+    }
+
+    /// Publishes who is there.
+    pub fn publish(&self, set: PeerSet) {
+        self.sets.send_modify(|published| {
+            if set.is_complete {
+                published.complete = Some(set);
+                published.count += 1;
+            } else {
+                published.hints = Some(set);
+            }
+        });
+    }
+
+    /// Says that a peer announced its leave; a hint, ignored while that peer still answers.
+    pub fn left(&self, id: PeerId, incarnation: Option<Incarnation>) {
+        let _ = self.reports.try_send(Report::Left { id, incarnation });
+    }
+
+    /// Says how the source is doing; changes are logged and counted.
+    pub fn report(&self, health: Health) {
+        let _ = self.reports.try_send(Report::Health(health));
+    }
+}
+
+/// The node's end of a [`ProviderContext`]; it outlives the runs of the provider.
+#[derive(Debug)]
+pub(crate) struct ProviderHandle {
+    me: watch::Receiver<Me>,
+    leaving: watch::Receiver<bool>,
+    sets: Arc<watch::Sender<Published>>,
+    reports: mpsc::Sender<Report>,
+}
+
+/// What the membership task reads.
+#[derive(Debug)]
+pub(crate) struct ProviderFeed {
+    pub(crate) sets: watch::Receiver<Published>,
+    pub(crate) reports: mpsc::Receiver<Report>,
+}
+
+impl ProviderHandle {
+    pub(crate) fn new(me: watch::Receiver<Me>, leaving: watch::Receiver<bool>) -> (Self, ProviderFeed) {
+        let (sets, set_feed) = watch::channel(Published::default());
+        let (reports, report_feed) = mpsc::channel(REPORT_QUEUE);
+        (Self { me, leaving, sets: Arc::new(sets), reports }, ProviderFeed { sets: set_feed, reports: report_feed })
+    }
+
+    /// A context for one more run, and where to ask that run to look again.
+    pub(crate) fn context(&self) -> (ProviderContext, mpsc::Sender<Vec<PeerId>>) {
+        let (ask, resolve) = mpsc::channel(RESOLVE_QUEUE);
+        let cx = ProviderContext {
+            me: self.me.clone(),
+            resolve,
+            leaving: self.leaving.clone(),
+            sets: Arc::clone(&self.sets),
+            reports: self.reports.clone(),
+        };
+        (cx, ask)
+    }
+
+    /// For a node without a provider: what one would have published.
+    pub(crate) fn publish(&self, published: Published) {
+        self.sets.send_replace(published);
+    }
+
+    pub(crate) fn report(&self, health: Health) {
+        let _ = self.reports.try_send(Report::Health(health));
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NodeState::Joining => "joining",
+            NodeState::Ready => "ready",
+            NodeState::Draining => "draining",
+        })
+    }
+}
