@@ -1,0 +1,295 @@
+//! A group: the values of one kind, with their loader. [`Group::get`] is the steps of a get, in order.
+
+mod builder;
+mod fetch;
+mod held;
+mod load;
+mod serve;
+mod write;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+pub(crate) use self::builder::Settings;
+pub use self::{builder::GroupBuilder, write::Invalidated};
+
+use self::{
+    held::{Held, Slot},
+    load::Loading,
+};
+use crate::{
+    chain::{Chain, Knot, Lineage},
+    clock::later,
+    config::MAX_KEY_BYTES,
+    error::{Error, Kind, Result},
+    flight::{Flight, Flights, within},
+    identity::PeerId,
+    loader::{LoadReason, SharedLoader},
+    message::BadKey,
+    ring::KeyHasher,
+    shared::Shared,
+    stats::{GroupCounters, GroupStats},
+    store::Store,
+    value::Value,
+};
+
+/// A named set of values of one type, shared by all nodes that have a group of the same name.
+///
+/// A cheap handle: clones are the same group. It works as long as its [`Node`](crate::Node) runs; afterwards
+/// everything but a hit is an error with [`is_closed`](Error::is_closed).
+pub struct Group<V: Value> {
+    inner: Arc<Inner<V>>,
+    deadline: Duration,
+}
+
+/// What a group is on this node.
+pub(crate) struct Inner<V: Value> {
+    settings: Settings,
+    /// Its index in our Hello.
+    index: std::sync::OnceLock<u32>,
+    shared: Arc<Shared>,
+    store: Store<Held<V>>,
+    flights: Flights<Outcome<V>, Option<Arc<Lineage>>>,
+    loader: SharedLoader<V>,
+    place: KeyHasher,
+    counters: GroupCounters,
+}
+
+/// How a flight ends.
+type Outcome<V> = Result<Slot<V>, Failure>;
+
+/// Why a flight ended without a value.
+#[derive(Clone, Debug)]
+enum Failure {
+    /// The error of everyone who waited.
+    Said(Error),
+    /// The flight's own deadline passed while this peer was at work; who may wait longer asks again.
+    Expired(PeerId),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Said(error)
+    }
+}
+
+impl<V: Value> Group<V> {
+    /// The value of a key: from memory, from the node that owns the key, or from the loader.
+    ///
+    /// Keys are 1 to 1,024 bytes. At most one load of a key runs in the whole cluster, however many callers on
+    /// however many nodes ask for it, and it goes on when a caller gives up: dropping the future is safe at any
+    /// time. It ends within the group's deadline (default 10 s).
+    ///
+    /// # Errors
+    /// Ask them by their predicates: [`is_not_found`](Error::is_not_found),
+    /// [`is_load_failed`](Error::is_load_failed), [`is_timeout`](Error::is_timeout),
+    /// [`is_overloaded`](Error::is_overloaded), [`is_too_large`](Error::is_too_large),
+    /// [`is_bad_key`](Error::is_bad_key), [`is_closed`](Error::is_closed). An unreachable peer is none of them:
+    /// its keys are asked of its successor, or loaded here.
+    ///
+    /// ```
+    /// # use groupcache_core::Node;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
+    /// let node = Node::builder().start().await?;
+    /// let names = node
+    ///     .group::<String>("names")
+    ///     .capacity_bytes(1 << 20)
+    ///     .loader(async |key: &str| Ok::<_, std::io::Error>(format!("name of {key}")))
+    ///     .build()?;
+    /// assert_eq!(names.get("12345").await?, "name of 12345");
+    /// # node.shutdown().await?; Ok(()) }
+    /// ```
+    pub async fn get(&self, key: &str) -> Result<V> {
+        let group = &self.inner;
+        group.counters.gets.up();
+        // 1. Memory.
+        if let Some(slot) = group.store.get(key, group.shared.now_ms())
+            && let Ok(value) = slot.payload.value()
+        {
+            group.counters.hits.up();
+            return Ok(value);
+        }
+        // Boxed: a hit does not pay for the state of a miss.
+        Box::pin(group.miss(key, self.deadline)).await
+    }
+
+    /// As [`get`](Self::get), with `None` for what the loader does not find.
+    ///
+    /// # Errors
+    /// Those of `get`, except not found.
+    pub async fn get_opt(&self, key: &str) -> Result<Option<V>> {
+        match self.get(key).await {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The same group with another deadline for its gets and writes.
+    ///
+    /// It bounds how long *this* caller waits; loads and exchanges keep the node's own deadlines, since others may
+    /// wait for them too.
+    ///
+    /// ```
+    /// # fn f(users: groupcache_core::Group<String>) {
+    /// let quick = users.with_deadline(std::time::Duration::from_millis(200));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self { inner: Arc::clone(&self.inner), deadline }
+    }
+
+    /// The node that owns a key, by this node's view; whether it can be reached is another question.
+    pub fn owner_of(&self, key: &str) -> PeerId {
+        let shared = &self.inner.shared;
+        let view = shared.view_ref();
+        let owner = view.owner(self.inner.place.hash(key.as_bytes()));
+        owner.map_or_else(|| shared.local.hello().id.clone(), |owner| owner.id.clone())
+    }
+
+    /// The name of the group.
+    pub fn name(&self) -> &str {
+        &self.inner.settings.name
+    }
+
+    /// What has been counted on this node since the group was built.
+    pub fn stats(&self) -> GroupStats {
+        self.inner.counters.snapshot()
+    }
+
+    /// Bytes that its entries take on this node, as accounted: keys, encoded and decoded values, and overhead.
+    pub fn bytes(&self) -> u64 {
+        self.inner.store.bytes()
+    }
+
+    /// Entries on this node, expired ones included until they are looked at or evicted.
+    pub fn entries(&self) -> usize {
+        self.inner.store.len()
+    }
+
+    /// The budget on this node, as given to the builder, rounded down to whole shards.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.inner.store.capacity()
+    }
+
+    /// Heaviest entry that is kept; a heavier one is returned to callers, counted, and not kept.
+    pub fn max_entry_bytes(&self) -> u64 {
+        self.inner.store.max_entry_bytes()
+    }
+
+    pub(crate) fn of(inner: Arc<Inner<V>>) -> Self {
+        let deadline = inner.shared.local.limits.get_deadline;
+        Self { inner, deadline }
+    }
+}
+
+impl<V: Value> Clone for Group<V> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), deadline: self.deadline }
+    }
+}
+
+impl<V: Value> fmt::Debug for Group<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("name", &self.name()).field("entries", &self.entries()).finish_non_exhaustive()
+    }
+}
+
+impl<V: Value> Inner<V> {
+    /// Steps 2 to 4 of a get.
+    async fn miss(self: &Arc<Self>, key: &str, deadline: Duration) -> Result<V> {
+        self.check(key)?;
+        let limits = &self.shared.local.limits;
+        let deadline_ms = later(self.shared.now_ms(), deadline);
+        let hash = self.place.hash(key.as_bytes());
+        let asker = Lineage::current();
+        let _waiting = asker.as_ref().map(|load| load.wait_for(hash)).transpose().map_err(|k| self.knotted(k))?;
+        let chain = asker.as_ref().map_or(Chain::EMPTY, |load| load.chain());
+        loop {
+            // 2. The view is taken once.
+            let view = self.shared.view();
+            let is_mine = view.owner(hash).is_none_or(|owner| owner.dial.is_none());
+            let (joined, ends_after) = if is_mine {
+                // 4. Ours: load it.
+                (self.join_load(key, hash, &chain, LoadReason::Owner)?, limits.load_deadline)
+            } else {
+                // 3. A peer's: ask it, or whoever answers for it.
+                (self.join_fetch(key, hash, view, chain), limits.get_deadline)
+            };
+            let flight = match joined {
+                Loading::Found(slot) => return self.value_of(key, hash, &chain, &slot).await,
+                Loading::Flight(flight) => flight,
+            };
+            // A timer is only needed by those who wait for less than the flight itself does.
+            let timer = (deadline < ends_after).then(|| self.shared.local.clock.instant(deadline_ms));
+            match within(timer, flight.outcome()).await {
+                Some(Ok(slot)) => return self.value_of(key, hash, &chain, &slot).await,
+                Some(Err(Failure::Said(error))) => return Err(error),
+                Some(Err(Failure::Expired(_))) if self.shared.now_ms() < deadline_ms && !self.shared.is_closed() => {}
+                Some(Err(Failure::Expired(peer))) => return Err(self.timed_out(deadline, Some(&peer))),
+                None => return Err(self.timed_out(deadline, None)),
+            }
+        }
+    }
+
+    /// The decoded value; one that does not decode here is loaded here.
+    async fn value_of(self: &Arc<Self>, key: &str, hash: u64, chain: &Chain, slot: &Slot<V>) -> Result<V> {
+        let Err(undecodable) = slot.payload.value() else { return slot.payload.value().map_err(Error::from) };
+        self.counters.undecodable.up();
+        tracing::debug!(group = %self.settings.name, error = %undecodable, "a peer's value does not decode, it is loaded here");
+        let loaded = match self.join_load(key, hash, chain, LoadReason::Fallback)? {
+            Loading::Found(slot) => slot,
+            Loading::Flight(flight) => match flight.outcome().await {
+                Ok(slot) => slot,
+                Err(Failure::Said(error)) => return Err(error),
+                Err(Failure::Expired(peer)) => {
+                    return Err(self.timed_out(self.shared.local.limits.load_deadline, Some(&peer)));
+                }
+            },
+        };
+        loaded.payload.value().map_err(Error::from)
+    }
+
+    fn check(&self, key: &str) -> Result<()> {
+        match key.len() {
+            0 => Err(Error::new(Kind::BadKey, BadKey::Empty.text())),
+            n if n > MAX_KEY_BYTES => Err(Error::new(Kind::BadKey, BadKey::TooLong.text())),
+            _ if self.shared.is_closed() => Err(self.closed()),
+            _ => Ok(()),
+        }
+    }
+
+    fn closed(&self) -> Error {
+        let name = &self.settings.name;
+        Error::new(Kind::Closed, format!("group {name:?} is closed: its node was shut down, or it was removed from it"))
+    }
+
+    fn timed_out(&self, after: Duration, peer: Option<&PeerId>) -> Error {
+        self.counters.timeouts.up();
+        let text = format!("no value of group {:?} within {after:?}", self.settings.name);
+        match peer {
+            Some(peer) => Error::at_peer(Kind::Timeout, format!("{text}; its owner is at work on it"), peer),
+            None => Error::new(Kind::Timeout, text),
+        }
+    }
+
+    fn overloaded(&self, why: &str) -> Error {
+        self.counters.overloaded.up();
+        Error::new(Kind::Overloaded, format!("group {:?}: {why}; ask again later", self.settings.name))
+    }
+
+    fn knotted(&self, knot: Knot) -> Error {
+        let name = &self.settings.name;
+        let text = match knot {
+            Knot::Circle => {
+                format!("a load of group {name:?} needs, through other loads, the value that it is loading")
+            }
+            Knot::TooDeep => {
+                format!("a load of group {name:?} is nested more than {} loads deep", crate::config::MAX_CHAIN)
+            }
+        };
+        Error::new(Kind::LoadFailed { is_transient: false }, text)
+    }
+}
+
+type Flying<V> = Arc<Flight<Outcome<V>, Option<Arc<Lineage>>>>;

@@ -1,0 +1,161 @@
+//! Builds a group: name, budget, loader; everything else has a default.
+
+use std::{
+    fmt,
+    marker::PhantomData,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use super::{Group, Inner};
+use crate::{
+    error::{Error, Result},
+    flight::Flights,
+    identity::check_name,
+    loader::{LoadFnWith, Loader, SharedLoader, Typed, WithState},
+    ring::KeyHasher,
+    shared::Shared,
+    stats::GroupCounters,
+    store::Store,
+    value::Value,
+};
+
+/// What a group was built with.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) name: Arc<str>,
+    pub(crate) format: u32,
+    pub(crate) time_to_live: Option<Duration>,
+    pub(crate) load_deadline: Duration,
+}
+
+/// Collects what a group needs; made by [`Node::group`](crate::Node::group).
+#[must_use = "a group exists once build() is called"]
+pub struct GroupBuilder<V: Value> {
+    shared: Arc<Shared>,
+    settings: Settings,
+    capacity_bytes: Option<u64>,
+    loader: Option<SharedLoader<V>>,
+    values: PhantomData<V>,
+}
+
+impl<V: Value> GroupBuilder<V> {
+    pub(crate) fn new(shared: Arc<Shared>, name: &str) -> Self {
+        let load_deadline = shared.local.limits.load_deadline;
+        let settings = Settings { name: name.into(), format: 0, time_to_live: None, load_deadline };
+        Self { shared, settings, capacity_bytes: None, loader: None, values: PhantomData }
+    }
+
+    /// How many bytes its entries may take on this node: keys, encoded and decoded values, and overhead. Required.
+    pub fn capacity_bytes(mut self, bytes: u64) -> Self {
+        self.capacity_bytes = Some(bytes);
+        self
+    }
+
+    /// How long values are kept. Default: until they are evicted. A loader may say otherwise for one value.
+    pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.settings.time_to_live = Some(time_to_live);
+        self
+    }
+
+    /// How long one load may take before it is aborted. Default: the node's
+    /// [`load_deadline`](crate::Limits::load_deadline), 30 s.
+    pub fn load_deadline(mut self, deadline: Duration) -> Self {
+        self.settings.load_deadline = deadline;
+        self
+    }
+
+    /// Version of the encoding of the values. Default 0.
+    ///
+    /// Bump it when a deploy changes what the bytes mean: nodes of two formats do not share values, and each
+    /// still drops what the other changes.
+    pub fn format(mut self, format: u32) -> Self {
+        self.settings.format = format;
+        self
+    }
+
+    /// Where values come from: an async closure without captures, a function, or a type that implements
+    /// [`Loader`]. Required, unless [`loader_with`](Self::loader_with) is used.
+    pub fn loader(mut self, loader: impl Loader<V>) -> Self {
+        self.loader = Some(Arc::new(Typed(loader)));
+        self
+    }
+
+    /// Where values come from, with a state that is handed to each call: a pool, a client, a configuration.
+    ///
+    /// ```
+    /// # use groupcache_core::{BoxError, Node};
+    /// # #[derive(Clone)] struct Pool;
+    /// # impl Pool { async fn name(&self, key: &str) -> Result<Option<String>, BoxError> { Ok(Some(key.into())) } }
+    /// # async fn f(node: &Node, pool: Pool) -> Result<(), groupcache_core::Error> {
+    /// let names = node
+    ///     .group::<String>("names")
+    ///     .capacity_bytes(1 << 20)
+    ///     .loader_with(pool, async |pool: &Pool, key: &str| pool.name(key).await)
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn loader_with<S, F>(mut self, state: S, loader: F) -> Self
+    where
+        S: Send + Sync + 'static,
+        F: for<'a> LoadFnWith<'a, S, V> + 'static,
+    {
+        self.loader = Some(Arc::new(WithState(state, loader)));
+        self
+    }
+
+    /// Builds the group and announces it to the peers.
+    ///
+    /// # Errors
+    /// [`is_config`](Error::is_config) when there is no loader or no capacity, the name is empty or too long, a
+    /// time is zero, or the node has a group of this name already;
+    /// [`is_closed`](Error::is_closed) when the node was shut down.
+    pub fn build(self) -> Result<Group<V>> {
+        let Self { shared, settings, capacity_bytes, loader, .. } = self;
+        let name = Arc::clone(&settings.name);
+        check_name("group name", &name)?;
+        let missing = |what: &str| Error::config(format!("group {name:?} has no {what}"));
+        let loader = loader.ok_or_else(|| missing("loader: add .loader(...) or .loader_with(state, ...)"))?;
+        let capacity = capacity_bytes.filter(|bytes| *bytes > 0);
+        let capacity = capacity.ok_or_else(|| missing("capacity: add .capacity_bytes(64 << 20)"))?;
+        if settings.time_to_live.is_some_and(|ttl| ttl.is_zero()) {
+            return Err(Error::config(format!("group {name:?} keeps nothing: its time to live is zero")));
+        }
+        if settings.load_deadline.is_zero() {
+            return Err(Error::config(format!("group {name:?} can load nothing: its load deadline is zero")));
+        }
+        if shared.is_closed() {
+            return Err(Error::new(crate::error::Kind::Closed, "the node was shut down; start another one"));
+        }
+        // Both forms of a value may be held; the heavier form of most types is its text.
+        let forms = if V::DECODES_LIKE_A_CLONE { 1 } else { 2 };
+        let inner = Arc::new(Inner {
+            index: OnceLock::new(),
+            store: Store::new(capacity, forms * shared.local.limits.max_value_bytes as u64, shared.random()),
+            flights: Flights::new(Arc::clone(&shared.stripes), shared.random()),
+            loader,
+            place: KeyHasher::new(&name),
+            counters: GroupCounters::default(),
+            settings,
+            shared: Arc::clone(&shared),
+        });
+        let group = Group::of(Arc::clone(&inner));
+        let index = shared.registry.add(&name, group.served())?;
+        let _ = inner.index.set(index);
+        shared.local.change(|hello| hello.groups = shared.registry.names());
+        Ok(group)
+    }
+}
+
+impl<V: Value> Inner<V> {
+    /// Its index in our Hello; 0, which names no group, until it is in it.
+    pub(super) fn index(&self) -> u32 {
+        self.index.get().copied().unwrap_or(0)
+    }
+}
+
+impl<V: Value> fmt::Debug for GroupBuilder<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupBuilder").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,219 @@
+//! A fetch: asks the owner of a key, then its successors, then loads here.
+//!
+//! It is no task: the callers wait on its flight, and the task that reads a connection brings it forward with
+//! each outcome.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Failure, Flying, Inner, Outcome, held::Held, load::Loading};
+use crate::{
+    chain::Chain,
+    clock::{NEVER, later},
+    error::{Error, Kind},
+    flight::{Joined, Kind as Table},
+    identity::PeerId,
+    loader::LoadReason,
+    membership::view::View,
+    message::{Answer, Op},
+    peer::table::{Call, NotSent, Outcome as Reached, Reply},
+    store::Entry,
+    sync::Mutex,
+    value::Value,
+};
+
+struct Fetch<V: Value> {
+    group: Arc<Inner<V>>,
+    flight: Flying<V>,
+    view: Arc<View>,
+    hash: u64,
+    chain: Chain,
+    deadline_ms: u64,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Rank of the candidate to look at next; 0 = the owner.
+    next: usize,
+    /// A peer was asked and turned out to be unreachable: further attempts come out of the fallback budget.
+    has_failed: bool,
+    /// Whom the outstanding request is with.
+    asked: Option<PeerId>,
+}
+
+impl<V: Value> Inner<V> {
+    /// Joins the fetch of a key, or begins it.
+    pub(super) fn join_fetch(self: &Arc<Self>, key: &str, hash: u64, view: Arc<View>, chain: Chain) -> Loading<V> {
+        let now_ms = self.shared.now_ms();
+        let mut expired = None;
+        let look_again = || {
+            let slot = self.store.peek(key)?;
+            if slot.is_expired(now_ms) {
+                expired = Some(slot);
+                return None;
+            }
+            Some(slot)
+        };
+        let joined = self.flights.join(Table::Fetch, key, now_ms, look_again, || None);
+        drop(expired);
+        let flight = match joined {
+            Joined::Found(slot) => return Loading::Found(slot),
+            Joined::Joined(flight) => {
+                self.counters.shared_flights.up();
+                flight
+            }
+            Joined::Began(flight) => {
+                self.counters.fetches.up();
+                let fetch = Fetch {
+                    group: Arc::clone(self),
+                    flight: Arc::clone(&flight),
+                    view,
+                    hash,
+                    chain,
+                    deadline_ms: later(now_ms, self.shared.local.limits.get_deadline),
+                    progress: Mutex::default(),
+                };
+                Arc::new(fetch).advance();
+                flight
+            }
+        };
+        Loading::Flight(flight)
+    }
+}
+
+impl<V: Value> Fetch<V> {
+    /// Asks the next candidate that can be asked; loads here when it is our turn, or nobody is left.
+    fn advance(self: Arc<Self>) {
+        let shared = &self.group.shared;
+        loop {
+            let (rank, has_failed) = {
+                let mut progress = self.progress.lock();
+                let rank = progress.next;
+                progress.next += 1;
+                (rank, progress.has_failed)
+            };
+            let member = match rank {
+                0 => self.view.owner(self.hash), // needs no allocation
+                _ => self.view.candidates(self.hash).nth(rank),
+            };
+            let Some(member) = member.filter(|member| member.dial.is_some()) else {
+                return self.load_here();
+            };
+            let Some(link) = shared.link(member) else { continue };
+            if !link.offers(&self.group.settings.name, self.group.settings.format) {
+                continue; // known from its Hello: it would decline
+            }
+            if has_failed && !shared.may_ask_again() {
+                return self.load_here();
+            }
+            self.progress.lock().asked = Some(member.id.clone());
+            let call = Call {
+                op: Op::Get,
+                group: self.group.index(),
+                key: Arc::clone(self.flight.key()),
+                deadline_ms: self.deadline_ms,
+                rank,
+                chain: self.chain,
+                reply: Arc::clone(&self) as Arc<dyn Reply>,
+            };
+            match link.send(call) {
+                Ok(()) => return,
+                Err((_, NotSent::Open)) => {} // routing around it is free
+                Err((_, NotSent::Full)) => {
+                    let error = self.group.overloaded("as many requests wait for the owner as are allowed");
+                    return self.land(Err(error.into()));
+                }
+            }
+        }
+    }
+
+    /// Nobody else answers for the key: we do.
+    fn load_here(self: Arc<Self>) {
+        match self.group.join_load(self.flight.key(), self.hash, &self.chain, LoadReason::Fallback) {
+            Ok(Loading::Found(slot)) => self.land(Ok(slot)),
+            Ok(Loading::Flight(load)) => {
+                let group = Arc::clone(&self.group);
+                group.shared.tasks.load(async move {
+                    let outcome = load.outcome().await;
+                    self.land(outcome);
+                });
+            }
+            Err(error) => self.land(Err(error.into())),
+        }
+    }
+
+    fn land(&self, outcome: Outcome<V>) {
+        if outcome.is_err() {
+            self.group.counters.fetch_errors.up();
+        }
+        self.group.flights.land(&self.flight, outcome, || ());
+    }
+
+    fn asked(&self) -> Option<PeerId> {
+        self.progress.lock().asked.clone()
+    }
+
+    fn said(&self, kind: Kind, text: impl Into<String>) {
+        let error = match self.asked() {
+            Some(peer) => Error::at_peer(kind, text, &peer),
+            None => Error::new(kind, text),
+        };
+        self.land(Err(error.into()));
+    }
+
+    fn answered(self: Arc<Self>, answer: Answer) {
+        let name = &self.group.settings.name;
+        match answer {
+            Answer::Value(value) => {
+                let now_ms = self.group.shared.now_ms();
+                let expires_at_ms = value.remaining_ms.map_or(NEVER, |ms| later(now_ms, Duration::from_millis(ms)));
+                let heap_bytes = value.bytes.len() as u64;
+                let loaded_at_ms = now_ms.saturating_sub(value.age_ms);
+                let held = Held::received(value.bytes);
+                let slot = Entry::new(self.flight.key(), held, heap_bytes, loaded_at_ms, expires_at_ms);
+                self.land(Ok(Arc::new(slot)));
+            }
+            Answer::NotFound => self.said(Kind::NotFound, "the loader found nothing"),
+            Answer::LoadFailed { is_transient, text } => {
+                self.said(Kind::LoadFailed { is_transient }, format!("the loader of group {name:?} failed: {text}"));
+            }
+            Answer::Overloaded { retry_after } => {
+                self.group.counters.overloaded.up();
+                let text =
+                    format!("the owner of a key of group {name:?} is overloaded; ask again after {retry_after:?}");
+                self.said(Kind::Overloaded, text);
+            }
+            Answer::TooLarge => {
+                let text = format!("a value of group {name:?} is larger than its owner's limits.max_value_bytes");
+                self.said(Kind::TooLarge, text);
+            }
+            Answer::Deadline => {
+                self.group.counters.timeouts.up();
+                self.said(Kind::Timeout, format!("the load of a value of group {name:?} ran into its deadline"));
+            }
+            Answer::BadRequest(text) => self.said(Kind::BadKey, text),
+            // Not by this node; asking the next one is free, since this one did no work.
+            Answer::Declined(_) | Answer::WrongPeer | Answer::Unsupported | Answer::Pending | Answer::Done => {
+                self.group.counters.fetch_errors.up();
+                self.advance();
+            }
+        }
+    }
+}
+
+impl<V: Value> Reply for Fetch<V> {
+    fn reply(self: Arc<Self>, outcome: Reached) {
+        match outcome {
+            Reached::Answered(answer) => self.answered(answer),
+            Reached::Unreachable => {
+                self.group.counters.fetch_errors.up();
+                self.progress.lock().has_failed = true;
+                self.advance();
+            }
+            Reached::Expired => match self.asked() {
+                Some(peer) => self.land(Err(Failure::Expired(peer))),
+                None => self.said(Kind::Timeout, "no answer in time"),
+            },
+        }
+    }
+}

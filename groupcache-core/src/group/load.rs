@@ -1,0 +1,208 @@
+//! A load: begun once, run in a task of its own, shared by everyone who asks meanwhile.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use tokio::time::timeout_at;
+
+use super::{
+    Flying, Inner, Outcome,
+    held::{Held, Slot},
+};
+use crate::{
+    chain::{CURRENT, Chain, Lineage},
+    clock::{NEVER, later},
+    error::{BoxError, Error, Kind, Result},
+    flight::{Joined, Kind as Table, LandOnDrop},
+    loader::{Load, LoadError, LoadReason, Loaded},
+    store::{Admission, Entry},
+    value::Value,
+};
+
+/// What a caller got into.
+pub(super) enum Loading<V: Value> {
+    /// It has arrived meanwhile.
+    Found(Slot<V>),
+    Flight(Flying<V>),
+}
+
+impl<V: Value> Inner<V> {
+    /// Joins the load of a key, or begins it.
+    pub(super) fn join_load(
+        self: &Arc<Self>,
+        key: &str,
+        hash: u64,
+        chain: &Chain,
+        reason: LoadReason,
+    ) -> Result<Loading<V>> {
+        let lineage = Lineage::begin(*chain, hash).map_err(|knot| self.knotted(knot))?;
+        let now_ms = self.shared.now_ms();
+        // The flight that ended just before may have left the value. What has expired is let go of outside.
+        let mut expired = None;
+        let look_again = || {
+            let slot = self.store.peek(key)?;
+            if slot.is_expired(now_ms) {
+                expired = Some(slot);
+                return None;
+            }
+            Some(slot)
+        };
+        let joined = self.flights.join(Table::Load, key, now_ms, look_again, || Some(lineage));
+        drop(expired);
+        match joined {
+            Joined::Found(slot) => Ok(Loading::Found(slot)),
+            Joined::Joined(flight) => {
+                self.counters.shared_flights.up();
+                if let Some(load) = &flight.context {
+                    load.join(chain).map_err(|knot| self.knotted(knot))?;
+                }
+                Ok(Loading::Flight(flight))
+            }
+            Joined::Began(flight) => {
+                let task = run(Arc::clone(self), Arc::clone(&flight), hash, reason);
+                self.shared.tasks.load(task);
+                Ok(Loading::Flight(flight))
+            }
+        }
+    }
+
+    /// Joins the load of a key if one runs; for a node that drains.
+    pub(super) fn running_load(&self, key: &str) -> Option<Flying<V>> {
+        self.flights.running(Table::Load, key)
+    }
+
+    /// How long a value may be kept, and whether at all.
+    fn keeping(&self, loaded: &Loaded<V>, hash: u64, reason: LoadReason) -> Option<Option<Duration>> {
+        if !loaded.keep {
+            return None;
+        }
+        let wanted = loaded.time_to_live.or(self.settings.time_to_live);
+        // Whether we own it is decided by our own view, at the end of the load.
+        let view = self.shared.view();
+        let cap = match (view.owner(hash), reason) {
+            (Some(owner), _) if owner.dial.is_some() => Some(self.shared.fallback_cap(owner)),
+            _ => None,
+        };
+        Some(match (wanted, cap) {
+            (Some(wanted), Some(cap)) => Some(wanted.min(cap)),
+            (wanted, cap) => wanted.or(cap),
+        })
+    }
+}
+
+/// The task of one load. Whatever happens in it, the flight lands.
+async fn run<V: Value>(group: Arc<Inner<V>>, flight: Flying<V>, hash: u64, reason: LoadReason) {
+    let on_drop = LandOnDrop::new(|| {
+        let text = "the load was given up: the node was shut down or its runtime ended";
+        group.flights.land(&flight, Err(Error::new(Kind::Closed, text).into()), || ());
+    });
+    let outcome = load(&group, &flight, reason).await;
+    on_drop.defuse();
+    finish(&group, &flight, hash, reason, outcome);
+}
+
+/// Permit, loader, deadline.
+async fn load<V: Value>(group: &Inner<V>, flight: &Flying<V>, reason: LoadReason) -> Result<Loaded<V>> {
+    let Some(lineage) = flight.context.clone() else {
+        return Err(Error::new(Kind::Closed, "the load has no lineage"));
+    };
+    let limit = group.settings.load_deadline;
+    let clock = &group.shared.local.clock;
+    let deadline = clock.instant(later(clock.now_ms(), limit));
+    let permit = match timeout_at(deadline, group.shared.permits.acquire(&lineage)).await {
+        Ok(Ok(permit)) => permit,
+        Ok(Err(_)) => return Err(group.overloaded("as many loads wait as are allowed")),
+        Err(_) => return Err(group.overloaded("no permit to load came free in time")),
+    };
+    group.counters.loads.up();
+    if reason == LoadReason::Fallback {
+        group.counters.fallback_loads.up();
+    }
+    let load = Load { key: flight.key(), group: &group.settings.name, deadline, reason };
+    // The call itself is in the block: a loader may panic before it returns its future.
+    let loading = CURRENT.scope(lineage, AssertUnwindSafe(async { group.loader.start(load).await }).catch_unwind());
+    let loaded = timeout_at(deadline, loading).await;
+    drop(permit);
+    let failed = match loaded {
+        Ok(Ok(Ok(loaded))) => return Ok(loaded),
+        Ok(Ok(Err(LoadError { cause, is_transient }))) => {
+            let text = format!("the loader of group {:?} failed", group.settings.name);
+            // A nested get's error keeps what it says of itself.
+            match cause.downcast::<Error>() {
+                Ok(nested) => {
+                    let is_transient = is_transient || nested.is_transient();
+                    Error::caused(Kind::LoadFailed { is_transient }, text, *nested)
+                }
+                Err(cause) => Error::caused(Kind::LoadFailed { is_transient }, text, cause),
+            }
+        }
+        Ok(Err(panic)) => {
+            let text = format!("the loader of group {:?} panicked", group.settings.name);
+            Error::caused(Kind::LoadFailed { is_transient: false }, text, panic_text(&*panic))
+        }
+        Err(_) => {
+            let text =
+                format!("the loader of group {:?} took longer than {limit:?} and was aborted", group.settings.name);
+            Error::new(Kind::Timeout, text)
+        }
+    };
+    group.counters.load_errors.up();
+    Err(failed)
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> BoxError {
+    let text = panic.downcast_ref::<&str>().copied().map(ToOwned::to_owned);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned()).into()
+}
+
+/// Encodes, stores unless a write has passed, and tells everyone.
+fn finish<V: Value>(group: &Inner<V>, flight: &Flying<V>, hash: u64, reason: LoadReason, loaded: Result<Loaded<V>>) {
+    let now_ms = group.shared.now_ms();
+    let mut keeps = false;
+    let outcome: Outcome<V> = loaded
+        .and_then(|loaded| {
+            let keeping = group.keeping(&loaded, hash, reason);
+            keeps = keeping.is_some();
+            let expires_at_ms = match keeping {
+                Some(Some(ttl)) => later(now_ms, ttl),
+                Some(None) => NEVER,
+                None => now_ms,
+            };
+            let value = loaded.value.ok_or_else(|| Error::new(Kind::NotFound, "the loader found nothing"))?;
+            group.slot(flight.key(), value, now_ms, expires_at_ms)
+        })
+        .map_err(Into::into);
+    let keep = outcome.as_ref().ok().filter(|_| keeps).cloned();
+    let landed = group.flights.land(flight, outcome, || keep.map(|slot| group.store.insert(flight.key(), slot)));
+    match landed {
+        None if keeps => group.counters.passed_by_a_write.up(),
+        Some(Some(inserted)) if inserted.admission == Admission::TooLarge => group.counters.too_large_to_keep.up(),
+        _ => {}
+    }
+    // What the insert displaced is dropped here, outside of the locks.
+}
+
+impl<V: Value> Inner<V> {
+    /// An entry of a value that came from here, checked against the largest that may be sent.
+    pub(super) fn slot(&self, key: &str, value: V, now_ms: u64, expires_at_ms: u64) -> Result<Slot<V>> {
+        let encode = AssertUnwindSafe(|| Held::of(value));
+        let text = || format!("a value of group {:?} could not be encoded", self.settings.name);
+        let (held, heap_bytes) = match std::panic::catch_unwind(encode) {
+            Ok(Ok(held)) => held,
+            Ok(Err(e)) => return Err(Error::caused(Kind::LoadFailed { is_transient: false }, text(), e)),
+            Err(panic) => {
+                return Err(Error::caused(Kind::LoadFailed { is_transient: false }, text(), panic_text(&*panic)));
+            }
+        };
+        let max = self.shared.local.limits.max_value_bytes;
+        let len = held.encoded().len();
+        if len > max {
+            let name = &self.settings.name;
+            let text = format!(
+                "a value of group {name:?} has {len} bytes and limits.max_value_bytes is {max}; raise it on every node, or store less"
+            );
+            return Err(Error::new(Kind::TooLarge, text));
+        }
+        Ok(Arc::new(Entry::new(key, held, heap_bytes, now_ms, expires_at_ms)))
+    }
+}

@@ -1,0 +1,159 @@
+//! What peers may ask of a group.
+
+use std::{error::Error as _, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    Failure, Group, Inner, Outcome,
+    held::{decode, encoded},
+    load::Loading,
+};
+use crate::{
+    clock::later,
+    config::MAX_ERROR_TEXT,
+    error::{Error, Kind},
+    flight::{Kind as Table, within},
+    loader::LoadReason,
+    message::{Answer, Decline, Encoded, Source},
+    served::{Answering, Ask, Served},
+    value::Value,
+};
+
+/// A load that is this much past its deadline blocks its thread: it was told to stop and did not.
+const OVERDUE_MS: u64 = 1000;
+
+impl<V: Value> Served for Inner<V> {
+    fn format(&self) -> u32 {
+        self.settings.format
+    }
+
+    fn hit(&self, key: &str) -> Option<Encoded> {
+        self.counters.served.up();
+        let now_ms = self.shared.now_ms();
+        let slot = self.store.get(key, now_ms)?;
+        self.counters.served_hits.up();
+        Some(encoded(&slot, now_ms, Source::Memory))
+    }
+
+    fn load(self: Arc<Self>, ask: Ask) -> Answering {
+        let hash = self.place.hash(ask.key.as_bytes());
+        let joined = if self.shared.is_draining() {
+            match self.running_load(&ask.key) {
+                Some(flight) => Ok(Loading::Flight(flight)),
+                None => return Box::pin(std::future::ready(Answer::Declined(Decline::Draining))),
+            }
+        } else if self.shared.is_closed() {
+            return Box::pin(std::future::ready(Answer::Declined(Decline::Closing)));
+        } else {
+            let is_mine = self.shared.view_ref().owner(hash).is_none_or(|owner| owner.dial.is_none());
+            let reason = if is_mine { LoadReason::Owner } else { LoadReason::Fallback };
+            self.join_load(&ask.key, hash, &ask.chain, reason)
+        };
+        // Begun above, not when it is first polled: a request is older than what follows it on the connection.
+        let deadline = self.shared.local.clock.instant(later(self.shared.now_ms(), ask.wait));
+        Box::pin(async move {
+            let outcome = match joined {
+                Ok(Loading::Found(slot)) => Ok(slot),
+                Ok(Loading::Flight(flight)) => match within(Some(deadline), flight.outcome()).await {
+                    Some(outcome) => outcome,
+                    None => return Answer::Deadline,
+                },
+                Err(error) => Err(error.into()),
+            };
+            self.answer(outcome)
+        })
+    }
+
+    fn write(&self, key: &str, value: Option<Bytes>) -> Answer {
+        let Some(bytes) = value else {
+            self.invalidate(key);
+            return Answer::Done;
+        };
+        let now_ms = self.shared.now_ms();
+        let stored = decode::<V>(bytes).ok().and_then(|value| {
+            let expires_at_ms = self.expiry_of_set(now_ms);
+            self.slot(key, value, now_ms, expires_at_ms).ok()
+        });
+        match stored {
+            Some(slot) => {
+                self.store_written(key, slot);
+                Answer::Done
+            }
+            None => {
+                // What we cannot read we cannot keep, but the older value must go all the same.
+                self.invalidate(key);
+                Answer::Declined(Decline::OtherFormat)
+            }
+        }
+    }
+
+    fn watch(&self) {
+        let Some(oldest) =
+            self.shared.now_ms().checked_sub(self.settings.load_deadline.as_millis() as u64 + OVERDUE_MS)
+        else {
+            return;
+        };
+        for flight in self.flights.all(Table::Load) {
+            if flight.begun_ms <= oldest && flight.first_time_overdue() {
+                self.counters.overdue_loads.up();
+                tracing::warn!(
+                    group = %self.settings.name,
+                    "a load runs past its deadline: its loader blocks its thread; move what blocks to spawn_blocking"
+                );
+            }
+        }
+    }
+
+    fn close(&self) {
+        for table in [Table::Fetch, Table::Load] {
+            for flight in self.flights.all(table) {
+                self.flights.land(&flight, Err(self.closed().into()), || ());
+            }
+        }
+        drop(self.store.clear());
+    }
+}
+
+impl<V: Value> Inner<V> {
+    fn answer(&self, outcome: Outcome<V>) -> Answer {
+        match outcome {
+            Ok(slot) => Answer::Value(encoded(&slot, self.shared.now_ms(), Source::Loaded)),
+            Err(Failure::Expired(_)) => Answer::Deadline,
+            Err(Failure::Said(error)) => answer_of(&error),
+        }
+    }
+}
+
+/// An error as it is told to a peer.
+fn answer_of(error: &Error) -> Answer {
+    match error.kind() {
+        Kind::NotFound => Answer::NotFound,
+        Kind::LoadFailed { is_transient } => {
+            // The chain of causes is all that the peer will know of it.
+            let mut text = String::new();
+            let mut cause = error.source();
+            while let Some(e) = cause.filter(|_| text.len() < MAX_ERROR_TEXT) {
+                if !text.is_empty() {
+                    text.push_str(": ");
+                }
+                text.push_str(&e.to_string());
+                cause = e.source();
+            }
+            Answer::LoadFailed { is_transient, text: if text.is_empty() { error.to_string() } else { text } }
+        }
+        Kind::Overloaded => Answer::Overloaded { retry_after: std::time::Duration::from_millis(100) },
+        Kind::TooLarge => Answer::TooLarge,
+        Kind::Timeout => Answer::Deadline,
+        Kind::Closed => Answer::Declined(Decline::Closing),
+        Kind::BadKey | Kind::UnknownGroup | Kind::Unreachable | Kind::Config => {
+            Answer::LoadFailed { is_transient: false, text: error.to_string() }
+        }
+    }
+}
+
+impl<V: Value> Group<V> {
+    pub(crate) fn served(&self) -> Arc<dyn Served> {
+        Arc::clone(&self.inner) as Arc<dyn Served>
+    }
+}

@@ -1,0 +1,204 @@
+//! Writes: the acting owner first, then everyone else, so that nobody refills from an owner that does not know yet.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::{Group, Inner, held::Slot};
+use crate::{
+    chain::Chain,
+    clock::{NEVER, later},
+    config::INVALIDATION,
+    error::{Error, Kind, Result},
+    identity::PeerId,
+    membership::{stabilizer::Member, view::View},
+    message::{Answer, Op},
+    peer::table::{Call, Outcome, Reply},
+    sync::Mutex,
+    value::Value,
+};
+
+/// How far a write has come.
+///
+/// Who is not reached may serve what it held before until that expires.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a write that did not reach everyone leaves old values there; log_unreached() is the least"]
+pub struct Invalidated {
+    unreached: Vec<PeerId>,
+    views_differed: bool,
+}
+
+impl Invalidated {
+    /// Every node of the view has dropped the old value: no get that starts now, anywhere, sees it.
+    pub fn is_complete(&self) -> bool {
+        self.unreached.is_empty()
+    }
+
+    /// The nodes that did not acknowledge within a second.
+    pub fn unreached(&self) -> &[PeerId] {
+        &self.unreached
+    }
+
+    /// Some node had another set of owners in mind at that moment; nodes that this one does not know were not asked.
+    pub fn views_differed(&self) -> bool {
+        self.views_differed
+    }
+
+    /// Logs a warning that names who was not reached, if anybody.
+    pub fn log_unreached(&self) {
+        if !self.is_complete() {
+            tracing::warn!(unreached = ?self.unreached, "a write did not reach every node; what they hold expires by itself");
+        }
+    }
+}
+
+impl<V: Value> Group<V> {
+    /// Fills the cache with a value after its source has changed: the owner stores it, all others drop theirs.
+    ///
+    /// It is not a database write: the value may be evicted at any time, and the loader is the truth. Loads that
+    /// run meanwhile are answered to those who wait for them and not kept. Once begun it is carried out, even if
+    /// the future is dropped. It takes one exchange with the owner and one with every other node, side by side.
+    ///
+    /// # Errors
+    /// [`is_unreachable`](Error::is_unreachable) when neither the owner nor any successor could be reached,
+    /// [`is_too_large`](Error::is_too_large), [`is_bad_key`](Error::is_bad_key), [`is_closed`](Error::is_closed).
+    pub async fn set(&self, key: &str, value: impl Into<V>) -> Result<Invalidated> {
+        let group = &self.inner;
+        group.check(key)?;
+        let now_ms = group.shared.now_ms();
+        let slot = group.slot(key, value.into(), now_ms, group.expiry_of_set(now_ms))?;
+        group.carry_out(key, Some(slot)).await
+    }
+
+    /// Drops a value everywhere, so that the next get loads it anew. Otherwise as [`set`](Self::set).
+    ///
+    /// # Errors
+    /// Those of [`set`](Self::set).
+    pub async fn remove(&self, key: &str) -> Result<Invalidated> {
+        self.inner.check(key)?;
+        self.inner.carry_out(key, None).await
+    }
+}
+
+impl<V: Value> Inner<V> {
+    pub(super) fn expiry_of_set(&self, now_ms: u64) -> u64 {
+        self.settings.time_to_live.map_or(NEVER, |ttl| later(now_ms, ttl))
+    }
+
+    /// In a task of its own: a caller that gives up must not leave half of the nodes with the old value.
+    async fn carry_out(self: &Arc<Self>, key: &str, value: Option<Slot<V>>) -> Result<Invalidated> {
+        self.counters.writes.up();
+        let (done, outcome) = oneshot::channel();
+        let (group, key) = (Arc::clone(self), Arc::from(key));
+        self.shared.tasks.run(async move {
+            let _ = done.send(group.write_everywhere(key, value).await);
+        });
+        outcome.await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    async fn write_everywhere(self: Arc<Self>, key: Arc<str>, value: Option<Slot<V>>) -> Result<Invalidated> {
+        let view = self.shared.view();
+        let (acting, mut unreached) = self.write_at_owner(&view, &key, value).await?;
+        if acting.is_some() {
+            self.invalidate(&key);
+        }
+        let mut told = Vec::new();
+        for member in view.members().iter().filter(|m| m.dial.is_some() && Some(&m.id) != acting.as_ref()) {
+            if unreached.contains(&member.id) {
+                continue;
+            }
+            match self.tell(member, &key, Op::Remove, 0) {
+                Some(answer) => told.push((member.id.clone(), answer)),
+                None => unreached.push(member.id.clone()),
+            }
+        }
+        for (id, answer) in told {
+            if !matches!(answer.await, Ok(Outcome::Answered(Answer::Done))) {
+                unreached.push(id);
+            }
+        }
+        unreached.sort();
+        let mut links = view.members().iter().filter_map(|member| self.shared.link(member));
+        let views_differed = links.any(|link| link.admits() && link.fingerprint() != view.fingerprint());
+        Ok(Invalidated { unreached, views_differed })
+    }
+
+    /// The first of owner and successors that acknowledges; `None` = this node. And who could not be reached.
+    async fn write_at_owner(
+        &self,
+        view: &View,
+        key: &Arc<str>,
+        value: Option<Slot<V>>,
+    ) -> Result<(Option<PeerId>, Vec<PeerId>)> {
+        let hash = self.place.hash(key.as_bytes());
+        let mut unreached = Vec::new();
+        let mut candidates = view.candidates(hash).enumerate();
+        let me = loop {
+            let Some((rank, member)) = candidates.next() else { break unreached.is_empty() };
+            if member.dial.is_none() {
+                break true;
+            }
+            let op = value.as_ref().map_or(Op::Remove, |slot| Op::Set(slot.payload.encoded().clone()));
+            let answer = match self.tell(member, key, op, rank) {
+                Some(answer) => answer.await.ok(),
+                None => None,
+            };
+            match answer {
+                Some(Outcome::Answered(Answer::Done)) => return Ok((Some(member.id.clone()), unreached)),
+                Some(Outcome::Answered(_)) => {} // declined: it is told to drop with the others
+                Some(Outcome::Unreachable | Outcome::Expired) | None => unreached.push(member.id.clone()),
+            }
+        };
+        if !me {
+            let name = &self.settings.name;
+            let text =
+                format!("the owner of a key of group {name:?} and every successor are unreachable: {unreached:?}");
+            return Err(Error::new(Kind::Unreachable, text));
+        }
+        match value {
+            Some(slot) => self.store_written(key, slot),
+            None => self.invalidate(key),
+        }
+        Ok((None, unreached))
+    }
+
+    /// Sends a write to one node; `None` when its breaker is open or too much waits for it.
+    fn tell(&self, member: &Member, key: &Arc<str>, op: Op, rank: usize) -> Option<oneshot::Receiver<Outcome>> {
+        let link = self.shared.link(member)?;
+        let (answer, told) = oneshot::channel();
+        let call = Call {
+            op,
+            group: self.index(),
+            key: Arc::clone(key),
+            deadline_ms: later(self.shared.now_ms(), INVALIDATION),
+            rank,
+            chain: Chain::EMPTY,
+            reply: Arc::new(Acknowledged(Mutex::new(Some(answer)))),
+        };
+        link.send(call).ok().map(|()| told)
+    }
+
+    /// Drops what is held here and lets nothing that is under way be stored.
+    pub(super) fn invalidate(&self, key: &str) {
+        let dropped = self.flights.write(key, || self.store.remove(key));
+        if dropped.is_some() {
+            self.counters.invalidated.up();
+        }
+    }
+
+    /// Stores a written value; what is under way is not stored over it.
+    pub(super) fn store_written(&self, key: &str, slot: Slot<V>) {
+        drop(self.flights.write(key, || self.store.insert(key, slot)));
+    }
+}
+
+/// Hands the outcome of a write to the task that waits for it.
+struct Acknowledged(Mutex<Option<oneshot::Sender<Outcome>>>);
+
+impl Reply for Acknowledged {
+    fn reply(self: Arc<Self>, outcome: Outcome) {
+        if let Some(waiting) = self.0.lock().take() {
+            let _ = waiting.send(outcome);
+        }
+    }
+}

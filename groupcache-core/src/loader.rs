@@ -1,0 +1,313 @@
+//! Loaders: what users implement, what a load is told, and what it may answer.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    chain::{CURRENT, Lineage},
+    error::BoxError,
+    value::{Json, Value},
+};
+
+/// Gets a value from where it really lives.
+///
+/// Functions and async closures without captures are loaders; state is handed to them by
+/// [`loader_with`](crate::GroupBuilder::loader_with). Implement the trait when a load must know more than its
+/// key.
+///
+/// A load runs in a task of its own on the node's deadline, whatever becomes of those who wait for it. It is
+/// dropped when that deadline passes, and a panic is an error for those who wait. It must not block its
+/// thread: use `spawn_blocking` for that, within [`Load::scope`].
+///
+/// ```
+/// use groupcache_core::{Load, LoadError, Loaded, Loader};
+///
+/// struct Greeting;
+///
+/// impl Loader<String> for Greeting {
+///     async fn load(&self, load: Load<'_>) -> Result<Loaded<String>, LoadError> {
+///         Ok(Loaded::new(format!("hello {}", load.key())))
+///     }
+/// }
+/// ```
+pub trait Loader<V: Value>: Send + Sync + 'static {
+    /// Gets the value of [`Load::key`].
+    fn load(&self, load: Load<'_>) -> impl Future<Output = Result<Loaded<V>, LoadError>> + Send;
+}
+
+/// What a load is told.
+#[derive(Debug)]
+pub struct Load<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) group: &'a str,
+    pub(crate) deadline: Instant,
+    pub(crate) reason: LoadReason,
+}
+
+/// Why this node loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LoadReason {
+    /// It owns the key.
+    Owner,
+    /// Another node owns the key and could not answer; the value is kept for a short time only.
+    Fallback,
+}
+
+impl<'a> Load<'a> {
+    /// The key, 1 to 1,024 bytes.
+    pub fn key(&self) -> &'a str {
+        self.key
+    }
+
+    /// The name of the group.
+    pub fn group(&self) -> &'a str {
+        self.group
+    }
+
+    /// When the load is aborted.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Why this node loads.
+    pub fn reason(&self) -> LoadReason {
+        self.reason
+    }
+
+    /// Carries the chain of nested loads into a future that the loader spawns.
+    ///
+    /// Gets within the loader itself carry it already. A spawned task that gets from a group outside of a
+    /// scope works too, but a circle of loads through it ends by its deadline instead of at once.
+    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        let lineage = Lineage::current();
+        async move {
+            match lineage {
+                Some(lineage) => CURRENT.scope(lineage, future).await,
+                None => future.await,
+            }
+        }
+    }
+}
+
+/// What a loader answers: a value with what is to become of it, or that there is none.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Loaded<V> {
+    pub(crate) value: Option<V>,
+    pub(crate) time_to_live: Option<Duration>,
+    pub(crate) keep: bool,
+}
+
+impl<V> Loaded<V> {
+    /// A value, kept as long as the group says.
+    pub fn new(value: impl Into<V>) -> Self {
+        Self { value: Some(value.into()), time_to_live: None, keep: true }
+    }
+
+    /// There is no such thing. Callers get an error with
+    /// [`is_not_found`](crate::Error::is_not_found); nothing is kept.
+    pub fn not_found() -> Self {
+        Self { value: None, time_to_live: None, keep: false }
+    }
+
+    /// Keeps the value this long instead of the group's time to live. Zero = do not keep.
+    pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.time_to_live = Some(time_to_live);
+        self.keep = self.keep && !time_to_live.is_zero();
+        self
+    }
+
+    /// Hands the value to everyone who waits and forgets it.
+    pub fn do_not_keep(mut self) -> Self {
+        self.keep = false;
+        self
+    }
+}
+
+/// Why a load failed: the cause, and whether a later attempt may succeed.
+///
+/// Any error becomes one with `?` or `.into()`, and is permanent until [`transient`](Self::transient) says
+/// otherwise. It is deliberately no `std::error::Error` itself, which is what allows that conversion.
+pub struct LoadError {
+    pub(crate) cause: BoxError,
+    pub(crate) is_transient: bool,
+}
+
+impl LoadError {
+    /// A failure that a later attempt may not meet; callers see [`is_transient`](crate::Error::is_transient).
+    pub fn transient(cause: impl Into<BoxError>) -> Self {
+        Self { cause: cause.into(), is_transient: true }
+    }
+
+    /// A failure that asking again does not mend.
+    pub fn permanent(cause: impl Into<BoxError>) -> Self {
+        Self { cause: cause.into(), is_transient: false }
+    }
+}
+
+impl fmt::Debug for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadError").field("cause", &self.cause).field("is_transient", &self.is_transient).finish()
+    }
+}
+
+impl<E: Into<BoxError>> From<E> for LoadError {
+    fn from(cause: E) -> Self {
+        Self::permanent(cause)
+    }
+}
+
+/// What a loader function may return for a group of `V`: a `V`, an `Option<V>` (`None` = not found), a
+/// [`Loaded<V>`], and for a group of [`Json<T>`] also a `T` or an `Option<T>`.
+pub trait IntoLoaded<V> {
+    /// Turns it into the general form.
+    fn into_loaded(self) -> Loaded<V>;
+}
+
+impl<V: Value> IntoLoaded<V> for V {
+    fn into_loaded(self) -> Loaded<V> {
+        Loaded::new(self)
+    }
+}
+
+impl<V: Value> IntoLoaded<V> for Option<V> {
+    fn into_loaded(self) -> Loaded<V> {
+        self.map_or_else(Loaded::not_found, Loaded::new)
+    }
+}
+
+impl<V: Value> IntoLoaded<V> for Loaded<V> {
+    fn into_loaded(self) -> Loaded<V> {
+        self
+    }
+}
+
+impl<T> IntoLoaded<Json<T>> for T {
+    fn into_loaded(self) -> Loaded<Json<T>> {
+        Loaded::new(Json::new(self))
+    }
+}
+
+impl<T> IntoLoaded<Json<T>> for Option<T> {
+    fn into_loaded(self) -> Loaded<Json<T>> {
+        self.map_or_else(Loaded::not_found, |value| Loaded::new(Json::new(value)))
+    }
+}
+
+/// A function from a key to a future of a value: the bound of [`loader`](crate::GroupBuilder::loader).
+///
+/// It exists because the future of an `AsyncFn(&str)` is not provably `Send` on stable Rust, and loads are
+/// spawned. It is implemented for functions and for async closures without captures.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a loader of `{V}`",
+    label = "not a loader",
+    note = "a loader is `async |key: &str| -> Result<{V}, E>` without captures, an `async fn(&str)`, or a type that implements `Loader<{V}>`",
+    note = "state that a closure would capture goes through `.loader_with(state, async |state: &S, key: &str| ...)`"
+)]
+pub trait LoadFn<'a, V>: Send + Sync {
+    /// What the future gives.
+    type Output: IntoLoadResult<V>;
+    /// The future.
+    type Future: Future<Output = Self::Output> + Send + 'a;
+
+    /// Calls it.
+    fn call(&self, key: &'a str) -> Self::Future;
+}
+
+impl<'a, V, F, Fut> LoadFn<'a, V> for F
+where
+    F: Fn(&'a str) -> Fut + Send + Sync,
+    Fut: Future + Send + 'a,
+    Fut::Output: IntoLoadResult<V>,
+{
+    type Output = Fut::Output;
+    type Future = Fut;
+
+    fn call(&self, key: &'a str) -> Fut {
+        self(key)
+    }
+}
+
+/// As [`LoadFn`], with a state: the bound of [`loader_with`](crate::GroupBuilder::loader_with).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a loader of `{V}` with state `{S}`",
+    note = "write `.loader_with(state, async |state: &{S}, key: &str| -> Result<{V}, E> {{ ... }})`"
+)]
+pub trait LoadFnWith<'a, S, V>: Send + Sync {
+    /// What the future gives.
+    type Output: IntoLoadResult<V>;
+    /// The future.
+    type Future: Future<Output = Self::Output> + Send + 'a;
+
+    /// Calls it.
+    fn call(&self, state: &'a S, key: &'a str) -> Self::Future;
+}
+
+impl<'a, S: 'a, V, F, Fut> LoadFnWith<'a, S, V> for F
+where
+    F: Fn(&'a S, &'a str) -> Fut + Send + Sync,
+    Fut: Future + Send + 'a,
+    Fut::Output: IntoLoadResult<V>,
+{
+    type Output = Fut::Output;
+    type Future = Fut;
+
+    fn call(&self, state: &'a S, key: &'a str) -> Fut {
+        self(state, key)
+    }
+}
+
+/// A `Result` of something that is [`IntoLoaded`], with any error.
+pub trait IntoLoadResult<V> {
+    /// Turns it into the general form.
+    fn into_load_result(self) -> Result<Loaded<V>, LoadError>;
+}
+
+impl<V, T: IntoLoaded<V>, E: Into<LoadError>> IntoLoadResult<V> for Result<T, E> {
+    fn into_load_result(self) -> Result<Loaded<V>, LoadError> {
+        self.map(T::into_loaded).map_err(Into::into)
+    }
+}
+
+pub(crate) type LoadFuture<'a, V> = Pin<Box<dyn Future<Output = Result<Loaded<V>, LoadError>> + Send + 'a>>;
+
+/// A loader of any kind, as a group holds it.
+pub(crate) trait AnyLoader<V: Value>: Send + Sync + 'static {
+    fn start<'a>(&'a self, load: Load<'a>) -> LoadFuture<'a, V>;
+}
+
+/// A type that implements [`Loader`], functions included.
+pub(crate) struct Typed<L>(pub(crate) L);
+
+impl<V: Value, L: Loader<V>> AnyLoader<V> for Typed<L> {
+    fn start<'a>(&'a self, load: Load<'a>) -> LoadFuture<'a, V> {
+        Box::pin(self.0.load(load))
+    }
+}
+
+/// A function and its state.
+pub(crate) struct WithState<S, F>(pub(crate) S, pub(crate) F);
+
+impl<V: Value, S: Send + Sync + 'static, F> AnyLoader<V> for WithState<S, F>
+where
+    F: for<'a> LoadFnWith<'a, S, V> + 'static,
+{
+    fn start<'a>(&'a self, load: Load<'a>) -> LoadFuture<'a, V> {
+        let future = self.1.call(&self.0, load.key);
+        Box::pin(async move { future.await.into_load_result() })
+    }
+}
+
+impl<V: Value, F> Loader<V> for F
+where
+    F: for<'a> LoadFn<'a, V> + 'static,
+{
+    fn load(&self, load: Load<'_>) -> impl Future<Output = Result<Loaded<V>, LoadError>> + Send {
+        let future = self.call(load.key);
+        async move { future.await.into_load_result() }
+    }
+}
+
+pub(crate) type SharedLoader<V> = Arc<dyn AnyLoader<V>>;

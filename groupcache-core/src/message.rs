@@ -1,0 +1,136 @@
+//! What nodes say to each other, in our own words; `wire.rs` turns it into bytes.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use crate::{
+    chain::Chain,
+    identity::{Address, Incarnation, NodeState, PeerId},
+};
+
+/// Who speaks, and what it offers.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Hello {
+    pub(crate) cluster: String,
+    pub(crate) id: PeerId,
+    /// Whom the sender wants to talk to; `None` when it knows an address only.
+    pub(crate) expected: Option<PeerId>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) state: NodeState,
+    pub(crate) weight: u8,
+    pub(crate) zone: Arc<str>,
+    pub(crate) addresses: Vec<Address>,
+    pub(crate) ring_algorithm: u32,
+    pub(crate) fingerprint: u64,
+    pub(crate) max_requests_per_frame: usize,
+    pub(crate) groups: Vec<GroupName>,
+    /// Behaviour that the sender understands; bits are in `wire.rs`.
+    pub(crate) features: u64,
+}
+
+/// A group as a Hello lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GroupName {
+    pub(crate) index: u32,
+    pub(crate) name: Arc<str>,
+    pub(crate) format: u32,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Get,
+    /// Store this, as the acting owner: the source has changed to it.
+    Set(Bytes),
+    /// Drop what is held, and let nothing that is under way be stored.
+    Remove,
+    /// Of a newer version of the protocol.
+    Unknown(u32),
+}
+
+/// A request as it arrived.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Request {
+    pub(crate) id: u64,
+    pub(crate) op: Op,
+    pub(crate) group: u32,
+    pub(crate) key: Result<String, BadKey>,
+    /// How long the asker waits from now on.
+    pub(crate) wait: Option<Duration>,
+    pub(crate) chain: Chain,
+    pub(crate) no_load: bool,
+}
+
+/// Why bytes are no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BadKey {
+    Empty,
+    TooLong,
+    NotUtf8,
+}
+
+impl BadKey {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Empty => "the key is empty; keys are 1 to 1,024 bytes",
+            Self::TooLong => "the key is longer than 1,024 bytes",
+            Self::NotUtf8 => "the key is not UTF-8",
+        }
+    }
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Answer {
+    Value(Encoded),
+    NotFound,
+    LoadFailed {
+        is_transient: bool,
+        text: String,
+    },
+    Overloaded {
+        retry_after: Duration,
+    },
+    /// Not by this node; the next successor may.
+    Declined(Decline),
+    TooLarge,
+    /// Still working on it; the answer follows.
+    Pending,
+    Deadline,
+    WrongPeer,
+    Unsupported,
+    /// Of a write.
+    Done,
+    BadRequest(String),
+}
+
+/// An encoded value and its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Encoded {
+    pub(crate) bytes: Bytes,
+    pub(crate) age_ms: u64,
+    /// How long it may still be kept; `None` = without limit.
+    pub(crate) remaining_ms: Option<u64>,
+    pub(crate) source: Source,
+}
+
+/// Where the answering node had a value from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Memory,
+    Loaded,
+}
+
+/// Why a node does not answer for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decline {
+    UnknownGroup,
+    Draining,
+    OtherFormat,
+    /// Asked for what is in memory, and it is not.
+    NotHeld,
+    Closing,
+    /// A reason or a status of a newer version of the protocol.
+    Other,
+}

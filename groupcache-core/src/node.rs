@@ -1,0 +1,216 @@
+//! A node: one process of the service, with its groups, its peers and its server.
+
+mod builder;
+mod lifecycle;
+mod membership;
+mod supervise;
+mod tick;
+
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use self::builder::NodeBuilder;
+use self::membership::{Command, Status};
+use crate::{
+    config::{DRAIN, Limits},
+    error::{Error, Kind, Result},
+    group::GroupBuilder,
+    identity::{Identity, Incarnation, NodeState, PeerId},
+    peer::server::Server,
+    shared::Shared,
+    stats::NodeStats,
+    value::Value,
+};
+
+/// How long [`Node::shutdown`] lets owed answers and loads finish.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// One process of a service, as a member of the cluster.
+///
+/// A cheap handle; the node lives until [`shutdown`](Self::shutdown), or until the last handle is dropped, which
+/// ends it without a word to its peers.
+///
+/// ```
+/// # use groupcache_core::Node;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
+/// let node = Node::builder().start().await?; // alone on a free port of loopback
+/// println!("{} answers peers on {}", node.id(), node.address());
+/// node.shutdown().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    identity: Identity,
+    server: Server,
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Status>,
+    /// Tells the provider to withdraw.
+    leaving: watch::Sender<bool>,
+    /// Cancelled when the provider has withdrawn.
+    withdrawn: CancellationToken,
+    /// Stops the listener and ends the connections that are left.
+    stop_serving: CancellationToken,
+}
+
+/// A member of the cluster, as this node sees it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemberInfo {
+    /// Its id.
+    pub id: PeerId,
+    /// What it says of itself.
+    pub state: NodeState,
+    /// Which life of that id.
+    pub incarnation: Incarnation,
+    /// Whether keys are its own.
+    pub owns: bool,
+    /// Whether requests can be sent to it now; always true for this node itself.
+    pub is_reachable: bool,
+    /// Whether it is this node.
+    pub is_me: bool,
+}
+
+impl Node {
+    /// Begins to build a node; every setting has a default.
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::default()
+    }
+
+    /// Begins to build a group of this node.
+    ///
+    /// All nodes of a service build the same groups. One that is built later, or on some nodes only, works: a
+    /// node asks only those peers that have it.
+    pub fn group<V: Value>(&self, name: &str) -> GroupBuilder<V> {
+        GroupBuilder::new(Arc::clone(&self.inner.shared), name)
+    }
+
+    /// Takes a group out of the node; its memory is freed, and who waits for it gets an error with
+    /// [`is_closed`](Error::is_closed). Returns whether there was one.
+    pub fn remove_group(&self, name: &str) -> bool {
+        let shared = &self.inner.shared;
+        let Some(group) = shared.registry.remove(name) else { return false };
+        group.close();
+        shared.local.change(|hello| hello.groups = shared.registry.names());
+        true
+    }
+
+    /// The id that the ring places it by.
+    pub fn id(&self) -> PeerId {
+        self.inner.identity.id()
+    }
+
+    /// Where it listens for peers.
+    pub fn address(&self) -> SocketAddr {
+        self.inner.identity.listen()
+    }
+
+    /// What it says of itself now.
+    pub fn state(&self) -> NodeState {
+        self.inner.shared.local.hello().state
+    }
+
+    /// The limits that it was started with.
+    pub fn limits(&self) -> &Limits {
+        &self.inner.shared.local.limits
+    }
+
+    /// Everyone in the view, sorted by id; this node is always among them.
+    pub fn members(&self) -> Vec<MemberInfo> {
+        let shared = &self.inner.shared;
+        let info = |member: &crate::membership::stabilizer::Member| MemberInfo {
+            id: member.id.clone(),
+            state: member.state,
+            incarnation: member.incarnation,
+            owns: member.share > 0,
+            is_reachable: member.dial.is_none() || shared.link(member).is_some_and(|link| link.admits()),
+            is_me: member.dial.is_none(),
+        };
+        shared.view().members().iter().map(info).collect()
+    }
+
+    /// How many connected peers have this group, in any format.
+    pub fn peers_with_group(&self, name: &str) -> usize {
+        self.inner.shared.links().iter().filter(|link| link.admits() && link.offers_any(name)).count()
+    }
+
+    /// The fingerprint of its ring: two nodes with the same one give every key the same owner.
+    pub fn fingerprint(&self) -> u64 {
+        self.inner.shared.view_ref().fingerprint()
+    }
+
+    /// How many views there have been; a number of this node alone.
+    pub fn epoch(&self) -> u64 {
+        self.inner.shared.view_ref().epoch
+    }
+
+    /// What has been counted since the start.
+    pub fn stats(&self) -> NodeStats {
+        self.inner.shared.local.counters.snapshot()
+    }
+
+    /// Loads that run on this node now, and loads that wait for a permit.
+    pub fn loads(&self) -> (usize, usize) {
+        let shared = &self.inner.shared;
+        shared.permits.in_use(shared.local.limits.max_loads)
+    }
+
+    /// Requests of this node that peers have not answered yet.
+    pub fn in_flight(&self) -> usize {
+        self.inner.shared.links().iter().map(|link| link.in_flight()).sum()
+    }
+
+    /// Waits until this node is Ready and sees at least `members` Ready members, itself included.
+    ///
+    /// It waits as long as that takes: bound it by a time-out. Dropping the future is safe.
+    ///
+    /// # Errors
+    /// [`is_closed`](Error::is_closed) when the node is shut down meanwhile.
+    pub async fn ready(&self, members: usize) -> Result<()> {
+        let mut status = self.inner.status.clone();
+        let waited = status.wait_for(|s| s.is_ready && s.ready_members >= members).await;
+        waited.map(drop).map_err(|_| self.closed())
+    }
+
+    /// Stops owning keys: says so to peers and provider, and waits until the peers that are connected have taken it
+    /// out of their rings, at most 3 s.
+    ///
+    /// Its own gets go on, and peers are answered from memory and from loads that run. There is no way back.
+    ///
+    /// # Errors
+    /// [`is_closed`](Error::is_closed) when it was shut down.
+    pub async fn drain(&self) -> Result<()> {
+        self.drain_within(DRAIN).await
+    }
+
+    /// Leaves the cluster: drains, refuses gets, lets owed answers and loads finish for up to 10 s, withdraws the
+    /// announcement, says goodbye and closes.
+    ///
+    /// Calling it again, or dropping its future, is safe; a future that is dropped leaves the node where it was.
+    ///
+    /// # Errors
+    /// None at present; a node that is closed already stays so.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.shutdown_within(SHUTDOWN).await
+    }
+
+    fn closed(&self) -> Error {
+        Error::new(Kind::Closed, format!("node {} was shut down", self.id()))
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.id())
+            .field("address", &self.address())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,283 @@
+//! Builds and starts a node.
+
+use std::{fmt, sync::Arc};
+
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+
+use super::{
+    Inner, Node,
+    membership::{EVENT_QUEUE, Feeds, Membership, Status, facts},
+    supervise::supervise,
+    tick::{announce, tick},
+};
+use crate::{
+    config::{Limits, MAX_REQUESTS_PER_FRAME, START},
+    error::{Error, Kind, Result},
+    identity::{Identity, Incarnation, NodeState},
+    membership::{
+        provider::{Me, PeerSet, Provider, ProviderHandle, Published},
+        stabilizer::{MemberSet, Stabilizer},
+        view::View,
+    },
+    message::Hello,
+    net::{self, Net},
+    peer::{hello::Local, server::Server},
+    ring,
+    shared::Shared,
+    sync::Keyed,
+    wire,
+};
+
+/// Streams that one connection may carry: the data plane is one, the rest are unary gets.
+const MAX_STREAMS: u32 = 64;
+/// Headers of one request; ours are a few hundred bytes.
+const MAX_HEADER_LIST: u32 = 16 << 10;
+
+/// Collects what a node needs; made by [`Node::builder`].
+#[must_use = "a node exists once start() is called"]
+#[derive(Default)]
+pub struct NodeBuilder {
+    identity: Identity,
+    provider: Option<Arc<dyn Provider>>,
+    limits: Limits,
+    is_insecure: bool,
+    seed: Option<u64>,
+}
+
+impl NodeBuilder {
+    /// Who this node is and where it listens. Default: a free port of loopback, and its address as its id.
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = identity;
+        self
+    }
+
+    /// Who finds the peers. Default: nobody; the node serves alone.
+    pub fn provider(mut self, provider: impl Provider) -> Self {
+        self.provider = Some(Arc::new(provider));
+        self
+    }
+
+    /// What the node allows. Default: [`Limits::default`].
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Lets the node listen on an address that others can reach, without encryption and without knowing who calls.
+    ///
+    /// Whoever reaches that address reads the cache and can fill it with what they like. `GROUPCACHE_INSECURE=1`
+    /// in the environment says the same. Not needed on loopback.
+    pub fn insecure(mut self) -> Self {
+        self.is_insecure = true;
+        self
+    }
+
+    /// Seeds the node's random numbers (jitter, hash keys), so that a simulation repeats itself. Default: random.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Listens, finds the peers, and returns when the first of them have answered, at most about two seconds later.
+    ///
+    /// Must be called within a tokio runtime. A node whose discovery does not answer yet starts too: it serves
+    /// alone until the peers are found.
+    ///
+    /// # Errors
+    /// [`is_config`](Error::is_config) when a limit makes no sense, the address is taken or cannot be listened on,
+    /// is not loopback without [`insecure`](Self::insecure), or another live node has the same id; the text says
+    /// what to change. Dropping the future ends the node again.
+    pub async fn start(self) -> Result<Node> {
+        self.limits.check()?;
+        let mut identity = self.identity;
+        check_exposure(&identity, self.is_insecure)?;
+        let incoming = listen(&mut identity)?;
+        let runtime =
+            Handle::try_current().map_err(|e| Error::caused(Kind::Config, "start() needs a tokio runtime", e))?;
+
+        let mut rng = self.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+        let hello = hello_of(&identity);
+        let stabilizer = Stabilizer::new(facts(&hello), rng.fork());
+        let local = Arc::new(Local::new(hello, self.limits, Net::tcp()));
+        let shared = Arc::new(Shared::new(Arc::clone(&local), View::new(1, MemberSet::default()), runtime, rng));
+        let tasks = &shared.tasks;
+        let server = Server::new(
+            Arc::clone(&local),
+            Arc::clone(&shared.registry),
+            tasks.others.clone(),
+            tasks.closing.clone(),
+            Keyed(shared.random()),
+        );
+
+        let (me, announced) = watch::channel(me_of(&identity, &local.hello()));
+        let (leaving, is_leaving) = watch::channel(false);
+        let (commands, command_feed) = mpsc::channel(4);
+        let (status, status_feed) = watch::channel(Status::default());
+        let (events, event_feed) = mpsc::channel(EVENT_QUEUE);
+        let (asks, ask_feed) = watch::channel(None);
+        let (handle, provider_feed) = ProviderHandle::new(announced, is_leaving.clone());
+        let node = Node {
+            inner: Arc::new(Inner {
+                shared: Arc::clone(&shared),
+                identity,
+                server: server.clone(),
+                commands,
+                status: status_feed,
+                leaving,
+                withdrawn: CancellationToken::new(),
+                stop_serving: CancellationToken::new(),
+            }),
+        };
+
+        serve(&node, incoming);
+        tasks.run(tick(Arc::clone(&shared)));
+        tasks.run(announce(Arc::clone(&shared), server));
+        let withdrawn = node.inner.withdrawn.clone();
+        match self.provider {
+            Some(provider) => {
+                let seed = shared.random();
+                let run = supervise(provider, handle, asks, Arc::clone(&local), is_leaving, seed);
+                // Not one that `closing` cuts off: it has a second to withdraw.
+                tasks.others.spawn(async move {
+                    run.await;
+                    withdrawn.cancel();
+                });
+            }
+            None => {
+                handle.publish(Published { complete: Some(PeerSet::complete(Vec::new())), hints: None, count: 1 });
+                withdrawn.cancel();
+            }
+        }
+        let membership = Membership::new(Arc::clone(&shared), stabilizer, events, ask_feed, me, status);
+        tasks.run(membership.run(Feeds { provider: provider_feed, commands: command_feed, events: event_feed }));
+        node.settled().await?;
+        tracing::info!(id = %node.id(), address = %node.address(), "started");
+        Ok(node)
+    }
+}
+
+impl Node {
+    /// Waits until the first peers are known; tells of another node with this id.
+    async fn settled(&self) -> Result<()> {
+        let mut status = self.inner.status.clone();
+        let settled = status.wait_for(|status| status.is_ready || status.rival.is_some());
+        let rival = match timeout(START, settled).await {
+            Ok(Ok(status)) => status.rival.clone(),
+            Ok(Err(_)) => return Err(self.closed()),
+            Err(_) => None, // discovery takes its time: serve alone meanwhile
+        };
+        match rival {
+            None => Ok(()),
+            Some(at) => Err(Error::config(format!(
+                "another live node answers to the id {} at {at:?}; give each node its own NODE_NAME",
+                self.id()
+            ))),
+        }
+    }
+}
+
+/// A listener that others can reach must be asked for.
+fn check_exposure(identity: &Identity, is_insecure: bool) -> Result<()> {
+    let listen = identity.listen();
+    let allowed = is_insecure || std::env::var("GROUPCACHE_INSECURE").is_ok_and(|v| v == "1");
+    if !listen.ip().is_loopback() && !allowed {
+        return Err(Error::config(format!(
+            "listening on {listen} would let everyone who reaches it read and fill the cache; on a network that you trust \
+             call .insecure() or set GROUPCACHE_INSECURE=1, otherwise listen on loopback"
+        )));
+    }
+    if !listen.ip().is_loopback() {
+        tracing::warn!(address = %listen, "peers are neither authenticated nor encrypted: insecure mode was asked for");
+    }
+    if listen.ip().is_unspecified() && !identity.is_named_and_advertised() {
+        return Err(Error::config(format!(
+            "{listen} is no address that peers can dial or tell apart; listen on the address of one interface (NODE_IP), \
+             or give the node an id and with_advertised([...])"
+        )));
+    }
+    Ok(())
+}
+
+fn listen(identity: &mut Identity) -> Result<TcpIncoming> {
+    let wanted = identity.listen();
+    let cannot = |e: std::io::Error| {
+        let text = format!("cannot listen for peers on {wanted}; is the port taken, or the address another host's?");
+        Error::caused(Kind::Config, text, e)
+    };
+    let incoming = net::listen(wanted).map_err(cannot)?;
+    identity.bound_to(incoming.local_addr().map_err(cannot)?);
+    Ok(incoming)
+}
+
+fn hello_of(identity: &Identity) -> Hello {
+    Hello {
+        cluster: identity.cluster().to_owned(),
+        id: identity.id(),
+        expected: None,
+        incarnation: Incarnation(wall_clock_ms()),
+        state: NodeState::Joining,
+        weight: identity.weight(),
+        zone: identity.zone().into(),
+        addresses: identity.addresses(),
+        ring_algorithm: ring::ALGORITHM,
+        fingerprint: 0,
+        max_requests_per_frame: MAX_REQUESTS_PER_FRAME,
+        groups: Vec::new(),
+        features: wire::FEATURES,
+    }
+}
+
+/// Orders the lives of this id, and is used for nothing else.
+#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "the one use of the wall clock")]
+fn wall_clock_ms() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64)
+}
+
+fn me_of(identity: &Identity, hello: &Hello) -> Me {
+    Me {
+        id: hello.id.clone(),
+        cluster: identity.cluster().into(),
+        incarnation: hello.incarnation,
+        state: hello.state,
+        addresses: hello.addresses.clone(),
+        weight: hello.weight,
+        zone: Arc::clone(&hello.zone),
+    }
+}
+
+/// Serves peers until the node stops.
+fn serve(node: &Node, incoming: TcpIncoming) {
+    let inner = &node.inner;
+    let window = net::stream_window(&inner.shared.local.limits);
+    let router = tonic::transport::Server::builder()
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(window.saturating_mul(2))
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADER_LIST)
+        .add_service(inner.server.service());
+    let stop = inner.stop_serving.clone();
+    let serving = router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    inner.shared.tasks.others.spawn(async move {
+        // Connections that do not end by themselves are cut with the task: `stop` is the end of the goodbyes.
+        if let Err(e) = serving.await {
+            tracing::error!(error = %e, "the listener for peers ended");
+        }
+    });
+}
+
+impl fmt::Debug for NodeBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let provider = self.provider.as_ref().map(|provider| provider.name());
+        f.debug_struct("NodeBuilder")
+            .field("identity", &self.identity)
+            .field("provider", &provider)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}

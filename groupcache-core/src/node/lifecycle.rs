@@ -1,0 +1,117 @@
+//! How a node leaves: drain, shutdown, drop.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{Inner, Node, membership::Command};
+use crate::{
+    config::{DRAIN, WITHDRAW},
+    error::Result,
+};
+
+/// How often a condition of other nodes is looked at while leaving.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How long the last frames may take to be handed to the sockets.
+const FLUSH: Duration = Duration::from_millis(200);
+
+impl Node {
+    pub(super) async fn drain_within(&self, limit: Duration) -> Result<()> {
+        let inner = &self.inner;
+        inner.commands.send(Command::Drain).await.map_err(|_| self.closed())?;
+        // A peer that agrees with our view, in which we own nothing, has taken us out.
+        let all_know = async {
+            let mut status = inner.status.clone();
+            let _ = status.wait_for(|status| status.is_draining).await;
+            loop {
+                let ours = inner.shared.view_ref().fingerprint();
+                if inner.shared.links().iter().all(|link| !link.admits() || link.fingerprint() == ours) {
+                    return;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if timeout(limit, all_know).await.is_err() {
+            tracing::warn!(
+                "not every peer has taken this node out of its ring yet; it answers them as long as it runs"
+            );
+        }
+        Ok(())
+    }
+
+    /// As [`shutdown`](Self::shutdown), with another time for owed answers and loads.
+    ///
+    /// # Errors
+    /// None at present; a node that is closed already stays so.
+    pub async fn shutdown_within(&self, deadline: Duration) -> Result<()> {
+        let inner = &self.inner;
+        let shared = &inner.shared;
+        let end = Instant::now() + deadline;
+        if inner.stop_serving.is_cancelled() {
+            return Ok(());
+        }
+        // Already closed means that somebody else shuts it down too: the steps below bear being taken twice.
+        let _ = self.drain_within(DRAIN.min(deadline)).await;
+        shared.close();
+        shared.tasks.loads.close();
+        let all_answered = async {
+            shared.tasks.loads.wait().await;
+            while inner.server.owes() > 0 {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if timeout_at(end, all_answered).await.is_err() {
+            tracing::warn!(
+                left = shared.tasks.loads.len(),
+                "loads still ran at the end of the shutdown; who waits gets an error"
+            );
+        }
+        inner.leaving.send_replace(true);
+        let _ = timeout(WITHDRAW, inner.withdrawn.cancelled()).await;
+        inner.say_goodbye().await;
+        inner.close();
+        let _ = timeout(WITHDRAW, shared.tasks.others.wait()).await;
+        tracing::info!(id = %self.id(), "left the cluster");
+        Ok(())
+    }
+}
+
+impl Inner {
+    async fn say_goodbye(&self) {
+        let links = self.shared.links();
+        links.iter().for_each(|link| link.say_goodbye());
+        self.server.say_goodbye();
+        let all_said = async {
+            while links.iter().any(|link| link.owes_goodbye()) || self.server.owes_goodbye() {
+                tokio::time::sleep(LOOK).await;
+            }
+            // Taken by HTTP/2; its task writes it to the socket at the next turn.
+            tokio::time::sleep(LOOK).await;
+        };
+        let _ = timeout(FLUSH, all_said).await;
+    }
+
+    /// Ends everything at once.
+    fn close(&self) {
+        self.shared.close();
+        self.leaving.send_replace(true);
+        self.stop_serving.cancel();
+        self.shared.tasks.closing.cancel();
+        self.shared.tasks.loads.close();
+        self.shared.tasks.others.close();
+        for link in self.shared.links() {
+            link.hang_up();
+        }
+        // Groups hold what holds the registry: emptied, they are freed with their last handle.
+        for group in self.shared.registry.take_all() {
+            group.close();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,470 @@
+//! The client of one peer: one connection, one stream of frames each way, kept up until the peer is none any more.
+//!
+//! Callers put requests into the [`Table`] and go; the stream that HTTP/2 polls for our next message takes up to
+//! 256 of them at a time, and the task that reads the answers tells whoever waits. So a request costs no task,
+//! no timer and no channel, and what 64 callers ask at once is one message.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_core::Stream;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::timeout,
+};
+use tonic::Streaming;
+
+use crate::{
+    config::{BATCH_REQUESTS, CONNECT, HELLO, RECONNECT_MAX, RECONNECT_MIN, SILENCE},
+    identity::{Address, Incarnation, PeerId},
+    membership::stabilizer::{DialId, Refusal},
+    message::{Answer, Hello},
+    peer::{
+        breaker::{Breaker, End},
+        hello::{Local, objection},
+        table::{Call, Ended, NotSent, Outcome, Table},
+    },
+    wire::{self, Frame},
+};
+
+/// What a link tells the membership.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    /// The first Hello of a connection, and each later one.
+    Hello(Hello),
+    /// The peer will not talk to us, or we not to it; and the sentence that says why.
+    Refused(Refusal, String),
+    Failed(String),
+    Lost,
+    Goodbye(Incarnation),
+    Fingerprint(u64),
+}
+
+pub(crate) type LinkEvents = mpsc::Sender<(DialId, LinkEvent)>;
+
+/// Whom to dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) expected: Option<PeerId>,
+    pub(crate) addresses: Vec<Address>,
+}
+
+/// The connection to one peer, and what waits for it.
+#[derive(Debug)]
+pub(crate) struct Link {
+    dial: DialId,
+    local: Arc<Local>,
+    target: ArcSwap<Target>,
+    table: crate::sync::Mutex<Table>,
+    /// Names and formats of the peer's groups.
+    offers: ArcSwap<BTreeMap<Arc<str>, u32>>,
+    max_requests: AtomicU64,
+    fingerprint: AtomicU64,
+    /// The current connection is to be given up.
+    give_up: Notify,
+    /// The next attempt to connect is to be made now.
+    retry: Notify,
+}
+
+impl Link {
+    pub(crate) fn new(dial: DialId, target: Target, local: Arc<Local>) -> Arc<Self> {
+        let max_in_flight = local.limits.max_in_flight_per_peer;
+        Arc::new(Self {
+            dial,
+            local,
+            target: ArcSwap::from_pointee(target),
+            table: crate::sync::Mutex::new(Table::new(max_in_flight)),
+            offers: ArcSwap::default(),
+            max_requests: AtomicU64::new(BATCH_REQUESTS as u64),
+            fingerprint: AtomicU64::new(0),
+            give_up: Notify::new(),
+            retry: Notify::new(),
+        })
+    }
+
+    /// Whether a request would be taken now.
+    pub(crate) fn admits(&self) -> bool {
+        self.table.lock().breaker.admits()
+    }
+
+    /// Milliseconds for which the peer has been unreachable.
+    pub(crate) fn open_for(&self, now_ms: u64) -> Option<u64> {
+        self.table.lock().breaker.open_for(now_ms)
+    }
+
+    /// Whether the peer has this group in this format, by its last Hello.
+    pub(crate) fn offers(&self, group: &str, format: u32) -> bool {
+        self.offers.load().get(group) == Some(&format)
+    }
+
+    /// As [`offers`](Self::offers), in any format.
+    pub(crate) fn offers_any(&self, group: &str) -> bool {
+        self.offers.load().contains_key(group)
+    }
+
+    /// The fingerprint of the peer's ring, as it said last.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.fingerprint.load(Relaxed)
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.table.lock().in_flight()
+    }
+
+    /// Sends a request. Its reply is told the outcome exactly once, unless it is refused here.
+    pub(crate) fn send(&self, call: Call) -> Result<(), (Call, NotSent)> {
+        let waker = self.table.lock().push(call)?;
+        wake(waker);
+        Ok(())
+    }
+
+    /// Something that every frame carries has changed: send it.
+    pub(crate) fn nudge(&self) {
+        let waker = self.table.lock().waker.take();
+        wake(waker);
+    }
+
+    /// Looks after deadlines and silence; every 10 ms.
+    pub(crate) fn sweep(&self, now_ms: u64, we_stood_still: bool) {
+        let (swept, waker) = {
+            let mut table = self.table.lock();
+            let swept = table.sweep(now_ms, we_stood_still);
+            let waker = if table.has_due() { table.waker.take() } else { None };
+            (swept, waker)
+        };
+        wake(waker);
+        tell(swept.ended);
+        if swept.is_silent {
+            self.give_up.notify_one();
+        }
+    }
+
+    /// Tells the peer that this node leaves for good.
+    pub(crate) fn say_goodbye(&self) {
+        let waker = {
+            let mut table = self.table.lock();
+            table.goodbye_due = true;
+            table.waker.take()
+        };
+        wake(waker);
+    }
+
+    /// Whether the goodbye has yet to be taken by the connection.
+    pub(crate) fn owes_goodbye(&self) -> bool {
+        let table = self.table.lock();
+        table.goodbye_due && table.breaker == Breaker::Closed
+    }
+
+    /// Gives the connection up and makes a new one after the back-off.
+    pub(crate) fn reconnect(&self) {
+        self.give_up.notify_one();
+    }
+
+    /// Other addresses for the next attempt.
+    pub(crate) fn retarget(&self, target: Target) {
+        self.target.store(Arc::new(target));
+        self.retry.notify_one();
+    }
+
+    /// Ends it: who waits is told, and the task of [`keep`] returns.
+    pub(crate) fn hang_up(&self) {
+        let (ended, waker) = {
+            let mut table = self.table.lock();
+            (table.gone(), table.waker.take())
+        };
+        wake(waker);
+        tell(ended);
+        self.give_up.notify_one();
+        self.retry.notify_one();
+    }
+
+    /// Whether the peer says anything within the silence limit, by a ping or by a new connection.
+    pub(crate) async fn is_alive(&self) -> bool {
+        let (reads, waker) = {
+            let mut table = self.table.lock();
+            table.ask_for_ping();
+            (table.reads(), table.waker.take())
+        };
+        wake(waker);
+        self.retry.notify_one();
+        let step = Duration::from_millis(20);
+        for _ in 0..(SILENCE.as_millis() / step.as_millis()) {
+            tokio::time::sleep(step).await;
+            if self.table.lock().reads() > reads {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+fn tell(ended: Ended) {
+    for (reply, outcome) in ended {
+        reply.reply(outcome);
+    }
+}
+
+/// Keeps the link up until it is hung up: connects, reads, and connects again with back-off and jitter.
+pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
+    let mut pauses = pauses(seed);
+    loop {
+        match connect(&link).await {
+            Ok((inbound, hello)) => {
+                pauses = self::pauses(seed);
+                let end = converse(&link, inbound, hello, &events).await;
+                let counters = &link.local.counters;
+                counters.lost.up();
+                if end == End::Silent {
+                    counters.silent.up();
+                }
+                // The table is changed before the membership hears of it: it may ping the peer at once.
+                let ended = link.table.lock().ended(end, link.local.clock.now_ms());
+                tell(ended);
+                send(&events, &link, LinkEvent::Lost).await;
+                if end == End::Broken {
+                    continue; // one attempt at once: whoever waits is owed its outcome
+                }
+            }
+            Err(failure) => {
+                let ended = link.table.lock().failed(link.local.clock.now_ms());
+                tell(ended);
+                let event = match failure {
+                    Failure::Refused(why, text) => {
+                        link.local.counters.refused.up();
+                        LinkEvent::Refused(why, text)
+                    }
+                    Failure::NotConnected(why) => {
+                        link.local.counters.connect_failed.up();
+                        LinkEvent::Failed(why)
+                    }
+                };
+                send(&events, &link, event).await;
+            }
+        }
+        if link.table.lock().breaker == Breaker::Gone {
+            return;
+        }
+        let pause = pauses.next().unwrap_or(RECONNECT_MAX);
+        let _ = timeout(pause, link.retry.notified()).await;
+        if link.table.lock().breaker == Breaker::Gone {
+            return;
+        }
+    }
+}
+
+fn pauses(seed: u64) -> impl Iterator<Item = Duration> {
+    // Without a seed its jitter comes from a generator of the thread, which no simulation could repeat.
+    ExponentialBuilder::default()
+        .with_min_delay(RECONNECT_MIN)
+        .with_max_delay(RECONNECT_MAX)
+        .without_max_times()
+        .with_jitter()
+        .with_jitter_seed(seed)
+        .build()
+}
+
+async fn send(events: &LinkEvents, link: &Link, event: LinkEvent) {
+    // The membership task is gone only when the node is.
+    let _ = events.send((link.dial, event)).await;
+}
+
+enum Failure {
+    NotConnected(String),
+    Refused(Refusal, String),
+}
+
+/// Tries the addresses in turn until one says Hello.
+async fn connect(link: &Arc<Link>) -> Result<(Streaming<Frame>, Hello), Failure> {
+    let target = link.target.load_full();
+    let mut failure = Failure::NotConnected("it has no address".to_owned());
+    for address in &target.addresses {
+        if link.table.lock().breaker == Breaker::Gone {
+            return Err(failure);
+        }
+        match timeout(CONNECT + HELLO, open(link, &target, address)).await {
+            Ok(Ok(open)) => return Ok(open),
+            Ok(Err(why)) => failure = why,
+            Err(_) => failure = Failure::NotConnected(format!("{address} did not say Hello within {HELLO:?}")),
+        }
+    }
+    Err(failure)
+}
+
+async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<(Streaming<Frame>, Hello), Failure> {
+    let local = &link.local;
+    let not_connected = |why: &dyn std::fmt::Display| Failure::NotConnected(format!("{address}: {why}"));
+    let channel = local.net.channel(address.as_str(), &local.limits).map_err(|e| not_connected(&e))?;
+    let mut client = wire::peer_client::PeerClient::new(channel)
+        .max_decoding_message_size(local.limits.max_message_bytes())
+        .max_encoding_message_size(local.limits.max_message_bytes());
+    let connection = {
+        let mut table = link.table.lock();
+        table.connection += 1;
+        table.hello_sent = 0;
+        table.connection
+    };
+    let outbound = Outbound { link: Arc::clone(link), connection, expected: target.expected.clone() };
+    let mut inbound = match client.connect(outbound).await {
+        Ok(response) => response.into_inner(),
+        // The server's own words; a transport that fails says Unavailable or Unknown.
+        Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+            return Err(Failure::Refused(Refusal::Rejected, status.message().to_owned()));
+        }
+        Err(status) => return Err(not_connected(&status.message())),
+    };
+    let first = inbound.message().await.map_err(|status| not_connected(&status.message()))?;
+    let Some(hello) = first.and_then(|mut frame| wire::hello(&mut frame)) else {
+        let text = format!("{address} answers, and not with a Hello: is it a groupcache node?");
+        return Err(Failure::Refused(Refusal::Rejected, text));
+    };
+    let hello = hello.map_err(|bad| Failure::Refused(Refusal::NoCommonVersion, bad.0))?;
+    if let Some(why) = objection(&local.hello(), &hello) {
+        return Err(Failure::Refused(Refusal::OtherCluster, why));
+    }
+    if let Some(expected) = target.expected.as_ref().filter(|expected| **expected != hello.id) {
+        let text = format!("{address} is {} and not {expected}: the address was given to another node", hello.id);
+        return Err(Failure::Refused(Refusal::WrongId { found: Some(hello.id) }, text));
+    }
+    Ok((inbound, hello))
+}
+
+/// Reads one connection to its end.
+async fn converse(link: &Arc<Link>, mut inbound: Streaming<Frame>, hello: Hello, events: &LinkEvents) -> End {
+    take_hello(link, &hello);
+    let id = hello.id.clone();
+    link.local.counters.connected.up();
+    // Before the membership hears of it: once the peer is in the view, requests must flow.
+    let waker = {
+        let mut table = link.table.lock();
+        table.connected(link.local.clock.now_ms());
+        table.waker.take()
+    };
+    wake(waker);
+    send(events, link, LinkEvent::Hello(hello)).await;
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = inbound.message() => frame,
+            () = link.give_up.notified() => return End::Silent,
+        };
+        let mut frame = match frame {
+            Ok(Some(frame)) => frame,
+            Ok(None) | Err(_) => return End::Broken,
+        };
+        match wire::hello(&mut frame) {
+            Some(Ok(hello)) if hello.id == id => {
+                take_hello(link, &hello);
+                send(events, link, LinkEvent::Hello(hello)).await;
+            }
+            // A connection speaks for one node all its life.
+            Some(_) => return End::Broken,
+            None => {}
+        }
+        if let Some(event) = take(link, frame) {
+            send(events, link, event).await;
+        }
+    }
+}
+
+fn take_hello(link: &Link, hello: &Hello) {
+    link.offers.store(Arc::new(hello.groups.iter().map(|g| (Arc::clone(&g.name), g.format)).collect()));
+    link.max_requests.store(hello.max_requests_per_frame.min(BATCH_REQUESTS) as u64, Relaxed);
+    link.fingerprint.store(hello.fingerprint, Relaxed);
+}
+
+/// Takes everything else that a frame says; returns what the membership should hear.
+fn take(link: &Link, frame: Frame) -> Option<LinkEvent> {
+    let counters = &link.local.counters;
+    let frame = wire::open(frame);
+    let mut ended = Ended::new();
+    let waker = {
+        let mut table = link.table.lock();
+        table.read(link.local.clock.now_ms(), frame.pong);
+        for message in frame.answers {
+            let id = message.id;
+            let (answer, is_known) = wire::answer(message);
+            if !is_known {
+                counters.unknown_answers.up();
+            }
+            if answer == Answer::Pending {
+                counters.pending.up(); // it is at work on it; what counts is that it said something
+            } else {
+                ended.extend(table.answered(id).map(|reply| (reply, Outcome::Answered(answer))));
+            }
+        }
+        table.pong_due = frame.ping;
+        if frame.ping != 0 { table.waker.take() } else { None }
+    };
+    wake(waker);
+    tell(ended);
+    if let Some(incarnation) = frame.goodbye {
+        return Some(LinkEvent::Goodbye(incarnation));
+    }
+    if link.fingerprint.swap(frame.fingerprint, Relaxed) != frame.fingerprint {
+        return Some(LinkEvent::Fingerprint(frame.fingerprint));
+    }
+    None
+}
+
+/// Our half of a connection: yields a frame whenever something is due.
+struct Outbound {
+    link: Arc<Link>,
+    connection: u64,
+    expected: Option<PeerId>,
+}
+
+impl Stream for Outbound {
+    type Item = Frame;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
+        let local = &self.link.local;
+        let version = local.version();
+        let mut frame = wire::Outgoing::new(local.fingerprint());
+        {
+            let mut table = self.link.table.lock();
+            if table.connection != self.connection || table.breaker == Breaker::Gone {
+                return Poll::Ready(None);
+            }
+            let is_greeted = table.hello_sent == version;
+            // Requests wait until the peer has said Hello: until then the breaker is not closed.
+            let may_ask = table.breaker == Breaker::Closed;
+            if is_greeted && !(may_ask && table.has_due()) {
+                table.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            table.hello_sent = version;
+            if may_ask {
+                let max = self.link.max_requests.load(Relaxed) as usize;
+                table.fill(&mut frame, max, local.clock.now_ms());
+                if std::mem::take(&mut table.goodbye_due) {
+                    frame.goodbye(local.hello().incarnation);
+                }
+            }
+            if !is_greeted {
+                let hello = Hello { expected: self.expected.clone(), ..Hello::clone(&local.hello()) };
+                frame.hello(&hello, local.limits.max_value_bytes, local.limits.max_in_flight_per_peer);
+            }
+        }
+        if frame.requests() > 0 {
+            local.counters.frames_sent.up();
+            local.counters.requests_sent.add(frame.requests() as u64);
+        }
+        Poll::Ready(Some(frame.finish()))
+    }
+}

@@ -1,0 +1,327 @@
+//! What waits for one peer: requests in flight, the queue of what is to be sent, and the watch over silence.
+//!
+//! Pure bookkeeping under one lock; the client drives it. Ids hold a slot and its generation, so a late answer
+//! to a slot that was given away is recognised.
+
+use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
+
+use crate::{
+    chain::Chain,
+    config::{BATCH_BYTES, IDLE_PING, QUIET, SILENCE},
+    message::{Answer, Op},
+    peer::breaker::{Breaker, End},
+    wire,
+};
+
+/// A request to a peer, until it is answered.
+pub(crate) struct Call {
+    pub(crate) op: Op,
+    /// Index of the group in our own Hello.
+    pub(crate) group: u32,
+    pub(crate) key: Arc<str>,
+    /// Coarse time.
+    pub(crate) deadline_ms: u64,
+    /// 0 = asked as the owner, n = as the n-th successor.
+    pub(crate) rank: usize,
+    pub(crate) chain: Chain,
+    pub(crate) reply: Arc<dyn Reply>,
+}
+
+/// Who is told the outcome of a call, once. It runs in the task that reads the connection and must not block.
+pub(crate) trait Reply: Send + Sync {
+    fn reply(self: Arc<Self>, outcome: Outcome);
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Answered(Answer),
+    /// The peer cannot be reached; a successor may be asked.
+    Unreachable,
+    /// The deadline passed while the peer was alive; nobody else is asked.
+    Expired,
+}
+
+/// Why a call was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotSent {
+    /// The breaker is open.
+    Open,
+    /// As many calls wait for this peer as are allowed.
+    Full,
+}
+
+/// Calls that have ended, and whom to tell; told outside of the lock.
+pub(crate) type Ended = Vec<(Arc<dyn Reply>, Outcome)>;
+
+struct Slot {
+    generation: u32,
+    call: Option<InFlight>,
+}
+
+struct InFlight {
+    call: Call,
+    /// It was asked again after its connection broke; it is not asked a third time.
+    is_repeated: bool,
+}
+
+/// Something to be sent.
+enum Due {
+    Request(u64),
+    Cancel(u64),
+}
+
+pub(crate) struct Table {
+    pub(crate) breaker: Breaker,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    in_flight: usize,
+    max_in_flight: usize,
+    queue: VecDeque<Due>,
+    /// The stream that is polled for frames, when it has nothing to send.
+    pub(crate) waker: Option<Waker>,
+    /// Which connection is the current one; streams of former ones end.
+    pub(crate) connection: u64,
+    /// Version of the Hello that was sent last on it.
+    pub(crate) hello_sent: u64,
+    pub(crate) goodbye_due: bool,
+    pub(crate) pong_due: u64,
+    watch: SilenceWatch,
+}
+
+/// Ping and silence.
+#[derive(Debug, Default)]
+struct SilenceWatch {
+    last_ping: u64,
+    /// A ping that is to be sent with the next frame.
+    is_due: bool,
+    /// When the outstanding ping was sent, or we last stood still since.
+    since_ms: Option<u64>,
+    last_read_ms: u64,
+    reads: u64,
+}
+
+/// What the watch over a connection found.
+pub(crate) struct Swept {
+    pub(crate) ended: Ended,
+    /// The peer is silent: give the connection up.
+    pub(crate) is_silent: bool,
+}
+
+impl Table {
+    pub(crate) fn new(max_in_flight: usize) -> Self {
+        Self {
+            breaker: Breaker::Connecting,
+            slots: Vec::new(),
+            free: Vec::new(),
+            in_flight: 0,
+            max_in_flight,
+            queue: VecDeque::new(),
+            waker: None,
+            connection: 0,
+            hello_sent: 0,
+            goodbye_due: false,
+            pong_due: 0,
+            watch: SilenceWatch::default(),
+        }
+    }
+
+    /// Takes a call, to be sent with the next frame.
+    pub(crate) fn push(&mut self, call: Call) -> Result<Option<Waker>, (Call, NotSent)> {
+        if !self.breaker.admits() {
+            return Err((call, NotSent::Open));
+        }
+        if self.in_flight >= self.max_in_flight {
+            return Err((call, NotSent::Full));
+        }
+        let id = self.occupy(InFlight { call, is_repeated: false });
+        self.queue.push_back(Due::Request(id));
+        Ok(self.waker.take())
+    }
+
+    fn occupy(&mut self, in_flight: InFlight) -> u64 {
+        self.in_flight += 1;
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, call: None });
+            self.slots.len() as u32 - 1
+        });
+        match self.slots.get_mut(at as usize) {
+            Some(slot) => {
+                slot.generation = slot.generation.wrapping_add(1);
+                slot.call = Some(in_flight);
+                u64::from(slot.generation) << 32 | u64::from(at)
+            }
+            None => 0, // not reached: the slot was made or freed before
+        }
+    }
+
+    /// Whether a frame would carry anything now.
+    pub(crate) fn has_due(&self) -> bool {
+        !self.queue.is_empty() || self.watch.is_due || self.pong_due != 0 || self.goodbye_due
+    }
+
+    /// Fills a frame with what is due, up to `max_requests` and [`BATCH_BYTES`].
+    pub(crate) fn fill(&mut self, frame: &mut wire::Outgoing, max_requests: usize, now_ms: u64) {
+        let mut bytes = 0;
+        while frame.requests() < max_requests && bytes < BATCH_BYTES {
+            match self.queue.pop_front() {
+                Some(Due::Cancel(id)) => frame.cancel(id),
+                Some(Due::Request(id)) => {
+                    if let Some(InFlight { call, .. }) = self.slot(id) {
+                        let wait = Duration::from_millis(call.deadline_ms.saturating_sub(now_ms));
+                        frame.request(id, &call.op, call.group, &call.key, wait, call.rank, &call.chain);
+                        bytes += wire::request_bytes(&call.op, &call.key);
+                    }
+                }
+                None => break,
+            }
+        }
+        let quiet = now_ms.saturating_sub(self.watch.last_read_ms) >= QUIET.as_millis() as u64;
+        if self.watch.is_due || (frame.requests() > 0 && quiet && self.watch.since_ms.is_none()) {
+            self.watch.is_due = false;
+            self.watch.last_ping += 1;
+            self.watch.since_ms = self.watch.since_ms.or(Some(now_ms));
+            frame.ping(self.watch.last_ping);
+        }
+        frame.pong(std::mem::take(&mut self.pong_due));
+    }
+
+    fn slot(&self, id: u64) -> Option<&InFlight> {
+        let slot = self.slots.get((id & 0xffff_ffff) as usize)?;
+        (u64::from(slot.generation) == id >> 32).then_some(slot.call.as_ref()).flatten()
+    }
+
+    fn take(&mut self, id: u64) -> Option<Call> {
+        let at = (id & 0xffff_ffff) as usize;
+        let slot = self.slots.get_mut(at).filter(|slot| u64::from(slot.generation) == id >> 32)?;
+        let in_flight = slot.call.take()?;
+        self.in_flight -= 1;
+        self.free.push(at as u32);
+        Some(in_flight.call)
+    }
+
+    /// Something was read.
+    pub(crate) fn read(&mut self, now_ms: u64, pong: u64) {
+        self.watch.reads += 1;
+        self.watch.last_read_ms = now_ms;
+        if pong == self.watch.last_ping {
+            self.watch.since_ms = None;
+        } else if self.watch.since_ms.is_some() {
+            self.watch.since_ms = Some(now_ms);
+        }
+    }
+
+    /// An answer: whom to tell, if anybody still waits.
+    pub(crate) fn answered(&mut self, id: u64) -> Option<Arc<dyn Reply>> {
+        self.take(id).map(|call| call.reply)
+    }
+
+    /// Looks after deadlines and silence; called every 10 ms. `we_stood_still`: this process did not run, so
+    /// nothing that was not heard counts.
+    pub(crate) fn sweep(&mut self, now_ms: u64, we_stood_still: bool) -> Swept {
+        let mut ended = Ended::new();
+        if self.in_flight > 0 {
+            let expired = |(at, slot): (usize, &Slot)| {
+                let call = slot.call.as_ref()?;
+                (call.call.deadline_ms <= now_ms).then_some(u64::from(slot.generation) << 32 | at as u64)
+            };
+            let ids: Vec<u64> = self.slots.iter().enumerate().filter_map(expired).collect();
+            for id in ids {
+                ended.extend(self.take(id).map(|call| (call.reply, Outcome::Expired)));
+                self.queue.push_back(Due::Cancel(id));
+            }
+        }
+        Swept { ended, is_silent: self.breaker == Breaker::Closed && self.watch.sweep(now_ms, we_stood_still) }
+    }
+
+    /// A new connection said Hello: what waited for it is sent now.
+    pub(crate) fn connected(&mut self, now_ms: u64) {
+        self.breaker = self.breaker.connected();
+        self.watch.since_ms = None;
+        self.watch.last_read_ms = now_ms;
+    }
+
+    /// The connection ended; returns the calls that must not wait for another.
+    pub(crate) fn ended(&mut self, end: End, now_ms: u64) -> Ended {
+        self.breaker = self.breaker.ended(end, now_ms);
+        self.watch.since_ms = None;
+        self.watch.is_due = false;
+        self.queue.clear();
+        if !self.breaker.admits() {
+            return self.drain();
+        }
+        let mut ended = Ended::new();
+        for at in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(at) else { continue };
+            let id = u64::from(slot.generation) << 32 | at as u64;
+            match &mut slot.call {
+                Some(in_flight) if !in_flight.is_repeated => {
+                    in_flight.is_repeated = true;
+                    self.queue.push_back(Due::Request(id));
+                }
+                Some(_) => ended.extend(self.take(id).map(|call| (call.reply, Outcome::Unreachable))),
+                None => {}
+            }
+        }
+        ended
+    }
+
+    /// An attempt to connect failed.
+    pub(crate) fn failed(&mut self, now_ms: u64) -> Ended {
+        self.breaker = self.breaker.failed(now_ms);
+        self.drain()
+    }
+
+    /// The peer is none any more.
+    pub(crate) fn gone(&mut self) -> Ended {
+        self.breaker = Breaker::Gone;
+        self.drain()
+    }
+
+    fn drain(&mut self) -> Ended {
+        self.queue.clear();
+        let ids: Vec<u64> = (0..self.slots.len() as u64)
+            .filter_map(|at| self.slots.get(at as usize).map(|slot| u64::from(slot.generation) << 32 | at))
+            .collect();
+        ids.into_iter().filter_map(|id| self.take(id)).map(|call| (call.reply, Outcome::Unreachable)).collect()
+    }
+
+    /// Sends a ping with the next frame.
+    pub(crate) fn ask_for_ping(&mut self) {
+        self.watch.is_due = true;
+    }
+
+    /// How often something was read.
+    pub(crate) fn reads(&self) -> u64 {
+        self.watch.reads
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl SilenceWatch {
+    fn sweep(&mut self, now_ms: u64, we_stood_still: bool) -> bool {
+        let Some(since_ms) = self.since_ms else {
+            let idle = now_ms.saturating_sub(self.last_read_ms);
+            self.is_due = self.is_due || idle >= IDLE_PING.as_millis() as u64;
+            return false;
+        };
+        if we_stood_still {
+            // What the peer sent meanwhile has not been read yet: it gets its second anew.
+            self.since_ms = Some(now_ms);
+            return false;
+        }
+        now_ms.saturating_sub(since_ms) >= SILENCE.as_millis() as u64
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table")
+            .field("breaker", &self.breaker)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}

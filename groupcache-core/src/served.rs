@@ -1,0 +1,122 @@
+//! What a peer may ask of a group, and the registry of a node's groups.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use dashmap::{DashMap, Entry};
+
+use crate::{
+    chain::Chain,
+    error::{Error, Result},
+    message::{Answer, Encoded, GroupName},
+    sync::Keyed,
+};
+
+/// A peer's question that memory could not answer.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) key: String,
+    pub(crate) wait: Duration,
+    pub(crate) chain: Chain,
+}
+
+pub(crate) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// A group, as the peer server sees it: without its type of values, and without a way to ask further peers.
+pub(crate) trait Served: Send + Sync {
+    /// Version of the encoding of its values.
+    fn format(&self) -> u32;
+    /// What is in memory.
+    fn hit(&self, key: &str) -> Option<Encoded>;
+    /// Joins the load of a key or begins it. Dropping the future leaves the load running.
+    fn load(self: Arc<Self>, ask: Ask) -> Answering;
+    /// A write that another node makes: `Some` stores as the acting owner, `None` drops.
+    fn write(&self, key: &str, value: Option<Bytes>) -> Answer;
+    /// Counts the loads that run past their deadline.
+    fn watch(&self);
+    /// The group is no longer part of the node: who waits is told.
+    fn close(&self);
+}
+
+/// The groups of a node.
+pub(crate) struct Registry {
+    groups: DashMap<Arc<str>, Registered, Keyed>,
+    /// Indices are never given again, so that a late request cannot meet another group.
+    next_index: AtomicU32,
+    /// Grows with each change.
+    version: AtomicU64,
+}
+
+#[derive(Clone)]
+struct Registered {
+    index: u32,
+    group: Arc<dyn Served>,
+}
+
+impl Registry {
+    pub(crate) fn new(hasher: Keyed) -> Self {
+        Self { groups: DashMap::with_hasher(hasher), next_index: AtomicU32::new(1), version: AtomicU64::new(0) }
+    }
+
+    /// Adds a group and returns its index.
+    pub(crate) fn add(&self, name: &Arc<str>, group: Arc<dyn Served>) -> Result<u32> {
+        let index = match self.groups.entry(Arc::clone(name)) {
+            Entry::Occupied(_) => {
+                return Err(Error::config(format!(
+                    "there is a group {name:?} on this node already; keep the one that was built, or choose another name"
+                )));
+            }
+            Entry::Vacant(vacant) => {
+                let index = self.next_index.fetch_add(1, Relaxed);
+                vacant.insert(Registered { index, group });
+                index
+            }
+        };
+        self.version.fetch_add(1, AcqRel);
+        Ok(index)
+    }
+
+    /// Takes a group out; it is closed by the caller, outside of the registry's locks.
+    pub(crate) fn remove(&self, name: &str) -> Option<Arc<dyn Served>> {
+        let (_, registered) = self.groups.remove(name)?;
+        self.version.fetch_add(1, AcqRel);
+        Some(registered.group)
+    }
+
+    /// Takes all groups out.
+    pub(crate) fn take_all(&self) -> Vec<Arc<dyn Served>> {
+        let names: Vec<_> = self.groups.iter().map(|registered| Arc::clone(registered.key())).collect();
+        names.iter().filter_map(|name| self.remove(name)).collect()
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<dyn Served>> {
+        self.groups.get(name).map(|registered| Arc::clone(&registered.group))
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Acquire)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<dyn Served>> {
+        self.groups.iter().map(|registered| Arc::clone(&registered.group)).collect()
+    }
+
+    /// The groups as a Hello lists them, in the order of their indices.
+    pub(crate) fn names(&self) -> Vec<GroupName> {
+        let name = |r: dashmap::mapref::multiple::RefMulti<'_, Arc<str>, Registered>| GroupName {
+            index: r.index,
+            name: Arc::clone(r.key()),
+            format: r.group.format(),
+        };
+        let mut names: Vec<_> = self.groups.iter().map(name).collect();
+        names.sort_by_key(|group| group.index);
+        names
+    }
+}

@@ -1,0 +1,216 @@
+//! What the node and its groups both hold, knowing neither: the view, the links to peers, limits and permits.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use tokio::runtime::Handle;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::{FALLBACK_CAP_MAX, FALLBACK_CAP_MIN, FALLBACK_PER_SECOND, FALLBACK_SHARE, Limits},
+    flight::Stripes,
+    identity::NodeState,
+    membership::{
+        stabilizer::{DialId, Member},
+        view::View,
+    },
+    peer::{client::Link, hello::Local},
+    permits::Permits,
+    served::Registry,
+    sync::{Keyed, Mutex},
+};
+
+pub(crate) struct Shared {
+    pub(crate) local: Arc<Local>,
+    view: ArcSwap<View>,
+    links: DashMap<DialId, Arc<Link>, Keyed>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) permits: Permits,
+    pub(crate) stripes: Arc<Stripes>,
+    budget: FallbackBudget,
+    pub(crate) tasks: Tasks,
+    /// Local gets are refused from now on.
+    is_closed: AtomicBool,
+    rng: Mutex<fastrand::Rng>,
+}
+
+/// The tasks of a node, by how long they live.
+pub(crate) struct Tasks {
+    runtime: Handle,
+    /// Loads: nothing waits for them by itself, and shutdown lets them finish until its deadline.
+    pub(crate) loads: TaskTracker,
+    /// Everything else: ends when `closing` is cancelled.
+    pub(crate) others: TaskTracker,
+    pub(crate) closing: CancellationToken,
+}
+
+impl Tasks {
+    /// Starts a load.
+    pub(crate) fn load(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.loads.spawn_on(future, &self.runtime);
+    }
+
+    /// Starts a task that ends with the node.
+    pub(crate) fn run(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let closing = self.closing.clone();
+        self.others.spawn_on(async move { closing.run_until_cancelled(future).await.unwrap_or(()) }, &self.runtime);
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(local: Arc<Local>, view: View, runtime: Handle, mut rng: fastrand::Rng) -> Self {
+        let Limits { max_loads, max_queued_loads, .. } = local.limits;
+        let hasher = Keyed(rng.u64(..));
+        Self {
+            local,
+            view: ArcSwap::from_pointee(view),
+            links: DashMap::with_hasher(hasher),
+            registry: Arc::new(Registry::new(hasher)),
+            permits: Permits::new(max_loads, max_queued_loads),
+            stripes: Arc::new(Stripes::new()),
+            budget: FallbackBudget::default(),
+            tasks: Tasks {
+                runtime,
+                loads: TaskTracker::new(),
+                others: TaskTracker::new(),
+                closing: CancellationToken::new(),
+            },
+            is_closed: AtomicBool::new(false),
+            rng: Mutex::new(rng),
+        }
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.local.clock.now_ms()
+    }
+
+    pub(crate) fn random(&self) -> u64 {
+        self.rng.lock().u64(..)
+    }
+
+    /// The view as it is now; taken once per get.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    pub(crate) fn view_ref(&self) -> arc_swap::Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    pub(crate) fn install(&self, view: View) {
+        self.view.store(Arc::new(view));
+        self.local.counters.views.up();
+    }
+
+    /// The link to a member; `None` for this node itself, and for one that has just been given up.
+    pub(crate) fn link(&self, member: &Member) -> Option<Arc<Link>> {
+        self.links.get(&member.dial?).map(|link| Arc::clone(&link))
+    }
+
+    pub(crate) fn link_of(&self, dial: DialId) -> Option<Arc<Link>> {
+        self.links.get(&dial).map(|link| Arc::clone(&link))
+    }
+
+    pub(crate) fn add_link(&self, dial: DialId, link: Arc<Link>) {
+        self.links.insert(dial, link);
+    }
+
+    pub(crate) fn remove_link(&self, dial: DialId) -> Option<Arc<Link>> {
+        self.links.remove(&dial).map(|(_, link)| link)
+    }
+
+    /// All links. Their order depends on the seed alone.
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
+        self.links.iter().map(|link| Arc::clone(&link)).collect()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.local.hello().state == NodeState::Draining
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed.load(Relaxed)
+    }
+
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Relaxed);
+    }
+
+    /// Whether one more second attempt within a get is allowed.
+    pub(crate) fn may_ask_again(&self) -> bool {
+        let counters = &self.local.counters;
+        let allowed = self.budget.take(self.now_ms(), counters.requests_sent.get());
+        if allowed {
+            counters.fallback_attempts.up()
+        } else {
+            counters.fallback_refused.up()
+        }
+        allowed
+    }
+
+    /// How long a value that `owner` should have may be kept here: the longer it is away, the longer.
+    pub(crate) fn fallback_cap(&self, owner: &Member) -> Duration {
+        let away = self.link(owner).and_then(|link| link.open_for(self.now_ms())).unwrap_or(0);
+        Duration::from_millis(away).clamp(FALLBACK_CAP_MIN, FALLBACK_CAP_MAX)
+    }
+}
+
+/// Second attempts, of which there are some per second and some per hundred requests: a fault that makes every
+/// request fail must not double the load on those who are left.
+#[derive(Debug, Default)]
+struct FallbackBudget(Mutex<Budget>);
+
+#[derive(Debug, Default)]
+struct Budget {
+    /// In thousandths.
+    tokens: u64,
+    at_ms: u64,
+    requests: u64,
+    is_begun: bool,
+}
+
+impl FallbackBudget {
+    /// What may be saved up: the attempts of one second.
+    const MAX_TOKENS: u64 = 1000 * FALLBACK_PER_SECOND as u64;
+
+    fn take(&self, now_ms: u64, requests: u64) -> bool {
+        let mut budget = self.0.lock();
+        let new_requests = requests.saturating_sub(budget.requests);
+        let by_time = now_ms.saturating_sub(budget.at_ms) * u64::from(FALLBACK_PER_SECOND);
+        let by_requests = new_requests * 1000 / u64::from(FALLBACK_SHARE);
+        let saved = if budget.is_begun { budget.tokens + by_time + by_requests } else { Self::MAX_TOKENS };
+        // What the requests of a busy second earned is not cut: it is their share.
+        budget.tokens = saved.min(Self::MAX_TOKENS.max(by_requests));
+        budget.at_ms = now_ms;
+        budget.requests = requests;
+        budget.is_begun = true;
+        let allowed = budget.tokens >= 1000;
+        if allowed {
+            budget.tokens -= 1000;
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_attempts_are_a_tenth_and_ten_a_second() {
+        let budget = FallbackBudget::default();
+        let mut taken = (0..100).filter(|_| budget.take(0, 0)).count();
+        assert_eq!(taken, 10);
+        taken = (0..100).filter(|_| budget.take(500, 0)).count();
+        assert_eq!(taken, 5);
+        taken = (0..10_000).filter(|n| budget.take(500, n * 2)).count();
+        assert!((1900..=2100).contains(&taken), "{taken} of 20,000 requests");
+    }
+}

@@ -1,0 +1,176 @@
+//! Counters, each with the sentence of what it counts.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Cells of a counter; threads spread over them, so that two cores rarely write to one cache line.
+const CELLS: usize = 8;
+
+thread_local! {
+    /// Only its address is used: it differs between threads.
+    static HERE: u8 = const { 0 };
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))] // two cache lines: the neighbour is prefetched
+struct Cell(AtomicU64);
+
+/// A counter that many threads may add to.
+#[derive(Debug, Default)]
+pub(crate) struct Counter([Cell; CELLS]);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        // Thread-local areas are pages apart.
+        let cell = HERE.with(|here| (std::ptr::from_ref(here) as usize >> 12) % CELLS);
+        if let Some(cell) = self.0.get(cell) {
+            cell.0.fetch_add(n, Relaxed);
+        }
+    }
+
+    pub(crate) fn up(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.iter().map(|cell| cell.0.load(Relaxed)).sum()
+    }
+}
+
+/// Declares live counters and the snapshot that users see, from one list.
+macro_rules! counters {
+    ($(#[$live_doc:meta])* $live:ident, $(#[$doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+        $(#[$live_doc])*
+        #[derive(Debug, Default)]
+        pub(crate) struct $live { $(pub(crate) $field: Counter,)* }
+
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct $snapshot { $($(#[$field_doc])* pub $field: u64,)* }
+
+        impl $live {
+            pub(crate) fn snapshot(&self) -> $snapshot {
+                $snapshot { $($field: self.$field.get(),)* ..Default::default() }
+            }
+        }
+
+        impl $snapshot {
+            /// Name and value of each counter, for exporters.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($field), self.$field),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Live counters of a group.
+    GroupCounters,
+    /// Counters of one group on this node, since it was built.
+    GroupStats {
+        /// Gets that callers of this node made; `gets - hits` missed.
+        gets,
+        /// Gets answered from this node's memory.
+        hits,
+        /// Exchanges with peers that were begun for callers of this node.
+        fetches,
+        /// Answers of peers that were no value: unreachable, declined, failed, overloaded.
+        fetch_errors,
+        /// Requests of peers.
+        served,
+        /// Requests of peers that were answered from this node's memory.
+        served_hits,
+        /// Loads that were begun on this node: the calls of its loader.
+        loads,
+        /// Loads of keys that this node does not own, because no peer could answer.
+        fallback_loads,
+        /// Loads that ended with an error, a panic or a time-out.
+        load_errors,
+        /// Gets and requests that found a flight already under way and shared its outcome.
+        shared_flights,
+        /// Values that were loaded and not kept because a write had passed them.
+        passed_by_a_write,
+        /// Values that were returned and not kept because they are larger than one entry may be.
+        too_large_to_keep,
+        /// Gets that ended by their deadline.
+        timeouts,
+        /// Gets and requests that were refused because a limit was reached.
+        overloaded,
+        /// Loads that have run more than a second past their deadline: their loader blocks its thread.
+        overdue_loads,
+        /// Values of peers that could not be decoded here and were loaded instead.
+        undecodable,
+        /// Writes made here: `set` and `remove`.
+        writes,
+        /// Entries that were dropped because a peer said that they had changed.
+        invalidated,
+    }
+}
+
+counters! {
+    /// Live counters of a node.
+    NodeCounters,
+    /// Counters of one node, since it was started.
+    NodeStats {
+        /// Connections to peers that completed their Hello.
+        connected,
+        /// Connections that broke.
+        lost,
+        /// Connections that were given up because the peer said nothing for a second while a ping was outstanding.
+        silent,
+        /// Attempts to connect that failed.
+        connect_failed,
+        /// Peers that were refused, or refused us: another cluster, another id, another protocol version.
+        refused,
+        /// Frames with requests that were sent.
+        frames_sent,
+        /// Requests that were sent in them.
+        requests_sent,
+        /// Second attempts within one get that the fallback budget allowed.
+        fallback_attempts,
+        /// Second attempts that it did not allow; the value was loaded here instead.
+        fallback_refused,
+        /// Pending answers received: loads at their owners that took longer than 100 ms.
+        pending,
+        /// Answers with a status or to a request that this node does not know.
+        unknown_answers,
+        /// Views that were installed.
+        views,
+        /// Frames whose fingerprint was not that of this node's ring.
+        fingerprint_differences,
+        /// Connections that peers opened here.
+        accepted,
+        /// Connections that were closed because a peer broke the protocol or a limit.
+        rejected,
+        /// Ticks that were more than 100 ms late: this process stood still.
+        late_ticks,
+        /// Runs of the provider that ended with an error and were started again.
+        provider_restarts,
+        /// Complete sets that the provider published.
+        provider_sets,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_all_threads_add_up() {
+        let counter = Counter::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..1000).for_each(|_| counter.up()));
+            }
+        });
+        assert_eq!(counter.get(), 4000);
+    }
+
+    #[test]
+    fn a_snapshot_names_its_counters() {
+        let counters = GroupCounters::default();
+        counters.loads.add(3);
+        assert_eq!(counters.snapshot().loads, 3);
+        assert!(counters.snapshot().iter().any(|(name, n)| name == "loads" && n == 3));
+    }
+}

@@ -1,0 +1,56 @@
+//! The locks and maps of the crate: one door, so that an interleaving checker can stand behind it.
+
+use std::hash::{BuildHasher, Hasher};
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+#[cfg(shuttle)]
+use shuttle::sync as imp;
+#[cfg(not(shuttle))]
+use std::sync as imp;
+
+pub(crate) use imp::MutexGuard;
+
+/// A mutex that a panic does not poison: what it guards is changed in steps that cannot panic in between.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(imp::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(imp::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(imp::PoisonError::into_inner)
+    }
+}
+
+/// Hashes maps within one process: keyed, so that nobody can choose keys that meet, and seeded by the node, so
+/// that a simulation repeats itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keyed(pub(crate) u64);
+
+impl BuildHasher for Keyed {
+    type Hasher = KeyedHasher;
+
+    fn build_hasher(&self) -> KeyedHasher {
+        KeyedHasher(self.0)
+    }
+}
+
+/// Chains one-shot hashes; the streaming state of xxh3 would cost more than the hash of a key.
+pub(crate) struct KeyedHasher(u64);
+
+impl Hasher for KeyedHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64_with_seed(bytes, self.0);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// The one hash map of the crate. Its order depends on the seed and on nothing else.
+#[expect(clippy::disallowed_types, reason = "keyed by the node's seed, not by the process's")]
+pub(crate) type Map<K, V> = std::collections::HashMap<K, V, Keyed>;

@@ -1,0 +1,186 @@
+//! Clusters for tests: real nodes on real sockets of loopback, and a discovery that the test sets.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use groupcache_core::{
+    Group, GroupBuilder, Identity, Limits, Node, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal,
+    Value, async_trait,
+};
+use tokio::{sync::watch, time::timeout};
+
+/// Long enough for anything that works, on a busy machine with two cores.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A set of peers that the test changes and nodes follow.
+#[derive(Clone)]
+pub struct Peers(Arc<watch::Sender<Vec<Peer>>>);
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(Vec::new())))
+    }
+}
+
+impl Peers {
+    pub fn set(&self, peers: Vec<Peer>) {
+        self.0.send_replace(peers);
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut Vec<Peer>)) {
+        self.0.send_modify(change);
+    }
+}
+
+#[async_trait]
+impl Provider for Peers {
+    fn name(&self) -> &str {
+        "test"
+    }
+
+    async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
+        let mut peers = self.0.subscribe();
+        loop {
+            cx.publish(PeerSet::complete(peers.borrow_and_update().clone()));
+            tokio::select! {
+                changed = peers.changed() => changed?,
+                signal = cx.next() => if signal == Signal::Leaving { return Ok(()) },
+            }
+        }
+    }
+}
+
+/// Nodes `a`, `b`, `c`… that know each other.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    pub peers: Peers,
+}
+
+pub fn name(n: usize) -> String {
+    char::from(b'a' + n as u8).to_string()
+}
+
+/// An identity of that name on a free port of loopback.
+pub fn identity(name: &str) -> Identity {
+    Identity::default().with_id(name).expect("a good id")
+}
+
+pub fn peer(node: &Node) -> Peer {
+    Peer::member(node.id(), [node.address().into()])
+}
+
+impl Cluster {
+    pub async fn start(n: usize) -> Self {
+        Self::start_with(n, Limits::default()).await
+    }
+
+    pub async fn start_with(n: usize, limits: Limits) -> Self {
+        log_if_asked();
+        let peers = Peers::default();
+        let mut nodes = Vec::new();
+        for at in 0..n {
+            let builder = Node::builder().identity(identity(&name(at))).provider(peers.clone()).limits(limits.clone());
+            nodes.push(builder.start().await.expect("starts"));
+        }
+        peers.set(nodes.iter().map(peer).collect());
+        let cluster = Self { nodes, peers };
+        cluster.agree().await;
+        cluster
+    }
+
+    /// Waits until every node sees all as Ready and all place keys alike.
+    pub async fn agree(&self) {
+        eventually("all nodes agree", || {
+            let n = self.nodes.len();
+            let first = self.nodes[0].fingerprint();
+            self.nodes.iter().all(|node| {
+                let members = node.members();
+                members.len() == n && members.iter().all(|m| m.owns && m.is_reachable) && node.fingerprint() == first
+            })
+        })
+        .await;
+    }
+
+    /// The same group on all nodes, and known to all.
+    pub async fn group<V: Value>(&self, build: impl Fn(usize, &Node) -> GroupBuilder<V>) -> Vec<Group<V>> {
+        let build = |(at, node)| build(at, node).build().expect("builds");
+        let groups: Vec<Group<V>> = self.nodes.iter().enumerate().map(build).collect();
+        self.know(groups[0].name()).await;
+        groups
+    }
+
+    /// Waits until every node has heard of the group at every other.
+    pub async fn know(&self, group: &str) {
+        eventually("all nodes know the group", || {
+            self.nodes.iter().all(|node| node.peers_with_group(group) + 1 == self.nodes.len())
+        })
+        .await;
+    }
+
+    /// The node that owns a key, as all agree.
+    pub fn owner<V: Value>(&self, groups: &[Group<V>], key: &str) -> usize {
+        let owner = groups[0].owner_of(key);
+        self.nodes.iter().position(|node| node.id() == owner).expect("a node of the cluster")
+    }
+
+    /// A key that this node owns.
+    pub fn key_of<V: Value>(&self, groups: &[Group<V>], node: usize) -> String {
+        (0..).map(|n| format!("key-{n}")).find(|key| self.owner(groups, key) == node).expect("there is one")
+    }
+
+    pub async fn shutdown(self) {
+        for node in &self.nodes {
+            node.shutdown_within(Duration::from_secs(1)).await.expect("shuts down");
+        }
+    }
+}
+
+/// Waits for a condition, and says which one when it does not come.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
+}
+
+/// Counts the loads of each key, all nodes together.
+#[derive(Clone, Default)]
+pub struct Loads(Arc<Counted>);
+
+#[derive(Default)]
+struct Counted {
+    total: AtomicU64,
+    by_key: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Loads {
+    /// Counts one and returns its number, from 1.
+    pub fn begin(&self, key: &str) -> u64 {
+        *self.0.by_key.lock().unwrap().entry(key.to_owned()).or_default() += 1;
+        self.0.total.fetch_add(1, SeqCst) + 1
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.total.load(SeqCst)
+    }
+
+    pub fn of(&self, key: &str) -> u64 {
+        self.0.by_key.lock().unwrap().get(key).copied().unwrap_or(0)
+    }
+}
+
+fn log_if_asked() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+    }
+}
