@@ -88,6 +88,7 @@ impl<O: Clone, C> Flight<O, C> {
         &self.key
     }
 
+    #[cfg(test)]
     pub(crate) fn has_landed(&self) -> bool {
         self.outcome.get().is_some()
     }
@@ -144,11 +145,11 @@ pub(crate) struct Flights<O, C> {
 
 /// How a caller came into a flight.
 #[derive(Debug)]
-pub(crate) enum Joined<O, C, F> {
+pub(crate) enum Join<O, C, F> {
     /// What it wanted has arrived meanwhile.
     Found(F),
     /// Others have begun it.
-    Joined(Arc<Flight<O, C>>),
+    Shared(Arc<Flight<O, C>>),
     /// It is the first: whoever gets this must see to it that the flight lands.
     Began(Arc<Flight<O, C>>),
 }
@@ -183,14 +184,14 @@ impl<O: Clone, C> Flights<O, C> {
         now_ms: u64,
         look_again: impl FnOnce() -> Option<F>,
         context: impl FnOnce() -> C,
-    ) -> Joined<O, C, F> {
+    ) -> Join<O, C, F> {
         let hash = self.hash(key);
         let mut shard = self.shard(hash);
         if let Some(flight) = shard.table(kind).get(key) {
-            return Joined::Joined(Arc::clone(flight));
+            return Join::Shared(Arc::clone(flight));
         }
         if let Some(found) = look_again() {
-            return Joined::Found(found);
+            return Join::Found(found);
         }
         let key: Arc<str> = key.into();
         let flight = Arc::new(Flight {
@@ -205,7 +206,7 @@ impl<O: Clone, C> Flights<O, C> {
             context: context(),
         });
         shard.table(kind).insert(key, Arc::clone(&flight));
-        Joined::Began(flight)
+        Join::Began(flight)
     }
 
     /// The flight of `key`, if one runs.
@@ -293,7 +294,7 @@ mod tests {
 
     fn begin(flights: &Numbers, kind: Kind, key: &str) -> Arc<Flight<u32, ()>> {
         match flights.join(kind, key, 0, || None::<()>, || ()) {
-            Joined::Began(flight) => flight,
+            Join::Began(flight) => flight,
             other => panic!("expected to begin, got {other:?}"),
         }
     }
@@ -302,7 +303,7 @@ mod tests {
     async fn everyone_gets_the_outcome_of_the_first() {
         let flights = flights();
         let first = begin(&flights, Kind::Load, "k");
-        let Joined::Joined(second) = flights.join(Kind::Load, "k", 0, || None::<()>, || ()) else { panic!("joins") };
+        let Join::Shared(second) = flights.join(Kind::Load, "k", 0, || None::<()>, || ()) else { panic!("joins") };
         let waiting = tokio::spawn(async move { second.outcome().await });
         assert_eq!(flights.land(&first, 7, || "kept"), Some("kept"));
         assert_eq!(waiting.await.unwrap(), 7);
@@ -331,7 +332,7 @@ mod tests {
     #[test]
     fn the_last_look_happens_before_a_flight_begins() {
         let flights = flights();
-        assert!(matches!(flights.join(Kind::Load, "k", 0, || Some(3), || ()), Joined::Found(3)));
+        assert!(matches!(flights.join(Kind::Load, "k", 0, || Some(3), || ()), Join::Found(3)));
         assert!(flights.running(Kind::Load, "k").is_none());
     }
 

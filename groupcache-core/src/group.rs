@@ -177,6 +177,13 @@ impl<V: Value> Group<V> {
         self.inner.store.max_entry_bytes()
     }
 
+    /// How many milliseconds longer a key is kept here.
+    #[cfg(test)]
+    pub(crate) fn kept_for_ms(&self, key: &str) -> Option<u64> {
+        let now_ms = self.inner.shared.now_ms();
+        self.inner.store.peek(key).map(|slot| slot.expires_at_ms.saturating_sub(now_ms))
+    }
+
     pub(crate) fn of(inner: Arc<Inner<V>>) -> Self {
         let deadline = inner.shared.local.limits.get_deadline;
         Self { inner, deadline }

@@ -1,6 +1,10 @@
 //! A distributed read-through cache that lives in the processes of your own service.
 #![cfg_attr(not(test), forbid(unsafe_code))]
 
+// The helpers of the integration tests name the crate as users do.
+#[cfg(test)]
+extern crate self as groupcache_core;
+
 mod chain;
 mod clock;
 mod config;
@@ -40,7 +44,7 @@ pub use crate::{
         poll::{Poll, poll},
         provider::{Health, Me, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
     },
-    node::{MemberInfo, Node, NodeBuilder},
+    node::{DiscoveryInfo, MemberInfo, Node, NodeBuilder},
     stats::{GroupStats, NodeStats},
     value::{DecodeError, EncodeError, Json, Value},
 };

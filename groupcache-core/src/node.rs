@@ -4,6 +4,8 @@ mod builder;
 mod lifecycle;
 mod membership;
 mod supervise;
+#[cfg(test)]
+mod tests;
 mod tick;
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
@@ -75,6 +77,29 @@ pub struct MemberInfo {
     pub is_reachable: bool,
     /// Whether it is this node.
     pub is_me: bool,
+}
+
+/// What discovery has said so far, and what was made of it; counts are since the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiscoveryInfo {
+    /// Since the last complete set that was believed; `None` before the first. A provider that publishes only
+    /// changes may be silent for long and well.
+    pub last_set_age: Option<Duration>,
+    /// Sets that lost most peers at once and were held back.
+    pub held_sets: u64,
+    /// Goodbyes that were not acted upon at once, because the peer still answered or had started again.
+    pub ignored_goodbyes: u64,
+    /// New addresses of peers that still answered at their old ones.
+    pub ignored_addresses: u64,
+    /// Connections that one side refused: another cluster, another id, no common version.
+    pub refusals: u64,
+    /// Hellos of an older life of a connected peer.
+    pub older_lives: u64,
+    /// Times that the provider was asked to look again.
+    pub resolves: u64,
+    /// Peers that left.
+    pub removals: u64,
 }
 
 impl Node {
@@ -153,6 +178,23 @@ impl Node {
     /// What has been counted since the start.
     pub fn stats(&self) -> NodeStats {
         self.inner.shared.local.counters.snapshot()
+    }
+
+    /// What discovery has said so far, and what was made of it.
+    pub fn discovery(&self) -> DiscoveryInfo {
+        let shared = &self.inner.shared;
+        let counted = *shared.membership.lock();
+        let now = shared.local.clock.elapsed();
+        DiscoveryInfo {
+            last_set_age: counted.last_set_at.map(|at| now.saturating_sub(at)),
+            held_sets: counted.holds,
+            ignored_goodbyes: counted.ignored_goodbyes,
+            ignored_addresses: counted.ignored_addresses,
+            refusals: counted.refusals,
+            older_lives: counted.old_lives,
+            resolves: counted.resolves,
+            removals: counted.removals,
+        }
     }
 
     /// Loads that run on this node now, and loads that wait for a permit.

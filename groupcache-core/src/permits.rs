@@ -118,11 +118,12 @@ mod tests {
     async fn a_waiting_load_that_a_deeper_one_joins_is_promoted() {
         let permits = Permits::new(1, 8);
         let outer = load(&[], 1);
-        let _held = permits.acquire(&outer).await.unwrap();
+        let held = permits.acquire(&outer).await.unwrap();
         let shallow = load(&[], 2);
         let mut waits = Box::pin(permits.acquire(&shallow));
         assert!(futures_util::poll!(waits.as_mut()).is_pending());
         shallow.join(&outer.chain()).unwrap(); // the outer load needs it now
-        waits.await.unwrap();
+        drop(waits.await.unwrap());
+        drop(held);
     }
 }

@@ -54,6 +54,7 @@ impl KeyHasher {
 }
 
 /// The hash of a key of a group; see [`KeyHasher`], which is faster for many keys of one group.
+#[cfg(test)]
 pub(crate) fn key_hash(group: &str, key: &[u8]) -> u64 {
     KeyHasher::new(group).hash(key)
 }
@@ -90,6 +91,7 @@ impl Ring {
     }
 
     /// Whether no member owns keys.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
@@ -100,11 +102,13 @@ impl Ring {
     }
 
     /// The id of the member in a slot.
+    #[cfg(test)]
     pub(crate) fn member(&self, slot: u32) -> Option<&str> {
         self.members.get(slot as usize).map(|(id, _)| &**id)
     }
 
     /// The ids of the members that own keys, in the order of their slots, which is that of the ids.
+    #[cfg(test)]
     pub(crate) fn members(&self) -> impl ExactSizeIterator<Item = &str> {
         self.members.iter().map(|(id, _)| &**id)
     }

@@ -18,7 +18,7 @@ use crate::{
     flight::Stripes,
     identity::NodeState,
     membership::{
-        stabilizer::{DialId, Member},
+        stabilizer::{Counters, DialId, Member},
         view::View,
     },
     peer::{client::Link, hello::Local},
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) stripes: Arc<Stripes>,
     budget: FallbackBudget,
     pub(crate) tasks: Tasks,
+    /// What the stabilizer has counted.
+    pub(crate) membership: Mutex<Counters>,
     /// Local gets are refused from now on.
     is_closed: AtomicBool,
     rng: Mutex<fastrand::Rng>,
@@ -82,6 +84,7 @@ impl Shared {
                 others: TaskTracker::new(),
                 closing: CancellationToken::new(),
             },
+            membership: Mutex::default(),
             is_closed: AtomicBool::new(false),
             rng: Mutex::new(rng),
         }

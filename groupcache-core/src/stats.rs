@@ -92,6 +92,8 @@ counters! {
         passed_by_a_write,
         /// Values that were returned and not kept because they are larger than one entry may be.
         too_large_to_keep,
+        /// Entries that left because others needed the room.
+        evictions,
         /// Gets that ended by their deadline.
         timeouts,
         /// Gets and requests that were refused because a limit was reached.

@@ -75,6 +75,7 @@ impl<T> Entry<T> {
     }
 
     /// The accounted bytes: key, payload and overhead, fixed at construction.
+    #[cfg(test)]
     pub(crate) fn weight(&self) -> u64 {
         self.weight
     }

@@ -1,5 +1,8 @@
 //! Helpers of the unit tests.
 
+#[path = "../tests/support/mod.rs"]
+pub(crate) mod support;
+
 use crate::{
     identity::{Incarnation, NodeState, PeerId},
     message::Hello,

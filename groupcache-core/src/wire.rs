@@ -356,7 +356,11 @@ fn millis(duration: Duration) -> u32 {
 
 /// At most [`MAX_ERROR_TEXT`] bytes, cut between characters.
 fn shortened(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MAX_ERROR_TEXT));
+    let mut end = text.len().min(MAX_ERROR_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
     text
 }
 

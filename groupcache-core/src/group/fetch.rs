@@ -10,7 +10,7 @@ use crate::{
     chain::Chain,
     clock::{NEVER, later},
     error::{Error, Kind},
-    flight::{Joined, Kind as Table},
+    flight::{Join, Kind as Table},
     identity::PeerId,
     loader::LoadReason,
     membership::view::View,
@@ -57,12 +57,12 @@ impl<V: Value> Inner<V> {
         let joined = self.flights.join(Table::Fetch, key, now_ms, look_again, || None);
         drop(expired);
         let flight = match joined {
-            Joined::Found(slot) => return Loading::Found(slot),
-            Joined::Joined(flight) => {
+            Join::Found(slot) => return Loading::Found(slot),
+            Join::Shared(flight) => {
                 self.counters.shared_flights.up();
                 flight
             }
-            Joined::Began(flight) => {
+            Join::Began(flight) => {
                 self.counters.fetches.up();
                 let fetch = Fetch {
                     group: Arc::clone(self),
@@ -118,8 +118,8 @@ impl<V: Value> Fetch<V> {
             };
             match link.send(call) {
                 Ok(()) => return,
-                Err((_, NotSent::Open)) => {} // routing around it is free
-                Err((_, NotSent::Full)) => {
+                Err(NotSent::Open) => {} // routing around it is free
+                Err(NotSent::Full) => {
                     let error = self.group.overloaded("as many requests wait for the owner as are allowed");
                     return self.land(Err(error.into()));
                 }

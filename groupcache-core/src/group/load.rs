@@ -13,7 +13,7 @@ use crate::{
     chain::{CURRENT, Chain, Lineage},
     clock::{NEVER, later},
     error::{BoxError, Error, Kind, Result},
-    flight::{Joined, Kind as Table, LandOnDrop},
+    flight::{Join, Kind as Table, LandOnDrop},
     loader::{Load, LoadError, LoadReason, Loaded},
     store::{Admission, Entry},
     value::Value,
@@ -50,15 +50,15 @@ impl<V: Value> Inner<V> {
         let joined = self.flights.join(Table::Load, key, now_ms, look_again, || Some(lineage));
         drop(expired);
         match joined {
-            Joined::Found(slot) => Ok(Loading::Found(slot)),
-            Joined::Joined(flight) => {
+            Join::Found(slot) => Ok(Loading::Found(slot)),
+            Join::Shared(flight) => {
                 self.counters.shared_flights.up();
                 if let Some(load) = &flight.context {
                     load.join(chain).map_err(|knot| self.knotted(knot))?;
                 }
                 Ok(Loading::Flight(flight))
             }
-            Joined::Began(flight) => {
+            Join::Began(flight) => {
                 let task = run(Arc::clone(self), Arc::clone(&flight), hash, reason);
                 self.shared.tasks.load(task);
                 Ok(Loading::Flight(flight))
@@ -176,7 +176,12 @@ fn finish<V: Value>(group: &Inner<V>, flight: &Flying<V>, hash: u64, reason: Loa
     let landed = group.flights.land(flight, outcome, || keep.map(|slot| group.store.insert(flight.key(), slot)));
     match landed {
         None if keeps => group.counters.passed_by_a_write.up(),
-        Some(Some(inserted)) if inserted.admission == Admission::TooLarge => group.counters.too_large_to_keep.up(),
+        Some(Some(inserted)) => {
+            if inserted.admission == Admission::TooLarge {
+                group.counters.too_large_to_keep.up();
+            }
+            group.counters.evictions.add(inserted.evicted() as u64);
+        }
         _ => {}
     }
     // What the insert displaced is dropped here, outside of the locks.

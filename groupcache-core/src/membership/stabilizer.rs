@@ -189,7 +189,6 @@ impl Stabilizer {
                 }
             }
             Input::Installed { fingerprint } => self.me.fingerprint = fingerprint,
-            Input::HeardOfMe { incarnation } => self.heard_of_me(now, incarnation),
             Input::Drain => {
                 self.me.state = NodeState::Draining;
                 self.changed(now);

@@ -234,7 +234,7 @@ fn hello_of(identity: &Identity) -> Hello {
 }
 
 /// Orders the lives of this id, and is used for nothing else.
-#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "the one use of the wall clock")]
+#[expect(clippy::disallowed_types, reason = "the one use of the wall clock")]
 fn wall_clock_ms() -> u64 {
     std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64)
 }

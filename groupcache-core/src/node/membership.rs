@@ -131,6 +131,7 @@ impl Membership {
                 actions.extend(self.stabilizer.step(now, follow_up));
             }
         }
+        *self.shared.membership.lock() = self.stabilizer.counters();
     }
 
     fn act(&mut self, action: Action) -> Option<Input> {

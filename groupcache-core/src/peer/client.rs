@@ -122,7 +122,7 @@ impl Link {
     }
 
     /// Sends a request. Its reply is told the outcome exactly once, unless it is refused here.
-    pub(crate) fn send(&self, call: Call) -> Result<(), (Call, NotSent)> {
+    pub(crate) fn send(&self, call: Call) -> Result<(), NotSent> {
         let waker = self.table.lock().push(call)?;
         wake(waker);
         Ok(())

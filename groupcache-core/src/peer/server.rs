@@ -355,7 +355,9 @@ impl Connection {
     fn say_pending(&mut self) {
         let now = Instant::now();
         let mut answers = Vec::new();
-        while let Some((_, id)) = self.pending.pop_front_if(|(due, _)| *due <= now) {
+        while let Some((_, id)) = self.pending.front().filter(|(due, _)| *due <= now) {
+            let id = *id;
+            self.pending.pop_front();
             if self.waiting.contains_key(&id) {
                 answers.push((id, Answer::Pending));
             }

@@ -127,12 +127,12 @@ impl Table {
     }
 
     /// Takes a call, to be sent with the next frame.
-    pub(crate) fn push(&mut self, call: Call) -> Result<Option<Waker>, (Call, NotSent)> {
+    pub(crate) fn push(&mut self, call: Call) -> Result<Option<Waker>, NotSent> {
         if !self.breaker.admits() {
-            return Err((call, NotSent::Open));
+            return Err(NotSent::Open);
         }
         if self.in_flight >= self.max_in_flight {
-            return Err((call, NotSent::Full));
+            return Err(NotSent::Full);
         }
         let id = self.occupy(InFlight { call, is_repeated: false });
         self.queue.push_back(Due::Request(id));

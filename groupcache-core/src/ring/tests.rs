@@ -1,5 +1,3 @@
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests may panic")]
-
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use proptest::prelude::*;

@@ -1,5 +1,15 @@
 //! Clusters for tests: real nodes on real sockets of loopback, and a discovery that the test sets.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "each test file uses its part, and a helper that fails fails the test"
+)]
 
 use std::{
     collections::BTreeMap,

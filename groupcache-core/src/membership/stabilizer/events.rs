@@ -56,8 +56,6 @@ pub(crate) enum Input {
     Fingerprint { id: PeerId, fingerprint: u64 },
     /// The view that the last [`Action::Install`] led to has this fingerprint.
     Installed { fingerprint: u64 },
-    /// Somebody knows our id with this incarnation.
-    HeardOfMe { incarnation: Incarnation },
     /// This node drains; there is no way back.
     Drain,
     /// Time passed; every 50 to 100 ms.

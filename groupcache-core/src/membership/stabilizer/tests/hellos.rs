@@ -166,9 +166,9 @@ fn a_restart_with_the_clock_set_back_raises_itself_above_what_discovery_knows() 
     assert_eq!(node.count(|a| *a == Action::RaiseIncarnation(Incarnation(5_001))), 1);
     // Our own older words, on their way still, are not somebody else's.
     node.hello("a").set("a @self:1").answers("@self:1", peer("me").life(MY_LIFE)).after(100);
-    node.input(Input::HeardOfMe { incarnation: Incarnation(MY_LIFE) });
+    node.input(Input::Left { id: peer("me").id, incarnation: Some(Incarnation(MY_LIFE)) });
     node.input(Input::Left { id: id("me"), incarnation: Some(Incarnation(6_000)) });
-    node.input(Input::HeardOfMe { incarnation: Incarnation(u64::MAX) }).after(100).members("a me");
+    node.input(Input::Left { id: peer("me").id, incarnation: Some(Incarnation(u64::MAX)) }).after(100).members("a me");
     assert_eq!(node.installed.members[1].incarnation, Incarnation(6_001));
     assert_eq!(node.count(|a| matches!(a, Action::DuplicateId { .. })), 0);
     assert_eq!((node.readies(), node.count(|a| matches!(a, Action::RaiseIncarnation(_)))), (1, 2));
@@ -184,7 +184,7 @@ fn a_live_node_under_our_id_is_reported_and_not_raced() {
         let incarnation = Incarnation(2_000);
         assert_eq!(node.count(|a| *a == Action::DuplicateId { at: vec![at("other:1")], incarnation }), 1, "{words}");
         assert_eq!(redials(&node), 1, "{words}");
-        node.input(Input::HeardOfMe { incarnation });
+        node.input(Input::Left { id: peer("me").id, incarnation: Some(incarnation) });
         assert_eq!(node.count(|a| matches!(a, Action::RaiseIncarnation(_))), 0, "{words}");
     }
 }

@@ -75,7 +75,7 @@ fn any_input(rng: &mut fastrand::Rng, node: &Script) -> Input {
         20..24 => Input::Pinged { id: name, is_alive: rng.bool() },
         24 => Input::Fingerprint { id: name, fingerprint: rng.u64(6..9) },
         25 => Input::Installed { fingerprint: rng.u64(6..9) },
-        26 if rng.u8(..20) == 0 => Input::HeardOfMe { incarnation: Incarnation(rng.u64(..)) },
+        26 if rng.u8(..20) == 0 => Input::Left { id: peer("me").id, incarnation: Some(Incarnation(rng.u64(..))) },
         27 if rng.u16(..500) == 0 => Input::Drain,
         _ => Input::Tick,
     }

@@ -1,0 +1,91 @@
+//! What two nodes do that do not agree on who owns a key.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::{
+    Group, Node,
+    membership::{stabilizer::MemberSet, view::View},
+    testing::support::{Cluster, Loads},
+};
+
+const LOAD: Duration = Duration::from_millis(300);
+
+async fn slow(loads: &Loads, key: &str) -> Result<String, crate::BoxError> {
+    let number = loads.begin(key);
+    tokio::time::sleep(LOAD).await;
+    Ok(number.to_string())
+}
+
+/// Makes `node` believe that these are the owners.
+fn believe(node: &Node, owners: &[&str]) {
+    let shared = &node.inner.shared;
+    let view = shared.view();
+    let mut members = view.members().to_vec();
+    for member in &mut members {
+        member.share = u8::from(owners.contains(&member.id.as_str()));
+    }
+    shared.install(View::new(view.epoch + 1, MemberSet { members }));
+}
+
+async fn three(loads: &Loads) -> (Cluster, Vec<Group<String>>) {
+    let cluster = Cluster::start(3).await;
+    let groups = cluster
+        .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(loads.clone(), slow))
+        .await;
+    (cluster, groups)
+}
+
+/// Callers at all nodes at once; every get must end within the loader's time and 100 ms.
+async fn all_get(groups: &[Group<String>], key: &str) {
+    let began = Instant::now();
+    let mut callers = tokio::task::JoinSet::new();
+    for group in groups {
+        for _ in 0..50 {
+            let (group, key) = (group.clone(), key.to_owned());
+            callers.spawn(async move { group.get(&key).await });
+        }
+    }
+    for value in callers.join_all().await {
+        value.expect("a value");
+    }
+    let took = began.elapsed();
+    assert!(took < LOAD + Duration::from_millis(100), "nobody waits for a time-out: {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_take_each_other_for_the_owner_do_not_wait_for_each_other() {
+    let loads = Loads::default();
+    let (cluster, groups) = three(&loads).await;
+    believe(&cluster.nodes[0], &["b"]);
+    believe(&cluster.nodes[1], &["a"]);
+    all_get(&groups[..2], "key").await;
+    assert!(loads.total() <= 2, "{} loads", loads.total());
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_that_ask_each_other_in_a_circle_load_at_most_once_each() {
+    let loads = Loads::default();
+    let (cluster, groups) = three(&loads).await;
+    for (node, owner) in [(0, "b"), (1, "c"), (2, "a")] {
+        believe(&cluster.nodes[node], &[owner]);
+    }
+    all_get(&groups, "key").await;
+    assert!(loads.total() <= 3, "{} loads", loads.total());
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_asked_by_mistake_keeps_the_value_for_a_short_time_only() {
+    let loads = Loads::default();
+    let (cluster, groups) = three(&loads).await;
+    believe(&cluster.nodes[0], &["b"]); // b itself knows that it owns only its share
+    let key = (0..).map(|n| format!("key-{n}")).find(|key| groups[1].owner_of(key).as_str() == "c").unwrap();
+    groups[0].get(&key).await.unwrap();
+    let kept = groups[1].kept_for_ms(&key).expect("kept");
+    assert!(kept <= 5_000, "the fallback cap, and not for ever: {kept} ms");
+    assert_eq!(groups[1].stats().fallback_loads, 1);
+    cluster.shutdown().await;
+}
