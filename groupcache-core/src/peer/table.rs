@@ -231,7 +231,7 @@ impl Table {
                 self.queue.push_back(Due::Cancel(id));
             }
         }
-        Swept { ended, is_silent: self.breaker == Breaker::Closed && self.watch.sweep(now_ms, we_stood_still) }
+        Swept { ended, is_silent: self.breaker == Breaker::Closed && self.watch.sweep(now_ms, self.in_flight > 0, we_stood_still) }
     }
 
     /// A new connection said Hello: what waited for it is sent now.
@@ -302,10 +302,11 @@ impl Table {
 }
 
 impl SilenceWatch {
-    fn sweep(&mut self, now_ms: u64, we_stood_still: bool) -> bool {
+    fn sweep(&mut self, now_ms: u64, somebody_waits: bool, we_stood_still: bool) -> bool {
         let Some(since_ms) = self.since_ms else {
-            let idle = now_ms.saturating_sub(self.last_read_ms);
-            self.is_due = self.is_due || idle >= IDLE_PING.as_millis() as u64;
+            let silent_for = now_ms.saturating_sub(self.last_read_ms);
+            let ping_after = if somebody_waits { QUIET } else { IDLE_PING };
+            self.is_due = self.is_due || silent_for >= ping_after.as_millis() as u64;
             return false;
         };
         if we_stood_still {
