@@ -1,0 +1,292 @@
+//! What `make run` runs: starts several processes of the example on loopback, shows their logs, and ends them all.
+//!
+//! `NODES` (3) processes serve HTTP on `HTTP_PORT` (8080) and the ports after it, and their peers on `GROUP_PORT`
+//! (7946) and the ports after it.
+#[path = "../stop.rs"]
+mod stop;
+
+use std::{
+    env, fs,
+    io::{self, Write},
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::stop::Stop;
+
+/// How often the processes are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long all of them together may take to start, and each to end before it is killed.
+const STARTING: Duration = Duration::from_secs(30);
+const ENDING: Duration = Duration::from_secs(8);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("launch: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Error = Box<dyn std::error::Error>;
+
+async fn run() -> Result<(), Error> {
+    let plan = Plan::from_env()?;
+    let mut stop = Stop::listen()?;
+    let scratch = Scratch::create()?;
+    let mut cluster = Cluster::default();
+    let outcome = tokio::select! {
+        outcome = cluster.live(&plan, &scratch.0) => outcome,
+        () = stop.asked() => Ok(()),
+    };
+    tokio::select! {
+        () = cluster.end() => {}
+        // Asked once more: do not wait for them.
+        () = stop.asked() => cluster.kill().await,
+    }
+    outcome
+}
+
+/// How many processes, and where.
+struct Plan {
+    nodes: u16,
+    http_port: u16,
+    group_port: u16,
+}
+
+impl Plan {
+    fn from_env() -> Result<Self, Error> {
+        let plan = Self {
+            nodes: number("NODES", 3)?,
+            http_port: number("HTTP_PORT", 8080)?,
+            group_port: number("GROUP_PORT", 7946)?,
+        };
+        for (name, first) in [("HTTP_PORT", plan.http_port), ("GROUP_PORT", plan.group_port)] {
+            if first.checked_add(plan.nodes - 1).is_none() {
+                return Err(format!("{name} is {first}: {} ports from there on go beyond 65535", plan.nodes).into());
+            }
+        }
+        if plan.http_port.abs_diff(plan.group_port) < plan.nodes {
+            return Err("HTTP_PORT and GROUP_PORT are too close to each other: the ports would meet".into());
+        }
+        Ok(plan)
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = (String, SocketAddr, SocketAddr)> {
+        let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let (http, group) = (self.http_port, self.group_port);
+        (0..self.nodes).map(move |n| (format!("n{}", n + 1), at(http + n), at(group + n)))
+    }
+}
+
+fn number(name: &str, default: u16) -> Result<u16, Error> {
+    let Some(value) = env::var_os(name).filter(|value| !value.is_empty()) else { return Ok(default) };
+    let number = value.to_str().and_then(|text| text.trim().parse().ok()).filter(|number| *number > 0);
+    number.ok_or_else(|| format!("{name} is {value:?}, which is not a number from 1 to 65535").into())
+}
+
+/// A fresh directory for the shared database; removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn create() -> Result<Self, Error> {
+        let name = format!("groupcache-cluster-{}", std::process::id());
+        let mut names = (0..).map(|n| env::temp_dir().join(format!("{name}-{n}")));
+        loop {
+            let path = names.next().ok_or("no name is left for a temporary directory")?;
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(Self(path)),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(format!("cannot create the directory {}: {e}", path.display()).into()),
+            }
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Process {
+    name: String,
+    http: SocketAddr,
+    child: Child,
+}
+
+/// The processes that were started and have not ended, and the tasks that show what they write.
+#[derive(Default)]
+struct Cluster {
+    processes: Vec<Process>,
+    logs: JoinSet<()>,
+}
+
+impl Cluster {
+    /// Starts all, waits until they are one cluster, and returns when none is left.
+    async fn live(&mut self, plan: &Plan, scratch: &Path) -> Result<(), Error> {
+        self.start(plan, &scratch.join("data.db"))?;
+        timeout(STARTING, self.up()).await.map_err(|_| format!("not all were ready within {STARTING:?}"))??;
+        explain(plan);
+        while !self.processes.is_empty() {
+            sleep(LOOK).await;
+            for (name, status) in self.ended()? {
+                say(&format!("{name} ended ({status})"));
+            }
+        }
+        Err("all processes have ended".into())
+    }
+
+    fn start(&mut self, plan: &Plan, database: &Path) -> Result<(), Error> {
+        let program = env::current_exe()?.with_file_name("cluster");
+        let peers: Vec<_> = plan.nodes().map(|(name, _, group)| format!("{name}@{group}")).collect();
+        for (name, http, group) in plan.nodes() {
+            let mut command = Command::new(&program);
+            command
+                .env("NODE_NAME", &name)
+                .env("NODE_IP", group.ip().to_string())
+                .env("GROUP_PORT", group.port().to_string())
+                .env("PEERS", peers.join(","))
+                .env("HTTP_ADDR", http.to_string())
+                .env("DATABASE", database)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .kill_on_drop(true);
+            let mut child = command.spawn().map_err(|e| format!("cannot start {}: {e}", program.display()))?;
+            if let Some(stdout) = child.stdout.take() {
+                self.logs.spawn(show(name.clone(), stdout, io::stdout()));
+            }
+            if let Some(stderr) = child.stderr.take() {
+                self.logs.spawn(show(name.clone(), stderr, io::stderr()));
+            }
+            self.processes.push(Process { name, http, child });
+        }
+        Ok(())
+    }
+
+    /// Waits until every process is ready and every one is connected to all others.
+    async fn up(&mut self) -> Result<(), Error> {
+        loop {
+            let mut all_up = true;
+            for process in &self.processes {
+                all_up = all_up
+                    && ask(process.http, "/readyz").await.is_some()
+                    && ask(process.http, "/stats").await.is_some_and(|stats| knows_all(&stats, self.processes.len()));
+            }
+            // Looked at last: a port that somebody else answers on is one that ours could not have.
+            if let Some((name, status)) = self.ended()?.first() {
+                return Err(format!("{name} ended before it was ready ({status}); its own line says why").into());
+            }
+            if all_up {
+                return Ok(());
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Forgets those that have ended, and tells which.
+    fn ended(&mut self) -> io::Result<Vec<(String, std::process::ExitStatus)>> {
+        let mut ended = Vec::new();
+        let mut left = Vec::new();
+        for mut process in self.processes.drain(..) {
+            match process.child.try_wait()? {
+                Some(status) => ended.push((process.name, status)),
+                None => left.push(process),
+            }
+        }
+        self.processes = left;
+        Ok(ended)
+    }
+
+    /// Asks all to end, kills those that do not, and shows what they said last.
+    async fn end(&mut self) {
+        for process in &self.processes {
+            // Not reaped yet, so the number is still its own.
+            if let Some(pid) = process.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+                let _ = kill_process(pid, Signal::INT);
+            }
+        }
+        let end = Instant::now() + ENDING;
+        while self.ended().is_ok() && !self.processes.is_empty() && Instant::now() < end {
+            sleep(LOOK).await;
+        }
+        for process in &self.processes {
+            say(&format!("{} did not end within {ENDING:?} and is killed", process.name));
+        }
+        self.kill().await;
+    }
+
+    async fn kill(&mut self) {
+        for process in &mut self.processes {
+            let _ = process.child.kill().await;
+        }
+        let shown = async { while self.logs.join_next().await.is_some() {} };
+        let _ = timeout(Duration::from_secs(1), shown).await;
+    }
+}
+
+/// Copies lines with the name of who wrote them.
+async fn show(name: String, from: impl AsyncRead + Unpin, mut to: impl Write) {
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    while matches!(from.read_until(b'\n', &mut line).await, Ok(n) if n > 0) {
+        // One write for each line. When nobody reads them any more, the process must still not block.
+        let text = format!("{name} | {}\n", String::from_utf8_lossy(&line).trim_end());
+        let _ = to.write_all(text.as_bytes());
+        line.clear();
+    }
+}
+
+/// Whether a process shares the keys with all others: they are in its ring, connected, and have the group.
+fn knows_all(stats: &str, processes: usize) -> bool {
+    let owners = stats.matches("\"owns\":true").count();
+    owners == processes && stats.contains(&format!("\"peers\":{},", processes - 1))
+}
+
+/// The answer to a GET, when it is 200.
+async fn ask(address: SocketAddr, path: &str) -> Option<String> {
+    let get = async {
+        #[expect(clippy::disallowed_methods, reason = "asks the service over HTTP, as its users do")]
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let answer = timeout(Duration::from_secs(1), get).await.ok()?.ok()?;
+    answer.split_once(' ').is_some_and(|(_, status)| status.starts_with("200 ")).then_some(answer)
+}
+
+fn explain(plan: &Plan) {
+    let curls: String = plan.nodes().map(|(_, http, _)| format!("  curl http://{http}/data/some-id\n")).collect();
+    say(&format!(
+        "
+{} processes share one cache. In another terminal, ask each for the same row:
+
+{curls}
+All answer with one date_created, and \"fetching key from backend\" appears once, at the process that loads it.
+What they count, and whom they see: curl http://127.0.0.1:{}/stats
+Ctrl-C ends them all.
+",
+        plan.nodes, plan.http_port
+    ));
+}
+
+fn say(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}

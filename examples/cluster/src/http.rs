@@ -1,0 +1,156 @@
+//! What the service answers over HTTP.
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use axum::{
+    Router,
+    extract::{Path, State, rejection::PathRejection},
+    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use groupcache_discovery::{BoxError, Error, Group, Json, Node, NodeState};
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use crate::database::Data;
+
+/// What the handlers use.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) node: Node,
+    pub(crate) data: Group<Json<Data>>,
+}
+
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, BoxError> {
+    #[expect(clippy::disallowed_methods, reason = "this is the service's own port, not the cache's")]
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|e| format!("cannot listen for HTTP on {address}, set HTTP_ADDR to a free port: {e}").into())
+}
+
+pub(crate) fn router(service: Service) -> Router {
+    Router::new()
+        .route("/data/{guid}", get(data))
+        .route("/data/", get(no_guid))
+        .route("/stats", get(stats))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .fallback(async || failure(StatusCode::NOT_FOUND, "there is no such page"))
+        .with_state(service)
+}
+
+async fn data(State(service): State<Service>, guid: Result<Path<String>, PathRejection>) -> Response {
+    match guid {
+        Ok(Path(guid)) => answer(&service, &guid).await,
+        Err(e) => failure(StatusCode::BAD_REQUEST, &e.body_text()),
+    }
+}
+
+async fn no_guid(State(service): State<Service>) -> Response {
+    answer(&service, "").await
+}
+
+async fn answer(service: &Service, guid: &str) -> Response {
+    match service.data.get(guid).await {
+        Ok(data) => axum::Json(&*data).into_response(),
+        Err(e) => refusal(&e),
+    }
+}
+
+/// Ready once its keys are its own, and no more when it leaves.
+async fn ready(State(service): State<Service>) -> Response {
+    match service.node.state() {
+        NodeState::Ready => "ready\n".into_response(),
+        state => failure(StatusCode::SERVICE_UNAVAILABLE, &format!("this node is {state}")),
+    }
+}
+
+/// The cache's error as HTTP says it.
+fn refusal(error: &Error) -> Response {
+    let status = match () {
+        () if error.is_not_found() => StatusCode::NOT_FOUND,
+        () if error.is_bad_key() => StatusCode::BAD_REQUEST,
+        () if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
+        () if error.is_overloaded() || error.is_closed() => StatusCode::SERVICE_UNAVAILABLE,
+        () => StatusCode::BAD_GATEWAY,
+    };
+    if status.is_server_error() {
+        tracing::warn!(%status, error = %crate::sentence(error), "a request failed");
+    }
+    failure(status, &error.to_string())
+}
+
+fn failure(status: StatusCode, error: &str) -> Response {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        error: &'a str,
+    }
+    let mut response = (status, axum::Json(Body { error })).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+type Counters = BTreeMap<&'static str, u64>;
+
+#[derive(Serialize)]
+struct Stats {
+    node: NodeStats,
+    members: Vec<Member>,
+    groups: BTreeMap<String, GroupStats>,
+}
+
+#[derive(Serialize)]
+struct NodeStats {
+    id: String,
+    address: SocketAddr,
+    state: String,
+    counters: Counters,
+}
+
+#[derive(Serialize)]
+struct Member {
+    id: String,
+    state: String,
+    owns: bool,
+    is_reachable: bool,
+    is_me: bool,
+}
+
+#[derive(Serialize)]
+struct GroupStats {
+    /// Connected peers that have the group.
+    peers: usize,
+    entries: usize,
+    bytes: u64,
+    capacity_bytes: u64,
+    counters: Counters,
+}
+
+async fn stats(State(Service { node, data }): State<Service>) -> Response {
+    let members = node.members().into_iter().map(|member| Member {
+        id: member.id.to_string(),
+        state: member.state.to_string(),
+        owns: member.owns,
+        is_reachable: member.is_reachable,
+        is_me: member.is_me,
+    });
+    let group = GroupStats {
+        peers: node.peers_with_group(data.name()),
+        entries: data.entries(),
+        bytes: data.bytes(),
+        capacity_bytes: data.capacity_bytes(),
+        counters: data.stats().iter().collect(),
+    };
+    let stats = Stats {
+        members: members.collect(),
+        groups: BTreeMap::from([(data.name().to_owned(), group)]),
+        node: NodeStats {
+            id: node.id().to_string(),
+            address: node.address(),
+            state: node.state().to_string(),
+            counters: node.stats().iter().collect(),
+        },
+    };
+    axum::Json(stats).into_response()
+}

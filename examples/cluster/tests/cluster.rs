@@ -1,0 +1,247 @@
+//! The example as a whole: real processes, asked over HTTP, stopped by signals and started again.
+#![expect(clippy::disallowed_methods, reason = "drives processes from outside, in real time")]
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpListener,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use support::{Cluster, Log, Process, Scratch, eventually, free_ports, get, is_free, is_in_cluster_of, json, local};
+
+const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
+const LAUNCH: &str = env!("CARGO_BIN_EXE_launch");
+const FETCH: &str = "fetching key from backend";
+
+/// What a supervisor, or a person at a terminal, is ready to wait.
+const TO_END: Duration = Duration::from_secs(10);
+
+#[test]
+fn three_processes_load_a_row_once() {
+    let mut cluster = Cluster::start("load-once");
+    let row = json(cluster.http(0), "/data/some-id");
+    assert_eq!(row["guid"], "some-id");
+    let date = row["date_created"].as_str().unwrap();
+    let shape: String = date.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    assert_eq!(shape, "0000-00-00T00:00:00.000Z", "RFC 3339 with fractions: {date}");
+    for n in 1..3 {
+        assert_eq!(json(cluster.http(n), "/data/some-id"), row);
+    }
+
+    // 30 more, of all three processes at the same time.
+    std::thread::scope(|scope| {
+        let ask = |n: u16| (0..30).map(|id| json(cluster.http(n), &format!("/data/id-{id}"))).collect::<Vec<_>>();
+        let asked: Vec<_> = (0..3).map(|n| scope.spawn(move || ask(n))).collect();
+        let rows: Vec<_> = asked.into_iter().map(|asked| asked.join().unwrap()).collect();
+        assert_eq!(rows[0], rows[1]);
+        assert_eq!(rows[0], rows[2]);
+    });
+
+    for process in &mut cluster.processes {
+        process.signal(Signal::TERM);
+    }
+    for process in &mut cluster.processes {
+        assert!(process.ends_within(TO_END).success());
+    }
+    assert_eq!(cluster.log.count(FETCH), 31, "{:#?}", cluster.log.lines());
+    assert_eq!(cluster.log.count(&format!("{FETCH} key=\"some-id\"")), 1);
+    let lines: BTreeSet<_> = (0..30).filter(|id| cluster.log.count(&format!("key=\"id-{id}\"")) == 1).collect();
+    assert_eq!(lines.len(), 30, "each of them once");
+}
+
+#[test]
+fn a_process_that_was_killed_or_terminated_rejoins_and_no_get_fails_meanwhile() {
+    let mut cluster = Cluster::start("rejoin");
+    let (http, is_over) = (cluster.http(0), AtomicBool::new(false));
+    let (mut asked, mut failed) = (0, Vec::new());
+    std::thread::scope(|scope| {
+        // Ends the loop below when an assertion fails too.
+        let over = SetOnDrop(&is_over);
+        let asker = scope.spawn(|| {
+            let (mut asked, mut failed) = (0, Vec::new());
+            while !is_over.load(Relaxed) {
+                let answer = get(http, &format!("/data/row-{asked}"));
+                asked += 1;
+                if answer.as_ref().is_none_or(|(status, _)| *status != 200) {
+                    failed.push((asked, answer));
+                }
+            }
+            (asked, failed)
+        });
+
+        cluster.processes[1].signal(Signal::KILL);
+        assert!(!cluster.processes[1].ends_within(TO_END).success());
+        eventually("the others see that n2 is gone", || {
+            let members = json(cluster.http(2), "/stats")["members"].clone();
+            members.as_array().unwrap().iter().any(|member| member["id"] == "n2" && member["is_reachable"] == false)
+        });
+        cluster.processes[1] = cluster.process(1);
+        cluster.agree();
+
+        cluster.processes[2].signal(Signal::TERM);
+        assert!(cluster.processes[2].ends_within(TO_END).success(), "{:#?}", cluster.log.lines());
+        eventually("the others are two", || is_in_cluster_of(2, cluster.http(0)));
+        cluster.processes[2] = cluster.process(2);
+        cluster.agree();
+
+        drop(over);
+        (asked, failed) = asker.join().unwrap();
+    });
+    assert!(asked > 100, "asked only {asked} times");
+    assert!(failed.is_empty(), "{} of {asked} gets failed: {failed:?}", failed.len());
+    // The new processes serve: what n1 has, they have.
+    assert_eq!(json(cluster.http(1), "/data/row-0"), json(cluster.http(2), "/data/row-0"));
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+#[test]
+fn a_backend_that_is_too_slow_is_a_time_out_and_bad_requests_are_told_so() {
+    let scratch = Scratch::new("errors");
+    let (database, port) = (scratch.path("data.db"), free_ports(1));
+    let address = local(port).to_string();
+    let _process = Process::start(CLUSTER, &[("HTTP_ADDR", &address), ("DATABASE", &database)], &Log::default());
+    eventually("a process without peers is ready", || is_in_cluster_of(1, port));
+
+    let writer = rusqlite::Connection::open(&database).unwrap();
+    writer.busy_timeout(Duration::from_secs(5)).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let begun = Instant::now();
+    let (status, body) = get(port, "/data/some-id").unwrap();
+    assert_eq!(status, 504, "{body}");
+    assert!(begun.elapsed() >= Duration::from_millis(240), "after {:?}", begun.elapsed());
+    assert!(body.starts_with("{\"error\":\""), "{body}");
+    writer.execute_batch("ROLLBACK").unwrap();
+    eventually("the row once the backend answers", || {
+        get(port, "/data/some-id").is_some_and(|(status, _)| status == 200)
+    });
+
+    writer.execute_batch("DROP TABLE data").unwrap();
+    let cases = [
+        ("/data/".to_owned(), 400),
+        (format!("/data/{}", "x".repeat(1025)), 400),
+        ("/data/%ff".to_owned(), 400),
+        ("/elsewhere".to_owned(), 404),
+        ("/data/another-id".to_owned(), 502),
+    ];
+    for (path, expected) in cases {
+        let (status, body) = get(port, &path).unwrap();
+        assert_eq!(status, expected, "{path}: {body}");
+        assert!(body.starts_with("{\"error\":\""), "{path}: {body}");
+    }
+    assert_eq!(get(port, "/healthz").unwrap().0, 200);
+}
+
+#[test]
+fn what_a_process_cannot_start_with_is_one_line_that_names_it() {
+    let scratch = Scratch::new("bad-start");
+    let taken = TcpListener::bind(local(0)).unwrap();
+    let (taken, free) = (taken.local_addr().unwrap().port().to_string(), local(free_ports(1)).to_string());
+    let taken_http = format!("127.0.0.1:{taken}");
+    let good = scratch.path("good.db");
+    fs::write(scratch.path("garbage.db"), "this is no database, whatever its name says".repeat(100)).unwrap();
+    let (garbage, directory, nowhere) = (scratch.path("garbage.db"), scratch.path(""), scratch.path("no/such/data.db"));
+    let cases: &[(&str, &str, &str)] = &[
+        ("HTTP_ADDR", &taken_http, &taken_http),
+        ("GROUP_PORT", &taken, &taken),
+        ("GROUP_PORT", "99999", "GROUP_PORT"),
+        ("NODE_IP", "abc", "NODE_IP"),
+        ("NODE_IP", "0.0.0.0", "GROUPCACHE_INSECURE"),
+        ("NODE_NAME", "two words", "two words"),
+        ("PEERS", "nonsense", "\"nonsense\""),
+        ("PEERS", "127.0.0.1:7946", "GROUP_PORT"), // which is missing then
+        ("HTTP_ADDR", "8080", "HTTP_ADDR"),
+        ("BACKEND_TIMEOUT_MS", "0", "BACKEND_TIMEOUT_MS"),
+        ("RUST_LOG", "loud=very", "RUST_LOG"),
+        ("DATABASE", &garbage, "garbage.db"),
+        ("DATABASE", &directory, "DATABASE"),
+        ("DATABASE", &nowhere, "no/such/data.db"),
+    ];
+    for (name, value, expected) in cases {
+        let mut vars = vec![("HTTP_ADDR", free.as_str()), ("DATABASE", good.as_str())];
+        vars.retain(|(other, _)| other != name);
+        vars.push((name, value));
+        let mut process = Process::start(CLUSTER, &vars, &Log::default());
+        let status = process.ends_within(TO_END);
+        let said = process.err.lines();
+        assert_eq!(status.code(), Some(1), "{name}={value}: {said:?}");
+        assert_eq!(said.len(), 1, "{name}={value}: {said:#?}");
+        assert!(said[0].starts_with("cluster: ") && said[0].contains(expected), "{name}={value}: {}", said[0]);
+        assert!(!said[0].contains("panicked"), "{name}={value}: {}", said[0]);
+    }
+}
+
+#[test]
+fn the_launcher_starts_three_processes_and_ctrl_c_or_sigterm_ends_them_all() {
+    let ends: [fn(&Process); 2] = [
+        |launcher| launcher.signal_group(Signal::INT), // as a terminal does
+        |launcher| launcher.signal(Signal::TERM),      // as make does
+    ];
+    for end in ends {
+        let (http, group) = (free_ports(3), free_ports(3));
+        let mut launcher = launch(http, group);
+        eventually("the launcher says what to type", || launcher.out.count("curl http://") > 0);
+        for port in [http, http + 1, http + 2] {
+            assert!(launcher.out.count(&format!("curl http://127.0.0.1:{port}/data/some-id")) == 1);
+            assert!(is_in_cluster_of(3, port), "they are one cluster by then");
+            assert_eq!(json(port, "/data/some-id")["guid"], "some-id");
+        }
+        let children = launcher.children();
+        assert_eq!(children.len(), 3);
+
+        end(&launcher);
+        assert!(launcher.ends_within(TO_END).success(), "{:#?}", launcher.err.lines());
+        assert_all_gone(&children, http, group);
+        let loads = launcher.out.count(&format!("{FETCH} key="));
+        assert_eq!(loads, 1, "{:#?}", launcher.out.lines());
+        for name in ["n1 | ", "n2 | ", "n3 | "] {
+            assert!(launcher.out.lines().iter().any(|line| line.starts_with(name)), "lines of {name}");
+        }
+    }
+}
+
+#[test]
+fn the_launcher_ends_when_one_process_cannot_start() {
+    let (http, group) = (free_ports(3), free_ports(3));
+    let taken = TcpListener::bind(local(http + 1)).unwrap();
+    let mut launcher = launch(http, group);
+    let status = launcher.ends_within(Duration::from_secs(20));
+    drop(taken);
+    let said = launcher.err.lines();
+    assert_eq!(status.code(), Some(1), "{said:?}");
+    let line = format!("n2 | cluster: cannot listen for HTTP on 127.0.0.1:{}", http + 1);
+    assert!(said.iter().any(|said| said.starts_with(&line)), "which port: {said:?}");
+    assert!(said.iter().any(|said| said.starts_with("launch: n2 ended")), "which process: {said:?}");
+    assert_all_gone(&[], http, group);
+
+    for (name, value) in [("NODES", "0"), ("NODES", "many"), ("HTTP_PORT", "65535"), ("GROUP_PORT", "8081")] {
+        let mut launcher = Process::start(LAUNCH, &[(name, value)], &Log::default());
+        assert_eq!(launcher.ends_within(TO_END).code(), Some(1));
+        let said = launcher.err.lines();
+        assert!(said.len() == 1 && said[0].contains(name), "{name}={value}: {said:?}");
+    }
+}
+
+fn launch(http: u16, group: u16) -> Process {
+    let ports = (http.to_string(), group.to_string());
+    Process::start(LAUNCH, &[("HTTP_PORT", &ports.0), ("GROUP_PORT", &ports.1)], &Log::default())
+}
+
+fn assert_all_gone(children: &[String], http: u16, group: u16) {
+    for pid in children {
+        assert!(!fs::exists(format!("/proc/{pid}")).unwrap(), "process {pid} is left");
+    }
+    for port in (http..http + 3).chain(group..group + 3) {
+        assert!(is_free(port), "somebody still listens on {port}");
+    }
+}
