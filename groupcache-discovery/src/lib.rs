@@ -1,1 +1,40 @@
-//! .
+//! A distributed read-through cache in the processes of your own service, found by its peers: the one crate to add.
+//!
+//! It is `groupcache-core`, re-exported whole, with one module for each way to find peers. A provider is handed to
+//! [`NodeBuilder::provider`]; your own is one method of [`Provider`], or a function given to [`poll`].
+//!
+//! | feature | default | module | finds peers by |
+//! |---|---|---|---|
+//! | `static` | yes | [`fixed`](#modules) | a list in the program or its environment, or a handle that the program sets |
+//!
+//! ```
+//! use groupcache_discovery::{Identity, Node, fixed::Static};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let peers = std::env::var("PEERS").unwrap_or_default(); // "a@10.0.0.7:7946,b@10.0.0.8:7946"
+//! let node = Node::builder()
+//!     .identity(Identity::from_env()?) // NODE_NAME, NODE_IP, GROUP_PORT
+//!     .provider(peers.parse::<Static>()?)
+//!     .start()
+//!     .await?;
+//! let greetings = node
+//!     .group::<String>("greetings")
+//!     .capacity_bytes(1 << 20)
+//!     .loader(async |key: &str| Ok::<_, std::io::Error>(format!("hello {key}")))
+//!     .build()?;
+//! assert_eq!(greetings.get("world").await?, "hello world"); // loaded once in the whole cluster
+//! node.shutdown().await?;
+//! # Ok(()) }
+//! ```
+
+pub use groupcache_core::*;
+
+/// Peers from a list, or from a handle that the program sets; feature `static`.
+///
+/// The feature and the crate `discovery-static` are called by the word that people look for; the module cannot be,
+/// since `static` is a keyword of Rust.
+#[cfg(feature = "static")]
+pub mod fixed {
+    pub use discovery_static::{Handle, ParseError, Static};
+}
