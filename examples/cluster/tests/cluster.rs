@@ -1,5 +1,11 @@
 //! The example as a whole: real processes, asked over HTTP, stopped by signals and started again.
-#![expect(clippy::disallowed_methods, reason = "drives processes from outside, in real time")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test, helpers included, that drives processes from outside in real time"
+)]
 mod support;
 
 use std::{
@@ -188,8 +194,8 @@ fn the_launcher_starts_three_processes_and_ctrl_c_or_sigterm_ends_them_all() {
         |launcher| launcher.signal(Signal::TERM),      // as make does
     ];
     for end in ends {
-        let (http, group) = (free_ports(3), free_ports(3));
-        let mut launcher = launch(http, group);
+        let (http, group, scratch) = (free_ports(3), free_ports(3), Scratch::new("launcher"));
+        let mut launcher = launch(http, group, &scratch);
         eventually("the launcher says what to type", || launcher.out.count("curl http://") > 0);
         for port in [http, http + 1, http + 2] {
             assert!(launcher.out.count(&format!("curl http://127.0.0.1:{port}/data/some-id")) == 1);
@@ -201,7 +207,7 @@ fn the_launcher_starts_three_processes_and_ctrl_c_or_sigterm_ends_them_all() {
 
         end(&launcher);
         assert!(launcher.ends_within(TO_END).success(), "{:#?}", launcher.err.lines());
-        assert_all_gone(&children, http, group);
+        assert_all_gone(&children, http, group, &scratch);
         let loads = launcher.out.count(&format!("{FETCH} key="));
         assert_eq!(loads, 1, "{:#?}", launcher.out.lines());
         for name in ["n1 | ", "n2 | ", "n3 | "] {
@@ -212,9 +218,9 @@ fn the_launcher_starts_three_processes_and_ctrl_c_or_sigterm_ends_them_all() {
 
 #[test]
 fn the_launcher_ends_when_one_process_cannot_start() {
-    let (http, group) = (free_ports(3), free_ports(3));
+    let (http, group, scratch) = (free_ports(3), free_ports(3), Scratch::new("launcher-fails"));
     let taken = TcpListener::bind(local(http + 1)).unwrap();
-    let mut launcher = launch(http, group);
+    let mut launcher = launch(http, group, &scratch);
     let status = launcher.ends_within(Duration::from_secs(20));
     drop(taken);
     let said = launcher.err.lines();
@@ -222,7 +228,7 @@ fn the_launcher_ends_when_one_process_cannot_start() {
     let line = format!("n2 | cluster: cannot listen for HTTP on 127.0.0.1:{}", http + 1);
     assert!(said.iter().any(|said| said.starts_with(&line)), "which port: {said:?}");
     assert!(said.iter().any(|said| said.starts_with("launch: n2 ended")), "which process: {said:?}");
-    assert_all_gone(&[], http, group);
+    assert_all_gone(&[], http, group, &scratch);
 
     for (name, value) in [("NODES", "0"), ("NODES", "many"), ("HTTP_PORT", "65535"), ("GROUP_PORT", "8081")] {
         let mut launcher = Process::start(LAUNCH, &[(name, value)], &Log::default());
@@ -232,12 +238,15 @@ fn the_launcher_ends_when_one_process_cannot_start() {
     }
 }
 
-fn launch(http: u16, group: u16) -> Process {
-    let ports = (http.to_string(), group.to_string());
-    Process::start(LAUNCH, &[("HTTP_PORT", &ports.0), ("GROUP_PORT", &ports.1)], &Log::default())
+fn launch(http: u16, group: u16, scratch: &Scratch) -> Process {
+    let (http, group, temporary) = (http.to_string(), group.to_string(), scratch.path(""));
+    let vars = [("HTTP_PORT", http.as_str()), ("GROUP_PORT", &group), ("TMPDIR", &temporary)];
+    Process::start(LAUNCH, &vars, &Log::default())
 }
 
-fn assert_all_gone(children: &[String], http: u16, group: u16) {
+fn assert_all_gone(children: &[String], http: u16, group: u16, scratch: &Scratch) {
+    let left: Vec<_> = fs::read_dir(scratch.path("")).unwrap().collect();
+    assert!(left.is_empty(), "files are left: {left:?}");
     for pid in children {
         assert!(!fs::exists(format!("/proc/{pid}")).unwrap(), "process {pid} is left");
     }

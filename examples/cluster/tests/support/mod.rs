@@ -125,11 +125,11 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it in a process group of its own, with no variable of ours but `PATH` and `TMPDIR`.
+    /// Starts it in a process group of its own, with no variable of ours but `PATH`.
     pub(crate) fn start(program: &str, vars: &[(&str, &str)], out: &Log) -> Self {
-        let kept = ["PATH", "TMPDIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        let path = std::env::var_os("PATH").unwrap_or_default();
         let mut command = Command::new(program);
-        command.env_clear().envs(kept).envs(vars.iter().copied()).process_group(0);
+        command.env_clear().env("PATH", path).envs(vars.iter().copied()).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{program} does not start: {e}"));
         let (out, err) = (out.clone(), Log::default());
