@@ -1,0 +1,60 @@
+# What people and CI type. Needs Rust from rustup, make, bash and a C compiler (for SQLite, in the examples).
+
+# Of `make run`: how many processes, and the first of their ports.
+NODES ?= 3
+HTTP_PORT ?= 8080
+GROUP_PORT ?= 7946
+
+CARGO ?= cargo
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+
+# Debian packages that tests want beyond the above: none so far.
+PACKAGES =
+
+.PHONY: help run test lint doc clean deps proto measure-ring
+
+help:
+	@echo 'make run           three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
+	@echo 'make test          all tests, and whether the generated code is up to date; names what it left out'
+	@echo 'make lint          formatting, clippy and docs with warnings denied, every feature alone'
+	@echo 'make doc           the documentation, in $(TARGET)/doc'
+	@echo 'make proto         generates the protocol code again from its .proto file'
+	@echo 'make measure-ring  how evenly the ring spreads keys: 200 sets of names of each style and size'
+	@echo 'make deps          what tests and lints want beyond the compiler'
+	@echo 'make clean         removes what was built'
+
+# Started by make itself, with neither cargo nor a shell in between: signals reach the launcher.
+run: export NODES := $(NODES)
+run: export HTTP_PORT := $(HTTP_PORT)
+run: export GROUP_PORT := $(GROUP_PORT)
+run:
+	@$(CARGO) build -p cluster
+	@$(TARGET)/debug/launch
+
+test:
+	@tools/test
+
+# A measurement, not a test: tools/test leaves it out and says so.
+measure-ring:
+	$(CARGO) test --release -p groupcache-core --lib -- --ignored --nocapture in_200_sets_of_each_style
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -p groupcache-core -- -D warnings
+	$(CARGO) clippy -p groupcache-discovery --no-default-features -- -D warnings
+	$(CARGO) clippy -p groupcache-discovery --no-default-features --features static -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
+	$(CARGO) run --quiet -p codegen -- --check
+
+doc:
+	$(CARGO) doc --workspace --no-deps
+
+proto:
+	$(CARGO) run --quiet -p codegen
+
+clean:
+	$(CARGO) clean
+
+deps:
+	@tools/deps $(PACKAGES)
