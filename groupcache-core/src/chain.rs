@@ -18,26 +18,36 @@ tokio::task_local! {
     pub(crate) static CURRENT: Arc<Lineage>;
 }
 
-/// Hashes of loads, outermost first.
+/// Hashes that travel with a request: the deepest nesting, and as many joiners.
+const MAX_HASHES: usize = 2 * MAX_CHAIN;
+
+/// The loads on whose behalf something is asked, and how deep they are nested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chain {
+    /// How deep a load begun for it is nested; 0 = asked for by a caller.
+    depth: u8,
     len: u8,
-    hashes: [u64; MAX_CHAIN],
+    /// Outermost first; those that joined come last and give way first.
+    hashes: [u64; MAX_HASHES],
 }
 
 impl Chain {
-    pub(crate) const EMPTY: Self = Self { len: 0, hashes: [0; MAX_CHAIN] };
+    pub(crate) const EMPTY: Self = Self { depth: 0, len: 0, hashes: [0; MAX_HASHES] };
 
-    /// The first [`MAX_CHAIN`] of them.
-    pub(crate) fn of(hashes: impl IntoIterator<Item = u64>) -> Self {
-        hashes.into_iter().fold(Self::EMPTY, |chain, hash| chain.with(hash).unwrap_or(chain))
+    /// The first of them, as many as fit.
+    pub(crate) fn of(depth: u32, hashes: impl IntoIterator<Item = u64>) -> Self {
+        let mut chain = Self::EMPTY;
+        chain.depth = u8::try_from(depth).unwrap_or(u8::MAX);
+        hashes.into_iter().take(MAX_HASHES).for_each(|hash| chain.add(hash));
+        chain
     }
 
-    /// With one more at the inner end; `None` when it is full.
-    pub(crate) fn with(mut self, hash: u64) -> Option<Self> {
-        *self.hashes.get_mut(usize::from(self.len))? = hash;
-        self.len += 1;
-        Some(self)
+    /// Adds a hash unless there is no room.
+    fn add(&mut self, hash: u64) {
+        if let Some(place) = self.hashes.get_mut(usize::from(self.len)) {
+            *place = hash;
+            self.len += 1;
+        }
     }
 
     pub(crate) fn as_slice(&self) -> &[u64] {
@@ -48,9 +58,8 @@ impl Chain {
         self.as_slice().contains(&hash)
     }
 
-    /// How deep a load begun for this chain is nested; 0 = asked for by a caller.
     pub(crate) fn depth(&self) -> usize {
-        usize::from(self.len)
+        usize::from(self.depth)
     }
 }
 
@@ -62,7 +71,7 @@ const MAX_SERVED: usize = 64;
 pub(crate) struct Lineage {
     /// The loads it was begun for, and itself.
     chain: Chain,
-    /// Whom it serves beyond those: chains that joined while it ran.
+    /// Whom it serves beyond those: chains that joined while it ran and still wait, each as often as it joined.
     joined: Mutex<Vec<u64>>,
     /// Keys that its loader is getting now.
     waits: Mutex<Vec<u64>>,
@@ -80,10 +89,17 @@ pub(crate) enum Knot {
 
 impl Lineage {
     /// The lineage of a load of `hash` begun for `chain`.
-    pub(crate) fn begin(chain: Chain, hash: u64) -> Result<Arc<Self>, Knot> {
+    pub(crate) fn begin(chain: &Chain, hash: u64) -> Result<Arc<Self>, Knot> {
+        if chain.depth() >= MAX_CHAIN {
+            return Err(Knot::TooDeep);
+        }
+        let mut own = *chain;
+        // Its own hash matters more than that of the last who joined one of its callers.
+        own.len = own.len.min(MAX_HASHES as u8 - 1);
+        own.add(hash);
         Ok(Arc::new(Self {
             depth: AtomicUsize::new(chain.depth()),
-            chain: chain.with(hash).ok_or(Knot::TooDeep)?,
+            chain: own,
             joined: Mutex::default(),
             waits: Mutex::default(),
             deepened: Notify::new(),
@@ -97,8 +113,10 @@ impl Lineage {
 
     /// Everyone it serves, as far as it fits: this is what a request made by its loader carries.
     pub(crate) fn chain(&self) -> Chain {
-        let joined = self.joined.lock();
-        joined.iter().fold(self.chain, |chain, hash| chain.with(*hash).unwrap_or(chain))
+        let mut chain = self.chain;
+        chain.depth = u8::try_from(self.depth() + 1).unwrap_or(u8::MAX);
+        self.joined.lock().iter().for_each(|hash| chain.add(*hash));
+        chain
     }
 
     /// Its loader is about to get `hash`; the guard ends when it has it.
@@ -106,35 +124,35 @@ impl Lineage {
         if self.chain.contains(hash) || self.joined.lock().contains(&hash) {
             return Err(Knot::Circle);
         }
-        if self.chain.depth() >= MAX_CHAIN {
-            return Err(Knot::TooDeep);
-        }
         self.waits.lock().push(hash);
         Ok(Waiting { lineage: Arc::clone(self), hash })
     }
 
-    /// Someone who serves `chain` waits for this load from now on.
+    /// Someone who serves `chain` waits for this load, until the guard ends.
     ///
     /// The joiner has entered what it waits for before it asks, so of two loads that join each other at the
-    /// same moment at least one is told.
-    pub(crate) fn join(&self, chain: &Chain) -> Result<(), Knot> {
+    /// same moment at least one is told. A circle of four or more loads that was closed by joining in the middle
+    /// is not seen here; it ends by its deadline.
+    pub(crate) fn join(self: &Arc<Self>, chain: &Chain) -> Result<Option<Joined>, Knot> {
         if chain.as_slice().is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         if self.waits.lock().iter().any(|hash| chain.contains(*hash)) {
             return Err(Knot::Circle);
         }
         let mut joined = self.joined.lock();
+        let mut entered = Chain::EMPTY;
         for hash in chain.as_slice() {
-            if joined.len() < MAX_SERVED && !self.chain.contains(*hash) && !joined.contains(hash) {
+            if joined.len() < MAX_SERVED && !self.chain.contains(*hash) {
                 joined.push(*hash);
+                entered.add(*hash);
             }
         }
         drop(joined);
         if self.depth.fetch_max(chain.depth(), Relaxed) < chain.depth() {
             self.deepened.notify_one();
         }
-        Ok(())
+        Ok(Some(Joined { lineage: Arc::clone(self), entered }))
     }
 
     pub(crate) fn depth(&self) -> usize {
@@ -149,6 +167,29 @@ impl Lineage {
     }
 }
 
+/// Takes one of each of `hashes` out of a list.
+fn take_out(list: &Mutex<Vec<u64>>, hashes: &[u64]) {
+    let mut list = list.lock();
+    for hash in hashes {
+        if let Some(at) = list.iter().position(|h| h == hash) {
+            list.swap_remove(at);
+        }
+    }
+}
+
+/// A chain that waits for a load.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    lineage: Arc<Lineage>,
+    entered: Chain,
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        take_out(&self.lineage.joined, self.entered.as_slice());
+    }
+}
+
 /// A key that a loader is getting.
 #[derive(Debug)]
 pub(crate) struct Waiting {
@@ -158,10 +199,7 @@ pub(crate) struct Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let mut waits = self.lineage.waits.lock();
-        if let Some(at) = waits.iter().position(|hash| *hash == self.hash) {
-            waits.swap_remove(at);
-        }
+        take_out(&self.lineage.waits, &[self.hash]);
     }
 }
 
@@ -170,7 +208,7 @@ mod tests {
     use super::*;
 
     fn load(chain: &[u64], hash: u64) -> Arc<Lineage> {
-        Lineage::begin(Chain::of(chain.iter().copied()), hash).unwrap()
+        Lineage::begin(&Chain::of(chain.len() as u32, chain.iter().copied()), hash).unwrap()
     }
 
     #[test]
@@ -186,14 +224,14 @@ mod tests {
     fn whoever_closes_a_circle_is_told() {
         let (a, b) = (load(&[], 1), load(&[], 2));
         let _a_waits = a.wait_for(2).unwrap();
-        b.join(&a.chain()).unwrap();
+        let _joined = b.join(&a.chain()).unwrap();
         assert_eq!(b.wait_for(1).unwrap_err(), Knot::Circle, "b serves a by now");
 
         // Both entered their wait before either joined: the second to join is told.
         let (c, d) = (load(&[], 3), load(&[], 4));
         let (c_chain, d_chain) = (c.chain(), d.chain());
         let (_c_waits, _d_waits) = (c.wait_for(4).unwrap(), d.wait_for(3).unwrap());
-        assert_eq!(d.join(&c_chain).and(c.join(&d_chain)).unwrap_err(), Knot::Circle);
+        assert!(d.join(&c_chain).is_err() || c.join(&d_chain).is_err());
     }
 
     #[test]
@@ -201,13 +239,18 @@ mod tests {
         let (a, b) = (load(&[], 1), load(&[], 2));
         drop(a.wait_for(2).unwrap());
         assert!(a.join(&b.chain()).is_ok());
+        let (c, d) = (load(&[], 3), load(&[], 4));
+        drop(d.join(&c.chain()).unwrap());
+        assert!(d.wait_for(3).is_ok(), "c has given up: there is no circle any more");
     }
 
     #[test]
-    fn a_chain_is_bounded() {
-        let full = Chain::of(1..=20);
-        assert_eq!(full.depth(), MAX_CHAIN);
-        assert_eq!(Lineage::begin(full, 99).unwrap_err(), Knot::TooDeep);
+    fn nesting_is_bounded_and_joining_does_not_count_as_nesting() {
+        assert_eq!(Lineage::begin(&Chain::of(MAX_CHAIN as u32, 1..=8), 99).unwrap_err(), Knot::TooDeep);
+        let config = load(&[], 1);
+        let _joined: Vec<_> = (100..200).map(|user| config.join(&Chain::of(1, [user])).unwrap()).collect();
+        let base = Lineage::begin(&config.chain(), 2).expect("a load of depth 2, whoever waits for it");
+        assert!(base.wait_for(1).is_err() && base.wait_for(2).is_err() && base.wait_for(100).is_err());
     }
 
     #[tokio::test]
@@ -218,8 +261,8 @@ mod tests {
             async move { a.deeper_than(0).await }
         });
         tokio::task::yield_now().await;
-        a.join(&Chain::of([7, 8])).unwrap();
+        let _joined = a.join(&Chain::of(2, [7, 8])).unwrap();
         waiter.await.unwrap();
-        assert_eq!(a.depth(), 2);
+        assert_eq!((a.depth(), a.chain().depth()), (2, 3), "what it loads itself is one deeper");
     }
 }

@@ -20,6 +20,7 @@ pub(crate) const NEVER: u64 = u64::MAX;
 pub(crate) struct Clock {
     start: Instant,
     now_ms: AtomicU64,
+    last_tick_ms: AtomicU64,
 }
 
 /// What a tick found out about ourselves.
@@ -32,7 +33,7 @@ pub(crate) enum Punctuality {
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self { start: Instant::now(), now_ms: AtomicU64::new(0) }
+        Self { start: Instant::now(), now_ms: AtomicU64::new(0), last_tick_ms: AtomicU64::new(0) }
     }
 
     /// Milliseconds since the start, at most about 10 ms old while the runtime keeps up.
@@ -40,11 +41,18 @@ impl Clock {
         self.now_ms.load(Relaxed)
     }
 
-    /// Reads the real clock.
-    pub(crate) fn tick(&self) -> Punctuality {
-        let before = self.now_ms.load(Relaxed);
-        let now = self.elapsed().as_millis() as u64;
+    /// Milliseconds since the start, read from the real clock: for what begins a deadline, since coarse time is
+    /// old when this process has just stood still.
+    pub(crate) fn read_ms(&self) -> u64 {
+        let now = u64::try_from(self.elapsed().as_millis()).unwrap_or(NEVER);
         self.now_ms.fetch_max(now, Relaxed);
+        now
+    }
+
+    /// Moves coarse time on.
+    pub(crate) fn tick(&self) -> Punctuality {
+        let now = self.read_ms();
+        let before = self.last_tick_ms.swap(now, Relaxed);
         let gap = Duration::from_millis(now.saturating_sub(before));
         if gap > TICK + LATE_TICK { Punctuality::Late(gap) } else { Punctuality::OnTime }
     }

@@ -111,7 +111,7 @@ impl Error {
         self.0.kind == Kind::BadKey
     }
 
-    /// No node that could be asked has this group.
+    /// The group was removed from its node; the handle is of no use any more.
     pub fn is_unknown_group(&self) -> bool {
         self.0.kind == Kind::UnknownGroup
     }
@@ -121,7 +121,7 @@ impl Error {
         self.0.kind == Kind::Unreachable
     }
 
-    /// The node was shut down or dropped, or the group was removed from it.
+    /// The node was shut down or dropped, or the group was removed while this was under way.
     pub fn is_closed(&self) -> bool {
         self.0.kind == Kind::Closed
     }

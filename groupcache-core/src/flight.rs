@@ -21,7 +21,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::sync::{Keyed, Map, Mutex, MutexGuard};
+use crate::{
+    config::INVALIDATION,
+    sync::{Keyed, Map, Mutex, MutexGuard},
+};
 
 /// Stripes of a node. With 1,000 writes a second and loads of 100 ms, one load in 650 is not stored because of
 /// another key's write.
@@ -30,30 +33,48 @@ const STRIPES: usize = 1 << 16;
 /// Shards of a group's tables; a lock is held for some hundred nanoseconds.
 const SHARDS: usize = 64;
 
+/// How long after a write a fetch may still bring what was there before: as long as the write may take to reach
+/// the node that is asked.
+const UNSETTLED_MS: u64 = INVALIDATION.as_millis() as u64;
+
 /// The write counters of a node, shared by its groups.
 ///
 /// They are atomics because two groups may meet on a stripe under different locks; for one key every access
 /// happens under the lock of its shard.
 #[derive(Debug)]
-pub(crate) struct Stripes(Box<[AtomicU64]>);
+pub(crate) struct Stripes(Box<[Stripe]>);
+
+#[derive(Debug, Default)]
+struct Stripe {
+    writes: AtomicU64,
+    /// Coarse time of the last one.
+    written_ms: AtomicU64,
+}
 
 impl Stripes {
     pub(crate) fn new() -> Self {
-        Self((0..STRIPES).map(|_| AtomicU64::new(0)).collect())
+        Self((0..STRIPES).map(|_| Stripe::default()).collect())
     }
 
-    fn of(&self, hash: u64) -> Option<&AtomicU64> {
-        self.0.get(hash as usize % STRIPES)
+    fn of(&self, hash: u64) -> &Stripe {
+        #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of stripes")]
+        &self.0[hash as usize % STRIPES]
     }
 
     fn read(&self, hash: u64) -> u64 {
-        self.of(hash).map_or(0, |stripe| stripe.load(Relaxed))
+        self.of(hash).writes.load(Relaxed)
     }
 
-    fn bump(&self, hash: u64) {
-        if let Some(stripe) = self.of(hash) {
-            stripe.fetch_add(1, Relaxed);
-        }
+    fn bump(&self, hash: u64, now_ms: u64) -> u64 {
+        let stripe = self.of(hash);
+        stripe.written_ms.store(now_ms, Relaxed);
+        stripe.writes.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Whether a fetch that began then may have asked a node which the last write had not reached.
+    fn is_unsettled(&self, hash: u64, begun_ms: u64) -> bool {
+        let stripe = self.of(hash);
+        stripe.writes.load(Relaxed) > 0 && begun_ms <= stripe.written_ms.load(Relaxed).saturating_add(UNSETTLED_MS)
     }
 }
 
@@ -143,6 +164,13 @@ pub(crate) struct Flights<O, C> {
     hasher: Keyed,
 }
 
+/// A write that has begun.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    hash: u64,
+    writes: u64,
+}
+
 /// How a caller came into a flight.
 #[derive(Debug)]
 pub(crate) enum Join<O, C, F> {
@@ -188,7 +216,11 @@ impl<O: Clone, C> Flights<O, C> {
         let hash = self.hash(key);
         let mut shard = self.shard(hash);
         if let Some(flight) = shard.table(kind).get(key) {
-            return Join::Shared(Arc::clone(flight));
+            // A fetch of the second after a write may carry the older value to those who were there before the
+            // write returned; who comes afterwards must not share it.
+            if kind == Kind::Load || !self.stripes.is_unsettled(hash, flight.begun_ms) {
+                return Join::Shared(Arc::clone(flight));
+            }
         }
         if let Some(found) = look_again() {
             return Join::Found(found);
@@ -205,7 +237,9 @@ impl<O: Clone, C> Flights<O, C> {
             landed: Notify::new(),
             context: context(),
         });
-        shard.table(kind).insert(key, Arc::clone(&flight));
+        let detached = shard.table(kind).insert(key, Arc::clone(&flight));
+        drop(shard);
+        drop(detached);
         Join::Began(flight)
     }
 
@@ -234,17 +268,24 @@ impl<O: Clone, C> Flights<O, C> {
 
     /// A write: from now on no flight that began before it stores anything, and nobody joins one.
     ///
-    /// `change` runs under the lock and does to the store what the write wants.
-    pub(crate) fn write<R>(&self, key: &str, change: impl FnOnce() -> R) -> R {
+    /// `change` runs under the lock and does to the store what the write wants. Also returns a mark for
+    /// [`write_later`](Self::write_later).
+    pub(crate) fn write<R>(&self, key: &str, now_ms: u64, change: impl FnOnce() -> R) -> (R, Mark) {
         let hash = self.hash(key);
-        let (changed, detached) = {
+        let (changed, mark, detached) = {
             let mut shard = self.shard(hash);
-            self.stripes.bump(hash);
+            let mark = Mark { hash, writes: self.stripes.bump(hash, now_ms) };
             let detached = (shard.fetches.remove(key), shard.loads.remove(key));
-            (change(), detached)
+            (change(), mark, detached)
         };
         drop(detached); // perhaps the last owner of an outcome: outside of the lock
-        changed
+        (changed, mark)
+    }
+
+    /// The second half of a write whose value took time to decode: done unless another write has passed it.
+    pub(crate) fn write_later<R>(&self, mark: Mark, change: impl FnOnce() -> R) -> Option<R> {
+        let _shard = self.shard(mark.hash);
+        (self.stripes.read(mark.hash) == mark.writes).then(change)
     }
 
     /// Every flight that has not landed; for shutting down and for the watch over overdue loads.
@@ -322,11 +363,30 @@ mod tests {
     fn a_write_detaches_what_runs_and_forbids_it_to_store() {
         let flights = flights();
         let old = begin(&flights, Kind::Load, "k");
-        flights.write("k", || ());
+        flights.write("k", 0, || ());
         let new = begin(&flights, Kind::Load, "k");
         assert_eq!(flights.land(&old, 1, || "kept"), None, "a write has passed it");
         assert!(Arc::ptr_eq(&flights.running(Kind::Load, "k").unwrap(), &new), "the newer flight stays attached");
         assert_eq!(flights.land(&new, 2, || "kept"), Some("kept"));
+    }
+
+    #[test]
+    fn a_fetch_of_the_second_after_a_write_is_not_joined() {
+        let flights = flights();
+        let fetch = |now_ms| matches!(flights.join(Kind::Fetch, "k", now_ms, || None::<()>, || ()), Join::Began(_));
+        flights.write("k", 5_000, || ());
+        assert!(fetch(5_400) && fetch(5_400), "it may bring what was there before the write");
+        assert!(fetch(6_001), "that one too may be older than the end of the write");
+        assert!(!fetch(6_002), "the one that began a second later is shared");
+    }
+
+    #[test]
+    fn a_write_that_is_finished_later_gives_way_to_one_that_came_meanwhile() {
+        let flights = flights();
+        let ((), first) = flights.write("k", 0, || ());
+        let ((), second) = flights.write("k", 0, || ());
+        assert_eq!(flights.write_later(first, || "stored"), None);
+        assert_eq!(flights.write_later(second, || "stored"), Some("stored"));
     }
 
     #[test]

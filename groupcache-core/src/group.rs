@@ -7,7 +7,16 @@ mod load;
 mod serve;
 mod write;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
 
 pub(crate) use self::builder::Settings;
 pub use self::{builder::GroupBuilder, write::Invalidated};
@@ -52,6 +61,8 @@ pub(crate) struct Inner<V: Value> {
     loader: SharedLoader<V>,
     place: KeyHasher,
     counters: GroupCounters,
+    /// It was taken out of its node.
+    is_removed: AtomicBool,
 }
 
 /// How a flight ends.
@@ -62,8 +73,8 @@ type Outcome<V> = Result<Slot<V>, Failure>;
 enum Failure {
     /// The error of everyone who waited.
     Said(Error),
-    /// The flight's own deadline passed while this peer was at work; who may wait longer asks again.
-    Expired(PeerId),
+    /// The flight's own deadline passed while this peer, or this node, was at work; who may wait longer asks again.
+    Expired(Option<PeerId>),
 }
 
 impl From<Error> for Failure {
@@ -104,6 +115,7 @@ impl<V: Value> Group<V> {
         // 1. Memory.
         if let Some(slot) = group.store.get(key, group.shared.now_ms())
             && let Ok(value) = slot.payload.value()
+            && !group.is_removed.load(Relaxed)
         {
             group.counters.hits.up();
             return Ok(value);
@@ -206,8 +218,9 @@ impl<V: Value> Inner<V> {
     /// Steps 2 to 4 of a get.
     async fn miss(self: &Arc<Self>, key: &str, deadline: Duration) -> Result<V> {
         self.check(key)?;
-        let limits = &self.shared.local.limits;
-        let deadline_ms = later(self.shared.now_ms(), deadline);
+        let clock = &self.shared.local.clock;
+        let deadline_ms = later(clock.read_ms(), deadline);
+        let end = clock.instant(deadline_ms);
         let hash = self.place.hash(key.as_bytes());
         let asker = Lineage::current();
         let _waiting = asker.as_ref().map(|load| load.wait_for(hash)).transpose().map_err(|k| self.knotted(k))?;
@@ -216,42 +229,52 @@ impl<V: Value> Inner<V> {
             // 2. The view is taken once.
             let view = self.shared.view();
             let is_mine = view.owner(hash).is_none_or(|owner| owner.dial.is_none());
-            let (joined, ends_after) = if is_mine {
+            let entered = if is_mine {
                 // 4. Ours: load it.
-                (self.join_load(key, hash, &chain, LoadReason::Owner)?, limits.load_deadline)
+                self.join_load(key, hash, &chain, LoadReason::Owner)?
             } else {
                 // 3. A peer's: ask it, or whoever answers for it.
-                (self.join_fetch(key, hash, view, chain), limits.get_deadline)
+                self.join_fetch(key, hash, view, chain)
             };
-            let flight = match joined {
-                Loading::Found(slot) => return self.value_of(key, hash, &chain, &slot).await,
-                Loading::Flight(flight) => flight,
+            let (flight, _joined) = match entered {
+                Loading::Found(slot) => return self.value_of(key, hash, &chain, &slot, end).await,
+                Loading::Flight(flight, joined) => (flight, joined),
             };
-            // A timer is only needed by those who wait for less than the flight itself does.
-            let timer = (deadline < ends_after).then(|| self.shared.local.clock.instant(deadline_ms));
+            // A fetch ends by itself within its deadline: a timer is only needed by those who wait for less.
+            let fetch_ends_ms = later(flight.begun_ms, self.shared.local.limits.get_deadline);
+            let timer = (is_mine || deadline_ms < fetch_ends_ms).then_some(end);
             match within(timer, flight.outcome()).await {
-                Some(Ok(slot)) => return self.value_of(key, hash, &chain, &slot).await,
+                Some(Ok(slot)) => return self.value_of(key, hash, &chain, &slot, end).await,
                 Some(Err(Failure::Said(error))) => return Err(error),
-                Some(Err(Failure::Expired(_))) if self.shared.now_ms() < deadline_ms && !self.shared.is_closed() => {}
-                Some(Err(Failure::Expired(peer))) => return Err(self.timed_out(deadline, Some(&peer))),
+                Some(Err(Failure::Expired(_))) if clock.read_ms() < deadline_ms => self.check(key)?,
+                Some(Err(Failure::Expired(peer))) => return Err(self.timed_out(deadline, peer.as_ref())),
                 None => return Err(self.timed_out(deadline, None)),
             }
         }
     }
 
     /// The decoded value; one that does not decode here is loaded here.
-    async fn value_of(self: &Arc<Self>, key: &str, hash: u64, chain: &Chain, slot: &Slot<V>) -> Result<V> {
-        let Err(undecodable) = slot.payload.value() else { return slot.payload.value().map_err(Error::from) };
+    async fn value_of(
+        self: &Arc<Self>,
+        key: &str,
+        hash: u64,
+        chain: &Chain,
+        slot: &Slot<V>,
+        end: Instant,
+    ) -> Result<V> {
+        let undecodable = match slot.payload.value() {
+            Ok(value) => return Ok(value),
+            Err(undecodable) => undecodable,
+        };
         self.counters.undecodable.up();
-        tracing::debug!(group = %self.settings.name, error = %undecodable, "a peer's value does not decode, it is loaded here");
+        let name = &self.settings.name;
+        tracing::debug!(group = %name, error = %undecodable, "a peer's value does not decode, it is loaded here");
         let loaded = match self.join_load(key, hash, chain, LoadReason::Fallback)? {
             Loading::Found(slot) => slot,
-            Loading::Flight(flight) => match flight.outcome().await {
-                Ok(slot) => slot,
-                Err(Failure::Said(error)) => return Err(error),
-                Err(Failure::Expired(peer)) => {
-                    return Err(self.timed_out(self.shared.local.limits.load_deadline, Some(&peer)));
-                }
+            Loading::Flight(flight, _joined) => match within(Some(end), flight.outcome()).await {
+                Some(Ok(slot)) => slot,
+                Some(Err(Failure::Said(error))) => return Err(error),
+                Some(Err(Failure::Expired(_))) | None => return Err(self.timed_out(Duration::ZERO, None)),
             },
         };
         loaded.payload.value().map_err(Error::from)
@@ -261,6 +284,10 @@ impl<V: Value> Inner<V> {
         match key.len() {
             0 => Err(Error::new(Kind::BadKey, BadKey::Empty.text())),
             n if n > MAX_KEY_BYTES => Err(Error::new(Kind::BadKey, BadKey::TooLong.text())),
+            _ if self.is_removed.load(Relaxed) => {
+                let name = &self.settings.name;
+                Err(Error::new(Kind::UnknownGroup, format!("group {name:?} was removed from its node; build it again")))
+            }
             _ if self.shared.is_closed() => Err(self.closed()),
             _ => Ok(()),
         }
@@ -273,7 +300,10 @@ impl<V: Value> Inner<V> {
 
     fn timed_out(&self, after: Duration, peer: Option<&PeerId>) -> Error {
         self.counters.timeouts.up();
-        let text = format!("no value of group {:?} within {after:?}", self.settings.name);
+        let text = match after {
+            Duration::ZERO => format!("no value of group {:?} in time", self.settings.name),
+            _ => format!("no value of group {:?} within {after:?}", self.settings.name),
+        };
         match peer {
             Some(peer) => Error::at_peer(Kind::Timeout, format!("{text}; its owner is at work on it"), peer),
             None => Error::new(Kind::Timeout, text),

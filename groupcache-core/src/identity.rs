@@ -55,6 +55,12 @@ impl fmt::Debug for PeerId {
     }
 }
 
+impl AsRef<str> for PeerId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
 impl Borrow<str> for PeerId {
     fn borrow(&self) -> &str {
         &self.0
@@ -117,6 +123,12 @@ impl Address {
 
     /// The address as `host:port`.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for Address {
+    fn as_ref(&self) -> &str {
         &self.0
     }
 }
@@ -185,6 +197,11 @@ impl Identity {
     /// # Errors
     /// [`is_config`](crate::Error::is_config) naming the variable that cannot be read.
     pub fn from_env() -> Result<Self> {
+        for name in VARIABLES {
+            if let Err(env::VarError::NotUnicode(_)) = env::var(name) {
+                return Err(Error::config(format!("{name} is not UTF-8; set it to plain text, or unset it")));
+            }
+        }
         Self::from_vars(|name| env::var(name).ok())
     }
 
@@ -297,6 +314,9 @@ impl Identity {
         self.listen = listen;
     }
 }
+
+/// The variables that an identity is read from.
+const VARIABLES: [&str; 4] = ["NODE_NAME", "NODE_IP", "GROUP_PORT", "GROUPCACHE_CLUSTER"];
 
 /// Most addresses that one peer may have: two families on a few interfaces.
 pub(crate) const MAX_ADDRESSES: usize = 8;

@@ -1,6 +1,6 @@
 //! Loaders: what users implement, what a load is told, and what it may answer.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, marker::PhantomData, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use crate::{
 ///
 /// A load runs in a task of its own on the node's deadline, whatever becomes of those who wait for it. It is
 /// dropped when that deadline passes, and a panic is an error for those who wait. It must not block its
-/// thread: use `spawn_blocking` for that, within [`Load::scope`].
+/// thread: move what blocks to `tokio::task::spawn_blocking`.
 ///
 /// ```
 /// use groupcache_core::{Load, LoadError, Loaded, Loader};
@@ -26,23 +26,31 @@ use crate::{
 /// struct Greeting;
 ///
 /// impl Loader<String> for Greeting {
-///     async fn load(&self, load: Load<'_>) -> Result<Loaded<String>, LoadError> {
+///     async fn load(&self, load: Load<'_, String>) -> Result<Loaded<String>, LoadError> {
 ///         Ok(Loaded::new(format!("hello {}", load.key())))
 ///     }
 /// }
 /// ```
 pub trait Loader<V: Value>: Send + Sync + 'static {
     /// Gets the value of [`Load::key`].
-    fn load(&self, load: Load<'_>) -> impl Future<Output = Result<Loaded<V>, LoadError>> + Send;
+    fn load(&self, load: Load<'_, V>) -> impl Future<Output = Result<Loaded<V>, LoadError>> + Send;
 }
 
 /// What a load is told.
-#[derive(Debug)]
-pub struct Load<'a> {
-    pub(crate) key: &'a str,
-    pub(crate) group: &'a str,
-    pub(crate) deadline: Instant,
-    pub(crate) reason: LoadReason,
+pub struct Load<'a, V> {
+    key: &'a str,
+    group: &'a str,
+    deadline: Instant,
+    reason: LoadReason,
+    /// Loads of different values are told of different values.
+    values: PhantomData<fn() -> V>,
+}
+
+impl<V> fmt::Debug for Load<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the key: it may be a secret.
+        f.debug_struct("Load").field("group", &self.group).field("reason", &self.reason).finish_non_exhaustive()
+    }
 }
 
 /// Why this node loads.
@@ -55,7 +63,11 @@ pub enum LoadReason {
     Fallback,
 }
 
-impl<'a> Load<'a> {
+impl<'a, V> Load<'a, V> {
+    pub(crate) fn new(key: &'a str, group: &'a str, deadline: Instant, reason: LoadReason) -> Self {
+        Self { key, group, deadline, reason, values: PhantomData }
+    }
+
     /// The key, 1 to 1,024 bytes.
     pub fn key(&self) -> &'a str {
         self.key
@@ -80,7 +92,7 @@ impl<'a> Load<'a> {
     ///
     /// Gets within the loader itself carry it already. A spawned task that gets from a group outside of a
     /// scope works too, but a circle of loads through it ends by its deadline instead of at once.
-    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F, V> {
         let lineage = Lineage::current();
         async move {
             match lineage {
@@ -275,14 +287,14 @@ pub(crate) type LoadFuture<'a, V> = Pin<Box<dyn Future<Output = Result<Loaded<V>
 
 /// A loader of any kind, as a group holds it.
 pub(crate) trait AnyLoader<V: Value>: Send + Sync + 'static {
-    fn start<'a>(&'a self, load: Load<'a>) -> LoadFuture<'a, V>;
+    fn start<'a>(&'a self, load: Load<'a, V>) -> LoadFuture<'a, V>;
 }
 
 /// A type that implements [`Loader`], functions included.
 pub(crate) struct Typed<L>(pub(crate) L);
 
 impl<V: Value, L: Loader<V>> AnyLoader<V> for Typed<L> {
-    fn start<'a>(&'a self, load: Load<'a>) -> LoadFuture<'a, V> {
+    fn start<'a>(&'a self, load: Load<'a, V>) -> LoadFuture<'a, V> {
         Box::pin(self.0.load(load))
     }
 }
@@ -294,7 +306,7 @@ impl<V: Value, S: Send + Sync + 'static, F> AnyLoader<V> for WithState<S, F>
 where
     F: for<'a> LoadFnWith<'a, S, V> + 'static,
 {
-    fn start<'a>(&'a self, load: Load<'a>) -> LoadFuture<'a, V> {
+    fn start<'a>(&'a self, load: Load<'a, V>) -> LoadFuture<'a, V> {
         let future = self.1.call(&self.0, load.key);
         Box::pin(async move { future.await.into_load_result() })
     }
@@ -304,7 +316,7 @@ impl<V: Value, F> Loader<V> for F
 where
     F: for<'a> LoadFn<'a, V> + 'static,
 {
-    fn load(&self, load: Load<'_>) -> impl Future<Output = Result<Loaded<V>, LoadError>> + Send {
+    fn load(&self, load: Load<'_, V>) -> impl Future<Output = Result<Loaded<V>, LoadError>> + Send {
         let future = self.call(load.key);
         async move { future.await.into_load_result() }
     }

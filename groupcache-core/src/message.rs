@@ -24,6 +24,8 @@ pub(crate) struct Hello {
     pub(crate) ring_algorithm: u32,
     pub(crate) fingerprint: u64,
     pub(crate) max_requests_per_frame: usize,
+    /// Largest value that it takes and sends.
+    pub(crate) max_value_bytes: usize,
     pub(crate) groups: Vec<GroupName>,
     /// Behaviour that the sender understands; bits are in `wire.rs`.
     pub(crate) features: u64,

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Kind, Result},
     group::GroupBuilder,
     identity::{Identity, Incarnation, NodeState, PeerId},
-    peer::server::Server,
+    peer::{client::Link, server::Server},
     shared::Shared,
     stats::NodeStats,
     value::Value,
@@ -28,6 +28,9 @@ use crate::{
 
 /// How long [`Node::shutdown`] lets owed answers and loads finish.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// How often the groups of the peers are looked at while a node waits to be ready.
+const READY_LOOK: Duration = Duration::from_millis(10);
 
 /// One process of a service, as a member of the cluster.
 ///
@@ -208,16 +211,30 @@ impl Node {
         self.inner.shared.links().iter().map(|link| link.in_flight()).sum()
     }
 
-    /// Waits until this node is Ready and sees at least `members` Ready members, itself included.
+    /// Waits until this node is Ready, sees at least `members` Ready members, itself included, and the groups that
+    /// it has are known to be on as many.
     ///
-    /// It waits as long as that takes: bound it by a time-out. Dropping the future is safe.
+    /// Until then a key may be loaded by more than one node. It waits as long as that takes: bound it by a
+    /// time-out. Dropping the future is safe.
     ///
     /// # Errors
     /// [`is_closed`](Error::is_closed) when the node is shut down meanwhile.
     pub async fn ready(&self, members: usize) -> Result<()> {
+        let shared = &self.inner.shared;
         let mut status = self.inner.status.clone();
-        let waited = status.wait_for(|s| s.is_ready && s.ready_members >= members).await;
-        waited.map(drop).map_err(|_| self.closed())
+        loop {
+            let waited = status.wait_for(|s| s.is_ready && s.ready_members >= members).await;
+            waited.map(drop).map_err(|_| self.closed())?;
+            let groups = shared.registry.names();
+            let has_all = |link: &Arc<Link>| link.admits() && groups.iter().all(|g| link.offers(&g.name, g.format));
+            if shared.links().iter().filter(|link| has_all(link)).count() + 1 >= members {
+                return Ok(());
+            }
+            if shared.is_closed() {
+                return Err(self.closed());
+            }
+            tokio::time::sleep(READY_LOOK).await;
+        }
     }
 
     /// Stops owning keys: says so to peers and provider, and waits until the peers that are connected have taken it

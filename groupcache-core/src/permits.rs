@@ -47,6 +47,7 @@ impl Permits {
             }
             let _place = pool.queue(self.max_waiting)?;
             tokio::select! {
+                biased;
                 permit = Arc::clone(&pool.permits).acquire_owned() => return permit.map_err(|_| QueueFull),
                 () = lineage.deeper_than(depth) => {} // promoted: wait in that pool instead
             }
@@ -86,7 +87,7 @@ mod tests {
     use crate::chain::Chain;
 
     fn load(chain: &[u64], hash: u64) -> Arc<Lineage> {
-        Lineage::begin(Chain::of(chain.iter().copied()), hash).unwrap()
+        Lineage::begin(&Chain::of(chain.len() as u32, chain.iter().copied()), hash).unwrap()
     }
 
     #[tokio::test]
@@ -122,7 +123,7 @@ mod tests {
         let shallow = load(&[], 2);
         let mut waits = Box::pin(permits.acquire(&shallow));
         assert!(futures_util::poll!(waits.as_mut()).is_pending());
-        shallow.join(&outer.chain()).unwrap(); // the outer load needs it now
+        let _joined = shallow.join(&outer.chain()).unwrap(); // the outer load needs it now
         drop(waits.await.unwrap());
         drop(held);
     }

@@ -37,8 +37,10 @@ pub(crate) trait Served: Send + Sync {
     fn hit(&self, key: &str) -> Option<Encoded>;
     /// Joins the load of a key or begins it. Dropping the future leaves the load running.
     fn load(self: Arc<Self>, ask: Ask) -> Answering;
-    /// A write that another node makes: `Some` stores as the acting owner, `None` drops.
-    fn write(&self, key: &str, value: Option<Bytes>) -> Answer;
+    /// Drops what is held, and lets nothing that is under way be stored: another node writes.
+    fn invalidate(&self, key: &str);
+    /// Stores a value as the acting owner, unless a later write passes it. What was held is dropped at once.
+    fn set(self: Arc<Self>, key: &str, value: Bytes) -> Answering;
     /// Counts the loads that run past their deadline.
     fn watch(&self);
     /// The group is no longer part of the node: who waits is told.

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::{FALLBACK_CAP_MAX, FALLBACK_CAP_MIN, FALLBACK_PER_SECOND, FALLBACK_SHARE, Limits},
     flight::Stripes,
-    identity::NodeState,
+    identity::{NodeState, PeerId},
     membership::{
         stabilizer::{Counters, DialId, Member},
         view::View,
@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) local: Arc<Local>,
     view: ArcSwap<View>,
     links: DashMap<DialId, Arc<Link>, Keyed>,
+    /// The link on which each peer said Hello last: ahead of the view while a peer moves from one to another.
+    links_by_id: DashMap<PeerId, Arc<Link>, Keyed>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) permits: Permits,
     pub(crate) stripes: Arc<Stripes>,
@@ -74,6 +76,7 @@ impl Shared {
             local,
             view: ArcSwap::from_pointee(view),
             links: DashMap::with_hasher(hasher),
+            links_by_id: DashMap::with_hasher(hasher),
             registry: Arc::new(Registry::new(hasher)),
             permits: Permits::new(max_loads, max_queued_loads),
             stripes: Arc::new(Stripes::new()),
@@ -114,7 +117,19 @@ impl Shared {
 
     /// The link to a member; `None` for this node itself, and for one that has just been given up.
     pub(crate) fn link(&self, member: &Member) -> Option<Arc<Link>> {
-        self.links.get(&member.dial?).map(|link| Arc::clone(&link))
+        let dial = member.dial?;
+        let by_id = || self.links_by_id.get(&member.id).map(|link| Arc::clone(&link));
+        self.link_of(dial).or_else(by_id)
+    }
+
+    /// A peer has said Hello on this link.
+    pub(crate) fn now_at(&self, id: &PeerId, link: &Arc<Link>) {
+        self.links_by_id.insert(id.clone(), Arc::clone(link));
+    }
+
+    /// A link was given up.
+    pub(crate) fn no_longer_at(&self, link: &Arc<Link>) {
+        self.links_by_id.retain(|_, known| !Arc::ptr_eq(known, link));
     }
 
     pub(crate) fn link_of(&self, dial: DialId) -> Option<Arc<Link>> {
@@ -192,7 +207,7 @@ impl FallbackBudget {
         // What the requests of a busy second earned is not cut: it is their share.
         budget.tokens = saved.min(Self::MAX_TOKENS.max(by_requests));
         budget.at_ms = now_ms;
-        budget.requests = requests;
+        budget.requests = budget.requests.max(requests); // a sum of cells, read while others add, may step back
         budget.is_begun = true;
         let allowed = budget.tokens >= 1000;
         if allowed {

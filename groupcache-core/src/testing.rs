@@ -22,6 +22,7 @@ pub(crate) fn hello(id: &str) -> Hello {
         ring_algorithm: crate::ring::ALGORITHM,
         fingerprint: 0,
         max_requests_per_frame: 1024,
+        max_value_bytes: 1 << 20,
         groups: Vec::new(),
         features: 0,
     }

@@ -33,7 +33,7 @@ impl Outgoing {
         Self(Frame { fingerprint, ..Frame::default() })
     }
 
-    pub(crate) fn hello(&mut self, hello: &Hello, max_value_bytes: usize, max_in_flight: usize) {
+    pub(crate) fn hello(&mut self, hello: &Hello, max_in_flight: usize) {
         self.0.hello = Some(proto::Hello {
             min_version: VERSION,
             max_version: VERSION,
@@ -49,9 +49,9 @@ impl Outgoing {
             ring_algorithm: hello.ring_algorithm,
             fingerprint: hello.fingerprint,
             limits: Some(proto::Limits {
-                max_frame_bytes: (max_value_bytes + crate::config::FRAME_SLACK_BYTES) as u64,
+                max_frame_bytes: (hello.max_value_bytes + crate::config::FRAME_SLACK_BYTES) as u64,
                 max_requests_per_frame: hello.max_requests_per_frame as u32,
-                max_value_bytes: max_value_bytes as u64,
+                max_value_bytes: hello.max_value_bytes as u64,
                 max_key_bytes: MAX_KEY_BYTES as u32,
                 max_in_flight: max_in_flight as u32,
             }),
@@ -94,6 +94,7 @@ impl Outgoing {
             deadline_ms: millis(wait).max(1),
             role: rank.min(999) as u32,
             chain: chain.as_slice().to_vec(),
+            depth: chain.depth() as u32,
             value,
             ..proto::Request::default()
         });
@@ -158,6 +159,7 @@ fn read_hello(hello: proto::Hello) -> Result<Hello, BadHello> {
     if !hello.zone.is_empty() {
         check_name("zone", &hello.zone).map_err(bad)?;
     }
+    let limits = hello.limits.unwrap_or_default();
     Ok(Hello {
         id: PeerId::new(&hello.id).map_err(bad)?,
         expected: match hello.expected_id.as_str() {
@@ -173,7 +175,12 @@ fn read_hello(hello: proto::Hello) -> Result<Hello, BadHello> {
         addresses: hello.addresses.iter().take(MAX_ADDRESSES).filter_map(|a| Address::new(a).ok()).collect(),
         ring_algorithm: hello.ring_algorithm,
         fingerprint: hello.fingerprint,
-        max_requests_per_frame: hello.limits.map_or(0, |l| l.max_requests_per_frame as usize).max(1),
+        max_requests_per_frame: limits.max_requests_per_frame.max(1) as usize,
+        // Unsaid is without limit.
+        max_value_bytes: match limits.max_value_bytes {
+            0 => usize::MAX,
+            max => usize::try_from(max).unwrap_or(usize::MAX),
+        },
         groups: hello
             .groups
             .into_iter()
@@ -219,7 +226,7 @@ pub(crate) fn request(request: proto::Request) -> Request {
         group: request.group,
         key: key(&request.key),
         wait: (request.deadline_ms > 0).then(|| Duration::from_millis(u64::from(request.deadline_ms))),
-        chain: Chain::of(request.chain),
+        chain: Chain::of(request.depth, request.chain),
         no_load: request.no_load,
     }
 }

@@ -1,4 +1,15 @@
 //! P1 and P2: any number of concurrent gets of a missing key anywhere cause one loader call.
+#![allow(
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test may stop at the first surprise, and the network is its own"
+)]
+
 mod support;
 
 use std::time::Duration;

@@ -1,6 +1,17 @@
 //! P4: an owner that is killed, stopped, or behind a path that has gone dead is not the callers' error.
 //!
 //! The owner that is lost is a real process: this test binary, started again as `a_process_of_its_own`.
+#![allow(
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test may stop at the first surprise, and the network is its own"
+)]
+
 mod support;
 
 use std::{

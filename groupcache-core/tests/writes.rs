@@ -1,6 +1,17 @@
 //! P9: after a complete write, no get that starts then yields a value whose load began before it.
 //!
 //! The loader returns the number of its start, so that every value tells when it was loaded.
+#![allow(
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test may stop at the first surprise, and the network is its own"
+)]
+
 mod support;
 
 use std::{

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     marker::PhantomData,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -83,6 +83,9 @@ impl<V: Value> GroupBuilder<V> {
 
     /// Where values come from, with a state that is handed to each call: a pool, a client, a configuration.
     ///
+    /// A state that holds the [`Node`](crate::Node) itself keeps it alive until it is shut down: hold the groups
+    /// instead.
+    ///
     /// ```
     /// # use groupcache_core::{BoxError, Node};
     /// # #[derive(Clone)] struct Pool;
@@ -136,12 +139,18 @@ impl<V: Value> GroupBuilder<V> {
             loader,
             place: KeyHasher::new(&name),
             counters: GroupCounters::default(),
+            is_removed: AtomicBool::new(false),
             settings,
             shared: Arc::clone(&shared),
         });
         let group = Group::of(Arc::clone(&inner));
         let index = shared.registry.add(&name, group.served())?;
         let _ = inner.index.set(index);
+        if shared.is_closed() {
+            // Closed meanwhile, perhaps after it took all groups out: nobody else would take this one.
+            shared.registry.remove(&name);
+            return Err(inner.closed());
+        }
         shared.local.change(|hello| hello.groups = shared.registry.names());
         Ok(group)
     }

@@ -10,7 +10,7 @@ use crate::{
     chain::Chain,
     clock::{NEVER, later},
     error::{Error, Kind},
-    flight::{Join, Kind as Table},
+    flight::{Join, Kind as Table, within},
     identity::PeerId,
     loader::LoadReason,
     membership::view::View,
@@ -20,6 +20,9 @@ use crate::{
     sync::Mutex,
     value::Value,
 };
+
+/// How far the clocks of two nodes may differ in where a deadline is: ticks, and the way of a request.
+const DEADLINE_BLUR_MS: u64 = 100;
 
 struct Fetch<V: Value> {
     group: Arc<Inner<V>>,
@@ -44,7 +47,7 @@ struct Progress {
 impl<V: Value> Inner<V> {
     /// Joins the fetch of a key, or begins it.
     pub(super) fn join_fetch(self: &Arc<Self>, key: &str, hash: u64, view: Arc<View>, chain: Chain) -> Loading<V> {
-        let now_ms = self.shared.now_ms();
+        let now_ms = self.shared.local.clock.read_ms();
         let mut expired = None;
         let look_again = || {
             let slot = self.store.peek(key)?;
@@ -77,7 +80,7 @@ impl<V: Value> Inner<V> {
                 flight
             }
         };
-        Loading::Flight(flight)
+        Loading::Flight(flight, None)
     }
 }
 
@@ -85,6 +88,9 @@ impl<V: Value> Fetch<V> {
     /// Asks the next candidate that can be asked; loads here when it is our turn, or nobody is left.
     fn advance(self: Arc<Self>) {
         let shared = &self.group.shared;
+        if shared.tasks.closing.is_cancelled() {
+            return self.land(Err(self.group.closed().into()));
+        }
         loop {
             let (rank, has_failed) = {
                 let mut progress = self.progress.lock();
@@ -131,11 +137,16 @@ impl<V: Value> Fetch<V> {
     fn load_here(self: Arc<Self>) {
         match self.group.join_load(self.flight.key(), self.hash, &self.chain, LoadReason::Fallback) {
             Ok(Loading::Found(slot)) => self.land(Ok(slot)),
-            Ok(Loading::Flight(load)) => {
+            Ok(Loading::Flight(load, joined)) => {
                 let group = Arc::clone(&self.group);
+                let guard = group.land_on_drop(&self.flight);
+                // The load may take longer than a get: who waits must be told in time all the same.
+                let end = group.shared.local.clock.instant(self.deadline_ms);
                 group.shared.tasks.load(async move {
-                    let outcome = load.outcome().await;
-                    self.land(outcome);
+                    let outcome = within(Some(end), load.outcome()).await;
+                    drop(joined);
+                    self.land(outcome.unwrap_or(Err(Failure::Expired(None))));
+                    guard.defuse();
                 });
             }
             Err(error) => self.land(Err(error.into())),
@@ -187,6 +198,10 @@ impl<V: Value> Fetch<V> {
                 let text = format!("a value of group {name:?} is larger than its owner's limits.max_value_bytes");
                 self.said(Kind::TooLarge, text);
             }
+            // It ran into our deadline, not into its own: who may wait longer asks again.
+            Answer::Deadline if self.group.shared.now_ms() + DEADLINE_BLUR_MS >= self.deadline_ms => {
+                self.land(Err(Failure::Expired(self.asked())));
+            }
             Answer::Deadline => {
                 self.group.counters.timeouts.up();
                 self.said(Kind::Timeout, format!("the load of a value of group {name:?} ran into its deadline"));
@@ -210,10 +225,7 @@ impl<V: Value> Reply for Fetch<V> {
                 self.progress.lock().has_failed = true;
                 self.advance();
             }
-            Reached::Expired => match self.asked() {
-                Some(peer) => self.land(Err(Failure::Expired(peer))),
-                None => self.said(Kind::Timeout, "no answer in time"),
-            },
+            Reached::Expired => self.land(Err(Failure::Expired(self.asked()))),
         }
     }
 }

@@ -1,6 +1,10 @@
 //! A load: begun once, run in a task of its own, shared by everyone who asks meanwhile.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use tokio::time::timeout_at;
@@ -10,7 +14,7 @@ use super::{
     held::{Held, Slot},
 };
 use crate::{
-    chain::{CURRENT, Chain, Lineage},
+    chain::{CURRENT, Chain, Joined, Lineage},
     clock::{NEVER, later},
     error::{BoxError, Error, Kind, Result},
     flight::{Join, Kind as Table, LandOnDrop},
@@ -23,7 +27,8 @@ use crate::{
 pub(super) enum Loading<V: Value> {
     /// It has arrived meanwhile.
     Found(Slot<V>),
-    Flight(Flying<V>),
+    /// Under way; who was begun for a chain is entered there as long as the guard lives.
+    Flight(Flying<V>, Option<Joined>),
 }
 
 impl<V: Value> Inner<V> {
@@ -35,8 +40,8 @@ impl<V: Value> Inner<V> {
         chain: &Chain,
         reason: LoadReason,
     ) -> Result<Loading<V>> {
-        let lineage = Lineage::begin(*chain, hash).map_err(|knot| self.knotted(knot))?;
-        let now_ms = self.shared.now_ms();
+        let lineage = Lineage::begin(chain, hash).map_err(|knot| self.knotted(knot))?;
+        let now_ms = self.shared.local.clock.read_ms();
         // The flight that ended just before may have left the value. What has expired is let go of outside.
         let mut expired = None;
         let look_again = || {
@@ -53,17 +58,24 @@ impl<V: Value> Inner<V> {
             Join::Found(slot) => Ok(Loading::Found(slot)),
             Join::Shared(flight) => {
                 self.counters.shared_flights.up();
-                if let Some(load) = &flight.context {
-                    load.join(chain).map_err(|knot| self.knotted(knot))?;
-                }
-                Ok(Loading::Flight(flight))
+                let load = flight.context.as_ref();
+                let joined = load.map(|load| load.join(chain)).transpose().map_err(|knot| self.knotted(knot))?;
+                Ok(Loading::Flight(flight, joined.flatten()))
             }
             Join::Began(flight) => {
-                let task = run(Arc::clone(self), Arc::clone(&flight), hash, reason);
-                self.shared.tasks.load(task);
-                Ok(Loading::Flight(flight))
+                self.shared.tasks.load(run(Arc::clone(self), Arc::clone(&flight), hash, reason));
+                Ok(Loading::Flight(flight, None))
             }
         }
+    }
+
+    /// Lands a flight with an error when dropped: for a task that is to land it.
+    pub(super) fn land_on_drop(self: &Arc<Self>, flight: &Flying<V>) -> LandOnDrop<impl FnOnce() + use<V>> {
+        let (group, flight) = (Arc::clone(self), Arc::clone(flight));
+        LandOnDrop::new(move || {
+            let text = "the work was given up: the node was shut down or its runtime ended";
+            group.flights.land(&flight, Err(Error::new(Kind::Closed, text).into()), || ());
+        })
     }
 
     /// Joins the load of a key if one runs; for a node that drains.
@@ -72,33 +84,39 @@ impl<V: Value> Inner<V> {
     }
 
     /// How long a value may be kept, and whether at all.
-    fn keeping(&self, loaded: &Loaded<V>, hash: u64, reason: LoadReason) -> Option<Option<Duration>> {
+    fn keeping(&self, loaded: &Loaded<V>, hash: u64) -> Option<Option<Duration>> {
         if !loaded.keep {
             return None;
         }
         let wanted = loaded.time_to_live.or(self.settings.time_to_live);
-        // Whether we own it is decided by our own view, at the end of the load.
-        let view = self.shared.view();
-        let cap = match (view.owner(hash), reason) {
-            (Some(owner), _) if owner.dial.is_some() => Some(self.shared.fallback_cap(owner)),
-            _ => None,
-        };
-        Some(match (wanted, cap) {
+        Some(self.capped(wanted, hash))
+    }
+
+    /// A value that another node owns is kept for a short time only. Who owns it is decided by our own view, when
+    /// the value is there.
+    pub(super) fn capped(&self, wanted: Option<Duration>, hash: u64) -> Option<Duration> {
+        let view = self.shared.view_ref();
+        let cap = view.owner(hash).filter(|owner| owner.dial.is_some()).map(|owner| self.shared.fallback_cap(owner));
+        match (wanted, cap) {
             (Some(wanted), Some(cap)) => Some(wanted.min(cap)),
             (wanted, cap) => wanted.or(cap),
-        })
+        }
     }
 }
 
-/// The task of one load. Whatever happens in it, the flight lands.
-async fn run<V: Value>(group: Arc<Inner<V>>, flight: Flying<V>, hash: u64, reason: LoadReason) {
-    let on_drop = LandOnDrop::new(|| {
-        let text = "the load was given up: the node was shut down or its runtime ended";
-        group.flights.land(&flight, Err(Error::new(Kind::Closed, text).into()), || ());
-    });
-    let outcome = load(&group, &flight, reason).await;
-    on_drop.defuse();
-    finish(&group, &flight, hash, reason, outcome);
+/// The task of one load. Whatever happens to it, even if it is never polled, the flight lands.
+fn run<V: Value>(
+    group: Arc<Inner<V>>,
+    flight: Flying<V>,
+    hash: u64,
+    reason: LoadReason,
+) -> impl Future<Output = ()> + Send {
+    let guard = group.land_on_drop(&flight);
+    async move {
+        let outcome = load(&group, &flight, reason).await;
+        finish(&group, &flight, hash, outcome);
+        guard.defuse();
+    }
 }
 
 /// Permit, loader, deadline.
@@ -108,7 +126,7 @@ async fn load<V: Value>(group: &Inner<V>, flight: &Flying<V>, reason: LoadReason
     };
     let limit = group.settings.load_deadline;
     let clock = &group.shared.local.clock;
-    let deadline = clock.instant(later(clock.now_ms(), limit));
+    let deadline = clock.instant(later(clock.read_ms(), limit));
     let permit = match timeout_at(deadline, group.shared.permits.acquire(&lineage)).await {
         Ok(Ok(permit)) => permit,
         Ok(Err(_)) => return Err(group.overloaded("as many loads wait as are allowed")),
@@ -118,7 +136,7 @@ async fn load<V: Value>(group: &Inner<V>, flight: &Flying<V>, reason: LoadReason
     if reason == LoadReason::Fallback {
         group.counters.fallback_loads.up();
     }
-    let load = Load { key: flight.key(), group: &group.settings.name, deadline, reason };
+    let load = Load::new(flight.key(), &group.settings.name, deadline, reason);
     // The call itself is in the block: a loader may panic before it returns its future.
     let loading = CURRENT.scope(lineage, AssertUnwindSafe(async { group.loader.start(load).await }).catch_unwind());
     let loaded = timeout_at(deadline, loading).await;
@@ -156,12 +174,12 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> BoxError {
 }
 
 /// Encodes, stores unless a write has passed, and tells everyone.
-fn finish<V: Value>(group: &Inner<V>, flight: &Flying<V>, hash: u64, reason: LoadReason, loaded: Result<Loaded<V>>) {
-    let now_ms = group.shared.now_ms();
+fn finish<V: Value>(group: &Inner<V>, flight: &Flying<V>, hash: u64, loaded: Result<Loaded<V>>) {
+    let now_ms = group.shared.local.clock.read_ms();
     let mut keeps = false;
     let outcome: Outcome<V> = loaded
         .and_then(|loaded| {
-            let keeping = group.keeping(&loaded, hash, reason);
+            let keeping = group.keeping(&loaded, hash);
             keeps = keeping.is_some();
             let expires_at_ms = match keeping {
                 Some(Some(ttl)) => later(now_ms, ttl),
@@ -173,7 +191,8 @@ fn finish<V: Value>(group: &Inner<V>, flight: &Flying<V>, hash: u64, reason: Loa
         })
         .map_err(Into::into);
     let keep = outcome.as_ref().ok().filter(|_| keeps).cloned();
-    let landed = group.flights.land(flight, outcome, || keep.map(|slot| group.store.insert(flight.key(), slot)));
+    let store = || keep.filter(|_| !group.is_removed.load(Relaxed)).map(|slot| group.store.insert(flight.key(), slot));
+    let landed = group.flights.land(flight, outcome, store);
     match landed {
         None if keeps => group.counters.passed_by_a_write.up(),
         Some(Some(inserted)) => {

@@ -1,6 +1,9 @@
 //! What peers may ask of a group.
 
-use std::{error::Error as _, sync::Arc};
+use std::{
+    error::Error as _,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use bytes::Bytes;
 
@@ -40,7 +43,7 @@ impl<V: Value> Served for Inner<V> {
         let hash = self.place.hash(ask.key.as_bytes());
         let joined = if self.shared.is_draining() {
             match self.running_load(&ask.key) {
-                Some(flight) => Ok(Loading::Flight(flight)),
+                Some(flight) => Ok(Loading::Flight(flight, None)),
                 None => return Box::pin(std::future::ready(Answer::Declined(Decline::Draining))),
             }
         } else if self.shared.is_closed() {
@@ -51,11 +54,11 @@ impl<V: Value> Served for Inner<V> {
             self.join_load(&ask.key, hash, &ask.chain, reason)
         };
         // Begun above, not when it is first polled: a request is older than what follows it on the connection.
-        let deadline = self.shared.local.clock.instant(later(self.shared.now_ms(), ask.wait));
+        let deadline = self.shared.local.clock.instant(later(self.shared.local.clock.read_ms(), ask.wait));
         Box::pin(async move {
             let outcome = match joined {
                 Ok(Loading::Found(slot)) => Ok(slot),
-                Ok(Loading::Flight(flight)) => match within(Some(deadline), flight.outcome()).await {
+                Ok(Loading::Flight(flight, _joined)) => match within(Some(deadline), flight.outcome()).await {
                     Some(outcome) => outcome,
                     None => return Answer::Deadline,
                 },
@@ -65,27 +68,29 @@ impl<V: Value> Served for Inner<V> {
         })
     }
 
-    fn write(&self, key: &str, value: Option<Bytes>) -> Answer {
-        let Some(bytes) = value else {
-            self.invalidate(key);
-            return Answer::Done;
+    fn invalidate(&self, key: &str) {
+        self.drop_written(key);
+    }
+
+    fn set(self: Arc<Self>, key: &str, value: Bytes) -> Answering {
+        let mark = self.drop_written(key);
+        let key: Arc<str> = key.into();
+        let store = move || {
+            let hash = self.place.hash(key.as_bytes());
+            let now_ms = self.shared.local.clock.read_ms();
+            let Ok(value) = decode::<V>(value) else { return Answer::Declined(Decline::OtherFormat) };
+            let Ok(slot) = self.slot(&key, value, now_ms, self.expiry_of_set(now_ms, hash)) else {
+                return Answer::Declined(Decline::OtherFormat);
+            };
+            // Passed by a later write: that one stands, and this one has done its part.
+            drop(self.flights.write_later(mark, || self.store.insert(&key, slot)));
+            Answer::Done
         };
-        let now_ms = self.shared.now_ms();
-        let stored = decode::<V>(bytes).ok().and_then(|value| {
-            let expires_at_ms = self.expiry_of_set(now_ms);
-            self.slot(key, value, now_ms, expires_at_ms).ok()
-        });
-        match stored {
-            Some(slot) => {
-                self.store_written(key, slot);
-                Answer::Done
-            }
-            None => {
-                // What we cannot read we cannot keep, but the older value must go all the same.
-                self.invalidate(key);
-                Answer::Declined(Decline::OtherFormat)
-            }
+        if V::DECODES_LIKE_A_CLONE {
+            return Box::pin(std::future::ready(store()));
         }
+        // Decoding is the user's code and may take long: not in the task that reads the connection.
+        Box::pin(async move { tokio::spawn(async move { store() }).await.unwrap_or(Answer::Declined(Decline::Other)) })
     }
 
     fn watch(&self) {
@@ -106,6 +111,7 @@ impl<V: Value> Served for Inner<V> {
     }
 
     fn close(&self) {
+        self.is_removed.store(!self.shared.is_closed(), Relaxed);
         for table in [Table::Fetch, Table::Load] {
             for flight in self.flights.all(table) {
                 self.flights.land(&flight, Err(self.closed().into()), || ());

@@ -1,8 +1,8 @@
 //! Writes: the acting owner first, then everyone else, so that nobody refills from an owner that does not know yet.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{Group, Inner, held::Slot};
 use crate::{
@@ -10,10 +10,14 @@ use crate::{
     clock::{NEVER, later},
     config::INVALIDATION,
     error::{Error, Kind, Result},
+    flight::Mark,
     identity::PeerId,
     membership::{stabilizer::Member, view::View},
-    message::{Answer, Op},
-    peer::table::{Call, Outcome, Reply},
+    message::{Answer, Decline, Op},
+    peer::{
+        client::Link,
+        table::{Call, Outcome, Reply},
+    },
     sync::Mutex,
     value::Value,
 };
@@ -57,7 +61,7 @@ impl<V: Value> Group<V> {
     ///
     /// It is not a database write: the value may be evicted at any time, and the loader is the truth. Loads that
     /// run meanwhile are answered to those who wait for them and not kept. Once begun it is carried out, even if
-    /// the future is dropped. It takes one exchange with the owner and one with every other node, side by side.
+    /// the future is dropped or the deadline passes. It takes one exchange with the owner and one with every other node, side by side.
     ///
     /// # Errors
     /// [`is_unreachable`](Error::is_unreachable) when neither the owner nor any successor could be reached,
@@ -65,9 +69,10 @@ impl<V: Value> Group<V> {
     pub async fn set(&self, key: &str, value: impl Into<V>) -> Result<Invalidated> {
         let group = &self.inner;
         group.check(key)?;
-        let now_ms = group.shared.now_ms();
-        let slot = group.slot(key, value.into(), now_ms, group.expiry_of_set(now_ms))?;
-        group.carry_out(key, Some(slot)).await
+        let now_ms = group.shared.local.clock.read_ms();
+        let hash = group.place.hash(key.as_bytes());
+        let slot = group.slot(key, value.into(), now_ms, group.expiry_of_set(now_ms, hash))?;
+        group.carry_out(key, Some(slot), self.deadline).await
     }
 
     /// Drops a value everywhere, so that the next get loads it anew. Otherwise as [`set`](Self::set).
@@ -76,31 +81,34 @@ impl<V: Value> Group<V> {
     /// Those of [`set`](Self::set).
     pub async fn remove(&self, key: &str) -> Result<Invalidated> {
         self.inner.check(key)?;
-        self.inner.carry_out(key, None).await
+        self.inner.carry_out(key, None, self.deadline).await
     }
 }
 
 impl<V: Value> Inner<V> {
-    pub(super) fn expiry_of_set(&self, now_ms: u64) -> u64 {
-        self.settings.time_to_live.map_or(NEVER, |ttl| later(now_ms, ttl))
+    pub(super) fn expiry_of_set(&self, now_ms: u64, hash: u64) -> u64 {
+        self.capped(self.settings.time_to_live, hash).map_or(NEVER, |ttl| later(now_ms, ttl))
     }
 
     /// In a task of its own: a caller that gives up must not leave half of the nodes with the old value.
-    async fn carry_out(self: &Arc<Self>, key: &str, value: Option<Slot<V>>) -> Result<Invalidated> {
+    async fn carry_out(self: &Arc<Self>, key: &str, value: Option<Slot<V>>, wait: Duration) -> Result<Invalidated> {
         self.counters.writes.up();
         let (done, outcome) = oneshot::channel();
         let (group, key) = (Arc::clone(self), Arc::from(key));
-        self.shared.tasks.run(async move {
+        self.shared.tasks.load(async move {
             let _ = done.send(group.write_everywhere(key, value).await);
         });
-        outcome.await.unwrap_or_else(|_| Err(self.closed()))
+        match timeout(wait, outcome).await {
+            Ok(outcome) => outcome.unwrap_or_else(|_| Err(self.closed())),
+            Err(_) => Err(self.timed_out(wait, None)),
+        }
     }
 
     async fn write_everywhere(self: Arc<Self>, key: Arc<str>, value: Option<Slot<V>>) -> Result<Invalidated> {
         let view = self.shared.view();
         let (acting, mut unreached) = self.write_at_owner(&view, &key, value).await?;
         if acting.is_some() {
-            self.invalidate(&key);
+            self.drop_written(&key);
         }
         let mut told = Vec::new();
         for member in view.members().iter().filter(|m| m.dial.is_some() && Some(&m.id) != acting.as_ref()) {
@@ -113,7 +121,10 @@ impl<V: Value> Inner<V> {
             }
         }
         for (id, answer) in told {
-            if !matches!(answer.await, Ok(Outcome::Answered(Answer::Done))) {
+            // A node without the group holds nothing of it.
+            let nothing_there = Answer::Declined(Decline::UnknownGroup);
+            if !matches!(answer.await, Ok(Outcome::Answered(answer)) if answer == Answer::Done || answer == nothing_there)
+            {
                 unreached.push(id);
             }
         }
@@ -138,6 +149,11 @@ impl<V: Value> Inner<V> {
             if member.dial.is_none() {
                 break true;
             }
+            // A get of ours would not ask it either: the acting owner is the one that gets go to.
+            let offers = |link: &Link| link.offers(&self.settings.name, self.settings.format);
+            if self.shared.link(member).is_some_and(|link| link.admits() && !offers(&link)) {
+                continue;
+            }
             let op = value.as_ref().map_or(Op::Remove, |slot| Op::Set(slot.payload.encoded().clone()));
             let answer = match self.tell(member, key, op, rank) {
                 Some(answer) => answer.await.ok(),
@@ -157,7 +173,7 @@ impl<V: Value> Inner<V> {
         }
         match value {
             Some(slot) => self.store_written(key, slot),
-            None => self.invalidate(key),
+            None => drop(self.drop_written(key)),
         }
         Ok((None, unreached))
     }
@@ -166,11 +182,18 @@ impl<V: Value> Inner<V> {
     fn tell(&self, member: &Member, key: &Arc<str>, op: Op, rank: usize) -> Option<oneshot::Receiver<Outcome>> {
         let link = self.shared.link(member)?;
         let (answer, told) = oneshot::channel();
+        if let Op::Set(value) = &op
+            && !link.takes(value.len())
+        {
+            // It would end the whole stream there.
+            let _ = answer.send(Outcome::Answered(Answer::TooLarge));
+            return Some(told);
+        }
         let call = Call {
             op,
             group: self.index(),
             key: Arc::clone(key),
-            deadline_ms: later(self.shared.now_ms(), INVALIDATION),
+            deadline_ms: later(self.shared.local.clock.read_ms(), INVALIDATION),
             rank,
             chain: Chain::EMPTY,
             reply: Arc::new(Acknowledged(Mutex::new(Some(answer)))),
@@ -179,16 +202,17 @@ impl<V: Value> Inner<V> {
     }
 
     /// Drops what is held here and lets nothing that is under way be stored.
-    pub(super) fn invalidate(&self, key: &str) {
-        let dropped = self.flights.write(key, || self.store.remove(key));
+    pub(super) fn drop_written(&self, key: &str) -> Mark {
+        let (dropped, mark) = self.flights.write(key, self.shared.now_ms(), || self.store.remove(key));
         if dropped.is_some() {
             self.counters.invalidated.up();
         }
+        mark
     }
 
     /// Stores a written value; what is under way is not stored over it.
-    pub(super) fn store_written(&self, key: &str, slot: Slot<V>) {
-        drop(self.flights.write(key, || self.store.insert(key, slot)));
+    fn store_written(&self, key: &str, slot: Slot<V>) {
+        drop(self.flights.write(key, self.shared.now_ms(), || self.store.insert(key, slot)));
     }
 }
 

@@ -55,6 +55,7 @@ where
         loop {
             // A function that never returns must not keep the provider from leaving.
             let asked = tokio::select! {
+                biased;
                 asked = (self.peers)() => asked,
                 () = cx.leaving() => return Ok(()),
             };

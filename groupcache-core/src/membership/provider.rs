@@ -194,14 +194,18 @@ pub struct ProviderContext {
     reports: mpsc::Sender<Report>,
 }
 
-/// The latest of what a provider has published. A hint does not push an unread complete set aside.
+/// The latest of what a provider has published.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Published {
     pub(crate) complete: Option<PeerSet>,
-    pub(crate) hints: Option<PeerSet>,
     /// How many complete sets there have been: the same set published again is an answer too.
     pub(crate) count: u64,
+    /// Hints since the last complete set.
+    pub(crate) hints: Vec<Peer>,
 }
+
+/// Hints that are held for a node that does not read them; the next complete set says it all anyway.
+const MAX_HINTS: usize = 2_000;
 
 impl ProviderContext {
     /// This node, as it should be announced now.
@@ -241,8 +245,12 @@ impl ProviderContext {
             if set.is_complete {
                 published.complete = Some(set);
                 published.count += 1;
+                published.hints.clear();
             } else {
-                published.hints = Some(set);
+                published.hints.extend(set.peers);
+                published.hints.sort_unstable();
+                published.hints.dedup();
+                published.hints.truncate(MAX_HINTS);
             }
         });
     }

@@ -218,9 +218,9 @@ impl Stabilizer {
     /// Joining becomes Ready when the peers of the first complete set have answered, or could have.
     fn become_ready(&mut self, now: Duration) {
         let Some(first) = self.first_set_at.filter(|_| self.me.state == NodeState::Joining) else { return };
-        // Somebody else's record of our own id is not a peer to wait for.
-        let me = &self.me.id;
-        let is_waiting = self.dials.iter().any(|(_, t)| t.link == Link::Dialling && t.aim.id() != Some(me));
+        // A record of our own id at another address is waited for too: who answers there is a rival, and a node
+        // that has one must not start to own keys.
+        let is_waiting = self.dials.iter().any(|(_, t)| t.link == Link::Dialling);
         if !is_waiting || now >= first + READY_LIMIT {
             self.me.state = NodeState::Ready;
             self.actions.push(Action::Ready);

@@ -102,7 +102,7 @@ impl NodeBuilder {
             Handle::try_current().map_err(|e| Error::caused(Kind::Config, "start() needs a tokio runtime", e))?;
 
         let mut rng = self.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-        let hello = hello_of(&identity);
+        let hello = hello_of(&identity, &self.limits);
         let stabilizer = Stabilizer::new(facts(&hello), rng.fork());
         let local = Arc::new(Local::new(hello, self.limits, Net::tcp()));
         let shared = Arc::new(Shared::new(Arc::clone(&local), View::new(1, MemberSet::default()), runtime, rng));
@@ -150,7 +150,11 @@ impl NodeBuilder {
                 });
             }
             None => {
-                handle.publish(Published { complete: Some(PeerSet::complete(Vec::new())), hints: None, count: 1 });
+                handle.publish(Published {
+                    complete: Some(PeerSet::complete(Vec::new())),
+                    count: 1,
+                    hints: Vec::new(),
+                });
                 withdrawn.cancel();
             }
         }
@@ -189,7 +193,7 @@ fn check_exposure(identity: &Identity, is_insecure: bool) -> Result<()> {
     if !listen.ip().is_loopback() && !allowed {
         return Err(Error::config(format!(
             "listening on {listen} would let everyone who reaches it read and fill the cache; on a network that you trust \
-             call .insecure() or set GROUPCACHE_INSECURE=1, otherwise listen on loopback"
+             set GROUPCACHE_INSECURE=1 or call .insecure(), otherwise listen on loopback (NODE_IP=127.0.0.1)"
         )));
     }
     if !listen.ip().is_loopback() {
@@ -207,7 +211,10 @@ fn check_exposure(identity: &Identity, is_insecure: bool) -> Result<()> {
 fn listen(identity: &mut Identity) -> Result<TcpIncoming> {
     let wanted = identity.listen();
     let cannot = |e: std::io::Error| {
-        let text = format!("cannot listen for peers on {wanted}; is the port taken, or the address another host's?");
+        let text = format!(
+            "cannot listen for peers on {wanted}: the port is taken, or the address is another host's; choose another \
+             GROUP_PORT or NODE_IP"
+        );
         Error::caused(Kind::Config, text, e)
     };
     let incoming = net::listen(wanted).map_err(cannot)?;
@@ -215,7 +222,7 @@ fn listen(identity: &mut Identity) -> Result<TcpIncoming> {
     Ok(incoming)
 }
 
-fn hello_of(identity: &Identity) -> Hello {
+fn hello_of(identity: &Identity, limits: &Limits) -> Hello {
     Hello {
         cluster: identity.cluster().to_owned(),
         id: identity.id(),
@@ -228,6 +235,7 @@ fn hello_of(identity: &Identity) -> Hello {
         ring_algorithm: ring::ALGORITHM,
         fingerprint: 0,
         max_requests_per_frame: MAX_REQUESTS_PER_FRAME,
+        max_value_bytes: limits.max_value_bytes,
         groups: Vec::new(),
         features: wire::FEATURES,
     }

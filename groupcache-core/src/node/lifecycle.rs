@@ -1,13 +1,16 @@
 //! How a node leaves: drain, shutdown, drop.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::{Inner, Node, membership::Command};
 use crate::{
     config::{DRAIN, WITHDRAW},
     error::Result,
+    flight::within,
+    identity::NodeState,
+    peer::client::Link,
 };
 
 /// How often a condition of other nodes is looked at while leaving.
@@ -20,13 +23,16 @@ impl Node {
     pub(super) async fn drain_within(&self, limit: Duration) -> Result<()> {
         let inner = &self.inner;
         inner.commands.send(Command::Drain).await.map_err(|_| self.closed())?;
-        // A peer that agrees with our view, in which we own nothing, has taken us out.
+        // A peer that agrees with our view, in which we own nothing, has taken us out. One that drains itself, or
+        // cannot be reached, takes no keys from us: nothing is to be waited for.
         let all_know = async {
             let mut status = inner.status.clone();
             let _ = status.wait_for(|status| status.is_draining).await;
             loop {
-                let ours = inner.shared.view_ref().fingerprint();
-                if inner.shared.links().iter().all(|link| !link.admits() || link.fingerprint() == ours) {
+                let view = inner.shared.view();
+                let mut heirs = view.members().iter().filter(|m| m.dial.is_some() && m.state != NodeState::Draining);
+                let knows = |link: Arc<Link>| !link.admits() || link.fingerprint() == view.fingerprint();
+                if heirs.all(|heir| inner.shared.link(heir).is_none_or(knows)) {
                     return;
                 }
                 tokio::time::sleep(LOOK).await;
@@ -47,7 +53,7 @@ impl Node {
     pub async fn shutdown_within(&self, deadline: Duration) -> Result<()> {
         let inner = &self.inner;
         let shared = &inner.shared;
-        let end = Instant::now() + deadline;
+        let end = Instant::now().checked_add(deadline);
         if inner.stop_serving.is_cancelled() {
             return Ok(());
         }
@@ -57,11 +63,11 @@ impl Node {
         shared.tasks.loads.close();
         let all_answered = async {
             shared.tasks.loads.wait().await;
-            while inner.server.owes() > 0 {
+            while inner.server.owes() > 0 || shared.links().iter().any(|link| link.in_flight() > 0) {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        if timeout_at(end, all_answered).await.is_err() {
+        if within(end, all_answered).await.is_none() {
             tracing::warn!(
                 left = shared.tasks.loads.len(),
                 "loads still ran at the end of the shutdown; who waits gets an error"
@@ -97,15 +103,16 @@ impl Inner {
         self.shared.close();
         self.leaving.send_replace(true);
         self.stop_serving.cancel();
+        // First, so that fetches which lose their link now do not begin to load here.
         self.shared.tasks.closing.cancel();
         self.shared.tasks.loads.close();
         self.shared.tasks.others.close();
-        for link in self.shared.links() {
-            link.hang_up();
-        }
         // Groups hold what holds the registry: emptied, they are freed with their last handle.
         for group in self.shared.registry.take_all() {
             group.close();
+        }
+        for link in self.shared.links() {
+            link.hang_up();
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::{
 use crate::{
     identity::{Address, NodeState, PeerId},
     membership::{
-        provider::{Health, Me, ProviderFeed, Report},
+        provider::{Health, Me, PeerSet, ProviderFeed, Report},
         stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Stabilizer, Warning},
         view::View,
     },
@@ -88,25 +88,23 @@ impl Membership {
         let mut sets_seen = 0;
         let mut provider_is_there = true;
         loop {
+            // Events come last: a peer that says a great deal must not keep time and discovery from being heard.
             let input = tokio::select! {
                 biased;
                 Some(command) = feeds.commands.recv() => match command {
                     Command::Drain => self.drain(),
                 },
-                Some((dial, event)) = feeds.events.recv() => self.heard(dial, event),
+                _ = steps.tick() => Some(Input::Tick),
                 Some((id, is_alive)) = self.pinged.recv() => Some(Input::Pinged { id, is_alive }),
                 changed = feeds.provider.sets.changed(), if provider_is_there => {
                     provider_is_there = changed.is_ok();
                     let published = feeds.provider.sets.borrow_and_update().clone();
-                    if let Some(hints) = published.hints {
-                        self.step(Input::Set(hints));
-                    }
-                    let is_new = published.count != sets_seen;
-                    sets_seen = published.count;
-                    published.complete.filter(|_| is_new).map(|set| {
+                    if let Some(set) = published.complete.filter(|_| published.count != sets_seen) {
                         self.shared.local.counters.provider_sets.up();
-                        Input::Set(set)
-                    })
+                        self.step(Input::Set(set));
+                    }
+                    sets_seen = published.count;
+                    (!published.hints.is_empty()).then(|| Input::Set(PeerSet::partial(published.hints)))
                 }
                 Some(report) = feeds.provider.reports.recv() => match report {
                     Report::Left { id, incarnation } => Some(Input::Left { id, incarnation }),
@@ -115,7 +113,7 @@ impl Membership {
                         None
                     }
                 },
-                _ = steps.tick() => Some(Input::Tick),
+                Some((dial, event)) = feeds.events.recv() => self.heard(dial, event),
             };
             if let Some(input) = input {
                 self.step(input);
@@ -145,6 +143,7 @@ impl Membership {
             Action::Hangup { dial } => {
                 self.who.remove(&dial);
                 if let Some(link) = self.shared.remove_link(dial) {
+                    self.shared.no_longer_at(&link);
                     link.hang_up();
                 }
             }
@@ -180,8 +179,8 @@ impl Membership {
     }
 
     fn ping(&self, id: PeerId) {
-        let dial = self.who.iter().find(|(_, who)| **who == id).map(|(dial, _)| *dial);
-        let link = dial.and_then(|dial| self.shared.link_of(dial));
+        let links = self.who.iter().filter(|(_, who)| **who == id).filter_map(|(dial, _)| self.shared.link_of(*dial));
+        let link = links.max_by_key(|link| link.admits());
         let pings = self.pings.clone();
         self.shared.tasks.run(async move {
             let is_alive = match link {
@@ -225,10 +224,13 @@ impl Membership {
     }
 
     fn heard(&mut self, dial: DialId, event: LinkEvent) -> Option<Input> {
+        // Hung up meanwhile: what it still says is of no interest, and must not be remembered.
+        let link = self.shared.link_of(dial)?;
         let who = self.who.get(&dial).cloned();
         Some(match event {
             LinkEvent::Hello(hello) => {
                 self.who.insert(dial, hello.id.clone());
+                self.shared.now_at(&hello.id, &link);
                 Input::Hello { dial, hello: facts(&hello) }
             }
             LinkEvent::Refused(why, text) => {
@@ -240,7 +242,9 @@ impl Membership {
                 Input::Failed { dial }
             }
             LinkEvent::Lost => {
-                tracing::info!(peer = ?who, "the connection to a peer was lost");
+                if let Some(peer) = who {
+                    tracing::info!(%peer, "the connection to a peer was lost");
+                }
                 Input::Lost { dial }
             }
             LinkEvent::Goodbye(incarnation) => Input::Goodbye { id: who?, incarnation },

@@ -43,7 +43,7 @@ pub(super) async fn supervise(
         let (cx, ask) = handle.context();
         asks.send_replace(Some(ask));
         let begun = Instant::now();
-        let mut run = std::pin::pin!(AssertUnwindSafe(provider.run(cx)).catch_unwind());
+        let mut run = std::pin::pin!(AssertUnwindSafe(async { provider.run(cx).await }).catch_unwind());
         let ended = tokio::select! {
             biased;
             ended = &mut run => ended,
@@ -70,6 +70,7 @@ pub(super) async fn supervise(
         tracing::warn!(provider = provider.name(), error = %why, ?pause, "discovery failed; the last set of peers stays, it is run again");
         handle.report(Health::Stale(why));
         tokio::select! {
+            biased;
             () = sleep(pause) => {}
             () = left(&mut leaving) => return,
         }

@@ -26,6 +26,8 @@ pub(crate) enum End {
     Broken,
     /// It said nothing while a ping was outstanding; a new connection would be accepted by its kernel and tell nothing.
     Silent,
+    /// We closed it ourselves.
+    Dismissed,
 }
 
 impl Breaker {

@@ -20,7 +20,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_core::Stream;
 use tokio::{
     sync::{Notify, mpsc},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tonic::Streaming;
 
@@ -69,9 +69,13 @@ pub(crate) struct Link {
     /// Names and formats of the peer's groups.
     offers: ArcSwap<BTreeMap<Arc<str>, u32>>,
     max_requests: AtomicU64,
+    max_value_bytes: AtomicU64,
     fingerprint: AtomicU64,
-    /// The current connection is to be given up.
-    give_up: Notify,
+    /// Bytes that came on its connections, and how many of them were taken note of.
+    bytes_read: Arc<AtomicU64>,
+    bytes_noted: AtomicU64,
+    /// The reader should ask the table for its verdict.
+    look: Notify,
     /// The next attempt to connect is to be made now.
     retry: Notify,
 }
@@ -86,8 +90,11 @@ impl Link {
             table: crate::sync::Mutex::new(Table::new(max_in_flight)),
             offers: ArcSwap::default(),
             max_requests: AtomicU64::new(BATCH_REQUESTS as u64),
+            max_value_bytes: AtomicU64::new(u64::MAX),
             fingerprint: AtomicU64::new(0),
-            give_up: Notify::new(),
+            bytes_read: Arc::default(),
+            bytes_noted: AtomicU64::new(0),
+            look: Notify::new(),
             retry: Notify::new(),
         })
     }
@@ -105,6 +112,11 @@ impl Link {
     /// Whether the peer has this group in this format, by its last Hello.
     pub(crate) fn offers(&self, group: &str, format: u32) -> bool {
         self.offers.load().get(group) == Some(&format)
+    }
+
+    /// Whether the peer takes a value of this size, by its last Hello.
+    pub(crate) fn takes(&self, value_bytes: usize) -> bool {
+        value_bytes as u64 <= self.max_value_bytes.load(Relaxed)
     }
 
     /// As [`offers`](Self::offers), in any format.
@@ -136,16 +148,21 @@ impl Link {
 
     /// Looks after deadlines and silence; every 10 ms.
     pub(crate) fn sweep(&self, now_ms: u64, we_stood_still: bool) {
+        let bytes = self.bytes_read.load(Relaxed);
+        let has_heard = self.bytes_noted.swap(bytes, Relaxed) != bytes;
         let (swept, waker) = {
             let mut table = self.table.lock();
+            if has_heard {
+                table.heard(now_ms);
+            }
             let swept = table.sweep(now_ms, we_stood_still);
             let waker = if table.has_due() { table.waker.take() } else { None };
             (swept, waker)
         };
         wake(waker);
         tell(swept.ended);
-        if swept.is_silent {
-            self.give_up.notify_one();
+        if swept.may_be_silent {
+            self.look.notify_one();
         }
     }
 
@@ -167,7 +184,8 @@ impl Link {
 
     /// Gives the connection up and makes a new one after the back-off.
     pub(crate) fn reconnect(&self) {
-        self.give_up.notify_one();
+        self.table.lock().dismiss();
+        self.look.notify_one();
     }
 
     /// Other addresses for the next attempt.
@@ -184,8 +202,12 @@ impl Link {
         };
         wake(waker);
         tell(ended);
-        self.give_up.notify_one();
+        self.look.notify_one();
         self.retry.notify_one();
+    }
+
+    fn is_gone(&self) -> bool {
+        self.table.lock().breaker == Breaker::Gone
     }
 
     /// Whether the peer says anything within the silence limit, by a ping or by a new connection.
@@ -220,52 +242,89 @@ fn tell(ended: Ended) {
     }
 }
 
+/// A connection that lived this long was a good one: the next attempt comes at once, the pauses begin anew.
+const GOOD_CONNECTION: Duration = Duration::from_secs(1);
+
+/// How long callers may wait for a broken connection to be replaced.
+const MENDING: Duration = Duration::from_secs(1);
+
 /// Keeps the link up until it is hung up: connects, reads, and connects again with back-off and jitter.
 pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
     let mut pauses = pauses(seed);
     loop {
-        match connect(&link).await {
-            Ok((inbound, hello)) => {
-                pauses = self::pauses(seed);
-                let end = converse(&link, inbound, hello, &events).await;
-                let counters = &link.local.counters;
-                counters.lost.up();
-                if end == End::Silent {
-                    counters.silent.up();
+        let is_mending = link.table.lock().breaker == Breaker::Mending;
+        let attempt = connect(&link);
+        let attempt = match is_mending {
+            true => timeout(MENDING, attempt)
+                .await
+                .unwrap_or_else(|_| Err(Failure::NotConnected("it did not come back at once".to_owned()))),
+            false => attempt.await,
+        };
+        let was_good = match attempt {
+            Ok(open) => {
+                let began = Instant::now();
+                let end = converse(&link, open, &events).await;
+                finish(&link, end, &events).await;
+                let was_good = began.elapsed() >= GOOD_CONNECTION;
+                if was_good {
+                    pauses = self::pauses(seed);
                 }
-                // The table is changed before the membership hears of it: it may ping the peer at once.
-                let ended = link.table.lock().ended(end, link.local.clock.now_ms());
-                tell(ended);
-                send(&events, &link, LinkEvent::Lost).await;
-                if end == End::Broken {
-                    continue; // one attempt at once: whoever waits is owed its outcome
-                }
+                was_good && end == End::Broken
             }
             Err(failure) => {
-                let ended = link.table.lock().failed(link.local.clock.now_ms());
-                tell(ended);
-                let event = match failure {
-                    Failure::Refused(why, text) => {
-                        link.local.counters.refused.up();
-                        LinkEvent::Refused(why, text)
-                    }
-                    Failure::NotConnected(why) => {
-                        link.local.counters.connect_failed.up();
-                        LinkEvent::Failed(why)
-                    }
-                };
-                send(&events, &link, event).await;
+                fail(&link, failure, &events).await;
+                false
             }
-        }
-        if link.table.lock().breaker == Breaker::Gone {
+        };
+        if link.is_gone() {
             return;
         }
-        let pause = pauses.next().unwrap_or(RECONNECT_MAX);
-        let _ = timeout(pause, link.retry.notified()).await;
-        if link.table.lock().breaker == Breaker::Gone {
+        // One attempt at once after a good connection: whoever waits is owed its outcome.
+        if !was_good {
+            let pause = pauses.next().unwrap_or(RECONNECT_MAX);
+            let _ = timeout(pause, link.retry.notified()).await;
+        }
+        if link.is_gone() {
             return;
         }
     }
+}
+
+/// A connection has ended: its calls wait for the next one, or are told.
+async fn finish(link: &Link, end: End, events: &LinkEvents) {
+    let counters = &link.local.counters;
+    counters.lost.up();
+    if end == End::Silent {
+        counters.silent.up();
+    }
+    // The table is changed before the membership hears of it: it may ping the peer at once.
+    let (ended, waker) = {
+        let mut table = link.table.lock();
+        let ended = table.ended(end, link.local.clock.now_ms());
+        // Its stream sleeps until it is woken, and holds the socket open until it ends.
+        let (_, waker) = table.begin_connection();
+        (ended, waker)
+    };
+    wake(waker);
+    tell(ended);
+    send(events, link, LinkEvent::Lost).await;
+}
+
+async fn fail(link: &Link, failure: Failure, events: &LinkEvents) {
+    let ended = link.table.lock().failed(link.local.clock.now_ms());
+    tell(ended);
+    let counters = &link.local.counters;
+    let event = match failure {
+        Failure::Refused(why, text) => {
+            counters.refused.up();
+            LinkEvent::Refused(why, text)
+        }
+        Failure::NotConnected(why) => {
+            counters.connect_failed.up();
+            LinkEvent::Failed(why)
+        }
+    };
+    send(events, link, event).await;
 }
 
 fn pauses(seed: u64) -> impl Iterator<Item = Duration> {
@@ -289,12 +348,20 @@ enum Failure {
     Refused(Refusal, String),
 }
 
+/// A connection whose peer has said Hello.
+struct Open {
+    inbound: Streaming<Frame>,
+    hello: Hello,
+    /// What else the first frame said.
+    first: Frame,
+}
+
 /// Tries the addresses in turn until one says Hello.
-async fn connect(link: &Arc<Link>) -> Result<(Streaming<Frame>, Hello), Failure> {
+async fn connect(link: &Arc<Link>) -> Result<Open, Failure> {
     let target = link.target.load_full();
     let mut failure = Failure::NotConnected("it has no address".to_owned());
     for address in &target.addresses {
-        if link.table.lock().breaker == Breaker::Gone {
+        if link.is_gone() {
             return Err(failure);
         }
         match timeout(CONNECT + HELLO, open(link, &target, address)).await {
@@ -306,19 +373,16 @@ async fn connect(link: &Arc<Link>) -> Result<(Streaming<Frame>, Hello), Failure>
     Err(failure)
 }
 
-async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<(Streaming<Frame>, Hello), Failure> {
+async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Open, Failure> {
     let local = &link.local;
     let not_connected = |why: &dyn std::fmt::Display| Failure::NotConnected(format!("{address}: {why}"));
-    let channel = local.net.channel(address.as_str(), &local.limits).map_err(|e| not_connected(&e))?;
+    let channel =
+        local.net.channel(address.as_str(), &local.limits, &link.bytes_read).map_err(|e| not_connected(&e))?;
     let mut client = wire::peer_client::PeerClient::new(channel)
         .max_decoding_message_size(local.limits.max_message_bytes())
         .max_encoding_message_size(local.limits.max_message_bytes());
-    let connection = {
-        let mut table = link.table.lock();
-        table.connection += 1;
-        table.hello_sent = 0;
-        table.connection
-    };
+    let (connection, waker) = link.table.lock().begin_connection();
+    wake(waker);
     let outbound = Outbound { link: Arc::clone(link), connection, expected: target.expected.clone() };
     let mut inbound = match client.connect(outbound).await {
         Ok(response) => response.into_inner(),
@@ -329,7 +393,8 @@ async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<(S
         Err(status) => return Err(not_connected(&status.message())),
     };
     let first = inbound.message().await.map_err(|status| not_connected(&status.message()))?;
-    let Some(hello) = first.and_then(|mut frame| wire::hello(&mut frame)) else {
+    let first = first.and_then(|mut frame| wire::hello(&mut frame).map(|hello| (hello, frame)));
+    let Some((hello, first)) = first else {
         let text = format!("{address} answers, and not with a Hello: is it a groupcache node?");
         return Err(Failure::Refused(Refusal::Rejected, text));
     };
@@ -341,11 +406,12 @@ async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<(S
         let text = format!("{address} is {} and not {expected}: the address was given to another node", hello.id);
         return Err(Failure::Refused(Refusal::WrongId { found: Some(hello.id) }, text));
     }
-    Ok((inbound, hello))
+    Ok(Open { inbound, hello, first })
 }
 
 /// Reads one connection to its end.
-async fn converse(link: &Arc<Link>, mut inbound: Streaming<Frame>, hello: Hello, events: &LinkEvents) -> End {
+async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
+    let Open { mut inbound, hello, first } = open;
     take_hello(link, &hello);
     let id = hello.id.clone();
     link.local.counters.connected.up();
@@ -357,11 +423,20 @@ async fn converse(link: &Arc<Link>, mut inbound: Streaming<Frame>, hello: Hello,
     };
     wake(waker);
     send(events, link, LinkEvent::Hello(hello)).await;
+    let mut next = Some(first);
     loop {
+        if let Some(frame) = next.take()
+            && let Some(event) = take(link, frame)
+        {
+            send(events, link, event).await;
+        }
         let frame = tokio::select! {
             biased;
             frame = inbound.message() => frame,
-            () = link.give_up.notified() => return End::Silent,
+            () = link.look.notified() => match link.table.lock().verdict(link.local.clock.now_ms()) {
+                Some(end) => return end,
+                None => continue,
+            },
         };
         let mut frame = match frame {
             Ok(Some(frame)) => frame,
@@ -376,15 +451,17 @@ async fn converse(link: &Arc<Link>, mut inbound: Streaming<Frame>, hello: Hello,
             Some(_) => return End::Broken,
             None => {}
         }
-        if let Some(event) = take(link, frame) {
-            send(events, link, event).await;
+        if link.is_gone() {
+            return End::Dismissed; // however much a peer says
         }
+        next = Some(frame);
     }
 }
 
 fn take_hello(link: &Link, hello: &Hello) {
     link.offers.store(Arc::new(hello.groups.iter().map(|g| (Arc::clone(&g.name), g.format)).collect()));
     link.max_requests.store(hello.max_requests_per_frame.min(BATCH_REQUESTS) as u64, Relaxed);
+    link.max_value_bytes.store(hello.max_value_bytes as u64, Relaxed);
     link.fingerprint.store(hello.fingerprint, Relaxed);
 }
 
@@ -408,8 +485,12 @@ fn take(link: &Link, frame: Frame) -> Option<LinkEvent> {
                 ended.extend(table.answered(id).map(|reply| (reply, Outcome::Answered(answer))));
             }
         }
-        table.pong_due = frame.ping;
-        if frame.ping != 0 { table.waker.take() } else { None }
+        if frame.ping == 0 {
+            None
+        } else {
+            table.pong_due = frame.ping;
+            table.waker.take()
+        }
     };
     wake(waker);
     tell(ended);
@@ -434,11 +515,12 @@ impl Stream for Outbound {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
         let local = &self.link.local;
-        let version = local.version();
         let mut frame = wire::Outgoing::new(local.fingerprint());
         {
             let mut table = self.link.table.lock();
-            if table.connection != self.connection || table.breaker == Breaker::Gone {
+            // Read under the lock: a change after it finds the waker there.
+            let version = local.version();
+            if !table.is_current(self.connection) {
                 return Poll::Ready(None);
             }
             let is_greeted = table.hello_sent == version;
@@ -458,7 +540,7 @@ impl Stream for Outbound {
             }
             if !is_greeted {
                 let hello = Hello { expected: self.expected.clone(), ..Hello::clone(&local.hello()) };
-                frame.hello(&hello, local.limits.max_value_bytes, local.limits.max_in_flight_per_peer);
+                frame.hello(&hello, local.limits.max_in_flight_per_peer);
             }
         }
         if frame.requests() > 0 {

@@ -81,9 +81,9 @@ impl Server {
         self.0.connections.iter().for_each(|outbox| outbox.wake());
     }
 
-    /// Answers that wait to be sent.
+    /// Requests of peers that are not answered yet.
     pub(crate) fn owes(&self) -> usize {
-        self.0.connections.iter().map(|outbox| outbox.queue.lock().answers.len()).sum()
+        self.0.connections.iter().map(|outbox| outbox.owes()).sum()
     }
 
     /// Whether a goodbye has yet to be taken by its connection.
@@ -126,11 +126,10 @@ impl wire::peer_server::Peer for Server {
         let number = server.next_connection.fetch_add(1, Relaxed);
         server.connections.insert(number, Arc::clone(&outbox));
         let connection = Connection::new(Arc::clone(server), Arc::clone(&outbox), &hello);
-        let inner = Arc::clone(server);
+        let registered = Registered(Arc::clone(server), number);
         server.tasks.spawn(async move {
-            let _place = place;
+            let (_place, _registered) = (place, registered);
             connection.serve(inbound, frame, hello).await;
-            inner.connections.remove(&number);
         });
         Ok(Response::new(Outbound(outbox)))
     }
@@ -142,7 +141,7 @@ impl wire::peer_server::Peer for Server {
             return Err(Status::failed_precondition("this node belongs to another cluster"));
         }
         let group = resolve(&server.registry, &group, format);
-        let answer = match first_look(server, group, request) {
+        let answer = match first_look(server, group, request, true) {
             Looked::Answer(answer) => answer,
             Looked::Wait(answering) => answering.await,
         };
@@ -170,14 +169,20 @@ impl Drop for Place {
     }
 }
 
-/// What a request names: a group here, or why not.
-type Resolved = Result<Arc<dyn Served>, Decline>;
+/// What a request names.
+#[derive(Clone)]
+enum Named {
+    Group(Arc<dyn Served>),
+    /// A group of this name, whose values have another format.
+    OtherFormat(Arc<dyn Served>),
+    Unknown,
+}
 
-fn resolve(registry: &Registry, name: &str, format: u32) -> Resolved {
+fn resolve(registry: &Registry, name: &str, format: u32) -> Named {
     match registry.get(name) {
-        None => Err(Decline::UnknownGroup),
-        Some(group) if group.format() != format => Err(Decline::OtherFormat),
-        Some(group) => Ok(group),
+        None => Named::Unknown,
+        Some(group) if group.format() != format => Named::OtherFormat(group),
+        Some(group) => Named::Group(group),
     }
 }
 
@@ -187,39 +192,48 @@ enum Looked {
     Wait(Answering),
 }
 
-/// Memory, a write, or the beginning of a load.
-fn first_look(server: &Inner, group: Resolved, request: Request) -> Looked {
-    let Ok(key) = request.key.as_ref() else {
-        let why = request.key.as_ref().err().map(|bad| bad.text()).unwrap_or_default();
-        return Looked::Answer(Answer::BadRequest(why.to_owned()));
+/// Memory, a write, or, if the asker may have one more, the beginning of a load.
+fn first_look(server: &Inner, named: Named, request: Request, may_wait: bool) -> Looked {
+    let declined = |why| Looked::Answer(Answer::Declined(why));
+    let key = match request.key {
+        Ok(key) => key,
+        Err(bad) => return Looked::Answer(Answer::BadRequest(bad.text().to_owned())),
     };
-    let value = match request.op {
-        Op::Get => {
-            let group = match group {
-                Ok(group) => group,
-                Err(why) => return Looked::Answer(Answer::Declined(why)),
-            };
-            if let Some(value) = group.hit(key) {
+    match (request.op, named) {
+        (Op::Unknown(_), _) => Looked::Answer(Answer::Unsupported),
+        (_, Named::Unknown) => declined(Decline::UnknownGroup),
+        (Op::Get, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
+        (Op::Get, Named::Group(group)) => {
+            if let Some(value) = group.hit(&key) {
                 return Looked::Answer(Answer::Value(value));
             }
             if request.no_load {
-                return Looked::Answer(Answer::Declined(Decline::NotHeld));
+                return declined(Decline::NotHeld);
+            }
+            if !may_wait {
+                return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
             }
             let limit = server.local.limits.load_deadline;
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
-            let Ok(key) = request.key else { return Looked::Answer(Answer::Unsupported) };
-            return Looked::Wait(group.load(Ask { key, wait, chain: request.chain }));
+            Looked::Wait(group.load(Ask { key, wait, chain: request.chain }))
         }
-        Op::Set(value) => Some(value),
-        Op::Remove => None,
-        Op::Unknown(_) => return Looked::Answer(Answer::Unsupported),
-    };
-    Looked::Answer(match group {
-        Ok(group) => group.write(key, value),
-        // A node without the group holds nothing of it: there is nothing to drop.
-        Err(Decline::UnknownGroup) if value.is_none() => Answer::Done,
-        Err(why) => Answer::Declined(why),
-    })
+        (Op::Remove, Named::Group(group) | Named::OtherFormat(group)) => {
+            group.invalidate(&key);
+            Looked::Answer(Answer::Done)
+        }
+        (Op::Set(_), Named::OtherFormat(group)) => {
+            group.invalidate(&key);
+            declined(Decline::OtherFormat)
+        }
+        (Op::Set(value), Named::Group(group)) => {
+            if value.len() > server.local.limits.max_value_bytes {
+                group.invalidate(&key);
+                return Looked::Answer(Answer::TooLarge);
+            }
+            // A copy: a slice would hold the whole frame alive for as long as the value is kept.
+            Looked::Wait(group.set(&key, bytes::Bytes::copy_from_slice(&value)))
+        }
+    }
 }
 
 type Loads = FuturesUnordered<Pin<Box<dyn Future<Output = (u64, Answer)> + Send>>>;
@@ -229,13 +243,17 @@ struct Connection {
     server: Arc<Inner>,
     outbox: Arc<Outbox>,
     /// The peer's groups by its own indices, resolved against our registry as of `registry_version`.
-    groups: Map<u32, (GroupName, Resolved)>,
+    groups: Map<u32, (GroupName, Named)>,
     registry_version: u64,
     loads: Loads,
     /// Requests that wait for a load.
     waiting: Map<u64, ()>,
     /// When each of them is owed a Pending, in order of time.
     pending: VecDeque<(Instant, u64)>,
+    /// Largest value that the peer takes.
+    max_value_bytes: usize,
+    /// The peer wants to talk to somebody else; our Hello tells it who we are.
+    is_wrong_peer: bool,
 }
 
 impl Connection {
@@ -249,7 +267,11 @@ impl Connection {
             loads: Loads::new(),
             waiting: Map::with_hasher(hasher),
             pending: VecDeque::new(),
+            max_value_bytes: hello.max_value_bytes,
+            is_wrong_peer: false,
         };
+        connection.is_wrong_peer =
+            hello.expected.as_ref().is_some_and(|expected| *expected != connection.server.local.hello().id);
         connection.take_groups(&hello.groups);
         connection
     }
@@ -280,8 +302,9 @@ impl Connection {
                 () = closing.cancelled() => return self.outbox.close(None),
                 Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => {
                     if self.waiting.remove(&id).is_some() {
-                        self.outbox.push(std::iter::once((id, answer)));
+                        self.outbox.push(std::iter::once((id, self.sized(answer))));
                     }
+                    self.outbox.now_waiting(self.waiting.len());
                 }
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => next = Some(frame),
@@ -326,29 +349,41 @@ impl Connection {
         }
         self.outbox.push(answers.into_iter());
         if self.outbox.is_overrun() {
+            self.outbox.clear();
             return Err(Status::resource_exhausted("answers are not read"));
         }
+        self.outbox.now_waiting(self.waiting.len());
+        self.say_pending(); // here too: frames that come without a pause keep the timer from being looked at
         Ok(())
     }
 
     /// The answer to a request, unless a load must be waited for.
     fn look(&mut self, request: Request, at: usize) -> Option<Answer> {
-        let limits = &self.server.local.limits;
-        let overloaded = Answer::Overloaded { retry_after: RETRY_AFTER };
+        if self.is_wrong_peer {
+            return Some(Answer::WrongPeer);
+        }
         if at >= MAX_REQUESTS_PER_FRAME {
-            return Some(overloaded);
+            return Some(Answer::Overloaded { retry_after: RETRY_AFTER });
         }
         let id = request.id;
-        let group = self.groups.get(&request.group).map_or(Err(Decline::UnknownGroup), |(_, g)| g.clone());
-        match first_look(&self.server, group, request) {
-            Looked::Answer(answer) => Some(answer),
-            Looked::Wait(_) if self.loads.len() >= limits.max_serving_per_peer => Some(overloaded),
+        let named = self.groups.get(&request.group).map_or(Named::Unknown, |(_, named)| named.clone());
+        let may_wait = self.loads.len() < self.server.local.limits.max_serving_per_peer;
+        match first_look(&self.server, named, request, may_wait) {
+            Looked::Answer(answer) => Some(self.sized(answer)),
             Looked::Wait(answering) => {
                 self.waiting.insert(id, ());
                 self.pending.push_back((Instant::now() + PENDING_AFTER, id));
                 self.loads.push(Box::pin(async move { (id, answering.await) }));
                 None
             }
+        }
+    }
+
+    /// A value that the peer would not take ends the whole stream there: it is told so instead.
+    fn sized(&self, answer: Answer) -> Answer {
+        match answer {
+            Answer::Value(value) if value.bytes.len() > self.max_value_bytes => Answer::TooLarge,
+            answer => answer,
         }
     }
 
@@ -366,10 +401,23 @@ impl Connection {
     }
 }
 
+/// Forgets a connection however its task ends.
+struct Registered(Arc<Inner>, u64);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some((_, outbox)) = self.0.connections.remove(&self.1) {
+            outbox.close(None);
+        }
+    }
+}
+
 /// What waits to be sent to one peer.
 pub(crate) struct Outbox {
     local: Arc<Local>,
     queue: Mutex<Queue>,
+    /// Requests that wait for loads.
+    waiting: AtomicUsize,
     /// The stream that sends was dropped: the peer is gone.
     abandoned: CancellationToken,
 }
@@ -387,7 +435,7 @@ struct Queue {
 
 impl Outbox {
     fn new(local: Arc<Local>) -> Self {
-        Self { local, queue: Mutex::default(), abandoned: CancellationToken::new() }
+        Self { local, queue: Mutex::default(), waiting: AtomicUsize::new(0), abandoned: CancellationToken::new() }
     }
 
     /// Queues answers; those for which there is no room become `overloaded`.
@@ -408,6 +456,23 @@ impl Outbox {
         });
     }
 
+    fn now_waiting(&self, requests: usize) {
+        self.waiting.store(requests, Relaxed);
+    }
+
+    /// Requests that are not answered, and answers that are not sent.
+    fn owes(&self) -> usize {
+        self.waiting.load(Relaxed) + self.queue.lock().answers.len()
+    }
+
+    /// Forgets what waits for a peer that does not read.
+    fn clear(&self) {
+        self.change(|queue| {
+            queue.answers.clear();
+            queue.bytes = 0;
+        });
+    }
+
     fn pong(&self, number: u64) {
         self.change(|queue| queue.pong = number);
     }
@@ -418,7 +483,9 @@ impl Outbox {
 
     /// Ends the stream after what is queued; with an error when the peer is to know one.
     fn close(&self, status: Option<Status>) {
-        self.change(|queue| queue.closed = Some(status));
+        self.change(|queue| {
+            queue.closed.get_or_insert(status);
+        });
     }
 
     fn wake(&self) {
@@ -453,9 +520,10 @@ impl Stream for Outbound {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let local = &self.0.local;
-        let version = local.version();
         let mut frame = wire::Outgoing::new(local.fingerprint());
         let mut queue = self.0.queue.lock();
+        // Read under the lock: a change after it finds the waker there.
+        let version = local.version();
         let is_greeted = queue.hello_sent == version;
         if is_greeted && queue.answers.is_empty() && queue.pong == 0 && !queue.goodbye_due {
             return match queue.closed.take() {
@@ -471,7 +539,7 @@ impl Stream for Outbound {
         }
         if !is_greeted {
             queue.hello_sent = version;
-            frame.hello(&local.hello(), local.limits.max_value_bytes, local.limits.max_serving_per_peer);
+            frame.hello(&local.hello(), local.limits.max_serving_per_peer);
         }
         if std::mem::take(&mut queue.goodbye_due) {
             frame.goodbye(local.hello().incarnation);

@@ -81,7 +81,9 @@ pub(crate) struct Table {
     /// The stream that is polled for frames, when it has nothing to send.
     pub(crate) waker: Option<Waker>,
     /// Which connection is the current one; streams of former ones end.
-    pub(crate) connection: u64,
+    connection: u64,
+    /// Why the current connection is to be ended by its reader.
+    verdict: Option<End>,
     /// Version of the Hello that was sent last on it.
     pub(crate) hello_sent: u64,
     pub(crate) goodbye_due: bool,
@@ -104,8 +106,8 @@ struct SilenceWatch {
 /// What the watch over a connection found.
 pub(crate) struct Swept {
     pub(crate) ended: Ended,
-    /// The peer is silent: give the connection up.
-    pub(crate) is_silent: bool,
+    /// The peer may be silent: the reader should look.
+    pub(crate) may_be_silent: bool,
 }
 
 impl Table {
@@ -119,11 +121,39 @@ impl Table {
             queue: VecDeque::new(),
             waker: None,
             connection: 0,
+            verdict: None,
             hello_sent: 0,
             goodbye_due: false,
             pong_due: 0,
             watch: SilenceWatch::default(),
         }
+    }
+
+    /// Begins a new connection; the stream of the former one, woken by the waker, ends.
+    pub(crate) fn begin_connection(&mut self) -> (u64, Option<Waker>) {
+        self.connection += 1;
+        self.hello_sent = 0;
+        self.verdict = None;
+        (self.connection, self.waker.take())
+    }
+
+    /// Whether the stream of this connection still has something to say.
+    pub(crate) fn is_current(&self, connection: u64) -> bool {
+        self.connection == connection && self.breaker != Breaker::Gone
+    }
+
+    /// Ends the current connection as soon as its reader looks.
+    pub(crate) fn dismiss(&mut self) {
+        self.verdict = Some(End::Dismissed);
+    }
+
+    /// What the reader, having read all there is, should do with the connection. Silence is judged here, by the
+    /// reader, because only a read that found nothing proves it.
+    pub(crate) fn verdict(&mut self, now_ms: u64) -> Option<End> {
+        if self.breaker == Breaker::Gone {
+            return Some(End::Dismissed);
+        }
+        self.verdict.or_else(|| self.watch.is_silent(now_ms).then_some(End::Silent))
     }
 
     /// Takes a call, to be sent with the next frame.
@@ -200,15 +230,19 @@ impl Table {
         Some(in_flight.call)
     }
 
-    /// Something was read.
+    /// A frame was read.
     pub(crate) fn read(&mut self, now_ms: u64, pong: u64) {
         self.watch.reads += 1;
-        self.watch.last_read_ms = now_ms;
+        self.heard(now_ms);
         if pong == self.watch.last_ping {
             self.watch.since_ms = None;
-        } else if self.watch.since_ms.is_some() {
-            self.watch.since_ms = Some(now_ms);
         }
+    }
+
+    /// Bytes have come, if not yet a whole frame.
+    pub(crate) fn heard(&mut self, now_ms: u64) {
+        self.watch.last_read_ms = now_ms;
+        self.watch.since_ms = self.watch.since_ms.map(|_| now_ms);
     }
 
     /// An answer: whom to tell, if anybody still waits.
@@ -231,13 +265,18 @@ impl Table {
                 self.queue.push_back(Due::Cancel(id));
             }
         }
-        Swept { ended, is_silent: self.breaker == Breaker::Closed && self.watch.sweep(now_ms, self.in_flight > 0, we_stood_still) }
+        Swept {
+            ended,
+            may_be_silent: self.breaker == Breaker::Closed
+                && self.watch.sweep(now_ms, self.in_flight > 0, we_stood_still),
+        }
     }
 
     /// A new connection said Hello: what waited for it is sent now.
     pub(crate) fn connected(&mut self, now_ms: u64) {
         self.breaker = self.breaker.connected();
         self.watch.since_ms = None;
+        self.watch.reads += 1;
         self.watch.last_read_ms = now_ms;
     }
 
@@ -306,7 +345,11 @@ impl SilenceWatch {
         let Some(since_ms) = self.since_ms else {
             let silent_for = now_ms.saturating_sub(self.last_read_ms);
             let ping_after = if somebody_waits { QUIET } else { IDLE_PING };
-            self.is_due = self.is_due || silent_for >= ping_after.as_millis() as u64;
+            if silent_for >= ping_after.as_millis() as u64 {
+                self.is_due = true;
+                // From when it is due: a peer that reads nothing may keep the ping from ever being sent.
+                self.since_ms = Some(now_ms);
+            }
             return false;
         };
         if we_stood_still {
@@ -315,6 +358,10 @@ impl SilenceWatch {
             return false;
         }
         now_ms.saturating_sub(since_ms) >= SILENCE.as_millis() as u64
+    }
+
+    fn is_silent(&self, now_ms: u64) -> bool {
+        self.since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= SILENCE.as_millis() as u64)
     }
 }
 
