@@ -49,6 +49,9 @@ pub(crate) const HELLO: Duration = Duration::from_secs(1);
 /// How long a server waits for a client's Hello before it gives the connection up.
 pub(crate) const CLIENT_HELLO: Duration = Duration::from_secs(5);
 
+/// How long a peer that was refused an answer should wait before it asks again.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(100);
+
 /// First and longest pause between two attempts to connect.
 pub(crate) const RECONNECT_MIN: Duration = Duration::from_millis(50);
 /// See [`RECONNECT_MIN`].

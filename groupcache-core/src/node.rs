@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Kind, Result},
     group::GroupBuilder,
     identity::{Identity, Incarnation, NodeState, PeerId},
-    peer::{client::Link, server::Server},
+    peer::{link::Link, server::Server},
     shared::Shared,
     stats::NodeStats,
     value::Value,

@@ -21,7 +21,7 @@ use crate::{
         stabilizer::{Counters, DialId, Member},
         view::View,
     },
-    peer::{client::Link, hello::Local},
+    peer::{hello::Local, link::Link},
     permits::Permits,
     served::Registry,
     sync::{Keyed, Mutex},

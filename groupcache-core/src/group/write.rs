@@ -15,7 +15,7 @@ use crate::{
     membership::{stabilizer::Member, view::View},
     message::{Answer, Decline, Op},
     peer::{
-        client::Link,
+        link::Link,
         table::{Call, Outcome, Reply},
     },
     sync::Mutex,

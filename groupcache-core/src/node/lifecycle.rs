@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     flight::within,
     identity::NodeState,
-    peer::client::Link,
+    peer::link::Link,
 };
 
 /// How often a condition of other nodes is looked at while leaving.

@@ -19,7 +19,10 @@ use crate::{
         view::View,
     },
     message::Hello,
-    peer::client::{Link, LinkEvent, LinkEvents, Target, keep},
+    peer::{
+        client::keep,
+        link::{Link, LinkEvent, LinkEvents, Target},
+    },
     shared::Shared,
 };
 

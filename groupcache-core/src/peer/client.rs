@@ -1,246 +1,34 @@
 //! The client of one peer: one connection, one stream of frames each way, kept up until the peer is none any more.
 //!
-//! Callers put requests into the [`Table`] and go; the stream that HTTP/2 polls for our next message takes up to
-//! 256 of them at a time, and the task that reads the answers tells whoever waits. So a request costs no task,
-//! no timer and no channel, and what 64 callers ask at once is one message.
+//! Callers put requests into the [`Table`](crate::peer::table::Table) and go; the stream that HTTP/2 polls for our
+//! next message takes up to 256 of them at a time, and the task that reads the answers tells whoever waits. So a
+//! request costs no task, no timer and no channel, and what 64 callers ask at once is one message.
 
 use std::{
-    collections::BTreeMap,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    task::{Context, Poll, Waker},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_core::Stream;
-use tokio::{
-    sync::{Notify, mpsc},
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tonic::Streaming;
 
 use crate::{
-    config::{BATCH_REQUESTS, CONNECT, HELLO, RECONNECT_MAX, RECONNECT_MIN, SILENCE},
-    identity::{Address, Incarnation, PeerId},
-    membership::stabilizer::{DialId, Refusal},
+    config::{BATCH_REQUESTS, CONNECT, HELLO, RECONNECT_MAX, RECONNECT_MIN},
+    identity::{Address, PeerId},
+    membership::stabilizer::Refusal,
     message::{Answer, Hello},
     peer::{
         breaker::{Breaker, End},
-        hello::{Local, objection},
-        table::{Call, Ended, NotSent, Outcome, Table},
+        hello::objection,
+        link::{Link, LinkEvent, LinkEvents, Target, tell, wake},
+        table::{Ended, Outcome},
     },
     wire::{self, Frame},
 };
-
-/// What a link tells the membership.
-#[derive(Debug)]
-pub(crate) enum LinkEvent {
-    /// The first Hello of a connection, and each later one.
-    Hello(Hello),
-    /// The peer will not talk to us, or we not to it; and the sentence that says why.
-    Refused(Refusal, String),
-    Failed(String),
-    Lost,
-    Goodbye(Incarnation),
-    Fingerprint(u64),
-}
-
-pub(crate) type LinkEvents = mpsc::Sender<(DialId, LinkEvent)>;
-
-/// Whom to dial.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) expected: Option<PeerId>,
-    pub(crate) addresses: Vec<Address>,
-}
-
-/// The connection to one peer, and what waits for it.
-#[derive(Debug)]
-pub(crate) struct Link {
-    dial: DialId,
-    local: Arc<Local>,
-    target: ArcSwap<Target>,
-    table: crate::sync::Mutex<Table>,
-    /// Names and formats of the peer's groups.
-    offers: ArcSwap<BTreeMap<Arc<str>, u32>>,
-    max_requests: AtomicU64,
-    max_value_bytes: AtomicU64,
-    fingerprint: AtomicU64,
-    /// Bytes that came on its connections, and how many of them were taken note of.
-    bytes_read: Arc<AtomicU64>,
-    bytes_noted: AtomicU64,
-    /// The reader should ask the table for its verdict.
-    look: Notify,
-    /// The next attempt to connect is to be made now.
-    retry: Notify,
-}
-
-impl Link {
-    pub(crate) fn new(dial: DialId, target: Target, local: Arc<Local>) -> Arc<Self> {
-        let max_in_flight = local.limits.max_in_flight_per_peer;
-        Arc::new(Self {
-            dial,
-            local,
-            target: ArcSwap::from_pointee(target),
-            table: crate::sync::Mutex::new(Table::new(max_in_flight)),
-            offers: ArcSwap::default(),
-            max_requests: AtomicU64::new(BATCH_REQUESTS as u64),
-            max_value_bytes: AtomicU64::new(u64::MAX),
-            fingerprint: AtomicU64::new(0),
-            bytes_read: Arc::default(),
-            bytes_noted: AtomicU64::new(0),
-            look: Notify::new(),
-            retry: Notify::new(),
-        })
-    }
-
-    /// Whether a request would be taken now.
-    pub(crate) fn admits(&self) -> bool {
-        self.table.lock().breaker.admits()
-    }
-
-    /// Milliseconds for which the peer has been unreachable.
-    pub(crate) fn open_for(&self, now_ms: u64) -> Option<u64> {
-        self.table.lock().breaker.open_for(now_ms)
-    }
-
-    /// Whether the peer has this group in this format, by its last Hello.
-    pub(crate) fn offers(&self, group: &str, format: u32) -> bool {
-        self.offers.load().get(group) == Some(&format)
-    }
-
-    /// Whether the peer takes a value of this size, by its last Hello.
-    pub(crate) fn takes(&self, value_bytes: usize) -> bool {
-        value_bytes as u64 <= self.max_value_bytes.load(Relaxed)
-    }
-
-    /// As [`offers`](Self::offers), in any format.
-    pub(crate) fn offers_any(&self, group: &str) -> bool {
-        self.offers.load().contains_key(group)
-    }
-
-    /// The fingerprint of the peer's ring, as it said last.
-    pub(crate) fn fingerprint(&self) -> u64 {
-        self.fingerprint.load(Relaxed)
-    }
-
-    pub(crate) fn in_flight(&self) -> usize {
-        self.table.lock().in_flight()
-    }
-
-    /// Sends a request. Its reply is told the outcome exactly once, unless it is refused here.
-    pub(crate) fn send(&self, call: Call) -> Result<(), NotSent> {
-        let waker = self.table.lock().push(call)?;
-        wake(waker);
-        Ok(())
-    }
-
-    /// Something that every frame carries has changed: send it.
-    pub(crate) fn nudge(&self) {
-        let waker = self.table.lock().waker.take();
-        wake(waker);
-    }
-
-    /// Looks after deadlines and silence; every 10 ms.
-    pub(crate) fn sweep(&self, now_ms: u64, we_stood_still: bool) {
-        let bytes = self.bytes_read.load(Relaxed);
-        let has_heard = self.bytes_noted.swap(bytes, Relaxed) != bytes;
-        let (swept, waker) = {
-            let mut table = self.table.lock();
-            if has_heard {
-                table.heard(now_ms);
-            }
-            let swept = table.sweep(now_ms, we_stood_still);
-            let waker = if table.has_due() { table.waker.take() } else { None };
-            (swept, waker)
-        };
-        wake(waker);
-        tell(swept.ended);
-        if swept.may_be_silent {
-            self.look.notify_one();
-        }
-    }
-
-    /// Tells the peer that this node leaves for good.
-    pub(crate) fn say_goodbye(&self) {
-        let waker = {
-            let mut table = self.table.lock();
-            table.goodbye_due = true;
-            table.waker.take()
-        };
-        wake(waker);
-    }
-
-    /// Whether the goodbye has yet to be taken by the connection.
-    pub(crate) fn owes_goodbye(&self) -> bool {
-        let table = self.table.lock();
-        table.goodbye_due && table.breaker == Breaker::Closed
-    }
-
-    /// Gives the connection up and makes a new one after the back-off.
-    pub(crate) fn reconnect(&self) {
-        self.table.lock().dismiss();
-        self.look.notify_one();
-    }
-
-    /// Other addresses for the next attempt.
-    pub(crate) fn retarget(&self, target: Target) {
-        self.target.store(Arc::new(target));
-        self.retry.notify_one();
-    }
-
-    /// Ends it: who waits is told, and the task of [`keep`] returns.
-    pub(crate) fn hang_up(&self) {
-        let (ended, waker) = {
-            let mut table = self.table.lock();
-            (table.gone(), table.waker.take())
-        };
-        wake(waker);
-        tell(ended);
-        self.look.notify_one();
-        self.retry.notify_one();
-    }
-
-    fn is_gone(&self) -> bool {
-        self.table.lock().breaker == Breaker::Gone
-    }
-
-    /// Whether the peer says anything within the silence limit, by a ping or by a new connection.
-    pub(crate) async fn is_alive(&self) -> bool {
-        let (reads, waker) = {
-            let mut table = self.table.lock();
-            table.ask_for_ping();
-            (table.reads(), table.waker.take())
-        };
-        wake(waker);
-        self.retry.notify_one();
-        let step = Duration::from_millis(20);
-        for _ in 0..(SILENCE.as_millis() / step.as_millis()) {
-            tokio::time::sleep(step).await;
-            if self.table.lock().reads() > reads {
-                return true;
-            }
-        }
-        false
-    }
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
-    }
-}
-
-fn tell(ended: Ended) {
-    for (reply, outcome) in ended {
-        reply.reply(outcome);
-    }
-}
 
 /// A connection that lived this long was a good one: the next attempt comes at once, the pauses begin anew.
 const GOOD_CONNECTION: Duration = Duration::from_secs(1);

@@ -2,6 +2,9 @@
 
 pub(crate) mod breaker;
 pub(crate) mod client;
+mod connection;
 pub(crate) mod hello;
+pub(crate) mod link;
+mod outbox;
 pub(crate) mod server;
 pub(crate) mod table;

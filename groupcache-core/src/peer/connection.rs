@@ -1,0 +1,248 @@
+//! One connection that a peer opened: its requests, the loads they wait for, and what it is owed meanwhile.
+
+use std::{collections::VecDeque, pin::Pin, sync::Arc};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep_until};
+use tonic::{Status, Streaming};
+
+use crate::{
+    config::{MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER},
+    message::{Answer, Decline, GroupName, Hello, Op, Request},
+    peer::{outbox::Outbox, server::Inner},
+    served::{Answering, Ask, Registry, Served},
+    sync::Map,
+    wire::{self, Frame},
+};
+
+/// What a request names.
+#[derive(Clone)]
+pub(super) enum Named {
+    Group(Arc<dyn Served>),
+    /// A group of this name, whose values have another format.
+    OtherFormat(Arc<dyn Served>),
+    Unknown,
+}
+
+pub(super) fn resolve(registry: &Registry, name: &str, format: u32) -> Named {
+    match registry.get(name) {
+        None => Named::Unknown,
+        Some(group) if group.format() != format => Named::OtherFormat(group),
+        Some(group) => Named::Group(group),
+    }
+}
+
+/// The outcome of looking at a request without waiting.
+pub(super) enum Looked {
+    Answer(Answer),
+    Wait(Answering),
+}
+
+/// Memory, a write, or, if the asker may have one more, the beginning of a load.
+pub(super) fn first_look(server: &Inner, named: Named, request: Request, may_wait: bool) -> Looked {
+    let declined = |why| Looked::Answer(Answer::Declined(why));
+    let key = match request.key {
+        Ok(key) => key,
+        Err(bad) => return Looked::Answer(Answer::BadRequest(bad.text().to_owned())),
+    };
+    match (request.op, named) {
+        (Op::Unknown(_), _) => Looked::Answer(Answer::Unsupported),
+        (_, Named::Unknown) => declined(Decline::UnknownGroup),
+        (Op::Get, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
+        (Op::Get, Named::Group(group)) => {
+            if let Some(value) = group.hit(&key) {
+                return Looked::Answer(Answer::Value(value));
+            }
+            if request.no_load {
+                return declined(Decline::NotHeld);
+            }
+            if !may_wait {
+                return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
+            }
+            let limit = server.local.limits.load_deadline;
+            let wait = request.wait.map_or(limit, |wait| wait.min(limit));
+            Looked::Wait(group.load(Ask { key, wait, chain: request.chain }))
+        }
+        (Op::Remove, Named::Group(group) | Named::OtherFormat(group)) => {
+            group.invalidate(&key);
+            Looked::Answer(Answer::Done)
+        }
+        (Op::Set(_), Named::OtherFormat(group)) => {
+            group.invalidate(&key);
+            declined(Decline::OtherFormat)
+        }
+        (Op::Set(value), Named::Group(group)) => {
+            if value.len() > server.local.limits.max_value_bytes {
+                group.invalidate(&key);
+                return Looked::Answer(Answer::TooLarge);
+            }
+            // A copy: a slice would hold the whole frame alive for as long as the value is kept.
+            Looked::Wait(group.set(&key, bytes::Bytes::copy_from_slice(&value)))
+        }
+    }
+}
+
+type Loads = FuturesUnordered<Pin<Box<dyn Future<Output = (u64, Answer)> + Send>>>;
+
+/// One connection that a peer opened, as the task that reads it sees it.
+pub(super) struct Connection {
+    server: Arc<Inner>,
+    outbox: Arc<Outbox>,
+    /// The peer's groups by its own indices, resolved against our registry as of `registry_version`.
+    groups: Map<u32, (GroupName, Named)>,
+    registry_version: u64,
+    loads: Loads,
+    /// Requests that wait for a load.
+    waiting: Map<u64, ()>,
+    /// When each of them is owed a Pending, in order of time.
+    pending: VecDeque<(Instant, u64)>,
+    /// Largest value that the peer takes.
+    max_value_bytes: usize,
+    /// The peer wants to talk to somebody else; our Hello tells it who we are.
+    is_wrong_peer: bool,
+}
+
+impl Connection {
+    pub(super) fn new(server: Arc<Inner>, outbox: Arc<Outbox>, hello: &Hello) -> Self {
+        let hasher = server.connections.hasher().to_owned();
+        let mut connection = Self {
+            server,
+            outbox,
+            groups: Map::with_hasher(hasher),
+            registry_version: 0,
+            loads: Loads::new(),
+            waiting: Map::with_hasher(hasher),
+            pending: VecDeque::new(),
+            max_value_bytes: hello.max_value_bytes,
+            is_wrong_peer: false,
+        };
+        connection.is_wrong_peer =
+            hello.expected.as_ref().is_some_and(|expected| *expected != connection.server.local.hello().id);
+        connection.take_groups(&hello.groups);
+        connection
+    }
+
+    fn take_groups(&mut self, groups: &[GroupName]) {
+        self.registry_version = self.server.registry.version();
+        self.groups.clear();
+        for group in groups {
+            let resolved = resolve(&self.server.registry, &group.name, group.format);
+            self.groups.insert(group.index, (group.clone(), resolved));
+        }
+    }
+
+    pub(super) async fn serve(mut self, mut inbound: Streaming<Frame>, first: Frame, hello: Hello) {
+        let closing = self.server.closing.clone();
+        let mut next = Some(first);
+        loop {
+            if let Some(frame) = next.take()
+                && let Err(status) = self.take(frame, &hello)
+            {
+                self.server.local.counters.rejected.up();
+                self.outbox.close(Some(status));
+                return;
+            }
+            let owed = self.pending.front().map(|(due, _)| *due);
+            tokio::select! {
+                biased;
+                () = closing.cancelled() => return self.outbox.close(None),
+                Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => {
+                    if self.waiting.remove(&id).is_some() {
+                        self.outbox.push(std::iter::once((id, self.sized(answer))));
+                    }
+                    self.outbox.now_waiting(self.waiting.len());
+                }
+                frame = inbound.message() => match frame {
+                    Ok(Some(frame)) => next = Some(frame),
+                    Ok(None) => return self.outbox.close(None),
+                    Err(status) => {
+                        self.server.local.counters.rejected.up();
+                        return self.outbox.close(Some(status)); // its own words: too large, or no protobuf
+                    }
+                },
+                () = sleep_until(owed.unwrap_or_else(Instant::now)), if owed.is_some() => self.say_pending(),
+                () = self.outbox.abandoned() => return,
+            }
+        }
+    }
+
+    /// Takes a frame: answers what it can, and begins to wait for the rest.
+    fn take(&mut self, mut frame: Frame, hello: &Hello) -> Result<(), Status> {
+        match wire::hello(&mut frame) {
+            Some(Ok(again)) if again.id == hello.id => self.take_groups(&again.groups),
+            Some(Ok(_)) => return Err(Status::failed_precondition("a connection speaks for one node all its life")),
+            Some(Err(bad)) => return Err(Status::failed_precondition(bad.0)),
+            None => {}
+        }
+        if self.registry_version != self.server.registry.version() {
+            let groups: Vec<_> = self.groups.values().map(|(name, _)| name.clone()).collect();
+            self.take_groups(&groups);
+        }
+        let frame = wire::open(frame);
+        if frame.ping != 0 {
+            self.outbox.pong(frame.ping);
+        }
+        let mut answers = Vec::with_capacity(frame.requests.len());
+        for (at, message) in frame.requests.into_iter().enumerate() {
+            let request = wire::request(message);
+            let id = request.id;
+            if let Some(answer) = self.look(request, at) {
+                answers.push((id, answer));
+            }
+        }
+        for id in frame.cancels {
+            self.waiting.remove(&id); // the load goes on: it belongs to nobody
+        }
+        self.outbox.push(answers.into_iter());
+        if self.outbox.is_overrun() {
+            self.outbox.clear();
+            return Err(Status::resource_exhausted("answers are not read"));
+        }
+        self.outbox.now_waiting(self.waiting.len());
+        self.say_pending(); // here too: frames that come without a pause keep the timer from being looked at
+        Ok(())
+    }
+
+    /// The answer to a request, unless a load must be waited for.
+    fn look(&mut self, request: Request, at: usize) -> Option<Answer> {
+        if self.is_wrong_peer {
+            return Some(Answer::WrongPeer);
+        }
+        if at >= MAX_REQUESTS_PER_FRAME {
+            return Some(Answer::Overloaded { retry_after: RETRY_AFTER });
+        }
+        let id = request.id;
+        let named = self.groups.get(&request.group).map_or(Named::Unknown, |(_, named)| named.clone());
+        let may_wait = self.loads.len() < self.server.local.limits.max_serving_per_peer;
+        match first_look(&self.server, named, request, may_wait) {
+            Looked::Answer(answer) => Some(self.sized(answer)),
+            Looked::Wait(answering) => {
+                self.waiting.insert(id, ());
+                self.pending.push_back((Instant::now() + PENDING_AFTER, id));
+                self.loads.push(Box::pin(async move { (id, answering.await) }));
+                None
+            }
+        }
+    }
+
+    /// A value that the peer would not take ends the whole stream there: it is told so instead.
+    fn sized(&self, answer: Answer) -> Answer {
+        match answer {
+            Answer::Value(value) if value.bytes.len() > self.max_value_bytes => Answer::TooLarge,
+            answer => answer,
+        }
+    }
+
+    fn say_pending(&mut self) {
+        let now = Instant::now();
+        let mut answers = Vec::new();
+        while let Some((_, id)) = self.pending.front().filter(|(due, _)| *due <= now) {
+            let id = *id;
+            self.pending.pop_front();
+            if self.waiting.contains_key(&id) {
+                answers.push((id, Answer::Pending));
+            }
+        }
+        self.outbox.push(answers.into_iter());
+    }
+}

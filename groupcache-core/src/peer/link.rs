@@ -1,0 +1,231 @@
+//! The link to one peer, as callers, the tick and the membership see it; `client.rs` keeps it up.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::Waker,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, mpsc};
+
+use crate::{
+    config::{BATCH_REQUESTS, SILENCE},
+    identity::{Address, Incarnation, PeerId},
+    membership::stabilizer::{DialId, Refusal},
+    message::Hello,
+    peer::{
+        breaker::Breaker,
+        hello::Local,
+        table::{Call, Ended, NotSent, Table},
+    },
+};
+
+/// What a link tells the membership.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    /// The first Hello of a connection, and each later one.
+    Hello(Hello),
+    /// The peer will not talk to us, or we not to it; and the sentence that says why.
+    Refused(Refusal, String),
+    Failed(String),
+    Lost,
+    Goodbye(Incarnation),
+    Fingerprint(u64),
+}
+
+pub(crate) type LinkEvents = mpsc::Sender<(DialId, LinkEvent)>;
+
+/// Whom to dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) expected: Option<PeerId>,
+    pub(crate) addresses: Vec<Address>,
+}
+
+/// The connection to one peer, and what waits for it.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(super) dial: DialId,
+    pub(super) local: Arc<Local>,
+    pub(super) target: ArcSwap<Target>,
+    pub(super) table: crate::sync::Mutex<Table>,
+    /// Names and formats of the peer's groups.
+    pub(super) offers: ArcSwap<BTreeMap<Arc<str>, u32>>,
+    pub(super) max_requests: AtomicU64,
+    pub(super) max_value_bytes: AtomicU64,
+    pub(super) fingerprint: AtomicU64,
+    /// Bytes that came on its connections, and how many of them were taken note of.
+    pub(super) bytes_read: Arc<AtomicU64>,
+    bytes_noted: AtomicU64,
+    /// The reader should ask the table for its verdict.
+    pub(super) look: Notify,
+    /// The next attempt to connect is to be made now.
+    pub(super) retry: Notify,
+}
+
+impl Link {
+    pub(crate) fn new(dial: DialId, target: Target, local: Arc<Local>) -> Arc<Self> {
+        let max_in_flight = local.limits.max_in_flight_per_peer;
+        Arc::new(Self {
+            dial,
+            local,
+            target: ArcSwap::from_pointee(target),
+            table: crate::sync::Mutex::new(Table::new(max_in_flight)),
+            offers: ArcSwap::default(),
+            max_requests: AtomicU64::new(BATCH_REQUESTS as u64),
+            max_value_bytes: AtomicU64::new(u64::MAX),
+            fingerprint: AtomicU64::new(0),
+            bytes_read: Arc::default(),
+            bytes_noted: AtomicU64::new(0),
+            look: Notify::new(),
+            retry: Notify::new(),
+        })
+    }
+
+    /// Whether a request would be taken now.
+    pub(crate) fn admits(&self) -> bool {
+        self.table.lock().breaker.admits()
+    }
+
+    /// Milliseconds for which the peer has been unreachable.
+    pub(crate) fn open_for(&self, now_ms: u64) -> Option<u64> {
+        self.table.lock().breaker.open_for(now_ms)
+    }
+
+    /// Whether the peer has this group in this format, by its last Hello.
+    pub(crate) fn offers(&self, group: &str, format: u32) -> bool {
+        self.offers.load().get(group) == Some(&format)
+    }
+
+    /// Whether the peer takes a value of this size, by its last Hello.
+    pub(crate) fn takes(&self, value_bytes: usize) -> bool {
+        value_bytes as u64 <= self.max_value_bytes.load(Relaxed)
+    }
+
+    /// As [`offers`](Self::offers), in any format.
+    pub(crate) fn offers_any(&self, group: &str) -> bool {
+        self.offers.load().contains_key(group)
+    }
+
+    /// The fingerprint of the peer's ring, as it said last.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.fingerprint.load(Relaxed)
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.table.lock().in_flight()
+    }
+
+    /// Sends a request. Its reply is told the outcome exactly once, unless it is refused here.
+    pub(crate) fn send(&self, call: Call) -> Result<(), NotSent> {
+        let waker = self.table.lock().push(call)?;
+        wake(waker);
+        Ok(())
+    }
+
+    /// Something that every frame carries has changed: send it.
+    pub(crate) fn nudge(&self) {
+        let waker = self.table.lock().waker.take();
+        wake(waker);
+    }
+
+    /// Looks after deadlines and silence; every 10 ms.
+    pub(crate) fn sweep(&self, now_ms: u64, we_stood_still: bool) {
+        let bytes = self.bytes_read.load(Relaxed);
+        let has_heard = self.bytes_noted.swap(bytes, Relaxed) != bytes;
+        let (swept, waker) = {
+            let mut table = self.table.lock();
+            if has_heard {
+                table.heard(now_ms);
+            }
+            let swept = table.sweep(now_ms, we_stood_still);
+            let waker = if table.has_due() { table.waker.take() } else { None };
+            (swept, waker)
+        };
+        wake(waker);
+        tell(swept.ended);
+        if swept.may_be_silent {
+            self.look.notify_one();
+        }
+    }
+
+    /// Tells the peer that this node leaves for good.
+    pub(crate) fn say_goodbye(&self) {
+        let waker = {
+            let mut table = self.table.lock();
+            table.goodbye_due = true;
+            table.waker.take()
+        };
+        wake(waker);
+    }
+
+    /// Whether the goodbye has yet to be taken by the connection.
+    pub(crate) fn owes_goodbye(&self) -> bool {
+        let table = self.table.lock();
+        table.goodbye_due && table.breaker == Breaker::Closed
+    }
+
+    /// Gives the connection up and makes a new one after the back-off.
+    pub(crate) fn reconnect(&self) {
+        self.table.lock().dismiss();
+        self.look.notify_one();
+    }
+
+    /// Other addresses for the next attempt.
+    pub(crate) fn retarget(&self, target: Target) {
+        self.target.store(Arc::new(target));
+        self.retry.notify_one();
+    }
+
+    /// Ends it: who waits is told, and the task of [`keep`] returns.
+    pub(crate) fn hang_up(&self) {
+        let (ended, waker) = {
+            let mut table = self.table.lock();
+            (table.gone(), table.waker.take())
+        };
+        wake(waker);
+        tell(ended);
+        self.look.notify_one();
+        self.retry.notify_one();
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.table.lock().breaker == Breaker::Gone
+    }
+
+    /// Whether the peer says anything within the silence limit, by a ping or by a new connection.
+    pub(crate) async fn is_alive(&self) -> bool {
+        let (reads, waker) = {
+            let mut table = self.table.lock();
+            table.ask_for_ping();
+            (table.reads(), table.waker.take())
+        };
+        wake(waker);
+        self.retry.notify_one();
+        let step = Duration::from_millis(20);
+        for _ in 0..(SILENCE.as_millis() / step.as_millis()) {
+            tokio::time::sleep(step).await;
+            if self.table.lock().reads() > reads {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+pub(super) fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+pub(super) fn tell(ended: Ended) {
+    for (reply, outcome) in ended {
+        reply.reply(outcome);
+    }
+}
