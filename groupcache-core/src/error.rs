@@ -2,8 +2,6 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
-use crate::identity::PeerId;
-
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -33,7 +31,8 @@ struct Inner {
     kind: Kind,
     text: String,
     source: Option<BoxError>,
-    peer: Option<PeerId>,
+    /// Id of the peer that said so.
+    peer: Option<Arc<str>>,
 }
 
 /// What callers can ask about; private, so that it can grow.
@@ -64,8 +63,8 @@ impl Error {
         Self(Arc::new(Inner { kind, text: text.into(), source: Some(source.into()), peer: None }))
     }
 
-    pub(crate) fn at_peer(kind: Kind, text: impl Into<String>, peer: &PeerId) -> Self {
-        Self(Arc::new(Inner { kind, text: text.into(), source: None, peer: Some(peer.clone()) }))
+    pub(crate) fn at_peer(kind: Kind, text: impl Into<String>, peer: &str) -> Self {
+        Self(Arc::new(Inner { kind, text: text.into(), source: None, peer: Some(peer.into()) }))
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -131,9 +130,9 @@ impl Error {
         self.0.kind == Kind::Config
     }
 
-    /// The peer that answered so, where one did.
-    pub fn peer(&self) -> Option<&PeerId> {
-        self.0.peer.as_ref()
+    /// The id of the peer that answered so, where one did.
+    pub fn peer(&self) -> Option<&str> {
+        self.0.peer.as_deref()
     }
 }
 
@@ -181,8 +180,8 @@ mod tests {
 
     #[test]
     fn a_clone_is_the_same_error() {
-        let e = Error::at_peer(Kind::Timeout, "no answer in 10 s", &PeerId::new("b").unwrap());
-        assert_eq!(e.clone().peer().unwrap().as_str(), "b");
+        let e = Error::at_peer(Kind::Timeout, "no answer in 10 s", "b");
+        assert_eq!(e.clone().peer().unwrap(), "b");
         assert_eq!(e.clone().to_string(), "no answer in 10 s (said by b)");
         assert_eq!(std::mem::size_of::<Error>(), std::mem::size_of::<usize>(), "one word wide");
     }

@@ -305,7 +305,7 @@ impl<V: Value> Inner<V> {
             _ => format!("no value of group {:?} within {after:?}", self.settings.name),
         };
         match peer {
-            Some(peer) => Error::at_peer(Kind::Timeout, format!("{text}; its owner is at work on it"), peer),
+            Some(peer) => Error::at_peer(Kind::Timeout, format!("{text}; its owner is at work on it"), peer.as_str()),
             None => Error::new(Kind::Timeout, text),
         }
     }

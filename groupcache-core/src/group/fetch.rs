@@ -49,14 +49,7 @@ impl<V: Value> Inner<V> {
     pub(super) fn join_fetch(self: &Arc<Self>, key: &str, hash: u64, view: Arc<View>, chain: Chain) -> Loading<V> {
         let now_ms = self.shared.local.clock.read_ms();
         let mut expired = None;
-        let look_again = || {
-            let slot = self.store.peek(key)?;
-            if slot.is_expired(now_ms) {
-                expired = Some(slot);
-                return None;
-            }
-            Some(slot)
-        };
+        let look_again = || self.look_again(key, now_ms, &mut expired);
         let joined = self.flights.join(Table::Fetch, key, now_ms, look_again, || None);
         drop(expired);
         let flight = match joined {
@@ -166,7 +159,7 @@ impl<V: Value> Fetch<V> {
 
     fn said(&self, kind: Kind, text: impl Into<String>) {
         let error = match self.asked() {
-            Some(peer) => Error::at_peer(kind, text, &peer),
+            Some(peer) => Error::at_peer(kind, text, peer.as_str()),
             None => Error::new(kind, text),
         };
         self.land(Err(error.into()));

@@ -42,16 +42,8 @@ impl<V: Value> Inner<V> {
     ) -> Result<Loading<V>> {
         let lineage = Lineage::begin(chain, hash).map_err(|knot| self.knotted(knot))?;
         let now_ms = self.shared.local.clock.read_ms();
-        // The flight that ended just before may have left the value. What has expired is let go of outside.
         let mut expired = None;
-        let look_again = || {
-            let slot = self.store.peek(key)?;
-            if slot.is_expired(now_ms) {
-                expired = Some(slot);
-                return None;
-            }
-            Some(slot)
-        };
+        let look_again = || self.look_again(key, now_ms, &mut expired);
         let joined = self.flights.join(Table::Load, key, now_ms, look_again, || Some(lineage));
         drop(expired);
         match joined {
@@ -67,6 +59,17 @@ impl<V: Value> Inner<V> {
                 Ok(Loading::Flight(flight, None))
             }
         }
+    }
+
+    /// What is in memory, looked at under the lock of the flights: the flight that ended just before may have left
+    /// it. What has expired is handed out instead, to be let go of outside.
+    pub(super) fn look_again(&self, key: &str, now_ms: u64, expired: &mut Option<Slot<V>>) -> Option<Slot<V>> {
+        let slot = self.store.peek(key)?;
+        if slot.is_expired(now_ms) {
+            *expired = Some(slot);
+            return None;
+        }
+        Some(slot)
     }
 
     /// Lands a flight with an error when dropped: for a task that is to land it.

@@ -4,16 +4,25 @@ use std::{collections::VecDeque, pin::Pin, sync::Arc};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
     config::{MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER},
     message::{Answer, Decline, GroupName, Hello, Op, Request},
-    peer::{outbox::Outbox, server::Inner},
+    peer::{hello::Local, outbox::Outbox},
     served::{Answering, Ask, Registry, Served},
-    sync::Map,
+    sync::{Keyed, Map},
     wire::{self, Frame},
 };
+
+/// What every connection serves from.
+pub(super) struct Service {
+    pub(super) local: Arc<Local>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) closing: CancellationToken,
+    pub(super) hasher: Keyed,
+}
 
 /// What a request names.
 #[derive(Clone)]
@@ -39,7 +48,7 @@ pub(super) enum Looked {
 }
 
 /// Memory, a write, or, if the asker may have one more, the beginning of a load.
-pub(super) fn first_look(server: &Inner, named: Named, request: Request, may_wait: bool) -> Looked {
+pub(super) fn first_look(service: &Service, named: Named, request: Request, may_wait: bool) -> Looked {
     let declined = |why| Looked::Answer(Answer::Declined(why));
     let key = match request.key {
         Ok(key) => key,
@@ -59,7 +68,7 @@ pub(super) fn first_look(server: &Inner, named: Named, request: Request, may_wai
             if !may_wait {
                 return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
             }
-            let limit = server.local.limits.load_deadline;
+            let limit = service.local.limits.load_deadline;
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
             Looked::Wait(group.load(Ask { key, wait, chain: request.chain }))
         }
@@ -72,7 +81,7 @@ pub(super) fn first_look(server: &Inner, named: Named, request: Request, may_wai
             declined(Decline::OtherFormat)
         }
         (Op::Set(value), Named::Group(group)) => {
-            if value.len() > server.local.limits.max_value_bytes {
+            if value.len() > service.local.limits.max_value_bytes {
                 group.invalidate(&key);
                 return Looked::Answer(Answer::TooLarge);
             }
@@ -86,7 +95,7 @@ type Loads = FuturesUnordered<Pin<Box<dyn Future<Output = (u64, Answer)> + Send>
 
 /// One connection that a peer opened, as the task that reads it sees it.
 pub(super) struct Connection {
-    server: Arc<Inner>,
+    service: Arc<Service>,
     outbox: Arc<Outbox>,
     /// The peer's groups by its own indices, resolved against our registry as of `registry_version`.
     groups: Map<u32, (GroupName, Named)>,
@@ -103,10 +112,10 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(server: Arc<Inner>, outbox: Arc<Outbox>, hello: &Hello) -> Self {
-        let hasher = server.connections.hasher().to_owned();
+    pub(super) fn new(service: Arc<Service>, outbox: Arc<Outbox>, hello: &Hello) -> Self {
+        let hasher = service.hasher;
         let mut connection = Self {
-            server,
+            service,
             outbox,
             groups: Map::with_hasher(hasher),
             registry_version: 0,
@@ -117,28 +126,28 @@ impl Connection {
             is_wrong_peer: false,
         };
         connection.is_wrong_peer =
-            hello.expected.as_ref().is_some_and(|expected| *expected != connection.server.local.hello().id);
+            hello.expected.as_ref().is_some_and(|expected| *expected != connection.service.local.hello().id);
         connection.take_groups(&hello.groups);
         connection
     }
 
     fn take_groups(&mut self, groups: &[GroupName]) {
-        self.registry_version = self.server.registry.version();
+        self.registry_version = self.service.registry.version();
         self.groups.clear();
         for group in groups {
-            let resolved = resolve(&self.server.registry, &group.name, group.format);
+            let resolved = resolve(&self.service.registry, &group.name, group.format);
             self.groups.insert(group.index, (group.clone(), resolved));
         }
     }
 
     pub(super) async fn serve(mut self, mut inbound: Streaming<Frame>, first: Frame, hello: Hello) {
-        let closing = self.server.closing.clone();
+        let closing = self.service.closing.clone();
         let mut next = Some(first);
         loop {
             if let Some(frame) = next.take()
                 && let Err(status) = self.take(frame, &hello)
             {
-                self.server.local.counters.rejected.up();
+                self.service.local.counters.rejected.up();
                 self.outbox.close(Some(status));
                 return;
             }
@@ -156,7 +165,7 @@ impl Connection {
                     Ok(Some(frame)) => next = Some(frame),
                     Ok(None) => return self.outbox.close(None),
                     Err(status) => {
-                        self.server.local.counters.rejected.up();
+                        self.service.local.counters.rejected.up();
                         return self.outbox.close(Some(status)); // its own words: too large, or no protobuf
                     }
                 },
@@ -174,7 +183,7 @@ impl Connection {
             Some(Err(bad)) => return Err(Status::failed_precondition(bad.0)),
             None => {}
         }
-        if self.registry_version != self.server.registry.version() {
+        if self.registry_version != self.service.registry.version() {
             let groups: Vec<_> = self.groups.values().map(|(name, _)| name.clone()).collect();
             self.take_groups(&groups);
         }
@@ -213,8 +222,8 @@ impl Connection {
         }
         let id = request.id;
         let named = self.groups.get(&request.group).map_or(Named::Unknown, |(_, named)| named.clone());
-        let may_wait = self.loads.len() < self.server.local.limits.max_serving_per_peer;
-        match first_look(&self.server, named, request, may_wait) {
+        let may_wait = self.loads.len() < self.service.local.limits.max_serving_per_peer;
+        match first_look(&self.service, named, request, may_wait) {
             Looked::Answer(answer) => Some(self.sized(answer)),
             Looked::Wait(answering) => {
                 self.waiting.insert(id, ());

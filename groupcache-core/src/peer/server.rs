@@ -17,7 +17,7 @@ use tonic::{Response, Status, Streaming};
 use crate::{
     config::CLIENT_HELLO,
     peer::{
-        connection::{Connection, Looked, first_look, resolve},
+        connection::{Connection, Looked, Service, first_look, resolve},
         hello::{Local, objection},
         outbox::{Outbound, Outbox},
     },
@@ -30,14 +30,12 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Server(Arc<Inner>);
 
-pub(super) struct Inner {
-    pub(super) local: Arc<Local>,
-    pub(super) registry: Arc<Registry>,
-    pub(super) connections: DashMap<u64, Arc<Outbox>, Keyed>,
+struct Inner {
+    service: Arc<Service>,
+    connections: DashMap<u64, Arc<Outbox>, Keyed>,
     next_connection: AtomicU64,
     open: AtomicUsize,
     tasks: TaskTracker,
-    pub(super) closing: CancellationToken,
 }
 
 impl Server {
@@ -49,19 +47,17 @@ impl Server {
         hasher: Keyed,
     ) -> Self {
         Self(Arc::new(Inner {
-            local,
-            registry,
+            service: Arc::new(Service { local, registry, closing, hasher }),
             connections: DashMap::with_hasher(hasher),
             next_connection: AtomicU64::new(1),
             open: AtomicUsize::new(0),
             tasks,
-            closing,
         }))
     }
 
     /// The service with the limits of this node.
     pub(crate) fn service(&self) -> wire::peer_server::PeerServer<Self> {
-        let max = self.0.local.limits.max_message_bytes();
+        let max = self.0.service.local.limits.max_message_bytes();
         wire::peer_server::PeerServer::new(self.clone()).max_decoding_message_size(max).max_encoding_message_size(max)
     }
 
@@ -99,22 +95,22 @@ impl wire::peer_server::Peer for Server {
             .map_err(|_| Status::deadline_exceeded("no Hello within 5 s"))??
             .and_then(|mut frame| wire::hello(&mut frame).map(|hello| (hello, frame)));
         let Some((hello, frame)) = first else {
-            server.local.counters.rejected.up();
+            server.service.local.counters.rejected.up();
             return Err(Status::failed_precondition("the first frame of a connection carries a Hello"));
         };
-        let hello = hello.and_then(|hello| match objection(&server.local.hello(), &hello) {
+        let hello = hello.and_then(|hello| match objection(&server.service.local.hello(), &hello) {
             Some(why) => Err(wire::BadHello(why)),
             None => Ok(hello),
         });
         let hello = hello.map_err(|bad| {
-            server.local.counters.rejected.up();
+            server.service.local.counters.rejected.up();
             Status::failed_precondition(bad.0)
         })?;
-        server.local.counters.accepted.up();
-        let outbox = Arc::new(Outbox::new(Arc::clone(&server.local)));
+        server.service.local.counters.accepted.up();
+        let outbox = Arc::new(Outbox::new(Arc::clone(&server.service.local)));
         let number = server.next_connection.fetch_add(1, Relaxed);
         server.connections.insert(number, Arc::clone(&outbox));
-        let connection = Connection::new(Arc::clone(server), Arc::clone(&outbox), &hello);
+        let connection = Connection::new(Arc::clone(&server.service), Arc::clone(&outbox), &hello);
         let registered = Registered(Arc::clone(server), number);
         server.tasks.spawn(async move {
             let (_place, _registered) = (place, registered);
@@ -126,11 +122,11 @@ impl wire::peer_server::Peer for Server {
     async fn get(&self, request: tonic::Request<wire::GetRequest>) -> Result<Response<wire::AnswerMessage>, Status> {
         let server = &self.0;
         let (cluster, group, format, request) = wire::unary(request.into_inner());
-        if cluster != server.local.hello().cluster {
+        if cluster != server.service.local.hello().cluster {
             return Err(Status::failed_precondition("this node belongs to another cluster"));
         }
-        let group = resolve(&server.registry, &group, format);
-        let answer = match first_look(server, group, request, true) {
+        let group = resolve(&server.service.registry, &group, format);
+        let answer = match first_look(&server.service, group, request, true) {
             Looked::Answer(answer) => answer,
             Looked::Wait(answering) => answering.await,
         };
@@ -144,8 +140,8 @@ struct Place(Arc<Inner>);
 impl Place {
     fn take(server: &Arc<Inner>) -> Result<Self, Status> {
         let place = Self(Arc::clone(server)); // counts down again when it is dropped
-        if server.open.fetch_add(1, Relaxed) >= server.local.limits.max_connections {
-            server.local.counters.rejected.up();
+        if server.open.fetch_add(1, Relaxed) >= server.service.local.limits.max_connections {
+            server.service.local.counters.rejected.up();
             return Err(Status::resource_exhausted("this node has as many connections as it allows"));
         }
         Ok(place)
