@@ -10,9 +10,10 @@
     reason = "a test may stop at the first surprise, and the network is its own"
 )]
 
-#[path = "../src/proto/groupcache.v1.rs"]
 #[allow(clippy::allow_attributes, unreachable_pub, missing_docs, reason = "generated")]
-mod proto;
+mod proto {
+    include!("../src/proto/groupcache.v1.rs");
+}
 mod support;
 
 use std::time::Duration;

@@ -1,0 +1,210 @@
+//! P5 and the kinds of answers: what the owner says is the answer, on every node, and nobody loads it again.
+#![allow(
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test may stop at the first surprise, and the network is its own"
+)]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use groupcache_core::{BoxError, Error, Group, Json, Limits, LoadError, Loaded, Value, bytes::Bytes};
+use serde::{Deserialize, Serialize};
+use support::{Cluster, Loads, PATIENCE, eventually};
+use tokio::{sync::Semaphore, time::timeout};
+
+/// A loader that answers what its key asks for.
+async fn by_key(loads: &Loads, key: &str) -> Result<Loaded<String>, LoadError> {
+    let number = loads.begin(key);
+    match key.split('-').next() {
+        Some("missing") => Ok(Loaded::not_found()),
+        Some("transient") => Err(LoadError::transient("the database is away")),
+        Some("permanent") => Err("the row is broken".into()),
+        Some("large") => Ok(Loaded::new("x".repeat(2 << 20))),
+        Some("fleeting") => Ok(Loaded::new(number.to_string()).do_not_keep()),
+        Some("brief") => Ok(Loaded::new(number.to_string()).time_to_live(Duration::from_millis(200))),
+        _ => Ok(Loaded::new(number.to_string())),
+    }
+}
+
+async fn three(loads: &Loads) -> (Cluster, Vec<Group<String>>) {
+    let cluster = Cluster::start(3).await;
+    let build = |_: usize, node: &groupcache_core::Node| {
+        node.group::<String>("data").capacity_bytes(8 << 20).loader_with(loads.clone(), by_key)
+    };
+    let groups = cluster.group(build).await;
+    (cluster, groups)
+}
+
+/// A key that begins so and belongs to node `owner`.
+fn key(cluster: &Cluster, groups: &[Group<String>], what: &str, owner: usize) -> String {
+    (0..).map(|n| format!("{what}-{n}")).find(|key| cluster.owner(groups, key) == owner).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_of_the_loader_is_the_answer_everywhere_and_is_not_loaded_again() {
+    let loads = Loads::default();
+    let (cluster, groups) = three(&loads).await;
+    type Check = fn(&Error) -> bool;
+    let cases: [(&str, Check); 4] = [
+        ("missing", |e| e.is_not_found() && !e.is_load_failed() && !e.is_transient()),
+        ("transient", |e| e.is_load_failed() && e.is_transient()),
+        ("permanent", |e| e.is_load_failed() && !e.is_transient()),
+        ("large", |e| e.is_too_large()),
+    ];
+    for (what, is_expected) in cases {
+        let key = key(&cluster, &groups, what, 1);
+        for (asked, group) in groups.iter().enumerate() {
+            let before = loads.of(&key);
+            let error = group.get(&key).await.expect_err(what);
+            assert!(is_expected(&error), "{what} asked of node {asked}: {error:?}");
+            assert_eq!(loads.of(&key), before + 1, "{what}: one load, at the owner");
+            assert_eq!(error.peer(), (asked != 1).then_some("b"), "{what}: and who said so");
+            assert!(!format!("{error:?}").contains(&key), "keys stay out of errors");
+        }
+    }
+    let key = key(&cluster, &groups, "transient", 1);
+    let told = groups[0].get(&key).await.expect_err("it fails");
+    assert!(told.to_string().contains("the database is away"), "the cause crosses the wire: {told}");
+    assert!(groups[0].get_opt(&self::key(&cluster, &groups, "missing", 1)).await.unwrap().is_none());
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_who_wait_on_five_nodes_share_one_error() {
+    let cluster = Cluster::start(5).await;
+    let loads = Loads::default();
+    let failing = async |loads: &Loads, key: &str| {
+        loads.begin(key);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Err::<String, BoxError>("no route to the database".into())
+    };
+    let build = |_: usize, node: &groupcache_core::Node| {
+        node.group::<String>("data").capacity_bytes(1 << 20).loader_with(loads.clone(), failing)
+    };
+    let groups = cluster.group(build).await;
+    let mut callers = tokio::task::JoinSet::new();
+    for group in &groups {
+        for _ in 0..200 {
+            let group = group.clone();
+            callers.spawn(async move { group.get("key").await });
+        }
+    }
+    assert!(callers.join_all().await.iter().all(|answer| answer.as_ref().is_err_and(Error::is_load_failed)));
+    assert_eq!(loads.total(), 1);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_lives_as_long_as_its_loader_says() {
+    let loads = Loads::default();
+    let (cluster, groups) = three(&loads).await;
+    let [kept, brief, fleeting] = ["kept", "brief", "fleeting"].map(|what| key(&cluster, &groups, what, 2));
+    for group in &groups {
+        group.get(&kept).await.unwrap();
+        group.get(&fleeting).await.unwrap();
+    }
+    assert_eq!((loads.of(&kept), loads.of(&fleeting)), (1, 3), "kept, and handed out only");
+    let first = groups[0].get(&brief).await.unwrap();
+    let expires = async {
+        while groups[0].get(&brief).await.unwrap() == first {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, expires).await.expect("it expires");
+    assert_eq!(loads.of(&brief), 2);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_is_full_says_so_and_nobody_loads_in_its_place() {
+    let mut limits = Limits::default();
+    (limits.max_loads, limits.max_queued_loads) = (1, 1);
+    let cluster = Cluster::start_with(2, limits).await;
+    let (gate, loads) = (Arc::new(Semaphore::new(0)), Loads::default());
+    let held = async |(gate, loads): &(Arc<Semaphore>, Loads), key: &str| {
+        loads.begin(key);
+        gate.acquire().await?.forget();
+        Ok::<_, BoxError>(key.to_owned())
+    };
+    let state = (Arc::clone(&gate), loads.clone());
+    let build = |_: usize, node: &groupcache_core::Node| {
+        node.group::<String>("data").capacity_bytes(1 << 20).loader_with(state.clone(), held)
+    };
+    let groups = cluster.group(build).await;
+    let mut keys = (0..).map(|n| format!("key-{n}")).filter(|key| cluster.owner(&groups, key) == 1);
+    let mut get = || {
+        let (group, key) = (groups[0].clone(), keys.next().unwrap());
+        async move { group.get(&key).await }
+    };
+    let waiting = [tokio::spawn(get()), tokio::spawn(get())];
+    eventually("one runs and one waits at the owner", || cluster.nodes[1].loads() == (1, 1)).await;
+    let refused = get().await.expect_err("no room");
+    assert!(refused.is_overloaded() && refused.peer() == Some("b"), "{refused:?}");
+    assert_eq!(loads.total(), 1, "and none here");
+    gate.add_permits(2);
+    for waiter in waiting {
+        waiter.await.unwrap().expect("those who had a place are served");
+    }
+    cluster.shutdown().await;
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct User {
+    name: String,
+    age: u8,
+}
+
+/// Values of one type cross the wire and come out as they went in.
+async fn crosses<V: Value + PartialEq + std::fmt::Debug>(value: V) {
+    let cluster = Cluster::start(2).await;
+    let build = |_: usize, node: &groupcache_core::Node| {
+        let load = async |value: &V, _: &str| Ok::<V, BoxError>(value.clone());
+        node.group::<V>("data").capacity_bytes(1 << 20).loader_with(value.clone(), load)
+    };
+    let groups = cluster.group(build).await;
+    let key = cluster.key_of(&groups, 1);
+    for _ in 0..2 {
+        assert_eq!(groups[0].get(&key).await.unwrap(), value);
+        assert_eq!(groups[1].get(&key).await.unwrap(), value);
+    }
+    assert_eq!((groups[0].stats().loads, groups[1].stats().loads), (0, 1));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_of_each_kind_cross_the_wire() {
+    crosses(Bytes::from_static(b"\x00\xff")).await;
+    crosses(Bytes::new()).await;
+    crosses("größer".to_owned()).await;
+    crosses(Json::new(User { name: "Ada".into(), age: 36 })).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_only_some_nodes_have_is_asked_of_those() {
+    let cluster = Cluster::start(3).await;
+    let loads = Loads::default();
+    let build = |at: usize| {
+        let node = &cluster.nodes[at];
+        node.group::<String>("data").capacity_bytes(1 << 20).loader_with(loads.clone(), by_key).build().unwrap()
+    };
+    let groups = [build(0), build(1)];
+    eventually("both know", || cluster.nodes[..2].iter().all(|node| node.peers_with_group("data") == 1)).await;
+    for n in 0..60 {
+        let key = format!("key-{n}");
+        let values = [groups[0].get(&key).await.unwrap(), groups[1].get(&key).await.unwrap()];
+        assert!(values.iter().all(|value| !value.is_empty()));
+    }
+    // A third of the keys belongs to the node without the group: their successor loads them, for both.
+    assert_eq!(loads.total(), 60, "loads of 60 keys");
+    assert!(cluster.nodes[0].remove_group("data") && !cluster.nodes[0].remove_group("data"));
+    assert!(groups[0].get("key-1").await.expect_err("removed").is_unknown_group());
+    assert!(groups[1].get("key-1").await.is_ok());
+    cluster.shutdown().await;
+}
