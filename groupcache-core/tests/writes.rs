@@ -163,4 +163,8 @@ async fn a_write_names_whom_it_did_not_reach() {
     for group in &groups[..2] {
         assert_eq!(group.get(&key).await.unwrap(), "by hand", "the successor has it");
     }
+    // It is named too where it is not the owner: it may hold an older copy.
+    let elsewhere = (0..).map(|n| format!("else-{n}")).find(|key| groups[0].owner_of(key).as_str() == "a").unwrap();
+    let written = groups[1].remove(&elsewhere).await.expect("its owner is there");
+    assert_eq!(written.unreached().iter().map(|id| id.to_string()).collect::<Vec<_>>(), [name(2)]);
 }
