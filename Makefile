@@ -11,7 +11,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above: none so far.
 PACKAGES =
 
-.PHONY: help run test lint doc clean deps proto measure-ring
+.PHONY: help run test lint doc clean deps proto measure-ring interleavings
 
 help:
 	@echo 'make run           three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make doc           the documentation, in $(TARGET)/doc'
 	@echo 'make proto         generates the protocol code again from its .proto file'
 	@echo 'make measure-ring  how evenly the ring spreads keys: 200 sets of names of each style and size'
+	@echo 'make interleavings  single flight under 10,000 orders of its locks (builds everything once more)'
 	@echo 'make deps          what tests and lints want beyond the compiler'
 	@echo 'make clean         removes what was built'
 
@@ -37,6 +38,10 @@ test:
 # A measurement, not a test: tools/test leaves it out and says so.
 measure-ring:
 	$(CARGO) test --release -p groupcache-core --lib -- --ignored --nocapture in_200_sets_of_each_style
+
+# A build of its own: the locks of the core are other ones.
+interleavings:
+	RUSTFLAGS='--cfg shuttle' $(CARGO) test -p groupcache-core --lib --target-dir $(TARGET)/shuttle interleavings
 
 lint:
 	$(CARGO) fmt --all --check

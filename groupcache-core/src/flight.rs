@@ -323,7 +323,10 @@ pub(crate) async fn within<O>(deadline: Option<tokio::time::Instant>, outcome: i
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, shuttle))]
+mod interleavings;
+
+#[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
 
