@@ -218,20 +218,21 @@ impl Node {
     /// time-out. Dropping the future is safe.
     ///
     /// # Errors
-    /// [`is_closed`](Error::is_closed) when the node is shut down meanwhile.
+    /// [`is_closed`](Error::is_closed) when the node is shut down meanwhile, or was before.
     pub async fn ready(&self, members: usize) -> Result<()> {
         let shared = &self.inner.shared;
         let mut status = self.inner.status.clone();
         loop {
             let waited = status.wait_for(|s| s.is_ready && s.ready_members >= members).await;
             waited.map(drop).map_err(|_| self.closed())?;
+            // The last status outlives the task that set it.
+            if shared.is_closed() {
+                return Err(self.closed());
+            }
             let groups = shared.registry.names();
             let has_all = |link: &Arc<Link>| link.admits() && groups.iter().all(|g| link.offers(&g.name, g.format));
             if shared.links().iter().filter(|link| has_all(link)).count() + 1 >= members {
                 return Ok(());
-            }
-            if shared.is_closed() {
-                return Err(self.closed());
             }
             tokio::time::sleep(READY_LOOK).await;
         }
