@@ -24,6 +24,8 @@ pub(crate) enum Breaker {
 pub(crate) enum End {
     /// Closed or reset: the process may be gone, or only the path. One attempt tells.
     Broken,
+    /// Closed or reset soon after it was made, and not for the first time: the next one is not waited for.
+    Fickle,
     /// It said nothing while a ping was outstanding; a new connection would be accepted by its kernel and tell nothing.
     Silent,
     /// We closed it ourselves.
@@ -84,8 +86,9 @@ mod tests {
     }
 
     #[test]
-    fn silence_opens_at_once() {
+    fn silence_opens_at_once_and_so_does_a_peer_that_keeps_closing() {
         assert_eq!(Breaker::Closed.ended(End::Silent, 5), Breaker::Open { since_ms: 5 });
+        assert_eq!(Breaker::Closed.ended(End::Fickle, 5), Breaker::Open { since_ms: 5 });
     }
 
     #[test]

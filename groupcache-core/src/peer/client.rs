@@ -36,6 +36,9 @@ const GOOD_CONNECTION: Duration = Duration::from_secs(1);
 /// How long callers may wait for a broken connection to be replaced.
 const MENDING: Duration = Duration::from_secs(1);
 
+/// How long they may wait for the attempt to begin: the first pause, and no later one.
+const MENDING_PAUSE: Duration = Duration::from_millis(2 * RECONNECT_MIN.as_millis() as u64);
+
 /// Keeps the link up until it is hung up: connects, reads, and connects again with back-off and jitter.
 pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
     let mut pauses = pauses(seed);
@@ -48,28 +51,30 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
                 .unwrap_or_else(|_| Err(Failure::NotConnected("it did not come back at once".to_owned()))),
             false => attempt.await,
         };
-        let was_good = match attempt {
+        let pause = match attempt {
             Ok(open) => {
                 let began = Instant::now();
                 let end = converse(&link, open, &events).await;
-                finish(&link, end, &events).await;
                 let was_good = began.elapsed() >= GOOD_CONNECTION;
                 if was_good {
                     pauses = self::pauses(seed);
                 }
-                was_good && end == End::Broken
+                // One attempt at once after a good connection: whoever waits is owed its outcome.
+                let is_owed = was_good && end == End::Broken;
+                let pause = if is_owed { Duration::ZERO } else { pauses.next().unwrap_or(RECONNECT_MAX) };
+                let end = if end == End::Broken && pause > MENDING_PAUSE { End::Fickle } else { end };
+                finish(&link, end, &events).await;
+                pause
             }
             Err(failure) => {
                 fail(&link, failure, &events).await;
-                false
+                pauses.next().unwrap_or(RECONNECT_MAX)
             }
         };
         if link.is_gone() {
             return;
         }
-        // One attempt at once after a good connection: whoever waits is owed its outcome.
-        if !was_good {
-            let pause = pauses.next().unwrap_or(RECONNECT_MAX);
+        if !pause.is_zero() {
             let _ = timeout(pause, link.retry.notified()).await;
         }
         if link.is_gone() {
