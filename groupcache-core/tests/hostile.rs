@@ -156,6 +156,55 @@ async fn bad_keys_and_unknown_names_are_answered_one_by_one_among_good_ones() {
 }
 
 #[tokio::test]
+async fn writes_in_another_format_drop_the_value_and_store_none() {
+    let (node, group) = node().await;
+    let mut raw = Raw::greeted(&node).await;
+    let other = |request: Request| Request { group: 9, ..request };
+    let remove = Request { op: 2, ..get(1, "k") };
+    let set = Request { op: 1, value: "theirs".into(), ..get(2, "k") };
+    for (request, status, reason) in [(remove, DONE, 0), (set, DECLINED, 3)] {
+        group.get("k").await.unwrap();
+        assert_eq!(group.entries(), 1);
+        let answers = raw.ask(vec![other(request)]).await;
+        assert_eq!((answers[0].status, answers[0].reason, group.entries()), (status, reason, 0));
+    }
+    let unknown = Request { op: 2, group: 12345, ..get(3, "k") };
+    assert_eq!(statuses(&raw.ask(vec![unknown]).await), [DECLINED]);
+    assert_eq!(group.get("k").await.unwrap(), "k");
+}
+
+#[tokio::test]
+async fn a_node_that_drains_answers_from_memory_and_loads_nothing_for_others() {
+    let (node, group) = node().await;
+    group.get("warm").await.unwrap();
+    let mut raw = Raw::greeted(&node).await;
+    node.drain().await.unwrap();
+    let answers = raw.ask(vec![get(1, "warm"), get(2, "cold")]).await;
+    assert_eq!(statuses(&answers), [VALUE, DECLINED]);
+    assert_eq!(answers[1].reason, 2, "draining");
+    assert_eq!(group.stats().loads, 1);
+}
+
+#[tokio::test]
+async fn a_peer_that_reads_late_gets_what_it_was_owed_when_the_node_was_shut_down() {
+    let (node, group) = node().await;
+    group.set("large", "v".repeat(60 << 10)).await.unwrap().log_unreached();
+    let mut raw = Raw::greeted(&node).await;
+    // More than HTTP/2 takes from the node before its peer reads.
+    let requests = (0..50).map(|id| get(id, "large")).collect();
+    raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
+    eventually("the requests are taken", || group.stats().served_hits == 50).await;
+    let mut closing = tokio::spawn({
+        let node = node.clone();
+        async move { node.shutdown().await }
+    });
+    // One that does not wait gives its tasks a second to end, and is done.
+    assert!(timeout(Duration::from_secs(2), &mut closing).await.is_err(), "it waits for the reader");
+    assert_eq!(statuses(&raw.hear(50).await.unwrap()), [VALUE; 50]);
+    closing.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn ids_that_come_twice_and_cancels_of_nothing_harm_nobody() {
     let (node, group) = node().await;
     let mut raw = Raw::greeted(&node).await;

@@ -21,7 +21,7 @@ use std::{
 };
 
 use groupcache_core::{BoxError, Error, Group, Limits, Load, LoadError, Loaded, Loader, Node};
-use support::{Cluster, Loads, PATIENCE, eventually, identity};
+use support::{Cluster, Gate, Loads, PATIENCE, eventually, identity};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
@@ -313,4 +313,72 @@ async fn a_caller_that_stands_still_for_two_seconds_causes_no_second_load() {
     assert_eq!(loads.of(&key), 1);
     drop(owner);
     cluster.shutdown().await;
+}
+
+/// Users need the configuration, which needs the base.
+#[derive(Clone, Default)]
+struct Nested {
+    keys: Arc<std::sync::OnceLock<(String, String)>>,
+    own: Arc<std::sync::OnceLock<Group<String>>>,
+    gate: Gate,
+}
+
+impl Loader<String> for Nested {
+    async fn load(&self, load: Load<'_, String>) -> Result<Loaded<String>, LoadError> {
+        self.gate.loads.begin(load.key());
+        let (config, base) = self.keys.get().expect("set");
+        let own = self.own.get().expect("set");
+        let value = match load.key() {
+            key if key == base => "the base".to_owned(),
+            key if key == config => {
+                self.gate.pass().await; // until all users wait for it
+                own.get(base).await?
+            }
+            _ => own.get(config).await?,
+        };
+        Ok(Loaded::new(value))
+    }
+}
+
+/// Twenty loads that wait for one, which needs another: it is nested as deep as if one waited.
+async fn many_loads_need_one(nodes: usize) {
+    const USERS: usize = 20;
+    let cluster = Cluster::start(nodes).await;
+    let nested = Nested::default();
+    let each: Vec<_> = cluster.nodes.iter().map(|_| Nested { own: Arc::default(), ..nested.clone() }).collect();
+    let groups = cluster.group(|at, node| node.group("nested").capacity_bytes(1 << 20).loader(each[at].clone())).await;
+    for (nested, group) in each.iter().zip(&groups) {
+        let _ = nested.own.set(group.clone());
+    }
+    // The configuration is loaded where the users are; on two nodes, its base on the other.
+    let last = nodes - 1;
+    let keys = |prefix: &'static str, owner: usize| {
+        let keys = (0..).map(move |n| format!("{prefix}-{n}"));
+        keys.filter(|key| cluster.owner(&groups, key) == owner).take(USERS).collect::<Vec<_>>()
+    };
+    let _ = nested.keys.set((keys("config", last)[0].clone(), keys("base", 0)[0].clone()));
+
+    let mut callers = tokio::task::JoinSet::new();
+    for user in keys("user", last) {
+        let group = groups[0].clone();
+        callers.spawn(async move { group.get(&user).await });
+    }
+    let all_wait = || groups[last].stats().shared_flights == USERS as u64 - 1;
+    eventually("all users wait for the configuration", all_wait).await;
+    nested.gate.open();
+    for value in timeout(PATIENCE, callers.join_all()).await.expect("in time") {
+        assert_eq!(value.expect("nested three deep, however many wait"), "the base");
+    }
+    assert_eq!(nested.gate.loads.total(), USERS as u64 + 2);
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn those_who_join_a_load_do_not_count_as_nesting_on_one_node() {
+    many_loads_need_one(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_join_a_load_do_not_count_as_nesting_on_two_nodes() {
+    many_loads_need_one(2).await;
 }

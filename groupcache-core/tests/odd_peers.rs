@@ -17,34 +17,43 @@ mod support;
 
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
 
-use groupcache_core::{Node, Peer, PeerId};
+use groupcache_core::{Group, Node, Peer, PeerId};
 use proto::{
     Answer, Frame, GetRequest, Hello,
     peer_server::{Peer as Service, PeerServer},
 };
 use support::{Gate, Peers, eventually, gated, identity};
-use tokio::time::Instant;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
 
-/// Says Hello to whoever connects, and closes.
-#[derive(Clone, Default)]
-struct Fickle {
-    connects: Arc<AtomicU64>,
+type Frames = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
+
+/// A node `a` that is none.
+trait Odd: Send + Sync + 'static {
+    /// What it says after its Hello.
+    fn goes_on(&self, inbound: Streaming<Frame>) -> Frames;
 }
 
-#[tonic::async_trait]
-impl Service for Fickle {
-    type ConnectStream = tokio_stream::Once<Result<Frame, Status>>;
+struct Server<O>(Arc<O>);
 
-    async fn connect(&self, _: Request<Streaming<Frame>>) -> Result<Response<Self::ConnectStream>, Status> {
-        self.connects.fetch_add(1, SeqCst);
+#[tonic::async_trait]
+impl<O: Odd> Service for Server<O> {
+    type ConnectStream = Frames;
+
+    async fn connect(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
         let hello = Hello {
             min_version: 1,
             max_version: 1,
@@ -56,7 +65,8 @@ impl Service for Fickle {
             groups: vec![proto::Group { index: 1, name: "data".into(), format: 0 }],
             ..Hello::default()
         };
-        Ok(Response::new(tokio_stream::once(Ok(Frame { hello: Some(hello), ..Frame::default() }))))
+        let first = tokio_stream::once(Ok(Frame { hello: Some(hello), ..Frame::default() }));
+        Ok(Response::new(Box::pin(first.chain(self.0.goes_on(request.into_inner())))))
     }
 
     async fn get(&self, _: Request<GetRequest>) -> Result<Response<Answer>, Status> {
@@ -64,33 +74,78 @@ impl Service for Fickle {
     }
 }
 
-impl Fickle {
-    fn listen(&self) -> SocketAddr {
+/// Node `b`, of which every other key belongs to such a peer.
+struct Scene {
+    b: Node,
+    group: Group<String>,
+    _peers: Peers,
+}
+
+impl Scene {
+    async fn start(peer: &Arc<impl Odd>) -> Self {
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = incoming.local_addr().unwrap();
-        let service = PeerServer::new(self.clone());
+        let address: SocketAddr = incoming.local_addr().unwrap();
+        let service = PeerServer::new(Server(Arc::clone(peer)));
         tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-        address
+
+        let peers = Peers::default();
+        let b = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
+        let gate = Gate::default();
+        gate.open();
+        let group = b.group::<String>("data").capacity_bytes(256 << 20).loader_with(gate, gated).build().unwrap();
+        peers.set(vec![Peer::member(PeerId::new("a").unwrap(), [address.into()]), support::peer(&b)]);
+        eventually("it is a member, since it said Hello", || b.members().len() == 2).await;
+        Self { b, group, _peers: peers }
+    }
+
+    fn keys_of_a(&self) -> impl Iterator<Item = String> {
+        (0..).map(|n| format!("key-{n}")).filter(|key| self.group.owner_of(key).as_str() == "a")
+    }
+}
+
+/// Closes after its Hello.
+#[derive(Default)]
+struct Fickle {
+    connects: AtomicU64,
+}
+
+impl Odd for Fickle {
+    fn goes_on(&self, _: Streaming<Frame>) -> Frames {
+        self.connects.fetch_add(1, SeqCst);
+        Box::pin(tokio_stream::empty())
+    }
+}
+
+/// Says something all the time until it is silenced, and never reads.
+struct Deaf {
+    speaks: watch::Sender<bool>,
+    unread: Mutex<Vec<Streaming<Frame>>>,
+}
+
+impl Odd for Deaf {
+    fn goes_on(&self, inbound: Streaming<Frame>) -> Frames {
+        self.unread.lock().unwrap().push(inbound);
+        let (frames, stream) = mpsc::channel(1);
+        let mut speaks = self.speaks.subscribe();
+        tokio::spawn(async move {
+            while frames.send(Ok(Frame::default())).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let _ = speaks.wait_for(|speaks| *speaks).await;
+            }
+        });
+        Box::pin(ReceiverStream::new(stream))
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_closes_every_connection_is_dialled_ever_more_rarely_and_waited_for_by_nobody() {
-    let peers = Peers::default();
-    let fickle = Fickle::default();
-    let b = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
-    let gate = Gate::default();
-    gate.open();
-    let group = b.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated).build().unwrap();
-    peers.set(vec![Peer::member(PeerId::new("a").unwrap(), [fickle.listen().into()]), support::peer(&b)]);
-    eventually("it is a member, since it said Hello", || b.members().len() == 2).await;
-
+    let fickle = Arc::new(Fickle::default());
+    let scene = Scene::start(&fickle).await;
     let began = Instant::now();
     let mut slowest = Duration::ZERO;
-    let keys = (0..).map(|n| format!("key-{n}")).filter(|key| group.owner_of(key).as_str() == "a");
-    for key in keys {
+    for key in scene.keys_of_a() {
         let asked = Instant::now();
-        assert_eq!(group.get(&key).await.expect("loaded here"), format!("{key} by load 1"));
+        assert_eq!(scene.group.get(&key).await.expect("loaded here"), format!("{key} by load 1"));
         slowest = slowest.max(asked.elapsed());
         if began.elapsed() > Duration::from_secs(3) {
             break;
@@ -101,4 +156,26 @@ async fn a_peer_that_closes_every_connection_is_dialled_ever_more_rarely_and_wai
     println!("{connects} connects in {:?}, the slowest get took {slowest:?}", began.elapsed());
     assert!((3..=30).contains(&connects), "{connects} connects in {:?}", began.elapsed());
     assert!(slowest < Duration::from_secs(1), "a get took {slowest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_reads_nothing_is_silent_though_no_ping_can_be_sent_to_it() {
+    let deaf = Arc::new(Deaf { speaks: watch::Sender::new(true), unread: Mutex::default() });
+    let scene = Scene::start(&deaf).await;
+    let keys: Vec<_> = scene.keys_of_a().take(8).collect();
+    // More than HTTP/2 takes from us for somebody who does not read. What it says keeps it from being pinged.
+    let mut writes = JoinSet::new();
+    for key in keys.clone() {
+        let group = scene.group.clone();
+        writes.spawn(async move { group.set(&key, "v".repeat(900 << 10)).await });
+    }
+    eventually("the first is sent", || scene.b.stats().requests_sent > 0).await;
+    deaf.speaks.send_replace(false);
+    eventually("its silence is noticed", || scene.b.stats().silent == 1).await;
+    for written in writes.join_all().await {
+        assert_eq!(written.expect("stored here").unreached(), [PeerId::new("a").unwrap()]);
+    }
+    for key in &keys {
+        assert_eq!(scene.group.get(key).await.expect("served here").len(), 900 << 10);
+    }
 }

@@ -26,14 +26,8 @@ use std::{
 };
 
 use groupcache_core::{Address, BoxError, Group, Identity, Node, Peer, PeerId};
-use support::{Loads, Peers, eventually, identity};
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    task::JoinSet,
-    time::Instant,
-};
+use support::{Loads, Peers, Proxy, eventually, identity};
+use tokio::{task::JoinSet, time::Instant};
 
 /// Set for the process of its own: what it is called.
 const ID: &str = "GROUPCACHE_TEST_ID";
@@ -260,49 +254,6 @@ async fn an_owner_that_is_stopped_is_waited_for_once() {
     scene.a_serves_its_keys("after").await;
 }
 
-/// A TCP proxy in front of a node.
-struct Proxy {
-    address: SocketAddr,
-    /// `false`: connections stay open and nothing is read any more, as on a dead path.
-    flows: watch::Sender<bool>,
-    /// Each change closes all connections.
-    cut: watch::Sender<()>,
-}
-
-impl Proxy {
-    async fn start(to: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (flows, cut) = (watch::Sender::new(true), watch::Sender::new(()));
-        let proxy = Self { address: listener.local_addr().unwrap(), flows, cut };
-        let (is_flowing, cuts) = (proxy.flows.subscribe(), proxy.cut.subscribe());
-        tokio::spawn(async move {
-            while let Ok((here, _)) = listener.accept().await {
-                tokio::spawn(Self::carry(here, to, is_flowing.clone(), cuts.clone()));
-            }
-        });
-        proxy
-    }
-
-    async fn carry(
-        mut here: TcpStream,
-        to: SocketAddr,
-        mut flowing: watch::Receiver<bool>,
-        mut cuts: watch::Receiver<()>,
-    ) {
-        cuts.mark_unchanged();
-        let _ = flowing.wait_for(|flows| *flows).await;
-        let Ok(mut there) = TcpStream::connect(to).await else { return };
-        here.set_nodelay(true).unwrap();
-        there.set_nodelay(true).unwrap();
-        tokio::select! {
-            _ = copy_bidirectional(&mut here, &mut there) => return,
-            _ = cuts.changed() => return,
-            _ = flowing.wait_for(|flows| !*flows) => {}
-        }
-        let _ = flowing.wait_for(|flows| *flows).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_path_that_stops_carrying_anything_is_waited_for_once() {
     let scene = Scene::start().await;
@@ -313,10 +264,10 @@ async fn a_path_that_stops_carrying_anything_is_waited_for_once() {
     scene.a_serves_its_keys("before").await;
     let load = Load::begin(&scene.groups);
     load.more(2000).await;
-    path.flows.send_replace(false);
+    path.stop();
     load.more(20_000).await;
     eventually("the silence is noticed", || scene.others().iter().all(|node| node.stats().silent == 1)).await;
-    path.flows.send_replace(true);
+    path.go_on();
     scene.a_is_back().await;
     let (gets, slow) = load.end().await;
     println!("dead path: {gets} gets, 0 failed, slow ones {slow:?}");
@@ -344,8 +295,64 @@ async fn a_connection_that_breaks_is_replaced_and_the_same_owner_asked_again() {
     let key = (0..).map(|n| format!("key-{n}")).find(|key| at_b.owner_of(key).as_str() == "a").unwrap();
     let get = tokio::spawn(async move { at_b.get(&key).await });
     eventually("the load runs at its owner", || loads.total() == 1).await;
-    path.cut.send_replace(());
+    path.cut();
     assert_eq!(get.await.unwrap().unwrap(), "once");
     assert_eq!(loads.total(), 1, "asked again, it joined the load that ran");
     eventually("the cut was noticed", || scene.b.stats().lost == 1).await;
+}
+
+/// Nodes `a` and `b`, of which `b` reaches `a` through a proxy only.
+async fn behind_a_proxy(build: impl Fn(&Node) -> Group<String>) -> (Node, Node, Group<String>, Proxy) {
+    let peers = Peers::default();
+    let start =
+        async |name: &str| Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap();
+    let (a, b) = (start("a").await, start("b").await);
+    let (_at_a, at_b) = (build(&a), build(&b));
+    let path = Proxy::start(a.address()).await;
+    peers.set(vec![Peer::member(a.id(), [path.address.into()]), support::peer(&b)]);
+    is_reached(&b, at_b.name()).await;
+    (a, b, at_b, path)
+}
+
+/// Waits until `node` can ask its one peer for a group.
+async fn is_reached(node: &Node, group: &str) {
+    eventually("the peer is reached", || {
+        let members = node.members();
+        members.len() == 2 && members.iter().all(|m| m.owns && m.is_reachable) && node.peers_with_group(group) == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_was_given_up_is_closed() {
+    let loads = Loads::default();
+    let (_a, b, group, path) = behind_a_proxy(|node| data(node, &loads)).await;
+    for round in 1..=2 {
+        path.stop();
+        eventually("the silence is noticed", || b.stats().silent == round).await;
+        path.go_on();
+        is_reached(&b, "data").await;
+        eventually("the old connection is closed", || path.open() == 1).await;
+    }
+    let key = (0..).map(|n| format!("key-{n}")).find(|key| group.owner_of(key).as_str() == "a").unwrap();
+    assert_eq!(group.get(&key).await.unwrap(), key);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_value_on_a_slow_path_is_not_silence() {
+    const BYTES: usize = 500 << 10;
+    let large = async |loads: &Loads, key: &str| {
+        loads.begin(key);
+        Ok::<_, BoxError>("v".repeat(BYTES))
+    };
+    let loads = Loads::default();
+    let build = |node: &Node| {
+        node.group::<String>("data").capacity_bytes(8 << 20).loader_with(loads.clone(), large).build().unwrap()
+    };
+    let (_a, b, group, path) = behind_a_proxy(build).await;
+    path.narrow(200 << 10);
+    let key = (0..).map(|n| format!("key-{n}")).find(|key| group.owner_of(key).as_str() == "a").unwrap();
+    assert_eq!(group.get(&key).await.unwrap().len(), BYTES);
+    assert_eq!((b.stats().silent, b.stats().lost), (0, 0), "bytes came all the time");
+    assert_eq!((loads.total(), group.stats().loads), (1, 0), "at its owner");
 }

@@ -321,3 +321,57 @@ impl fmt::Display for NodeState {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{identity::PeerId, testing::hello};
+
+    fn begin() -> (ProviderContext, ProviderFeed) {
+        let hello = hello("me");
+        let me = Me {
+            id: hello.id,
+            cluster: "default".into(),
+            incarnation: hello.incarnation,
+            state: hello.state,
+            addresses: Vec::new(),
+            weight: hello.weight,
+            zone: "".into(),
+        };
+        let (handle, feed) = ProviderHandle::new(watch::channel(me).1, watch::channel(false).1);
+        (handle.context().0, feed)
+    }
+
+    fn peers(names: &[&str]) -> Vec<Peer> {
+        names.iter().map(|name| Peer::member(PeerId::new(name).expect("a good id"), [])).collect()
+    }
+
+    fn read(feed: &mut ProviderFeed) -> Published {
+        feed.sets.borrow_and_update().clone()
+    }
+
+    #[test]
+    fn hints_add_up_beside_a_complete_set_that_nobody_has_read() {
+        let (cx, mut feed) = begin();
+        cx.publish(PeerSet::complete(peers(&["a"])));
+        cx.publish(PeerSet::partial(peers(&["b"])));
+        cx.publish(PeerSet::partial(peers(&["c"])));
+        let seen = read(&mut feed);
+        assert_eq!(seen.complete, Some(PeerSet::complete(peers(&["a"]))), "not lost to the hints after it");
+        assert_eq!((seen.count, seen.hints), (1, peers(&["b", "c"])), "nor the first hint to the second");
+    }
+
+    #[test]
+    fn a_complete_set_ends_the_hints_before_it() {
+        let (cx, mut feed) = begin();
+        cx.publish(PeerSet::partial(peers(&["b"])));
+        cx.publish(PeerSet::complete(peers(&["a"])));
+        let seen = read(&mut feed);
+        assert_eq!((seen.complete, seen.hints), (Some(PeerSet::complete(peers(&["a"]))), Vec::new()));
+        cx.publish(PeerSet::partial(peers(&["c"])));
+        let again = read(&mut feed);
+        assert_eq!((again.count, again.hints), (seen.count, peers(&["c"])), "the complete set is no new one");
+        cx.publish(PeerSet::complete(peers(&["a"])));
+        assert_eq!(read(&mut feed).count, 2, "and the same one again is an answer");
+    }
+}

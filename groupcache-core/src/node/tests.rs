@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     Group, Node,
     membership::{stabilizer::MemberSet, view::View},
-    testing::support::{Cluster, Loads},
+    testing::support::{Cluster, Gate, Loads, eventually},
 };
 
 const LOAD: Duration = Duration::from_millis(300);
@@ -87,5 +87,43 @@ async fn who_is_asked_by_mistake_keeps_the_value_for_a_short_time_only() {
     let kept = groups[1].kept_for_ms(&key).expect("kept");
     assert!(kept <= 5_000, "the fallback cap, and not for ever: {kept} ms");
     assert_eq!(groups[1].stats().fallback_loads, 1);
+    cluster.shutdown().await;
+}
+
+/// A loader that numbers its loads and keeps the first of them waiting.
+async fn first_waits(gate: &Gate, key: &str) -> Result<String, crate::BoxError> {
+    let number = gate.loads.begin(key);
+    if number == 1 {
+        gate.pass().await;
+    }
+    Ok(number.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_began_while_a_write_was_under_way_is_not_shared_after_it() {
+    let gate = Gate::default();
+    let cluster = Cluster::start(2).await;
+    let groups = cluster
+        .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), first_waits))
+        .await;
+    let key = cluster.key_of(&groups, 0);
+    let get = |group: &Group<String>| {
+        let (group, key) = (group.clone(), key.clone());
+        tokio::spawn(async move { group.get(&key).await.expect("a value") })
+    };
+    let before = get(&groups[0]);
+    gate.begun(1).await;
+    // The write has come to b; b asks a, which it has not come to yet.
+    groups[1].served().invalidate(&key);
+    let meanwhile = get(&groups[1]);
+    eventually("the fetch waits for the load", || groups[0].stats().shared_flights == 1).await;
+    groups[0].served().invalidate(&key);
+    // The write has come to everyone: what began before it is not for those who come now.
+    assert_eq!(get(&groups[1]).await.unwrap(), "2");
+    assert_eq!(get(&groups[0]).await.unwrap(), "2");
+    gate.open();
+    assert_eq!(before.await.unwrap(), "1");
+    assert_eq!(meanwhile.await.unwrap(), "1");
+    assert_eq!(get(&groups[1]).await.unwrap(), "2", "and it was not kept");
     cluster.shutdown().await;
 }

@@ -373,3 +373,78 @@ impl std::fmt::Debug for Table {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody waits for it.
+    struct Nobody;
+
+    impl Reply for Nobody {
+        fn reply(self: Arc<Self>, _: Outcome) {}
+    }
+
+    fn connected(now_ms: u64) -> Table {
+        let mut table = Table::new(8);
+        table.connected(now_ms);
+        let call = Call {
+            op: Op::Get,
+            group: 1,
+            key: "key".into(),
+            deadline_ms: u64::MAX,
+            rank: 0,
+            chain: Chain::EMPTY,
+            reply: Arc::new(Nobody),
+        };
+        table.push(call).expect("room");
+        table
+    }
+
+    /// Ticks from one time to another; whether the peer was silent at some of them.
+    fn is_silent_between(table: &mut Table, from_ms: u64, to_ms: u64) -> bool {
+        let silent = |now_ms| table.sweep(now_ms, false).may_be_silent && table.verdict(now_ms) == Some(End::Silent);
+        (from_ms..to_ms).step_by(10).any(silent)
+    }
+
+    #[test]
+    fn a_ping_that_is_never_taken_is_waited_for_as_long_as_one_that_was_sent() {
+        // The window of HTTP/2 is full: no frame is filled any more, with or without the ping.
+        let mut table = connected(0);
+        assert!(!is_silent_between(&mut table, 0, 1_050));
+        assert!(is_silent_between(&mut table, 1_050, 1_150), "a second after the ping was due");
+    }
+
+    #[test]
+    fn bytes_of_an_answer_that_is_not_complete_are_a_sign_of_life() {
+        let mut table = connected(0);
+        for now_ms in (0..5_000).step_by(500) {
+            table.heard(now_ms);
+            assert!(!is_silent_between(&mut table, now_ms, now_ms + 500));
+        }
+        assert!(is_silent_between(&mut table, 5_000, 6_000), "and their absence is not");
+    }
+
+    #[test]
+    fn what_we_did_not_read_while_we_stood_still_is_not_held_against_the_peer() {
+        let mut table = connected(0);
+        assert!(!is_silent_between(&mut table, 0, 200));
+        assert!(!table.sweep(3_000, true).may_be_silent);
+        assert_eq!(table.verdict(3_000), None, "whatever made the reader look");
+        assert!(!is_silent_between(&mut table, 3_010, 3_900), "it has its second anew");
+        assert!(is_silent_between(&mut table, 3_900, 4_100));
+    }
+
+    #[test]
+    fn a_new_connection_ends_the_stream_of_the_former_and_its_verdict() {
+        let mut table = connected(0);
+        let (first, _) = table.begin_connection();
+        table.waker = Some(Waker::noop().clone());
+        table.dismiss();
+        assert_eq!(table.verdict(0), Some(End::Dismissed));
+        let (second, waker) = table.begin_connection();
+        assert!(waker.is_some(), "it sleeps, and must be woken to end");
+        assert!(!table.is_current(first) && table.is_current(second));
+        assert_eq!(table.verdict(0), None);
+    }
+}

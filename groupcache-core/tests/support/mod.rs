@@ -1,6 +1,7 @@
 //! Clusters for tests: real nodes on real sockets of loopback, and a discovery that the test sets.
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     missing_docs,
     clippy::allow_attributes,
@@ -8,8 +9,11 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::disallowed_methods,
     reason = "each test file uses its part, and a helper that fails fails the test"
 )]
+
+mod proxy;
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +25,12 @@ use std::{
 };
 
 use groupcache_core::{
-    Group, GroupBuilder, Identity, Limits, Node, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal,
-    Value, async_trait,
+    BoxError, Group, GroupBuilder, Identity, Limits, Node, Peer, PeerSet, Provider, ProviderContext, ProviderError,
+    Signal, Value, async_trait,
 };
 use tokio::{sync::watch, time::timeout};
+
+pub use proxy::Proxy;
 
 /// Long enough for anything that works, on a busy machine with two cores.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -186,6 +192,37 @@ impl Loads {
     pub fn of(&self, key: &str) -> u64 {
         self.0.by_key.lock().unwrap().get(key).copied().unwrap_or(0)
     }
+}
+
+/// Loads that have begun and wait until the test opens the gate.
+#[derive(Clone, Default)]
+pub struct Gate {
+    pub loads: Loads,
+    is_open: Arc<watch::Sender<bool>>,
+}
+
+impl Gate {
+    pub fn open(&self) {
+        self.is_open.send_replace(true);
+    }
+
+    pub async fn pass(&self) {
+        let mut is_open = self.is_open.subscribe();
+        let _ = is_open.wait_for(|open| *open).await;
+    }
+
+    /// Waits until this many loads have begun.
+    pub async fn begun(&self, loads: u64) {
+        eventually("the loads begin", || self.loads.total() == loads).await;
+    }
+}
+
+/// A loader that waits at the gate and says which load of its key it was.
+pub async fn gated(gate: &Gate, key: &str) -> Result<String, BoxError> {
+    gate.loads.begin(key);
+    let number = gate.loads.of(key);
+    gate.pass().await;
+    Ok(format!("{key} by load {number}"))
 }
 
 fn log_if_asked() {

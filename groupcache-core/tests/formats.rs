@@ -1,0 +1,71 @@
+//! What nodes of one group have in common when a deploy has changed the format of its values: the writes.
+#![allow(
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test may stop at the first surprise, and the network is its own"
+)]
+
+mod support;
+
+use groupcache_core::Group;
+use support::{Cluster, Gate, gated};
+
+/// Group `data` in format 1 at `a` and in format 2 at `b`, each with its own loads.
+async fn two_formats() -> (Cluster, [Gate; 2], Vec<Group<String>>) {
+    let cluster = Cluster::start(2).await;
+    let gates = [Gate::default(), Gate::default()];
+    gates.iter().for_each(Gate::open);
+    let groups = cluster
+        .group(|at, node| {
+            let group = node.group::<String>("data").capacity_bytes(1 << 20).format(1 + at as u32);
+            group.loader_with(gates[at].clone(), gated)
+        })
+        .await;
+    (cluster, gates, groups)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_two_formats_load_each_for_itself() {
+    let (cluster, gates, groups) = two_formats().await;
+    for owner in 0..2 {
+        let key = cluster.key_of(&groups, owner);
+        for group in &groups {
+            for _ in 0..2 {
+                assert_eq!(group.get(&key).await.unwrap(), format!("{key} by load 1"));
+            }
+        }
+        assert_eq!(gates.each_ref().map(|gate| gate.loads.of(&key)), [1, 1]);
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_drops_the_values_of_every_format() {
+    let (cluster, _gates, groups) = two_formats().await;
+    for owner in 0..2 {
+        let key = cluster.key_of(&groups, owner);
+        for group in &groups {
+            group.get(&key).await.unwrap();
+        }
+        let removed = groups[0].remove(&key).await.unwrap();
+        assert!(removed.is_complete(), "{removed:?}");
+        assert_eq!(groups.iter().map(Group::entries).collect::<Vec<_>>(), [0, 0], "owner {owner}");
+        for group in &groups {
+            assert_eq!(group.get(&key).await.unwrap(), format!("{key} by load 2"));
+        }
+
+        let set = groups[0].set(&key, "by hand").await.unwrap();
+        assert!(set.is_complete(), "{set:?}");
+        assert_eq!(groups[0].get(&key).await.unwrap(), "by hand");
+        assert_eq!(groups[1].get(&key).await.unwrap(), format!("{key} by load 3"), "in its own format");
+        for group in &groups {
+            group.remove(&key).await.unwrap().log_unreached();
+        }
+    }
+    cluster.shutdown().await;
+}

@@ -1,0 +1,150 @@
+//! Who is a member, as the nodes see each other: found by address alone, started again elsewhere, leaving.
+#![allow(
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test may stop at the first surprise, and the network is its own"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use futures_util::poll;
+use groupcache_core::{Group, Node, Peer};
+use support::{Cluster, Gate, PATIENCE, Peers, eventually, gated, identity};
+use tokio::time::{Instant, timeout};
+
+async fn start(name: &str, peers: &Peers) -> Node {
+    Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap()
+}
+
+fn data(node: &Node, gate: &Gate) -> Group<String> {
+    node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated).build().unwrap()
+}
+
+/// A gate that stands open.
+fn open() -> Gate {
+    let gate = Gate::default();
+    gate.open();
+    gate
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_know_only_addresses_find_out_who_they_are() {
+    let peers = Peers::default();
+    let nodes = vec![start("a", &peers).await, start("b", &peers).await];
+    // Each is told both addresses, its own among them.
+    peers.set(nodes.iter().map(|node| Peer::at(node.address().to_string()).unwrap()).collect());
+    let cluster = Cluster { nodes, peers };
+    cluster.agree().await;
+    let gate = open();
+    let groups = cluster
+        .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated))
+        .await;
+    for n in 0..20 {
+        for group in &groups {
+            group.get(&format!("key-{n}")).await.unwrap();
+        }
+    }
+    assert_eq!(gate.loads.total(), 20, "each key at its owner");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_starts_again_elsewhere_owns_its_keys_as_before() {
+    let mut cluster = Cluster::start(3).await;
+    let gate = open();
+    let build =
+        |_: usize, node: &Node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated);
+    let mut groups = cluster.group(build).await;
+    let key = cluster.key_of(&groups, 2);
+    let life = |node: &Node| node.members().into_iter().find(|m| m.id.as_str() == "c").unwrap().incarnation;
+    let first_life = life(&cluster.nodes[0]);
+
+    // It ends without a word, and its next life is at another port.
+    drop((groups.pop(), cluster.nodes.pop()));
+    let again = start("c", &cluster.peers).await;
+    cluster.peers.change(|peers| {
+        peers.retain(|peer| peer.id().is_none_or(|id| id.as_str() != "c"));
+        peers.push(support::peer(&again));
+    });
+    cluster.nodes.push(again);
+    cluster.agree().await;
+    eventually("both know its new life", || cluster.nodes[..2].iter().all(|node| life(node) > first_life)).await;
+    groups.push(data(&cluster.nodes[2], &gate));
+    cluster.know("data").await;
+
+    assert_eq!(cluster.owner(&groups, &key), 2, "the ring is placed by ids");
+    for group in &groups {
+        assert_eq!(group.get(&key).await.unwrap(), format!("{key} by load 1"));
+    }
+    assert_eq!(groups[2].stats().loads, 1, "at its owner, once");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_shut_down_leaves_at_once_and_its_keys_move() {
+    let mut cluster = Cluster::start(3).await;
+    let gate = open();
+    let build =
+        |_: usize, node: &Node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated);
+    let mut groups = cluster.group(build).await;
+    let keys: Vec<_> =
+        (0..).map(|n| format!("key-{n}")).filter(|key| cluster.owner(&groups, key) == 2).take(20).collect();
+    let leaving = cluster.nodes.pop().unwrap();
+    groups.pop();
+    let began = Instant::now();
+    leaving.shutdown().await.unwrap();
+    // Discovery lists it still: its own word counts.
+    eventually("the others let it go", || cluster.nodes.iter().all(|node| node.members().len() == 2)).await;
+    assert!(began.elapsed() < Duration::from_secs(3), "no grace for who says goodbye: {:?}", began.elapsed());
+    cluster.agree().await;
+    for key in &keys {
+        assert!(cluster.owner(&groups, key) < 2);
+        for group in &groups {
+            assert_eq!(group.get(key).await.unwrap(), format!("{key} by load 1"));
+        }
+    }
+    assert!(groups.iter().all(|group| group.stats().loads > 0), "both take over a share");
+    assert_eq!(cluster.nodes.iter().map(|node| node.stats().silent).sum::<u64>(), 0);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_drains_goes_on_for_its_own_callers() {
+    let cluster = Cluster::start(2).await;
+    let gate = open();
+    let groups = cluster
+        .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated))
+        .await;
+    let (before, after) = (cluster.key_of(&groups, 0), format!("{}-too", cluster.key_of(&groups, 0)));
+    groups[0].get(&before).await.unwrap();
+    cluster.nodes[0].drain().await.unwrap();
+    let owns =
+        |node: &Node| node.members().into_iter().filter(|m| m.owns).map(|m| m.id.to_string()).collect::<Vec<_>>();
+    for node in &cluster.nodes {
+        assert_eq!(owns(node), ["b"], "it waited until its peer knew");
+    }
+    assert_eq!(groups[0].get(&before).await.unwrap(), format!("{before} by load 1"), "from memory");
+    assert_eq!(groups[0].get(&after).await.unwrap(), format!("{after} by load 1"), "from b");
+    assert_eq!((groups[0].stats().loads, groups[1].stats().loads), (1, 1));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_ready_once_its_groups_are_known_elsewhere() {
+    let cluster = Cluster::start(2).await;
+    let gate = open();
+    let _at_a = data(&cluster.nodes[0], &gate);
+    let mut ready = Box::pin(cluster.nodes[0].ready(2));
+    assert!(poll!(ready.as_mut()).is_pending(), "b has no such group yet");
+    timeout(PATIENCE, cluster.nodes[0].ready(1)).await.expect("alone it is ready").unwrap();
+    let _at_b = data(&cluster.nodes[1], &gate);
+    timeout(PATIENCE, ready).await.expect("now it is").unwrap();
+    drop(cluster);
+}

@@ -1,0 +1,74 @@
+//! A group that was taken out of its node, and the handles that are left of it.
+#![allow(
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test may stop at the first surprise, and the network is its own"
+)]
+
+mod support;
+
+use groupcache_core::{Group, Node};
+use support::{Cluster, Gate, eventually, gated};
+
+fn data(node: &Node, gate: &Gate) -> Group<String> {
+    node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated).build().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handle_that_was_kept_gets_an_error_and_stores_nothing() {
+    let node = Node::builder().start().await.unwrap();
+    let gate = Gate::default();
+    let old = data(&node, &gate);
+    let waiting = tokio::spawn({
+        let old = old.clone();
+        async move { old.get("key").await }
+    });
+    gate.begun(1).await;
+    assert!(node.remove_group("data"));
+    assert!(waiting.await.unwrap().expect_err("who waits is told").is_closed());
+    // Its load goes on, and ends after the group did.
+    gate.open();
+    eventually("the load ends", || node.loads() == (0, 0)).await;
+    let error = old.get("key").await.expect_err("the group is gone");
+    assert!(error.is_unknown_group() && error.to_string().contains("build it again"), "{error:?}");
+    assert!(old.get("another").await.expect_err("the group is gone").is_unknown_group());
+    assert!(old.set("key", "value").await.expect_err("the group is gone").is_unknown_group());
+    assert!(old.remove("key").await.expect_err("the group is gone").is_unknown_group());
+    assert_eq!((old.entries(), gate.loads.total()), (0, 1), "nothing is kept, and nothing loaded");
+
+    let new = data(&node, &gate);
+    assert_eq!(new.get("key").await.unwrap(), "key by load 2");
+    assert!(old.get("key").await.expect_err("still gone").is_unknown_group());
+    assert_eq!((new.entries(), old.entries()), (1, 0));
+    node.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_notice_that_a_group_goes_and_comes_back() {
+    let cluster = Cluster::start(2).await;
+    let gate = Gate::default();
+    gate.open();
+    let at_a = data(&cluster.nodes[0], &gate);
+    let at_b = data(&cluster.nodes[1], &gate);
+    cluster.know("data").await;
+    let keys: Vec<_> =
+        (0..).map(|n| format!("key-{n}")).filter(|key| at_b.owner_of(key).as_str() == "a").take(3).collect();
+    at_b.get(&keys[0]).await.unwrap();
+    assert_eq!(at_a.entries(), 1, "at its owner");
+
+    assert!(cluster.nodes[0].remove_group("data"));
+    eventually("b notices", || cluster.nodes[1].peers_with_group("data") == 0).await;
+    at_b.get(&keys[1]).await.expect("its owner has no such group: loaded here");
+    assert_eq!((at_b.stats().fallback_loads, at_a.entries()), (1, 0));
+
+    let again = data(&cluster.nodes[0], &gate);
+    cluster.know("data").await;
+    at_b.get(&keys[2]).await.unwrap();
+    assert_eq!((again.entries(), at_b.stats().fallback_loads), (1, 1), "at its owner again");
+    cluster.shutdown().await;
+}

@@ -1,0 +1,124 @@
+//! A path to a node that a test can stop, cut and narrow.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+/// A TCP proxy in front of a node.
+pub struct Proxy {
+    pub address: SocketAddr,
+    state: State,
+}
+
+#[derive(Clone)]
+struct State {
+    to: SocketAddr,
+    /// `false`: connections stay open and nothing is read any more, as on a dead path.
+    flows: Arc<watch::Sender<bool>>,
+    /// Each change closes all connections.
+    cut: Arc<watch::Sender<()>>,
+    /// What the node sends is carried at this many bytes per second; 0 = as fast as it comes.
+    rate: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    pub async fn start(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (flows, cut) = (Arc::new(watch::Sender::new(true)), Arc::new(watch::Sender::new(())));
+        let state = State { to, flows, cut, rate: Arc::default(), open: Arc::default() };
+        let proxy = Self { address: listener.local_addr().unwrap(), state: state.clone() };
+        tokio::spawn(async move {
+            while let Ok((here, _)) = listener.accept().await {
+                state.open.fetch_add(1, SeqCst);
+                let state = state.clone();
+                tokio::spawn(async move {
+                    state.carry(here).await;
+                    state.open.fetch_sub(1, SeqCst);
+                });
+            }
+        });
+        proxy
+    }
+
+    /// Stops carrying anything, both ways.
+    pub fn stop(&self) {
+        self.state.flows.send_replace(false);
+    }
+
+    /// Goes on where it stopped: nothing was lost, as after a stopped process was continued.
+    pub fn go_on(&self) {
+        self.state.flows.send_replace(true);
+    }
+
+    /// Closes all connections.
+    pub fn cut(&self) {
+        self.state.cut.send_replace(());
+    }
+
+    /// Carries what the node sends this slowly.
+    pub fn narrow(&self, bytes_per_second: usize) {
+        self.state.rate.store(bytes_per_second, SeqCst);
+    }
+
+    /// Connections that neither side has closed.
+    pub fn open(&self) -> usize {
+        self.state.open.load(SeqCst)
+    }
+}
+
+impl State {
+    async fn carry(&self, mut here: TcpStream) {
+        let (mut cuts, mut flows) = (self.cut.subscribe(), self.flows.subscribe());
+        let _ = flows.wait_for(|flows| *flows).await;
+        let Ok(mut there) = TcpStream::connect(self.to).await else { return };
+        here.set_nodelay(true).unwrap();
+        there.set_nodelay(true).unwrap();
+        let (from_here, to_here) = here.split();
+        let (from_there, to_there) = there.split();
+        let unlimited = AtomicUsize::new(0);
+        // Whoever closes closes both.
+        tokio::select! {
+            () = pump(from_here, to_there, self.flows.subscribe(), &unlimited) => {}
+            () = pump(from_there, to_here, self.flows.subscribe(), &self.rate) => {}
+            _ = cuts.changed() => {}
+        }
+    }
+}
+
+/// Carries one direction until it ends.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut flows: watch::Receiver<bool>,
+    rate: &AtomicUsize,
+) {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let _ = flows.wait_for(|flows| *flows).await;
+        let read = tokio::select! {
+            biased;
+            _ = flows.wait_for(|flows| !*flows) => continue,
+            read = from.read(&mut buffer) => read.unwrap_or(0),
+        };
+        let _ = flows.wait_for(|flows| *flows).await;
+        if read == 0 || to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+        let rate = rate.load(SeqCst);
+        if rate > 0 {
+            tokio::time::sleep(Duration::from_secs(1).mul_f64(read as f64 / rate as f64)).await;
+        }
+    }
+}
