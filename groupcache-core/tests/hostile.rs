@@ -10,6 +10,7 @@
     reason = "a test may stop at the first surprise, and the network is its own"
 )]
 
+// Included and not a module by path: the formatter follows those, and the code must stay as it was generated.
 #[allow(clippy::allow_attributes, unreachable_pub, missing_docs, reason = "generated")]
 mod proto {
     include!("../src/proto/groupcache.v1.rs");
