@@ -68,6 +68,8 @@ async fn a_member_that_starts_again_elsewhere_owns_its_keys_as_before() {
 
     // It ends without a word, and its next life is at another port.
     drop((groups.pop(), cluster.nodes.pop()));
+    let is_lost = |node: &Node| node.members().iter().any(|m| !m.is_reachable);
+    eventually("its first life is over", || cluster.nodes.iter().all(is_lost)).await;
     let again = start("c", &cluster.peers).await;
     cluster.peers.change(|peers| {
         peers.retain(|peer| peer.id().is_none_or(|id| id.as_str() != "c"));
