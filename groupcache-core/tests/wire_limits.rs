@@ -96,9 +96,9 @@ async fn a_set_of_what_is_too_large_for_the_owner_drops_the_old_value_everywhere
         async move { group.get(&slow).await }
     });
     gate.begun(2).await;
-    let set = groups[1].set(&key, "v".repeat(LARGE)).await.unwrap();
-    assert!(set.is_complete(), "{set:?}");
-    assert_eq!(groups[0].entries(), 0, "the owner has dropped what it had");
+    let refused = groups[1].set(&key, "v".repeat(LARGE)).await.expect_err("too large for the owner");
+    assert!(refused.is_too_large(), "{refused:?}");
+    assert_eq!(groups[0].entries() + groups[1].entries(), 0, "the old value is gone, the new one is kept nowhere");
     assert_eq!(groups[0].get(&key).await.unwrap(), key, "and loads it anew");
     assert_eq!(gate.loads.of(&key), 2);
     gate.open();

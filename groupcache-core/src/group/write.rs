@@ -56,6 +56,16 @@ impl Invalidated {
     }
 }
 
+/// What became of a write at the node that stands for all until the others are told.
+struct AtOwner {
+    /// Who took it; `None` = this node.
+    acting: Option<PeerId>,
+    /// Who should have and could not be reached.
+    unreached: Vec<PeerId>,
+    /// The value was refused, and what was held was dropped.
+    is_too_large: bool,
+}
+
 impl<V: Value> Group<V> {
     /// Fills the cache with a value after its source has changed: the owner stores it, all others drop theirs.
     ///
@@ -106,7 +116,7 @@ impl<V: Value> Inner<V> {
 
     async fn write_everywhere(self: Arc<Self>, key: Arc<str>, value: Option<Slot<V>>) -> Result<Invalidated> {
         let view = self.shared.view();
-        let (acting, mut unreached) = self.write_at_owner(&view, &key, value).await?;
+        let AtOwner { acting, mut unreached, is_too_large } = self.write_at_owner(&view, &key, value).await?;
         if acting.is_some() {
             self.drop_written(&key);
         }
@@ -128,21 +138,24 @@ impl<V: Value> Inner<V> {
                 unreached.push(id);
             }
         }
+        if is_too_large {
+            let name = &self.settings.name;
+            let text = format!(
+                "the value is larger than limits.max_value_bytes of the node that owns its key in group {name:?}; the old \
+                 value was dropped, the new one is not kept; give all nodes the same limits"
+            );
+            return Err(Error::new(Kind::TooLarge, text));
+        }
         unreached.sort();
         let mut links = view.members().iter().filter_map(|member| self.shared.link(member));
         let views_differed = links.any(|link| link.admits() && link.fingerprint() != view.fingerprint());
         Ok(Invalidated { unreached, views_differed })
     }
 
-    /// The first of owner and successors that acknowledges; `None` = this node. And who could not be reached.
-    async fn write_at_owner(
-        &self,
-        view: &View,
-        key: &Arc<str>,
-        value: Option<Slot<V>>,
-    ) -> Result<(Option<PeerId>, Vec<PeerId>)> {
+    /// The write at the first of owner and successors that takes it.
+    async fn write_at_owner(&self, view: &View, key: &Arc<str>, mut value: Option<Slot<V>>) -> Result<AtOwner> {
         let hash = self.place.hash(key.as_bytes());
-        let mut unreached = Vec::new();
+        let (mut unreached, mut is_too_large) = (Vec::new(), false);
         let mut candidates = view.candidates(hash).enumerate();
         let me = loop {
             let Some((rank, member)) = candidates.next() else { break unreached.is_empty() };
@@ -155,12 +168,16 @@ impl<V: Value> Inner<V> {
                 continue;
             }
             let op = value.as_ref().map_or(Op::Remove, |slot| Op::Set(slot.payload.encoded().clone()));
-            let answer = match self.tell(member, key, op, rank) {
-                Some(answer) => answer.await.ok(),
-                None => None,
-            };
+            let mut answer = self.ask(member, key, op, rank).await;
+            if matches!(answer, Some(Outcome::Answered(Answer::TooLarge))) {
+                // Nor may a successor keep it, since gets go to this one: it is a remove now.
+                (value, is_too_large) = (None, true);
+                answer = self.ask(member, key, Op::Remove, rank).await;
+            }
             match answer {
-                Some(Outcome::Answered(Answer::Done)) => return Ok((Some(member.id.clone()), unreached)),
+                Some(Outcome::Answered(Answer::Done)) => {
+                    return Ok(AtOwner { acting: Some(member.id.clone()), unreached, is_too_large });
+                }
                 Some(Outcome::Answered(_)) => {} // declined: it is told to drop with the others
                 Some(Outcome::Unreachable | Outcome::Expired) | None => unreached.push(member.id.clone()),
             }
@@ -175,7 +192,12 @@ impl<V: Value> Inner<V> {
             Some(slot) => self.store_written(key, slot),
             None => drop(self.drop_written(key)),
         }
-        Ok((None, unreached))
+        Ok(AtOwner { acting: None, unreached, is_too_large })
+    }
+
+    /// As [`tell`](Self::tell), and waits for the answer.
+    async fn ask(&self, member: &Member, key: &Arc<str>, op: Op, rank: usize) -> Option<Outcome> {
+        self.tell(member, key, op, rank)?.await.ok()
     }
 
     /// Sends a write to one node; `None` when its breaker is open or too much waits for it.
