@@ -1,6 +1,6 @@
 //! Helpers of the unit tests.
 
-#[path = "../tests/support/mod.rs"]
+#[path = "../tests/scenarios/support/mod.rs"]
 pub(crate) mod support;
 
 use crate::{

@@ -1,19 +1,7 @@
 //! A group that was taken out of its node, and the handles that are left of it.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
 
-mod support;
-
+use crate::support::{Cluster, Gate, eventually, gated};
 use groupcache_core::{Group, Node};
-use support::{Cluster, Gate, eventually, gated};
 
 fn data(node: &Node, gate: &Gate) -> Group<String> {
     node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated).build().unwrap()

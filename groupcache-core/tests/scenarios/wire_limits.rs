@@ -1,19 +1,7 @@
 //! Two nodes that do not allow values of the same size: each is told what it can be, and nothing else breaks.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
 
-mod support;
-
+use crate::support::{self, Cluster, Gate, PATIENCE, Peers, identity};
 use groupcache_core::{BoxError, Group, Limits, Node};
-use support::{Cluster, Gate, PATIENCE, Peers, identity};
 use tokio::time::timeout;
 
 /// More than a whole message to `a` may have.

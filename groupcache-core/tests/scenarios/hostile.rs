@@ -1,27 +1,10 @@
 //! P8: bad input is an error of its own; the connection's other requests and the listener go on.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
-
-// Included and not a module by path: the formatter follows those, and the code must stay as it was generated.
-#[allow(clippy::allow_attributes, unreachable_pub, missing_docs, reason = "generated")]
-mod proto {
-    include!("../src/proto/groupcache.v1.rs");
-}
-mod support;
 
 use std::time::Duration;
 
+use crate::proto::{self, Answer, Frame, GetRequest, Hello, Request, peer_client::PeerClient};
+use crate::support::{self, Loads, PATIENCE, Peers, eventually, identity};
 use groupcache_core::{BoxError, Group, Identity, Limits, Node, bytes::Bytes};
-use proto::{Answer, Frame, GetRequest, Hello, Request, peer_client::PeerClient};
-use support::{Loads, PATIENCE, Peers, eventually, identity};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

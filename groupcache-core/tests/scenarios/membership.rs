@@ -1,22 +1,10 @@
 //! Who is a member, as the nodes see each other: found by address alone, started again elsewhere, leaving.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
-
-mod support;
 
 use std::time::Duration;
 
+use crate::support::{self, Cluster, Gate, PATIENCE, Peers, eventually, gated, identity};
 use futures_util::poll;
 use groupcache_core::{Group, Node, Peer};
-use support::{Cluster, Gate, PATIENCE, Peers, eventually, gated, identity};
 use tokio::time::{Instant, timeout};
 
 async fn start(name: &str, peers: &Peers) -> Node {

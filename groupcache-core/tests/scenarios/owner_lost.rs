@@ -1,18 +1,6 @@
 //! P4: an owner that is killed, stopped, or behind a path that has gone dead is not the callers' error.
 //!
 //! The owner that is lost is a real process: this test binary, started again as `a_process_of_its_own`.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
-
-mod support;
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -25,8 +13,8 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{self, Loads, Peers, Proxy, eventually, identity};
 use groupcache_core::{Address, BoxError, Group, Identity, Node, Peer, PeerId};
-use support::{Loads, Peers, Proxy, eventually, identity};
 use tokio::{task::JoinSet, time::Instant};
 
 /// Set for the process of its own: what it is called.
@@ -70,7 +58,7 @@ impl Process {
     fn start(id: &str, listen: SocketAddr, peers: &[&Node]) -> (Self, SocketAddr) {
         let peers: Vec<_> = peers.iter().map(|node| format!("{}@{}", node.id(), node.address())).collect();
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["a_process_of_its_own", "--exact", "--nocapture"])
+            .args(["owner_lost::a_process_of_its_own", "--exact", "--nocapture"])
             .envs([(ID, id), ("LISTEN", &listen.to_string()), ("PEERS", &peers.join(","))])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,21 +1,4 @@
 //! Peers that are wire-compatible and of no use: callers do not pay for them.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
-
-// Included and not a module by path: the formatter follows those, and the code must stay as it was generated.
-#[allow(clippy::allow_attributes, unreachable_pub, missing_docs, reason = "generated")]
-mod proto {
-    include!("../src/proto/groupcache.v1.rs");
-}
-mod support;
 
 use std::{
     net::SocketAddr,
@@ -27,12 +10,12 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::{Group, Node, Peer, PeerId};
-use proto::{
-    Answer, Frame, GetRequest, Hello,
+use crate::proto::{
+    self, Answer, Frame, GetRequest, Hello,
     peer_server::{Peer as Service, PeerServer},
 };
-use support::{Gate, Peers, eventually, gated, identity};
+use crate::support::{self, Gate, Peers, eventually, gated, identity};
+use groupcache_core::{Group, Node, Peer, PeerId};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,

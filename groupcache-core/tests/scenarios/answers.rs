@@ -1,22 +1,10 @@
 //! P5 and the kinds of answers: what the owner says is the answer, on every node, and nobody loads it again.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
-
-mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Cluster, Loads, PATIENCE, eventually};
 use groupcache_core::{BoxError, Error, Group, Json, Limits, LoadError, Loaded, Value, bytes::Bytes};
 use serde::{Deserialize, Serialize};
-use support::{Cluster, Loads, PATIENCE, eventually};
 use tokio::{sync::Semaphore, time::timeout};
 
 /// A loader that answers what its key asks for.

@@ -1,19 +1,7 @@
 //! What nodes of one group have in common when a deploy has changed the format of its values: the writes.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
 
-mod support;
-
+use crate::support::{Cluster, Gate, gated};
 use groupcache_core::Group;
-use support::{Cluster, Gate, gated};
 
 /// Group `data` in format 1 at `a` and in format 2 at `b`, each with its own loads.
 async fn two_formats() -> (Cluster, [Gate; 2], Vec<Group<String>>) {

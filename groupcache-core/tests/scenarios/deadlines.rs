@@ -1,24 +1,12 @@
 //! P3: a get ends by its deadline, whatever loaders, threads and runtimes do.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
-
-mod support;
 
 use std::{
     sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
+use crate::support::{Cluster, Gate, Loads, PATIENCE, eventually, gated};
 use groupcache_core::{BoxError, Group, Limits, Node};
-use support::{Cluster, Gate, Loads, PATIENCE, eventually, gated};
 use tokio::time::{Instant, timeout};
 
 /// Far longer than any deadline of these tests.

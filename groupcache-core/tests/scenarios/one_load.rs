@@ -1,20 +1,8 @@
 //! P1 and P2: any number of concurrent gets of a missing key anywhere cause one loader call.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
-
-mod support;
 
 use std::time::Duration;
 
-use support::{Cluster, Loads};
+use crate::support::{Cluster, Loads};
 
 /// A loader that takes a while and says which load it was.
 async fn numbered(loads: &Loads, key: &str) -> Result<String, std::io::Error> {

@@ -1,18 +1,6 @@
 //! P9: after a complete write, no get that starts then yields a value whose load began before it.
 //!
 //! The loader returns the number of its start, so that every value tells when it was loaded.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
-
-mod support;
 
 use std::{
     sync::{
@@ -22,8 +10,8 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{self, Cluster, name};
 use groupcache_core::{BoxError, Group, Node};
-use support::{Cluster, name};
 
 /// Numbers of loads and sets, in the order of their beginnings.
 #[derive(Clone, Default)]

@@ -1,21 +1,9 @@
 //! How a node ends: shut down, shut down twice, half-way, or dropped.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
-
-mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Cluster, Gate, PATIENCE, eventually, gated};
 use groupcache_core::{BoxError, Error, Group, Node};
-use support::{Cluster, Gate, PATIENCE, eventually, gated};
 use tokio::{task::JoinHandle, time::timeout};
 
 /// Long enough to see that a shutdown waits: one that does not ends sooner.

@@ -1,16 +1,4 @@
 //! P3 and P7: loaders that panic, fail, hang or nest, callers that give up, nodes that stand still.
-#![allow(
-    unreachable_pub,
-    clippy::allow_attributes,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
-)]
-
-mod support;
 
 use std::{
     sync::{
@@ -20,8 +8,8 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{self, Cluster, Gate, Loads, PATIENCE, eventually, identity};
 use groupcache_core::{BoxError, Error, Group, Limits, Load, LoadError, Loaded, Loader, Node};
-use support::{Cluster, Gate, Loads, PATIENCE, eventually, identity};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},

@@ -1,0 +1,36 @@
+//! The promises of the core as scenarios: real nodes on real sockets of loopback, some in processes of their own.
+//!
+//! `cargo test -p groupcache-core --test scenarios owner_lost` runs one of them.
+#![allow(
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test may stop at the first surprise, and the network is its own"
+)]
+
+mod answers;
+mod deadlines;
+mod formats;
+mod hostile;
+mod loads;
+mod membership;
+mod odd_peers;
+mod one_load;
+mod owner_lost;
+mod removed_group;
+mod shutdown;
+mod support;
+mod wire_limits;
+mod writes;
+
+/// The messages themselves, for tests that speak the protocol as no node would.
+///
+/// Included and not a module by path: the formatter follows those, and the code must stay as it was generated.
+#[allow(missing_docs, reason = "generated")]
+mod proto {
+    include!("../../src/proto/groupcache.v1.rs");
+}
