@@ -38,20 +38,27 @@ async fn three(loads: &Loads) -> (Cluster, Vec<Group<String>>) {
 }
 
 /// Callers at all nodes at once; every get must end within the loader's time and 100 ms.
-async fn all_get(groups: &[Group<String>], key: &str) {
-    let began = Instant::now();
-    let mut callers = tokio::task::JoinSet::new();
-    for group in groups {
-        for _ in 0..50 {
-            let (group, key) = (group.clone(), key.to_owned());
-            callers.spawn(async move { group.get(&key).await });
+///
+/// Three keys in turn: a busy machine may be late for one, who waits for a time-out is late for each.
+async fn all_get(groups: &[Group<String>], loads: &Loads, most_loads: u64) {
+    let mut took = Vec::new();
+    for key in ["first", "second", "third"] {
+        let began = Instant::now();
+        let mut callers = tokio::task::JoinSet::new();
+        for group in groups {
+            for _ in 0..50 {
+                let group = group.clone();
+                callers.spawn(async move { group.get(key).await });
+            }
         }
+        for value in callers.join_all().await {
+            value.expect("a value");
+        }
+        took.push(began.elapsed());
+        assert!((1..=most_loads).contains(&loads.of(key)), "{} loads", loads.of(key));
     }
-    for value in callers.join_all().await {
-        value.expect("a value");
-    }
-    let took = began.elapsed();
-    assert!(took < LOAD + Duration::from_millis(100), "nobody waits for a time-out: {took:?}");
+    let best = took.iter().min().expect("three");
+    assert!(*best < LOAD + Duration::from_millis(100), "nobody waits for a time-out: {took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,8 +67,7 @@ async fn two_nodes_that_take_each_other_for_the_owner_do_not_wait_for_each_other
     let (cluster, groups) = three(&loads).await;
     believe(&cluster.nodes[0], &["b"]);
     believe(&cluster.nodes[1], &["a"]);
-    all_get(&groups[..2], "key").await;
-    assert!(loads.total() <= 2, "{} loads", loads.total());
+    all_get(&groups[..2], &loads, 2).await;
     cluster.shutdown().await;
 }
 
@@ -72,8 +78,7 @@ async fn three_nodes_that_ask_each_other_in_a_circle_load_at_most_once_each() {
     for (node, owner) in [(0, "b"), (1, "c"), (2, "a")] {
         believe(&cluster.nodes[node], &[owner]);
     }
-    all_get(&groups, "key").await;
-    assert!(loads.total() <= 3, "{} loads", loads.total());
+    all_get(&groups, &loads, 3).await;
     cluster.shutdown().await;
 }
 

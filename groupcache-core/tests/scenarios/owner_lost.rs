@@ -145,7 +145,7 @@ struct Load {
 }
 
 /// A get that took this long waited for a peer that said nothing.
-const SLOW: Duration = Duration::from_millis(700);
+const SLOW: Duration = Duration::from_millis(900);
 
 impl Load {
     fn begin(groups: &[Group<String>; 2]) -> Self {
