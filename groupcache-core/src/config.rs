@@ -83,6 +83,8 @@ pub(crate) const WITHDRAW: Duration = Duration::from_secs(1);
 /// How long `start` waits for the first peers before it serves with those it has.
 pub(crate) const START: Duration = Duration::from_secs(2);
 
+const MILLISECOND: Duration = Duration::from_millis(1);
+
 /// Largest value that a group may be allowed to hold.
 const MAX_VALUE_CEILING: usize = 64 << 20;
 
@@ -135,8 +137,9 @@ impl Default for Limits {
 impl Limits {
     pub(crate) fn check(&self) -> Result<()> {
         let positive = [
-            ("get_deadline", self.get_deadline.as_millis() as usize),
-            ("load_deadline", self.load_deadline.as_millis() as usize),
+            // Times are kept in milliseconds: what is shorter is none.
+            ("get_deadline", usize::from(self.get_deadline >= MILLISECOND)),
+            ("load_deadline", usize::from(self.load_deadline >= MILLISECOND)),
             ("max_loads", self.max_loads),
             ("max_value_bytes", self.max_value_bytes),
             ("max_in_flight_per_peer", self.max_in_flight_per_peer),
@@ -145,7 +148,7 @@ impl Limits {
             ("max_connections", self.max_connections),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
-            return Err(Error::config(format!("limits.{name} is 0; give it at least 1")));
+            return Err(Error::config(format!("limits.{name} is 0; give it at least 1 (deadlines: 1 ms)")));
         }
         if self.max_value_bytes > MAX_VALUE_CEILING {
             return Err(Error::config(format!(

@@ -3,6 +3,7 @@
 use std::{
     error::Error as _,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     clock::later,
-    config::MAX_ERROR_TEXT,
+    config::{MAX_ERROR_TEXT, RETRY_AFTER},
     error::{Error, Kind},
     flight::{Kind as Table, within},
     loader::LoadReason,
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// A load that is this much past its deadline blocks its thread: it was told to stop and did not.
-const OVERDUE_MS: u64 = 1000;
+const OVERDUE: Duration = Duration::from_secs(1);
 
 impl<V: Value> Served for Inner<V> {
     fn format(&self) -> u32 {
@@ -94,13 +95,10 @@ impl<V: Value> Served for Inner<V> {
     }
 
     fn watch(&self) {
-        let Some(oldest) =
-            self.shared.now_ms().checked_sub(self.settings.load_deadline.as_millis() as u64 + OVERDUE_MS)
-        else {
-            return;
-        };
+        let now_ms = self.shared.now_ms();
         for flight in self.flights.all(Table::Load) {
-            if flight.begun_ms <= oldest && flight.first_time_overdue() {
+            let overdue_ms = later(flight.begun_ms, self.settings.load_deadline.saturating_add(OVERDUE));
+            if overdue_ms <= now_ms && flight.first_time_overdue() {
                 self.counters.overdue_loads.up();
                 tracing::warn!(
                     group = %self.settings.name,
@@ -148,7 +146,7 @@ fn answer_of(error: &Error) -> Answer {
             }
             Answer::LoadFailed { is_transient, text: if text.is_empty() { error.to_string() } else { text } }
         }
-        Kind::Overloaded => Answer::Overloaded { retry_after: std::time::Duration::from_millis(100) },
+        Kind::Overloaded => Answer::Overloaded { retry_after: RETRY_AFTER },
         Kind::TooLarge => Answer::TooLarge,
         Kind::Timeout => Answer::Deadline,
         Kind::Closed => Answer::Declined(Decline::Closing),

@@ -132,3 +132,13 @@ async fn a_fetch_that_began_while_a_write_was_under_way_is_not_shared_after_it()
     assert_eq!(get(&groups[1]).await.unwrap(), "2", "and it was not kept");
     cluster.shutdown().await;
 }
+
+#[tokio::test]
+async fn the_watch_over_loads_bears_a_deadline_without_end() {
+    let node = Node::builder().start().await.unwrap();
+    let echo = async |key: &str| Ok::<_, crate::BoxError>(key.to_owned());
+    let group = node.group::<String>("data").capacity_bytes(1 << 20).load_deadline(Duration::MAX).loader(echo);
+    let group = group.build().unwrap();
+    group.served().watch(); // what the tick does; it must not end by it
+    assert_eq!(group.get("key").await.unwrap(), "key");
+}

@@ -106,3 +106,17 @@ async fn the_end_of_the_runtime_of_a_node_is_an_error_to_callers_on_another() {
     assert!(error.is_closed(), "{error:?}");
     drop(node);
 }
+
+#[tokio::test]
+async fn waiting_for_ever_is_a_deadline_like_any_other() {
+    let mut limits = Limits::default();
+    (limits.get_deadline, limits.load_deadline) = (Duration::MAX, Duration::MAX);
+    let node = Node::builder().limits(limits).start().await.unwrap();
+    let echo = async |key: &str| Ok::<_, BoxError>(key.to_owned());
+    let group = node.group::<String>("data").capacity_bytes(1 << 20).time_to_live(Duration::MAX).loader(echo);
+    let group = group.build().unwrap().with_deadline(Duration::MAX);
+    assert_eq!(group.get("key").await.unwrap(), "key");
+    group.set("key", "by hand").await.unwrap().log_unreached();
+    assert_eq!(group.get("key").await.unwrap(), "by hand");
+    node.shutdown_within(Duration::MAX).await.unwrap();
+}
