@@ -18,6 +18,7 @@ const VALUE: u32 = 1;
 const OVERLOADED: u32 = 5;
 const DECLINED: u32 = 6;
 const TOO_LARGE: u32 = 7;
+const WRONG_PEER: u32 = 10;
 const UNSUPPORTED: u32 = 11;
 const DONE: u32 = 12;
 const BAD_REQUEST: u32 = 13;
@@ -228,6 +229,19 @@ async fn a_hello_that_will_not_do_is_refused_in_words() {
     assert!(Raw::open(&node, odd).await.is_ok());
     serves(&node).await;
     assert!(node.stats().rejected >= 5);
+}
+
+#[tokio::test]
+async fn who_wants_somebody_else_is_told_who_is_here_and_served_nothing() {
+    let (node, group) = node().await;
+    group.set("k", "held").await.unwrap().log_unreached();
+    let wants = Hello { expected_id: "b".into(), ..hello() };
+    let mut raw = Raw::open(&node, Frame { hello: Some(wants), ..Frame::default() }).await.expect("greeted");
+    let first = timeout(PATIENCE, raw.answers.message()).await.expect("in time").unwrap().unwrap();
+    assert_eq!(first.hello.expect("a Hello").id, "a");
+    let remove = Request { op: 2, ..get(2, "k") };
+    assert_eq!(statuses(&raw.ask(vec![get(1, "k"), remove]).await), [WRONG_PEER, WRONG_PEER]);
+    assert_eq!(group.get("k").await.unwrap(), "held", "nor does it change anything");
 }
 
 #[tokio::test]
