@@ -85,6 +85,7 @@ impl Provider for Static {
         loop {
             cx.publish(PeerSet::complete(peers.borrow_and_update().clone()));
             tokio::select! {
+                biased; // a simulation repeats itself only so
                 // No error: the sender is our own.
                 changed = peers.changed() => changed?,
                 // A Resolve is answered by the same list, which confirms what is missing from it.
