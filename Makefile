@@ -45,15 +45,16 @@ interleavings:
 
 lint:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	$(CARGO) clippy -p groupcache-core -- -D warnings
+	$(CARGO) clippy -p groupcache-core --features tls -- -D warnings
 	$(CARGO) clippy -p groupcache-discovery --no-default-features -- -D warnings
 	$(CARGO) clippy -p groupcache-discovery --no-default-features --features static -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --all-features --no-deps
 	$(CARGO) run --quiet -p codegen -- --check
 
 doc:
-	$(CARGO) doc --workspace --no-deps
+	$(CARGO) doc --workspace --all-features --no-deps
 
 proto:
 	$(CARGO) run --quiet -p codegen

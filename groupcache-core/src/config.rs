@@ -46,6 +46,9 @@ pub(crate) const CONNECT: Duration = Duration::from_secs(1);
 /// From connected to the peer's Hello.
 pub(crate) const HELLO: Duration = Duration::from_secs(1);
 
+/// How long a connection that a peer opened may take to shake hands.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
+
 /// How long a server waits for a client's Hello before it gives the connection up.
 pub(crate) const CLIENT_HELLO: Duration = Duration::from_secs(5);
 
@@ -110,8 +113,15 @@ pub struct Limits {
     pub max_value_bytes: usize,
     /// Requests that wait for one peer; more are answered `overloaded`. Default 8,192.
     pub max_in_flight_per_peer: usize,
+    /// Requests that wait for all peers together, as counted every 10 ms; more are answered `overloaded`. Default 65,536.
+    pub max_in_flight: usize,
     /// Requests of one peer that wait for loads here; more are answered `overloaded`. Default 8,192.
     pub max_serving_per_peer: usize,
+    /// Requests of all peers together that wait for loads here; more are answered `overloaded`. Default 65,536.
+    pub max_serving: usize,
+    /// Keys that one peer may declare changed here, by `set` and `remove`, per second; for more, the writer is told that
+    /// this node was not reached. Default 50,000.
+    pub max_invalidations_per_second: u32,
     /// Bytes of answers that wait for one peer to read them; more are answered `overloaded`. Default 8 MiB.
     pub max_queued_answer_bytes: usize,
     /// Connections that peers may hold open here. Default 4,096.
@@ -127,7 +137,10 @@ impl Default for Limits {
             max_queued_loads: 1024,
             max_value_bytes: 1 << 20,
             max_in_flight_per_peer: 8192,
+            max_in_flight: 65_536,
             max_serving_per_peer: 8192,
+            max_serving: 65_536,
+            max_invalidations_per_second: 50_000,
             max_queued_answer_bytes: 8 << 20,
             max_connections: 4096,
         }
@@ -145,6 +158,10 @@ impl Limits {
             ("max_in_flight_per_peer", self.max_in_flight_per_peer),
             ("max_serving_per_peer", self.max_serving_per_peer),
             ("max_queued_answer_bytes", self.max_queued_answer_bytes),
+            ("max_in_flight", self.max_in_flight),
+            ("max_serving_per_peer", self.max_serving_per_peer),
+            ("max_serving", self.max_serving),
+            ("max_invalidations_per_second", self.max_invalidations_per_second as usize),
             ("max_connections", self.max_connections),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {

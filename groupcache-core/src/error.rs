@@ -46,6 +46,7 @@ pub(crate) enum Kind {
     BadKey,
     UnknownGroup,
     Unreachable,
+    Unauthenticated,
     Closed,
     Config,
 }
@@ -118,6 +119,12 @@ impl Error {
     /// No peer that had to be reached could be; only writes end so, a get loads here instead.
     pub fn is_unreachable(&self) -> bool {
         self.0.kind == Kind::Unreachable
+    }
+
+    /// One of two nodes does not let the other in: certificates, keys and other settings of TLS do not fit together.
+    /// The text names the settings to compare; [`Node::unconnected`](crate::Node::unconnected) returns such errors.
+    pub fn is_unauthenticated(&self) -> bool {
+        self.0.kind == Kind::Unauthenticated
     }
 
     /// The node was shut down or dropped, or the group was removed while this was under way.

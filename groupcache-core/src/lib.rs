@@ -59,6 +59,7 @@ mod error;
 mod flight;
 mod group;
 mod identity;
+mod lines;
 mod loader;
 mod membership;
 mod message;
@@ -75,12 +76,16 @@ mod store;
 mod sync;
 #[cfg(test)]
 mod testing;
+#[cfg(feature = "tls")]
+mod tls;
 mod value;
 mod wire;
 
 pub use async_trait::async_trait;
 pub use bytes;
 
+#[cfg(feature = "tls")]
+pub use crate::tls::{ClusterKey, MutualTls, PeerCertificates};
 pub use crate::{
     config::{Limits, MAX_KEY_BYTES},
     error::{BoxError, Error, Result},
@@ -91,7 +96,8 @@ pub use crate::{
         poll::{Poll, poll},
         provider::{Health, Me, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
     },
-    node::{DiscoveryInfo, MemberInfo, Node, NodeBuilder},
+    node::{DiscoveryInfo, MemberInfo, Node, NodeBuilder, Unconnected},
+    peer::service::{PeerBody, PeerService},
     stats::{GroupStats, NodeStats},
     value::{DecodeError, EncodeError, Json, Value},
 };

@@ -1,30 +1,37 @@
 //! The only door to the network: another pair of functions, and the node runs inside a simulator.
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
-};
+mod attempt;
+mod caller;
+mod door;
+mod security;
+mod session;
+mod stream;
+mod trouble;
+
+use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc};
 
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::net::{TcpListener, TcpStream};
 use tonic::{
-    codegen::{Service, http::Uri},
-    transport::{Channel, Endpoint, server::TcpIncoming},
+    codegen::http::Uri,
+    transport::{Channel, Endpoint},
 };
+use tower_service::Service;
 
+pub(crate) use self::{
+    attempt::Attempt,
+    caller::Caller,
+    door::{Doorkeeper, open},
+    security::Security,
+    session::{InUse, Session},
+};
+use self::{attempt::Watched, stream::Stream};
+#[cfg(feature = "tls")]
+pub(crate) use self::{session::RETIRE_WITHIN, trouble::Trouble};
 use crate::config::{CONNECT, Limits};
 
-/// How to reach a peer. Lazy: it returns at once and connects at first use. Bytes that come are added to the counter.
-pub(crate) type Dial = Arc<dyn Fn(&Endpoint, Arc<AtomicU64>) -> Channel + Send + Sync>;
+/// How to reach a peer. Lazy: it returns at once and connects at first use. What becomes of it is noted in the attempt.
+pub(crate) type Dial = Arc<dyn Fn(&Endpoint, Arc<Attempt>) -> Channel + Send + Sync>;
 
 /// Window of one stream and of a connection. The data plane is one stream, so the two are nearly one; both must
 /// hold several of the largest values, or a large answer stalls the small ones behind it.
@@ -38,93 +45,62 @@ pub(crate) struct Net {
 
 impl Net {
     /// Over TCP.
-    pub(crate) fn tcp() -> Self {
-        Self { dial: Arc::new(|endpoint, bytes| endpoint.connect_with_connector_lazy(Tcp { bytes })) }
+    pub(crate) fn tcp(security: Security) -> Self {
+        let connector = move |attempt| Connector { attempt, security: security.clone() };
+        Self { dial: Arc::new(move |endpoint, attempt| endpoint.connect_with_connector_lazy(connector(attempt))) }
     }
 
-    /// One new connection to `address`, made at first use. What is read from it is added to `bytes`.
+    /// One new connection to `address`, made at first use.
     pub(crate) fn channel(
         &self,
         address: &str,
         limits: &Limits,
-        bytes: &Arc<AtomicU64>,
+        attempt: &Arc<Attempt>,
     ) -> Result<Channel, tonic::transport::Error> {
+        // Without the `s` in TLS too: tonic would look for its own settings of it.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT)
             .initial_stream_window_size(stream_window(limits))
             .initial_connection_window_size(stream_window(limits).saturating_mul(2));
-        Ok((self.dial)(&endpoint, Arc::clone(bytes)))
+        Ok((self.dial)(&endpoint, Arc::clone(attempt)))
     }
 }
 
-/// Connects over TCP. tonic's own connector gives no account of what arrives, and silence is judged by bytes: a
-/// large value on a slow path is one message for a long time.
+/// Connects over TCP, and shakes hands. tonic's own connector tells neither what arrives nor what went wrong, and
+/// its certificates are those of the day it was built.
 #[derive(Clone)]
-struct Tcp {
-    bytes: Arc<AtomicU64>,
+struct Connector {
+    attempt: Arc<Attempt>,
+    security: Security,
 }
 
-impl Service<Uri> for Tcp {
-    type Response = TokioIo<Counted<TcpStream>>;
+impl Connector {
+    #[expect(clippy::disallowed_methods, reason = "this is the door")]
+    async fn connect(self, uri: Uri) -> io::Result<TokioIo<Watched<Stream>>> {
+        let authority = uri.authority().ok_or_else(|| io::Error::other("the address has no host"))?;
+        let tcp = TcpStream::connect(authority.as_str()).await?;
+        // Small requests must not wait for the acknowledgement of those before them.
+        tcp.set_nodelay(true)?;
+        let (stream, server) = self.security.connect(tcp, authority.host()).await.map_err(|trouble| {
+            self.attempt.note(trouble.clone());
+            trouble.into_io()
+        })?;
+        self.attempt.answered_by(server);
+        Ok(TokioIo::new(Watched::new(stream, self.attempt, self.security.is_open())))
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Watched<Stream>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
     }
 
-    #[expect(clippy::disallowed_methods, reason = "this is the door")]
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let bytes = Arc::clone(&self.bytes);
-        Box::pin(async move {
-            let authority = uri.authority().ok_or_else(|| io::Error::other("the address has no host"))?;
-            let stream = TcpStream::connect(authority.as_str()).await?;
-            // Small requests must not wait for the acknowledgement of those before them.
-            stream.set_nodelay(true)?;
-            Ok(TokioIo::new(Counted { io: stream, bytes }))
-        })
-    }
-}
-
-/// A stream that counts what is read from it.
-pub(crate) struct Counted<Io> {
-    io: Io,
-    bytes: Arc<AtomicU64>,
-}
-
-impl<Io: AsyncRead + Unpin> AsyncRead for Counted<Io> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        self.bytes.fetch_add((buf.filled().len() - before) as u64, Relaxed);
-        read
-    }
-}
-
-impl<Io: AsyncWrite + Unpin> AsyncWrite for Counted<Io> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    // Forwarded, or each frame would be copied into one buffer before it is written.
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        Box::pin(self.clone().connect(uri))
     }
 }
 
@@ -141,8 +117,8 @@ pub(crate) fn stream_window(limits: &Limits) -> u32 {
     u32::try_from(wanted).unwrap_or(MIN_WINDOW).max(MIN_WINDOW)
 }
 
-/// Listens over TCP. `Server::tcp_nodelay` is ignored once `incoming` is given, so it is set here; without it
-/// small answers wait 40 ms for the peer's delayed acknowledgement.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpIncoming> {
-    Ok(TcpIncoming::bind(address)?.with_nodelay(Some(true)))
+/// Listens over TCP.
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+pub(crate) async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await
 }

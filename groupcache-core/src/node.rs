@@ -3,6 +3,7 @@
 mod builder;
 mod lifecycle;
 mod membership;
+mod security;
 mod supervise;
 #[cfg(test)]
 mod tests;
@@ -19,11 +20,16 @@ use crate::{
     config::{DRAIN, Limits},
     error::{Error, Kind, Result},
     group::GroupBuilder,
-    identity::{Identity, Incarnation, NodeState, PeerId},
+    identity::{Address, Identity, Incarnation, NodeState, PeerId},
     peer::{link::Link, server::Server},
     shared::Shared,
     stats::NodeStats,
     value::Value,
+};
+#[cfg(feature = "tls")]
+use crate::{
+    net::Security,
+    tls::{ClusterKey, Keeper, MutualTls, Source},
 };
 
 /// How long [`Node::shutdown`] lets owed answers and loads finish.
@@ -105,6 +111,19 @@ pub struct DiscoveryInfo {
     pub removals: u64,
 }
 
+/// A peer that discovery names and that there is no connection to.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Unconnected {
+    /// Its id, where discovery knows it.
+    pub id: Option<PeerId>,
+    /// Where it was dialled.
+    pub addresses: Vec<Address>,
+    /// Why the last attempt failed: [`is_unauthenticated`](Error::is_unauthenticated) when the two do not trust each
+    /// other, [`is_unreachable`](Error::is_unreachable) otherwise. Attempts go on.
+    pub error: Error,
+}
+
 impl Node {
     /// Begins to build a node; every setting has a default.
     pub fn builder() -> NodeBuilder {
@@ -161,6 +180,52 @@ impl Node {
             is_me: member.dial.is_none(),
         };
         shared.view().members().iter().map(info).collect()
+    }
+
+    /// Peers that discovery names and that there is no connection to, each with the reason. Empty when all is well.
+    pub fn unconnected(&self) -> Vec<Unconnected> {
+        let failures = self.inner.shared.links().into_iter().filter_map(|link| link.failure());
+        failures
+            .map(|(target, error)| Unconnected { id: target.expected, addresses: target.addresses, error })
+            .collect()
+    }
+
+    /// Reads the files with certificates and keys again, instead of waiting up to 10 s for it. New connections use them at
+    /// once, those made before end one by one within 50 s. Returns whether there was anything new.
+    ///
+    /// # Errors
+    /// [`is_config`](Error::is_config) when they cannot be used; those in use stay. Also without TLS.
+    #[cfg(feature = "tls")]
+    pub async fn reload_tls(&self) -> Result<bool> {
+        self.keeper()?.reload().await
+    }
+
+    /// Puts other certificates, authorities or names in the place of those in use, as [`reload_tls`](Self::reload_tls).
+    ///
+    /// # Errors
+    /// As [`reload_tls`](Self::reload_tls).
+    #[cfg(feature = "tls")]
+    pub async fn set_mutual_tls(&self, tls: MutualTls) -> Result<bool> {
+        self.keeper()?.take(Source::Certificates(tls)).await
+    }
+
+    /// Puts other cluster keys in the place of those in use, as [`reload_tls`](Self::reload_tls).
+    ///
+    /// # Errors
+    /// As [`reload_tls`](Self::reload_tls).
+    #[cfg(feature = "tls")]
+    pub async fn set_cluster_key(&self, key: ClusterKey) -> Result<bool> {
+        self.keeper()?.take(Source::Key(key)).await
+    }
+
+    #[cfg(feature = "tls")]
+    fn keeper(&self) -> Result<&Keeper> {
+        match &self.inner.shared.local.security {
+            Security::Tls(keeper) => Ok(keeper),
+            Security::Open { .. } => Err(Error::config(
+                "this node was started without TLS; start it with cluster_key(...) or mutual_tls(...)",
+            )),
+        }
     }
 
     /// How many connected peers have this group, in any format.

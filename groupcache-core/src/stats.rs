@@ -144,6 +144,24 @@ counters! {
         accepted,
         /// Connections that were closed because a peer broke the protocol or a limit.
         rejected,
+        /// Requests that were refused because nobody knows who sent them.
+        unauthenticated,
+        /// Connections to this node that were refused: one side speaks TLS and the other does not.
+        refused_plain,
+        /// Connections to this node that were refused: another version of TLS, or no HTTP/2 in it.
+        refused_tls,
+        /// Connections to this node that were refused: no certificate, an expired one, one of a stranger's authority.
+        refused_certificates,
+        /// Connections to this node that were refused: a good certificate, and none of its names is let in.
+        refused_names,
+        /// Connections to this node whose other side refused this node's certificate.
+        refused_by_peers,
+        /// Connections to this node that did not finish their handshake within 5 s.
+        handshake_timeouts,
+        /// Connections to this node that broke, or spoke nonsense, during their handshake.
+        handshakes_broken,
+        /// Connections to this node that had to make room for others.
+        crowded_out,
         /// Ticks that were more than 100 ms late: this process stood still.
         late_ticks,
         /// Runs of the provider that ended with an error and were started again.

@@ -150,7 +150,7 @@ fn answer_of(error: &Error) -> Answer {
         Kind::TooLarge => Answer::TooLarge,
         Kind::Timeout => Answer::Deadline,
         Kind::Closed => Answer::Declined(Decline::Closing),
-        Kind::BadKey | Kind::UnknownGroup | Kind::Unreachable | Kind::Config => {
+        Kind::BadKey | Kind::UnknownGroup | Kind::Unreachable | Kind::Unauthenticated | Kind::Config => {
             Answer::LoadFailed { is_transient: false, text: error.to_string() }
         }
     }

@@ -3,16 +3,19 @@
 use std::{fmt, sync::Arc};
 
 use tokio::{
+    net::TcpListener,
     runtime::Handle,
     sync::{mpsc, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 
+#[cfg(feature = "tls")]
+use super::security::keep_up_to_date;
 use super::{
     Inner, Node,
     membership::{EVENT_QUEUE, Feeds, Membership, Status, facts},
+    security::Wanted,
     supervise::supervise,
     tick::{announce, tick},
 };
@@ -26,12 +29,17 @@ use crate::{
         view::View,
     },
     message::Hello,
-    net::{self, Net},
-    peer::{hello::Local, server::Server},
+    net::{self, Doorkeeper},
+    peer::{hello::Local, server::Server, service::PeerService},
     ring,
     shared::Shared,
     sync::Keyed,
     wire,
+};
+#[cfg(feature = "tls")]
+use crate::{
+    net::Security,
+    tls::{ClusterKey, MutualTls, Source},
 };
 
 /// Streams that one connection may carry: the data plane is one, the rest are unary gets.
@@ -46,7 +54,8 @@ pub struct NodeBuilder {
     identity: Identity,
     provider: Option<Arc<dyn Provider>>,
     limits: Limits,
-    is_insecure: bool,
+    security: Wanted,
+    mounted: Option<PeerService>,
     seed: Option<u64>,
 }
 
@@ -69,12 +78,38 @@ impl NodeBuilder {
         self
     }
 
+    /// Peers prove with certificates that you bring who they are, and are let in by name. Default: none, on loopback
+    /// only; see also `cluster_key`.
+    #[cfg(feature = "tls")]
+    pub fn mutual_tls(mut self, tls: MutualTls) -> Self {
+        self.security.is_ambiguous |= self.security.source.is_some();
+        self.security.source = Some(Source::Certificates(tls));
+        self
+    }
+
+    /// Peers prove that they have the same key, and need nothing else. Default: `GROUPCACHE_CLUSTER_KEY` or
+    /// `GROUPCACHE_CLUSTER_KEY_FILE` of the environment, where one is set.
+    #[cfg(feature = "tls")]
+    pub fn cluster_key(mut self, key: ClusterKey) -> Self {
+        self.security.is_ambiguous |= self.security.source.is_some();
+        self.security.source = Some(Source::Key(key));
+        self
+    }
+
     /// Lets the node listen on an address that others can reach, without encryption and without knowing who calls.
     ///
     /// Whoever reaches that address reads the cache and can fill it with what they like. `GROUPCACHE_INSECURE=1`
     /// in the environment says the same. Not needed on loopback.
     pub fn insecure(mut self) -> Self {
-        self.is_insecure = true;
+        self.security.is_insecure = true;
+        self
+    }
+
+    /// Serves peers in a server that you have, and not on a port of the node's own.
+    ///
+    /// The listening address of the identity is then where peers dial that server; see [`PeerService`].
+    pub fn mount(mut self, service: &PeerService) -> Self {
+        self.mounted = Some(service.clone());
         self
     }
 
@@ -91,20 +126,24 @@ impl NodeBuilder {
     ///
     /// # Errors
     /// [`is_config`](Error::is_config) when a limit makes no sense, the address is taken or cannot be listened on,
-    /// is not loopback without [`insecure`](Self::insecure), or another live node has the same id; the text says
-    /// what to change. Dropping the future ends the node again.
+    /// others can reach it and neither certificates nor a key nor [`insecure`](Self::insecure) say who may, certificates
+    /// or keys cannot be used, or another live node has the same id; the text says what to change. Dropping the future ends the node again.
     pub async fn start(self) -> Result<Node> {
         self.limits.check()?;
         let mut identity = self.identity;
-        check_exposure(&identity, self.is_insecure)?;
-        let incoming = listen(&mut identity)?;
         let runtime =
             Handle::try_current().map_err(|e| Error::caused(Kind::Config, "start() needs a tokio runtime", e))?;
+        let is_mounted = self.mounted.is_some();
+        let security = self.security.choose(&identity, is_mounted)?;
+        check_addresses(&identity, is_mounted)?;
+        let listener = if is_mounted { None } else { Some(listen(&mut identity).await?) };
+        // After listening: certificates name the id, which may be the address.
+        let security = security.settle(&identity).await?;
 
         let mut rng = self.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
         let hello = hello_of(&identity, &self.limits);
         let stabilizer = Stabilizer::new(facts(&hello), rng.fork());
-        let local = Arc::new(Local::new(hello, self.limits, Net::tcp()));
+        let local = Arc::new(Local::new(hello, self.limits, security));
         let shared = Arc::new(Shared::new(Arc::clone(&local), View::new(1, MemberSet::default()), runtime, rng));
         let tasks = &shared.tasks;
         let server = Server::new(
@@ -135,9 +174,18 @@ impl NodeBuilder {
             }),
         };
 
-        serve(&node, incoming);
+        if let Some(listener) = listener {
+            serve(&node, listener);
+        }
+        if self.mounted.is_some_and(|mounted| !mounted.serves(server.clone())) {
+            return Err(Error::config("a peer service serves one node; make another with PeerService::default()"));
+        }
         tasks.run(tick(Arc::clone(&shared)));
         tasks.run(announce(Arc::clone(&shared), server));
+        #[cfg(feature = "tls")]
+        if let Security::Tls(keeper) = &local.security {
+            tasks.run(keep_up_to_date(Arc::clone(&shared), Arc::clone(keeper)));
+        }
         let withdrawn = node.inner.withdrawn.clone();
         match self.provider {
             Some(provider) => {
@@ -186,18 +234,14 @@ impl Node {
     }
 }
 
-/// A listener that others can reach must be asked for.
-fn check_exposure(identity: &Identity, is_insecure: bool) -> Result<()> {
+/// Where peers will reach this node, and that they can.
+fn check_addresses(identity: &Identity, is_mounted: bool) -> Result<()> {
     let listen = identity.listen();
-    let allowed = is_insecure || std::env::var("GROUPCACHE_INSECURE").is_ok_and(|v| v == "1");
-    if !listen.ip().is_loopback() && !allowed {
-        return Err(Error::config(format!(
-            "listening on {listen} would let everyone who reaches it read and fill the cache; on a network that you trust \
-             set GROUPCACHE_INSECURE=1 or call .insecure(), otherwise listen on loopback (NODE_IP=127.0.0.1)"
-        )));
-    }
-    if !listen.ip().is_loopback() {
-        tracing::warn!(address = %listen, "peers are neither authenticated nor encrypted: insecure mode was asked for");
+    if is_mounted && listen.port() == 0 && !identity.is_named_and_advertised() {
+        return Err(Error::config(
+            "a node whose peer service is mounted must be told where peers dial: Identity::new(the address of your \
+             server), or an id and with_advertised([...])",
+        ));
     }
     if listen.ip().is_unspecified() && !identity.is_named_and_advertised() {
         return Err(Error::config(format!(
@@ -208,7 +252,7 @@ fn check_exposure(identity: &Identity, is_insecure: bool) -> Result<()> {
     Ok(())
 }
 
-fn listen(identity: &mut Identity) -> Result<TcpIncoming> {
+async fn listen(identity: &mut Identity) -> Result<TcpListener> {
     let wanted = identity.listen();
     let cannot = |e: std::io::Error| {
         let text = format!(
@@ -217,9 +261,9 @@ fn listen(identity: &mut Identity) -> Result<TcpIncoming> {
         );
         Error::caused(Kind::Config, text, e)
     };
-    let incoming = net::listen(wanted).map_err(cannot)?;
-    identity.bound_to(incoming.local_addr().map_err(cannot)?);
-    Ok(incoming)
+    let listener = net::listen(wanted).await.map_err(cannot)?;
+    identity.bound_to(listener.local_addr().map_err(cannot)?);
+    Ok(listener)
 }
 
 fn hello_of(identity: &Identity, limits: &Limits) -> Hello {
@@ -260,9 +304,10 @@ fn me_of(identity: &Identity, hello: &Hello) -> Me {
 }
 
 /// Serves peers until the node stops.
-fn serve(node: &Node, incoming: TcpIncoming) {
+fn serve(node: &Node, listener: TcpListener) {
     let inner = &node.inner;
-    let window = net::stream_window(&inner.shared.local.limits);
+    let (local, tasks) = (&inner.shared.local, &inner.shared.tasks);
+    let window = net::stream_window(&local.limits);
     let router = tonic::transport::Server::builder()
         .initial_stream_window_size(window)
         .initial_connection_window_size(window.saturating_mul(2))
@@ -270,8 +315,18 @@ fn serve(node: &Node, incoming: TcpIncoming) {
         .http2_max_header_list_size(MAX_HEADER_LIST)
         .add_service(inner.server.service());
     let stop = inner.stop_serving.clone();
-    let serving = router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
-    inner.shared.tasks.others.spawn(async move {
+    let accepting = net::open(
+        listener,
+        Doorkeeper {
+            security: local.security.clone(),
+            max_connections: local.limits.max_connections,
+            counters: Arc::clone(&local.counters),
+            tasks: tasks.others.clone(),
+            stop: stop.clone(),
+        },
+    );
+    let serving = router.serve_with_incoming_shutdown(accepting, stop.cancelled_owned());
+    tasks.others.spawn(async move {
         // Connections that do not end by themselves are cut with the task: `stop` is the end of the goodbyes.
         if let Err(e) = serving.await {
             tracing::error!(error = %e, "the listener for peers ended");

@@ -1,6 +1,6 @@
 //! The tick: coarse time, deadlines, silence, and the announcing of what has changed.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -21,9 +21,12 @@ pub(super) async fn tick(shared: Arc<Shared>) {
             shared.local.counters.late_ticks.up();
         }
         let now_ms = shared.now_ms();
+        let mut in_flight = 0;
         for link in shared.links() {
             link.sweep(now_ms, we_stood_still);
+            in_flight += link.in_flight();
         }
+        shared.local.in_flight.store(in_flight, Relaxed);
         n += 1;
         if n.is_multiple_of(WATCH_EVERY) {
             shared.registry.all().iter().for_each(|group| group.watch());

@@ -28,6 +28,8 @@ pub(crate) enum End {
     Fickle,
     /// It said nothing while a ping was outstanding; a new connection would be accepted by its kernel and tell nothing.
     Silent,
+    /// We close it to make a new one, with other certificates; nothing is wrong with the peer.
+    Renewed,
     /// We closed it ourselves.
     Dismissed,
 }
@@ -48,7 +50,7 @@ impl Breaker {
     pub(crate) fn ended(self, end: End, now_ms: u64) -> Self {
         match (self, end) {
             (Self::Gone, _) => Self::Gone,
-            (Self::Closed, End::Broken) => Self::Mending,
+            (Self::Closed, End::Broken | End::Renewed) => Self::Mending,
             (Self::Open { since_ms }, _) => Self::Open { since_ms },
             _ => Self::Open { since_ms: now_ms },
         }

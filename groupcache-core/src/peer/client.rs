@@ -14,13 +14,15 @@ use std::{
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_core::Stream;
 use tokio::time::{Instant, timeout};
-use tonic::Streaming;
+use tonic::{Code, Status, Streaming};
 
 use crate::{
     config::{BATCH_REQUESTS, CONNECT, HELLO, RECONNECT_MAX, RECONNECT_MIN},
+    error::{Error, Kind},
     identity::{Address, PeerId},
     membership::stabilizer::Refusal,
     message::{Answer, Hello},
+    net::Attempt,
     peer::{
         breaker::{Breaker, End},
         hello::objection,
@@ -60,7 +62,7 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
                     pauses = self::pauses(seed);
                 }
                 // One attempt at once after a good connection: whoever waits is owed its outcome.
-                let is_owed = was_good && end == End::Broken;
+                let is_owed = end == End::Renewed || (was_good && end == End::Broken);
                 let pause = if is_owed { Duration::ZERO } else { pauses.next().unwrap_or(RECONNECT_MAX) };
                 let end = if end == End::Broken && pause > MENDING_PAUSE { End::Fickle } else { end };
                 finish(&link, end, &events).await;
@@ -86,7 +88,9 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
 /// A connection has ended: its calls wait for the next one, or are told.
 async fn finish(link: &Link, end: End, events: &LinkEvents) {
     let counters = &link.local.counters;
-    counters.lost.up();
+    if end != End::Renewed {
+        counters.lost.up();
+    }
     if end == End::Silent {
         counters.silent.up();
     }
@@ -100,23 +104,28 @@ async fn finish(link: &Link, end: End, events: &LinkEvents) {
     };
     wake(waker);
     tell(ended);
-    send(events, link, LinkEvent::Lost).await;
+    if end != End::Renewed {
+        send(events, link, LinkEvent::Lost).await;
+    }
 }
 
 async fn fail(link: &Link, failure: Failure, events: &LinkEvents) {
     let ended = link.table.lock().failed(link.local.clock.now_ms());
     tell(ended);
     let counters = &link.local.counters;
-    let event = match failure {
+    let (kind, event) = match failure {
         Failure::Refused(why, text) => {
             counters.refused.up();
-            LinkEvent::Refused(why, text)
+            let kind = if why == Refusal::Untrusted { Kind::Unauthenticated } else { Kind::Unreachable };
+            (kind, LinkEvent::Refused(why, text))
         }
         Failure::NotConnected(why) => {
             counters.connect_failed.up();
-            LinkEvent::Failed(why)
+            (Kind::Unreachable, LinkEvent::Failed(why))
         }
     };
+    let (LinkEvent::Refused(_, text) | LinkEvent::Failed(text)) = &event else { return };
+    *link.failure.lock() = Some(Error::new(kind, text.clone()));
     send(events, link, event).await;
 }
 
@@ -169,8 +178,9 @@ async fn connect(link: &Arc<Link>) -> Result<Open, Failure> {
 async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Open, Failure> {
     let local = &link.local;
     let not_connected = |why: &dyn std::fmt::Display| Failure::NotConnected(format!("{address}: {why}"));
-    let channel =
-        local.net.channel(address.as_str(), &local.limits, &link.bytes_read).map_err(|e| not_connected(&e))?;
+    let attempt = Attempt::new(&link.bytes_read);
+    let channel = local.net.channel(address.as_str(), &local.limits, &attempt).map_err(|e| not_connected(&e))?;
+    let failed = |status: &Status| failure(address, &attempt, status);
     let mut client = wire::peer_client::PeerClient::new(channel)
         .max_decoding_message_size(local.limits.max_message_bytes())
         .max_encoding_message_size(local.limits.max_message_bytes());
@@ -179,13 +189,9 @@ async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Op
     let outbound = Outbound { link: Arc::clone(link), connection, expected: target.expected.clone() };
     let mut inbound = match client.connect(outbound).await {
         Ok(response) => response.into_inner(),
-        // The server's own words; a transport that fails says Unavailable or Unknown.
-        Err(status) if status.code() == tonic::Code::FailedPrecondition => {
-            return Err(Failure::Refused(Refusal::Rejected, status.message().to_owned()));
-        }
-        Err(status) => return Err(not_connected(&status.message())),
+        Err(status) => return Err(failed(&status)),
     };
-    let first = inbound.message().await.map_err(|status| not_connected(&status.message()))?;
+    let first = inbound.message().await.map_err(|status| failed(&status))?;
     let first = first.and_then(|mut frame| wire::hello(&mut frame).map(|hello| (hello, frame)));
     let Some((hello, first)) = first else {
         let text = format!("{address} answers, and not with a Hello: is it a groupcache node?");
@@ -195,11 +201,30 @@ async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Op
     if let Some(why) = objection(&local.hello(), &hello) {
         return Err(Failure::Refused(Refusal::OtherCluster, why));
     }
+    if let Some(why) = attempt.server().objection(&hello.id) {
+        return Err(Failure::Refused(Refusal::Untrusted, format!("{address}: {why}")));
+    }
     if let Some(expected) = target.expected.as_ref().filter(|expected| **expected != hello.id) {
         let text = format!("{address} is {} and not {expected}: the address was given to another node", hello.id);
         return Err(Failure::Refused(Refusal::WrongId { found: Some(hello.id) }, text));
     }
     Ok(Open { inbound, hello, first })
+}
+
+/// What an attempt that failed before the Hello came to. HTTP/2 knows little of what lies below it.
+fn failure(address: &Address, attempt: &Attempt, status: &Status) -> Failure {
+    match (attempt.trouble(), status.code()) {
+        (Some(trouble), _) if trouble.is_about_trust() => {
+            Failure::Refused(Refusal::Untrusted, format!("{address}: {trouble}"))
+        }
+        (Some(trouble), _) => Failure::NotConnected(format!("{address}: {trouble}")),
+        // The server's own words; a transport that fails says Unavailable or Unknown.
+        (None, Code::FailedPrecondition) => Failure::Refused(Refusal::Rejected, status.message().to_owned()),
+        (None, Code::Unauthenticated) => {
+            Failure::Refused(Refusal::Untrusted, format!("{address}: {}", status.message()))
+        }
+        (None, _) => Failure::NotConnected(format!("{address}: {}", status.message())),
+    }
 }
 
 /// Reads one connection to its end.
@@ -208,6 +233,7 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
     take_hello(link, &hello);
     let id = hello.id.clone();
     link.local.counters.connected.up();
+    *link.failure.lock() = None;
     // Before the membership hears of it: once the peer is in the view, requests must flow.
     let waker = {
         let mut table = link.table.lock();

@@ -1,6 +1,13 @@
 //! One connection that a peer opened: its requests, the loads they wait for, and what it is owed meanwhile.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc};
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
@@ -9,8 +16,9 @@ use tonic::{Status, Streaming};
 
 use crate::{
     config::{MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER},
+    lines::Lines,
     message::{Answer, Decline, GroupName, Hello, Op, Request},
-    peer::{hello::Local, outbox::Outbox},
+    peer::{hello::Local, outbox::Outbox, rate::Rate},
     served::{Answering, Ask, Registry, Served},
     sync::{Keyed, Map},
     wire::{self, Frame},
@@ -22,6 +30,26 @@ pub(super) struct Service {
     pub(super) registry: Arc<Registry>,
     pub(super) closing: CancellationToken,
     pub(super) hasher: Keyed,
+    /// Requests of all peers that wait for loads here.
+    pub(super) waiting: Arc<AtomicUsize>,
+    pub(super) lines: Lines,
+}
+
+impl Service {
+    /// A place among the requests that wait for loads here; given back when it is dropped.
+    pub(super) fn may_wait(&self) -> Option<Waiting> {
+        let waiting = Waiting(Arc::clone(&self.waiting));
+        (waiting.0.fetch_add(1, Relaxed) < self.local.limits.max_serving).then_some(waiting)
+    }
+}
+
+/// One of the requests that wait for loads here.
+pub(super) struct Waiting(Arc<AtomicUsize>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// What a request names.
@@ -107,6 +135,7 @@ pub(super) struct Connection {
     pending: VecDeque<(Instant, u64)>,
     /// Largest value that the peer takes.
     max_value_bytes: usize,
+    invalidations: Rate,
     /// The peer wants to talk to somebody else; our Hello tells it who we are.
     is_wrong_peer: bool,
 }
@@ -123,6 +152,7 @@ impl Connection {
             waiting: Map::with_hasher(hasher),
             pending: VecDeque::new(),
             max_value_bytes: hello.max_value_bytes,
+            invalidations: Rate::new(),
             is_wrong_peer: false,
         };
         connection.is_wrong_peer =
@@ -140,7 +170,13 @@ impl Connection {
         }
     }
 
-    pub(super) async fn serve(mut self, mut inbound: Streaming<Frame>, first: Frame, hello: Hello) {
+    pub(super) async fn serve(
+        mut self,
+        mut inbound: Streaming<Frame>,
+        first: Frame,
+        hello: Hello,
+        retired: CancellationToken,
+    ) {
         let closing = self.service.closing.clone();
         let mut next = Some(first);
         loop {
@@ -155,6 +191,8 @@ impl Connection {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => return self.outbox.close(None),
+                // The peer connects anew, with its certificates of today, and asks again for what it is owed.
+                () = retired.cancelled() => return self.outbox.close(None),
                 Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => {
                     if self.waiting.remove(&id).is_some() {
                         self.outbox.push(std::iter::once((id, self.sized(answer))));
@@ -220,15 +258,25 @@ impl Connection {
         if at >= MAX_REQUESTS_PER_FRAME {
             return Some(Answer::Overloaded { retry_after: RETRY_AFTER });
         }
+        if matches!(request.op, Op::Set(_) | Op::Remove) {
+            let per_second = self.service.local.limits.max_invalidations_per_second;
+            if !self.invalidations.take(per_second, Instant::now()) {
+                return Some(Answer::Overloaded { retry_after: RETRY_AFTER });
+            }
+        }
         let id = request.id;
         let named = self.groups.get(&request.group).map_or(Named::Unknown, |(_, named)| named.clone());
-        let may_wait = self.loads.len() < self.service.local.limits.max_serving_per_peer;
-        match first_look(&self.service, named, request, may_wait) {
+        let has_room = self.loads.len() < self.service.local.limits.max_serving_per_peer;
+        let waiting = if has_room { self.service.may_wait() } else { None };
+        match first_look(&self.service, named, request, waiting.is_some()) {
             Looked::Answer(answer) => Some(self.sized(answer)),
             Looked::Wait(answering) => {
                 self.waiting.insert(id, ());
                 self.pending.push_back((Instant::now() + PENDING_AFTER, id));
-                self.loads.push(Box::pin(async move { (id, answering.await) }));
+                self.loads.push(Box::pin(async move {
+                    let _waiting = waiting;
+                    (id, answering.await)
+                }));
                 None
             }
         }

@@ -2,13 +2,20 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::{clock::Clock, config::Limits, message::Hello, net::Net, stats::NodeCounters, sync::Mutex};
+use crate::{
+    clock::Clock,
+    config::Limits,
+    message::Hello,
+    net::{Net, Security},
+    stats::NodeCounters,
+    sync::Mutex,
+};
 
 /// This node, as both ends of its connections speak for it.
 #[derive(Debug)]
@@ -21,12 +28,15 @@ pub(crate) struct Local {
     fingerprint: AtomicU64,
     pub(crate) clock: Clock,
     pub(crate) limits: Limits,
-    pub(crate) counters: NodeCounters,
+    pub(crate) counters: Arc<NodeCounters>,
     pub(crate) net: Net,
+    pub(crate) security: Security,
+    /// Requests of this node that peers have not answered, as of the last tick.
+    pub(crate) in_flight: AtomicUsize,
 }
 
 impl Local {
-    pub(crate) fn new(hello: Hello, limits: Limits, net: Net) -> Self {
+    pub(crate) fn new(hello: Hello, limits: Limits, security: Security) -> Self {
         Self {
             fingerprint: AtomicU64::new(hello.fingerprint),
             hello: ArcSwap::from_pointee(hello),
@@ -34,8 +44,10 @@ impl Local {
             version: watch::Sender::new(1),
             clock: Clock::start(),
             limits,
-            counters: NodeCounters::default(),
-            net,
+            counters: Arc::default(),
+            net: Net::tcp(security.clone()),
+            security,
+            in_flight: AtomicUsize::new(0),
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::{
     config::{BATCH_REQUESTS, SILENCE},
+    error::Error,
     identity::{Address, Incarnation, PeerId},
     membership::stabilizer::{DialId, Refusal},
     message::Hello,
@@ -66,6 +67,8 @@ pub(crate) struct Link {
     pub(super) look: Notify,
     /// The next attempt to connect is to be made now.
     pub(super) retry: Notify,
+    /// Why the last attempt failed, while there is no connection.
+    pub(super) failure: crate::sync::Mutex<Option<Error>>,
 }
 
 impl Link {
@@ -84,6 +87,7 @@ impl Link {
             bytes_noted: AtomicU64::new(0),
             look: Notify::new(),
             retry: Notify::new(),
+            failure: crate::sync::Mutex::default(),
         })
     }
 
@@ -123,6 +127,9 @@ impl Link {
 
     /// Sends a request. Its reply is told the outcome exactly once, unless it is refused here.
     pub(crate) fn send(&self, call: Call) -> Result<(), NotSent> {
+        if self.local.in_flight.load(Relaxed) >= self.local.limits.max_in_flight {
+            return Err(NotSent::Full);
+        }
         let waker = self.table.lock().push(call)?;
         wake(waker);
         Ok(())
@@ -174,6 +181,19 @@ impl Link {
     pub(crate) fn reconnect(&self) {
         self.table.lock().dismiss();
         self.look.notify_one();
+    }
+
+    /// Puts a new connection in the place of this one, without an outage: other certificates are in use now.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "only certificates are renewed"))]
+    pub(crate) fn renew(&self) {
+        self.table.lock().renew();
+        self.look.notify_one();
+    }
+
+    /// Whom it does not get through to, and why; `None` while it is connected, and before the first attempt has ended.
+    pub(crate) fn failure(&self) -> Option<(Target, Error)> {
+        let failure = self.failure.lock().clone()?;
+        Some((Target::clone(&self.target.load()), failure))
     }
 
     /// Other addresses for the next attempt.

@@ -16,7 +16,10 @@ use tonic::{Response, Status, Streaming};
 
 use crate::{
     config::CLIENT_HELLO,
+    lines::Lines,
+    net::InUse,
     peer::{
+        authenticate::{Sender, authenticate},
         connection::{Connection, Looked, Service, first_look, resolve},
         hello::{Local, objection},
         outbox::{Outbound, Outbox},
@@ -47,7 +50,14 @@ impl Server {
         hasher: Keyed,
     ) -> Self {
         Self(Arc::new(Inner {
-            service: Arc::new(Service { local, registry, closing, hasher }),
+            service: Arc::new(Service {
+                local,
+                registry,
+                closing,
+                hasher,
+                waiting: Arc::default(),
+                lines: Lines::default(),
+            }),
             connections: DashMap::with_hasher(hasher),
             next_connection: AtomicU64::new(1),
             open: AtomicUsize::new(0),
@@ -59,6 +69,20 @@ impl Server {
     pub(crate) fn service(&self) -> wire::peer_server::PeerServer<Self> {
         let max = self.0.service.local.limits.max_message_bytes();
         wire::peer_server::PeerServer::new(self.clone()).max_decoding_message_size(max).max_encoding_message_size(max)
+    }
+
+    /// Who sent a request.
+    fn sender(&self, extensions: &tonic::Extensions) -> Result<Sender, Status> {
+        authenticate(&self.0.service.local.security, extensions).map_err(|status| self.turned_away(status))
+    }
+
+    fn turned_away(&self, status: Status) -> Status {
+        let service = &self.0.service;
+        service.local.counters.unauthenticated.up();
+        service.lines.write(|suppressed| {
+            tracing::warn!(error = status.message(), suppressed, "a request was refused: who sent it is not known");
+        });
+        status
     }
 
     /// Something that every frame carries has changed: send it.
@@ -88,6 +112,7 @@ impl wire::peer_server::Peer for Server {
 
     async fn connect(&self, request: tonic::Request<Streaming<Frame>>) -> Result<Response<Outbound>, Status> {
         let server = &self.0;
+        let sender = self.sender(request.extensions())?;
         let place = Place::take(server)?;
         let mut inbound = request.into_inner();
         let first = timeout(CLIENT_HELLO, inbound.message())
@@ -106,27 +131,35 @@ impl wire::peer_server::Peer for Server {
             server.service.local.counters.rejected.up();
             Status::failed_precondition(bad.0)
         })?;
+        if let Some(why) = sender.caller.objection(&hello.id) {
+            return Err(self.turned_away(Status::unauthenticated(why)));
+        }
         server.service.local.counters.accepted.up();
+        let in_use = sender.session.as_ref().map(InUse::begin);
+        let retired = sender.session.map_or_else(CancellationToken::new, |session| session.retired().clone());
         let outbox = Arc::new(Outbox::new(Arc::clone(&server.service.local)));
         let number = server.next_connection.fetch_add(1, Relaxed);
         server.connections.insert(number, Arc::clone(&outbox));
         let connection = Connection::new(Arc::clone(&server.service), Arc::clone(&outbox), &hello);
         let registered = Registered(Arc::clone(server), number);
         server.tasks.spawn(async move {
-            let (_place, _registered) = (place, registered);
-            connection.serve(inbound, frame, hello).await;
+            let (_place, _registered, _in_use) = (place, registered, in_use);
+            connection.serve(inbound, frame, hello, retired).await;
         });
         Ok(Response::new(Outbound(outbox)))
     }
 
     async fn get(&self, request: tonic::Request<wire::GetRequest>) -> Result<Response<wire::AnswerMessage>, Status> {
         let server = &self.0;
+        let sender = self.sender(request.extensions())?;
         let (cluster, group, format, request) = wire::unary(request.into_inner());
         if cluster != server.service.local.hello().cluster {
             return Err(Status::failed_precondition("this node belongs to another cluster"));
         }
+        let _in_use = sender.session.as_ref().map(InUse::begin);
         let group = resolve(&server.service.registry, &group, format);
-        let answer = match first_look(&server.service, group, request, true) {
+        let waiting = server.service.may_wait();
+        let answer = match first_look(&server.service, group, request, waiting.is_some()) {
             Looked::Answer(answer) => answer,
             Looked::Wait(answering) => answering.await,
         };

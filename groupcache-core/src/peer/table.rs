@@ -147,6 +147,11 @@ impl Table {
         self.verdict = Some(End::Dismissed);
     }
 
+    /// Puts a new connection in the place of the current one; what waits is asked again on it.
+    pub(crate) fn renew(&mut self) {
+        self.verdict.get_or_insert(End::Renewed);
+    }
+
     /// What the reader, having read all there is, should do with the connection. Silence is judged here, by the
     /// reader, because only a read that found nothing proves it.
     pub(crate) fn verdict(&mut self, now_ms: u64) -> Option<End> {
@@ -294,8 +299,8 @@ impl Table {
             let Some(slot) = self.slots.get_mut(at) else { continue };
             let id = u64::from(slot.generation) << 32 | at as u64;
             match &mut slot.call {
-                Some(in_flight) if !in_flight.is_repeated => {
-                    in_flight.is_repeated = true;
+                Some(in_flight) if !in_flight.is_repeated || end == End::Renewed => {
+                    in_flight.is_repeated |= end != End::Renewed;
                     self.queue.push_back(Due::Request(id));
                 }
                 Some(_) => ended.extend(self.take(id).map(|call| (call.reply, Outcome::Unreachable))),

@@ -24,6 +24,8 @@ mod owner_lost;
 mod removed_group;
 mod shutdown;
 mod support;
+#[cfg(feature = "tls")]
+mod trust;
 mod wire_limits;
 mod writes;
 

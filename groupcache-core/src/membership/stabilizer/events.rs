@@ -97,7 +97,9 @@ pub(crate) enum Refusal {
     NoCommonVersion,
     /// Somebody else than expected answers there; who, where it is known.
     WrongId { found: Option<PeerId> },
-    /// Anything else, such as authentication or a limit.
+    /// One side does not trust the other: certificates, keys, or TLS on one side only.
+    Untrusted,
+    /// Anything else, such as a limit.
     Rejected,
 }
 

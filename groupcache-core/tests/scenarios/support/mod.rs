@@ -13,6 +13,8 @@
     reason = "each test file uses its part, and a helper that fails fails the test"
 )]
 
+#[cfg(feature = "tls")]
+pub mod pki;
 mod proxy;
 
 use std::{
@@ -25,8 +27,8 @@ use std::{
 };
 
 use groupcache_core::{
-    BoxError, Group, GroupBuilder, Identity, Limits, Node, Peer, PeerSet, Provider, ProviderContext, ProviderError,
-    Signal, Value, async_trait,
+    BoxError, Group, GroupBuilder, Identity, Limits, Node, NodeBuilder, Peer, PeerSet, Provider, ProviderContext,
+    ProviderError, Signal, Value, async_trait,
 };
 use tokio::{sync::watch, time::timeout};
 
@@ -98,12 +100,17 @@ impl Cluster {
     }
 
     pub async fn start_with(n: usize, limits: Limits) -> Self {
+        Self::start_each(n, |_, builder| builder.limits(limits.clone())).await
+    }
+
+    /// `n` nodes, each built as the test says.
+    pub async fn start_each(n: usize, build: impl Fn(usize, NodeBuilder) -> NodeBuilder) -> Self {
         log_if_asked();
         let peers = Peers::default();
         let mut nodes = Vec::new();
         for at in 0..n {
-            let builder = Node::builder().identity(identity(&name(at))).provider(peers.clone()).limits(limits.clone());
-            nodes.push(builder.start().await.expect("starts"));
+            let builder = Node::builder().identity(identity(&name(at))).provider(peers.clone());
+            nodes.push(build(at, builder).start().await.expect("starts"));
         }
         peers.set(nodes.iter().map(peer).collect());
         let cluster = Self { nodes, peers };

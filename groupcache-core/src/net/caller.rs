@@ -1,0 +1,40 @@
+//! Who is at the other end of a connection, as far as the connection itself proves it.
+
+use crate::identity::PeerId;
+
+/// Who is at the other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// Nobody knows: the connection is not encrypted.
+    Unknown,
+    /// A peer whose certificate was checked.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without TLS nobody has one"))]
+    Verified {
+        /// The ids that it may go by; `None` when its certificate carries none.
+        ids: Option<Vec<String>>,
+    },
+}
+
+impl Caller {
+    /// Why it may not go by this id.
+    pub(crate) fn objection(&self, id: &PeerId) -> Option<String> {
+        let Self::Verified { ids: Some(ids) } = self else { return None };
+        (!ids.iter().any(|allowed| allowed == id.as_str()))
+            .then(|| format!("its certificate is for {}, and it says that it is {id}", ids.join(" or ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_names_a_peer_is_good_for_that_peer_only() {
+        let (a, b) = (PeerId::new("a").unwrap(), PeerId::new("b").unwrap());
+        let named = Caller::Verified { ids: Some(vec!["a".into()]) };
+        assert_eq!(named.objection(&a), None);
+        assert!(named.objection(&b).unwrap().contains("is for a"));
+        assert_eq!(Caller::Verified { ids: None }.objection(&b), None);
+        assert_eq!(Caller::Unknown.objection(&b), None);
+    }
+}

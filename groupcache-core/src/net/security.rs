@@ -1,0 +1,58 @@
+//! How a node proves who it is, and whom it lets in.
+
+use tokio::net::TcpStream;
+
+use super::{caller::Caller, stream::Stream, trouble::Trouble};
+
+/// How a node proves who it is, and whom it lets in.
+#[derive(Clone, Debug)]
+pub(crate) enum Security {
+    /// It does not, and everybody who reaches it.
+    Open {
+        /// Asked for in so many words, and not only because nobody but this machine reaches it.
+        is_insecure: bool,
+    },
+    /// TLS 1.3 with certificates on both sides.
+    #[cfg(feature = "tls")]
+    Tls(std::sync::Arc<crate::tls::Keeper>),
+}
+
+impl Security {
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self, Self::Open { .. })
+    }
+
+    /// Which certificates and keys are in use; connections of other generations are made anew.
+    pub(crate) fn generation(&self) -> u64 {
+        match self {
+            Self::Open { .. } => 0,
+            #[cfg(feature = "tls")]
+            Self::Tls(keeper) => keeper.generation(),
+        }
+    }
+
+    /// The handshake of the side that connects.
+    #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "only TLS has a handshake"))]
+    pub(super) async fn connect(&self, tcp: TcpStream, host: &str) -> Result<(Stream, Caller), Trouble> {
+        match self {
+            Self::Open { .. } => Ok((Stream::Plain(tcp), Caller::Unknown)),
+            #[cfg(feature = "tls")]
+            Self::Tls(keeper) => {
+                let (tls, caller) = keeper.connect(tcp, host).await?;
+                Ok((Stream::Tls(Box::new(tls)), caller))
+            }
+        }
+    }
+
+    /// The handshake of the side that listens: who it is, and by which generation of certificates.
+    pub(super) async fn accept(&self, tcp: TcpStream) -> Result<(Stream, Caller, u64), Trouble> {
+        match self {
+            Self::Open { .. } => Ok((Stream::Plain(tcp), Caller::Unknown, 0)),
+            #[cfg(feature = "tls")]
+            Self::Tls(keeper) => {
+                let (tls, caller, generation) = keeper.accept(tcp).await?;
+                Ok((Stream::Tls(Box::new(tls)), caller, generation))
+            }
+        }
+    }
+}

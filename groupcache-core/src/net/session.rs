@@ -1,0 +1,300 @@
+//! Connections that peers have opened: who they are, whether they are of use, and when they are closed.
+//!
+//! A connection that has not carried an accepted request may be anybody's. Such connections have few places, the
+//! newest takes that of the oldest, and their time is short; so one that never gets beyond its handshake costs a
+//! place for seconds and keeps no peer out.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{caller::Caller, trouble::Trouble};
+use crate::sync::Mutex;
+
+/// Connections that have not carried an accepted request yet.
+pub(crate) const MAX_UNPROVEN: usize = 512;
+
+/// How long a connection may carry nothing: before its first accepted request, and between unary gets.
+const UNUSED: Duration = Duration::from_secs(10);
+
+/// No byte for this long from a peer with an open stream: our clients ping every second.
+const DEAD: Duration = Duration::from_secs(30);
+
+/// Connections that were made with certificates or keys that have been replaced end within this time, one by one.
+pub(crate) const RETIRE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Those that are still there then are cut: what was replaced may have been stolen.
+const RETIRE_LAST: Duration = Duration::from_secs(50);
+
+/// One connection that a peer opened.
+#[derive(Debug)]
+pub(crate) struct Session {
+    number: u64,
+    pub(crate) remote: SocketAddr,
+    /// Who it is and of which generation of certificates, from the end of the handshake on.
+    proof: OnceLock<(Caller, u64)>,
+    /// Accepted requests that are under way, and how many there have been.
+    uses: AtomicUsize,
+    begun_uses: AtomicU64,
+    bytes: AtomicU64,
+    cut: CancellationToken,
+    retired: CancellationToken,
+}
+
+impl Session {
+    /// Who is at the other end.
+    pub(crate) fn caller(&self) -> Caller {
+        self.proof.get().map_or(Caller::Unknown, |(caller, _)| caller.clone())
+    }
+
+    /// The handshake is over.
+    pub(super) fn is_of(&self, caller: Caller, generation: u64) {
+        let _ = self.proof.set((caller, generation));
+    }
+
+    pub(super) fn read(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Closes it at once.
+    pub(super) fn cut(&self) {
+        self.cut.cancel();
+    }
+
+    /// Cancelled when it is to be closed at once.
+    pub(super) fn is_cut(&self) -> &CancellationToken {
+        &self.cut
+    }
+
+    /// Cancelled when its streams should end, answers that are owed first.
+    pub(crate) fn retired(&self) -> &CancellationToken {
+        &self.retired
+    }
+
+    /// It has carried an accepted request.
+    fn is_proven(&self) -> bool {
+        self.begun_uses.load(Relaxed) > 0
+    }
+}
+
+/// A request that was accepted; its connection is of use for as long as there is one.
+#[derive(Debug)]
+pub(crate) struct InUse(Arc<Session>);
+
+impl InUse {
+    pub(crate) fn begin(session: &Arc<Session>) -> Self {
+        session.begun_uses.fetch_add(1, Relaxed);
+        session.uses.fetch_add(1, Relaxed);
+        Self(Arc::clone(session))
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.uses.fetch_sub(1, Relaxed);
+    }
+}
+
+/// All connections that peers have open here.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    open: Mutex<Open>,
+    max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    sessions: BTreeMap<u64, Watch>,
+    next: u64,
+    /// The generation of certificates now, and since when.
+    generation: (u64, u64),
+}
+
+/// What was seen of a connection, and when.
+#[derive(Debug)]
+struct Watch {
+    session: Arc<Session>,
+    bytes: u64,
+    heard_ms: u64,
+    uses: u64,
+    used_ms: u64,
+}
+
+impl Sessions {
+    /// At most `max` that have proven to be of use.
+    pub(super) fn new(max: usize) -> Self {
+        Self { open: Mutex::default(), max }
+    }
+
+    /// A place for a connection that was accepted, and the connection that had to go for it.
+    pub(super) fn admit(
+        &self,
+        remote: SocketAddr,
+        now_ms: u64,
+    ) -> Result<(Arc<Session>, Option<Arc<Session>>), Trouble> {
+        let mut open = self.open.lock();
+        let unproven = open.unproven().count();
+        if open.sessions.len() - unproven >= self.max {
+            return Err(Trouble::CrowdedOut);
+        }
+        let crowded_out = if unproven >= MAX_UNPROVEN { open.unproven().next().cloned() } else { None };
+        open.next += 1;
+        let session = Arc::new(Session {
+            number: open.next,
+            remote,
+            proof: OnceLock::new(),
+            uses: AtomicUsize::new(0),
+            begun_uses: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            cut: CancellationToken::new(),
+            retired: CancellationToken::new(),
+        });
+        let watch = Watch { session: Arc::clone(&session), bytes: 0, heard_ms: now_ms, uses: 0, used_ms: now_ms };
+        open.sessions.insert(session.number, watch);
+        if let Some(crowded_out) = &crowded_out {
+            crowded_out.cut();
+        }
+        Ok((session, crowded_out))
+    }
+
+    /// Want of descriptors: the oldest connection that is of no use yet makes room.
+    pub(super) fn make_room(&self) {
+        if let Some(oldest) = self.open.lock().unproven().next() {
+            oldest.cut();
+        }
+    }
+
+    pub(super) fn forget(&self, session: &Session) {
+        self.open.lock().sessions.remove(&session.number);
+    }
+
+    /// Closes what is of no use, what is dead, and what was let in by certificates that have been replaced since.
+    /// Called about once a second.
+    pub(super) fn sweep(&self, now_ms: u64, generation: u64) {
+        let mut open = self.open.lock();
+        if open.generation.0 != generation {
+            open.generation = (generation, now_ms);
+        }
+        let since_change = now_ms.saturating_sub(open.generation.1);
+        for watch in open.sessions.values_mut() {
+            watch.look(now_ms);
+            let session = &watch.session;
+            let is_unused = now_ms.saturating_sub(watch.used_ms) >= ms(UNUSED);
+            let is_dead = now_ms.saturating_sub(watch.heard_ms) >= ms(DEAD);
+            let is_old = session.proof.get().is_some_and(|(_, of)| *of != generation);
+            // Spread by its number, so that not everybody connects anew in one moment.
+            if is_old && since_change >= session.number.wrapping_mul(7919) % ms(RETIRE_WITHIN) {
+                session.retired.cancel();
+            }
+            if is_unused || is_dead || (is_old && since_change >= ms(RETIRE_LAST)) {
+                session.cut();
+            }
+        }
+    }
+}
+
+impl Open {
+    /// Those that have carried no accepted request, oldest first.
+    fn unproven(&self) -> impl Iterator<Item = &Arc<Session>> {
+        let sessions = self.sessions.values().map(|watch| &watch.session);
+        sessions.filter(|session| !session.is_proven() && !session.cut.is_cancelled())
+    }
+}
+
+impl Watch {
+    fn look(&mut self, now_ms: u64) {
+        let (bytes, uses) = (self.session.bytes.load(Relaxed), self.session.begun_uses.load(Relaxed));
+        if bytes != self.bytes {
+            (self.bytes, self.heard_ms) = (bytes, now_ms);
+        }
+        if uses != self.uses || self.session.uses.load(Relaxed) > 0 {
+            (self.uses, self.used_ms) = (uses, now_ms);
+        }
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REMOTE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
+    fn admit(sessions: &Sessions, now_ms: u64) -> Arc<Session> {
+        sessions.admit(REMOTE, now_ms).expect("a place").0
+    }
+
+    #[test]
+    fn the_newest_takes_the_place_of_the_oldest_that_is_of_no_use_yet() {
+        let sessions = Sessions::new(4);
+        let proven = admit(&sessions, 0);
+        let _use = InUse::begin(&proven);
+        let first = admit(&sessions, 0);
+        for _ in 1..MAX_UNPROVEN {
+            assert_eq!(sessions.admit(REMOTE, 0).expect("a place").1.map(|s| s.number), None);
+        }
+        let (_, crowded_out) = sessions.admit(REMOTE, 0).expect("a place");
+        assert_eq!(crowded_out.map(|s| s.number), Some(first.number));
+        assert!(first.is_cut().is_cancelled() && !proven.is_cut().is_cancelled());
+    }
+
+    #[test]
+    fn connections_of_use_have_a_limit_of_their_own() {
+        let sessions = Sessions::new(2);
+        let _uses: Vec<_> = (0..2).map(|_| InUse::begin(&admit(&sessions, 0))).collect();
+        assert_eq!(sessions.admit(REMOTE, 0).map(drop), Err(Trouble::CrowdedOut));
+    }
+
+    #[test]
+    fn what_is_of_no_use_or_dead_is_closed() {
+        let sessions = Sessions::new(8);
+        let (unused, unary, silent, alive) =
+            (admit(&sessions, 0), admit(&sessions, 0), admit(&sessions, 0), admit(&sessions, 0));
+        let _uses = [InUse::begin(&silent), InUse::begin(&alive)];
+        for now_ms in (0..=30_000).step_by(1000) {
+            alive.read(1);
+            unused.read(1); // however much it says
+            if now_ms == 9_000 {
+                drop(InUse::begin(&unary)); // between two looks
+                unary.read(1);
+            }
+            sessions.sweep(now_ms, 0);
+            let cut = |session: &Session| session.is_cut().is_cancelled();
+            let expected = (now_ms >= 10_000, now_ms >= 19_000, now_ms >= 30_000, false);
+            assert_eq!((cut(&unused), cut(&unary), cut(&silent), cut(&alive)), expected, "after {now_ms} ms");
+        }
+    }
+
+    #[test]
+    fn what_old_certificates_let_in_retires_one_by_one_and_is_cut_in_the_end() {
+        let sessions = Sessions::new(100);
+        let all: Vec<_> = (0..20).map(|_| admit(&sessions, 0)).collect();
+        let _uses: Vec<_> = all.iter().map(InUse::begin).collect();
+        let young = admit(&sessions, 0);
+        let _use = InUse::begin(&young);
+        all.iter().for_each(|session| session.is_of(Caller::Unknown, 1));
+        young.is_of(Caller::Unknown, 2);
+        let mut seen = Vec::new();
+        for now_ms in (1000..=52_000).step_by(1000) {
+            all.iter().chain([&young]).for_each(|session| session.read(1));
+            sessions.sweep(now_ms, if now_ms < 2000 { 1 } else { 2 });
+            seen.push(all.iter().filter(|session| session.retired().is_cancelled()).count());
+            let cut = all.iter().filter(|session| session.is_cut().is_cancelled()).count();
+            assert_eq!(cut, if now_ms >= 52_000 { 20 } else { 0 }, "after {now_ms} ms");
+        }
+        assert_eq!((seen[0], seen[31]), (0, 20), "all within half a minute of the change");
+        assert!(seen[10] > 2 && seen[10] < 18, "and not at once: {seen:?}");
+        assert!(!young.retired().is_cancelled() && !young.is_cut().is_cancelled());
+    }
+}

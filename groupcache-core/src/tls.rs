@@ -1,0 +1,266 @@
+//! TLS between peers: certificates of the user, or a key that the cluster shares. Feature `tls`.
+//!
+//! Always TLS 1.3, always with a certificate on both sides, and never "any certificate of that authority": a peer
+//! is let in by name. Connections live long, so sessions are not resumed; each handshake checks everything.
+
+mod cluster_key;
+mod explain;
+mod mutual;
+mod names;
+mod peer_certificates;
+mod verify;
+
+use std::{fmt, io, sync::Arc};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ClientConfig, DistinguishedName, ServerConfig, SignatureScheme,
+    client::{ResolvesClientCert, Resumption},
+    crypto::CryptoProvider,
+    pki_types::ServerName,
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
+    sign::CertifiedKey,
+    version::TLS13,
+};
+use tokio::{net::TcpStream, sync::watch};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+pub(crate) use self::explain::explain;
+use self::verify::Trust;
+pub use self::{cluster_key::ClusterKey, mutual::MutualTls, peer_certificates::PeerCertificates};
+use crate::{
+    error::{Error, Kind, Result},
+    identity::PeerId,
+    net::{Caller, Trouble},
+    sync::Mutex,
+};
+
+/// HTTP/2, the only protocol of peers, as ALPN calls it.
+const ALPN: &[u8] = b"h2";
+
+/// Where certificates and keys come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    Certificates(MutualTls),
+    Key(ClusterKey),
+}
+
+impl Source {
+    pub(crate) fn is_read_from_files(&self) -> bool {
+        match self {
+            Self::Certificates(mutual) => mutual.is_read_from_files(),
+            Self::Key(key) => key.is_read_from_a_file(),
+        }
+    }
+
+    async fn read(&self, me: &Me) -> Result<Material> {
+        match self {
+            Self::Certificates(mutual) => mutual.read().await,
+            Self::Key(key) => key.read(me).await,
+        }
+    }
+}
+
+/// Whom the certificates that a node issues to itself are for.
+#[derive(Clone, Debug)]
+pub(crate) struct Me {
+    pub(crate) cluster: Arc<str>,
+    pub(crate) id: PeerId,
+}
+
+/// What was read from a source.
+struct Material {
+    own: Own,
+    trust: Arc<Trust>,
+    /// Of the bytes that were read; a change of it is a change of them.
+    digest: Vec<u8>,
+}
+
+/// What this node shows: the first of its certificates, or the one whose authority the other side asks for.
+#[derive(Debug)]
+struct Own(Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>);
+
+impl Own {
+    fn choose(&self, is_asked_for: impl Fn(&[u8]) -> bool) -> Option<Arc<CertifiedKey>> {
+        let asked = |issuer: &Option<DistinguishedName>| issuer.as_ref().is_some_and(|dn| is_asked_for(dn.as_ref()));
+        let chosen = self.0.iter().find(|(issuer, _)| asked(issuer)).or_else(|| self.0.first());
+        chosen.map(|(_, key)| Arc::clone(key))
+    }
+}
+
+impl ResolvesServerCert for Own {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let wanted = hello.certificate_authorities().unwrap_or_default();
+        self.choose(|issuer| wanted.iter().any(|dn| dn.as_ref() == issuer))
+    }
+}
+
+impl ResolvesClientCert for Own {
+    fn resolve(&self, wanted: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.choose(|issuer| wanted.contains(&issuer))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// The certificates and keys that are in use.
+struct InUse {
+    generation: u64,
+    digest: Vec<u8>,
+    client: TlsConnector,
+    server: TlsAcceptor,
+    trust: Arc<Trust>,
+}
+
+impl InUse {
+    fn new(generation: u64, material: Material) -> Result<Self> {
+        let failed = |e| Error::caused(Kind::Config, "these certificates and keys cannot be used for TLS 1.3", e);
+        let own = Arc::new(material.own);
+        let client =
+            ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]).map_err(failed)?;
+        let mut client = client
+            .dangerous() // our own verifier: peers are known by name, not by the address that was dialled
+            .with_custom_certificate_verifier(Arc::clone(&material.trust) as _)
+            .with_client_cert_resolver(Arc::clone(&own) as _);
+        client.alpn_protocols = vec![ALPN.to_vec()];
+        client.resumption = Resumption::disabled();
+        let server =
+            ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]).map_err(failed)?;
+        let mut server =
+            server.with_client_cert_verifier(Arc::clone(&material.trust) as _).with_cert_resolver(own as _);
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        Ok(Self {
+            generation,
+            digest: material.digest,
+            client: TlsConnector::from(Arc::new(client)),
+            server: TlsAcceptor::from(Arc::new(server)),
+            trust: material.trust,
+        })
+    }
+}
+
+/// Keeps the certificates and keys of a node, and puts others in their place when they change.
+pub(crate) struct Keeper {
+    me: Me,
+    source: Mutex<Source>,
+    in_use: ArcSwap<InUse>,
+    generation: watch::Sender<u64>,
+}
+
+impl Keeper {
+    pub(crate) async fn new(source: Source, me: Me) -> Result<Self> {
+        let material = source.read(&me).await?;
+        let in_use = ArcSwap::from_pointee(InUse::new(1, material)?);
+        Ok(Self { me, source: Mutex::new(source), in_use, generation: watch::Sender::new(1) })
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.in_use.load().generation
+    }
+
+    /// The generation, and how to wait for the next.
+    pub(crate) fn generations(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    pub(crate) fn source(&self) -> Source {
+        self.source.lock().clone()
+    }
+
+    /// Reads the source again. What cannot be used changes nothing. Returns whether there was anything new.
+    pub(crate) async fn reload(&self) -> Result<bool> {
+        let source = self.source();
+        self.take(source).await
+    }
+
+    /// As [`reload`](Self::reload), from another source.
+    pub(crate) async fn take(&self, source: Source) -> Result<bool> {
+        let material = source.read(&self.me).await?;
+        let mut source_now = self.source.lock();
+        let before = self.in_use.load();
+        *source_now = source;
+        if before.digest == material.digest {
+            return Ok(false);
+        }
+        let generation = before.generation + 1;
+        self.in_use.store(Arc::new(InUse::new(generation, material)?));
+        self.generation.send_replace(generation);
+        Ok(true)
+    }
+
+    /// Who showed these certificates to somebody else's TLS server.
+    pub(crate) fn check(&self, shown: &PeerCertificates) -> Result<Caller, Trouble> {
+        self.in_use.load().trust.check_client(shown.chain())
+    }
+
+    /// Shakes hands as the side that connects.
+    pub(crate) async fn connect(&self, tcp: TcpStream, host: &str) -> Result<(TlsStream<TcpStream>, Caller), Trouble> {
+        let (connector, trust) = {
+            let in_use = self.in_use.load();
+            (in_use.client.clone(), Arc::clone(&in_use.trust))
+        };
+        // Who answers is known by its certificate; this is for servers that choose a certificate by name.
+        let name = ServerName::try_from(host.to_owned()).or_else(|_| ServerName::try_from("groupcache.invalid"));
+        let name = name.map_err(|e| Trouble::Broken(e.to_string()))?;
+        let stream = connector.connect(name, tcp).await.map_err(|e| ended(&e))?;
+        let (_, connection) = stream.get_ref();
+        if connection.alpn_protocol() != Some(ALPN) {
+            return Err(Trouble::OtherTls("it does not offer HTTP/2 (ALPN h2)".to_owned()));
+        }
+        let caller = trust.name(connection.peer_certificates().unwrap_or_default())?;
+        Ok((stream.into(), caller))
+    }
+
+    /// Shakes hands as the side that listens.
+    pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Caller, u64), Trouble> {
+        let in_use = self.in_use.load_full();
+        let stream = in_use.server.accept(tcp).await.map_err(|e| ended(&e))?;
+        let (_, connection) = stream.get_ref();
+        if connection.alpn_protocol() != Some(ALPN) {
+            return Err(Trouble::OtherTls("it does not ask for HTTP/2 (ALPN h2)".to_owned()));
+        }
+        let caller = in_use.trust.name(connection.peer_certificates().unwrap_or_default())?;
+        Ok((stream.into(), caller, in_use.generation))
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").field("me", &self.me).field("generation", &self.generation()).finish_non_exhaustive()
+    }
+}
+
+/// How a handshake ended.
+fn ended(error: &io::Error) -> Trouble {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Trouble::Broken("it closed the connection in the middle".to_owned()),
+        _ => Trouble::of(error),
+    }
+}
+
+/// `ring`, named wherever it is used: the default of the process may be somebody else's.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Of bytes that were read from several places.
+fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    for part in parts {
+        context.update(&(part.len() as u64).to_le_bytes());
+        context.update(part);
+    }
+    context.finish().as_ref().to_vec()
+}
+
+/// Reads a file whole.
+async fn read_file(what: &str, path: &std::path::Path) -> Result<zeroize::Zeroizing<Vec<u8>>> {
+    tokio::fs::read(path).await.map(Into::into).map_err(|e| {
+        let text = format!("{what} cannot be read from {}; name a file that this process may read", path.display());
+        Error::caused(Kind::Config, text, e)
+    })
+}

@@ -1,0 +1,3 @@
+//! Nobody in who does not belong: certificates, keys, and what happens when they change.
+
+mod clusters;
