@@ -27,7 +27,8 @@ pub(super) fn authenticate(security: &Security, extensions: &Extensions) -> Resu
         Security::Open { is_insecure: false } => return Err(Status::unauthenticated(NOBODY)),
         #[cfg(feature = "tls")]
         Security::Tls(keeper) => {
-            let shown = certificates(extensions).ok_or_else(|| Status::unauthenticated(NOBODY))?;
+            let shown = certificates(extensions).filter(|shown| !shown.chain().is_empty());
+            let shown = shown.ok_or_else(|| Status::unauthenticated(NOBODY))?;
             keeper.check(&shown).map_err(|trouble| {
                 // What is wrong is said from where the peer stands: it reads this.
                 Status::unauthenticated(format!("this node does not let the peer in: {trouble}"))

@@ -1,4 +1,5 @@
 //! Nobody in who does not belong: certificates, keys, and what happens when they change.
 
 mod clusters;
+mod mounted;
 mod rotation;

@@ -180,10 +180,11 @@ impl Scene {
         all.iter_mut().for_each(|process| process.tell(&format!("peers {}", list.join(","))));
         let left_behind = all.pop().unwrap();
         let mut scene = Self { three: all, left_behind };
-        scene.until("all know each other", Duration::from_secs(20), |scene| {
-            scene.all().all(|process| process.report()["offering"] == 3)
-        })
-        .await;
+        scene
+            .until("all know each other", Duration::from_secs(20), |scene| {
+                scene.all().all(|process| process.report()["offering"] == 3)
+            })
+            .await;
         scene.three.iter_mut().for_each(|process| process.tell("load"));
         scene
     }
@@ -228,8 +229,7 @@ impl Scene {
     async fn ends_well(mut self) {
         self.until("who was left behind is out", RENEWED, |scene| {
             let left_behind = scene.left_behind.report();
-            left_behind["untrusted"] == 3
-                && scene.three.iter_mut().all(|process| process.report()["reachable"] == 2)
+            left_behind["untrusted"] == 3 && scene.three.iter_mut().all(|process| process.report()["reachable"] == 2)
         })
         .await;
         let mut gets = 0;

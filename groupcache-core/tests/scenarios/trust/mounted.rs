@@ -1,0 +1,247 @@
+//! The peer service in servers that users have: peers get the cache, everybody else gets the user's routes only.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use crate::{
+    proto::{GetRequest, peer_client::PeerClient},
+    support::{
+        Cluster, Loads, PATIENCE, Peers, eventually, identity,
+        pki::{Authority, Pem},
+    },
+};
+use axum::{Extension, Router, routing::get};
+use groupcache_core::{BoxError, ClusterKey, Group, Identity, Node, NodeBuilder, PeerCertificates, PeerService};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tonic::{
+    Code, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Identity as TonicIdentity, Server, ServerTlsConfig},
+};
+
+async fn echo(loads: &Loads, key: &str) -> Result<String, BoxError> {
+    loads.begin(key);
+    Ok(key.to_owned())
+}
+
+fn roots(authority: &Authority) -> Arc<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    Arc::new(roots)
+}
+
+fn certified(pem: &Pem) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let chain = CertificateDer::pem_slice_iter(pem.certificate.as_bytes()).map(Result::unwrap).collect();
+    (chain, PrivateKeyDer::from_pem_slice(pem.key.as_bytes()).unwrap())
+}
+
+/// An HTTPS server of a user: it takes client certificates of its authority, and clients without any.
+async fn axum_server(listener: TcpListener, authority: &Authority, pem: &Pem, peers: PeerService) {
+    let verifier = WebPkiClientVerifier::builder(roots(authority)).allow_unauthenticated().build().unwrap();
+    let (chain, key) = certified(pem);
+    let mut config = ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let app = Router::new().route("/", get(async || "the user's page")).route_service(PeerService::PATH, peers);
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (acceptor, app) = (acceptor.clone(), app.clone());
+            tokio::spawn(async move {
+                let Ok(tls) = acceptor.accept(tcp).await else { return };
+                let shown = tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|der| der.to_vec());
+                let app = app.layer(Extension(PeerCertificates::from_der(shown)));
+                let service = TowerToHyperService::new(app);
+                let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tls), service).await;
+            });
+        }
+    });
+}
+
+/// A tonic server of a user, with tonic's own TLS.
+async fn tonic_server(listener: TcpListener, authority: &Authority, pem: &Pem, peers: PeerService) {
+    let tls = ServerTlsConfig::new()
+        .identity(TonicIdentity::from_pem(&pem.certificate, &pem.key))
+        .client_ca_root(Certificate::from_pem(authority.pem()))
+        .client_auth_optional(true);
+    let router = Server::builder().tls_config(tls).unwrap().add_service(peers);
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    tokio::spawn(async move { router.serve_with_incoming(incoming).await.unwrap() });
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Axum,
+    Tonic,
+}
+
+/// Nodes `a` and `b`, mounted in servers of one kind.
+async fn mounted(kind: Kind, authority: &Authority) -> (Cluster, Vec<Group<String>>, Loads) {
+    let (peers, loads) = (Peers::default(), Loads::default());
+    let mut nodes = Vec::new();
+    for id in ["a", "b"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let me = Identity::new(listener.local_addr().unwrap()).with_id(id).unwrap();
+        let (service, pem) = (PeerService::default(), authority.issue(&format!("{id}.peers")));
+        match kind {
+            Kind::Axum => axum_server(listener, authority, &pem, service.clone()).await,
+            Kind::Tonic => tonic_server(listener, authority, &pem, service.clone()).await,
+        }
+        let tls = pem.mutual(&authority.pem());
+        let node = Node::builder().identity(me).mount(&service).mutual_tls(tls).provider(peers.clone());
+        nodes.push(node.start().await.unwrap());
+    }
+    peers.set(nodes.iter().map(crate::support::peer).collect());
+    let cluster = Cluster { nodes, peers };
+    cluster.agree().await;
+    let groups = cluster
+        .group(|_, node| node.group::<String>("data").capacity_bytes(4 << 20).loader_with(loads.clone(), echo))
+        .await;
+    (cluster, groups, loads)
+}
+
+/// Asks for a value as a stranger with this certificate, or with none.
+async fn ask(address: SocketAddr, authority: &Authority, shown: Option<&Pem>, key: &str) -> Result<(), Status> {
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem())).domain_name("a.peers");
+    if let Some(pem) = shown {
+        tls = tls.identity(TonicIdentity::from_pem(&pem.certificate, &pem.key));
+    }
+    let channel = Channel::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
+    let mut client = PeerClient::new(timeout(PATIENCE, channel.connect()).await.expect("in time").unwrap());
+    let ask = GetRequest {
+        cluster: "default".into(),
+        group: "data".into(),
+        key: key.to_owned().into(),
+        ..Default::default()
+    };
+    client.get(ask).await.map(drop)
+}
+
+async fn strangers_are_turned_away(cluster: &Cluster, authority: &Authority, held: &str) {
+    let a = &cluster.nodes[0];
+    for (shown, says) in [
+        (None, "PeerCertificates"),
+        (Some(authority.issue("users.example.org")), "users.example.org"),
+        (Some(authority.issue_as("b.peers", |p| p.extended_key_usages.truncate(1))), "clientAuth"),
+    ] {
+        let before = a.stats().unauthenticated;
+        let refused = ask(a.address(), authority, shown.as_ref(), held).await;
+        // A server may refuse in the handshake what its own TLS does not take.
+        if let Err(status) = &refused
+            && status.code() == Code::Unauthenticated
+        {
+            assert!(status.message().contains(says), "{status:?}");
+            assert_eq!(a.stats().unauthenticated, before + 1);
+        } else {
+            assert!(refused.is_err() && says == "clientAuth", "{says}: {refused:?}");
+        }
+    }
+    ask(a.address(), authority, Some(&authority.issue("z.peers")), held).await.expect("a peer by its name");
+}
+
+async fn shares(cluster: &Cluster, groups: &[Group<String>], loads: &Loads) {
+    for n in 0..50 {
+        let key = format!("key-{n}");
+        for group in groups {
+            assert_eq!(timeout(PATIENCE, group.get(&key)).await.expect("in time").unwrap(), key);
+        }
+    }
+    assert_eq!((loads.total(), cluster.nodes.len()), (50, 2), "each key once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_an_axum_router_peers_get_the_cache_and_users_get_their_routes() {
+    let authority = Authority::new("ours");
+    let (cluster, groups, loads) = mounted(Kind::Axum, &authority).await;
+    shares(&cluster, &groups, &loads).await;
+    let held = cluster.key_of(&groups, 0);
+    groups[0].get(&held).await.unwrap();
+    strangers_are_turned_away(&cluster, &authority, &held).await;
+
+    // Without a certificate, and not even HTTP/2.
+    let config = ClientConfig::builder().with_root_certificates(roots(&authority)).with_no_client_auth();
+    let tcp = TcpStream::connect(cluster.nodes[0].address()).await.unwrap();
+    let name = ServerName::try_from("a.peers").unwrap();
+    let mut tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
+    tls.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut page = String::new();
+    let _ = timeout(PATIENCE, tls.read_to_string(&mut page)).await.expect("in time");
+    assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("the user's page"), "{page}");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_tonic_server_peers_get_the_cache_and_strangers_do_not() {
+    let authority = Authority::new("ours");
+    let (cluster, groups, loads) = mounted(Kind::Tonic, &authority).await;
+    shares(&cluster, &groups, &loads).await;
+    let held = cluster.key_of(&groups, 0);
+    groups[0].get(&held).await.unwrap();
+    strangers_are_turned_away(&cluster, &authority, &held).await;
+    cluster.shutdown().await;
+}
+
+/// A server without TLS.
+async fn plain_server(peers: PeerService) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    tokio::spawn(async move { Server::builder().add_service(peers).serve_with_incoming(incoming).await.unwrap() });
+    address
+}
+
+#[tokio::test]
+async fn without_certificates_a_mounted_service_answers_only_when_it_is_told_to() {
+    let service = PeerService::default();
+    let address = plain_server(service.clone()).await;
+    let me = || identity("a").with_advertised([address.into()]).unwrap();
+    let ask = async || {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let ask = GetRequest { cluster: "default".into(), group: "none".into(), key: "k".into(), ..Default::default() };
+        PeerClient::new(channel).get(ask).await.map(|answer| answer.into_inner().status)
+    };
+    assert_eq!(ask().await.expect_err("no node yet").code(), Code::Unavailable);
+
+    let refused = async |builder: NodeBuilder| builder.start().await.expect_err("refused").to_string();
+    let mount = || Node::builder().identity(me()).mount(&service);
+    assert!(refused(mount()).await.contains("mutual_tls"));
+    let key = ClusterKey::new(ClusterKey::random().unwrap()).unwrap();
+    assert!(refused(mount().cluster_key(key)).await.contains("mutual_tls"));
+    assert!(refused(mount().identity(Identity::default()).insecure()).await.contains("with_advertised"));
+
+    let node = mount().insecure().start().await.unwrap();
+    assert_eq!(ask().await.expect("answered"), 6, "declined: there is no such group");
+    let twice = Node::builder().identity(me().with_id("b").unwrap()).mount(&service).insecure();
+    assert!(refused(twice).await.contains("one node"));
+    node.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_mounted_service_without_its_certificates_tells_the_peer_what_is_missing() {
+    let authority = Authority::new("ours");
+    let service = PeerService::default();
+    let address = plain_server(service.clone()).await;
+    let me = identity("a").with_advertised([address.into()]).unwrap();
+    let tls = authority.issue("a.peers").mutual(&authority.pem());
+    let a = Node::builder().identity(me).mount(&service).mutual_tls(tls).start().await.unwrap();
+    // Its server speaks no TLS, and b neither: b gets through to it, and no further.
+    let peers = Peers::default();
+    let b = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
+    peers.set(vec![groupcache_core::Peer::member(a.id(), [address.into()])]);
+    eventually("b is turned away", || b.unconnected().iter().any(|peer| peer.error.is_unauthenticated())).await;
+    let error = b.unconnected().remove(0).error.to_string();
+    assert!(error.contains("cluster_key") && error.contains("PeerCertificates"), "{error}");
+    assert!(a.stats().unauthenticated > 0);
+}
