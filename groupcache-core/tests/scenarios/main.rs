@@ -22,6 +22,7 @@ mod odd_peers;
 mod one_load;
 mod owner_lost;
 mod removed_group;
+mod secrecy;
 mod shutdown;
 mod support;
 #[cfg(feature = "tls")]

@@ -13,6 +13,7 @@
     reason = "each test file uses its part, and a helper that fails fails the test"
 )]
 
+pub mod log;
 #[cfg(feature = "tls")]
 pub mod pki;
 mod proxy;
@@ -43,6 +44,7 @@ pub struct Peers(Arc<watch::Sender<Vec<Peer>>>);
 
 impl Default for Peers {
     fn default() -> Self {
+        log::read_along(); // no cluster starts without it
         Self(Arc::new(watch::Sender::new(Vec::new())))
     }
 }
@@ -87,6 +89,7 @@ pub fn name(n: usize) -> String {
 
 /// An identity of that name on a free port of loopback.
 pub fn identity(name: &str) -> Identity {
+    log::read_along();
     Identity::default().with_id(name).expect("a good id")
 }
 
@@ -105,7 +108,6 @@ impl Cluster {
 
     /// `n` nodes, each built as the test says.
     pub async fn start_each(n: usize, build: impl Fn(usize, NodeBuilder) -> NodeBuilder) -> Self {
-        log_if_asked();
         let peers = Peers::default();
         let mut nodes = Vec::new();
         for at in 0..n {
@@ -188,6 +190,7 @@ struct Counted {
 impl Loads {
     /// Counts one and returns its number, from 1.
     pub fn begin(&self, key: &str) -> u64 {
+        log::is_key(key);
         *self.0.by_key.lock().unwrap().entry(key.to_owned()).or_default() += 1;
         self.0.total.fetch_add(1, SeqCst) + 1
     }
@@ -230,11 +233,4 @@ pub async fn gated(gate: &Gate, key: &str) -> Result<String, BoxError> {
     let number = gate.loads.of(key);
     gate.pass().await;
     Ok(format!("{key} by load {number}"))
-}
-
-fn log_if_asked() {
-    if std::env::var_os("RUST_LOG").is_some() {
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
-    }
 }

@@ -1,6 +1,7 @@
 //! Authorities and certificates, good and bad.
 
-use groupcache_core::MutualTls;
+use super::log;
+use groupcache_core::{ClusterKey, MutualTls};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType, date_time_ymd,
@@ -39,14 +40,14 @@ impl Authority {
     /// The same, with something changed.
     pub fn issue_as(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Pem {
         let (params, key) = leaf(name, change);
-        Pem { certificate: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
+        Pem::new(params.signed_by(&key, &self.issuer).unwrap().pem(), &key)
     }
 }
 
 /// A certificate that vouches for itself.
 pub fn self_signed(name: &str) -> Pem {
     let (params, key) = leaf(name, |_| {});
-    Pem { certificate: params.self_signed(&key).unwrap().pem(), key: key.serialize_pem() }
+    Pem::new(params.self_signed(&key).unwrap().pem(), &key)
 }
 
 fn leaf(name: &str, change: impl FnOnce(&mut CertificateParams)) -> (CertificateParams, KeyPair) {
@@ -69,7 +70,20 @@ pub fn with_uri(uri: &str) -> impl FnOnce(&mut CertificateParams) {
     |params| params.subject_alt_names = vec![uri]
 }
 
+/// A new cluster key.
+pub fn cluster_key() -> String {
+    let key = ClusterKey::random().unwrap();
+    log::is_secret(&key);
+    key
+}
+
 impl Pem {
+    fn new(certificate: String, key: &KeyPair) -> Self {
+        let key = key.serialize_pem();
+        log::is_secret(&key);
+        Self { certificate, key }
+    }
+
     /// As a node uses it, trusting `authorities`, with peers called `*.peers`.
     pub fn mutual(&self, authorities: &str) -> MutualTls {
         MutualTls::from_pem(&self.certificate, &self.key, authorities).peer_names(["{id}.peers"]).unwrap()

@@ -1,6 +1,6 @@
 //! Nodes that trust each other are a cluster like any other.
 
-use crate::support::{Cluster, Loads, PATIENCE, name, pki::Authority};
+use crate::support::{Cluster, Loads, PATIENCE, name, pki, pki::Authority};
 use groupcache_core::{BoxError, ClusterKey, Group};
 use tokio::time::timeout;
 
@@ -28,7 +28,7 @@ async fn shares(cluster: &Cluster) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_with_one_cluster_key_share_a_cache() {
-    let key = ClusterKey::random().unwrap();
+    let key = pki::cluster_key();
     let cluster = Cluster::start_each(3, |_, node| node.cluster_key(ClusterKey::new(&key).unwrap())).await;
     shares(&cluster).await;
     cluster.shutdown().await;

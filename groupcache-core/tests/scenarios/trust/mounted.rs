@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use crate::{
     proto::{GetRequest, peer_client::PeerClient},
     support::{
-        Cluster, Loads, PATIENCE, Peers, eventually, identity,
+        Cluster, Loads, PATIENCE, Peers, eventually, identity, pki,
         pki::{Authority, Pem},
     },
 };
@@ -217,7 +217,7 @@ async fn without_certificates_a_mounted_service_answers_only_when_it_is_told_to(
     let refused = async |builder: NodeBuilder| builder.start().await.expect_err("refused").to_string();
     let mount = || Node::builder().identity(me()).mount(&service);
     assert!(refused(mount()).await.contains("mutual_tls"));
-    let key = ClusterKey::new(ClusterKey::random().unwrap()).unwrap();
+    let key = ClusterKey::new(pki::cluster_key()).unwrap();
     assert!(refused(mount().cluster_key(key)).await.contains("mutual_tls"));
     assert!(refused(mount().identity(Identity::default()).insecure()).await.contains("with_advertised"));
 

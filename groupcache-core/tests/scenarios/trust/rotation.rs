@@ -15,7 +15,7 @@ use std::{
 };
 
 use crate::support::{
-    Peers, identity,
+    Peers, identity, pki,
     pki::{Authority, Pem},
 };
 use groupcache_core::{Address, BoxError, ClusterKey, Group, MutualTls, Node, NodeBuilder, Peer, PeerId};
@@ -261,7 +261,7 @@ fn replace(path: &Path, text: &str) {
 async fn a_cluster_key_changes_in_two_steps_and_no_get_fails() {
     let folder = folder("cluster-key");
     let path = |id: &str| folder.join(id);
-    let [old, new] = [(); 2].map(|()| ClusterKey::random().unwrap());
+    let [old, new] = [(); 2].map(|()| pki::cluster_key());
     ["a", "b", "c", "d"].iter().for_each(|id| replace(&path(id), &old));
     let mut scene = Scene::start(KEY, path).await;
     ["a", "b", "c"].iter().for_each(|id| replace(&path(id), &format!("{new}\n{old}\n")));
