@@ -264,3 +264,109 @@ async fn read_file(what: &str, path: &std::path::Path) -> Result<zeroize::Zeroiz
         Error::caused(Kind::Config, text, e)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::testing::support::pki::{self, Authority};
+
+    fn me() -> Me {
+        Me { cluster: "default".into(), id: PeerId::new("a").unwrap() }
+    }
+
+    /// A folder that is gone at the end of the test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(test: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("groupcache-{test}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn write(&self, name: &str, text: &str) -> PathBuf {
+            let path = self.0.join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[tokio::test]
+    async fn files_that_do_not_fit_together_change_nothing_until_they_do() {
+        let (folder, authority) = (Folder::new("torn"), Authority::new("ours"));
+        let (old, new) = (authority.issue("a.peers"), authority.issue("a.peers"));
+        let certificate = folder.write("tls.crt", &old.certificate);
+        let (key, ca) = (folder.write("tls.key", &old.key), folder.write("ca.crt", &authority.pem()));
+        let tls = MutualTls::from_files(&certificate, &key, &ca).peer_names(["*.peers"]).unwrap();
+        let keeper = Keeper::new(Source::Certificates(tls), me()).await.unwrap();
+        assert_eq!((keeper.reload().await.unwrap(), keeper.generation()), (false, 1), "the same as before");
+
+        folder.write("tls.crt", &new.certificate);
+        let torn = keeper.reload().await.expect_err("the key is still the old one");
+        assert!(torn.is_config() && torn.to_string().contains("not that of the certificate"), "{torn}");
+        std::fs::remove_file(&key).unwrap();
+        assert!(keeper.reload().await.expect_err("no key").to_string().contains("tls.key"));
+        folder.write("tls.key", "-----BEGIN nonsense");
+        assert!(keeper.reload().await.is_err());
+        assert_eq!(keeper.generation(), 1);
+
+        folder.write("tls.key", &new.key);
+        assert_eq!((keeper.reload().await.unwrap(), keeper.generation()), (true, 2));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_used_is_refused_at_the_start_with_what_to_do() {
+        let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+        let (pem, other) = (ours.issue("a.peers"), ours.issue("b.peers"));
+        let start = async |tls: MutualTls| Keeper::new(Source::Certificates(tls), me()).await;
+        let named = |tls: MutualTls| tls.peer_names(["*.peers"]).unwrap();
+        for (tls, says) in [
+            (MutualTls::from_pem(&pem.certificate, &pem.key, ours.pem()), "peer_names"),
+            (named(MutualTls::from_pem(&pem.certificate, &other.key, ours.pem())), "not that of the certificate"),
+            (named(MutualTls::from_pem(&pem.certificate, "nothing", ours.pem())), "private key"),
+            (named(MutualTls::from_pem("nothing", &pem.key, ours.pem())), "the certificate"),
+            (named(MutualTls::from_pem(&pem.certificate, &pem.key, "nothing")), "the authorities"),
+            (named(MutualTls::from_files("/no/such/tls.crt", "/x", "/y")), "/no/such/tls.crt"),
+        ] {
+            let error = start(tls).await.expect_err(says);
+            assert!(error.is_config() && error.to_string().contains(says), "{error}");
+            assert!(!format!("{error:?}").contains(pem.key.lines().nth(1).unwrap()));
+        }
+        // It may know better than this node whom its peers trust.
+        assert!(start(named(MutualTls::from_pem(&pem.certificate, &pem.key, theirs.pem()))).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_node_with_two_keys_shows_each_side_the_certificate_that_it_knows() {
+        let [old, new] = [(); 2].map(|()| pki::cluster_key());
+        let keeper = async |keys: &str| Keeper::new(Source::Key(ClusterKey::new(keys).unwrap()), me()).await.unwrap();
+        let (before, both, after) = (keeper(&old).await, keeper(&format!("{new},{old}")).await, keeper(&new).await);
+        let talk = async |client: &Keeper, server: &Keeper| {
+            let listener = crate::net::listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let connect = async {
+                let tcp = TcpStream::connect(address).await.unwrap();
+                client.connect(tcp, "127.0.0.1").await.map(drop)
+            };
+            let accept = async {
+                let (tcp, _) = listener.accept().await.unwrap();
+                server.accept(tcp).await.map(drop)
+            };
+            let (connected, accepted) = tokio::join!(connect, accept);
+            (connected.is_ok(), accepted.is_ok())
+        };
+        for (client, server) in [(&before, &both), (&both, &before), (&both, &after), (&after, &both), (&both, &both)] {
+            assert_eq!(talk(client, server).await, (true, true));
+        }
+        assert_eq!(talk(&before, &after).await, (false, false));
+        assert_eq!(talk(&after, &before).await, (false, false));
+    }
+}

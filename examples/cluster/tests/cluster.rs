@@ -112,6 +112,29 @@ impl Drop for SetOnDrop<'_> {
 }
 
 #[test]
+fn processes_with_one_cluster_key_share_and_one_with_another_stays_outside() {
+    let [ours, theirs] =
+        ["1kzNdPkhZJ6L4bmd8bcPYQmCxp8eI2a7A1yj3uVJ2Yk=", "Zr1C0RIn2uYVt5cJHq0h4c8gXfKQxw9kDqv1m3n7s0E="];
+    let mut cluster = Cluster::start_with("cluster-key", &[("GROUPCACHE_CLUSTER_KEY", ours)]);
+    assert_eq!(json(cluster.http(0), "/data/some-id"), json(cluster.http(1), "/data/some-id"));
+
+    cluster.processes[2].signal(Signal::KILL);
+    cluster.processes[2].ends_within(TO_END);
+    cluster.processes[2] = cluster.process_with(2, &[("GROUPCACHE_CLUSTER_KEY", theirs)]);
+    eventually("it serves alone", || is_in_cluster_of(1, cluster.http(2)));
+    assert_eq!(json(cluster.http(0), "/data/some-id"), json(cluster.http(2), "/data/some-id"), "from the database");
+    eventually("the others say why it is not with them", || {
+        cluster.log.count("refused a connection") > 0 && cluster.log.count("another cluster key") > 0
+    });
+    for process in &mut cluster.processes {
+        process.signal(Signal::TERM);
+        assert!(process.ends_within(TO_END).success());
+    }
+    let log = cluster.log.lines().join("\n");
+    assert!(!log.contains(ours) && !log.contains(theirs), "{log}");
+}
+
+#[test]
 fn a_backend_that_is_too_slow_is_a_time_out_and_bad_requests_are_told_so() {
     let scratch = Scratch::new("errors");
     let (database, port) = (scratch.path("data.db"), free_ports(1));
@@ -163,6 +186,8 @@ fn what_a_process_cannot_start_with_is_one_line_that_names_it() {
         ("GROUP_PORT", "99999", "GROUP_PORT"),
         ("NODE_IP", "abc", "NODE_IP"),
         ("NODE_IP", "0.0.0.0", "GROUPCACHE_INSECURE"),
+        ("GROUPCACHE_CLUSTER_KEY", "too short", "/dev/urandom"),
+        ("GROUPCACHE_CLUSTER_KEY_FILE", "/no/such/key", "/no/such/key"),
         ("NODE_NAME", "two words", "two words"),
         ("PEERS", "nonsense", "\"nonsense\""),
         ("PEERS", "127.0.0.1:7946", "GROUP_PORT"), // which is missing then

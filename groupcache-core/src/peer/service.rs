@@ -30,10 +30,15 @@ use crate::error::BoxError;
 /// `NodeBuilder::mutual_tls`, by the certificates that the peer showed to your server (see `PeerCertificates`);
 /// otherwise only [`insecure`](crate::NodeBuilder::insecure) answers anybody.
 ///
-/// ```ignore
+/// ```
+/// # use groupcache_core::{Identity, Node, PeerService};
+/// # use axum::routing::get;
+/// # async fn f(me: Identity) -> Result<(), groupcache_core::Error> {
 /// let peers = PeerService::default();
-/// let app = axum::Router::new().route("/", get(index)).route_service(PeerService::PATH, peers.clone());
-/// let node = Node::builder().identity(me).mount(&peers).mutual_tls(tls).start().await?;
+/// let app: axum::Router =
+///     axum::Router::new().route("/", get(async || "hello")).route_service(PeerService::PATH, peers.clone());
+/// let node = Node::builder().identity(me).mount(&peers).insecure().start().await?; // or mutual_tls(...)
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Default)]
 pub struct PeerService {

@@ -201,6 +201,7 @@ impl Drop for Scratch {
 pub(crate) struct Cluster {
     pub(crate) processes: Vec<Process>,
     pub(crate) log: Log,
+    vars: Vec<(&'static str, String)>,
     http: u16,
     group: u16,
     scratch: Scratch,
@@ -208,8 +209,15 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn start(test: &str) -> Self {
+        Self::start_with(test, &[])
+    }
+
+    /// With more variables for each process.
+    pub(crate) fn start_with(test: &str, vars: &[(&'static str, &str)]) -> Self {
+        let vars = vars.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         let (http, group) = (free_ports(3), free_ports(3));
-        let mut cluster = Self { processes: Vec::new(), log: Log::default(), http, group, scratch: Scratch::new(test) };
+        let (log, scratch) = (Log::default(), Scratch::new(test));
+        let mut cluster = Self { processes: Vec::new(), log, vars, http, group, scratch };
         cluster.processes = (0..3).map(|n| cluster.process(n)).collect();
         cluster.agree();
         cluster
@@ -221,6 +229,11 @@ impl Cluster {
 
     /// One of the three; again, when it has ended.
     pub(crate) fn process(&self, n: u16) -> Process {
+        self.process_with(n, &[])
+    }
+
+    /// With other values of some variables.
+    pub(crate) fn process_with(&self, n: u16, others: &[(&'static str, &str)]) -> Process {
         let peers: Vec<_> = (0..3).map(|n| local(self.group + n).to_string()).collect();
         let vars = [
             ("NODE_NAME", format!("n{}", n + 1)),
@@ -232,7 +245,8 @@ impl Cluster {
             // A machine that stands still for a quarter of a second must not make a second load of one.
             ("BACKEND_TIMEOUT_MS", "20000".into()),
         ];
-        let vars: Vec<_> = vars.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let mut vars: Vec<_> = vars.iter().chain(&self.vars).map(|(name, value)| (*name, value.as_str())).collect();
+        vars.extend(others); // the last value of a name stands
         Process::start(env!("CARGO_BIN_EXE_cluster"), &vars, &self.log)
     }
 
