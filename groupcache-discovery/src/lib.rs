@@ -7,6 +7,8 @@
 //! |---|---|---|---|
 //! | `static` | yes | [`fixed`](#modules) | a list in the program or its environment, or a handle that the program sets |
 //!
+//! The feature `tls` lets peers prove who they are: `cluster_key` and `mutual_tls` of the builder.
+//!
 //! ```
 //! use groupcache_discovery::{Identity, Node, fixed::Static};
 //!
