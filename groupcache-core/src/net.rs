@@ -27,7 +27,7 @@ pub(crate) use self::{
 };
 use self::{attempt::Watched, stream::Stream};
 #[cfg(feature = "tls")]
-pub(crate) use self::{session::RETIRE_WITHIN, trouble::Trouble};
+pub(crate) use self::{door::last_words, session::RETIRE_WITHIN, trouble::Trouble};
 use crate::config::{CONNECT, Limits};
 
 /// How to reach a peer. Lazy: it returns at once and connects at first use. What becomes of it is noted in the attempt.

@@ -31,8 +31,7 @@ pub use self::{cluster_key::ClusterKey, mutual::MutualTls, peer_certificates::Pe
 use crate::{
     error::{Error, Kind, Result},
     identity::PeerId,
-    net::{Caller, Trouble},
-    sync::Mutex,
+    net::{Caller, Trouble, last_words},
 };
 
 /// HTTP/2, the only protocol of peers, as ALPN calls it.
@@ -46,7 +45,7 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    pub(crate) fn is_read_from_files(&self) -> bool {
+    fn is_read_from_files(&self) -> bool {
         match self {
             Self::Certificates(mutual) => mutual.is_read_from_files(),
             Self::Key(key) => key.is_read_from_a_file(),
@@ -146,7 +145,8 @@ impl InUse {
 /// Keeps the certificates and keys of a node, and puts others in their place when they change.
 pub(crate) struct Keeper {
     me: Me,
-    source: Mutex<Source>,
+    /// Held while it is read, so that what was read first is not put in place last.
+    source: tokio::sync::Mutex<Source>,
     in_use: ArcSwap<InUse>,
     generation: watch::Sender<u64>,
 }
@@ -155,7 +155,7 @@ impl Keeper {
     pub(crate) async fn new(source: Source, me: Me) -> Result<Self> {
         let material = source.read(&me).await?;
         let in_use = ArcSwap::from_pointee(InUse::new(1, material)?);
-        Ok(Self { me, source: Mutex::new(source), in_use, generation: watch::Sender::new(1) })
+        Ok(Self { me, source: tokio::sync::Mutex::new(source), in_use, generation: watch::Sender::new(1) })
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -167,22 +167,30 @@ impl Keeper {
         self.generation.subscribe()
     }
 
-    pub(crate) fn source(&self) -> Source {
-        self.source.lock().clone()
-    }
-
     /// Reads the source again. What cannot be used changes nothing. Returns whether there was anything new.
     pub(crate) async fn reload(&self) -> Result<bool> {
-        let source = self.source();
-        self.take(source).await
+        let source = self.source.lock().await;
+        let material = source.read(&self.me).await?;
+        self.put(material)
+    }
+
+    /// As [`reload`](Self::reload), where the source is one that changes by itself.
+    pub(crate) async fn reload_files(&self) -> Result<bool> {
+        if self.source.lock().await.is_read_from_files() { self.reload().await } else { Ok(false) }
     }
 
     /// As [`reload`](Self::reload), from another source.
     pub(crate) async fn take(&self, source: Source) -> Result<bool> {
+        let mut source_now = self.source.lock().await;
         let material = source.read(&self.me).await?;
-        let mut source_now = self.source.lock();
-        let before = self.in_use.load();
+        let is_new = self.put(material)?;
         *source_now = source;
+        Ok(is_new)
+    }
+
+    /// The caller holds the source.
+    fn put(&self, material: Material) -> Result<bool> {
+        let before = self.in_use.load();
         if before.digest == material.digest {
             return Ok(false);
         }
@@ -218,7 +226,14 @@ impl Keeper {
     /// Shakes hands as the side that listens.
     pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Caller, u64), Trouble> {
         let in_use = self.in_use.load_full();
-        let stream = in_use.server.accept(tcp).await.map_err(|e| ended(&e))?;
+        let stream = match in_use.server.accept(tcp).into_fallible().await {
+            Ok(stream) => stream,
+            Err((error, mut tcp)) => {
+                // The alert that says why has been sent.
+                last_words(&mut tcp, &[]).await;
+                return Err(ended(&error));
+            }
+        };
         let (_, connection) = stream.get_ref();
         if connection.alpn_protocol() != Some(ALPN) {
             return Err(Trouble::OtherTls("it does not ask for HTTP/2 (ALPN h2)".to_owned()));
@@ -345,6 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "its own connection")]
     async fn a_node_with_two_keys_shows_each_side_the_certificate_that_it_knows() {
         let [old, new] = [(); 2].map(|()| pki::cluster_key());
         let keeper = async |keys: &str| Keeper::new(Source::Key(ClusterKey::new(keys).unwrap()), me()).await.unwrap();

@@ -161,7 +161,8 @@ impl Admitted {
             // Small answers must not wait for the acknowledgement of those before them.
             tcp.set_nodelay(true).map_err(|e| Trouble::of(&e))?;
             if let Err(trouble) = first_byte(security, &mut tcp).await {
-                let _ = timeout(LAST_WORDS, last_words(security, &mut tcp)).await;
+                let words: &[u8] = if security.is_open() { &PLAIN_REFUSAL } else { &TLS_REFUSAL };
+                last_words(&mut tcp, words).await;
                 return Err(trouble);
             }
             security.accept(tcp).await
@@ -197,15 +198,18 @@ async fn first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), Trou
     }
 }
 
-/// Tells the other side in its own words that we speak differently.
-async fn last_words(security: &Security, tcp: &mut TcpStream) -> io::Result<()> {
-    let words: &[u8] = if security.is_open() { &PLAIN_REFUSAL } else { &TLS_REFUSAL };
-    tcp.write_all(words).await?;
-    tcp.shutdown().await?;
-    // Closed with something unread, the connection would be reset, and our words be lost.
-    let mut rest = [0; 1024];
-    while tcp.read(&mut rest).await? > 0 {}
-    Ok(())
+/// Says this, and gives the other side time to read it. Closed with something unread, the connection would be reset,
+/// and what was said last be lost.
+pub(crate) async fn last_words(tcp: &mut TcpStream, words: &[u8]) {
+    let said = async {
+        tcp.write_all(words).await?;
+        tcp.shutdown().await?;
+        let mut rest = [0; 1024];
+        while tcp.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Whoever does not wait for it does not want to know.
+    let _ = timeout(LAST_WORDS, said).await;
 }
 
 /// Connections that have shaken hands.

@@ -136,10 +136,7 @@ async fn reread(keeper: &Keeper) {
     let mut complaint = None;
     loop {
         looks.tick().await;
-        if !keeper.source().is_read_from_files() {
-            continue;
-        }
-        match keeper.reload().await {
+        match keeper.reload_files().await {
             Ok(_) => complaint = None,
             Err(e) => {
                 let text = e.to_string();

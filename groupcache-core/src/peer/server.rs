@@ -73,6 +73,10 @@ impl Server {
 
     /// Who sent a request.
     fn sender(&self, extensions: &tonic::Extensions) -> Result<Sender, Status> {
+        // The server that it is mounted in may outlive the node.
+        if self.0.service.closing.is_cancelled() {
+            return Err(Status::unavailable("this node was shut down"));
+        }
         authenticate(&self.0.service.local.security, extensions).map_err(|status| self.turned_away(status))
     }
 

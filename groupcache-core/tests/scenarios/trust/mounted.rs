@@ -226,6 +226,7 @@ async fn without_certificates_a_mounted_service_answers_only_when_it_is_told_to(
     let twice = Node::builder().identity(me().with_id("b").unwrap()).mount(&service).insecure();
     assert!(refused(twice).await.contains("one node"));
     node.shutdown().await.unwrap();
+    assert_eq!(ask().await.expect_err("shut down").code(), Code::Unavailable);
 }
 
 #[tokio::test]
