@@ -11,7 +11,10 @@ mod trouble;
 use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc};
 
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, timeout_at},
+};
 use tonic::{
     codegen::http::Uri,
     transport::{Channel, Endpoint},
@@ -59,7 +62,6 @@ impl Net {
     ) -> Result<Channel, tonic::transport::Error> {
         // Without the `s` in TLS too: tonic would look for its own settings of it.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-            .connect_timeout(CONNECT)
             .initial_stream_window_size(stream_window(limits))
             .initial_connection_window_size(stream_window(limits).saturating_mul(2));
         Ok((self.dial)(&endpoint, Arc::clone(attempt)))
@@ -78,10 +80,15 @@ impl Connector {
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     async fn connect(self, uri: Uri) -> io::Result<TokioIo<Watched<Stream>>> {
         let authority = uri.authority().ok_or_else(|| io::Error::other("the address has no host"))?;
-        let tcp = TcpStream::connect(authority.as_str()).await?;
+        // Not tonic's time limit: who meets that one learns nothing but that there was an error.
+        let end = Instant::now() + CONNECT;
+        let tcp = timeout_at(end, TcpStream::connect(authority.as_str())).await;
+        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, format!("nobody answers within {CONNECT:?}"));
+        let tcp = tcp.map_err(silent)??;
         // Small requests must not wait for the acknowledgement of those before them.
         tcp.set_nodelay(true)?;
-        let (stream, server) = self.security.connect(tcp, authority.host()).await.map_err(|trouble| {
+        let shaken = timeout_at(end, self.security.connect(tcp, authority.host())).await;
+        let (stream, server) = shaken.unwrap_or(Err(trouble::Trouble::TooLate)).map_err(|trouble| {
             self.attempt.note(trouble.clone());
             trouble.into_io()
         })?;
