@@ -43,7 +43,8 @@ pub fn is_secret(text: &str) {
     }
 }
 
-struct Reader;
+/// Reads along.
+pub struct Reader;
 
 impl<S: Subscriber> Layer<S> for Reader {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {

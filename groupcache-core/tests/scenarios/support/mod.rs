@@ -17,6 +17,9 @@ pub mod log;
 #[cfg(feature = "tls")]
 pub mod pki;
 mod proxy;
+#[cfg(feature = "tls")]
+pub mod stranger;
+pub mod warnings;
 
 use std::{
     collections::BTreeMap,
