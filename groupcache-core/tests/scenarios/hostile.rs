@@ -2,26 +2,21 @@
 
 use std::time::Duration;
 
-use crate::proto::{self, Answer, Frame, GetRequest, Hello, Request, peer_client::PeerClient};
-use crate::support::{self, Loads, PATIENCE, Peers, eventually, identity};
+use crate::proto::{Frame, GetRequest, Hello, Request};
+use crate::support::{
+    self, Loads, PATIENCE, Peers, eventually, identity,
+    raw::{
+        BAD_REQUEST, DECLINED, DONE, OVERLOADED, Raw, TOO_LARGE, UNSUPPORTED, VALUE, WRONG_PEER, client, get, hello,
+        statuses,
+    },
+};
 use groupcache_core::{BoxError, Group, Identity, Limits, Node, bytes::Bytes};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::mpsc,
     time::timeout,
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Channel};
-
-const VALUE: u32 = 1;
-const OVERLOADED: u32 = 5;
-const DECLINED: u32 = 6;
-const TOO_LARGE: u32 = 7;
-const WRONG_PEER: u32 = 10;
-const UNSUPPORTED: u32 = 11;
-const DONE: u32 = 12;
-const BAD_REQUEST: u32 = 13;
+use tonic::Code;
 
 async fn echo(loads: &Loads, key: &str) -> Result<String, BoxError> {
     loads.begin(key);
@@ -37,83 +32,16 @@ async fn node() -> (Node, Group<String>) {
     (node, group)
 }
 
-fn hello() -> Hello {
-    Hello {
-        min_version: 1,
-        max_version: 1,
-        cluster: "default".into(),
-        id: "stranger".into(),
-        incarnation: 1,
-        state: 2,
-        weight: 1,
-        groups: vec![
-            proto::Group { index: 7, name: "data".into(), format: 0 },
-            proto::Group { index: 8, name: "nobody has it".into(), format: 0 },
-            proto::Group { index: 9, name: "data".into(), format: 5 },
-        ],
-        ..Hello::default()
-    }
-}
-
-fn get(id: u64, key: impl AsRef<[u8]>) -> Request {
-    Request { id, group: 7, key: Bytes::copy_from_slice(key.as_ref()), deadline_ms: 5000, ..Request::default() }
-}
-
-async fn client(node: &Node) -> PeerClient<Channel> {
-    let channel = Channel::from_shared(format!("http://{}", node.address())).unwrap();
-    PeerClient::new(channel.connect().await.unwrap()).max_encoding_message_size(64 << 20)
-}
-
-/// A connection that says what a test wants.
-struct Raw {
-    frames: mpsc::Sender<Frame>,
-    answers: Streaming<Frame>,
-}
-
-impl Raw {
-    async fn open(node: &Node, first: Frame) -> Result<Self, Status> {
-        let (frames, stream) = mpsc::channel(64);
-        frames.send(first).await.unwrap();
-        let answers = client(node).await.connect(ReceiverStream::new(stream)).await?.into_inner();
-        Ok(Self { frames, answers })
-    }
-
-    async fn greeted(node: &Node) -> Self {
-        Self::open(node, Frame { hello: Some(hello()), ..Frame::default() }).await.expect("greeted")
-    }
-
-    async fn ask(&mut self, requests: Vec<Request>) -> Vec<Answer> {
-        let n = requests.len();
-        self.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
-        self.hear(n).await.expect("answers")
-    }
-
-    /// The next `n` answers, in the order of their ids.
-    async fn hear(&mut self, n: usize) -> Result<Vec<Answer>, Status> {
-        let mut answers = Vec::new();
-        while answers.len() < n {
-            let frame = timeout(PATIENCE, self.answers.message()).await.expect("in time")?;
-            answers.extend(frame.expect("the stream goes on").answers);
-        }
-        answers.sort_by_key(|answer| answer.id);
-        Ok(answers)
-    }
-}
-
-fn statuses(answers: &[Answer]) -> Vec<u32> {
-    answers.iter().map(|answer| answer.status).collect()
-}
-
 /// A well-behaved peer is served.
 async fn serves(node: &Node) {
-    let mut raw = Raw::greeted(node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     assert_eq!(statuses(&raw.ask(vec![get(1, "good")]).await), [VALUE]);
 }
 
 #[tokio::test]
 async fn bad_keys_and_unknown_names_are_answered_one_by_one_among_good_ones() {
     let (node, _group) = node().await;
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     let answers = raw
         .ask(vec![
             get(1, "good"),
@@ -143,7 +71,7 @@ async fn bad_keys_and_unknown_names_are_answered_one_by_one_among_good_ones() {
 #[tokio::test]
 async fn writes_in_another_format_drop_the_value_and_store_none() {
     let (node, group) = node().await;
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     let other = |request: Request| Request { group: 9, ..request };
     let remove = Request { op: 2, ..get(1, "k") };
     let set = Request { op: 1, value: "theirs".into(), ..get(2, "k") };
@@ -162,7 +90,7 @@ async fn writes_in_another_format_drop_the_value_and_store_none() {
 async fn a_node_that_drains_answers_from_memory_and_loads_nothing_for_others() {
     let (node, group) = node().await;
     group.get("warm").await.unwrap();
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     node.drain().await.unwrap();
     let answers = raw.ask(vec![get(1, "warm"), get(2, "cold")]).await;
     assert_eq!(statuses(&answers), [VALUE, DECLINED]);
@@ -174,7 +102,7 @@ async fn a_node_that_drains_answers_from_memory_and_loads_nothing_for_others() {
 async fn a_peer_that_reads_late_gets_what_it_was_owed_when_the_node_was_shut_down() {
     let (node, group) = node().await;
     group.set("large", "v".repeat(60 << 10)).await.unwrap().log_unreached();
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     // More than HTTP/2 takes from the node before its peer reads.
     let requests = (0..50).map(|id| get(id, "large")).collect();
     raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
@@ -192,7 +120,7 @@ async fn a_peer_that_reads_late_gets_what_it_was_owed_when_the_node_was_shut_dow
 #[tokio::test]
 async fn ids_that_come_twice_and_cancels_of_nothing_harm_nobody() {
     let (node, group) = node().await;
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     raw.frames.send(Frame { cancels: vec![0, 1, u64::MAX], ..Frame::default() }).await.unwrap();
     // An id that comes twice is answered once, or twice when it was in memory.
     let requests = vec![get(1, "x"), get(1, "x"), get(u64::MAX, "x")];
@@ -220,13 +148,13 @@ async fn a_hello_that_will_not_do_is_refused_in_words() {
         (with(|h| h.id = "x".repeat(1000)), "peer id"),
         (Frame { requests: vec![get(1, "k")], ..Frame::default() }, "Hello"),
     ] {
-        let refused = Raw::open(&node, first).await.map(drop).expect_err(says);
+        let refused = Raw::open(node.address(), first).await.map(drop).expect_err(says);
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
         assert!(refused.message().contains(says), "{refused:?}");
     }
     // Strange, and no reason to refuse.
     let odd = with(|h| (h.weight, h.state, h.features, h.zone) = (65_535, 77, u64::MAX, "somewhere".into()));
-    assert!(Raw::open(&node, odd).await.is_ok());
+    assert!(Raw::open(node.address(), odd).await.is_ok());
     serves(&node).await;
     assert!(node.stats().rejected >= 5);
 }
@@ -236,7 +164,7 @@ async fn who_wants_somebody_else_is_told_who_is_here_and_served_nothing() {
     let (node, group) = node().await;
     group.set("k", "held").await.unwrap().log_unreached();
     let wants = Hello { expected_id: "b".into(), ..hello() };
-    let mut raw = Raw::open(&node, Frame { hello: Some(wants), ..Frame::default() }).await.expect("greeted");
+    let mut raw = Raw::open(node.address(), Frame { hello: Some(wants), ..Frame::default() }).await.expect("greeted");
     let first = timeout(PATIENCE, raw.answers.message()).await.expect("in time").unwrap().unwrap();
     assert_eq!(first.hello.expect("a Hello").id, "a");
     let remove = Request { op: 2, ..get(2, "k") };
@@ -247,7 +175,7 @@ async fn who_wants_somebody_else_is_told_who_is_here_and_served_nothing() {
 #[tokio::test]
 async fn a_connection_speaks_for_one_node_all_its_life() {
     let (node, _group) = node().await;
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     let other = Hello { id: "another".into(), ..hello() };
     raw.frames.send(Frame { hello: Some(other), ..Frame::default() }).await.unwrap();
     assert_eq!(raw.hear(1).await.expect_err("refused").code(), Code::FailedPrecondition);
@@ -257,13 +185,13 @@ async fn a_connection_speaks_for_one_node_all_its_life() {
 #[tokio::test]
 async fn a_frame_that_is_too_large_ends_its_stream_in_words_and_nothing_else() {
     let (node, group) = node().await;
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     let huge = Request { op: 1, value: vec![0; 2 << 20].into(), ..get(1, "k") };
     raw.frames.send(Frame { requests: vec![huge], ..Frame::default() }).await.unwrap();
     let refused = raw.hear(1).await.expect_err("refused");
     assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
     // One value above the limit, in a frame that is not: this request alone.
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     let large = Request { op: 1, value: vec![b'v'; 65 << 10].into(), ..get(1, "k") };
     assert_eq!(statuses(&raw.ask(vec![large, get(2, "good")]).await), [TOO_LARGE, VALUE]);
     assert!(group.get("k").await.is_ok());
@@ -273,7 +201,7 @@ async fn a_frame_that_is_too_large_ends_its_stream_in_words_and_nothing_else() {
 #[tokio::test]
 async fn more_requests_than_a_frame_may_hold_are_answered_overloaded() {
     let (node, _group) = node().await;
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     let answers = raw.ask((0..1500).map(|id| get(id, "k")).collect()).await;
     let finals: Vec<_> = answers.into_iter().filter(|answer| answer.status != 8).collect();
     assert_eq!(finals.iter().filter(|answer| answer.status == VALUE).count(), 1024);
@@ -285,7 +213,7 @@ async fn a_peer_that_reads_no_answers_is_told_overloaded_and_then_cut_off() {
     let (node, group) = node().await;
     let value = "v".repeat(60 << 10);
     group.set("large", value.clone()).await.unwrap().log_unreached();
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     // 1,000 × 60 KiB are asked for and not read: 8 MiB wait for the reader, the rest is refused.
     for at in 0..10 {
         let requests = (0..100).map(|n| get(at * 100 + n, "large")).collect();
@@ -297,7 +225,7 @@ async fn a_peer_that_reads_no_answers_is_told_overloaded_and_then_cut_off() {
     assert!(refused > 500, "{refused} of 1,000 refused");
     assert!(answers.iter().any(|answer| answer.status == VALUE && answer.value.len() == value.len()));
     // Refusals are small, but a peer that reads nothing at all does not get them without end.
-    let mut deaf = Raw::greeted(&node).await;
+    let mut deaf = Raw::greeted(node.address()).await;
     let rejected = node.stats().rejected;
     let flood = async {
         while node.stats().rejected == rejected {
@@ -325,7 +253,7 @@ async fn garbage_at_the_port_ends_that_connection_only() {
         let _ = timeout(PATIENCE, socket.read_to_end(&mut Vec::new())).await.expect("closed");
     }
     // Frames of gRPC that are no protobuf.
-    let mut raw = Raw::greeted(&node).await;
+    let mut raw = Raw::greeted(node.address()).await;
     assert_eq!(statuses(&raw.ask(vec![get(1, "good")]).await), [VALUE]);
     assert_eq!(group.get("key").await.unwrap(), "key");
     serves(&node).await;
@@ -334,7 +262,7 @@ async fn garbage_at_the_port_ends_that_connection_only() {
 #[tokio::test]
 async fn the_unary_get_answers_as_precisely() {
     let (node, _group) = node().await;
-    let mut client = client(&node).await;
+    let mut client = client(node.address()).await;
     let ask = GetRequest { cluster: "default".into(), group: "data".into(), key: "k".into(), ..GetRequest::default() };
     let answer = client.get(ask.clone()).await.unwrap().into_inner();
     assert_eq!((answer.status, &*answer.value), (VALUE, &b"k"[..]));

@@ -16,6 +16,7 @@ mod answers;
 mod deadlines;
 mod formats;
 mod hostile;
+mod limits;
 mod loads;
 mod membership;
 mod odd_peers;

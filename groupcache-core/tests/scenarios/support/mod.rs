@@ -17,6 +17,7 @@ pub mod log;
 #[cfg(feature = "tls")]
 pub mod pki;
 mod proxy;
+pub mod raw;
 #[cfg(feature = "tls")]
 pub mod stranger;
 pub mod warnings;
