@@ -5,7 +5,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
-use crate::identity::{Address, Incarnation, NodeState, PeerId};
+use crate::{
+    identity::{Address, Incarnation, NodeState, PeerId},
+    sync::Mutex,
+};
 
 /// Any error of a provider: what failed and what to do, in one sentence.
 pub type ProviderError = Box<dyn std::error::Error + Send + Sync>;
@@ -197,11 +200,21 @@ pub struct ProviderContext {
 /// The latest of what a provider has published.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Published {
-    pub(crate) complete: Option<PeerSet>,
-    /// How many complete sets there have been: the same set published again is an answer too.
-    pub(crate) count: u64,
+    /// Taken out by the node: it may be large, and is needed once.
+    complete: Arc<Mutex<Option<PeerSet>>>,
     /// Hints since the last complete set.
     pub(crate) hints: Vec<Peer>,
+}
+
+impl Published {
+    pub(crate) fn complete(set: PeerSet) -> Self {
+        Self { complete: Arc::new(Mutex::new(Some(set))), hints: Vec::new() }
+    }
+
+    /// The complete set, if there has been one since this was asked last; the same one again is an answer too.
+    pub(crate) fn take_complete(&self) -> Option<PeerSet> {
+        self.complete.lock().take()
+    }
 }
 
 /// Hints that are held for a node that does not read them; the next complete set says it all anyway.
@@ -243,8 +256,7 @@ impl ProviderContext {
     pub fn publish(&self, set: PeerSet) {
         self.sets.send_modify(|published| {
             if set.is_complete {
-                published.complete = Some(set);
-                published.count += 1;
+                *published.complete.lock() = Some(set);
                 published.hints.clear();
             } else {
                 published.hints.extend(set.peers);
@@ -357,8 +369,8 @@ mod tests {
         cx.publish(PeerSet::partial(peers(&["b"])));
         cx.publish(PeerSet::partial(peers(&["c"])));
         let seen = read(&mut feed);
-        assert_eq!(seen.complete, Some(PeerSet::complete(peers(&["a"]))), "not lost to the hints after it");
-        assert_eq!((seen.count, seen.hints), (1, peers(&["b", "c"])), "nor the first hint to the second");
+        assert_eq!(seen.take_complete(), Some(PeerSet::complete(peers(&["a"]))), "not lost to the hints after it");
+        assert_eq!(seen.hints, peers(&["b", "c"]), "nor the first hint to the second");
     }
 
     #[test]
@@ -367,11 +379,11 @@ mod tests {
         cx.publish(PeerSet::partial(peers(&["b"])));
         cx.publish(PeerSet::complete(peers(&["a"])));
         let seen = read(&mut feed);
-        assert_eq!((seen.complete, seen.hints), (Some(PeerSet::complete(peers(&["a"]))), Vec::new()));
+        assert_eq!((seen.take_complete(), seen.hints), (Some(PeerSet::complete(peers(&["a"]))), Vec::new()));
         cx.publish(PeerSet::partial(peers(&["c"])));
         let again = read(&mut feed);
-        assert_eq!((again.count, again.hints), (seen.count, peers(&["c"])), "the complete set is no new one");
+        assert_eq!((again.take_complete(), again.hints), (None, peers(&["c"])), "the complete set is no new one");
         cx.publish(PeerSet::complete(peers(&["a"])));
-        assert_eq!(read(&mut feed).count, 2, "and the same one again is an answer");
+        assert!(read(&mut feed).take_complete().is_some(), "and the same one again is an answer");
     }
 }

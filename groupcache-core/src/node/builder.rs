@@ -198,11 +198,7 @@ impl NodeBuilder {
                 });
             }
             None => {
-                handle.publish(Published {
-                    complete: Some(PeerSet::complete(Vec::new())),
-                    count: 1,
-                    hints: Vec::new(),
-                });
+                handle.publish(Published::complete(PeerSet::complete(Vec::new())));
                 withdrawn.cancel();
             }
         }

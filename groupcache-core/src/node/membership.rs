@@ -88,7 +88,6 @@ impl Membership {
     pub(super) async fn run(mut self, mut feeds: Feeds) {
         let mut steps = interval(STEP);
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut sets_seen = 0;
         let mut provider_is_there = true;
         loop {
             // Events come last: a peer that says a great deal must not keep time and discovery from being heard.
@@ -102,11 +101,10 @@ impl Membership {
                 changed = feeds.provider.sets.changed(), if provider_is_there => {
                     provider_is_there = changed.is_ok();
                     let published = feeds.provider.sets.borrow_and_update().clone();
-                    if let Some(set) = published.complete.filter(|_| published.count != sets_seen) {
+                    if let Some(set) = published.take_complete() {
                         self.shared.local.counters.provider_sets.up();
                         self.step(Input::Set(set));
                     }
-                    sets_seen = published.count;
                     (!published.hints.is_empty()).then(|| Input::Set(PeerSet::partial(published.hints)))
                 }
                 Some(report) = feeds.provider.reports.recv() => match report {

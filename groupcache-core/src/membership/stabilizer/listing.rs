@@ -31,7 +31,7 @@ impl Listing {
     ///
     /// One id listed twice is one peer with the addresses of both, those of the newer life first.
     pub(super) fn read(peers: Vec<Peer>) -> (Self, usize) {
-        let mut listing = Self::default();
+        let (mut listing, mut left_out) = (Self::default(), 0);
         for peer in peers {
             match peer.id {
                 None => listing.hints.extend(peer.addresses.into_iter().take(MAX_ADDRESSES)),
@@ -42,8 +42,8 @@ impl Listing {
                     listed.merge(peer.addresses, peer.incarnation, is_newer);
                 }
             }
+            left_out += listing.trim(); // now: a set may be of any size
         }
-        let left_out = listing.trim();
         (listing, left_out)
     }
 
