@@ -19,6 +19,7 @@ mod hostile;
 mod limits;
 mod loads;
 mod membership;
+mod memory;
 mod odd_peers;
 mod one_load;
 mod owner_lost;

@@ -14,8 +14,8 @@ use crate::proto::{
     self, Answer, Frame, GetRequest, Hello,
     peer_server::{Peer as Service, PeerServer},
 };
-use crate::support::{self, Gate, Peers, eventually, gated, identity};
-use groupcache_core::{Group, Node, Peer, PeerId};
+use crate::support::{self, Cluster, Gate, Peers, eventually, gated, identity, name};
+use groupcache_core::{Group, MAX_WEIGHT, Node, Peer, PeerId};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -28,6 +28,11 @@ type Frames = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
 
 /// A node `a` that is none.
 trait Odd: Send + Sync + 'static {
+    /// The share of the keys that it asks for.
+    fn weight(&self) -> u32 {
+        1
+    }
+
     /// What it says after its Hello.
     fn goes_on(&self, inbound: Streaming<Frame>) -> Frames;
 }
@@ -46,7 +51,7 @@ impl<O: Odd> Service for Server<O> {
             id: "a".into(),
             incarnation: 1,
             state: 2,
-            weight: 1,
+            weight: self.0.weight(),
             groups: vec![proto::Group { index: 1, name: "data".into(), format: 0 }],
             ..Hello::default()
         };
@@ -120,6 +125,32 @@ impl Odd for Deaf {
         });
         Box::pin(ReceiverStream::new(stream))
     }
+}
+
+/// Wants all keys, and answers none.
+struct Greedy;
+
+impl Odd for Greedy {
+    fn weight(&self) -> u32 {
+        65_535
+    }
+
+    fn goes_on(&self, inbound: Streaming<Frame>) -> Frames {
+        Box::pin(inbound.filter_map(|_| None))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_announces_more_weight_than_there_is_gets_no_more_than_the_greatest() {
+    let scene = Scene::start(&Arc::new(Greedy)).await;
+    let keys = (0..1700).map(|n| format!("key-{n}"));
+    let left = keys.filter(|key| scene.group.owner_of(key).as_str() == "b").count();
+    assert!((50..200).contains(&left), "{left} of 1,700, about one in 17");
+    // The ring is that of a node that has the greatest weight.
+    let greatest = |at: usize| identity(&name(at)).with_weight([MAX_WEIGHT, 1][at]).unwrap();
+    let cluster = Cluster::start_each(2, |at, builder| builder.identity(greatest(at))).await;
+    assert_eq!(scene.b.fingerprint(), cluster.nodes[1].fingerprint());
+    cluster.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
