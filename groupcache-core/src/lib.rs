@@ -54,6 +54,7 @@ extern crate self as groupcache_core;
 
 mod chain;
 mod clock;
+mod codec;
 mod config;
 mod error;
 mod flight;

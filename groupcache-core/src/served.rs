@@ -47,6 +47,9 @@ pub(crate) trait Served: Send + Sync {
     fn close(&self);
 }
 
+/// Groups of a node: their names are said to every peer.
+const MAX_GROUPS: usize = 1000;
+
 /// The groups of a node.
 pub(crate) struct Registry {
     groups: DashMap<Arc<str>, Registered, Keyed>,
@@ -69,6 +72,12 @@ impl Registry {
 
     /// Adds a group and returns its index.
     pub(crate) fn add(&self, name: &Arc<str>, group: Arc<dyn Served>) -> Result<u32> {
+        if self.groups.len() >= MAX_GROUPS {
+            return Err(Error::config(format!(
+                "this node has {MAX_GROUPS} groups, and more do not fit into what it says of itself; a group is a kind of \
+                 values, not one value"
+            )));
+        }
         let index = match self.groups.entry(Arc::clone(name)) {
             Entry::Occupied(_) => {
                 return Err(Error::config(format!(

@@ -159,6 +159,7 @@ fn read_hello(hello: proto::Hello) -> Result<Hello, BadHello> {
     if !hello.zone.is_empty() {
         check_name("zone", &hello.zone).map_err(bad)?;
     }
+    check_name("cluster name", &hello.cluster).map_err(bad)?;
     let limits = hello.limits.unwrap_or_default();
     Ok(Hello {
         id: PeerId::new(&hello.id).map_err(bad)?,

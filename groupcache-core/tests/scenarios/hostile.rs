@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::proto::{Frame, GetRequest, Hello, Request};
+use crate::proto::{self, Frame, GetRequest, Hello, Request};
 use crate::support::{
     self, Loads, PATIENCE, Peers, eventually, identity,
     raw::{
@@ -14,8 +14,10 @@ use groupcache_core::{BoxError, Group, Identity, Limits, Node, bytes::Bytes};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::mpsc,
     time::timeout,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 async fn echo(loads: &Loads, key: &str) -> Result<String, BoxError> {
@@ -196,6 +198,35 @@ async fn a_frame_that_is_too_large_ends_its_stream_in_words_and_nothing_else() {
     assert_eq!(statuses(&raw.ask(vec![large, get(2, "good")]).await), [TOO_LARGE, VALUE]);
     assert!(group.get("k").await.is_ok());
     serves(&node).await;
+}
+
+#[tokio::test]
+async fn a_frame_of_very_many_very_small_parts_is_refused_before_it_is_decoded() {
+    let (node, _group) = node().await;
+    let mut raw = Raw::greeted(node.address()).await;
+    let requests = vec![Request::default(); 100_000]; // 200 KB that would become 18 MB
+    raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
+    let refused = raw.hear(1).await.expect_err("refused");
+    assert!(refused.code() == Code::OutOfRange && refused.message().contains("parts"), "{refused:?}");
+    let groups = vec![proto::Group::default(); 1 << 18];
+    let first = Frame { hello: Some(Hello { groups, ..hello() }), ..Frame::default() };
+    let refused = Raw::open(node.address(), first).await.map(drop).expect_err("refused");
+    assert!(refused.message().contains("part 1"), "{refused:?}");
+    serves(&node).await;
+}
+
+#[tokio::test]
+async fn a_connection_has_one_stream_of_frames() {
+    let (node, _group) = node().await;
+    let mut client = client(node.address()).await;
+    let mut begin = async || {
+        let (frames, stream) = mpsc::channel(4);
+        frames.send(Frame { hello: Some(hello()), ..Frame::default() }).await.unwrap();
+        client.connect(ReceiverStream::new(stream)).await.map(|answers| (frames, answers))
+    };
+    let _first = begin().await.expect("greeted");
+    let refused = begin().await.map(drop).expect_err("refused");
+    assert!(refused.code() == Code::ResourceExhausted && refused.message().contains("one Connect"), "{refused:?}");
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ fn generate(protos: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // Values and keys become slices of the receive buffer instead of copies.
         .bytes(".")
+        .codec_path("crate::codec::Codec")
         .out_dir(out)
         .compile_fds(descriptors)?;
     Ok(())
