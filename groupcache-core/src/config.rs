@@ -115,11 +115,11 @@ pub struct Limits {
     pub max_in_flight_per_peer: usize,
     /// Requests that wait for all peers together, as counted every 10 ms; more are answered `overloaded`. Default 65,536.
     pub max_in_flight: usize,
-    /// Requests of one peer that wait for loads here; more are answered `overloaded`. Default 8,192.
+    /// Requests of one connection that wait for loads here; more are answered `overloaded`. Default 8,192.
     pub max_serving_per_peer: usize,
     /// Requests of all peers together that wait for loads here; more are answered `overloaded`. Default 65,536.
     pub max_serving: usize,
-    /// Keys that one peer may declare changed here, by `set` and `remove`, per second; for more, the writer is told that
+    /// Keys that one connection may declare changed here, by `set` and `remove`, per second; for more, the writer is told that
     /// this node was not reached. Default 50,000.
     pub max_invalidations_per_second: u32,
     /// Bytes of answers that wait for one peer to read them; more are answered `overloaded`. Default 8 MiB.

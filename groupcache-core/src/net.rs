@@ -26,7 +26,7 @@ pub(crate) use self::{
     caller::Caller,
     door::{Doorkeeper, open},
     security::Security,
-    session::{InUse, Session},
+    session::{DEAD, InUse, Session},
 };
 use self::{attempt::Watched, stream::Stream};
 #[cfg(feature = "tls")]

@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Kind, Result},
     group::GroupBuilder,
     identity::{Address, Identity, Incarnation, NodeState, PeerId},
-    peer::{link::Link, server::Server},
+    peer::{link::Link, server::Server, service::PeerService},
     shared::Shared,
     stats::NodeStats,
     value::Value,
@@ -68,6 +68,8 @@ struct Inner {
     withdrawn: CancellationToken,
     /// Stops the listener and ends the connections that are left.
     stop_serving: CancellationToken,
+    /// Where its peer service is mounted, if it does not listen itself.
+    mounted: Option<PeerService>,
 }
 
 /// A member of the cluster, as this node sees it now.
@@ -215,6 +217,11 @@ impl Node {
     /// As [`reload_tls`](Self::reload_tls).
     #[cfg(feature = "tls")]
     pub async fn set_cluster_key(&self, key: ClusterKey) -> Result<bool> {
+        if self.inner.mounted.is_some() {
+            return Err(Error::config(
+                "a peer service that is mounted shows your server's certificate: set_mutual_tls(...)",
+            ));
+        }
         self.keeper()?.take(Source::Key(key)).await
     }
 

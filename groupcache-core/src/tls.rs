@@ -52,10 +52,11 @@ impl Source {
         }
     }
 
-    async fn read(&self, me: &Me) -> Result<Material> {
+    /// `None` when it is what had this digest.
+    async fn read(&self, me: &Me, known: &[u8]) -> Result<Option<Material>> {
         match self {
-            Self::Certificates(mutual) => mutual.read().await,
-            Self::Key(key) => key.read(me).await,
+            Self::Certificates(mutual) => mutual.read(known).await,
+            Self::Key(key) => key.read(me, known).await,
         }
     }
 }
@@ -153,7 +154,8 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     pub(crate) async fn new(source: Source, me: Me) -> Result<Self> {
-        let material = source.read(&me).await?;
+        let material = source.read(&me, &[]).await?;
+        let material = material.ok_or_else(|| Error::config("certificates and keys could not be read"))?;
         let in_use = ArcSwap::from_pointee(InUse::new(1, material)?);
         Ok(Self { me, source: tokio::sync::Mutex::new(source), in_use, generation: watch::Sender::new(1) })
     }
@@ -170,8 +172,7 @@ impl Keeper {
     /// Reads the source again. What cannot be used changes nothing. Returns whether there was anything new.
     pub(crate) async fn reload(&self) -> Result<bool> {
         let source = self.source.lock().await;
-        let material = source.read(&self.me).await?;
-        self.put(material)
+        self.put(&source).await
     }
 
     /// As [`reload`](Self::reload), where the source is one that changes by itself.
@@ -182,18 +183,15 @@ impl Keeper {
     /// As [`reload`](Self::reload), from another source.
     pub(crate) async fn take(&self, source: Source) -> Result<bool> {
         let mut source_now = self.source.lock().await;
-        let material = source.read(&self.me).await?;
-        let is_new = self.put(material)?;
+        let is_new = self.put(&source).await?;
         *source_now = source;
         Ok(is_new)
     }
 
-    /// The caller holds the source.
-    fn put(&self, material: Material) -> Result<bool> {
-        let before = self.in_use.load();
-        if before.digest == material.digest {
-            return Ok(false);
-        }
+    /// The caller holds the lock of the source.
+    async fn put(&self, source: &Source) -> Result<bool> {
+        let before = self.in_use.load_full();
+        let Some(material) = source.read(&self.me, &before.digest).await? else { return Ok(false) };
         let generation = before.generation + 1;
         self.in_use.store(Arc::new(InUse::new(generation, material)?));
         self.generation.send_replace(generation);

@@ -47,6 +47,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// The pause after an error of the listener: out of descriptors, most likely, and they come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long connections live on after the node: for what HTTP/2 has yet to send.
+const LINGER: Duration = Duration::from_millis(500);
+
 /// How long a refused peer is given to read why.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -90,12 +93,18 @@ impl Door {
         loop {
             tokio::select! {
                 biased;
-                () = self.keeper.stop.cancelled() => return,
+                () = self.keeper.stop.cancelled() => {
+                    // The last words are on their way; who does not read them would hold the connection for ever.
+                    sleep(LINGER).await;
+                    return self.sessions.cut_all();
+                }
                 _ = sweeps.tick() => self.sessions.sweep(self.now_ms(), self.keeper.security.generation()),
                 accepted = listener.accept() => match accepted {
                     Ok((tcp, remote)) => self.admit(tcp, remote),
                     Err(e) => {
-                        tracing::warn!(error = %e, "a connection could not be accepted; the listener goes on");
+                        self.lines.write(|suppressed| {
+                            tracing::warn!(error = %e, suppressed, "a connection could not be accepted; the listener goes on");
+                        });
                         self.sessions.make_room();
                         sleep(ACCEPT_PAUSE).await;
                     }

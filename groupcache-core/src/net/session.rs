@@ -6,10 +6,10 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -26,7 +26,7 @@ pub(crate) const MAX_UNPROVEN: usize = 512;
 const UNUSED: Duration = Duration::from_secs(10);
 
 /// No byte for this long from a peer with an open stream: our clients ping every second.
-const DEAD: Duration = Duration::from_secs(30);
+pub(crate) const DEAD: Duration = Duration::from_secs(30);
 
 /// Connections that were made with certificates or keys that have been replaced end within this time, one by one.
 pub(crate) const RETIRE_WITHIN: Duration = Duration::from_secs(30);
@@ -45,6 +45,7 @@ pub(crate) struct Session {
     uses: AtomicUsize,
     begun_uses: AtomicU64,
     bytes: AtomicU64,
+    has_stream: AtomicBool,
     cut: CancellationToken,
     retired: CancellationToken,
 }
@@ -79,9 +80,32 @@ impl Session {
         &self.retired
     }
 
+    /// Its one stream of frames begins; `false` when it has one already.
+    pub(crate) fn takes_its_stream(&self) -> bool {
+        !self.has_stream.swap(true, Relaxed)
+    }
+
     /// It has carried an accepted request.
     fn is_proven(&self) -> bool {
         self.begun_uses.load(Relaxed) > 0
+    }
+
+    /// Who it is has been checked.
+    fn is_verified(&self) -> bool {
+        matches!(self.proof.get(), Some((Caller::Verified { .. }, _)))
+    }
+
+    /// Connections of one remote count together: its address, or the network of its IPv6 address.
+    fn origin(&self) -> [u8; 8] {
+        let [a, b, c, d, e, f, g, h, ..] = match self.remote.ip() {
+            // In the half that is looked at.
+            IpAddr::V4(v4) => {
+                let [a, b, c, d] = v4.octets();
+                return [0, 0, 0, 0, a, b, c, d];
+            }
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        [a, b, c, d, e, f, g, h]
     }
 }
 
@@ -114,8 +138,6 @@ pub(super) struct Sessions {
 struct Open {
     sessions: BTreeMap<u64, Watch>,
     next: u64,
-    /// The generation of certificates now, and since when.
-    generation: (u64, u64),
 }
 
 /// What was seen of a connection, and when.
@@ -126,12 +148,19 @@ struct Watch {
     heard_ms: u64,
     uses: u64,
     used_ms: u64,
+    /// Since when it is one that replaced certificates let in.
+    old_since_ms: Option<u64>,
 }
 
 impl Sessions {
     /// At most `max` that have proven to be of use.
     pub(super) fn new(max: usize) -> Self {
         Self { open: Mutex::default(), max }
+    }
+
+    /// All of them, at once: the node has gone.
+    pub(super) fn cut_all(&self) {
+        self.open.lock().sessions.values().for_each(|watch| watch.session.cut());
     }
 
     /// A place for a connection that was accepted, and the connection that had to go for it.
@@ -141,11 +170,10 @@ impl Sessions {
         now_ms: u64,
     ) -> Result<(Arc<Session>, Option<Arc<Session>>), Trouble> {
         let mut open = self.open.lock();
-        let unproven = open.unproven().count();
-        if open.sessions.len() - unproven >= self.max {
+        if open.sessions.len() >= self.max && open.proven() >= self.max {
             return Err(Trouble::CrowdedOut);
         }
-        let crowded_out = if unproven >= MAX_UNPROVEN { open.unproven().next().cloned() } else { None };
+        let crowded_out = if open.sessions.len() >= MAX_UNPROVEN { open.one_too_many() } else { None };
         open.next += 1;
         let session = Arc::new(Session {
             number: open.next,
@@ -154,10 +182,18 @@ impl Sessions {
             uses: AtomicUsize::new(0),
             begun_uses: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            has_stream: AtomicBool::new(false),
             cut: CancellationToken::new(),
             retired: CancellationToken::new(),
         });
-        let watch = Watch { session: Arc::clone(&session), bytes: 0, heard_ms: now_ms, uses: 0, used_ms: now_ms };
+        let watch = Watch {
+            session: Arc::clone(&session),
+            bytes: 0,
+            heard_ms: now_ms,
+            uses: 0,
+            used_ms: now_ms,
+            old_since_ms: None,
+        };
         open.sessions.insert(session.number, watch);
         if let Some(crowded_out) = &crowded_out {
             crowded_out.cut();
@@ -167,7 +203,9 @@ impl Sessions {
 
     /// Want of descriptors: the oldest connection that is of no use yet makes room.
     pub(super) fn make_room(&self) {
-        if let Some(oldest) = self.open.lock().unproven().next() {
+        let open = self.open.lock();
+        if let Some(oldest) = open.unproven().find(|session| !session.is_verified()).or_else(|| open.unproven().next())
+        {
             oldest.cut();
         }
     }
@@ -180,21 +218,20 @@ impl Sessions {
     /// Called about once a second.
     pub(super) fn sweep(&self, now_ms: u64, generation: u64) {
         let mut open = self.open.lock();
-        if open.generation.0 != generation {
-            open.generation = (generation, now_ms);
-        }
-        let since_change = now_ms.saturating_sub(open.generation.1);
         for watch in open.sessions.values_mut() {
             watch.look(now_ms);
             let session = &watch.session;
             let is_unused = now_ms.saturating_sub(watch.used_ms) >= ms(UNUSED);
             let is_dead = now_ms.saturating_sub(watch.heard_ms) >= ms(DEAD);
-            let is_old = session.proof.get().is_some_and(|(_, of)| *of != generation);
+            if session.proof.get().is_some_and(|(_, of)| *of != generation) {
+                watch.old_since_ms.get_or_insert(now_ms);
+            }
+            let old_for = watch.old_since_ms.map(|since_ms| now_ms.saturating_sub(since_ms));
             // Spread by its number, so that not everybody connects anew in one moment.
-            if is_old && since_change >= session.number.wrapping_mul(7919) % ms(RETIRE_WITHIN) {
+            if old_for.is_some_and(|old_for| old_for >= session.number.wrapping_mul(7919) % ms(RETIRE_WITHIN)) {
                 session.retired.cancel();
             }
-            if is_unused || is_dead || (is_old && since_change >= ms(RETIRE_LAST)) {
+            if is_unused || is_dead || old_for.is_some_and(|old_for| old_for >= ms(RETIRE_LAST)) {
                 session.cut();
             }
         }
@@ -202,6 +239,26 @@ impl Sessions {
 }
 
 impl Open {
+    /// How many have carried an accepted request.
+    fn proven(&self) -> usize {
+        self.sessions.values().filter(|watch| watch.session.is_proven()).count()
+    }
+
+    /// When there are as many without an accepted request as there may be: the one that should go. Whoever has the most
+    /// of them loses the oldest, so that many from one place crowd out each other; those that are verified go last.
+    fn one_too_many(&self) -> Option<Arc<Session>> {
+        if self.unproven().count() < MAX_UNPROVEN {
+            return None;
+        }
+        let mut of: BTreeMap<[u8; 8], (usize, &Arc<Session>)> = BTreeMap::new();
+        for session in self.unproven().filter(|session| !session.is_verified()) {
+            of.entry(session.origin()).or_insert((0, session)).0 += 1;
+        }
+        // The oldest of those that have the same number, too: numbers grow.
+        let busiest = of.into_values().max_by_key(|(n, oldest)| (*n, std::cmp::Reverse(oldest.number)));
+        busiest.map(|(_, oldest)| oldest).or_else(|| self.unproven().next()).cloned()
+    }
+
     /// Those that have carried no accepted request, oldest first.
     fn unproven(&self) -> impl Iterator<Item = &Arc<Session>> {
         let sessions = self.sessions.values().map(|watch| &watch.session);
@@ -250,6 +307,27 @@ mod tests {
     }
 
     #[test]
+    fn many_from_one_place_crowd_out_each_other() {
+        let sessions = Sessions::new(4);
+        let at = |host: u8| SocketAddr::from(([10, 0, 0, host], 1));
+        let peer = sessions.admit(at(1), 0).expect("a place").0;
+        let verified = admit(&sessions, 0);
+        verified.is_of(Caller::Verified { ids: None }, 1);
+        let flood: Vec<_> = (0..3 * MAX_UNPROVEN).map(|_| sessions.admit(at(2), 0).expect("a place").0).collect();
+        assert!(!peer.is_cut().is_cancelled() && !verified.is_cut().is_cancelled());
+        let cut = flood.iter().filter(|session| session.is_cut().is_cancelled()).count();
+        assert_eq!(cut, 2 * MAX_UNPROVEN + 2, "places are what they were");
+        let is_oldest_first = flood.is_sorted_by_key(|session| !session.is_cut().is_cancelled());
+        assert!(is_oldest_first);
+    }
+
+    #[test]
+    fn what_was_cut_and_is_not_gone_yet_takes_no_place() {
+        let sessions = Sessions::new(2);
+        let _all: Vec<_> = (0..2000).map(|_| admit(&sessions, 0)).collect();
+    }
+
+    #[test]
     fn connections_of_use_have_a_limit_of_their_own() {
         let sessions = Sessions::new(2);
         let _uses: Vec<_> = (0..2).map(|_| InUse::begin(&admit(&sessions, 0))).collect();
@@ -281,20 +359,22 @@ mod tests {
         let sessions = Sessions::new(100);
         let all: Vec<_> = (0..20).map(|_| admit(&sessions, 0)).collect();
         let _uses: Vec<_> = all.iter().map(InUse::begin).collect();
-        let young = admit(&sessions, 0);
-        let _use = InUse::begin(&young);
         all.iter().for_each(|session| session.is_of(Caller::Unknown, 1));
-        young.is_of(Caller::Unknown, 2);
         let mut seen = Vec::new();
+        // Certificates change again and again, and that gives nobody more time.
+        let generation = |now_ms: u64| if now_ms < 2000 { 1 } else { 2 + now_ms / 10_000 };
         for now_ms in (1000..=52_000).step_by(1000) {
-            all.iter().chain([&young]).for_each(|session| session.read(1));
-            sessions.sweep(now_ms, if now_ms < 2000 { 1 } else { 2 });
+            all.iter().for_each(|session| session.read(1));
+            sessions.sweep(now_ms, generation(now_ms));
             seen.push(all.iter().filter(|session| session.retired().is_cancelled()).count());
             let cut = all.iter().filter(|session| session.is_cut().is_cancelled()).count();
             assert_eq!(cut, if now_ms >= 52_000 { 20 } else { 0 }, "after {now_ms} ms");
         }
         assert_eq!((seen[0], seen[31]), (0, 20), "all within half a minute of the change");
         assert!(seen[10] > 2 && seen[10] < 18, "and not at once: {seen:?}");
+        let young = admit(&sessions, 52_000);
+        young.is_of(Caller::Unknown, generation(53_000));
+        sessions.sweep(53_000, generation(53_000));
         assert!(!young.retired().is_cancelled() && !young.is_cut().is_cancelled());
     }
 }

@@ -171,13 +171,14 @@ impl NodeBuilder {
                 leaving,
                 withdrawn: CancellationToken::new(),
                 stop_serving: CancellationToken::new(),
+                mounted: self.mounted.clone(),
             }),
         };
 
         if let Some(listener) = listener {
             serve(&node, listener);
         }
-        if self.mounted.is_some_and(|mounted| !mounted.serves(server.clone())) {
+        if self.mounted.is_some_and(|mounted| !mounted.begins(&server)) {
             return Err(Error::config("a peer service serves one node; make another with PeerService::default()"));
         }
         tasks.run(tick(Arc::clone(&shared)));
@@ -323,7 +324,7 @@ fn serve(node: &Node, listener: TcpListener) {
     );
     let serving = router.serve_with_incoming_shutdown(accepting, stop.cancelled_owned());
     tasks.others.spawn(async move {
-        // Connections that do not end by themselves are cut with the task: `stop` is the end of the goodbyes.
+        // `stop` is the end of the goodbyes; connections that do not end by themselves then are cut by the listener.
         if let Err(e) = serving.await {
             tracing::error!(error = %e, "the listener for peers ended");
         }

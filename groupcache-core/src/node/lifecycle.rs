@@ -114,6 +114,9 @@ impl Inner {
         for link in self.shared.links() {
             link.hang_up();
         }
+        if let Some(service) = &self.mounted {
+            service.ends(&self.server);
+        }
     }
 }
 

@@ -63,9 +63,15 @@ impl Wanted {
             ));
         }
         let source = match self.source {
-            None if !self.is_insecure => ClusterKey::from_env()?.map(Source::Key),
+            None => ClusterKey::from_env()?.map(Source::Key),
             source => source,
         };
+        if self.is_insecure && source.is_some() {
+            return Err(Error::config(
+                "the program calls insecure(), and a cluster key is set in its environment; unset GROUPCACHE_CLUSTER_KEY and \
+                 GROUPCACHE_CLUSTER_KEY_FILE, or take insecure() out",
+            ));
+        }
         match source {
             Some(Source::Key(_)) if is_mounted => Err(Error::config(
                 "a peer service that is mounted shows the certificate of your server, and a cluster key would make another; \
@@ -108,7 +114,7 @@ fn check_exposure(identity: &Identity, is_insecure: bool, is_mounted: bool) -> R
              mutual_tls(...), or call .insecure() if nobody but peers reaches it",
         ));
     }
-    if listen.ip().is_loopback() {
+    if listen.ip().is_loopback() && !is_mounted {
         return Ok(());
     }
     if !is_insecure {
@@ -162,6 +168,9 @@ async fn renew(shared: &Shared, keeper: &Keeper) {
             // A share of each pause is random: nodes that read the same file must not all turn to one peer at once.
             sleep(pause.mul_f64((shared.random() % 1000) as f64 / 1000.0)).await;
             link.renew();
+            if generations.has_changed().unwrap_or(true) {
+                break; // another change: all of them once more, and within the same time
+            }
         }
     }
 }

@@ -270,8 +270,9 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
             Some(_) => return End::Broken,
             None => {}
         }
-        if link.is_gone() {
-            return End::Dismissed; // however much a peer says
+        // However much a peer says: the branch that waits to look may never have its turn.
+        if let Some(end) = link.table.lock().dismissal() {
+            return end;
         }
         next = Some(frame);
     }

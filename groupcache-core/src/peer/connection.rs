@@ -18,6 +18,7 @@ use crate::{
     config::{MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER},
     lines::Lines,
     message::{Answer, Decline, GroupName, Hello, Op, Request},
+    net::{DEAD, Security},
     peer::{hello::Local, outbox::Outbox, rate::Rate},
     served::{Answering, Ask, Registry, Served},
     sync::{Keyed, Map},
@@ -108,6 +109,8 @@ pub(super) fn first_look(service: &Service, named: Named, request: Request, may_
             group.invalidate(&key);
             declined(Decline::OtherFormat)
         }
+        // Storing may take as long as a load: it has a place among them.
+        (Op::Set(_), Named::Group(_)) if !may_wait => Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER }),
         (Op::Set(value), Named::Group(group)) => {
             if value.len() > service.local.limits.max_value_bytes {
                 group.invalidate(&key);
@@ -120,6 +123,27 @@ pub(super) fn first_look(service: &Service, named: Named, request: Request, may_
 }
 
 type Loads = FuturesUnordered<Pin<Box<dyn Future<Output = (u64, Answer)> + Send>>>;
+
+/// How long a connection may live, whatever its peer does.
+pub(super) enum Lifetime {
+    /// Until our own listener retires it.
+    Ours(CancellationToken),
+    /// In a server of the user: until what let it in is replaced.
+    Mounted { security: Security, number: u64 },
+}
+
+impl Lifetime {
+    async fn ends(&self) {
+        match self {
+            Self::Ours(retired) => retired.cancelled().await,
+            Self::Mounted { security, number } => security.replaced((number.wrapping_mul(7919) % 1000) as u32).await,
+        }
+    }
+
+    fn is_mounted(&self) -> bool {
+        matches!(self, Self::Mounted { .. })
+    }
+}
 
 /// One connection that a peer opened, as the task that reads it sees it.
 pub(super) struct Connection {
@@ -170,13 +194,10 @@ impl Connection {
         }
     }
 
-    pub(super) async fn serve(
-        mut self,
-        mut inbound: Streaming<Frame>,
-        first: Frame,
-        hello: Hello,
-        retired: CancellationToken,
-    ) {
+    pub(super) async fn serve(mut self, mut inbound: Streaming<Frame>, first: Frame, hello: Hello, lifetime: Lifetime) {
+        let mut ends = std::pin::pin!(lifetime.ends());
+        let mut heard = Instant::now();
+        let is_mounted = lifetime.is_mounted();
         let closing = self.service.closing.clone();
         let mut next = Some(first);
         loop {
@@ -192,7 +213,7 @@ impl Connection {
                 biased;
                 () = closing.cancelled() => return self.outbox.close(None),
                 // The peer connects anew, with its certificates of today, and asks again for what it is owed.
-                () = retired.cancelled() => return self.outbox.close(None),
+                () = &mut ends => return self.outbox.close(None),
                 Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => {
                     if self.waiting.remove(&id).is_some() {
                         self.outbox.push(std::iter::once((id, self.sized(answer))));
@@ -200,7 +221,10 @@ impl Connection {
                     self.outbox.now_waiting(self.waiting.len());
                 }
                 frame = inbound.message() => match frame {
-                    Ok(Some(frame)) => next = Some(frame),
+                    Ok(Some(frame)) => {
+                        next = Some(frame);
+                        heard = Instant::now();
+                    }
                     Ok(None) => return self.outbox.close(None),
                     Err(status) => {
                         self.service.local.counters.rejected.up();
@@ -209,6 +233,8 @@ impl Connection {
                 },
                 () = sleep_until(owed.unwrap_or_else(Instant::now)), if owed.is_some() => self.say_pending(),
                 () = self.outbox.abandoned() => return,
+                // Our own listener sees bytes, and so does without a timer for each frame.
+                () = sleep_until(heard + DEAD), if is_mounted => return self.outbox.close(None),
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::{
     net::InUse,
     peer::{
         authenticate::{Sender, authenticate},
-        connection::{Connection, Looked, Service, first_look, resolve},
+        connection::{Connection, Lifetime, Looked, Service, first_look, resolve},
         hello::{Local, objection},
         outbox::{Outbound, Outbox},
     },
@@ -71,6 +71,11 @@ impl Server {
         wire::peer_server::PeerServer::new(self.clone()).max_decoding_message_size(max).max_encoding_message_size(max)
     }
 
+    /// Whether both are the server of one node.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Who sent a request.
     fn sender(&self, extensions: &tonic::Extensions) -> Result<Sender, Status> {
         // The server that it is mounted in may outlive the node.
@@ -117,6 +122,12 @@ impl wire::peer_server::Peer for Server {
     async fn connect(&self, request: tonic::Request<Streaming<Frame>>) -> Result<Response<Outbound>, Status> {
         let server = &self.0;
         let sender = self.sender(request.extensions())?;
+        // Limits are those of a connection: a second stream on it would have them twice.
+        let is_first = sender.session.as_ref().is_none_or(|session| session.takes_its_stream());
+        if !is_first {
+            server.service.local.counters.rejected.up();
+            return Err(Status::resource_exhausted("a connection carries one Connect stream; open another connection"));
+        }
         let place = Place::take(server)?;
         let mut inbound = request.into_inner();
         let first = timeout(CLIENT_HELLO, inbound.message())
@@ -140,15 +151,18 @@ impl wire::peer_server::Peer for Server {
         }
         server.service.local.counters.accepted.up();
         let in_use = sender.session.as_ref().map(InUse::begin);
-        let retired = sender.session.map_or_else(CancellationToken::new, |session| session.retired().clone());
         let outbox = Arc::new(Outbox::new(Arc::clone(&server.service.local)));
         let number = server.next_connection.fetch_add(1, Relaxed);
         server.connections.insert(number, Arc::clone(&outbox));
+        let lifetime = match sender.session {
+            Some(session) => Lifetime::Ours(session.retired().clone()),
+            None => Lifetime::Mounted { security: server.service.local.security.clone(), number },
+        };
         let connection = Connection::new(Arc::clone(&server.service), Arc::clone(&outbox), &hello);
         let registered = Registered(Arc::clone(server), number);
         server.tasks.spawn(async move {
             let (_place, _registered, _in_use) = (place, registered, in_use);
-            connection.serve(inbound, frame, hello, retired).await;
+            connection.serve(inbound, frame, hello, lifetime).await;
         });
         Ok(Response::new(Outbound(outbox)))
     }

@@ -4,10 +4,11 @@ use std::{
     convert::Infallible,
     fmt,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     task::{Context, Poll},
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tonic::{
     Status,
@@ -42,16 +43,22 @@ use crate::error::BoxError;
 /// ```
 #[derive(Clone, Default)]
 pub struct PeerService {
-    server: Arc<OnceLock<Server>>,
+    server: Arc<ArcSwapOption<Server>>,
 }
 
 impl PeerService {
     /// Where axum routes it.
     pub const PATH: &'static str = "/groupcache.v1.Peer/{*method}";
 
-    /// The node has started; `false` when another one has taken the service already.
-    pub(crate) fn serves(&self, server: Server) -> bool {
-        self.server.set(server).is_ok()
+    /// A node has started; `false` when another one has the service.
+    pub(crate) fn begins(&self, server: &Server) -> bool {
+        let before = self.server.compare_and_swap(&None::<Arc<Server>>, Some(Arc::new(server.clone())));
+        before.is_none()
+    }
+
+    /// The node has ended, and another one may take the service.
+    pub(crate) fn ends(&self, server: &Server) {
+        self.server.rcu(|now| now.clone().filter(|now| !now.is(server)));
     }
 }
 
@@ -73,11 +80,11 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let server = self.server.get().cloned();
+        let server = self.server.load_full();
         Box::pin(async move {
             let response = match server {
                 Some(server) => server.service().call(request).await?,
-                None => Status::unavailable("this node has not started yet").into_http(),
+                None => Status::unavailable("there is no node here: it has not started yet, or has ended").into_http(),
             };
             Ok(response.map(PeerBody))
         })
@@ -86,7 +93,7 @@ where
 
 impl fmt::Debug for PeerService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerService").field("has_started", &self.server.get().is_some()).finish()
+        f.debug_struct("PeerService").field("has_node", &self.server.load().is_some()).finish()
     }
 }
 

@@ -155,10 +155,12 @@ impl Table {
     /// What the reader, having read all there is, should do with the connection. Silence is judged here, by the
     /// reader, because only a read that found nothing proves it.
     pub(crate) fn verdict(&mut self, now_ms: u64) -> Option<End> {
-        if self.breaker == Breaker::Gone {
-            return Some(End::Dismissed);
-        }
-        self.verdict.or_else(|| self.watch.is_silent(now_ms).then_some(End::Silent))
+        self.dismissal().or_else(|| self.watch.is_silent(now_ms).then_some(End::Silent))
+    }
+
+    /// Why the current connection is to end, whatever comes on it.
+    pub(crate) fn dismissal(&self) -> Option<End> {
+        if self.breaker == Breaker::Gone { Some(End::Dismissed) } else { self.verdict }
     }
 
     /// Takes a call, to be sent with the next frame.

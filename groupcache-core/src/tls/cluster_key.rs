@@ -122,7 +122,8 @@ impl ClusterKey {
         matches!(self.from, From::File(_))
     }
 
-    pub(super) async fn read(&self, me: &Me) -> Result<Material> {
+    /// `None` when it is what had this digest.
+    pub(super) async fn read(&self, me: &Me, known: &[u8]) -> Result<Option<Material>> {
         let keys = match &self.from {
             From::Memory(keys) => Arc::clone(keys),
             From::File(path) => {
@@ -132,8 +133,15 @@ impl ClusterKey {
                 parse(text).map_err(of)?.into()
             }
         };
+        let digest = digest(keys.iter().map(|key| key.as_slice()));
+        if digest == known {
+            return Ok(None);
+        }
         let failed = |e: BoxError| Error::caused(Kind::Config, "no certificate can be issued from the cluster key", e);
-        material(&keys, me).map_err(failed)?
+        let (own, roots) = material(&keys, me).map_err(failed)?;
+        let name = Name::parse(&format!("{}{{id}}", origin(&me.cluster)))?;
+        let trust = Arc::new(Trust::new(roots, vec![name])?);
+        Ok(Some(Material { own: Own(own), trust, digest }))
     }
 }
 
@@ -174,11 +182,15 @@ fn unreadable() -> Error {
 
 /// What every node derives from the same key.
 struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    params: CertificateParams,
+    key: Zeroizing<KeyPair>,
     certificate: rcgen::Certificate,
 }
 
-fn material(keys: &[Secret], me: &Me) -> Result<Result<Material>, BoxError> {
+type Certificates = Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>;
+
+/// A certificate of each key, and the authorities of all.
+fn material(keys: &[Secret], me: &Me) -> Result<(Certificates, RootCertStore), BoxError> {
     let mut roots = RootCertStore::empty();
     let mut own = Vec::new();
     for key in keys {
@@ -189,12 +201,7 @@ fn material(keys: &[Secret], me: &Me) -> Result<Result<Material>, BoxError> {
         let name: Option<DistinguishedName> = name.subjects().into_iter().next();
         own.push((name, Arc::new(issue(&authority, me)?)));
     }
-    let digest = digest(keys.iter().map(|key| key.as_slice()));
-    let name = match Name::parse(&format!("{}{{id}}", origin(&me.cluster))) {
-        Ok(name) => name,
-        Err(e) => return Ok(Err(e)),
-    };
-    Ok(Trust::new(roots, vec![name]).map(|trust| Material { own: Own(own), trust: Arc::new(trust), digest }))
+    Ok((own, roots))
 }
 
 /// The authority of a key and a cluster. Its name tells authorities apart and gives nothing of the key away.
@@ -210,20 +217,22 @@ fn authority(key: &[u8], cluster: &str) -> Result<Authority, BoxError> {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let mut pkcs8 = Zeroizing::new(PKCS8_ED25519.to_vec());
     pkcs8.extend_from_slice(seed.as_ref());
-    let pair = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()), &PKCS_ED25519)?;
-    let certificate = params.self_signed(&pair)?;
-    Ok(Authority { issuer: Issuer::new(params, pair), certificate })
+    let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()), &PKCS_ED25519)?;
+    let key = Zeroizing::new(key); // it overwrites nothing by itself
+    let certificate = params.self_signed(&*key)?;
+    Ok(Authority { params, key, certificate })
 }
 
 /// A certificate of a node, with a key that never leaves this process.
 fn issue(authority: &Authority, me: &Me) -> Result<CertifiedKey, BoxError> {
-    let pair = KeyPair::generate_for(&PKCS_ED25519)?;
+    let pair = Zeroizing::new(KeyPair::generate_for(&PKCS_ED25519)?);
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "groupcache peer");
     let name = format!("{}{}", origin(&me.cluster), utf8_percent_encode(me.id.as_str(), ESCAPED));
     params.subject_alt_names = vec![SanType::URI(name.try_into()?)];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let certificate = params.signed_by(&pair, &authority.issuer)?;
+    let issuer = Issuer::from_params(&authority.params, &*authority.key);
+    let certificate = params.signed_by(&*pair, &issuer)?;
     let private = Zeroizing::new(PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der())));
     Ok(CertifiedKey::new(vec![certificate.der().clone()], any_supported_type(&private)?))
 }

@@ -32,6 +32,11 @@ fn certificate(error: &CertificateError) -> Trouble {
         C::NotValidYet | C::NotValidYetContext { .. } => {
             Trouble::Certificate(format!("its certificate is not valid yet ({error}); compare the clocks"))
         }
+        C::BadSignature => Trouble::Certificate(
+            "its certificate is of an authority that has the name of one which this node trusts, and another key; was the \
+             CA made anew?"
+                .to_owned(),
+        ),
         C::UnknownIssuer => Trouble::Certificate(
             "its certificate is of an authority that this node does not know: another CA, another cluster key, or another \
              cluster name"
@@ -53,7 +58,12 @@ fn alerted(alert: Alert) -> Trouble {
             "it does not know the authority of our certificate: another CA, another cluster key, or another cluster name",
         ),
         Alert::CertificateRequired => refuses("it wants a certificate and got none"),
-        Alert::CertificateUnknown => refuses("no name of our certificate is among its peer_names"),
+        Alert::CertificateUnknown => {
+            refuses("no name of our certificate is among its peer_names, or it does not accept it for another reason")
+        }
+        Alert::DecryptError => {
+            refuses("our certificate is of an authority of a name that it trusts, and of another key")
+        }
         Alert::UnsupportedCertificate => {
             refuses("our certificate is not for this use; issue it for serverAuth and clientAuth")
         }

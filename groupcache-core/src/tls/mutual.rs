@@ -5,7 +5,10 @@ use std::{fmt, path::PathBuf, sync::Arc};
 use rustls::{
     RootCertStore,
     crypto::ring::sign::any_supported_type,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
     sign::CertifiedKey,
 };
 use zeroize::Zeroizing;
@@ -82,7 +85,8 @@ impl MutualTls {
         matches!(self.from, From::Files { .. })
     }
 
-    pub(super) async fn read(&self) -> Result<Material> {
+    /// `None` when it is what had this digest.
+    pub(super) async fn read(&self, known: &[u8]) -> Result<Option<Material>> {
         if self.names.is_empty() {
             return Err(Error::config(
                 "mutual TLS without peer_names would let in every certificate of the authority; add \
@@ -94,17 +98,20 @@ impl MutualTls {
                 let certificate = read_file("the certificate", certificate).await?;
                 let key = read_file("the private key", key).await?;
                 let authorities = read_file("the authorities", authorities).await?;
-                self.material(&certificate, &key, &authorities)
+                self.material(&certificate, &key, &authorities, known)
             }
-            From::Memory { certificate, key, authorities } => self.material(certificate, key, authorities),
+            From::Memory { certificate, key, authorities } => self.material(certificate, key, authorities, known),
         }
     }
 
-    fn material(&self, certificate: &[u8], key: &[u8], authorities: &[u8]) -> Result<Material> {
+    fn material(&self, certificate: &[u8], key: &[u8], authorities: &[u8], known: &[u8]) -> Result<Option<Material>> {
+        let digest = digest([certificate, key, authorities, format!("{:?}", self.names).as_bytes()]);
+        if digest == known {
+            return Ok(None);
+        }
         let chain = certificates("the certificate", certificate)?;
-        let private = Zeroizing::new(PrivateKeyDer::from_pem_slice(key).map_err(|e| {
-            Error::caused(Kind::Config, "the private key cannot be read; it is one PEM block, not encrypted", e)
-        })?);
+        let private = PrivateKeyDer::from_pem_slice(key).map_err(|e| unreadable("the private key", &e))?;
+        let private = Zeroizing::new(private);
         let signing = any_supported_type(&private).map_err(|e| {
             Error::caused(
                 Kind::Config,
@@ -128,15 +135,26 @@ impl MutualTls {
         if let Err(trouble) = trust.check_client(&own.cert) {
             tracing::warn!(error = %trouble, "this node would not let its own certificate in, and its peers may not either");
         }
-        let digest = digest([certificate, key, authorities, format!("{:?}", self.names).as_bytes()]);
-        Ok(Material { own: Own(vec![(None, Arc::new(own))]), trust: Arc::new(trust), digest })
+        Ok(Some(Material { own: Own(vec![(None, Arc::new(own))]), trust: Arc::new(trust), digest }))
     }
+}
+
+/// The error itself is not kept: it quotes lines of the text, and they may be those of a private key.
+fn unreadable(what: &str, error: &pem::Error) -> Error {
+    let why = match error {
+        pem::Error::MissingSectionEnd { .. } => "a block has no end",
+        pem::Error::IllegalSectionStart { .. } => "a line that begins a block is malformed; are its line breaks there?",
+        pem::Error::Base64Decode(_) => "a block is no base64",
+        pem::Error::NoItemsFound => "there is no such block in it",
+        _ => "it is too large, or cannot be read to its end",
+    };
+    Error::config(format!("{what} cannot be read: {why}; it is PEM text, and a private key is not encrypted"))
 }
 
 /// All certificates of a PEM text.
 fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let read = read.map_err(|e| Error::caused(Kind::Config, format!("{what} cannot be read; it is PEM text"), e))?;
+    let read = read.map_err(|e| unreadable(what, &e))?;
     if read.is_empty() {
         return Err(Error::config(format!("{what}: there is no PEM block of a CERTIFICATE in it")));
     }

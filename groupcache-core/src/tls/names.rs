@@ -38,6 +38,9 @@ impl Name {
                  spiffe://example.org/cache/{{id}}"
             ))
         };
+        if text.matches("{id}").count() > 1 {
+            return Err(bad("there is one id in a name"));
+        }
         if let Some((scheme, rest)) = text.split_once("://") {
             let (authority, path) = rest.split_once('/').ok_or_else(|| bad("a URI needs a path"))?;
             if scheme.is_empty() || authority.is_empty() || is_wild(authority) {
@@ -178,6 +181,7 @@ mod tests {
             "*a.org",
             "a..org",
             "spiffe://example.org",
+            "spiffe://x/{id}/{id}",
             "spiffe://*/a",
             "spiffe://example.org/a*",
             "spiffe://example.org//a",

@@ -225,8 +225,33 @@ async fn without_certificates_a_mounted_service_answers_only_when_it_is_told_to(
     assert_eq!(ask().await.expect("answered"), 6, "declined: there is no such group");
     let twice = Node::builder().identity(me().with_id("b").unwrap()).mount(&service).insecure();
     assert!(refused(twice).await.contains("one node"));
+    assert_eq!(ask().await.expect("answered by the first one"), 6);
     node.shutdown().await.unwrap();
     assert_eq!(ask().await.expect_err("shut down").code(), Code::Unavailable);
+    let again = mount().insecure().start().await.expect("another node may have it now");
+    assert_eq!(ask().await.expect("answered"), 6);
+    again.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_replaced_authority_let_in_ends_in_a_mounted_service_too() {
+    let authority = Authority::new("old");
+    let (cluster, groups, _) = mounted(Kind::Axum, &authority).await;
+    let [a, b] = [&cluster.nodes[0], &cluster.nodes[1]];
+    // Node a trusts another authority from now on; its server still shows and takes what it did.
+    let (new, own) = (Authority::new("new"), authority.issue("a.peers"));
+    let accepted = a.stats().accepted;
+    assert!(a.set_mutual_tls(own.mutual(&new.pem())).await.unwrap());
+    let turned_away = async {
+        while !b.unconnected().iter().any(|peer| peer.error.is_unauthenticated()) {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    timeout(std::time::Duration::from_secs(60), turned_away).await.expect("within 50 s");
+    assert_eq!(a.stats().accepted, accepted);
+    let key = cluster.key_of(&groups, 0);
+    assert_eq!(groups[1].get(&key).await.unwrap(), key, "b serves itself");
+    assert!(a.set_cluster_key(ClusterKey::new(pki::cluster_key()).unwrap()).await.expect_err("refused").is_config());
 }
 
 #[tokio::test]

@@ -92,8 +92,7 @@ impl Scene {
         let tls = self.certificate().mutual(&self.ours.pem());
         let b = Node::builder().identity(identity("b")).mutual_tls(tls).provider(peers).start().await.unwrap();
         eventually("a is a member", || b.members().len() == 2).await;
-        let said = said.lock().unwrap().clone();
-        said
+        said.lock().unwrap().clone()
     }
 }
 
