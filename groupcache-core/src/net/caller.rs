@@ -8,7 +8,7 @@ pub(crate) enum Caller {
     /// Nobody knows: the connection is not encrypted.
     Unknown,
     /// A peer whose certificate was checked.
-    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without TLS nobody has one"))]
+    #[cfg_attr(not(any(feature = "tls", test)), expect(dead_code, reason = "without TLS nobody has one"))]
     Verified {
         /// The ids that it may go by; `None` when its certificate carries none.
         ids: Option<Vec<String>>,
