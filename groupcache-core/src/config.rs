@@ -115,9 +115,10 @@ pub struct Limits {
     pub max_in_flight_per_peer: usize,
     /// Requests that wait for all peers together, as counted every 10 ms; more are answered `overloaded`. Default 65,536.
     pub max_in_flight: usize,
-    /// Requests of one connection that wait for loads here; more are answered `overloaded`. Default 8,192.
+    /// Requests of one connection that wait here for loads, or for values to be stored; more are answered `overloaded`.
+    /// Default 8,192.
     pub max_serving_per_peer: usize,
-    /// Requests of all peers together that wait for loads here; more are answered `overloaded`. Default 65,536.
+    /// The same of all peers together. Default 65,536.
     pub max_serving: usize,
     /// Keys that one connection may declare changed here, by `set` and `remove`, per second; for more, the writer is told that
     /// this node was not reached. Default 50,000.

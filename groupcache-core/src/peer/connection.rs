@@ -76,7 +76,7 @@ pub(super) enum Looked {
     Wait(Answering),
 }
 
-/// Memory, a write, or, if the asker may have one more, the beginning of a load.
+/// Memory, a remove, or, if the asker may have one more, the beginning of a load or of a set.
 pub(super) fn first_look(service: &Service, named: Named, request: Request, may_wait: bool) -> Looked {
     let declined = |why| Looked::Answer(Answer::Declined(why));
     let key = match request.key {
@@ -109,12 +109,15 @@ pub(super) fn first_look(service: &Service, named: Named, request: Request, may_
             group.invalidate(&key);
             declined(Decline::OtherFormat)
         }
-        // Storing may take as long as a load: it has a place among them.
-        (Op::Set(_), Named::Group(_)) if !may_wait => Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER }),
         (Op::Set(value), Named::Group(group)) => {
             if value.len() > service.local.limits.max_value_bytes {
                 group.invalidate(&key);
                 return Looked::Answer(Answer::TooLarge);
+            }
+            // Decoding takes as long as it takes, and the value is held meanwhile.
+            if !may_wait {
+                group.invalidate(&key);
+                return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
             }
             // A copy: a slice would hold the whole frame alive for as long as the value is kept.
             Looked::Wait(group.set(&key, bytes::Bytes::copy_from_slice(&value)))

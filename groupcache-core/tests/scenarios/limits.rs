@@ -71,6 +71,23 @@ async fn one_peer_may_have_so_many_requests_wait_for_loads_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_value_that_waits_to_be_stored_has_a_place_among_the_requests_that_wait() {
+    let (node, group, gate) = node(|limits| limits.max_serving_per_peer = 4).await;
+    group.set("old", "old").await.unwrap().log_unreached();
+    let mut greedy = Raw::named(&node, "b").await;
+    greedy.asks("b", 4).await;
+    gate.begun(4).await;
+    let set = Request { op: 1, value: "new".into(), ..get(9, "old") };
+    greedy.frames.send(Frame { requests: vec![set.clone()], ..Frame::default() }).await.unwrap();
+    assert_eq!(greedy.finally(1).await, [OVERLOADED]);
+    assert_eq!(group.entries(), 0, "what was written is not known, and what was there is not true any more");
+    gate.open();
+    assert_eq!(greedy.finally(4).await, [VALUE; 4]);
+    assert_eq!(statuses(&greedy.ask(vec![set]).await), [DONE]);
+    assert_eq!(group.get("old").await.unwrap(), "new");
+}
+
+#[tokio::test]
 async fn all_peers_together_may_have_so_many_requests_wait_for_loads_and_no_more() {
     let (node, group, gate) = node(|limits| limits.max_serving = 6).await;
     let (mut b, mut c) = (Raw::named(&node, "b").await, Raw::named(&node, "c").await);
