@@ -285,7 +285,8 @@ async fn ten_thousand_streams_on_one_connection() {
     // By hand: a client library keeps to the number that it is told.
     let (mut from, mut to) = TcpStream::connect(scene.address).await.unwrap().into_split();
     let opening = tokio::spawn(async move {
-        let path = b"/groupcache.v1.Peer/Connect";
+        // Unary, and what is asked for never comes: nothing but their number ends them.
+        let path = b"/groupcache.v1.Peer/Get";
         // POST, http, the path, and the type of its content, as literals of HPACK.
         let headers = [&[0x83, 0x86, 0x04, path.len() as u8], &path[..], b"\x0f\x10\x10application/grpc"].concat();
         let mut frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
