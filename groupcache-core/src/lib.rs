@@ -94,8 +94,10 @@ pub use crate::{
     identity::{Address, Identity, Incarnation, MAX_WEIGHT, NodeState, PeerId},
     loader::{IntoLoadResult, IntoLoaded, Load, LoadError, LoadFn, LoadFnWith, LoadReason, Loaded, Loader},
     membership::{
+        merge::{Merge, merge},
         poll::{Poll, poll},
         provider::{Health, Me, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+        stream::{Follow, follow},
     },
     node::{DiscoveryInfo, MemberInfo, Node, NodeBuilder, Unconnected},
     peer::service::{PeerBody, PeerService},

@@ -276,6 +276,16 @@ impl ProviderContext {
     pub fn report(&self, health: Health) {
         let _ = self.reports.try_send(Report::Health(health));
     }
+
+    /// For a provider made of others: what a child of it is run with, and what that child says.
+    pub(crate) fn child(&self) -> (ProviderHandle, ProviderFeed) {
+        ProviderHandle::new(self.me.clone(), self.leaving.clone())
+    }
+
+    /// Turns true when the node leaves.
+    pub(crate) fn leaving_flag(&self) -> watch::Receiver<bool> {
+        self.leaving.clone()
+    }
 }
 
 /// The node's end of a [`ProviderContext`]; it outlives the runs of the provider.

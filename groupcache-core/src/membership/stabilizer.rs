@@ -24,10 +24,11 @@ use std::{
 use self::{
     asking::Asking,
     dials::{Aim, Dials, Link},
-    listing::{Listing, distinct},
+    listing::Listing,
 };
 pub(crate) use self::{
     events::{Action, Counters, DialId, HelloFacts, Input, Refusal, Warning},
+    listing::distinct,
     members::{Member, MemberSet},
 };
 use crate::identity::{Address, Incarnation, NodeState, PeerId};

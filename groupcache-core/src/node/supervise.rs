@@ -1,29 +1,17 @@
-//! Runs a provider for as long as the node lives: an error, a panic or an early return starts it again.
+//! The provider of a node: run for as long as the node lives, its restarts counted.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
-use futures_util::FutureExt;
-use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, sleep, timeout},
-};
+use tokio::sync::watch;
 
+pub(super) use crate::membership::supervise::Asks;
 use crate::{
-    config::WITHDRAW,
-    identity::PeerId,
-    membership::provider::{Health, Provider, ProviderHandle},
+    membership::{
+        provider::{Provider, ProviderHandle},
+        supervise,
+    },
     peer::hello::Local,
 };
-
-/// First and longest pause before a provider is run again.
-const RESTART_MIN: Duration = Duration::from_millis(100);
-const RESTART_MAX: Duration = Duration::from_secs(30);
-/// A run that lasted this long was a good one: the next pause is short again.
-const GOOD_RUN: Duration = Duration::from_secs(60);
-
-/// Where to ask the current run to look again.
-pub(super) type Asks = watch::Sender<Option<mpsc::Sender<Vec<PeerId>>>>;
 
 /// Runs until the node leaves and the provider has withdrawn, or has taken too long to.
 pub(super) async fn supervise(
@@ -31,53 +19,8 @@ pub(super) async fn supervise(
     handle: ProviderHandle,
     asks: Asks,
     local: Arc<Local>,
-    mut leaving: watch::Receiver<bool>,
+    leaving: watch::Receiver<bool>,
     seed: u64,
 ) {
-    let pauses = || {
-        let builder = ExponentialBuilder::default().with_min_delay(RESTART_MIN).with_max_delay(RESTART_MAX);
-        builder.without_max_times().with_jitter().with_jitter_seed(seed).build()
-    };
-    let mut next_pauses = pauses();
-    loop {
-        let (cx, ask) = handle.context();
-        asks.send_replace(Some(ask));
-        let begun = Instant::now();
-        let mut run = std::pin::pin!(AssertUnwindSafe(async { provider.run(cx).await }).catch_unwind());
-        let ended = tokio::select! {
-            biased;
-            ended = &mut run => ended,
-            () = left(&mut leaving) => {
-                if timeout(WITHDRAW, &mut run).await.is_err() {
-                    tracing::warn!(provider = provider.name(), "did not withdraw its announcement within a second");
-                }
-                return;
-            }
-        };
-        if *leaving.borrow() {
-            return;
-        }
-        let why = match ended {
-            Ok(Ok(())) => "it returned early".to_owned(),
-            Ok(Err(e)) => e.to_string(),
-            Err(_) => "it panicked".to_owned(),
-        };
-        local.counters.provider_restarts.up();
-        if begun.elapsed() >= GOOD_RUN {
-            next_pauses = pauses();
-        }
-        let pause = next_pauses.next().unwrap_or(RESTART_MAX);
-        tracing::warn!(provider = provider.name(), error = %why, ?pause, "discovery failed; the last set of peers stays, it is run again");
-        handle.report(Health::Stale(why));
-        tokio::select! {
-            biased;
-            () = sleep(pause) => {}
-            () = left(&mut leaving) => return,
-        }
-    }
-}
-
-/// Returns when the node leaves, or is gone. (The guard that `wait_for` gives must not live in a select.)
-async fn left(leaving: &mut watch::Receiver<bool>) {
-    let _ = leaving.wait_for(|leaving| *leaving).await;
+    supervise::supervise(provider, handle, asks, || local.counters.provider_restarts.up(), leaving, seed).await;
 }

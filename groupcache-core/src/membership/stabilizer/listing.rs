@@ -98,7 +98,7 @@ impl Listed {
 }
 
 /// The first few of the addresses, each once, in their order.
-pub(super) fn distinct(addresses: impl IntoIterator<Item = Address>) -> Vec<Address> {
+pub(crate) fn distinct(addresses: impl IntoIterator<Item = Address>) -> Vec<Address> {
     let mut kept = Vec::new();
     for address in addresses {
         if kept.len() < MAX_ADDRESSES && !kept.contains(&address) {

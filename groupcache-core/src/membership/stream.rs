@@ -1,0 +1,83 @@
+//! A provider made of a stream of peer sets.
+
+use std::{fmt, pin::pin};
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use futures_util::StreamExt;
+
+use crate::{
+    error::BoxError,
+    membership::provider::{Health, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+};
+
+/// Makes a provider of a stream of peer sets, such as the watch of a registry.
+///
+/// `open` begins the stream, at once and again after each end of it, with a pause that grows to 30 s. A set is
+/// published as it comes. An error in the stream keeps the last set and is reported; the stream goes on.
+///
+/// A stream cannot be asked, so a node that doubts a set does not get it confirmed: it pings the peers that the set
+/// has lost, as it would while a source is down.
+///
+/// ```
+/// use futures_util::stream;
+/// use groupcache_core::{BoxError, Peer, PeerSet, follow};
+///
+/// let provider = follow("registry", || {
+///     let peers = vec![Peer::at("10.0.0.7:7946")];
+///     stream::iter(peers).map(|peer| Ok::<_, BoxError>(PeerSet::complete(vec![peer?])))
+/// });
+/// # use futures_util::StreamExt;
+/// # let _: &dyn groupcache_core::Provider = &provider;
+/// ```
+pub fn follow<F, S>(name: &'static str, open: F) -> Follow<F>
+where
+    F: Fn() -> S + Send + Sync + 'static,
+    S: Stream<Item = Result<PeerSet, BoxError>> + Send,
+{
+    Follow { name, open }
+}
+
+/// What [`follow`] makes.
+pub struct Follow<F> {
+    name: &'static str,
+    open: F,
+}
+
+impl<F> fmt::Debug for Follow<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follow").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl<F, S> Provider for Follow<F>
+where
+    F: Fn() -> S + Send + Sync + 'static,
+    S: Stream<Item = Result<PeerSet, BoxError>> + Send,
+{
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
+        let mut sets = pin!((self.open)());
+        loop {
+            tokio::select! {
+                biased;
+                signal = cx.next() => match signal {
+                    Signal::Leaving => return Ok(()),
+                    Signal::MeChanged | Signal::Resolve(_) => {}
+                },
+                set = sets.next() => match set {
+                    Some(Ok(set)) => {
+                        cx.publish(set);
+                        cx.report(Health::Connected);
+                    }
+                    Some(Err(e)) => cx.report(Health::Stale(e.to_string())),
+                    None => return Err("the stream of peer sets has ended; it is opened again".into()),
+                },
+            }
+        }
+    }
+}
