@@ -56,6 +56,8 @@ mod chain;
 mod clock;
 mod codec;
 mod config;
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
 mod error;
 mod flight;
 mod group;

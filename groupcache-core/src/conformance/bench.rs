@@ -1,0 +1,192 @@
+//! A provider on the bench: run as a node runs it, with no node.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::{CLUSTER, known::Known, member};
+use crate::{
+    error::Error,
+    identity::PeerId,
+    membership::{
+        provider::{Health, Me, Peer, Provider, ProviderFeed, ProviderHandle, Report},
+        supervise::supervise,
+    },
+};
+
+pub(super) struct Bench {
+    me: watch::Sender<Me>,
+    leaving: watch::Sender<bool>,
+    feed: ProviderFeed,
+    known: Known,
+    asks: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
+    run: JoinHandle<()>,
+    /// How many tasks there were before the provider had any.
+    tasks_before: usize,
+    pub(super) health: Option<Health>,
+}
+
+/// What is known of the peers: the last complete set, and the hints since then.
+pub(super) struct Seen(pub(super) Known);
+
+impl Bench {
+    pub(super) fn start(provider: Arc<dyn Provider>) -> Result<Self, Error> {
+        let me = Me { id: PeerId::new("under-test")?, cluster: CLUSTER.into(), ..member(9_999)? };
+        let (me, announced) = watch::channel(me);
+        let (leaving, is_leaving) = watch::channel(false);
+        let (handle, feed) = ProviderHandle::new(announced, is_leaving.clone());
+        let (ask, asks) = watch::channel(None);
+        let tasks_before = Handle::current().metrics().num_alive_tasks();
+        let run = tokio::spawn(supervise(provider, handle, ask, || {}, is_leaving, 1));
+        Ok(Self { me, leaving, feed, known: Known::default(), asks, run, tasks_before, health: None })
+    }
+
+    pub(super) fn seen(&mut self) -> Seen {
+        while let Ok(report) = self.feed.reports.try_recv() {
+            if let Report::Health(health) = report {
+                self.health = Some(health);
+            }
+        }
+        self.known.read(&mut self.feed);
+        Seen(self.known.clone())
+    }
+
+    /// Waits until what is known satisfies `condition`.
+    pub(super) async fn until(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        condition: impl Fn(&Seen) -> bool,
+    ) -> Result<(), String> {
+        let end = Instant::now() + limit;
+        loop {
+            let seen = self.seen();
+            if condition(&seen) {
+                return Ok(());
+            }
+            match timeout_at(end, self.feed.sets.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(format!("the provider has ended: {what}, {seen}")),
+                Err(_) => {
+                    let health = self.health.as_ref();
+                    return Err(format!("not within {limit:?}: {what}; {seen}, its health is {health:?}"));
+                }
+            }
+        }
+    }
+
+    /// Sees to it that what is known satisfies `condition` at each moment of `time`.
+    pub(super) async fn throughout(
+        &mut self,
+        time: Duration,
+        what: &str,
+        condition: impl Fn(&Seen) -> bool,
+    ) -> Result<(), String> {
+        let end = Instant::now() + time;
+        loop {
+            let seen = self.seen();
+            if !condition(&seen) {
+                return Err(format!("not so any more: {what}; {seen}"));
+            }
+            match timeout_at(end, self.feed.sets.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(format!("the provider has ended: {what}")),
+                Err(_) => {
+                    self.seen(); // what it has reported since
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Asks the provider to look again.
+    pub(super) fn ask(&self) {
+        if let Some(ask) = &*self.asks.borrow() {
+            let _ = ask.try_send(Vec::new());
+        }
+    }
+
+    /// Changes what the provider announces.
+    pub(super) fn change_me(&self, change: impl FnOnce(&mut Me)) {
+        self.me.send_modify(change);
+    }
+
+    /// Tells the provider that the node leaves, and waits until nothing of it is left.
+    pub(super) async fn leave(self, returns: Duration, tasks: Duration) -> Result<(), String> {
+        self.leaving.send_replace(true);
+        // The supervisor gives up on it after a second, and would hide a provider that does not return.
+        let begun = Instant::now();
+        let ended = timeout(returns + Duration::from_secs(2), self.run).await;
+        if begun.elapsed() > returns || ended.is_err() {
+            return Err(format!("the provider did not return within {returns:?} of Leaving"));
+        }
+        tasks_end(self.tasks_before, tasks).await
+    }
+
+    /// Drops the provider where it stands.
+    pub(super) async fn drop_it(self, tasks: Duration) -> Result<(), String> {
+        self.run.abort();
+        let _ = self.run.await;
+        tasks_end(self.tasks_before, tasks).await
+    }
+}
+
+async fn tasks_end(before: usize, limit: Duration) -> Result<(), String> {
+    let end = Instant::now() + limit;
+    loop {
+        let now = Handle::current().metrics().num_alive_tasks();
+        if now <= before {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(format!("{} of its tasks are left {limit:?} after its end", now - before));
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+impl Seen {
+    pub(super) fn is_complete(&self) -> bool {
+        self.0.complete.is_some()
+    }
+
+    fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.0.complete.iter().flat_map(|set| &set.peers).chain(&self.0.hints)
+    }
+
+    /// The entries that speak of this member: by its name, or by an address of its where there is no name.
+    pub(super) fn entries(&self, member: &Me) -> Vec<&Peer> {
+        let is_of = |peer: &&Peer| match peer.id() {
+            Some(id) => *id == member.id,
+            None => peer.addresses().iter().any(|address| member.addresses.contains(address)),
+        };
+        self.peers().filter(is_of).collect()
+    }
+
+    pub(super) fn has(&self, member: &Me) -> bool {
+        !self.entries(member).is_empty()
+    }
+
+    pub(super) fn has_all(&self, members: &[Me]) -> bool {
+        members.iter().all(|member| self.has(member))
+    }
+}
+
+impl std::fmt::Display for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let named = |peer: &Peer| match peer.id() {
+            Some(id) => id.to_string(),
+            None => format!("{:?}", peer.addresses()),
+        };
+        let sets = self.0.count;
+        match self.peers().map(named).collect::<Vec<_>>() {
+            peers if peers.len() > 20 => write!(f, "it lists {} peers after {sets} complete sets", peers.len()),
+            peers => write!(f, "it lists {peers:?} after {sets} complete sets"),
+        }
+    }
+}
