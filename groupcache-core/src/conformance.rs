@@ -81,7 +81,7 @@ use crate::{
     membership::provider::{Me, Provider},
 };
 
-pub use self::scenarios::conform;
+pub use self::{bench::Bench, scenarios::conform};
 
 /// The cluster that the node under test and all members are of.
 pub const CLUSTER: &str = "conformance";

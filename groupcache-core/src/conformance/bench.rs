@@ -19,7 +19,11 @@ use crate::{
     },
 };
 
-pub(super) struct Bench {
+/// A provider that runs as in a node, without the node: for tests of what it publishes, and when.
+///
+/// Its node is called `under-test` and is of the cluster [`CLUSTER`]. Dropping it drops the provider.
+#[derive(Debug)]
+pub struct Bench {
     me: watch::Sender<Me>,
     leaving: watch::Sender<bool>,
     feed: ProviderFeed,
@@ -35,7 +39,11 @@ pub(super) struct Bench {
 pub(super) struct Seen(pub(super) Known);
 
 impl Bench {
-    pub(super) fn start(provider: Arc<dyn Provider>) -> Result<Self, Error> {
+    /// Runs a provider, again and again if it must, as a node does.
+    ///
+    /// # Errors
+    /// None that a caller could cause.
+    pub fn start(provider: Arc<dyn Provider>) -> Result<Self, Error> {
         let me = Me { id: PeerId::new("under-test")?, cluster: CLUSTER.into(), ..member(9_999)? };
         let (me, announced) = watch::channel(me);
         let (leaving, is_leaving) = watch::channel(false);
@@ -44,6 +52,27 @@ impl Bench {
         let tasks_before = Handle::current().metrics().num_alive_tasks();
         let run = tokio::spawn(supervise(provider, handle, ask, || {}, is_leaving, 1));
         Ok(Self { me, leaving, feed, known: Known::default(), asks, run, tasks_before, health: None })
+    }
+
+    /// Who is listed now: the last complete set, and the hints since.
+    pub fn peers(&mut self) -> Vec<Peer> {
+        self.seen().peers().cloned().collect()
+    }
+
+    /// How many complete sets there have been.
+    pub fn sets(&mut self) -> u64 {
+        self.seen().0.count
+    }
+
+    /// What the provider said last of its source.
+    pub fn health(&mut self) -> Option<Health> {
+        self.seen();
+        self.health.clone()
+    }
+
+    /// Tells the provider that the node leaves, and waits until it has returned, as long as a node would.
+    pub async fn stop(self) {
+        let _ = self.leave(Duration::from_secs(1)).await;
     }
 
     pub(super) fn seen(&mut self) -> Seen {
@@ -116,27 +145,35 @@ impl Bench {
         self.me.send_modify(change);
     }
 
-    /// Tells the provider that the node leaves, and waits until nothing of it is left.
-    pub(super) async fn leave(self, returns: Duration, tasks: Duration) -> Result<(), String> {
+    /// Tells the provider that the node leaves, and waits until it has returned. Tells how many tasks there were
+    /// before it had any, for [`tasks_end`].
+    pub(super) async fn leave(mut self, returns: Duration) -> Result<usize, String> {
         self.leaving.send_replace(true);
         // The supervisor gives up on it after a second, and would hide a provider that does not return.
         let begun = Instant::now();
-        let ended = timeout(returns + Duration::from_secs(2), self.run).await;
+        let ended = timeout(returns + Duration::from_secs(2), &mut self.run).await;
         if begun.elapsed() > returns || ended.is_err() {
             return Err(format!("the provider did not return within {returns:?} of Leaving"));
         }
-        tasks_end(self.tasks_before, tasks).await
+        Ok(self.tasks_before)
     }
 
     /// Drops the provider where it stands.
-    pub(super) async fn drop_it(self, tasks: Duration) -> Result<(), String> {
+    pub(super) async fn drop_it(mut self, tasks: Duration) -> Result<(), String> {
         self.run.abort();
-        let _ = self.run.await;
+        let _ = (&mut self.run).await;
         tasks_end(self.tasks_before, tasks).await
     }
 }
 
-async fn tasks_end(before: usize, limit: Duration) -> Result<(), String> {
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.run.abort();
+    }
+}
+
+/// Waits until there are no more tasks than before. Only of use where the source itself begins none meanwhile.
+pub(super) async fn tasks_end(before: usize, limit: Duration) -> Result<(), String> {
     let end = Instant::now() + limit;
     loop {
         let now = Handle::current().metrics().num_alive_tasks();

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Cannot, Outcome, Report, Source, Timing, bench::Bench, member};
+use super::{
+    Cannot, Outcome, Report, Source, Timing,
+    bench::{Bench, Seen, tasks_end},
+    member,
+};
 use crate::{
     error::Error,
     identity::{Address, Incarnation, NodeState},
@@ -105,7 +109,14 @@ async fn settled<S: Source>(source: &mut S, timing: Timing, members: u16) -> Res
 
 /// The end of each scenario that is not about the end.
 async fn end(bench: Bench, timing: Timing) -> Ended {
-    Ok(bench.leave(timing.leaving, timing.tasks).await?)
+    bench.leave(timing.leaving).await?;
+    Ok(())
+}
+
+/// The end of the others: nothing of the provider may be left.
+async fn end_of_all(bench: Bench, timing: Timing) -> Ended {
+    let tasks_before = bench.leave(timing.leaving).await?;
+    Ok(tasks_end(tasks_before, timing.tasks).await?)
 }
 
 async fn first_set<S: Source>(source: &mut S, timing: Timing) -> Ended {
@@ -154,7 +165,7 @@ async fn new_life<S: Source>(source: &mut S, timing: Timing) -> Ended {
     let incarnation = Incarnation(old.incarnation.0 + 1_000_000);
     let new = Me { incarnation, addresses: vec![address.clone()], ..old.clone() };
     source.join(&new).await?;
-    let is_new = |s: &super::bench::Seen| {
+    let is_new = |s: &Seen| {
         let entries = s.entries(&new);
         let is_one = matches!(entries.as_slice(), [one] if one.addresses.first() == Some(&address));
         is_one && entries.iter().all(|one| one.incarnation.is_none_or(|i| i == incarnation))
@@ -170,7 +181,7 @@ async fn dual_stack<S: Source>(source: &mut S, timing: Timing) -> Ended {
     let mut dual = member(1)?;
     dual.addresses.push(Address::new("[fd00::1]:7946")?);
     source.join(&dual).await?;
-    let is_one = |s: &super::bench::Seen| {
+    let is_one = |s: &Seen| {
         let entries = s.entries(&dual);
         matches!(entries.as_slice(), [one] if dual.addresses.iter().all(|a| one.addresses.contains(a)))
     };
@@ -261,7 +272,7 @@ async fn storm<S: Source>(source: &mut S, timing: Timing) -> Ended {
     if after - before > u64::from(CROWD) + QUIET_SETS {
         return Err(Stop::Failed(format!("{} sets for {CROWD} joins", after - before)));
     }
-    let still = |s: &super::bench::Seen| s.has_all(&members) && s.0.count - after <= QUIET_SETS;
+    let still = |s: &Seen| s.has_all(&members) && s.0.count - after <= QUIET_SETS;
     bench.throughout(QUIET, "at most 20 sets in a second without change", still).await?;
     end(bench, timing).await
 }
@@ -276,19 +287,19 @@ async fn change_of_me<S: Source>(source: &mut S, timing: Timing) -> Ended {
 
 async fn leaving<S: Source>(source: &mut S, timing: Timing) -> Ended {
     let (_, bench) = settled(source, timing, 3).await?;
-    end(bench, timing).await?;
+    end_of_all(bench, timing).await?;
     // Before it has had an answer, too.
-    end(Bench::start(source.provider())?, timing).await
+    end_of_all(Bench::start(source.provider())?, timing).await
 }
 
 async fn leaving_in_an_outage<S: Source>(source: &mut S, timing: Timing) -> Ended {
     let (_, mut bench) = settled(source, timing, 2).await?;
     source.fail().await?;
-    bench.throughout(Duration::from_millis(300), "a set", super::bench::Seen::is_complete).await?;
-    end(bench, timing).await?;
+    bench.throughout(Duration::from_millis(300), "a set", Seen::is_complete).await?;
+    end_of_all(bench, timing).await?;
     let mut bench = Bench::start(source.provider())?;
     bench.throughout(Duration::from_millis(300), "no set", |s| !s.is_complete()).await?;
-    end(bench, timing).await
+    end_of_all(bench, timing).await
 }
 
 async fn dropped<S: Source>(source: &mut S, timing: Timing) -> Ended {
