@@ -8,8 +8,8 @@ GROUP_PORT ?= 7946
 CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-# Debian packages that tests want beyond the above: none so far.
-PACKAGES =
+# Debian packages that tests want beyond the above.
+PACKAGES = nats-server
 
 .PHONY: help run test lint doc clean deps proto measure-ring interleavings
 

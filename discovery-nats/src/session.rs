@@ -1,0 +1,397 @@
+//! What a node does on a connection: it announces itself, listens, asks, answers, and says goodbye.
+
+use std::time::Duration;
+
+#[cfg(feature = "kv")]
+use groupcache_core::Incarnation;
+use groupcache_core::{Health, Me, Peer, PeerSet, ProviderContext, Signal};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::{
+    announcement::Announcement,
+    bus::{Bus, Word},
+    connect::{Connection, Noted},
+    options::Nats,
+    path::Path,
+    subjects::Subjects,
+    table::{Heard, Table},
+};
+
+/// A question is answered when nothing has been heard for this long, or after `ANSWERS_END`.
+const ANSWERS_QUIET: Duration = Duration::from_millis(150);
+const ANSWERS_END: Duration = Duration::from_secs(1);
+/// Changes that come together are published together.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Answers are spread over this time, since all nodes hear a question at once.
+const ANSWER_SPREAD: Duration = Duration::from_millis(50);
+/// When more questions than this wait, one heartbeat answers them all.
+const MAX_ANSWERS: usize = 8;
+/// How often the connection and the expiry of peers are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long the goodbye may take to come back, which tells that the server has it.
+const GOODBYE: Duration = Duration::from_millis(400);
+
+/// Why a connection is left.
+pub(crate) enum End {
+    Leaving,
+    /// Make a new one.
+    Renew(String),
+    /// The client is not ours, and it is closed.
+    Closed,
+}
+
+/// What outlives a connection.
+pub(crate) struct Node<'a> {
+    options: &'a Nats,
+    pub(crate) subjects: Subjects,
+    /// Tells our own messages from those of others, another node of our id included.
+    nonce: String,
+    pub(crate) rng: fastrand::Rng,
+    table: Table,
+    path: Path,
+    /// A complete set has been published: from then on every set is complete, for nobody is forgotten unheard.
+    is_complete: bool,
+    /// Answers to the last question are being collected.
+    asked: Option<Asked>,
+    /// Something has changed, and is published at that time.
+    news_at: Option<Instant>,
+    heartbeat_at: Instant,
+    /// Questions of others: where the answers go, and when.
+    questions: Vec<String>,
+    answer_at: Option<Instant>,
+    look_at: Instant,
+}
+
+#[derive(Clone, Copy)]
+struct Asked {
+    quiet_at: Instant,
+    end_at: Instant,
+    /// The end has passed and nothing has come back; it has been reported.
+    is_overdue: bool,
+}
+
+impl<'a> Node<'a> {
+    pub(crate) fn new(options: &'a Nats, me: &Me) -> Self {
+        let mut rng = fastrand::Rng::new();
+        let nonce: String = std::iter::repeat_with(|| rng.alphanumeric()).take(12).collect();
+        let now = Instant::now();
+        // A heartbeat comes back within a fraction of the time between two.
+        let patience = options.pace.heartbeat.mul_f64(1.5) + Duration::from_millis(50);
+        Self {
+            options,
+            subjects: Subjects::new(&options.subject, &options.application, &me.cluster, &nonce),
+            nonce,
+            rng,
+            table: Table::default(),
+            path: Path::new(patience, now),
+            is_complete: false,
+            asked: None,
+            news_at: None,
+            heartbeat_at: now,
+            questions: Vec::new(),
+            answer_at: None,
+            look_at: now,
+        }
+    }
+
+    /// Lives on a connection until it is lost or the node leaves.
+    pub(crate) async fn live(&mut self, cx: &mut ProviderContext, connection: Connection) -> End {
+        let Connection { client, mut noted } = connection;
+        let me = cx.me();
+        let opened = tokio::select! {
+            biased;
+            opened = Bus::open(self.options, client, &self.subjects, &me) => opened,
+            () = cx.leaving() => return End::Leaving,
+        };
+        let mut bus = match opened {
+            Ok(bus) => bus,
+            Err(why) => return End::Renew(why),
+        };
+        let mut dropped = 0;
+        self.path.lose(Instant::now());
+        self.ask(cx, &mut bus).await;
+        loop {
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                signal = cx.next() => match signal {
+                    Signal::Leaving => {
+                        self.say_goodbye(cx, &mut bus).await;
+                        return End::Leaving;
+                    }
+                    Signal::MeChanged => {
+                        self.announce(cx, &mut bus).await;
+                        self.news(); // our own record is part of what we publish
+                    }
+                    Signal::Resolve(_) => self.ask(cx, &mut bus).await,
+                },
+                word = bus.next() => match word {
+                    Word::Lost => return self.lost(),
+                    word => self.take(cx, word),
+                },
+                Ok(()) = noted.changed() => {
+                    let noted = noted.borrow_and_update().clone();
+                    let has_dropped = noted.dropped > std::mem::replace(&mut dropped, noted.dropped);
+                    if let Some(end) = self.take_note(cx, noted, has_dropped) {
+                        return end;
+                    }
+                }
+                () = sleep_until(wake) => {}
+            }
+            if let Some(end) = self.act(cx, &mut bus).await {
+                return end;
+            }
+        }
+    }
+
+    fn lost(&mut self) -> End {
+        self.options.counters.lost();
+        self.path.lose(Instant::now());
+        #[cfg(feature = "kv")]
+        let has_bucket = self.options.bucket.is_some();
+        #[cfg(not(feature = "kv"))]
+        let has_bucket = false;
+        if self.options.client.is_some() && !has_bucket {
+            return End::Closed;
+        }
+        End::Renew("the connection to the NATS server is lost; the last set of peers stays".to_owned())
+    }
+
+    /// When there is something to do though nothing is heard.
+    fn wake_at(&self) -> Instant {
+        let asked = self.asked.filter(|asked| !asked.is_overdue).map(|asked| asked.quiet_at.min(asked.end_at));
+        let all = [asked, self.news_at, self.answer_at, Some(self.heartbeat_at)];
+        all.into_iter().flatten().fold(self.look_at, Instant::min)
+    }
+
+    /// Asks everyone to answer, which is an announcement too, and collects the answers.
+    async fn ask(&mut self, cx: &ProviderContext, bus: &mut Bus) {
+        let now = Instant::now();
+        self.asked = Some(Asked { quiet_at: now + ANSWERS_QUIET, end_at: now + ANSWERS_END, is_overdue: false });
+        self.next_heartbeat(now);
+        let said = self.announcement(cx);
+        bus.ask(&said).await;
+        self.options.counters.published();
+    }
+
+    async fn announce(&mut self, cx: &ProviderContext, bus: &mut Bus) {
+        self.next_heartbeat(Instant::now());
+        bus.announce(&self.announcement(cx)).await;
+        self.options.counters.published();
+    }
+
+    fn announcement(&self, cx: &ProviderContext) -> Announcement {
+        Announcement::of(&cx.me(), self.options.pace.ttl, &self.nonce)
+    }
+
+    fn next_heartbeat(&mut self, now: Instant) {
+        self.heartbeat_at = now + self.options.pace.heartbeat.mul_f64(0.8 + 0.4 * self.rng.f64());
+    }
+
+    fn news(&mut self) {
+        self.news_at.get_or_insert(Instant::now() + SETTLE);
+    }
+
+    fn take(&mut self, cx: &ProviderContext, word: Word) {
+        let now = Instant::now();
+        let counters = &self.options.counters;
+        let (said, is_goodbye) = match word {
+            Word::Alive(said) => (said, false),
+            Word::Goodbye(said) => (said, true),
+            Word::Question(said, answer_to) => {
+                if said.from != self.nonce && answer_to.as_ref().is_some_and(|to| self.subjects.is_answer(to)) {
+                    self.questions.extend(answer_to.filter(|_| self.questions.len() <= MAX_ANSWERS));
+                    let spread = ANSWER_SPREAD.mul_f64(self.rng.f64());
+                    self.answer_at.get_or_insert(now + spread);
+                }
+                (said, false)
+            }
+            #[cfg(feature = "kv")]
+            Word::Gone(id) => {
+                if self.table.goodbye(&id, Incarnation(u64::MAX)) {
+                    cx.left(id, None);
+                    self.news();
+                }
+                return;
+            }
+            Word::Garbage(why) => return counters.garbage(why),
+            Word::Nothing | Word::Lost => return,
+        };
+        if said.from == self.nonce {
+            let is_news = self.path.echo(now);
+            let is_in_time = self.asked.is_some_and(|asked| !asked.is_overdue);
+            if is_news && !is_in_time {
+                // What was missed meanwhile is asked for, as soon as it can be heard.
+                self.asked = Some(Asked { quiet_at: now, end_at: now, is_overdue: true });
+            }
+            return;
+        }
+        counters.heard();
+        if let Some(asked) = &mut self.asked {
+            asked.quiet_at = now + ANSWERS_QUIET;
+        }
+        if is_goodbye {
+            if self.table.goodbye(&said.id, said.incarnation) {
+                cx.left(said.id, Some(said.incarnation));
+                self.news();
+            }
+            return;
+        }
+        match self.table.hear(said, now) {
+            Heard::News => self.news(),
+            Heard::Same => {}
+            Heard::Ignored => counters.ignored(),
+        }
+    }
+
+    fn take_note(&mut self, cx: &ProviderContext, noted: Noted, has_dropped: bool) -> Option<End> {
+        if has_dropped && self.path.lose(Instant::now()) {
+            self.options.counters.lost();
+            tracing::warn!(
+                "messages of peers came faster than they were read; nobody expires until all have been asked"
+            );
+        }
+        if noted.is_lame_duck && self.options.servers.len() > 1 {
+            return Some(End::Renew("the NATS server is about to shut down; another one is connected to".to_owned()));
+        }
+        if let Some(problem) = noted.problem {
+            cx.report(Health::Stale(self.refused(&problem)));
+        }
+        None
+    }
+
+    fn refused(&self, problem: &str) -> String {
+        if !problem.to_lowercase().contains("permission") {
+            return format!("the NATS server says {problem:?}");
+        }
+        let permission = self.options.permission();
+        format!(
+            "the NATS server says {problem:?}; the account of the nodes must be allowed to publish and to subscribe {permission:?}"
+        )
+    }
+
+    /// Does what is due.
+    async fn act(&mut self, cx: &ProviderContext, bus: &mut Bus) -> Option<End> {
+        let now = Instant::now();
+        if now >= self.look_at {
+            self.look_at = now + LOOK;
+            if let Some(end) = self.look(cx, bus, now).await {
+                return Some(end);
+            }
+        }
+        if now >= self.heartbeat_at {
+            self.announce(cx, bus).await;
+        }
+        if self.answer_at.is_some_and(|at| now >= at) {
+            self.answer(cx, bus).await;
+        }
+        self.collect(cx, now);
+        if self.news_at.is_some_and(|at| now >= at) {
+            self.publish(cx);
+        }
+        None
+    }
+
+    /// Looks after the connection and the expiry of peers.
+    async fn look(&mut self, cx: &ProviderContext, bus: &mut Bus, now: Instant) -> Option<End> {
+        let (is_connected, is_new) = bus.look();
+        if !is_connected && self.path.lose(now) {
+            self.options.counters.lost();
+            cx.report(Health::Stale(
+                "the connection to the NATS server is lost; the last set of peers stays".to_owned(),
+            ));
+        }
+        if is_new {
+            self.path.lose(now);
+            self.ask(cx, bus).await;
+        }
+        if self.path.turned_bad(now) {
+            self.options.counters.lost();
+            cx.report(Health::Stale(self.silence()));
+        }
+        if is_connected && self.path.good_since().is_none() && self.path.is_very_late(now) {
+            return Some(End::Renew(self.silence()));
+        }
+        let expired = self.path.good_since().map_or(0, |since| self.table.expire(now, since));
+        if expired > 0 {
+            self.options.counters.expired(expired);
+            self.news();
+        }
+        // The path is good again, and what was said meanwhile is not known.
+        if self.path.good_since().is_some() && self.asked.is_some_and(|asked| asked.is_overdue) {
+            self.ask(cx, bus).await;
+        }
+        None
+    }
+
+    fn silence(&self) -> String {
+        format!(
+            "what this node publishes does not come back from the NATS server: it hangs, or the account may not publish and subscribe {:?}",
+            self.options.permission()
+        )
+    }
+
+    async fn answer(&mut self, cx: &ProviderContext, bus: &mut Bus) {
+        self.answer_at = None;
+        let questions = std::mem::take(&mut self.questions);
+        if questions.len() > MAX_ANSWERS {
+            return self.announce(cx, bus).await;
+        }
+        let said = self.announcement(cx);
+        for to in questions {
+            bus.answer(to, &said).await;
+            self.options.counters.published();
+        }
+    }
+
+    /// Ends the collection of answers: what is known then is all there is, if we are sure to have heard it.
+    fn collect(&mut self, cx: &ProviderContext, now: Instant) {
+        let Some(asked) = self.asked.filter(|asked| !asked.is_overdue) else { return };
+        if self.path.good_since().is_some() && now >= asked.quiet_at.min(asked.end_at) {
+            self.asked = None;
+            self.is_complete = true;
+            self.publish(cx);
+            cx.report(Health::Connected);
+        } else if now >= asked.end_at {
+            self.asked = Some(Asked { is_overdue: true, ..asked });
+            cx.report(Health::Stale(self.silence()));
+            self.news();
+        }
+    }
+
+    fn publish(&mut self, cx: &ProviderContext) {
+        self.news_at = None;
+        let is_overdue = self.asked.is_some_and(|asked| asked.is_overdue);
+        if self.is_complete {
+            let me = cx.me();
+            let this = Peer::member(me.id, me.addresses).with_incarnation(me.incarnation).with_state(me.state);
+            cx.publish(PeerSet::complete(std::iter::once(this).chain(self.table.peers()).collect()));
+        } else if is_overdue {
+            // Heard though we are not: they are there, whoever else is.
+            cx.publish(PeerSet::partial(self.table.peers().collect()));
+        }
+    }
+
+    async fn say_goodbye(&mut self, cx: &ProviderContext, bus: &mut Bus) {
+        let said = self.announcement(cx);
+        let farewell = async {
+            if bus.say_goodbye(&said).await {
+                return;
+            }
+            // The server has it when it comes back: only then may the connection be closed.
+            loop {
+                match bus.next().await {
+                    Word::Lost => return,
+                    Word::Goodbye(heard) if heard.from == self.nonce => return,
+                    _ => {}
+                }
+            }
+        };
+        if self.path.good_since().is_some() {
+            let _ = timeout(GOODBYE, farewell).await;
+        } else {
+            let _ = timeout(GOODBYE / 4, farewell).await;
+        }
+        self.options.counters.published();
+    }
+}

@@ -1,0 +1,78 @@
+//! What the provider counts.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+/// What a provider has counted since it was made; clones of a provider count together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NatsStats {
+    /// Messages of peers that were read.
+    pub heard: u64,
+    /// Messages that nobody can read: no JSON, another version, no address, longer than 1 KiB.
+    pub garbage: u64,
+    /// Messages that came out of order or from beyond the limit of peers.
+    pub ignored: u64,
+    /// Messages that were published.
+    pub published: u64,
+    /// Peers that have not been heard of for their time to live.
+    pub expired: u64,
+    /// Times that the connection, or the path through the server, was lost.
+    pub lost: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counters(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    heard: AtomicU64,
+    garbage: AtomicU64,
+    ignored: AtomicU64,
+    published: AtomicU64,
+    expired: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn heard(&self) {
+        self.0.heard.fetch_add(1, Relaxed);
+    }
+
+    /// Counts it, and says so now and then: the 1st, 2nd, 4th, 8th…
+    pub(crate) fn garbage(&self, why: &str) {
+        let before = self.0.garbage.fetch_add(1, Relaxed);
+        if (before + 1).is_power_of_two() {
+            tracing::warn!(count = before + 1, why, "a message on the subject of this cluster cannot be read");
+        }
+    }
+
+    pub(crate) fn ignored(&self) {
+        self.0.ignored.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn published(&self) {
+        self.0.published.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn expired(&self, peers: usize) {
+        self.0.expired.fetch_add(peers as u64, Relaxed);
+    }
+
+    pub(crate) fn lost(&self) {
+        self.0.lost.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> NatsStats {
+        NatsStats {
+            heard: self.0.heard.load(Relaxed),
+            garbage: self.0.garbage.load(Relaxed),
+            ignored: self.0.ignored.load(Relaxed),
+            published: self.0.published.load(Relaxed),
+            expired: self.0.expired.load(Relaxed),
+            lost: self.0.lost.load(Relaxed),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Nodes of a cluster over a server that comes and goes: they find each other fast, and lose nobody with it.
+
+use std::{sync::Arc, time::Duration};
+
+use discovery_nats::Nats;
+use groupcache_core::{Group, Identity, Node};
+use tokio::time::Instant;
+
+use crate::support::{Broker, Fake, eventually, free_port, member};
+
+async fn node(servers: &str, name: &str) -> (Node, Group<String>) {
+    let identity = Identity::default().with_id(name).unwrap();
+    let nats = Nats::new(servers, "users").unwrap();
+    let node = Node::builder().identity(identity).provider(nats).start().await.unwrap();
+    let group = node.group::<String>("keys").capacity_bytes(1 << 20);
+    let group = group.loader(async |key: &str| Ok::<_, std::io::Error>(format!("value of {key}"))).build().unwrap();
+    (node, group)
+}
+
+fn sees(node: &Node, members: usize) -> bool {
+    let all = node.members();
+    all.len() == members && all.iter().all(|member| member.is_reachable)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_joins_is_in_every_ring_at_once_and_one_that_leaves_in_none() {
+    let broker = Broker::start().await;
+    let (a, _) = node(&broker.url(), "a").await;
+    let (b, _) = node(&broker.url(), "b").await;
+    eventually("a and b see each other", async || sees(&a, 2) && sees(&b, 2)).await;
+
+    let begun = Instant::now();
+    let (c, _) = node(&broker.url(), "c").await;
+    eventually("c is in every ring", async || [&a, &b, &c].into_iter().all(|node| sees(node, 3))).await;
+    println!("in every ring {:?} after its start (figure: 1 s)", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5));
+
+    let leaving = tokio::spawn(async move { c.shutdown().await });
+    let drained = Instant::now();
+    eventually("c is in no ring", async || sees(&a, 2) && sees(&b, 2)).await;
+    println!("out of every ring {:?} after shutdown began", drained.elapsed());
+    leaving.await.unwrap().unwrap();
+    a.shutdown().await.unwrap();
+    b.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_starts_before_its_server_forms_when_the_server_comes() {
+    let mut broker = Broker::down("");
+    let (a, group) = node(&broker.url(), "a").await;
+    let (b, _) = node(&broker.url(), "b").await;
+    assert_eq!(group.get("k").await.unwrap(), "value of k", "it serves alone");
+    broker.up().await;
+    let begun = Instant::now();
+    eventually("they see each other", async || sees(&a, 2) && sees(&b, 2)).await;
+    println!("formed {:?} after the server came", begun.elapsed());
+}
+
+/// Every node asks for keys, old and new, all the time; the first failure is kept.
+struct Traffic(tokio::task::JoinHandle<()>, Arc<std::sync::Mutex<(u64, Option<String>)>>);
+
+impl Traffic {
+    fn begin(groups: Vec<Group<String>>) -> Self {
+        let seen = Arc::new(std::sync::Mutex::new((0, None)));
+        let kept = Arc::clone(&seen);
+        let task = tokio::spawn(async move {
+            for n in 0_u64.. {
+                for group in &groups {
+                    let key = format!("k{}", n % 500 + n / 1000);
+                    let got = group.get(&key).await;
+                    let mut kept = kept.lock().unwrap();
+                    kept.0 += 1;
+                    if let Err(e) = got {
+                        kept.1.get_or_insert(e.to_string());
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        Self(task, seen)
+    }
+
+    fn end(self) {
+        self.0.abort();
+        let (gets, failure) = self.1.lock().unwrap().clone();
+        assert_eq!(failure, None, "of {gets} gets");
+        println!("{gets} gets, none failed");
+    }
+}
+
+/// Three nodes with traffic; the server is away for `outage` while nobody may be lost, and then all is well.
+async fn outlives(outage: Duration, broker: &mut Broker, servers: &str, away: fn(&mut Broker), back: AsyncBack) {
+    let (a, ga) = node(servers, "a").await;
+    let (b, gb) = node(servers, "b").await;
+    let (c, gc) = node(servers, "c").await;
+    let nodes = [&a, &b, &c];
+    let all_see = |n: usize| nodes.into_iter().all(|node| sees(node, n));
+    eventually("all see each other", async || all_see(3)).await;
+    let traffic = Traffic::begin(vec![ga, gb, gc]);
+
+    away(broker);
+    let begun = Instant::now();
+    while begun.elapsed() < outage {
+        assert!(all_see(3), "{:?} after the server went: {:?}", begun.elapsed(), a.members());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    back(broker).await;
+    let returned = Instant::now();
+    let (d, gd) = node(servers, "d").await;
+    eventually("all see who joined then", async || all_see(4) && sees(&d, 4)).await;
+    println!("right {:?} after the server was back (figure: 3 s)", returned.elapsed());
+    assert!(returned.elapsed() < Duration::from_secs(10));
+    gd.get("k1").await.unwrap();
+    // One that crashes now must still be noticed, and nobody else go with it.
+    let removed: u64 = nodes.iter().map(|node| node.discovery().removals).sum();
+    assert_eq!(removed, 0);
+    traffic.end();
+}
+
+type AsyncBack = for<'a> fn(&'a mut Broker) -> futures_util::future::BoxFuture<'a, ()>;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_for_half_a_minute_takes_nobody_with_it() {
+    let mut broker = Broker::start().await;
+    let servers = broker.url();
+    let back: AsyncBack = |broker| Box::pin(broker.up());
+    outlives(Duration::from_secs(30), &mut broker, &servers, Broker::kill, back).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_comes_back_elsewhere_in_the_list_takes_nobody_with_it() {
+    let mut broker = Broker::start().await;
+    let next = free_port();
+    let servers = format!("{},nats://127.0.0.1:{next}", broker.url());
+    let away: fn(&mut Broker) = |broker| {
+        broker.kill();
+        // The test gave the second address to the nodes before.
+        let port = broker.next_port.unwrap();
+        broker.move_to(port);
+    };
+    broker.next_port = Some(next);
+    let back: AsyncBack = |broker| Box::pin(broker.up());
+    outlives(Duration::from_secs(30), &mut broker, &servers, away, back).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_for_twenty_seconds_takes_nobody_with_it() {
+    let mut broker = Broker::start().await;
+    let servers = broker.url();
+    let back: AsyncBack = |broker| {
+        broker.resume();
+        Box::pin(std::future::ready(()))
+    };
+    outlives(Duration::from_secs(20), &mut broker, &servers, |broker| broker.pause(), back).await;
+}
+
+#[tokio::test]
+async fn one_that_dies_without_a_word_is_gone_after_four_heartbeats() {
+    let broker = Broker::start().await;
+    let fake = Fake::join(&broker.url(), "users", &member("doomed"), Duration::from_secs(2)).await;
+    let nats = Nats::new(broker.url(), "users").unwrap();
+    let mut bench = groupcache_core::conformance::Bench::start(Arc::new(nats)).unwrap();
+    eventually("it is listed", async || bench.peers().len() == 2).await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    fake.crash();
+    let took = eventually("it is not", async || bench.peers().len() == 1).await;
+    println!("gone {took:?} after it died (figure: 8.5 s)");
+    assert!(took > Duration::from_secs(5) && took < Duration::from_secs(12), "{took:?}");
+}

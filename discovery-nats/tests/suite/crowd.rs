@@ -1,0 +1,62 @@
+//! Five hundred peers: what they cost one node.
+
+use std::{sync::Arc, time::Duration};
+
+use discovery_nats::Nats;
+use groupcache_core::conformance::{Bench, CLUSTER};
+use tokio::time::{Instant, interval, sleep};
+
+use crate::support::{Broker, as_a_fake, eventually};
+
+const PEERS: u64 = 500;
+
+fn said(n: u64) -> String {
+    format!(
+        r#"{{"v":1,"id":"peer-{n}","inc":{n},"addrs":["10.0.{}.{}:7946"],"state":"ready","zone":"a","weight":1,"ttl_ms":8000,"from":"x"}}"#,
+        n / 250,
+        n % 250
+    )
+}
+
+/// Seconds of processor time that this process has had, as Linux tells.
+fn processor_time() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some((user + system) / 100.0)
+}
+
+#[tokio::test]
+async fn five_hundred_peers_cost_one_node_little() {
+    let broker = Broker::start().await;
+    let client = as_a_fake(&broker.url()).await;
+    let crowd = tokio::spawn(async move {
+        // Each once in 2 s, spread evenly: one each 4 ms.
+        let mut beats = interval(Duration::from_secs(2) / PEERS as u32);
+        for n in (0..PEERS).cycle() {
+            beats.tick().await;
+            client.publish(format!("groupcache-gossip.users.{CLUSTER}.hb"), said(n).into()).await.unwrap();
+        }
+    });
+    let nats = Nats::new(broker.url(), "users").unwrap();
+    let mut bench = Bench::start(Arc::new(nats.clone())).unwrap();
+    let all = eventually("all are listed", async || bench.peers().len() as u64 == PEERS + 1).await;
+
+    let (begun, before, sets) = (Instant::now(), nats.stats(), bench.sets());
+    let processor = processor_time();
+    sleep(Duration::from_secs(10)).await;
+    let after = nats.stats();
+    let seconds = begun.elapsed().as_secs_f64();
+    let heard = (after.heard - before.heard) as f64 / seconds;
+    let sent = (after.published - before.published) as f64 / seconds;
+    println!("{PEERS} peers, all listed after {all:?}: {heard:.0} messages/s heard, {sent:.2}/s sent");
+    if let (Some(before), Some(after)) = (processor, processor_time()) {
+        let share = (after - before) / seconds;
+        println!("{:.1} % of one processor, the sending of the 500 included", share * 100.0);
+        assert!(share < 0.5, "{share}");
+    }
+    assert!(heard < PEERS as f64 * 0.75 && sent < 2.0, "{heard} {sent}");
+    assert_eq!(bench.sets(), sets, "nothing changed, and nothing was published");
+    assert_eq!((after.expired, after.garbage), (0, 0));
+    crowd.abort();
+}

@@ -1,0 +1,9 @@
+//! The provider against a real nats-server: `nats-server` of the system, or the one that `NATS_SERVER` names.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests, helpers included")]
+
+mod cluster;
+mod conforms;
+mod crowd;
+mod options;
+mod support;
+mod trouble;

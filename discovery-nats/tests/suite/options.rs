@@ -1,0 +1,104 @@
+//! What needs more of the server: a bucket, a micro service.
+
+#[cfg(any(feature = "kv", feature = "micro"))]
+use {crate::support::*, discovery_nats::Nats, groupcache_core::*, std::time::Duration};
+
+#[cfg(feature = "kv")]
+mod bucket {
+    use std::sync::Arc;
+
+    use groupcache_core::conformance::Bench;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const CONFIG: &str = r#"jetstream { store_dir: "STORE", max_mem: 64MB, max_file: 64MB }"#;
+
+    fn nats(broker: &Broker) -> Nats {
+        let nats = Nats::new(broker.url(), "users").unwrap();
+        nats.heartbeat(Duration::from_millis(500)).key_value("members").unwrap()
+    }
+
+    async fn node(broker: &Broker, name: &str) -> Node {
+        let identity = Identity::default().with_id(name).unwrap();
+        Node::builder().identity(identity).provider(nats(broker)).start().await.unwrap()
+    }
+
+    fn sees(node: &Node, members: usize) -> bool {
+        node.members().len() == members && node.members().iter().all(|member| member.is_reachable)
+    }
+
+    /// An older server is told so; a newer one does the work.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_bucket_holds_the_members_and_an_old_server_is_told_so() {
+        let mut broker = Broker::with(CONFIG).await;
+        if version() < (2, 11) {
+            let mut bench = Bench::start(Arc::new(nats(&broker))).unwrap();
+            eventually(
+                "it says that the server is too old",
+                async || matches!(bench.health(), Some(Health::Stale(why)) if why.contains("needs 2.11 or newer")),
+            )
+            .await;
+            return assert_eq!(bench.sets(), 0);
+        }
+        let (a, b) = (node(&broker, "a").await, node(&broker, "b").await);
+        eventually("both see each other", async || sees(&a, 2) && sees(&b, 2)).await;
+        let begun = Instant::now();
+        let c = node(&broker, "c").await;
+        eventually("all see c", async || [&a, &b, &c].into_iter().all(|node| sees(node, 3))).await;
+        println!("in every ring {:?} after its start", begun.elapsed());
+
+        broker.kill();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            assert!(sees(&a, 3) && sees(&b, 3), "the server takes nobody with it");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        broker.up().await;
+        let d = node(&broker, "d").await;
+        eventually("all see d", async || [&a, &b, &c, &d].into_iter().all(|node| sees(node, 4))).await;
+        assert_eq!([&a, &b, &c].map(|node| node.discovery().removals), [0, 0, 0]);
+
+        let begun = Instant::now();
+        d.shutdown().await.unwrap();
+        eventually("nobody sees d", async || sees(&a, 3) && sees(&b, 3)).await;
+        println!("out of every ring {:?} after its shutdown", begun.elapsed());
+    }
+
+    #[test]
+    fn a_bucket_needs_a_name_that_the_server_takes() {
+        for bad in ["", "a.b", "two words", ">"] {
+            assert!(Nats::new("h", "users").unwrap().key_value(bad).is_err(), "{bad}");
+        }
+    }
+}
+
+#[cfg(feature = "micro")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_nodes_are_micro_services_while_they_live() {
+    use futures_util::StreamExt;
+    let broker = Broker::start().await;
+    let node = async |name: &str| {
+        let identity = Identity::default().with_id(name).unwrap();
+        let nats = Nats::new(broker.url(), "users").unwrap().micro_service();
+        Node::builder().identity(identity).provider(nats).start().await.unwrap()
+    };
+    let (a, b) = (node("a").await, node("b").await);
+    let client = as_a_fake(&broker.url()).await;
+    let listed = async || {
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.unwrap();
+        client.publish_with_reply("$SRV.PING.groupcache-users", inbox, "".into()).await.unwrap();
+        let mut ids = Vec::new();
+        while let Ok(Some(answer)) = tokio::time::timeout(Duration::from_millis(300), answers.next()).await {
+            let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
+            ids.extend(answer["metadata"]["id"].as_str().map(str::to_owned));
+        }
+        ids.sort();
+        ids
+    };
+    eventually("both are listed", async || listed().await == ["a", "b"]).await;
+    a.shutdown().await.unwrap();
+    eventually("one is listed", async || listed().await == ["b"]).await;
+    b.shutdown().await.unwrap();
+}

@@ -1,0 +1,257 @@
+//! Servers that refuse, that lie, that are old: a clear word about it, nobody lost, and well again when it is mended.
+
+use std::{sync::Arc, time::Duration};
+
+use discovery_nats::Nats;
+use groupcache_core::{Health, Peer, conformance::Bench};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::support::{Broker, Fake, PATIENCE, Scratch, as_a_fake, eventually, member};
+
+const HEARTBEAT: Duration = Duration::from_millis(250);
+
+fn nats(broker: &Broker) -> Nats {
+    Nats::new(broker.url(), "users").unwrap().heartbeat(HEARTBEAT)
+}
+
+fn bench(nats: Nats) -> Bench {
+    Bench::start(Arc::new(nats)).unwrap()
+}
+
+async fn until_stale(bench: &mut Bench, words: &[&str]) {
+    let is_said =
+        |health: Option<Health>| matches!(health, Some(Health::Stale(why)) if words.iter().all(|w| why.contains(w)));
+    eventually(&format!("it says {words:?}"), async || is_said(bench.health())).await;
+}
+
+async fn until_listed(bench: &mut Bench, names: &[&str]) -> Duration {
+    let begun = tokio::time::Instant::now();
+    loop {
+        let mut listed: Vec<_> = bench.peers().iter().filter_map(|p: &Peer| Some(p.id()?.to_string())).collect();
+        listed.sort();
+        let health = bench.health();
+        if bench.sets() > 0 && listed == names && health == Some(Health::Connected) {
+            return begun.elapsed();
+        }
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {names:?} are listed, but {listed:?}, {health:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_told_and_mended() {
+    let with = |password: &str| format!("authorization {{ user: cache, password: {password} }}");
+    let mut broker = Broker::with(&with("other")).await;
+    let mut bench = bench(nats(&broker).user_and_password("cache", "secret"));
+    until_stale(&mut bench, &["refuses the credentials", "check user, password"]).await;
+    assert_eq!(bench.sets(), 0, "it does not know that it is alone");
+    broker.reconfigure(&with("secret")).await;
+    let took = until_listed(&mut bench, &["under-test"]).await;
+    println!("well {took:?} after the password was right");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_and_an_address_with_a_user_sign_in() {
+    let broker = Broker::with("authorization { token: t0ken }").await;
+    let mut bench1 = bench(nats(&broker).token("t0ken"));
+    until_listed(&mut bench1, &["under-test"]).await;
+    let broker = Broker::with("authorization { user: cache, password: secret }").await;
+    let url = format!("nats://cache:secret@127.0.0.1:{}", broker.port);
+    let mut bench2 = bench(Nats::new(url, "users").unwrap().heartbeat(HEARTBEAT));
+    until_listed(&mut bench2, &["under-test"]).await;
+}
+
+fn account(permissions: &str) -> String {
+    format!(
+        r#"authorization {{ users: [
+            {{ user: cache, password: secret, permissions: {permissions} }},
+            {{ user: fakes, password: fakes }} ] }}"#
+    )
+}
+
+#[tokio::test]
+async fn the_permissions_that_are_documented_are_enough() {
+    let permission = Nats::new("h", "users").unwrap().permission();
+    let config = account(&format!(r#"{{ publish: ["{permission}"], subscribe: ["{permission}"] }}"#));
+    let broker = Broker::with(&config).await;
+    let fake = Fake::join(&broker.url(), "users", &member("other"), HEARTBEAT).await;
+    let nats = nats(&broker).user_and_password("cache", "secret");
+    let mut first = bench(nats.clone());
+    until_listed(&mut first, &["other", "under-test"]).await;
+    // The goodbye of one that stops is heard by the others, so it is allowed too.
+    let heard = nats.stats().heard;
+    assert!(heard > 0);
+    fake.leave().await;
+    until_listed(&mut first, &["under-test"]).await;
+    assert_eq!(nats.stats().garbage, 0);
+    first.stop().await;
+}
+
+#[tokio::test]
+async fn a_missing_permission_to_publish_is_told_and_mended_and_peers_are_still_found() {
+    let config = account(r#"{ publish: ["else.>"], subscribe: [">"] }"#);
+    let mut broker = Broker::with(&config).await;
+    let _fake = Fake::join(&broker.url(), "users", &member("other"), HEARTBEAT).await;
+    let mut bench = bench(nats(&broker).user_and_password("cache", "secret"));
+    until_stale(&mut bench, &["groupcache-gossip.users.>"]).await;
+    eventually("who is heard is known, as an addition", async || bench.peers().len() == 1).await;
+    assert_eq!(bench.sets(), 0, "whom it does not hear it does not know");
+    broker.reconfigure(&account(r#"{ publish: [">"], subscribe: [">"] }"#)).await;
+    let took = until_listed(&mut bench, &["other", "under-test"]).await;
+    println!("well {took:?} after the permission was given");
+}
+
+#[tokio::test]
+async fn a_missing_permission_to_subscribe_is_told_and_is_not_taken_for_solitude() {
+    let broker = Broker::with(&account(r#"{ publish: [">"], subscribe: ["else.>"] }"#)).await;
+    let _fake = Fake::join(&broker.url(), "users", &member("other"), HEARTBEAT).await;
+    let mut bench = bench(nats(&broker).user_and_password("cache", "secret"));
+    until_stale(&mut bench, &["groupcache-gossip.users.>"]).await;
+    tokio::time::sleep(HEARTBEAT * 8).await; // longer than any expiry and any collection
+    assert_eq!(bench.sets(), 0);
+}
+
+#[tokio::test]
+async fn tls_with_a_wrong_authority_is_told_and_the_right_one_works_with_client_certificates() {
+    let scratch = Scratch::new();
+    let (right, wrong) = (authority(), authority());
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &right).unwrap();
+    let certificate = scratch.write("cert.pem", leaf.pem());
+    let key = scratch.write("key.pem", key.serialize_pem());
+    let roots = scratch.write("right.pem", right.pem());
+    let others = scratch.write("wrong.pem", wrong.pem());
+    let broker = Broker::with(&format!(
+        "tls {{ cert_file: {certificate:?}, key_file: {key:?}, ca_file: {roots:?}, verify: true, timeout: 2 }}"
+    ))
+    .await;
+
+    let mut bad = bench(nats(&broker).root_certificates(&others).client_certificate(&certificate, &key));
+    until_stale(&mut bad, &["TLS", "check the root certificates"]).await;
+    let mut bare = bench(nats(&broker).root_certificates(&roots));
+    until_stale(&mut bare, &["NATS server"]).await;
+    assert_eq!((bad.sets(), bare.sets()), (0, 0));
+
+    let mut good = bench(nats(&broker).require_tls().root_certificates(&roots).client_certificate(&certificate, &key));
+    until_listed(&mut good, &["under-test"]).await;
+    good.stop().await; // it has the same id
+    // The file is read again for each attempt: to mend it is enough.
+    std::fs::copy(&roots, &others).unwrap();
+    until_listed(&mut bad, &["under-test"]).await;
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_paused_server_expires_nobody() {
+    let broker = Broker::start().await;
+    let _fake = Fake::join(&broker.url(), "users", &member("other"), HEARTBEAT).await;
+    let mut bench = bench(nats(&broker));
+    until_listed(&mut bench, &["other", "under-test"]).await;
+    broker.pause();
+    until_stale(&mut bench, &["does not come back"]).await;
+    tokio::time::sleep(HEARTBEAT * 8).await;
+    assert_eq!(bench.peers().len(), 2, "twice the time to live, and nobody is gone");
+    broker.resume();
+    until_listed(&mut bench, &["other", "under-test"]).await;
+}
+
+#[tokio::test]
+async fn applications_and_clusters_on_one_subject_do_not_see_each_other() {
+    let broker = Broker::start().await;
+    let mut stranger = member("stranger");
+    let _other_application = Fake::join(&broker.url(), "orders", &stranger, HEARTBEAT).await;
+    stranger.cluster = "blue".into();
+    let _other_cluster = Fake::join(&broker.url(), "users", &stranger, HEARTBEAT).await;
+    let _friend = Fake::join(&broker.url(), "users", &member("friend"), HEARTBEAT).await;
+    let nats = nats(&broker);
+    let mut bench = bench(nats.clone());
+    until_listed(&mut bench, &["friend", "under-test"]).await;
+    let heard = nats.stats().heard;
+    eventually("several heartbeats", async || nats.stats().heard > heard + 8).await;
+    assert_eq!(bench.peers().len(), 2);
+    assert_eq!(nats.stats().garbage, 0, "they are not even heard");
+}
+
+#[tokio::test]
+async fn a_question_makes_nobody_publish_elsewhere() {
+    use futures_util::StreamExt;
+    let broker = Broker::start().await;
+    let mut bench = bench(nats(&broker));
+    until_listed(&mut bench, &["under-test"]).await;
+    let client = as_a_fake(&broker.url()).await;
+    let mut elsewhere = client.subscribe("orders.>").await.unwrap();
+    let mut answers = client.subscribe("groupcache-gossip.users.conformance.to.me").await.unwrap();
+    let question = r#"{"v":1,"id":"asker","inc":1,"addrs":["10.0.0.1:1"],"state":"ready","ttl_ms":1000}"#;
+    for to in ["orders.cancel", "groupcache-gossip.users.conformance.to.me"] {
+        let subject = "groupcache-gossip.users.conformance.q";
+        client.publish_with_reply(subject, to, question.into()).await.unwrap();
+    }
+    let answer = tokio::time::timeout(Duration::from_secs(5), answers.next()).await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&answer.payload).contains("under-test"));
+    let nothing = tokio::time::timeout(HEARTBEAT * 2, elsewhere.next()).await;
+    assert!(nothing.is_err(), "it was sent {nothing:?}");
+}
+
+#[tokio::test]
+async fn the_client_of_the_application_can_be_used_and_outlives_the_node() {
+    let mut broker = Broker::start().await;
+    let client = async_nats::connect(broker.url()).await.unwrap();
+    let _fake = Fake::on(client.clone(), "users", &member("other"), HEARTBEAT).await;
+    let nats = Nats::from_client(client.clone(), "users").unwrap().heartbeat(HEARTBEAT);
+    let mut bench = bench(nats);
+    until_listed(&mut bench, &["other", "under-test"]).await;
+    broker.kill();
+    until_stale(&mut bench, &["lost"]).await;
+    tokio::time::sleep(HEARTBEAT * 8).await;
+    assert_eq!(bench.peers().len(), 2);
+    broker.up().await;
+    until_listed(&mut bench, &["other", "under-test"]).await;
+    bench.stop().await;
+    assert_eq!(client.connection_state(), async_nats::connection::State::Connected);
+}
+
+#[tokio::test]
+async fn a_server_that_shuts_down_in_order_is_left_for_another() {
+    let (first, second) = (Broker::start().await, Broker::start().await);
+    let servers = format!("{},{}", first.url(), second.url());
+    let _fakes = [
+        Fake::join(&first.url(), "users", &member("other"), HEARTBEAT).await,
+        Fake::join(&second.url(), "users", &member("other"), HEARTBEAT).await,
+    ];
+    let mut bench = bench(Nats::new(servers, "users").unwrap().heartbeat(HEARTBEAT));
+    until_listed(&mut bench, &["other", "under-test"]).await;
+    // Enters lame-duck mode: it tells its clients, takes no new ones, and closes the connections minutes later.
+    first.signal(rustix::process::Signal::USR2);
+    tokio::time::sleep(HEARTBEAT * 8).await;
+    until_listed(&mut bench, &["other", "under-test"]).await;
+}
+
+#[cfg(feature = "credentials")]
+#[tokio::test]
+async fn a_credentials_file_that_is_missing_is_named() {
+    let broker = Broker::start().await;
+    let mut bench = bench(nats(&broker).credentials_file("/nowhere/cache.creds"));
+    until_stale(&mut bench, &["/nowhere/cache.creds", "check its path"]).await;
+}
+
+#[cfg(feature = "credentials")]
+#[tokio::test]
+async fn an_nkey_signs_in() {
+    // The pair that the documentation of the server shows.
+    let (seed, public) = (
+        "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY",
+        "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4",
+    );
+    let broker = Broker::with(&format!("authorization {{ users: [ {{ nkey: {public} }} ] }}")).await;
+    let mut bench = bench(nats(&broker).nkey(seed));
+    until_listed(&mut bench, &["under-test"]).await;
+}
