@@ -125,6 +125,11 @@ pub trait Source: Send {
     /// The source holds, or is sent, what nobody can read, beside the members that it has.
     async fn garbage(&mut self) -> Result<(), Cannot>;
 
+    /// Whether the provider can tell a source without members from one that does not answer. Default: yes.
+    fn can_be_empty(&self) -> Result<(), Cannot> {
+        Ok(())
+    }
+
     /// Whether what the source holds tells one life of an id from the next. Default: yes.
     fn knows_incarnations(&self) -> Result<(), Cannot> {
         Ok(())

@@ -125,6 +125,7 @@ async fn first_set<S: Source>(source: &mut S, timing: Timing) -> Ended {
 }
 
 async fn nobody<S: Source>(source: &mut S, timing: Timing) -> Ended {
+    source.can_be_empty()?;
     source.mend(&[]).await;
     let mut bench = Bench::start(source.provider())?;
     let stranger = member(1)?;
