@@ -1,5 +1,4 @@
 //! Real nodes on loopback that find each other by a list, and lose each other by it.
-#![expect(clippy::unwrap_used, reason = "a test, helpers included")]
 
 use std::{future::Future, time::Duration};
 

@@ -1,0 +1,163 @@
+//! Peers from a file that is read again when it changes.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use groupcache_core::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+use tokio::io::AsyncReadExt;
+
+use crate::list::peer;
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// A changed file is read once more after this time: one that is being written must not be taken half.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Largest file: many times what 2,000 peers take.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// A provider whose peers are the lines of a file, read again when it changes.
+///
+/// A line holds peers as in a list of [`Static`](crate::Static) (`host:port` or `id@host:port`, one or several with
+/// commas); white space, empty lines and what follows a `#` are ignored. The file is looked at every second, and
+/// whenever the node wants to know.
+///
+/// A file that cannot be read, or in which some line is no list of peers, keeps the last set, whole; which line it
+/// is, is logged. To replace a file by renaming another over it is the safe way to change it. One that is written in
+/// place is taken when it has stopped changing; a file without a single byte is taken for one that is about to be
+/// written, so that nobody is there is said by a comment.
+///
+/// ```
+/// use discovery_static::File;
+/// use groupcache_core::Node;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let path = std::env::temp_dir().join(format!("groupcache-doc-{}", std::process::id()));
+/// std::fs::write(&path, "# who is there\na@10.0.0.7:7946\nb@10.0.0.8:7946\n")?;
+/// # std::fs::write(&path, "# nobody\n")?;
+/// let node = Node::builder().provider(File::new(&path)).start().await?;
+/// # node.shutdown().await?; std::fs::remove_file(&path)?; Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct File {
+    path: PathBuf,
+    every: Duration,
+}
+
+impl File {
+    /// The peers of that file; it may be written later.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), every: LOOK }
+    }
+
+    /// How often the file is looked at; default every second, at least 10 ms.
+    pub fn every(mut self, interval: Duration) -> Self {
+        self.every = interval.max(Duration::from_millis(10));
+        self
+    }
+}
+
+#[async_trait]
+impl Provider for File {
+    fn name(&self) -> &str {
+        "file"
+    }
+
+    async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
+        let mut taken: Option<Vec<u8>> = None;
+        let mut said = None;
+        let mut is_asked = false;
+        loop {
+            let look = look(&self.path, &taken);
+            let looked = tokio::select! {
+                biased;
+                looked = look => looked,
+                () = cx.leaving() => return Ok(()),
+            };
+            let health = match looked {
+                Ok(Looked::Same) if is_asked => {
+                    // The same again, which is an answer.
+                    taken.as_deref().map_or(Ok(Vec::new()), |text| peers(&self.path, text)).map(Some)
+                }
+                Ok(Looked::Same) => Ok(None),
+                Ok(Looked::Changed(text)) => match peers(&self.path, &text) {
+                    Ok(peers) => {
+                        taken = Some(text);
+                        Ok(Some(peers))
+                    }
+                    Err(why) => Err(why),
+                },
+                Err(why) => Err(why),
+            };
+            let health = match health {
+                Ok(peers) => {
+                    if let Some(peers) = peers {
+                        cx.publish(PeerSet::complete(peers));
+                    }
+                    Health::Connected
+                }
+                Err(why) => Health::Stale(why),
+            };
+            if said.as_ref() != Some(&health) {
+                cx.report(health.clone());
+                said = Some(health);
+            }
+            is_asked = match cx.next_within(self.every).await {
+                Some(Signal::Leaving) => return Ok(()),
+                Some(Signal::Resolve(_)) => true,
+                Some(Signal::MeChanged) | None => false,
+            };
+        }
+    }
+}
+
+enum Looked {
+    Same,
+    Changed(Vec<u8>),
+}
+
+/// Reads the file; its times and its length tell less than its content, and it is small.
+async fn look(path: &Path, taken: &Option<Vec<u8>>) -> Result<Looked, String> {
+    let mut text = read(path).await?;
+    if taken.as_ref() == Some(&text) {
+        return Ok(Looked::Same);
+    }
+    loop {
+        tokio::time::sleep(SETTLE).await;
+        let again = read(path).await?;
+        if again == text {
+            break;
+        }
+        text = again;
+    }
+    if text.is_empty() {
+        return Err(format!("{} is empty: if nobody is there, write a line that begins with #", path.display()));
+    }
+    Ok(Looked::Changed(text))
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let cannot = |e: std::io::Error| format!("{} cannot be read ({e}): check that it is there", path.display());
+    let file = tokio::fs::File::open(path).await.map_err(cannot)?;
+    let mut text = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut text).await.map_err(cannot)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(format!("{} is longer than {MAX_BYTES} bytes: it is no list of peers", path.display()));
+    }
+    Ok(text)
+}
+
+fn peers(path: &Path, text: &[u8]) -> Result<Vec<Peer>, String> {
+    let mut peers = Vec::new();
+    for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
+        let at = |why: &dyn fmt::Display| format!("{} line {}: {why}", path.display(), number + 1);
+        let line = std::str::from_utf8(line).map_err(|e| at(&e))?;
+        let line = line.split('#').next().unwrap_or_default();
+        for item in line.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            peers.push(peer(item).map_err(|e| at(&e))?);
+        }
+    }
+    Ok(peers)
+}

@@ -1,0 +1,247 @@
+//! Questions to name servers, and what their answers change.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
+use groupcache_core::Address;
+use hickory_resolver::{
+    TokioResolver,
+    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig},
+    net::{NetError, runtime::TokioRuntimeProvider},
+    proto::rr::{Name, RData, RecordType},
+};
+
+/// How long one question may take, and how often it is asked.
+const TIMEOUT: Duration = Duration::from_secs(2);
+const ATTEMPTS: usize = 2;
+/// Targets of SRV records that are resolved at the same time, and at most.
+const AT_ONCE: usize = 16;
+const MAX_TARGETS: usize = 2_000;
+
+/// A name that is resolved.
+#[derive(Clone, Debug)]
+pub(crate) enum Sought {
+    /// The addresses of a host, with a port.
+    Hosts(String, u16),
+    /// The targets of SRV records.
+    Services(String),
+}
+
+/// What is known of a name: of each host its addresses of each kind, and the ports there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Found(BTreeMap<String, Host>);
+
+#[derive(Clone, Debug, Default)]
+struct Host {
+    v4: Vec<IpAddr>,
+    v6: Vec<IpAddr>,
+    ports: Vec<u16>,
+}
+
+impl Found {
+    pub(crate) fn addresses(&self) -> Vec<Address> {
+        let of = |host: &Host| {
+            let ips: Vec<_> = host.v4.iter().chain(&host.v6).copied().collect();
+            let ports = host.ports.clone();
+            ips.into_iter()
+                .flat_map(move |ip| ports.clone().into_iter().map(move |port| SocketAddr::new(ip, port).into()))
+        };
+        self.0.values().flat_map(of).collect()
+    }
+}
+
+/// How a round went.
+#[derive(Debug, Default)]
+pub(crate) struct Round {
+    /// The shortest time to live of all records.
+    pub(crate) ttl: Option<Duration>,
+    /// What did not answer, and what is done about it.
+    pub(crate) problem: Option<String>,
+}
+
+/// An answer to one question.
+enum Answer<T> {
+    Records(Vec<T>, Duration),
+    /// The name server says that there are none.
+    None,
+    Failed(String),
+}
+
+pub(crate) struct Resolver(Result<TokioResolver, String>);
+
+impl Resolver {
+    pub(crate) fn new(name_server: Option<SocketAddr>) -> Self {
+        let builder = match name_server {
+            None => TokioResolver::builder_tokio(),
+            Some(address) => {
+                let at = |mut connection: ConnectionConfig| {
+                    connection.port = address.port();
+                    connection
+                };
+                let connections = vec![at(ConnectionConfig::udp()), at(ConnectionConfig::tcp())];
+                let server = NameServerConfig::new(address.ip(), true, connections);
+                let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+                let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+                builder.options_mut().use_hosts_file = ResolveHosts::Never;
+                Ok(builder)
+            }
+        };
+        let built = builder.and_then(|mut builder| {
+            let options = builder.options_mut();
+            options.cache_size = 0; // a question is a question
+            options.timeout = TIMEOUT;
+            options.attempts = ATTEMPTS;
+            builder.build()
+        });
+        Self(built.map_err(|e| format!("the name servers of the system cannot be read ({e}); check /etc/resolv.conf")))
+    }
+
+    /// Asks for all names; what is not answered stays as it was.
+    pub(crate) async fn round(&self, names: &[Sought], last: &mut [Option<Found>]) -> Round {
+        let mut round = Round::default();
+        for (sought, last) in names.iter().zip(last) {
+            match sought {
+                Sought::Hosts(host, port) => {
+                    let hosts = BTreeMap::from([(host.clone(), vec![*port])]);
+                    self.hosts(&hosts, last, &mut round).await;
+                }
+                Sought::Services(name) => match self.services(name).await {
+                    Answer::Records(targets, ttl) => {
+                        round.saw(ttl);
+                        let mut hosts: BTreeMap<String, Vec<u16>> = BTreeMap::new();
+                        for (target, port) in targets.into_iter().take(MAX_TARGETS) {
+                            hosts.entry(target).or_default().push(port);
+                        }
+                        self.hosts(&hosts, last, &mut round).await;
+                    }
+                    Answer::None => {
+                        nobody_yet(last);
+                        round.failed(name, "there are no SRV records");
+                    }
+                    Answer::Failed(why) => round.failed(name, &why),
+                },
+            }
+        }
+        round
+    }
+
+    /// Resolves hosts, and replaces what is known by what is found; what fails keeps its last addresses. When nothing
+    /// at all is found, all stays.
+    async fn hosts(&self, hosts: &BTreeMap<String, Vec<u16>>, last: &mut Option<Found>, round: &mut Round) {
+        let asked: Vec<_> = hosts.keys().map(|host| self.both_kinds(host.clone())).collect();
+        let answers: Vec<_> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
+        let mut found = Found::default();
+        let mut is_any_found = false;
+        let mut is_any_failed = false;
+        for (host, v4, v6) in answers {
+            let ports = hosts.get(&host).cloned().unwrap_or_default();
+            let known = last.as_ref().and_then(|last| last.0.get(&host));
+            if matches!((&v4, &v6), (Answer::None, Answer::None)) {
+                round.failed(&host, "it has no addresses");
+                found.0.extend(known.map(|known| (host, known.clone())));
+                continue;
+            }
+            is_any_found |= matches!(v4, Answer::Records(..)) || matches!(v6, Answer::Records(..));
+            is_any_failed |= matches!(v4, Answer::Failed(_)) || matches!(v6, Answer::Failed(_));
+            let v4 = round.take(&host, v4, known.map(|known| &known.v4));
+            let v6 = round.take(&host, v6, known.map(|known| &known.v6));
+            found.0.insert(host, Host { v4, v6, ports });
+        }
+        if is_any_found {
+            *last = Some(found);
+        } else if !is_any_failed {
+            nobody_yet(last);
+        }
+    }
+
+    async fn both_kinds(&self, host: String) -> (String, Answer<IpAddr>, Answer<IpAddr>) {
+        let (v4, v6) = tokio::join!(self.addresses(&host, RecordType::A), self.addresses(&host, RecordType::AAAA));
+        (host, v4, v6)
+    }
+
+    async fn addresses(&self, host: &str, kind: RecordType) -> Answer<IpAddr> {
+        self.ask(host, kind, |data| match data {
+            RData::A(ip) => Some(IpAddr::V4(ip.0)),
+            RData::AAAA(ip) => Some(IpAddr::V6(ip.0)),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn services(&self, name: &str) -> Answer<(String, u16)> {
+        self.ask(name, RecordType::SRV, |data| match data {
+            RData::SRV(srv) if srv.port > 0 && !srv.target.is_root() => Some((srv.target.to_ascii(), srv.port)),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn ask<T>(&self, name: &str, kind: RecordType, read: impl Fn(&RData) -> Option<T>) -> Answer<T> {
+        let resolver = match &self.0 {
+            Ok(resolver) => resolver,
+            Err(why) => return Answer::Failed(why.clone()),
+        };
+        let name: Name = match name.parse() {
+            Ok(name) => name,
+            Err(e) => return Answer::Failed(format!("it is no name ({e})")),
+        };
+        match resolver.lookup(name, kind).await {
+            Ok(lookup) => {
+                let read = |record: &hickory_resolver::proto::rr::Record| Some((read(&record.data)?, record.ttl));
+                let (records, ttls): (Vec<_>, Vec<_>) = lookup.answers().iter().filter_map(read).unzip();
+                match ttls.into_iter().min() {
+                    Some(ttl) => Answer::Records(records, Duration::from_secs(ttl.into())),
+                    None => Answer::None,
+                }
+            }
+            Err(e) if is_none(&e) => Answer::None,
+            Err(e) => Answer::Failed(e.to_string()),
+        }
+    }
+}
+
+/// The name server knows of nobody, and so did we: the first pods of a service must not wait for each other to be
+/// listed. What is known already is not forgotten for such an answer.
+fn nobody_yet(last: &mut Option<Found>) {
+    last.get_or_insert_default();
+}
+
+/// Whether the name server has said that there is nothing, and not that it cannot tell.
+fn is_none(error: &NetError) -> bool {
+    use hickory_resolver::{net::DnsError, proto::op::ResponseCode};
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) => {
+            matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain)
+        }
+        _ => false,
+    }
+}
+
+impl Round {
+    fn saw(&mut self, ttl: Duration) {
+        self.ttl = Some(self.ttl.map_or(ttl, |known| known.min(ttl)));
+    }
+
+    fn failed(&mut self, name: &str, why: &str) {
+        self.problem.get_or_insert_with(|| format!("{name} cannot be resolved ({why}); its last addresses stay"));
+    }
+
+    fn take(&mut self, host: &str, answer: Answer<IpAddr>, known: Option<&Vec<IpAddr>>) -> Vec<IpAddr> {
+        match answer {
+            Answer::Records(ips, ttl) => {
+                self.saw(ttl);
+                ips
+            }
+            // Of the other kind there are some: a host need not have both.
+            Answer::None => Vec::new(),
+            Answer::Failed(why) => {
+                self.failed(host, &why);
+                known.cloned().unwrap_or_default()
+            }
+        }
+    }
+}

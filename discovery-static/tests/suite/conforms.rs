@@ -1,0 +1,57 @@
+//! The list that code sets.
+
+use std::sync::Arc;
+
+use discovery_static::Static;
+use groupcache_core::{
+    Me, Peer, Provider, async_trait,
+    conformance::{Cannot, Source, conform},
+};
+
+#[derive(Default)]
+struct List(Static);
+
+#[async_trait]
+impl Source for List {
+    fn provider(&mut self) -> Arc<dyn Provider> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn join(&mut self, member: &Me) -> Result<(), Cannot> {
+        let peer = Peer::member(member.id.clone(), member.addresses.clone()).with_incarnation(member.incarnation);
+        self.0.handle().add(peer);
+        Ok(())
+    }
+
+    async fn leave(&mut self, member: &Me) -> Result<(), Cannot> {
+        self.0.handle().remove(&member.id);
+        Ok(())
+    }
+
+    async fn crash(&mut self, _: &Me) -> Result<(), Cannot> {
+        Err(Cannot("a list does not know who is alive"))
+    }
+
+    async fn fail(&mut self) -> Result<(), Cannot> {
+        Err(Cannot("a list in memory does not fail"))
+    }
+
+    async fn refuse(&mut self) -> Result<(), Cannot> {
+        Err(Cannot("a list in memory does not fail"))
+    }
+
+    async fn mend(&mut self, members: &[Me]) {
+        for member in members {
+            let _ = self.join(member).await;
+        }
+    }
+
+    async fn garbage(&mut self) -> Result<(), Cannot> {
+        Err(Cannot("what is no peer cannot be set"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_conforms() {
+    println!("{}", conform(async || List::default()).await.passed().unwrap());
+}

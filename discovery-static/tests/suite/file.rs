@@ -1,0 +1,198 @@
+//! Files, and what can be wrong with them.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use discovery_static::File;
+use groupcache_core::{
+    Health, Me, Provider, async_trait,
+    conformance::{Bench, Cannot, Source, Timing, conform},
+};
+use tokio::time::{Instant, sleep};
+
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A directory of a test's own, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("groupcache-file-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let path = env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("peers")
+    }
+
+    /// As configuration management does it: written beside, then renamed over it.
+    fn replace(&self, text: &str) {
+        let beside = self.0.join("peers.new");
+        fs::write(&beside, text).unwrap();
+        fs::rename(beside, self.file()).unwrap();
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Lines {
+    scratch: Scratch,
+    members: BTreeMap<String, String>,
+}
+
+impl Lines {
+    fn fresh() -> Self {
+        let this = Self { scratch: Scratch::new(), members: BTreeMap::new() };
+        this.write();
+        this
+    }
+
+    fn write(&self) {
+        let lines: Vec<_> = self.members.values().map(String::as_str).collect();
+        self.scratch.replace(&format!("# members\n{}\n", lines.join("\n")));
+    }
+}
+
+#[async_trait]
+impl Source for Lines {
+    fn provider(&mut self) -> Arc<dyn Provider> {
+        Arc::new(File::new(self.scratch.file()).every(LOOK))
+    }
+
+    fn timing(&self) -> Timing {
+        Timing { outage: LOOK * 10, ..Timing::default() }
+    }
+
+    async fn join(&mut self, member: &Me) -> Result<(), Cannot> {
+        let line: Vec<_> = member.addresses.iter().map(|address| format!("{}@{address}", member.id)).collect();
+        self.members.insert(member.id.to_string(), line.join(", "));
+        self.write();
+        Ok(())
+    }
+
+    async fn leave(&mut self, member: &Me) -> Result<(), Cannot> {
+        self.members.remove(member.id.as_str());
+        self.write();
+        Ok(())
+    }
+
+    async fn crash(&mut self, _: &Me) -> Result<(), Cannot> {
+        Err(Cannot("a file does not know who is alive"))
+    }
+
+    async fn fail(&mut self) -> Result<(), Cannot> {
+        let _ = fs::remove_file(self.scratch.file());
+        Ok(())
+    }
+
+    async fn refuse(&mut self) -> Result<(), Cannot> {
+        // Root may read everything, so a directory in its place stands for a file that may not be read.
+        fs::remove_file(self.scratch.file()).unwrap();
+        fs::create_dir(self.scratch.file()).unwrap();
+        Ok(())
+    }
+
+    async fn mend(&mut self, members: &[Me]) {
+        let _ = fs::remove_dir(self.scratch.file());
+        for member in members {
+            let _ = self.join(member).await;
+        }
+        self.write();
+    }
+
+    async fn garbage(&mut self) -> Result<(), Cannot> {
+        self.scratch.replace("member-0@127.0.0.1:7946\nwhat is this\n");
+        Ok(())
+    }
+
+    fn knows_incarnations(&self) -> Result<(), Cannot> {
+        Err(Cannot("a file holds names and addresses"))
+    }
+
+    fn knows_dual_stack(&self) -> Result<(), Cannot> {
+        Err(Cannot("the same id twice is one peer for the node, which joins them"))
+    }
+}
+
+#[tokio::test]
+async fn a_file_conforms() {
+    let report = conform(async || Lines::fresh()).await;
+    println!("{}", report.passed().unwrap());
+}
+
+async fn until(bench: &mut Bench, what: &str, condition: impl Fn(usize, &Option<Health>) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let (peers, health) = (bench.peers().len(), bench.health());
+        if condition(peers, &health) {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what}: {peers} peers, {health:?}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn is_stale(health: &Option<Health>, words: &[&str]) -> bool {
+    matches!(health, Some(Health::Stale(why)) if words.iter().all(|word| why.contains(word)))
+}
+
+#[tokio::test]
+async fn a_broken_file_keeps_the_last_set_and_names_the_line() {
+    let scratch = Scratch::new();
+    scratch.replace("a@10.0.0.1:1 # the first\n\n  10.0.0.2:1, b@10.0.0.3:1\r\n");
+    let mut bench = Bench::start(Arc::new(File::new(scratch.file()).every(LOOK))).unwrap();
+    until(&mut bench, "three peers", |peers, _| peers == 3).await;
+
+    scratch.replace("a@10.0.0.1:1\n# two\nnonsense\n");
+    until(&mut bench, "the line is named", |_, health| is_stale(health, &["line 3", "nonsense"])).await;
+    assert_eq!(bench.peers().len(), 3);
+    scratch.replace("\u{0}\u{1}@@@");
+    until(&mut bench, "the line is named", |_, health| is_stale(health, &["line 1"])).await;
+    fs::write(scratch.file(), [b'a', b'\n', 0xff, 0xfe]).unwrap();
+    until(&mut bench, "the line is named", |_, health| is_stale(health, &["line 1"])).await;
+    fs::write(scratch.file(), "").unwrap();
+    until(&mut bench, "empty is not nobody", |_, health| is_stale(health, &["is empty"])).await;
+    fs::remove_file(scratch.file()).unwrap();
+    until(&mut bench, "the file is missed", |_, health| is_stale(health, &["check that it is there"])).await;
+    assert_eq!(bench.peers().len(), 3, "none of that is a list without peers");
+
+    scratch.replace("# nobody\n");
+    until(&mut bench, "nobody", |peers, health| peers == 0 && *health == Some(Health::Connected)).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_slowly_is_not_taken_half() {
+    use std::io::Write;
+    let scratch = Scratch::new();
+    scratch.replace("a@10.0.0.1:1\nb@10.0.0.2:1\n");
+    let mut bench = Bench::start(Arc::new(File::new(scratch.file()).every(Duration::from_millis(10)))).unwrap();
+    until(&mut bench, "two peers", |peers, _| peers == 2).await;
+    let sets = bench.sets();
+    let mut file = fs::File::create(scratch.file()).unwrap();
+    for n in 1..=10 {
+        writeln!(file, "c{n}@10.0.1.{n}:1").unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(30) {
+            let peers = bench.peers().len();
+            assert!(peers == 2 || peers == 10, "{peers} peers of a file that is being written");
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+    until(&mut bench, "ten peers", |peers, _| peers == 10).await;
+    assert_eq!(bench.sets(), sets + 1);
+}

@@ -1,0 +1,9 @@
+//! Lists, files and names: with real nodes, and through the conformance suite of providers.
+#![expect(clippy::unwrap_used, reason = "tests, helpers included")]
+
+mod conforms;
+#[cfg(feature = "dns")]
+mod dns;
+#[cfg(feature = "file")]
+mod file;
+mod nodes;
