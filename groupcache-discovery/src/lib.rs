@@ -6,6 +6,12 @@
 //! | feature | default | module | finds peers by |
 //! |---|---|---|---|
 //! | `static` | yes | [`fixed`](#modules) | a list in the program or its environment, or a handle that the program sets |
+//! | `file` | | `fixed` | the lines of a file, read again when it changes |
+//! | `dns` | | `fixed` | DNS names, resolved again and again: a headless Kubernetes service, for instance |
+//! | `nats` | | `nats` | announcements over a NATS server (`nats-credentials`, `nats-kv`, `nats-micro` add to it) |
+//!
+//! Which of them, and its options, may also come from a configuration file or from the environment:
+//! [`DiscoveryConfig`]. Two are made one by [`merge`]. The feature `testing` has what every provider must pass.
 //!
 //! The feature `tls` lets peers prove who they are: `cluster_key` and `mutual_tls` of the builder.
 //!
@@ -30,13 +36,27 @@
 //! # Ok(()) }
 //! ```
 
+mod config;
+
 pub use groupcache_core::*;
 
-/// Peers from a list, or from a handle that the program sets; feature `static`.
+pub use crate::config::{ConfigError, DiscoveryConfig, DnsConfig, FileConfig, NatsConfig, StaticConfig};
+
+/// Peers from a list, a file, DNS names, or a handle that the program sets; feature `static`.
 ///
 /// The feature and the crate `discovery-static` are called by the word that people look for; the module cannot be,
 /// since `static` is a keyword of Rust.
 #[cfg(feature = "static")]
 pub mod fixed {
+    #[cfg(feature = "dns")]
+    pub use discovery_static::Dns;
+    #[cfg(feature = "file")]
+    pub use discovery_static::File;
     pub use discovery_static::{Handle, ParseError, Static};
+}
+
+/// Peers that announce themselves over a NATS server; feature `nats`.
+#[cfg(feature = "nats")]
+pub mod nats {
+    pub use discovery_nats::{Nats, NatsError, NatsStats};
 }

@@ -1,0 +1,121 @@
+//! The configuration as variables of the environment.
+
+use std::env;
+
+use super::{ConfigError, DiscoveryConfig, DnsConfig, FileConfig, NatsConfig, StaticConfig};
+
+/// Everything that is read.
+const VARIABLES: [&str; 18] = [
+    "GROUPCACHE_DISCOVERY",
+    "GROUPCACHE_PEERS",
+    "GROUPCACHE_PEERS_FILE",
+    "GROUPCACHE_DNS",
+    "GROUPCACHE_NATS_URL",
+    "GROUPCACHE_NATS_APPLICATION",
+    "GROUPCACHE_NATS_SUBJECT",
+    "GROUPCACHE_NATS_USER",
+    "GROUPCACHE_NATS_PASSWORD",
+    "GROUPCACHE_NATS_TOKEN",
+    "GROUPCACHE_NATS_NKEY",
+    "GROUPCACHE_NATS_CREDENTIALS",
+    "GROUPCACHE_NATS_TLS",
+    "GROUPCACHE_NATS_ROOTS",
+    "GROUPCACHE_NATS_CERTIFICATE",
+    "GROUPCACHE_NATS_KEY",
+    "GROUPCACHE_NATS_BUCKET",
+    "GROUPCACHE_NATS_MICRO",
+];
+
+impl DiscoveryConfig {
+    /// Reads it from the environment.
+    ///
+    /// | variable | meaning |
+    /// |---|---|
+    /// | `GROUPCACHE_DISCOVERY` | `none`, `static`, `file`, `dns` or `nats`; where it is missing, `static` if there is a list of peers, else `none` |
+    /// | `GROUPCACHE_PEERS` | static: `host:port` or `id@host:port`, separated by commas |
+    /// | `GROUPCACHE_PEERS_FILE` | file: its path |
+    /// | `GROUPCACHE_DNS` | dns: `dns+host:port` or `dnssrv+name`, separated by commas |
+    /// | `GROUPCACHE_NATS_URL` | nats: `nats://host:port`, separated by commas |
+    /// | `GROUPCACHE_NATS_APPLICATION` | nats: whose nodes find each other; `default` where it is missing |
+    /// | `GROUPCACHE_NATS_SUBJECT` | nats: `groupcache-gossip` where it is missing |
+    /// | `GROUPCACHE_NATS_USER`, `_PASSWORD`, `_TOKEN`, `_NKEY`, `_CREDENTIALS` | nats: how to sign in; the last is a file |
+    /// | `GROUPCACHE_NATS_TLS` | nats: `1` for TLS or nothing |
+    /// | `GROUPCACHE_NATS_ROOTS`, `_CERTIFICATE`, `_KEY` | nats: PEM files |
+    /// | `GROUPCACHE_NATS_BUCKET` | nats: a JetStream key-value bucket |
+    /// | `GROUPCACHE_NATS_MICRO` | nats: `1` for a micro service |
+    ///
+    /// An empty variable is as good as none.
+    ///
+    /// # Errors
+    /// Naming the variable that is missing or cannot be read. (What is in it is read by
+    /// [`provider`](Self::provider).)
+    pub fn from_env() -> Result<Self, ConfigError> {
+        for name in VARIABLES {
+            if let Err(env::VarError::NotUnicode(_)) = env::var(name) {
+                return Err(ConfigError::new(format!("{name} is not UTF-8; set it to plain text, or unset it")));
+            }
+        }
+        Self::from_vars(|name| env::var(name).ok())
+    }
+
+    /// As [`from_env`](Self::from_env), from any source of variables.
+    ///
+    /// ```
+    /// # use groupcache_discovery::DiscoveryConfig;
+    /// let vars = |name: &str| (name == "GROUPCACHE_DISCOVERY").then(|| "dns".to_owned());
+    /// let error = DiscoveryConfig::from_vars(vars).unwrap_err();
+    /// assert!(error.to_string().contains("GROUPCACHE_DNS"));
+    /// ```
+    pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let set = |name: &str| var(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let default = if set("GROUPCACHE_PEERS").is_some() { "static" } else { "none" };
+        let provider = set("GROUPCACHE_DISCOVERY").unwrap_or_else(|| default.to_owned());
+        let needed = |name: &str, example: &str| {
+            set(name).ok_or_else(|| {
+                ConfigError::new(format!(
+                    "GROUPCACHE_DISCOVERY is {provider}, and {name} is not set: set it, such as to {example}"
+                ))
+            })
+        };
+        Ok(match provider.as_str() {
+            "none" => Self::None,
+            "static" => {
+                Self::Static(StaticConfig { peers: needed("GROUPCACHE_PEERS", "a@10.0.0.7:7946,b@10.0.0.8:7946")? })
+            }
+            "file" => Self::File(FileConfig { path: needed("GROUPCACHE_PEERS_FILE", "/etc/users/peers")?.into() }),
+            "dns" => {
+                Self::Dns(DnsConfig { names: needed("GROUPCACHE_DNS", "dns+users.default.svc.cluster.local:7946")? })
+            }
+            "nats" => Self::Nats(Box::new(NatsConfig {
+                servers: needed("GROUPCACHE_NATS_URL", "nats://10.0.0.5:4222")?,
+                application: set("GROUPCACHE_NATS_APPLICATION").unwrap_or_else(|| "default".to_owned()),
+                subject: set("GROUPCACHE_NATS_SUBJECT"),
+                user: set("GROUPCACHE_NATS_USER"),
+                password: set("GROUPCACHE_NATS_PASSWORD"),
+                token: set("GROUPCACHE_NATS_TOKEN"),
+                nkey: set("GROUPCACHE_NATS_NKEY"),
+                credentials_file: set("GROUPCACHE_NATS_CREDENTIALS").map(Into::into),
+                require_tls: switch("GROUPCACHE_NATS_TLS", set("GROUPCACHE_NATS_TLS"))?,
+                root_certificates: set("GROUPCACHE_NATS_ROOTS").map(Into::into),
+                client_certificate: set("GROUPCACHE_NATS_CERTIFICATE").map(Into::into),
+                client_key: set("GROUPCACHE_NATS_KEY").map(Into::into),
+                heartbeat_ms: None,
+                key_value: set("GROUPCACHE_NATS_BUCKET"),
+                micro_service: switch("GROUPCACHE_NATS_MICRO", set("GROUPCACHE_NATS_MICRO"))?,
+            })),
+            other => {
+                return Err(ConfigError::new(format!(
+                    "GROUPCACHE_DISCOVERY is {other:?}, which is no provider; set it to none, static, file, dns or nats"
+                )));
+            }
+        })
+    }
+}
+
+fn switch(name: &str, value: Option<String>) -> Result<bool, ConfigError> {
+    match value.as_deref() {
+        None | Some("0" | "false") => Ok(false),
+        Some("1" | "true") => Ok(true),
+        Some(other) => Err(ConfigError::new(format!("{name} is {other:?}; set it to 1 or 0"))),
+    }
+}

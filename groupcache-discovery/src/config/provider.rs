@@ -1,0 +1,185 @@
+//! From the configuration to the provider, or to the name of the feature that is missing.
+
+use std::sync::Arc;
+
+use groupcache_core::{PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+
+use super::{ConfigError, DiscoveryConfig};
+
+impl DiscoveryConfig {
+    /// The provider that this describes.
+    ///
+    /// # Errors
+    /// When an option cannot be used, or when this build does not have the provider: the text names the feature to
+    /// add.
+    pub fn provider(&self) -> Result<Arc<dyn Provider>, ConfigError> {
+        match self {
+            Self::None => Ok(Arc::new(Alone)),
+            Self::Static(config) => fixed(&config.peers),
+            Self::File(config) => file(config),
+            Self::Dns(config) => dns(&config.names),
+            Self::Nats(config) => nats(config),
+        }
+    }
+}
+
+/// Nobody else is there.
+struct Alone;
+
+#[async_trait]
+impl Provider for Alone {
+    fn name(&self) -> &str {
+        "none"
+    }
+
+    async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
+        loop {
+            cx.publish(PeerSet::complete(Vec::new()));
+            if cx.next().await == Signal::Leaving {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What to say of a provider, or of an option of it, that was left out of this build.
+#[cfg_attr(
+    all(feature = "file", feature = "dns", feature = "nats-credentials", feature = "nats-kv", feature = "nats-micro"),
+    expect(dead_code, reason = "this build has everything")
+)]
+fn missing(what: &str, feature: &str) -> ConfigError {
+    ConfigError::new(format!(
+        "this build cannot do discovery by {what}: add the feature {feature:?} to groupcache-discovery in Cargo.toml"
+    ))
+}
+
+#[cfg(feature = "static")]
+fn fixed(peers: &str) -> Result<Arc<dyn Provider>, ConfigError> {
+    let list: discovery_static::Static =
+        peers.parse().map_err(|e| ConfigError::because("the list of peers cannot be read", e))?;
+    Ok(Arc::new(list))
+}
+
+#[cfg(not(feature = "static"))]
+fn fixed(_: &str) -> Result<Arc<dyn Provider>, ConfigError> {
+    Err(missing("a list", "static"))
+}
+
+#[cfg(feature = "file")]
+fn file(config: &super::FileConfig) -> Result<Arc<dyn Provider>, ConfigError> {
+    Ok(Arc::new(discovery_static::File::new(&config.path)))
+}
+
+#[cfg(not(feature = "file"))]
+fn file(_: &super::FileConfig) -> Result<Arc<dyn Provider>, ConfigError> {
+    Err(missing("a file", "file"))
+}
+
+#[cfg(feature = "dns")]
+fn dns(names: &str) -> Result<Arc<dyn Provider>, ConfigError> {
+    let dns: discovery_static::Dns =
+        names.parse().map_err(|e| ConfigError::because("the DNS names cannot be read", e))?;
+    Ok(Arc::new(dns))
+}
+
+#[cfg(not(feature = "dns"))]
+fn dns(_: &str) -> Result<Arc<dyn Provider>, ConfigError> {
+    Err(missing("DNS", "dns"))
+}
+
+#[cfg(not(feature = "nats"))]
+fn nats(_: &super::NatsConfig) -> Result<Arc<dyn Provider>, ConfigError> {
+    Err(missing("NATS", "nats"))
+}
+
+#[cfg(feature = "nats")]
+fn nats(config: &super::NatsConfig) -> Result<Arc<dyn Provider>, ConfigError> {
+    let bad = |e| ConfigError::because("the options of NATS cannot be used", e);
+    let mut nats = discovery_nats::Nats::new(&config.servers, &config.application).map_err(bad)?;
+    if let Some(subject) = &config.subject {
+        nats = nats.subject(subject).map_err(bad)?;
+    }
+    nats = sign_in(nats, config)?;
+    if config.require_tls {
+        nats = nats.require_tls();
+    }
+    if let Some(path) = &config.root_certificates {
+        nats = nats.root_certificates(path);
+    }
+    match (&config.client_certificate, &config.client_key) {
+        (Some(certificate), Some(key)) => nats = nats.client_certificate(certificate, key),
+        (None, None) => {}
+        _ => {
+            return Err(ConfigError::new(
+                "a client certificate for NATS needs its key, and a key its certificate: name both",
+            ));
+        }
+    }
+    if let Some(ms) = config.heartbeat_ms {
+        nats = nats.heartbeat(std::time::Duration::from_millis(ms));
+    }
+    if let Some(bucket) = &config.key_value {
+        nats = key_value(nats, bucket)?;
+    }
+    if config.micro_service {
+        nats = micro_service(nats)?;
+    }
+    Ok(Arc::new(nats))
+}
+
+#[cfg(feature = "nats")]
+fn sign_in(nats: discovery_nats::Nats, config: &super::NatsConfig) -> Result<discovery_nats::Nats, ConfigError> {
+    let ways =
+        [config.user.is_some(), config.token.is_some(), config.nkey.is_some(), config.credentials_file.is_some()];
+    if ways.into_iter().filter(|way| *way).count() > 1 {
+        return Err(ConfigError::new(
+            "there are several ways to sign in to NATS: name a user, a token, an nkey or a credentials file",
+        ));
+    }
+    match (&config.user, &config.password) {
+        (Some(user), Some(password)) => return Ok(nats.user_and_password(user, password)),
+        (None, None) => {}
+        _ => return Err(ConfigError::new("a user of NATS needs a password, and a password its user: name both")),
+    }
+    if let Some(token) = &config.token {
+        return Ok(nats.token(token));
+    }
+    credentials(nats, config)
+}
+
+#[cfg(feature = "nats-credentials")]
+fn credentials(nats: discovery_nats::Nats, config: &super::NatsConfig) -> Result<discovery_nats::Nats, ConfigError> {
+    Ok(match (&config.nkey, &config.credentials_file) {
+        (Some(seed), _) => nats.nkey(seed),
+        (None, Some(path)) => nats.credentials_file(path),
+        (None, None) => nats,
+    })
+}
+
+#[cfg(all(feature = "nats", not(feature = "nats-credentials")))]
+fn credentials(nats: discovery_nats::Nats, config: &super::NatsConfig) -> Result<discovery_nats::Nats, ConfigError> {
+    if config.nkey.is_some() || config.credentials_file.is_some() {
+        return Err(missing("NATS with an nkey or a credentials file", "nats-credentials"));
+    }
+    Ok(nats)
+}
+
+#[cfg(feature = "nats-kv")]
+fn key_value(nats: discovery_nats::Nats, bucket: &str) -> Result<discovery_nats::Nats, ConfigError> {
+    nats.key_value(bucket).map_err(|e| ConfigError::because("the options of NATS cannot be used", e))
+}
+
+#[cfg(all(feature = "nats", not(feature = "nats-kv")))]
+fn key_value(_: discovery_nats::Nats, _: &str) -> Result<discovery_nats::Nats, ConfigError> {
+    Err(missing("a key-value bucket of NATS", "nats-kv"))
+}
+
+#[cfg(feature = "nats-micro")]
+fn micro_service(nats: discovery_nats::Nats) -> Result<discovery_nats::Nats, ConfigError> {
+    Ok(nats.micro_service())
+}
+
+#[cfg(all(feature = "nats", not(feature = "nats-micro")))]
+fn micro_service(_: discovery_nats::Nats) -> Result<discovery_nats::Nats, ConfigError> {
+    Err(missing("NATS with a micro service", "nats-micro"))
+}

@@ -1,0 +1,137 @@
+use super::*;
+
+fn json(text: &str) -> Result<DiscoveryConfig, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
+fn vars(vars: &'static [(&str, &str)]) -> Result<DiscoveryConfig, ConfigError> {
+    DiscoveryConfig::from_vars(|name| {
+        vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+    })
+}
+
+#[test]
+fn a_configuration_is_tagged_by_its_provider() {
+    assert_eq!(json(r#"{"provider":"none"}"#).unwrap(), DiscoveryConfig::None);
+    let fixed = DiscoveryConfig::Static(StaticConfig { peers: "a@h:1".to_owned() });
+    assert_eq!(json(r#"{"provider":"static","peers":"a@h:1"}"#).unwrap(), fixed);
+    let nats =
+        json(r#"{"provider":"nats","servers":"h","application":"users","token":"t","require_tls":true}"#).unwrap();
+    let DiscoveryConfig::Nats(nats) = nats else { panic!("{nats:?}") };
+    assert_eq!((nats.token.as_deref(), nats.require_tls, nats.subject), (Some("t"), true, None));
+}
+
+#[test]
+fn a_key_that_is_not_known_is_an_error_that_names_it() {
+    let bad = [
+        (r#"{"provider":"static","peers":"a@h:1","peer":"b"}"#, "`peer`"),
+        (r#"{"provider":"dns","names":"dns+h:1","ttl":5}"#, "`ttl`"),
+        (r#"{"provider":"nats","servers":"h","application":"users","pasword":"x"}"#, "`pasword`"),
+        (r#"{"provider":"nats","servers":"h"}"#, "`application`"),
+        (r#"{"provider":"consul"}"#, "`consul`"),
+        (r#"{"peers":"a@h:1"}"#, "`provider`"),
+    ];
+    for (text, name) in bad {
+        let error = json(text).unwrap_err().to_string();
+        assert!(error.contains(name), "{text}: {error}");
+    }
+}
+
+#[test]
+fn the_environment_says_the_same() {
+    assert_eq!(vars(&[]).unwrap(), DiscoveryConfig::None);
+    assert_eq!(vars(&[("GROUPCACHE_DISCOVERY", " "), ("GROUPCACHE_PEERS", "")]).unwrap(), DiscoveryConfig::None);
+    let fixed = DiscoveryConfig::Static(StaticConfig { peers: "a@h:1".to_owned() });
+    assert_eq!(vars(&[("GROUPCACHE_PEERS", "a@h:1")]).unwrap(), fixed, "a list needs no more");
+    let file = DiscoveryConfig::File(FileConfig { path: "/p".into() });
+    assert_eq!(vars(&[("GROUPCACHE_DISCOVERY", "file"), ("GROUPCACHE_PEERS_FILE", "/p")]).unwrap(), file);
+    let nats = vars(&[
+        ("GROUPCACHE_DISCOVERY", "nats"),
+        ("GROUPCACHE_NATS_URL", "nats://h"),
+        ("GROUPCACHE_NATS_USER", "cache"),
+        ("GROUPCACHE_NATS_PASSWORD", "secret"),
+        ("GROUPCACHE_NATS_TLS", "1"),
+    ]);
+    let written = json(
+        r#"{"provider":"nats","servers":"nats://h","application":"default","user":"cache","password":"secret","require_tls":true}"#,
+    );
+    assert_eq!(nats.unwrap(), written.unwrap());
+}
+
+#[test]
+fn a_variable_that_is_missing_or_wrong_is_named() {
+    let bad: [(&'static [(&str, &str)], &str); 5] = [
+        (&[("GROUPCACHE_DISCOVERY", "gossip")], "none, static, file, dns or nats"),
+        (&[("GROUPCACHE_DISCOVERY", "nats")], "GROUPCACHE_NATS_URL"),
+        (&[("GROUPCACHE_DISCOVERY", "file")], "GROUPCACHE_PEERS_FILE"),
+        (&[("GROUPCACHE_DISCOVERY", "static")], "GROUPCACHE_PEERS"),
+        (
+            &[("GROUPCACHE_DISCOVERY", "nats"), ("GROUPCACHE_NATS_URL", "h"), ("GROUPCACHE_NATS_TLS", "maybe")],
+            "GROUPCACHE_NATS_TLS",
+        ),
+    ];
+    for (given, name) in bad {
+        let error = vars(given).unwrap_err().to_string();
+        assert!(error.contains(name), "{given:?}: {error}");
+    }
+}
+
+/// The name of the provider, or the error.
+fn made(text: &str) -> Result<String, String> {
+    let provider = json(text).unwrap().provider();
+    provider.map(|provider| provider.name().to_owned()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_provider_is_made_or_the_feature_that_it_needs_is_named() {
+    let cases = [
+        (r#"{"provider":"none"}"#, "none", true, ""),
+        (r#"{"provider":"static","peers":"a@h:1"}"#, "static", cfg!(feature = "static"), "static"),
+        (r#"{"provider":"file","path":"/p"}"#, "file", cfg!(feature = "file"), "file"),
+        (r#"{"provider":"dns","names":"dns+h:1"}"#, "dns", cfg!(feature = "dns"), "dns"),
+        (r#"{"provider":"nats","servers":"h","application":"a"}"#, "nats", cfg!(feature = "nats"), "nats"),
+    ];
+    for (text, name, is_there, feature) in cases {
+        let expected = made(text);
+        match is_there {
+            true => assert_eq!(expected.as_deref(), Ok(name)),
+            false => assert!(expected.unwrap_err().contains(&format!("add the feature {feature:?}")), "{text}"),
+        }
+    }
+}
+
+#[cfg(feature = "nats")]
+#[test]
+fn an_option_of_nats_is_used_or_the_feature_that_it_needs_is_named() {
+    let cases = [
+        (r#""nkey":"x""#, cfg!(feature = "nats-credentials"), "nats-credentials"),
+        (r#""credentials_file":"/p""#, cfg!(feature = "nats-credentials"), "nats-credentials"),
+        (r#""key_value":"members""#, cfg!(feature = "nats-kv"), "nats-kv"),
+        (r#""micro_service":true"#, cfg!(feature = "nats-micro"), "nats-micro"),
+    ];
+    for (option, is_there, feature) in cases {
+        let made = made(&format!(r#"{{"provider":"nats","servers":"h","application":"a",{option}}}"#));
+        match is_there {
+            true => assert_eq!(made.as_deref(), Ok("nats")),
+            false => assert!(made.unwrap_err().contains(&format!("add the feature {feature:?}")), "{option}"),
+        }
+    }
+    for (options, what) in [
+        (r#""user":"u""#, "password"),
+        (r#""user":"u","password":"p","token":"t""#, "several ways"),
+        (r#""client_key":"/k""#, "certificate"),
+        (r#""subject":"a.*""#, "options of NATS"),
+    ] {
+        let error = made(&format!(r#"{{"provider":"nats","servers":"h","application":"a",{options}}}"#)).unwrap_err();
+        assert!(error.contains(what), "{options}: {error}");
+    }
+}
+
+#[test]
+fn no_secret_is_shown() {
+    let config = json(
+        r#"{"provider":"nats","servers":"nats://u:hidden@h:1","application":"a","password":"hidden","token":"hidden","nkey":"hidden"}"#,
+    );
+    let shown = format!("{:?}", config.unwrap());
+    assert!(shown.contains("h:1") && !shown.contains("hidden"), "{shown}");
+}
