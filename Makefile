@@ -4,6 +4,8 @@
 NODES ?= 3
 HTTP_PORT ?= 8080
 GROUP_PORT ?= 7946
+# Of `make run-nats`, beside those.
+NATS_PORT ?= 4222
 
 CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
@@ -11,10 +13,11 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server
 
-.PHONY: help run test lint doc clean deps proto measure-ring interleavings
+.PHONY: help run run-nats test lint doc clean deps proto measure-ring interleavings
 
 help:
 	@echo 'make run           three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
+	@echo 'make run-nats      the same, found over a nats-server that it starts too (NATS_PORT=4222)'
 	@echo 'make test          all tests, and whether the generated code is up to date; names what it left out'
 	@echo 'make lint          formatting, clippy and docs with warnings denied, every feature alone'
 	@echo 'make doc           the documentation, in $(TARGET)/doc'
@@ -30,6 +33,15 @@ run: export HTTP_PORT := $(HTTP_PORT)
 run: export GROUP_PORT := $(GROUP_PORT)
 run:
 	@$(CARGO) build -p cluster
+	@$(TARGET)/debug/launch
+
+run-nats: export NODES := $(NODES)
+run-nats: export HTTP_PORT := $(HTTP_PORT)
+run-nats: export GROUP_PORT := $(GROUP_PORT)
+run-nats: export NATS_PORT := $(NATS_PORT)
+run-nats: export PROGRAM := cluster-nats
+run-nats:
+	@$(CARGO) build -p cluster -p cluster-nats
 	@$(TARGET)/debug/launch
 
 test:

@@ -1,12 +1,12 @@
 //! What the environment says.
-use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use groupcache_discovery::{BoxError, Identity, fixed::Static};
+use groupcache_discovery::{BoxError, DiscoveryConfig, Identity, Provider, fixed::Static};
 
 /// Everything that a process is told; the README lists the variables.
 pub(crate) struct Config {
     pub(crate) identity: Identity,
-    pub(crate) peers: Static,
+    pub(crate) provider: Arc<dyn Provider>,
     pub(crate) http: SocketAddr,
     pub(crate) database: PathBuf,
     pub(crate) backend_timeout: Duration,
@@ -16,10 +16,7 @@ impl Config {
     /// Reads it; an error names the variable and says what to set it to.
     pub(crate) fn from_env() -> Result<Self, BoxError> {
         let identity = Identity::from_env()?;
-        let peers: Static = text("PEERS")?.unwrap_or_default().parse().map_err(|e| named("PEERS", e))?;
-        if !peers.handle().peers().is_empty() && identity.listen().port() == 0 {
-            return Err("PEERS is set and GROUP_PORT is not: set it to the port that the peers dial".into());
-        }
+        let provider = provider(&identity)?;
         let http = text("HTTP_ADDR")?.unwrap_or_else(|| "127.0.0.1:8080".into());
         let http = http.parse().map_err(|_| {
             format!("HTTP_ADDR is {http:?}, which is not an address: write ip:port, such as 127.0.0.1:8080")
@@ -30,8 +27,20 @@ impl Config {
         })?;
         let database = env::var_os("DATABASE").filter(|path| !path.is_empty());
         let database = database.unwrap_or_else(|| OsString::from("cluster.db")).into();
-        Ok(Self { identity, peers, http, database, backend_timeout })
+        Ok(Self { identity, provider, http, database, backend_timeout })
     }
+}
+
+/// Who finds the peers: what `GROUPCACHE_DISCOVERY` says, or the list in `PEERS`.
+fn provider(identity: &Identity) -> Result<Arc<dyn Provider>, BoxError> {
+    if text("GROUPCACHE_DISCOVERY")?.is_some() {
+        return Ok(DiscoveryConfig::from_env()?.provider()?);
+    }
+    let peers: Static = text("PEERS")?.unwrap_or_default().parse().map_err(|e| named("PEERS", e))?;
+    if !peers.handle().peers().is_empty() && identity.listen().port() == 0 {
+        return Err("PEERS is set and GROUP_PORT is not: set it to the port that the peers dial".into());
+    }
+    Ok(Arc::new(peers))
 }
 
 /// A variable; an empty one is as good as none.

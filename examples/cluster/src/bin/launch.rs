@@ -1,7 +1,8 @@
 //! What `make run` runs: starts several processes of the example on loopback, shows their logs, and ends them all.
 //!
 //! `NODES` (3) processes serve HTTP on `HTTP_PORT` (8080) and the ports after it, and their peers on `GROUP_PORT`
-//! (7946) and the ports after it.
+//! (7946) and the ports after it. With `NATS_PORT` they find each other over a nats-server that is started there,
+//! instead of by a list; `PROGRAM` (cluster) must then be one that can.
 #[path = "../stop.rs"]
 mod stop;
 
@@ -66,6 +67,7 @@ struct Plan {
     nodes: u16,
     http_port: u16,
     group_port: u16,
+    nats_port: Option<u16>,
 }
 
 impl Plan {
@@ -74,6 +76,7 @@ impl Plan {
             nodes: number("NODES", 3)?,
             http_port: number("HTTP_PORT", 8080)?,
             group_port: number("GROUP_PORT", 7946)?,
+            nats_port: Some(number("NATS_PORT", 0)?).filter(|port| *port > 0), // 0 = not set
         };
         for (name, first) in [("HTTP_PORT", plan.http_port), ("GROUP_PORT", plan.group_port)] {
             if first.checked_add(plan.nodes - 1).is_none() {
@@ -133,6 +136,8 @@ struct Process {
 #[derive(Default)]
 struct Cluster {
     processes: Vec<Process>,
+    /// The nats-server, if they need one.
+    server: Option<Child>,
     logs: JoinSet<()>,
 }
 
@@ -152,15 +157,22 @@ impl Cluster {
     }
 
     fn start(&mut self, plan: &Plan, database: &Path) -> Result<(), Error> {
-        let program = env::current_exe()?.with_file_name("cluster");
-        let peers: Vec<_> = plan.nodes().map(|(name, _, group)| format!("{name}@{group}")).collect();
+        let program = env::var_os("PROGRAM").filter(|name| !name.is_empty()).unwrap_or_else(|| "cluster".into());
+        let program = env::current_exe()?.with_file_name(program);
+        let discovery = match plan.nats_port {
+            Some(port) => self.start_server(port)?,
+            None => {
+                let peers: Vec<_> = plan.nodes().map(|(name, _, group)| format!("{name}@{group}")).collect();
+                vec![("PEERS", peers.join(","))]
+            }
+        };
         for (name, http, group) in plan.nodes() {
             let mut command = Command::new(&program);
             command
                 .env("NODE_NAME", &name)
                 .env("NODE_IP", group.ip().to_string())
                 .env("GROUP_PORT", group.port().to_string())
-                .env("PEERS", peers.join(","))
+                .envs(discovery.iter().map(|(name, value)| (*name, value.as_str())))
                 .env("HTTP_ADDR", http.to_string())
                 .env("DATABASE", database)
                 .stdin(Stdio::null())
@@ -168,15 +180,44 @@ impl Cluster {
                 .stderr(Stdio::piped())
                 .kill_on_drop(true);
             let mut child = command.spawn().map_err(|e| format!("cannot start {}: {e}", program.display()))?;
-            if let Some(stdout) = child.stdout.take() {
-                self.logs.spawn(show(name.clone(), stdout, io::stdout()));
-            }
-            if let Some(stderr) = child.stderr.take() {
-                self.logs.spawn(show(name.clone(), stderr, io::stderr()));
-            }
+            self.show(&name, &mut child);
             self.processes.push(Process { name, http, child });
         }
         Ok(())
+    }
+
+    /// Starts a nats-server, and tells the variables with which processes find each other over it. They need not wait
+    /// for it.
+    fn start_server(&mut self, port: u16) -> Result<Vec<(&'static str, String)>, Error> {
+        let program = env::var_os("NATS_SERVER").filter(|path| !path.is_empty()).unwrap_or_else(|| {
+            // Where Debian puts it, which is not on everybody's path.
+            let debian = Path::new("/usr/sbin/nats-server");
+            if debian.exists() { debian.into() } else { "nats-server".into() }
+        });
+        let mut command = Command::new(&program);
+        command.args(["-a", "127.0.0.1", "-p", &port.to_string()]).stdin(Stdio::null());
+        // Ctrl-C is not for it: who leaves in order says goodbye over it.
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).process_group(0);
+        let child = command.spawn();
+        let mut child = child
+            .map_err(|e| format!("cannot start {}, which make deps installs: {e}", Path::new(&program).display()))?;
+        self.show("nats", &mut child);
+        self.server = Some(child);
+        Ok(vec![
+            ("GROUPCACHE_DISCOVERY", "nats".to_owned()),
+            ("GROUPCACHE_NATS_URL", format!("nats://127.0.0.1:{port}")),
+            ("GROUPCACHE_NATS_APPLICATION", "cluster".to_owned()),
+        ])
+    }
+
+    /// Shows what a process writes, under its name.
+    fn show(&mut self, name: &str, child: &mut Child) {
+        if let Some(stdout) = child.stdout.take() {
+            self.logs.spawn(show(name.to_owned(), stdout, io::stdout()));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            self.logs.spawn(show(name.to_owned(), stderr, io::stderr()));
+        }
     }
 
     /// Waits until every process is ready and every one is connected to all others.
@@ -234,6 +275,9 @@ impl Cluster {
     async fn kill(&mut self) {
         for process in &mut self.processes {
             let _ = process.child.kill().await;
+        }
+        if let Some(server) = &mut self.server {
+            let _ = server.kill().await;
         }
         let shown = async { while self.logs.join_next().await.is_some() {} };
         let _ = timeout(Duration::from_secs(1), shown).await;

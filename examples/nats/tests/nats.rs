@@ -1,0 +1,195 @@
+//! Three processes and a nats-server: one joins, leaves, is killed, and the server comes and goes.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test, helpers included, that drives processes from outside in real time"
+)]
+
+use std::{
+    env, fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Long enough for anything that works, on a busy machine with two cores.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for a condition and tells how long it took.
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    begun.elapsed()
+}
+
+fn local(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+/// Consecutive ports that nobody listens on, below those that the system gives away.
+fn free_ports(n: u16) -> u16 {
+    let mut first = 9_000 + (std::process::id() % 500) as u16;
+    while !(first..first + n).all(|port| TcpListener::bind(local(port)).is_ok()) {
+        first += n;
+    }
+    first
+}
+
+/// Killed when it is dropped.
+struct Process(Child);
+
+impl Process {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn spawn(command: &mut Command) -> Process {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    Process(child.unwrap_or_else(|e| panic!("{command:?}, which make deps installs: {e}")))
+}
+
+struct Stage {
+    /// HTTP of n1, n2, n3; their peers; the server.
+    ports: u16,
+    scratch: PathBuf,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("nats-{}", std::process::id()));
+        fs::create_dir_all(&scratch).unwrap();
+        Self { ports: free_ports(7), scratch }
+    }
+
+    fn server(&self) -> Process {
+        let program = env::var("NATS_SERVER").unwrap_or_else(|_| "/usr/sbin/nats-server".to_owned());
+        let port = (self.ports + 6).to_string();
+        let server = spawn(Command::new(program).args(["-a", "127.0.0.1", "-p", &port]));
+        eventually("the server answers", || TcpStream::connect(local(self.ports + 6)).is_ok());
+        server
+    }
+
+    fn node(&self, n: u16) -> Process {
+        spawn(
+            Command::new(env!("CARGO_BIN_EXE_cluster-nats"))
+                .env("NODE_NAME", format!("n{}", n + 1))
+                .env("GROUP_PORT", (self.ports + 3 + n).to_string())
+                .env("HTTP_ADDR", local(self.ports + n).to_string())
+                .env("DATABASE", self.scratch.join("data.db"))
+                .env("BACKEND_TIMEOUT_MS", "20000")
+                .env("GROUPCACHE_DISCOVERY", "nats")
+                .env("GROUPCACHE_NATS_APPLICATION", "cluster")
+                .env("GROUPCACHE_NATS_URL", format!("nats://127.0.0.1:{}", self.ports + 6)),
+        )
+    }
+
+    fn get(&self, n: u16, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(local(self.ports + n)).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    fn members(&self, n: u16) -> Option<Vec<Value>> {
+        let (_, stats) = self.get(n, "/stats")?;
+        serde_json::from_str::<Value>(&stats).ok()?.get("members")?.as_array().cloned()
+    }
+
+    /// Whether these processes all see so many, own with them and reach them.
+    fn agree(&self, nodes: &[u16], members: usize) -> bool {
+        let is_well = |member: &Value| {
+            let says = |name: &str| member.get(name) == Some(&Value::Bool(true));
+            says("is_reachable") && says("owns")
+        };
+        nodes.iter().all(|n| self.members(*n).is_some_and(|all| all.len() == members && all.iter().all(is_well)))
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.scratch);
+    }
+}
+
+#[test]
+fn three_processes_find_and_lose_each_other_and_no_get_fails() {
+    let stage = Arc::new(Stage::new());
+    let server = stage.server();
+    let (_n1, _n2) = (stage.node(0), stage.node(1));
+    eventually("n1 and n2 see each other", || stage.agree(&[0, 1], 2));
+
+    let is_over = Arc::new(AtomicBool::new(false));
+    let asker = {
+        let (stage, is_over) = (Arc::clone(&stage), Arc::clone(&is_over));
+        std::thread::spawn(move || {
+            let (mut slowest, mut gets) = (Duration::ZERO, 0_u32);
+            while !is_over.load(Relaxed) {
+                for n in [0, 1] {
+                    let begun = Instant::now();
+                    let answer = stage.get(n, &format!("/data/row-{}", gets / 4));
+                    assert_eq!(answer.as_ref().map(|(status, _)| *status), Some(200), "{answer:?}");
+                    slowest = slowest.max(begun.elapsed());
+                    gets += 1;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            (gets, slowest)
+        })
+    };
+
+    let begun = Instant::now();
+    let n3 = stage.node(2);
+    eventually("n3 is in every ring", || stage.agree(&[0, 1, 2], 3));
+    println!("in every ring {:?} after its start (figure: 1 s)", begun.elapsed());
+    n3.signal(Signal::TERM);
+    println!("leave: in no ring after {:?}", eventually("n3 is in no ring", || stage.agree(&[0, 1], 2)));
+    drop(n3);
+
+    let n3 = stage.node(2);
+    eventually("n3 is back", || stage.agree(&[0, 1, 2], 3));
+    drop(n3); // SIGKILL
+    let out = eventually("n3 is in no ring", || stage.agree(&[0, 1], 2));
+    println!("SIGKILL: out of every ring after {out:?} (figure: 10 s)");
+    assert!(out < Duration::from_secs(20));
+
+    let _n3 = stage.node(2);
+    eventually("n3 is back again", || stage.agree(&[0, 1, 2], 3));
+    drop(server);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(12) {
+        assert!(stage.agree(&[0, 1, 2], 3), "the server takes nobody with it: {:?}", stage.members(0));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let _server = stage.server();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(stage.agree(&[0, 1, 2], 3));
+
+    is_over.store(true, Relaxed);
+    let (gets, slowest) = asker.join().unwrap();
+    println!("{gets} gets, none failed, the slowest took {slowest:?} (figure for a killed owner: 1 s)");
+    assert!(slowest < Duration::from_secs(10));
+}
