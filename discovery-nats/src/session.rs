@@ -1,5 +1,7 @@
 //! What a node does on a connection: it announces itself, listens, asks, answers, and says goodbye.
 
+mod questions;
+
 use std::time::Duration;
 
 #[cfg(feature = "kv")]
@@ -7,6 +9,7 @@ use groupcache_core::Incarnation;
 use groupcache_core::{Health, Me, Peer, PeerSet, ProviderContext, Signal};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use self::questions::{ANSWERS_QUIET, Asked, MAX_ANSWERS};
 use crate::{
     announcement::Announcement,
     bus::{Bus, Word},
@@ -17,15 +20,10 @@ use crate::{
     table::{Heard, Table},
 };
 
-/// A question is answered when nothing has been heard for this long, or after `ANSWERS_END`.
-const ANSWERS_QUIET: Duration = Duration::from_millis(150);
-const ANSWERS_END: Duration = Duration::from_secs(1);
 /// Changes that come together are published together.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Answers are spread over this time, since all nodes hear a question at once.
 const ANSWER_SPREAD: Duration = Duration::from_millis(50);
-/// When more questions than this wait, one heartbeat answers them all.
-const MAX_ANSWERS: usize = 8;
 /// How often the connection and the expiry of peers are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the goodbye may take to come back, which tells that the server has it.
@@ -56,18 +54,11 @@ pub(crate) struct Node<'a> {
     /// Something has changed, and is published at that time.
     news_at: Option<Instant>,
     heartbeat_at: Instant,
+    announced_at: Option<Instant>,
     /// Questions of others: where the answers go, and when.
     questions: Vec<String>,
     answer_at: Option<Instant>,
     look_at: Instant,
-}
-
-#[derive(Clone, Copy)]
-struct Asked {
-    quiet_at: Instant,
-    end_at: Instant,
-    /// The end has passed and nothing has come back; it has been reported.
-    is_overdue: bool,
 }
 
 impl<'a> Node<'a> {
@@ -88,6 +79,7 @@ impl<'a> Node<'a> {
             asked: None,
             news_at: None,
             heartbeat_at: now,
+            announced_at: None,
             questions: Vec::new(),
             answer_at: None,
             look_at: now,
@@ -123,7 +115,7 @@ impl<'a> Node<'a> {
                         self.announce(cx, &mut bus).await;
                         self.news(); // our own record is part of what we publish
                     }
-                    Signal::Resolve(_) => self.ask(cx, &mut bus).await,
+                    Signal::Resolve(_) => self.look_again(cx, &mut bus).await,
                 },
                 word = bus.next() => match word {
                     Word::Lost => return self.lost(),
@@ -164,18 +156,10 @@ impl<'a> Node<'a> {
         all.into_iter().flatten().fold(self.look_at, Instant::min)
     }
 
-    /// Asks everyone to answer, which is an announcement too, and collects the answers.
-    async fn ask(&mut self, cx: &ProviderContext, bus: &mut Bus) {
-        let now = Instant::now();
-        self.asked = Some(Asked { quiet_at: now + ANSWERS_QUIET, end_at: now + ANSWERS_END, is_overdue: false });
-        self.next_heartbeat(now);
-        let said = self.announcement(cx);
-        bus.ask(&said).await;
-        self.options.counters.published();
-    }
-
     async fn announce(&mut self, cx: &ProviderContext, bus: &mut Bus) {
-        self.next_heartbeat(Instant::now());
+        let now = Instant::now();
+        self.announced_at = Some(now);
+        self.next_heartbeat(now);
         bus.announce(&self.announcement(cx)).await;
         self.options.counters.published();
     }
@@ -329,34 +313,6 @@ impl<'a> Node<'a> {
             "what this node publishes does not come back from the NATS server: it hangs, or the account may not publish and subscribe {:?}",
             self.options.permission()
         )
-    }
-
-    async fn answer(&mut self, cx: &ProviderContext, bus: &mut Bus) {
-        self.answer_at = None;
-        let questions = std::mem::take(&mut self.questions);
-        if questions.len() > MAX_ANSWERS {
-            return self.announce(cx, bus).await;
-        }
-        let said = self.announcement(cx);
-        for to in questions {
-            bus.answer(to, &said).await;
-            self.options.counters.published();
-        }
-    }
-
-    /// Ends the collection of answers: what is known then is all there is, if we are sure to have heard it.
-    fn collect(&mut self, cx: &ProviderContext, now: Instant) {
-        let Some(asked) = self.asked.filter(|asked| !asked.is_overdue) else { return };
-        if self.path.good_since().is_some() && now >= asked.quiet_at.min(asked.end_at) {
-            self.asked = None;
-            self.is_complete = true;
-            self.publish(cx);
-            cx.report(Health::Connected);
-        } else if now >= asked.end_at {
-            self.asked = Some(Asked { is_overdue: true, ..asked });
-            cx.report(Health::Stale(self.silence()));
-            self.news();
-        }
     }
 
     fn publish(&mut self, cx: &ProviderContext) {

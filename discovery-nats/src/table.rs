@@ -73,7 +73,6 @@ impl Table {
         self.known.values().map(|known| known.said.peer())
     }
 
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.known.len()
     }

@@ -60,3 +60,53 @@ async fn five_hundred_peers_cost_one_node_little() {
     assert_eq!((after.expired, after.garbage), (0, 0));
     crowd.abort();
 }
+
+#[tokio::test]
+async fn many_questions_at_once_are_answered_together() {
+    let broker = Broker::start().await;
+    let nats = Nats::new(broker.url(), "users").unwrap();
+    let mut bench = Bench::start(Arc::new(nats.clone())).unwrap();
+    eventually("it is there", async || bench.sets() > 0).await;
+    let client = as_a_fake(&broker.url()).await;
+    let mut heartbeats = client.subscribe(format!("groupcache-gossip.users.{CLUSTER}.hb")).await.unwrap();
+    let before = nats.stats().published;
+    for n in 0..500 {
+        let to = format!("groupcache-gossip.users.{CLUSTER}.to.n{n}");
+        client.publish_with_reply(format!("groupcache-gossip.users.{CLUSTER}.q"), to, said(n).into()).await.unwrap();
+    }
+    eventually("all are heard", async || bench.peers().len() == 501).await;
+    futures_util::StreamExt::next(&mut heartbeats).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let sent = nats.stats().published - before;
+    println!("{sent} messages for 500 questions");
+    assert!(sent <= 30, "{sent}");
+}
+
+#[tokio::test]
+async fn one_of_many_waits_for_their_heartbeats_instead_of_asking_them_all() {
+    let broker = Broker::start().await;
+    let client = as_a_fake(&broker.url()).await;
+    let crowd = {
+        let client = client.clone();
+        tokio::spawn(async move {
+            let mut beats = interval(Duration::from_millis(5));
+            for n in (0..150).cycle() {
+                beats.tick().await;
+                client.publish(format!("groupcache-gossip.users.{CLUSTER}.hb"), said(n).into()).await.unwrap();
+            }
+        })
+    };
+    let mut asked = client.subscribe(format!("groupcache-gossip.users.{CLUSTER}.q")).await.unwrap();
+    let nats = Nats::new(broker.url(), "users").unwrap().heartbeat(Duration::from_secs(1));
+    let mut bench = Bench::start(Arc::new(nats.clone())).unwrap();
+    futures_util::StreamExt::next(&mut asked).await.unwrap();
+    eventually("all are listed", async || bench.peers().len() == 151).await;
+    sleep(Duration::from_millis(4_500)).await; // a time to live, and some
+    let (sets, lost) = (bench.sets(), nats.stats().lost);
+    bench.ask();
+    eventually("the question of the node is answered", async || bench.sets() > sets).await;
+    let again = tokio::time::timeout(Duration::from_millis(50), futures_util::StreamExt::next(&mut asked)).await;
+    // (On a machine that stood still it asks, for it may have missed something.)
+    assert!(again.is_err() || nats.stats().lost > lost, "without one to all others");
+    crowd.abort();
+}

@@ -133,8 +133,8 @@ impl Bench {
         }
     }
 
-    /// Asks the provider to look again.
-    pub(super) fn ask(&self) {
+    /// Asks the provider to look again, as a node does that doubts a set.
+    pub fn ask(&self) {
         if let Some(ask) = &*self.asks.borrow() {
             let _ = ask.try_send(Vec::new());
         }
