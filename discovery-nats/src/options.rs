@@ -214,7 +214,7 @@ impl Nats {
     /// then be looked at with `nats kv`. Needs JetStream of a server 2.11 or newer; with an older one discovery stays
     /// stale and says so.
     ///
-    /// The account also needs to publish `$JS.API.>` and `$KV.<bucket>.>`. All nodes of a cluster must agree: those
+    /// The account also needs to publish `$JS.API.>`, `$JS.FC.>` and `$KV.<bucket>.>`. All nodes of a cluster must agree: those
     /// with a bucket do not hear those without.
     ///
     /// # Errors

@@ -12,11 +12,18 @@ mod bucket {
 
     use super::*;
 
-    const CONFIG: &str = r#"jetstream { store_dir: "STORE", max_mem: 64MB, max_file: 64MB }"#;
+    /// With the permissions that `key_value` documents, and no more.
+    const CONFIG: &str = r#"
+        jetstream { store_dir: "STORE", max_mem: 64MB, max_file: 64MB }
+        authorization { users: [ { user: cache, password: secret, permissions: {
+            publish: ["groupcache-gossip.users.>", "$JS.API.>", "$JS.FC.>", "$KV.members.>"],
+            subscribe: ["groupcache-gossip.users.>"]
+        } } ] }"#;
 
     fn nats(broker: &Broker) -> Nats {
         let nats = Nats::new(broker.url(), "users").unwrap();
-        nats.heartbeat(Duration::from_millis(500)).key_value("members").unwrap()
+        let nats = nats.heartbeat(Duration::from_millis(500)).user_and_password("cache", "secret");
+        nats.key_value("members").unwrap()
     }
 
     async fn node(broker: &Broker, name: &str) -> Node {
