@@ -167,3 +167,31 @@ async fn one_that_dies_without_a_word_is_gone_after_four_heartbeats() {
     println!("gone {took:?} after it died (figure: 8.5 s)");
     assert!(took > Duration::from_secs(5) && took < Duration::from_secs(12), "{took:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_announces_each_change_at_once_and_says_goodbye_before_it_goes() {
+    use futures_util::StreamExt;
+    let broker = Broker::start().await;
+    let client = crate::support::as_a_fake(&broker.url()).await;
+    let mut said = client.subscribe("groupcache-gossip.users.default.*").await.unwrap();
+    client.flush().await.unwrap();
+    let begun = Instant::now();
+    let (a, _) = node(&broker.url(), "a").await;
+    let leaving = tokio::spawn(async move {
+        a.ready(1).await.unwrap();
+        a.shutdown().await.unwrap();
+        Instant::now()
+    });
+    let mut heard = Vec::new();
+    while !heard.iter().any(|(kind, _)| kind == "bye") {
+        let message = tokio::time::timeout(Duration::from_secs(10), said.next()).await.unwrap().unwrap();
+        let said: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+        assert!(message.payload.len() <= 1024 && said["v"] == 1 && said["id"] == "a", "{said}");
+        let kind = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
+        heard.push((kind, said["state"].as_str().unwrap_or_default().to_owned()));
+    }
+    println!("{heard:?} within {:?}", begun.elapsed());
+    let has = |kind: &str, state: &str| heard.iter().any(|(k, s)| k == kind && s == state);
+    assert!(has("q", "joining") && has("hb", "ready") && has("hb", "draining"), "{heard:?}");
+    leaving.await.unwrap();
+}
