@@ -106,3 +106,128 @@ async fn nats_conforms() {
     println!("{report}");
     report.passed().unwrap();
 }
+
+/// The suite once more, with a bucket as the store; on a server that is too old there is nothing to run.
+#[cfg(feature = "kv")]
+mod with_a_bucket {
+    use std::collections::BTreeMap;
+
+    use async_nats::jetstream::{self, kv::Store};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::support::version;
+
+    const CONFIG: &str = r#"jetstream { store_dir: "STORE", max_mem: 64MB, max_file: 64MB }"#;
+
+    /// A member writes its key again and again, as a node does.
+    struct Member(JoinHandle<()>);
+
+    impl Drop for Member {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+
+    struct Bucket {
+        broker: Broker,
+        members: BTreeMap<PeerId, Member>,
+    }
+
+    impl Bucket {
+        async fn store(&self) -> Store {
+            let context = jetstream::new(as_a_fake(&self.broker.url()).await);
+            let bucket = jetstream::kv::Config {
+                bucket: "members".to_owned(),
+                history: 1,
+                max_age: Duration::from_secs(1),
+                storage: jetstream::stream::StorageType::Memory,
+                limit_markers: Some(Duration::from_secs(60)),
+                ..Default::default()
+            };
+            context.create_key_value(bucket).await.unwrap()
+        }
+    }
+
+    fn key(member: &Me) -> String {
+        format!("users.conformance.{}", member.id)
+    }
+
+    #[async_trait]
+    impl Source for Bucket {
+        fn provider(&mut self) -> Arc<dyn Provider> {
+            let nats = Nats::new(self.broker.url(), "users").unwrap().heartbeat(HEARTBEAT);
+            Arc::new(nats.key_value("members").unwrap())
+        }
+
+        fn timing(&self) -> Timing {
+            Timing {
+                crash: HEARTBEAT * 4 + Duration::from_secs(1),
+                outage: HEARTBEAT * 10,
+                tasks: Duration::from_secs(5),
+                ..Timing::default()
+            }
+        }
+
+        async fn join(&mut self, member: &Me) -> Result<(), Cannot> {
+            let (store, key, said) = (self.store().await, key(member), crate::support::said(member, HEARTBEAT));
+            let task = tokio::spawn(async move {
+                loop {
+                    let _ = store.put(&key, said.clone().into()).await;
+                    tokio::time::sleep(HEARTBEAT).await;
+                }
+            });
+            self.members.insert(member.id.clone(), Member(task));
+            Ok(())
+        }
+
+        async fn leave(&mut self, member: &Me) -> Result<(), Cannot> {
+            self.members.remove(&member.id);
+            self.store().await.delete(key(member)).await.unwrap();
+            Ok(())
+        }
+
+        async fn crash(&mut self, member: &Me) -> Result<(), Cannot> {
+            self.members.remove(&member.id);
+            Ok(())
+        }
+
+        async fn fail(&mut self) -> Result<(), Cannot> {
+            self.broker.kill();
+            Ok(())
+        }
+
+        async fn refuse(&mut self) -> Result<(), Cannot> {
+            self.broker.reconfigure("").await; // no JetStream
+            Ok(())
+        }
+
+        async fn mend(&mut self, members: &[Me]) {
+            self.broker.reconfigure(CONFIG).await;
+            for member in members {
+                let _ = self.join(member).await;
+            }
+        }
+
+        async fn garbage(&mut self) -> Result<(), Cannot> {
+            let store = self.store().await;
+            for (key, value) in
+                [("users.conformance.a=zz", "x"), ("users.conformance.member-0", "{"), ("orders.x.y", "z")]
+            {
+                store.put(key, value.into()).await.unwrap();
+            }
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bucket_conforms() {
+        if version() < (2, 11) {
+            return println!("the server has no buckets whose keys expire with an event");
+        }
+        let fresh = async || Bucket { broker: Broker::with(CONFIG).await, members: BTreeMap::new() };
+        let report = conform(fresh).await;
+        println!("{report}");
+        report.passed().unwrap();
+    }
+}

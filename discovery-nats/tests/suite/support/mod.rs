@@ -186,6 +186,19 @@ pub(crate) async fn as_a_fake(url: &str) -> Client {
     options.connect(url).await.unwrap()
 }
 
+/// What a node says of itself.
+pub(crate) fn said(me: &Me, heartbeat: Duration) -> String {
+    let addresses: Vec<_> = me.addresses.iter().map(|a| format!("\"{a}\"")).collect();
+    format!(
+        r#"{{"v":1,"id":"{}","inc":{},"addrs":[{}],"state":"{}","ttl_ms":{},"future":{{"x":[1]}}}}"#,
+        me.id,
+        me.incarnation.0,
+        addresses.join(","),
+        me.state,
+        heartbeat.as_millis() * 4
+    )
+}
+
 /// Another node, as far as the subject knows: it announces itself and answers questions until it is dropped.
 pub(crate) struct Fake {
     root: String,
@@ -202,15 +215,7 @@ impl Fake {
 
     pub(crate) async fn on(client: Client, application: &str, me: &Me, heartbeat: Duration) -> Self {
         let root = format!("groupcache-gossip.{application}.{}", me.cluster);
-        let addresses: Vec<_> = me.addresses.iter().map(|a| format!("\"{a}\"")).collect();
-        let message = format!(
-            r#"{{"v":1,"id":"{}","inc":{},"addrs":[{}],"state":"{}","ttl_ms":{},"future":{{"x":[1]}}}}"#,
-            me.id,
-            me.incarnation.0,
-            addresses.join(","),
-            me.state,
-            heartbeat.as_millis() * 4
-        );
+        let message = said(me, heartbeat);
         let (client2, root2, message2) = (client.clone(), root.clone(), message.clone());
         let task = tokio::spawn(async move {
             let (client, root, message) = (client2, root2, message2);
