@@ -39,6 +39,9 @@ const SETTLE_QUIET: Duration = Duration::from_millis(50);
 const SETTLE_LIMIT: Duration = Duration::from_millis(250);
 /// How long a first complete set may keep a node from being Ready: as long as a healthy peer may take to answer.
 const READY_LIMIT: Duration = Duration::from_secs(2);
+/// How long a node whose discovery says nothing waits to be Ready, when it knows nobody who is: a source that is down must
+/// not keep a service from starting.
+const UNHEARD_LIMIT: Duration = Duration::from_secs(10);
 /// When to say that discovery never names this node: after every watch and every readiness delay worth waiting for.
 const SELF_LISTED_LIMIT: Duration = Duration::from_secs(10);
 /// Between two warnings of a kind that discovery or a peer could cause at any rate; counters count them all.
@@ -218,11 +221,17 @@ impl Stabilizer {
 
     /// Joining becomes Ready when the peers of the first complete set have answered, or could have.
     fn become_ready(&mut self, now: Duration) {
-        let Some(first) = self.first_set_at.filter(|_| self.me.state == NodeState::Joining) else { return };
+        if self.me.state != NodeState::Joining {
+            return;
+        }
         // A record of our own id at another address is waited for too: who answers there is a rival, and a node
         // that has one must not start to own keys.
         let is_waiting = self.dials.iter().any(|(_, t)| t.link == Link::Dialling);
-        if !is_waiting || now >= first + READY_LIMIT {
+        let is_due = match self.first_set_at {
+            Some(first) => !is_waiting || now >= first + READY_LIMIT,
+            None => now >= UNHEARD_LIMIT && self.members.values().all(|m| m.facts.state != NodeState::Ready),
+        };
+        if is_due {
             self.me.state = NodeState::Ready;
             self.actions.push(Action::Ready);
             self.changed(now);

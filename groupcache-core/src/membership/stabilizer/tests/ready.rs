@@ -55,6 +55,17 @@ fn hints_that_are_not_complete_do_not_make_a_node_ready() {
 }
 
 #[test]
+fn a_node_whose_discovery_says_nothing_is_ready_when_it_knows_nobody_who_is() {
+    let mut node = start();
+    node.after(9_900);
+    assert_eq!(node.readies(), 0);
+    node.after(100).after(100).owners("me");
+    assert_eq!(node.readies(), 1);
+    node.set("a me").hello("a").after(300).owners("a me");
+    assert_eq!(node.readies(), 1, "once in its life");
+}
+
+#[test]
 fn our_own_record_at_another_address_is_waited_for_since_a_rival_may_answer_there() {
     let mut node = start();
     node.set("a me=stale:1").hello("a").after(1_900);

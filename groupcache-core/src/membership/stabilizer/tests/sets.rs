@@ -23,8 +23,10 @@ fn a_provider_that_fails_or_is_forbidden_changes_nothing() {
 #[test]
 fn a_provider_that_never_says_anything_leaves_a_node_that_serves_alone() {
     let mut node = start();
-    node.after(60_000).members("me").owners("me");
+    node.after(5_000).members("me").owners("me");
     assert_eq!((node.readies(), node.installs()), (0, 1));
+    node.after(60_000).members("me").owners("me");
+    assert_eq!((node.readies(), node.installs()), (1, 2), "and says so, once it has waited long enough");
 }
 
 #[test]
