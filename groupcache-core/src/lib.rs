@@ -61,6 +61,7 @@ pub mod conformance;
 mod error;
 mod flight;
 mod group;
+mod handshake;
 mod identity;
 mod lines;
 mod loader;

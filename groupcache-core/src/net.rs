@@ -1,12 +1,10 @@
 //! The only door to the network: another pair of functions, and the node runs inside a simulator.
 
 mod attempt;
-mod caller;
 mod door;
 mod security;
 mod session;
 mod stream;
-mod trouble;
 
 use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc};
 
@@ -21,17 +19,19 @@ use tonic::{
 };
 use tower_service::Service;
 
+#[cfg(feature = "tls")]
+pub(crate) use self::session::RETIRE_WITHIN;
 pub(crate) use self::{
     attempt::Attempt,
-    caller::Caller,
     door::{Doorkeeper, open},
     security::Security,
     session::{DEAD, InUse, Session},
 };
 use self::{attempt::Watched, stream::Stream};
-#[cfg(feature = "tls")]
-pub(crate) use self::{door::last_words, session::RETIRE_WITHIN, trouble::Trouble};
-use crate::config::{CONNECT, Limits};
+use crate::{
+    config::{CONNECT, Limits},
+    handshake::Trouble,
+};
 
 /// How to reach a peer. Lazy: it returns at once and connects at first use. What becomes of it is noted in the attempt.
 pub(crate) type Dial = Arc<dyn Fn(&Endpoint, Arc<Attempt>) -> Channel + Send + Sync>;
@@ -88,7 +88,7 @@ impl Connector {
         // Small requests must not wait for the acknowledgement of those before them.
         tcp.set_nodelay(true)?;
         let shaken = timeout_at(end, self.security.connect(tcp, authority.host())).await;
-        let (stream, server) = shaken.unwrap_or(Err(trouble::Trouble::TooLate)).map_err(|trouble| {
+        let (stream, server) = shaken.unwrap_or(Err(Trouble::TooLate)).map_err(|trouble| {
             self.attempt.note(trouble.clone());
             trouble.into_io()
         })?;

@@ -4,7 +4,6 @@
 //! is let in by name. Connections live long, so sessions are not resumed; each handshake checks everything.
 
 mod cluster_key;
-mod explain;
 mod mutual;
 mod names;
 mod peer_certificates;
@@ -25,13 +24,12 @@ use rustls::{
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-pub(crate) use self::explain::explain;
 use self::verify::Trust;
 pub use self::{cluster_key::ClusterKey, mutual::MutualTls, peer_certificates::PeerCertificates};
 use crate::{
     error::{Error, Kind, Result},
+    handshake::{Caller, Trouble},
     identity::PeerId,
-    net::{Caller, Trouble, last_words},
 };
 
 /// HTTP/2, the only protocol of peers, as ALPN calls it.
@@ -143,6 +141,9 @@ impl InUse {
     }
 }
 
+/// A connection, who is at the other end, and which generation of certificates let it in.
+type Accepted = (TlsStream<TcpStream>, Caller, u64);
+
 /// Keeps the certificates and keys of a node, and puts others in their place when they change.
 pub(crate) struct Keeper {
     me: Me,
@@ -222,16 +223,16 @@ impl Keeper {
     }
 
     /// Shakes hands as the side that listens.
-    pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Caller, u64), Trouble> {
+    ///
+    /// When it comes to nothing and the other side has been told why, its connection is handed back, to be closed when
+    /// that has been read.
+    pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<Accepted, (Trouble, Option<TcpStream>)> {
         let in_use = self.in_use.load_full();
-        let stream = match in_use.server.accept(tcp).into_fallible().await {
-            Ok(stream) => stream,
-            Err((error, mut tcp)) => {
-                // The alert that says why has been sent.
-                last_words(&mut tcp, &[]).await;
-                return Err(ended(&error));
-            }
-        };
+        let stream = in_use.server.accept(tcp).into_fallible().await.map_err(|(e, tcp)| (ended(&e), Some(tcp)))?;
+        Self::accepted(&in_use, stream).map_err(|trouble| (trouble, None))
+    }
+
+    fn accepted(in_use: &InUse, stream: tokio_rustls::server::TlsStream<TcpStream>) -> Result<Accepted, Trouble> {
         let (_, connection) = stream.get_ref();
         if connection.alpn_protocol() != Some(ALPN) {
             return Err(Trouble::OtherTls("it does not ask for HTTP/2 (ALPN h2)".to_owned()));

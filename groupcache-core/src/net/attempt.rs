@@ -12,8 +12,10 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{caller::Caller, trouble::Trouble};
-use crate::sync::Mutex;
+use crate::{
+    handshake::{Caller, Trouble},
+    sync::Mutex,
+};
 
 /// One attempt to connect to a peer.
 #[derive(Debug)]

@@ -30,10 +30,10 @@ use super::{
     security::Security,
     session::{Session, Sessions},
     stream::Stream,
-    trouble::Trouble,
 };
 use crate::{
     config::HANDSHAKE,
+    handshake::Trouble,
     lines::Lines,
     stats::{Counter, NodeCounters},
 };
@@ -174,7 +174,15 @@ impl Admitted {
                 last_words(&mut tcp, words).await;
                 return Err(trouble);
             }
-            security.accept(tcp).await
+            match security.accept(tcp).await {
+                Ok(accepted) => Ok(accepted),
+                Err((trouble, tcp)) => {
+                    if let Some(mut tcp) = tcp {
+                        last_words(&mut tcp, &[]).await; // the alert has been sent
+                    }
+                    Err(trouble)
+                }
+            }
         };
         let cut = self.session.is_cut().clone();
         let shaken = tokio::select! {
@@ -209,7 +217,7 @@ async fn first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), Trou
 
 /// Says this, and gives the other side time to read it. Closed with something unread, the connection would be reset,
 /// and what was said last be lost.
-pub(crate) async fn last_words(tcp: &mut TcpStream, words: &[u8]) {
+async fn last_words(tcp: &mut TcpStream, words: &[u8]) {
     let said = async {
         tcp.write_all(words).await?;
         tcp.shutdown().await?;

@@ -2,7 +2,8 @@
 
 use tokio::net::TcpStream;
 
-use super::{caller::Caller, stream::Stream, trouble::Trouble};
+use super::stream::Stream;
+use crate::handshake::{Caller, Trouble};
 
 /// How a node proves who it is, and whom it lets in.
 #[derive(Clone, Debug)]
@@ -59,7 +60,9 @@ impl Security {
     }
 
     /// The handshake of the side that listens: who it is, and by which generation of certificates.
-    pub(super) async fn accept(&self, tcp: TcpStream) -> Result<(Stream, Caller, u64), Trouble> {
+    ///
+    /// A connection that is handed back with the trouble is to be closed when the other side has read what it was told.
+    pub(super) async fn accept(&self, tcp: TcpStream) -> Result<(Stream, Caller, u64), (Trouble, Option<TcpStream>)> {
         match self {
             Self::Open { .. } => Ok((Stream::Plain(tcp), Caller::Unknown, 0)),
             #[cfg(feature = "tls")]

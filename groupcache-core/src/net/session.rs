@@ -16,8 +16,10 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{caller::Caller, trouble::Trouble};
-use crate::sync::Mutex;
+use crate::{
+    handshake::{Caller, Trouble},
+    sync::Mutex,
+};
 
 /// Connections that have not carried an accepted request yet.
 pub(crate) const MAX_UNPROVEN: usize = 512;

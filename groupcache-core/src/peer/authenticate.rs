@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use tonic::{Extensions, Status};
 
-use crate::net::{Caller, Security, Session};
+use crate::{
+    handshake::Caller,
+    net::{Security, Session},
+};
 
 /// What a request without a known sender is told.
 const NOBODY: &str = "this node answers its peers only, and nothing tells who this is: a peer shows a certificate \

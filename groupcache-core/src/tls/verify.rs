@@ -18,7 +18,7 @@ use webpki::EndEntityCert;
 use super::{names::Name, provider};
 use crate::{
     error::{Error, Kind, Result},
-    net::{Caller, Trouble},
+    handshake::{Caller, Trouble, explain},
 };
 
 /// Whom a node trusts.
@@ -67,7 +67,7 @@ impl Trust {
         let (shown, rest) =
             chain.split_first().ok_or_else(|| Trouble::Certificate("it shows no certificate".to_owned()))?;
         let checked = self.clients.verify_client_cert(shown, rest, UnixTime::now());
-        checked.map_err(|e| super::explain(&e))?;
+        checked.map_err(|e| explain(&e))?;
         self.name(chain)
     }
 

@@ -46,7 +46,7 @@ impl Trouble {
         }
         #[cfg(feature = "tls")]
         if let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            return crate::tls::explain(tls);
+            return super::explain::explain(tls);
         }
         Self::Broken(error.to_string())
     }

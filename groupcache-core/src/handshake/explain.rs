@@ -2,7 +2,7 @@
 
 use rustls::{AlertDescription as Alert, CertificateError, Error as TlsError, InvalidMessage, OtherError};
 
-use crate::net::Trouble;
+use super::trouble::Trouble;
 
 /// What an error of TLS means.
 pub(crate) fn explain(error: &TlsError) -> Trouble {
