@@ -5,6 +5,7 @@ mod fetch;
 mod held;
 mod load;
 mod serve;
+mod times;
 mod write;
 
 use std::{
@@ -22,7 +23,7 @@ pub(crate) use self::builder::Settings;
 pub use self::{builder::GroupBuilder, write::Invalidated};
 
 use self::{
-    held::{Held, Slot},
+    held::{Held, NoValue, Slot},
     load::Loading,
 };
 use crate::{
@@ -113,12 +114,22 @@ impl<V: Value> Group<V> {
         let group = &self.inner;
         group.counters.gets.up();
         // 1. Memory.
-        if let Some(slot) = group.store.get(key, group.shared.now_ms())
-            && let Ok(value) = slot.payload.value()
+        let now_ms = group.shared.now_ms();
+        if let Some(slot) = group.store.get(key, now_ms)
             && !group.is_removed.load(Relaxed)
         {
-            group.counters.hits.up();
-            return Ok(value);
+            match slot.payload.value() {
+                Ok(value) => {
+                    group.counters.hits.up();
+                    group.freshen(key, &slot, now_ms);
+                    return Ok(value);
+                }
+                Err(NoValue::NotFound) => {
+                    group.counters.hits.up();
+                    return Err(group.not_found());
+                }
+                Err(NoValue::Undecodable(_)) => {}
+            }
         }
         // Boxed: a hit does not pay for the state of a miss.
         Box::pin(group.miss(key, self.deadline)).await
@@ -193,7 +204,7 @@ impl<V: Value> Group<V> {
     #[cfg(test)]
     pub(crate) fn kept_for_ms(&self, key: &str) -> Option<u64> {
         let now_ms = self.inner.shared.now_ms();
-        self.inner.store.peek(key).map(|slot| slot.expires_at_ms.saturating_sub(now_ms))
+        self.inner.store.peek(key).map(|slot| slot.serve_until_ms().saturating_sub(now_ms))
     }
 
     pub(crate) fn of(inner: Arc<Inner<V>>) -> Self {
@@ -264,7 +275,8 @@ impl<V: Value> Inner<V> {
     ) -> Result<V> {
         let undecodable = match slot.payload.value() {
             Ok(value) => return Ok(value),
-            Err(undecodable) => undecodable,
+            Err(NoValue::NotFound) => return Err(self.not_found()),
+            Err(NoValue::Undecodable(undecodable)) => undecodable,
         };
         self.counters.undecodable.up();
         let name = &self.settings.name;
@@ -277,7 +289,12 @@ impl<V: Value> Inner<V> {
                 Some(Err(Failure::Expired(_))) | None => return Err(self.timed_out(Duration::ZERO, None)),
             },
         };
-        loaded.payload.value().map_err(Error::from)
+        loaded.payload.value().map_err(|no_value| match no_value {
+            NoValue::NotFound => self.not_found(),
+            NoValue::Undecodable(e) => {
+                Error::caused(Kind::LoadFailed { is_transient: false }, "the value cannot be decoded again", e)
+            }
+        })
     }
 
     fn check(&self, key: &str) -> Result<()> {

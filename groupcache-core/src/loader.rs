@@ -1,6 +1,6 @@
 //! Loaders: what users implement, what a load is told, and what it may answer.
 
-use std::{fmt, future::Future, marker::PhantomData, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -42,8 +42,7 @@ pub struct Load<'a, V> {
     group: &'a str,
     deadline: Instant,
     reason: LoadReason,
-    /// Loads of different values are told of different values.
-    values: PhantomData<fn() -> V>,
+    previous: Option<&'a V>,
 }
 
 impl<V> fmt::Debug for Load<'_, V> {
@@ -61,11 +60,19 @@ pub enum LoadReason {
     Owner,
     /// Another node owns the key and could not answer; the value is kept for a short time only.
     Fallback,
+    /// It owns the key and has a value, which is stale or will be soon; nobody waits.
+    Refresh,
 }
 
 impl<'a, V> Load<'a, V> {
-    pub(crate) fn new(key: &'a str, group: &'a str, deadline: Instant, reason: LoadReason) -> Self {
-        Self { key, group, deadline, reason, values: PhantomData }
+    pub(crate) fn new(
+        key: &'a str,
+        group: &'a str,
+        deadline: Instant,
+        reason: LoadReason,
+        previous: Option<&'a V>,
+    ) -> Self {
+        Self { key, group, deadline, reason, previous }
     }
 
     /// The key, 1 to 1,024 bytes.
@@ -88,6 +95,12 @@ impl<'a, V> Load<'a, V> {
         self.reason
     }
 
+    /// The value that this node still has, stale or about to be: for a conditional request (`If-None-Match`), whose
+    /// answer may be [`Loaded::unchanged`]. `None` when there is none.
+    pub fn previous(&self) -> Option<&'a V> {
+        self.previous
+    }
+
     /// Carries the chain of nested loads into a future that the loader spawns.
     ///
     /// Gets within the loader itself carry it already. A spawned task that gets from a group outside of a
@@ -107,33 +120,65 @@ impl<'a, V> Load<'a, V> {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Loaded<V> {
-    pub(crate) value: Option<V>,
-    pub(crate) time_to_live: Option<Duration>,
-    pub(crate) keep: bool,
+    pub(crate) what: What<V>,
+    pub(crate) keep: Keep,
+}
+
+/// What a loader found.
+#[derive(Clone, Debug)]
+pub(crate) enum What<V> {
+    Value(V),
+    NotFound,
+    /// What [`Load::previous`] is.
+    Unchanged,
+}
+
+/// How long it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// As long as the group says.
+    AsTheGroup,
+    For(Duration),
+    Forever,
+    Not,
 }
 
 impl<V> Loaded<V> {
     /// A value, kept as long as the group says.
     pub fn new(value: impl Into<V>) -> Self {
-        Self { value: Some(value.into()), time_to_live: None, keep: true }
+        Self { what: What::Value(value.into()), keep: Keep::AsTheGroup }
     }
 
-    /// There is no such thing. Callers get an error with
-    /// [`is_not_found`](crate::Error::is_not_found); nothing is kept.
+    /// There is no such thing. Callers get an error with [`is_not_found`](crate::Error::is_not_found). It is
+    /// remembered as long as [`GroupBuilder::negative_time_to_live`](crate::GroupBuilder::negative_time_to_live) says,
+    /// which is not at all by default.
     pub fn not_found() -> Self {
-        Self { value: None, time_to_live: None, keep: false }
+        Self { what: What::NotFound, keep: Keep::AsTheGroup }
     }
 
-    /// Keeps the value this long instead of the group's time to live. Zero = do not keep.
+    /// The value is what [`Load::previous`] is, and is kept on as if it had been loaded now.
+    ///
+    /// Where there is no previous value, it is an error of the load.
+    pub fn unchanged() -> Self {
+        Self { what: What::Unchanged, keep: Keep::AsTheGroup }
+    }
+
+    /// Keeps it this long instead of the group's time to live; jitter and the group's cap still shorten it. Zero = do not
+    /// keep.
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
-        self.time_to_live = Some(time_to_live);
-        self.keep = self.keep && !time_to_live.is_zero();
+        self.keep = if time_to_live.is_zero() { Keep::Not } else { Keep::For(time_to_live) };
         self
     }
 
-    /// Hands the value to everyone who waits and forgets it.
+    /// Keeps it until it is evicted or changed, or as long as the group's cap allows.
+    pub fn never_expires(mut self) -> Self {
+        self.keep = Keep::Forever;
+        self
+    }
+
+    /// Hands it to everyone who waits and forgets it.
     pub fn do_not_keep(mut self) -> Self {
-        self.keep = false;
+        self.keep = Keep::Not;
         self
     }
 }

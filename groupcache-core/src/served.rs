@@ -15,7 +15,7 @@ use dashmap::{DashMap, Entry};
 use crate::{
     chain::Chain,
     error::{Error, Result},
-    message::{Answer, Encoded, GroupName},
+    message::{Answer, GroupName},
     sync::Keyed,
 };
 
@@ -34,7 +34,7 @@ pub(crate) trait Served: Send + Sync {
     /// Version of the encoding of its values.
     fn format(&self) -> u32;
     /// What is in memory.
-    fn hit(&self, key: &str) -> Option<Encoded>;
+    fn hit(self: Arc<Self>, key: &str) -> Option<Answer>;
     /// Joins the load of a key or begins it. Dropping the future leaves the load running.
     fn load(self: Arc<Self>, ask: Ask) -> Answering;
     /// Drops what is held, and lets nothing that is under way be stored: another node writes.

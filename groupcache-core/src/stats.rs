@@ -72,6 +72,12 @@ counters! {
         gets,
         /// Gets answered from this node's memory.
         hits,
+        /// Hits on values past their time to live, which are served while a younger one is loaded.
+        stale_hits,
+        /// Loads that nobody waited for: values that were stale, or would be soon.
+        refreshes,
+        /// Loads that failed, and for which an older value was handed out.
+        stale_on_error,
         /// Exchanges with peers that were begun for callers of this node.
         fetches,
         /// Answers of peers that were no value: unreachable, declined, failed, overloaded.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Group, Inner};
+use super::{Group, Inner, times::Ages};
 use crate::{
     error::{Error, Result},
     flight::Flights,
@@ -25,7 +25,7 @@ use crate::{
 pub(crate) struct Settings {
     pub(crate) name: Arc<str>,
     pub(crate) format: u32,
-    pub(crate) time_to_live: Option<Duration>,
+    pub(crate) ages: Ages,
     pub(crate) load_deadline: Duration,
 }
 
@@ -42,7 +42,7 @@ pub struct GroupBuilder<V: Value> {
 impl<V: Value> GroupBuilder<V> {
     pub(crate) fn new(shared: Arc<Shared>, name: &str) -> Self {
         let load_deadline = shared.local.limits.load_deadline;
-        let settings = Settings { name: name.into(), format: 0, time_to_live: None, load_deadline };
+        let settings = Settings { name: name.into(), format: 0, ages: Ages::default(), load_deadline };
         Self { shared, settings, capacity_bytes: None, loader: None, values: PhantomData }
     }
 
@@ -54,7 +54,48 @@ impl<V: Value> GroupBuilder<V> {
 
     /// How long values are kept. Default: until they are evicted. A loader may say otherwise for one value.
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
-        self.settings.time_to_live = Some(time_to_live);
+        self.settings.ages.time_to_live = Some(time_to_live);
+        self
+    }
+
+    /// The longest that any value is kept, whatever its loader says. Default: as long as that.
+    pub fn max_time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.settings.ages.max_time_to_live = Some(time_to_live);
+        self
+    }
+
+    /// How much of a time to live may be taken off at random, from 0 to 1, so that values that were loaded together do
+    /// not expire together. Default 0.1: up to a tenth.
+    pub fn jitter(mut self, share: f64) -> Self {
+        self.settings.ages.jitter = share;
+        self
+    }
+
+    /// How long it is remembered that the loader found nothing. Default: not at all. A loader may say otherwise for one
+    /// key.
+    pub fn negative_time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.settings.ages.negative = Some(time_to_live);
+        self
+    }
+
+    /// How long after its time to live a value is still served, at once, while one load in the whole cluster brings a
+    /// younger one (stale-while-revalidate of RFC 5861). Default: not at all.
+    pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
+        self.settings.ages.stale_while_revalidate = window;
+        self
+    }
+
+    /// How long before the end of its time to live a value that is asked for is loaded anew, in the background, at most
+    /// half of that time. Default: not at all.
+    pub fn refresh_ahead(mut self, window: Duration) -> Self {
+        self.settings.ages.refresh_ahead = window;
+        self
+    }
+
+    /// How long after its time to live a value is still handed out when the loader fails (stale-if-error of RFC 5861).
+    /// Default: not at all; the error is. What the loader does not find is no failure.
+    pub fn stale_if_error(mut self, window: Duration) -> Self {
+        self.settings.ages.stale_if_error = window;
         self
     }
 
@@ -121,8 +162,15 @@ impl<V: Value> GroupBuilder<V> {
         let loader = loader.ok_or_else(|| missing("loader: add .loader(...) or .loader_with(state, ...)"))?;
         let capacity = capacity_bytes.filter(|bytes| *bytes > 0);
         let capacity = capacity.ok_or_else(|| missing("capacity: add .capacity_bytes(64 << 20)"))?;
-        if settings.time_to_live.is_some_and(|ttl| ttl.is_zero()) {
+        let ages = &settings.ages;
+        if [ages.time_to_live, ages.max_time_to_live, ages.negative].contains(&Some(Duration::ZERO)) {
             return Err(Error::config(format!("group {name:?} keeps nothing: its time to live is zero")));
+        }
+        if !(0.0..=1.0).contains(&ages.jitter) {
+            return Err(Error::config(format!(
+                "the jitter of group {name:?} is {}; give it a share from 0 to 1",
+                ages.jitter
+            )));
         }
         if settings.load_deadline.is_zero() {
             return Err(Error::config(format!("group {name:?} can load nothing: its load deadline is zero")));

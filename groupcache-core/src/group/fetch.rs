@@ -16,7 +16,7 @@ use crate::{
     membership::view::View,
     message::{Answer, Op},
     peer::table::{Call, NotSent, Outcome as Reached, Reply},
-    store::Entry,
+    store::{Entry, Times},
     sync::Mutex,
     value::Value,
 };
@@ -170,11 +170,10 @@ impl<V: Value> Fetch<V> {
         match answer {
             Answer::Value(value) => {
                 let now_ms = self.group.shared.now_ms();
-                let expires_at_ms = value.remaining_ms.map_or(NEVER, |ms| later(now_ms, Duration::from_millis(ms)));
+                let serve_until_ms = value.remaining_ms.map_or(NEVER, |ms| later(now_ms, Duration::from_millis(ms)));
                 let heap_bytes = value.bytes.len() as u64;
-                let loaded_at_ms = now_ms.saturating_sub(value.age_ms);
-                let held = Held::received(value.bytes);
-                let slot = Entry::new(self.flight.key(), held, heap_bytes, loaded_at_ms, expires_at_ms);
+                let times = Times::until(now_ms.saturating_sub(value.age_ms), serve_until_ms);
+                let slot = Entry::new(self.flight.key(), Held::received(value.bytes), heap_bytes, times);
                 self.land(Ok(Arc::new(slot)));
             }
             Answer::NotFound => self.said(Kind::NotFound, "the loader found nothing"),

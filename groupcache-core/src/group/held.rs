@@ -9,8 +9,7 @@ use bytes::Bytes;
 
 use crate::{
     clock::NEVER,
-    error::{Error, Kind},
-    message::{Encoded, Source},
+    message::{Answer, Encoded, Source},
     store::Entry,
     value::{DecodeError, EncodeError, Value},
 };
@@ -18,11 +17,20 @@ use crate::{
 /// An entry as flights and the store share it.
 pub(super) type Slot<V> = Arc<Entry<Held<V>>>;
 
-/// A value in both its forms; for types whose decoding is a clone, in one.
+/// What is known of a key.
 #[derive(Debug)]
-pub(super) struct Held<V> {
-    encoded: Bytes,
-    decoded: OnceLock<V>,
+pub(super) enum Held<V> {
+    /// A value in both its forms; for types whose decoding is a clone, in one.
+    Value { encoded: Bytes, decoded: OnceLock<V> },
+    /// The loader found nothing.
+    Nothing,
+}
+
+/// Why there is no value to hand out.
+#[derive(Debug)]
+pub(super) enum NoValue {
+    NotFound,
+    Undecodable(DecodeError),
 }
 
 impl<V: Value> Held<V> {
@@ -31,30 +39,42 @@ impl<V: Value> Held<V> {
         let encoded = value.to_encoded()?;
         let weight = encoded.len() as u64 + if V::DECODES_LIKE_A_CLONE { 0 } else { value.weight() as u64 };
         let decoded = if V::DECODES_LIKE_A_CLONE { OnceLock::new() } else { OnceLock::from(value) };
-        Ok((Self { encoded, decoded }, weight))
+        Ok((Self::Value { encoded, decoded }, weight))
     }
 
     /// Of a value that came from a peer; it is decoded by the first who needs it.
     pub(super) fn received(encoded: Bytes) -> Self {
-        Self { encoded, decoded: OnceLock::new() }
+        Self::Value { encoded, decoded: OnceLock::new() }
     }
 
-    /// The encoded form.
-    pub(super) fn encoded(&self) -> &Bytes {
-        &self.encoded
+    /// The same, for another entry.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::Value { encoded, decoded } => Self::Value { encoded: encoded.clone(), decoded: decoded.clone() },
+            Self::Nothing => Self::Nothing,
+        }
+    }
+
+    /// The encoded form of a value.
+    pub(super) fn encoded(&self) -> Option<&Bytes> {
+        match self {
+            Self::Value { encoded, .. } => Some(encoded),
+            Self::Nothing => None,
+        }
     }
 
     /// A clone of the value, decoded if it has not been.
-    pub(super) fn value(&self) -> Result<V, DecodeError> {
-        if let Some(value) = self.decoded.get() {
+    pub(super) fn value(&self) -> Result<V, NoValue> {
+        let Self::Value { encoded, decoded } = self else { return Err(NoValue::NotFound) };
+        if let Some(value) = decoded.get() {
             return Ok(value.clone());
         }
-        let value = decode::<V>(self.encoded.clone())?;
+        let value = decode::<V>(encoded.clone()).map_err(NoValue::Undecodable)?;
         if V::DECODES_LIKE_A_CLONE {
             return Ok(value);
         }
         // Two may decode at once; that is cheaper than to let everyone wait under a lock.
-        Ok(self.decoded.get_or_init(|| value).clone())
+        Ok(decoded.get_or_init(|| value).clone())
     }
 }
 
@@ -64,18 +84,14 @@ pub(super) fn decode<V: Value>(bytes: Bytes) -> Result<V, DecodeError> {
         .unwrap_or_else(|_| Err(DecodeError::new("the decoder panicked")))
 }
 
-impl From<DecodeError> for Error {
-    fn from(e: DecodeError) -> Self {
-        Self::caused(Kind::LoadFailed { is_transient: false }, "the value cannot be decoded again", e)
-    }
-}
-
 /// An entry as it is told to a peer.
-pub(super) fn encoded<V: Value>(slot: &Entry<Held<V>>, now_ms: u64, source: Source) -> Encoded {
-    Encoded {
-        bytes: slot.payload.encoded().clone(),
+pub(super) fn answer<V: Value>(slot: &Entry<Held<V>>, now_ms: u64, source: Source) -> Answer {
+    let Some(bytes) = slot.payload.encoded() else { return Answer::NotFound };
+    let fresh_until_ms = slot.fresh_until_ms();
+    Answer::Value(Encoded {
+        bytes: bytes.clone(),
         age_ms: now_ms.saturating_sub(slot.loaded_at_ms),
-        remaining_ms: (slot.expires_at_ms != NEVER).then(|| slot.expires_at_ms.saturating_sub(now_ms)),
+        remaining_ms: (fresh_until_ms != NEVER).then(|| fresh_until_ms.saturating_sub(now_ms)),
         source,
-    }
+    })
 }

@@ -15,13 +15,16 @@ use super::{
 };
 use crate::{
     chain::{CURRENT, Chain, Joined, Lineage},
-    clock::{NEVER, later},
+    clock::later,
     error::{BoxError, Error, Kind, Result},
     flight::{Join, Kind as Table, LandOnDrop},
-    loader::{Load, LoadError, LoadReason, Loaded},
-    store::{Admission, Entry},
+    loader::{Load, LoadError, LoadReason, Loaded, What},
+    store::{Admission, Entry, Times},
     value::Value,
 };
+
+/// How long after a refresh was begun, or has failed, the next one may be.
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a caller got into.
 pub(super) enum Loading<V: Value> {
@@ -86,24 +89,27 @@ impl<V: Value> Inner<V> {
         self.flights.running(Table::Load, key)
     }
 
-    /// How long a value may be kept, and whether at all.
-    fn keeping(&self, loaded: &Loaded<V>, hash: u64) -> Option<Option<Duration>> {
-        if !loaded.keep {
-            return None;
+    /// A hit on what is stale, or will be soon: one load for all of the cluster, and nobody waits for it.
+    pub(super) fn freshen(self: &Arc<Self>, key: &str, slot: &Slot<V>, now_ms: u64) {
+        if now_ms >= slot.fresh_until_ms() {
+            self.counters.stale_hits.up();
         }
-        let wanted = loaded.time_to_live.or(self.settings.time_to_live);
-        Some(self.capped(wanted, hash))
+        if !slot.is_to_be_refreshed(now_ms, later(now_ms, REFRESH_PAUSE)) || self.shared.is_closed() {
+            return;
+        }
+        let Ok(lineage) = Lineage::begin(&Chain::EMPTY, self.place.hash(key.as_bytes())) else { return };
+        // What is there is not what is looked for.
+        if let Join::Began(flight) = self.flights.join(Table::Load, key, now_ms, || None::<()>, || Some(lineage)) {
+            self.counters.refreshes.up();
+            let hash = self.place.hash(key.as_bytes());
+            self.shared.tasks.load(run(Arc::clone(self), flight, hash, LoadReason::Refresh));
+        }
     }
 
-    /// A value that another node owns is kept for a short time only. Who owns it is decided by our own view, when
-    /// the value is there.
-    pub(super) fn capped(&self, wanted: Option<Duration>, hash: u64) -> Option<Duration> {
-        let view = self.shared.view_ref();
-        let cap = view.owner(hash).filter(|owner| owner.dial.is_some()).map(|owner| self.shared.fallback_cap(owner));
-        match (wanted, cap) {
-            (Some(wanted), Some(cap)) => Some(wanted.min(cap)),
-            (wanted, cap) => wanted.or(cap),
-        }
+    /// What a load can show its loader, and fall back on when it fails.
+    fn previous(&self, key: &str) -> Option<Slot<V>> {
+        let slot = self.store.peek(key)?;
+        (!slot.is_gone(self.shared.now_ms())).then_some(slot)
     }
 }
 
@@ -116,14 +122,20 @@ fn run<V: Value>(
 ) -> impl Future<Output = ()> + Send {
     let guard = group.land_on_drop(&flight);
     async move {
-        let outcome = load(&group, &flight, reason).await;
-        finish(&group, &flight, hash, outcome);
+        let previous = group.previous(flight.key());
+        let outcome = load(&group, &flight, reason, previous.as_deref()).await;
+        finish(&group, &flight, hash, outcome, previous);
         guard.defuse();
     }
 }
 
 /// Permit, loader, deadline.
-async fn load<V: Value>(group: &Inner<V>, flight: &Flying<V>, reason: LoadReason) -> Result<Loaded<V>> {
+async fn load<V: Value>(
+    group: &Inner<V>,
+    flight: &Flying<V>,
+    reason: LoadReason,
+    previous: Option<&Entry<Held<V>>>,
+) -> Result<Loaded<V>> {
     let Some(lineage) = flight.context.clone() else {
         return Err(Error::new(Kind::Closed, "the load has no lineage"));
     };
@@ -139,24 +151,15 @@ async fn load<V: Value>(group: &Inner<V>, flight: &Flying<V>, reason: LoadReason
     if reason == LoadReason::Fallback {
         group.counters.fallback_loads.up();
     }
-    let load = Load::new(flight.key(), &group.settings.name, deadline, reason);
+    let previous = previous.and_then(|slot| slot.payload.value().ok());
+    let load = Load::new(flight.key(), &group.settings.name, deadline, reason, previous.as_ref());
     // The call itself is in the block: a loader may panic before it returns its future.
     let loading = CURRENT.scope(lineage, AssertUnwindSafe(async { group.loader.start(load).await }).catch_unwind());
     let loaded = timeout_at(deadline, loading).await;
     drop(permit);
     let failed = match loaded {
         Ok(Ok(Ok(loaded))) => return Ok(loaded),
-        Ok(Ok(Err(LoadError { cause, is_transient }))) => {
-            let text = format!("the loader of group {:?} failed", group.settings.name);
-            // A nested get's error keeps what it says of itself.
-            match cause.downcast::<Error>() {
-                Ok(nested) => {
-                    let is_transient = is_transient || nested.is_transient();
-                    Error::caused(Kind::LoadFailed { is_transient }, text, *nested)
-                }
-                Err(cause) => Error::caused(Kind::LoadFailed { is_transient }, text, cause),
-            }
-        }
+        Ok(Ok(Err(error))) => group.load_failed(error),
         Ok(Err(panic)) => {
             let text = format!("the loader of group {:?} panicked", group.settings.name);
             Error::caused(Kind::LoadFailed { is_transient: false }, text, panic_text(&*panic))
@@ -177,23 +180,20 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> BoxError {
 }
 
 /// Encodes, stores unless a write has passed, and tells everyone.
-fn finish<V: Value>(group: &Inner<V>, flight: &Flying<V>, hash: u64, loaded: Result<Loaded<V>>) {
+fn finish<V: Value>(
+    group: &Inner<V>,
+    flight: &Flying<V>,
+    hash: u64,
+    loaded: Result<Loaded<V>>,
+    previous: Option<Slot<V>>,
+) {
     let now_ms = group.shared.local.clock.read_ms();
-    let mut keeps = false;
-    let outcome: Outcome<V> = loaded
-        .and_then(|loaded| {
-            let keeping = group.keeping(&loaded, hash);
-            keeps = keeping.is_some();
-            let expires_at_ms = match keeping {
-                Some(Some(ttl)) => later(now_ms, ttl),
-                Some(None) => NEVER,
-                None => now_ms,
-            };
-            let value = loaded.value.ok_or_else(|| Error::new(Kind::NotFound, "the loader found nothing"))?;
-            group.slot(flight.key(), value, now_ms, expires_at_ms)
-        })
-        .map_err(Into::into);
-    let keep = outcome.as_ref().ok().filter(|_| keeps).cloned();
+    let (outcome, keep) =
+        match loaded.and_then(|loaded| group.entry(flight.key(), hash, loaded, now_ms, previous.as_ref())) {
+            Ok((outcome, keep)) => (outcome, keep),
+            Err(error) => (group.or_stale(error, now_ms, previous.as_ref()), None),
+        };
+    let keeps = keep.is_some();
     let store = || keep.filter(|_| !group.is_removed.load(Relaxed)).map(|slot| group.store.insert(flight.key(), slot));
     let landed = group.flights.land(flight, outcome, store);
     match landed {
@@ -210,8 +210,72 @@ fn finish<V: Value>(group: &Inner<V>, flight: &Flying<V>, hash: u64, loaded: Res
 }
 
 impl<V: Value> Inner<V> {
+    fn load_failed(&self, LoadError { cause, is_transient }: LoadError) -> Error {
+        let text = format!("the loader of group {:?} failed", self.settings.name);
+        // A nested get's error keeps what it says of itself.
+        match cause.downcast::<Error>() {
+            Ok(nested) => {
+                let is_transient = is_transient || nested.is_transient();
+                Error::caused(Kind::LoadFailed { is_transient }, text, *nested)
+            }
+            Err(cause) => Error::caused(Kind::LoadFailed { is_transient }, text, cause),
+        }
+    }
+
+    /// What those who wait get of what was loaded, and what is kept of it.
+    fn entry(
+        &self,
+        key: &str,
+        hash: u64,
+        loaded: Loaded<V>,
+        now_ms: u64,
+        previous: Option<&Slot<V>>,
+    ) -> Result<(Outcome<V>, Option<Slot<V>>)> {
+        let is_value = !matches!(loaded.what, What::NotFound);
+        let times = self.times(loaded.keep, is_value, now_ms, hash);
+        let is_kept = times.is_some();
+        let times = times.unwrap_or_else(|| Times::until(now_ms, now_ms));
+        let slot = match loaded.what {
+            What::Value(value) => self.slot(key, value, times)?,
+            What::NotFound => {
+                let nothing = is_kept.then(|| Arc::new(Entry::new(key, Held::Nothing, 0, times)));
+                return Ok((Err(self.not_found().into()), nothing));
+            }
+            What::Unchanged => {
+                let previous = previous.filter(|slot| slot.payload.encoded().is_some()).ok_or_else(|| {
+                    let text = format!(
+                        "the loader of group {:?} said that the value is unchanged, and there is no previous one; \
+                         answer so only where Load::previous() is some",
+                        self.settings.name
+                    );
+                    Error::new(Kind::LoadFailed { is_transient: false }, text)
+                })?;
+                Arc::new(Entry::new(key, previous.payload.again(), previous.heap_bytes(key), times))
+            }
+        };
+        Ok((Ok(Arc::clone(&slot)), is_kept.then_some(slot)))
+    }
+
+    /// The error of those who wait, or the old value where the group would rather have that.
+    fn or_stale(&self, error: Error, now_ms: u64, previous: Option<&Slot<V>>) -> Outcome<V> {
+        let usable = previous.filter(|slot| slot.payload.encoded().is_some() && !slot.is_gone(now_ms));
+        let Some(slot) = usable.filter(|_| !self.settings.ages.stale_if_error.is_zero()) else {
+            return Err(error.into());
+        };
+        self.counters.stale_on_error.up();
+        if slot.is_expired(now_ms) {
+            // Not each of the gets that follow should wait for the loader to fail again.
+            slot.serve_on(later(now_ms, REFRESH_PAUSE));
+        }
+        Ok(Arc::clone(slot))
+    }
+
+    pub(super) fn not_found(&self) -> Error {
+        Error::new(Kind::NotFound, "the loader found nothing")
+    }
+
     /// An entry of a value that came from here, checked against the largest that may be sent.
-    pub(super) fn slot(&self, key: &str, value: V, now_ms: u64, expires_at_ms: u64) -> Result<Slot<V>> {
+    pub(super) fn slot(&self, key: &str, value: V, times: Times) -> Result<Slot<V>> {
         let encode = AssertUnwindSafe(|| Held::of(value));
         let text = || format!("a value of group {:?} could not be encoded", self.settings.name);
         let (held, heap_bytes) = match std::panic::catch_unwind(encode) {
@@ -222,7 +286,7 @@ impl<V: Value> Inner<V> {
             }
         };
         let max = self.shared.local.limits.max_value_bytes;
-        let len = held.encoded().len();
+        let len = held.encoded().map_or(0, bytes::Bytes::len);
         if len > max {
             let name = &self.settings.name;
             let text = format!(
@@ -230,6 +294,6 @@ impl<V: Value> Inner<V> {
             );
             return Err(Error::new(Kind::TooLarge, text));
         }
-        Ok(Arc::new(Entry::new(key, held, heap_bytes, now_ms, expires_at_ms)))
+        Ok(Arc::new(Entry::new(key, held, heap_bytes, times)))
     }
 }

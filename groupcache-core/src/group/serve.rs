@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{
     Failure, Group, Inner, Outcome,
-    held::{decode, encoded},
+    held::{answer, decode},
     load::Loading,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Kind},
     flight::{Kind as Table, within},
     loader::LoadReason,
-    message::{Answer, Decline, Encoded, Source},
+    message::{Answer, Decline, Source},
     served::{Answering, Ask, Served},
     value::Value,
 };
@@ -32,12 +32,13 @@ impl<V: Value> Served for Inner<V> {
         self.settings.format
     }
 
-    fn hit(&self, key: &str) -> Option<Encoded> {
+    fn hit(self: Arc<Self>, key: &str) -> Option<Answer> {
         self.counters.served.up();
         let now_ms = self.shared.now_ms();
         let slot = self.store.get(key, now_ms)?;
         self.counters.served_hits.up();
-        Some(encoded(&slot, now_ms, Source::Memory))
+        self.freshen(key, &slot, now_ms);
+        Some(answer(&slot, now_ms, Source::Memory))
     }
 
     fn load(self: Arc<Self>, ask: Ask) -> Answering {
@@ -80,7 +81,7 @@ impl<V: Value> Served for Inner<V> {
             let hash = self.place.hash(key.as_bytes());
             let now_ms = self.shared.local.clock.read_ms();
             let Ok(value) = decode::<V>(value) else { return Answer::Declined(Decline::OtherFormat) };
-            let Ok(slot) = self.slot(&key, value, now_ms, self.expiry_of_set(now_ms, hash)) else {
+            let Ok(slot) = self.slot(&key, value, self.times_of_set(now_ms, hash)) else {
                 return Answer::Declined(Decline::OtherFormat);
             };
             // Passed by a later write: that one stands, and this one has done its part.
@@ -122,7 +123,7 @@ impl<V: Value> Served for Inner<V> {
 impl<V: Value> Inner<V> {
     fn answer(&self, outcome: Outcome<V>) -> Answer {
         match outcome {
-            Ok(slot) => Answer::Value(encoded(&slot, self.shared.now_ms(), Source::Loaded)),
+            Ok(slot) => answer(&slot, self.shared.now_ms(), Source::Loaded),
             Err(Failure::Expired(_)) => Answer::Deadline,
             Err(Failure::Said(error)) => answer_of(&error),
         }

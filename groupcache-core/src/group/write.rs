@@ -7,17 +7,19 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{Group, Inner, held::Slot};
 use crate::{
     chain::Chain,
-    clock::{NEVER, later},
+    clock::later,
     config::INVALIDATION,
     error::{Error, Kind, Result},
     flight::Mark,
     identity::PeerId,
+    loader::Keep,
     membership::{stabilizer::Member, view::View},
     message::{Answer, Decline, Op},
     peer::{
         link::Link,
         table::{Call, Outcome, Reply},
     },
+    store::Times,
     sync::Mutex,
     value::Value,
 };
@@ -81,7 +83,7 @@ impl<V: Value> Group<V> {
         group.check(key)?;
         let now_ms = group.shared.local.clock.read_ms();
         let hash = group.place.hash(key.as_bytes());
-        let slot = group.slot(key, value.into(), now_ms, group.expiry_of_set(now_ms, hash))?;
+        let slot = group.slot(key, value.into(), group.times_of_set(now_ms, hash))?;
         group.carry_out(key, Some(slot), self.deadline).await
     }
 
@@ -96,8 +98,8 @@ impl<V: Value> Group<V> {
 }
 
 impl<V: Value> Inner<V> {
-    pub(super) fn expiry_of_set(&self, now_ms: u64, hash: u64) -> u64 {
-        self.capped(self.settings.time_to_live, hash).map_or(NEVER, |ttl| later(now_ms, ttl))
+    pub(super) fn times_of_set(&self, now_ms: u64, hash: u64) -> Times {
+        self.times(Keep::AsTheGroup, true, now_ms, hash).unwrap_or_else(|| Times::until(now_ms, now_ms))
     }
 
     /// In a task of its own: a caller that gives up must not leave half of the nodes with the old value.
@@ -167,7 +169,8 @@ impl<V: Value> Inner<V> {
             if self.shared.link(member).is_some_and(|link| link.admits() && !offers(&link)) {
                 continue;
             }
-            let op = value.as_ref().map_or(Op::Remove, |slot| Op::Set(slot.payload.encoded().clone()));
+            let value_bytes = value.as_ref().and_then(|slot| slot.payload.encoded()).cloned();
+            let op = value_bytes.map_or(Op::Remove, Op::Set);
             let mut answer = self.ask(member, key, op, rank).await;
             if matches!(answer, Some(Outcome::Answered(Answer::TooLarge))) {
                 // Nor may a successor keep it, since gets go to this one: it is a remove now.

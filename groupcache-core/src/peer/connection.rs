@@ -88,8 +88,8 @@ pub(super) fn first_look(service: &Service, named: Named, request: Request, may_
         (_, Named::Unknown) => declined(Decline::UnknownGroup),
         (Op::Get, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
         (Op::Get, Named::Group(group)) => {
-            if let Some(value) = group.hit(&key) {
-                return Looked::Answer(Answer::Value(value));
+            if let Some(answer) = Arc::clone(&group).hit(&key) {
+                return Looked::Answer(answer);
             }
             if request.no_load {
                 return declined(Decline::NotHeld);

@@ -16,7 +16,7 @@ const OVERHEAD: u64 = Entry::<u64>::OVERHEAD_BYTES;
 
 /// An entry that stands for a value of any size: only the weight is large.
 fn entry(key: &str, id: u64, heap_bytes: u64, expires_at_ms: u64) -> Arc<Entry<u64>> {
-    Arc::new(Entry::new(key, id, heap_bytes, 0, expires_at_ms))
+    Arc::new(Entry::new(key, id, heap_bytes, Times::until(0, expires_at_ms)))
 }
 
 /// The heap bytes with which an entry of `key` weighs exactly `weight`.
@@ -120,7 +120,7 @@ impl Model {
             Step::Insert { key: k, size, ttl } => self.insert(&key(k), *size, *ttl),
             Step::Get { key: k } => self.get(&key(k)),
             Step::Peek { key: k } => {
-                let found = self.store.peek(&key(k)).map(|e| (e.payload, e.expires_at_ms));
+                let found = self.store.peek(&key(k)).map(|e| (e.payload, e.serve_until_ms()));
                 assert!(found.is_none() || found.as_ref() == self.newest.get(&key(k)));
             }
             Step::Remove { key: k } => {
@@ -182,8 +182,8 @@ impl Model {
         let got = self.store.get(key, self.now);
         match &got {
             Some(e) => {
-                assert_eq!(Some(&(e.payload, e.expires_at_ms)), self.newest.get(key), "removed, or not the newest");
-                assert!(self.now < e.expires_at_ms, "expired");
+                assert_eq!(Some(&(e.payload, e.serve_until_ms())), self.newest.get(key), "removed, or not the newest");
+                assert!(self.now < e.serve_until_ms(), "expired");
             }
             None => assert!(here.is_none_or(|(_, expired)| expired), "a fresh entry is found"),
         }
@@ -406,7 +406,7 @@ impl NosyStore {
 
     fn insert(&self, key: &str, heap_bytes: u64, expires_at_ms: u64) -> Inserted<Nosy> {
         let payload = Nosy { store: Arc::clone(&self.home), dropped: Arc::clone(&self.dropped) };
-        self.store.insert(key, Arc::new(Entry::new(key, payload, heap_bytes, 0, expires_at_ms)))
+        self.store.insert(key, Arc::new(Entry::new(key, payload, heap_bytes, Times::until(0, expires_at_ms))))
     }
 
     fn dropped(&self) -> usize {
@@ -509,7 +509,7 @@ fn four_threads_keep_the_bound() {
             let (key, now) = (format!("{id}"), op / 100);
             match (state >> 32) % 16 {
                 0..6 => drop(store.insert(&key, entry(&key, id, (state >> 40) % 3_000, now + (state >> 52) % 100))),
-                6..14 => assert!(store.get(&key, now).is_none_or(|e| e.payload == id && now < e.expires_at_ms)),
+                6..14 => assert!(store.get(&key, now).is_none_or(|e| e.payload == id && now < e.serve_until_ms())),
                 14 => assert!(store.remove(&key).is_none_or(|e| e.payload == id)),
                 _ if op % 1_000 == 0 => drop(store.clear()),
                 _ => drop(store.peek(&key)),

@@ -1,0 +1,176 @@
+//! How long what was loaded is fresh, served and kept.
+
+use std::time::Duration;
+
+use super::Inner;
+use crate::{
+    clock::{NEVER, later},
+    loader::Keep,
+    store::Times,
+    value::Value,
+};
+
+/// What a group says about the ages of its entries.
+#[derive(Clone, Debug)]
+pub(crate) struct Ages {
+    /// `None` = until evicted.
+    pub(crate) time_to_live: Option<Duration>,
+    /// What a loader says is cut to this.
+    pub(crate) max_time_to_live: Option<Duration>,
+    /// The most that is taken off at random, as a share: entries that were loaded together should not expire together.
+    pub(crate) jitter: f64,
+    /// How long it is remembered that there is nothing; `None` = not at all.
+    pub(crate) negative: Option<Duration>,
+    pub(crate) stale_while_revalidate: Duration,
+    pub(crate) refresh_ahead: Duration,
+    pub(crate) stale_if_error: Duration,
+}
+
+impl Default for Ages {
+    fn default() -> Self {
+        Self {
+            time_to_live: None,
+            max_time_to_live: None,
+            jitter: 0.1,
+            negative: None,
+            stale_while_revalidate: Duration::ZERO,
+            refresh_ahead: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+        }
+    }
+}
+
+impl Ages {
+    /// How long it is fresh: `None` = not kept, `Some(None)` = for ever. `random` is from 0 to 1.
+    fn fresh_for(&self, keep: Keep, is_value: bool, random: f64) -> Option<Option<Duration>> {
+        let wanted = match keep {
+            Keep::Not => return None,
+            Keep::For(time_to_live) => Some(time_to_live),
+            Keep::Forever => None,
+            Keep::AsTheGroup if is_value => self.time_to_live,
+            Keep::AsTheGroup => Some(self.negative?),
+        };
+        let capped = match (wanted, self.max_time_to_live) {
+            (Some(wanted), Some(max)) => Some(wanted.min(max)),
+            (wanted, max) => wanted.or(max),
+        };
+        Some(capped.map(|fresh| fresh.mul_f64(1.0 - self.jitter * random)))
+    }
+
+    /// All times of an entry that is loaded now. `limit` is for what another node owns: it is kept no longer, and never
+    /// stale.
+    pub(crate) fn times(
+        &self,
+        keep: Keep,
+        is_value: bool,
+        now_ms: u64,
+        random: f64,
+        limit: Option<Duration>,
+    ) -> Option<Times> {
+        let fresh_for = self.fresh_for(keep, is_value, random)?;
+        if let Some(limit) = limit {
+            let served = fresh_for.map_or(limit, |fresh| fresh.min(limit));
+            return Some(Times::until(now_ms, later(now_ms, served)));
+        }
+        let Some(fresh_for) = fresh_for else { return Some(Times::until(now_ms, NEVER)) };
+        let fresh_until_ms = later(now_ms, fresh_for);
+        if !is_value {
+            return Some(Times::until(now_ms, fresh_until_ms));
+        }
+        let serve_until_ms = later(fresh_until_ms, self.stale_while_revalidate);
+        // Never in the first half of its life, whatever was asked for: that would be a load for each hit.
+        let ahead = self.refresh_ahead.min(fresh_for / 2);
+        let is_refreshed = !ahead.is_zero() || !self.stale_while_revalidate.is_zero();
+        Some(Times {
+            loaded_at_ms: now_ms,
+            refresh_at_ms: if is_refreshed { later(now_ms, fresh_for - ahead) } else { NEVER },
+            fresh_until_ms,
+            serve_until_ms,
+            keep_until_ms: serve_until_ms.max(later(fresh_until_ms, self.stale_if_error)),
+        })
+    }
+}
+
+impl<V: Value> Inner<V> {
+    /// The times of an entry that is loaded now; `None` = it is not kept. Who owns it is decided by our own view, when
+    /// it is there.
+    pub(super) fn times(&self, keep: Keep, is_value: bool, now_ms: u64, hash: u64) -> Option<Times> {
+        let view = self.shared.view_ref();
+        let owner = view.owner(hash).filter(|owner| owner.dial.is_some());
+        let limit = owner.map(|owner| self.shared.fallback_cap(owner));
+        let random = (self.shared.random() >> 11) as f64 / (1_u64 << 53) as f64;
+        self.settings.ages.times(keep, is_value, now_ms, random, limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn ages() -> Ages {
+        Ages { time_to_live: Some(MINUTE), ..Ages::default() }
+    }
+
+    fn times(ages: &Ages, keep: Keep) -> Times {
+        ages.times(keep, true, 1000, 0.0, None).expect("kept")
+    }
+
+    #[test]
+    fn the_loader_says_how_long_and_the_group_where_it_does_not() {
+        assert_eq!(times(&ages(), Keep::AsTheGroup), Times::until(1000, 61_000));
+        assert_eq!(times(&ages(), Keep::For(MINUTE * 2)), Times::until(1000, 121_000));
+        assert_eq!(times(&ages(), Keep::Forever), Times::until(1000, NEVER));
+        assert_eq!(ages().times(Keep::Not, true, 1000, 0.0, None), None);
+        let capped = Ages { max_time_to_live: Some(MINUTE / 2), ..ages() };
+        for keep in [Keep::AsTheGroup, Keep::For(MINUTE * 2), Keep::Forever] {
+            assert_eq!(times(&capped, keep), Times::until(1000, 31_000));
+        }
+        assert_eq!(times(&capped, Keep::For(MINUTE / 4)), Times::until(1000, 16_000));
+    }
+
+    #[test]
+    fn jitter_shortens_and_never_lengthens() {
+        for (random, until) in [(0.0, 61_000), (0.5, 58_000), (1.0, 55_000)] {
+            assert_eq!(ages().times(Keep::AsTheGroup, true, 1000, random, None), Some(Times::until(1000, until)));
+        }
+    }
+
+    #[test]
+    fn that_there_is_nothing_is_remembered_when_it_is_asked_for() {
+        let negative = |ages: Ages, keep| ages.times(keep, false, 1000, 0.0, None);
+        assert_eq!(negative(ages(), Keep::AsTheGroup), None);
+        assert_eq!(negative(ages(), Keep::For(MINUTE)), Some(Times::until(1000, 61_000)), "this loader wants it");
+        let ages = Ages { negative: Some(MINUTE / 6), stale_while_revalidate: MINUTE, ..ages() };
+        assert_eq!(negative(ages, Keep::AsTheGroup), Some(Times::until(1000, 11_000)), "and never stale");
+    }
+
+    #[test]
+    fn stale_values_are_served_then_kept_for_errors_and_refreshed_before() {
+        let swr = Ages { stale_while_revalidate: MINUTE, ..ages() };
+        let all = |refresh_at_ms, serve_until_ms, keep_until_ms| Times {
+            loaded_at_ms: 1000,
+            refresh_at_ms,
+            fresh_until_ms: 61_000,
+            serve_until_ms,
+            keep_until_ms,
+        };
+        assert_eq!(times(&swr, Keep::AsTheGroup), all(61_000, 121_000, 121_000));
+        let all_of_it = Ages { refresh_ahead: MINUTE / 6, stale_if_error: MINUTE * 10, ..swr };
+        assert_eq!(times(&all_of_it, Keep::AsTheGroup), all(51_000, 121_000, 661_000));
+        let early = Ages { refresh_ahead: MINUTE * 5, ..ages() };
+        assert_eq!(times(&early, Keep::AsTheGroup), all(31_000, 61_000, 61_000), "not for each hit");
+        let error = Ages { stale_if_error: MINUTE, ..ages() };
+        assert_eq!(times(&error, Keep::AsTheGroup), all(NEVER, 61_000, 121_000));
+    }
+
+    #[test]
+    fn what_another_node_owns_is_kept_for_a_short_time_and_never_stale() {
+        let ages = Ages { stale_while_revalidate: MINUTE, stale_if_error: MINUTE, refresh_ahead: MINUTE / 6, ..ages() };
+        let limit = Some(Duration::from_secs(5));
+        for keep in [Keep::AsTheGroup, Keep::Forever] {
+            assert_eq!(ages.times(keep, true, 1000, 0.0, limit), Some(Times::until(1000, 6000)));
+        }
+    }
+}
