@@ -12,6 +12,7 @@
     reason = "a test may stop at the first surprise, and the network is its own"
 )]
 
+mod ages;
 mod answers;
 mod deadlines;
 mod formats;

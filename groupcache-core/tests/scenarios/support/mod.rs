@@ -220,6 +220,10 @@ impl Gate {
         self.is_open.send_replace(true);
     }
 
+    pub fn close(&self) {
+        self.is_open.send_replace(false);
+    }
+
     pub async fn pass(&self) {
         let mut is_open = self.is_open.subscribe();
         let _ = is_open.wait_for(|open| *open).await;
