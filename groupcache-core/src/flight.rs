@@ -260,7 +260,9 @@ impl<O: Clone, C> Flights<O, C> {
             if table.get(&flight.key).is_some_and(|attached| Arc::ptr_eq(attached, flight)) {
                 table.remove(&flight.key);
             }
-            (self.stripes.read(flight.hash) == flight.stripe).then(keep)
+            // What a peer said in the second after a write may be of before it, even if the write was first here.
+            let is_settled = flight.kind == Kind::Load || !self.stripes.is_unsettled(flight.hash, flight.begun_ms);
+            (is_settled && self.stripes.read(flight.hash) == flight.stripe).then(keep)
         };
         flight.land(outcome);
         kept

@@ -4,6 +4,7 @@ mod builder;
 mod fetch;
 mod held;
 mod load;
+mod mirror;
 mod serve;
 mod times;
 mod write;
@@ -25,6 +26,7 @@ pub use self::{builder::GroupBuilder, write::Invalidated};
 use self::{
     held::{Held, NoValue, Slot},
     load::Loading,
+    mirror::{Heat, Mirror},
 };
 use crate::{
     chain::{Chain, Knot, Lineage},
@@ -58,6 +60,10 @@ pub(crate) struct Inner<V: Value> {
     index: std::sync::OnceLock<u32>,
     shared: Arc<Shared>,
     store: Store<Held<V>>,
+    /// Copies of hot values of other nodes, unless the group wants none.
+    mirror: Option<Mirror<V>>,
+    /// How often peers ask for keys here.
+    asked: Heat,
     flights: Flights<Outcome<V>, Option<Arc<Lineage>>>,
     loader: SharedLoader<V>,
     place: KeyHasher,
@@ -116,6 +122,7 @@ impl<V: Value> Group<V> {
         // 1. Memory.
         let now_ms = group.shared.now_ms();
         if let Some(slot) = group.store.get(key, now_ms)
+            && group.may_serve(key, &slot, now_ms)
             && !group.is_removed.load(Relaxed)
         {
             match slot.payload.value() {
@@ -130,6 +137,17 @@ impl<V: Value> Group<V> {
                 }
                 Err(NoValue::Undecodable(_)) => {}
             }
+        }
+        // A copy of what another node owns.
+        if let Some(mirror) = &group.mirror
+            && let Some(slot) = mirror.get(key, now_ms)
+            && group.may_serve(key, &slot, now_ms)
+            && !group.is_removed.load(Relaxed)
+            && let Ok(value) = slot.payload.value()
+        {
+            group.counters.hits.up();
+            group.counters.borrowed_hits.up();
+            return Ok(value);
         }
         // Boxed: a hit does not pay for the state of a miss.
         Box::pin(group.miss(key, self.deadline)).await
@@ -182,17 +200,23 @@ impl<V: Value> Group<V> {
 
     /// Bytes that its entries take on this node, as accounted: keys, encoded and decoded values, and overhead.
     pub fn bytes(&self) -> u64 {
-        self.inner.store.bytes()
+        self.inner.store.bytes() + self.inner.mirror.as_ref().map_or(0, Mirror::bytes)
     }
 
     /// Entries on this node, expired ones included until they are looked at or evicted.
     pub fn entries(&self) -> usize {
-        self.inner.store.len()
+        self.inner.store.len() + self.borrowed_entries()
     }
 
-    /// The budget on this node, as given to the builder, rounded down to whole shards.
+    /// Entries on this node that are copies of hot values of other nodes.
+    pub fn borrowed_entries(&self) -> usize {
+        self.inner.mirror.as_ref().map_or(0, Mirror::len)
+    }
+
+    /// The budget on this node, as given to the builder, rounded down to whole shards. An eighth of it is for copies of
+    /// hot values of other nodes.
     pub fn capacity_bytes(&self) -> u64 {
-        self.inner.store.capacity()
+        self.inner.store.capacity() + self.inner.mirror.as_ref().map_or(0, Mirror::capacity)
     }
 
     /// Heaviest entry that is kept; a heavier one is returned to callers, counted, and not kept.

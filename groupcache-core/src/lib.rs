@@ -53,6 +53,7 @@
 extern crate self as groupcache_core;
 
 mod chain;
+mod changes;
 mod clock;
 mod codec;
 mod config;

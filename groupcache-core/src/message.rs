@@ -114,6 +114,10 @@ pub(crate) struct Encoded {
     pub(crate) age_ms: u64,
     /// How long it may still be kept; `None` = without limit.
     pub(crate) remaining_ms: Option<u64>,
+    /// How long the asker may keep a copy of its own; 0 = not at all.
+    pub(crate) borrow_ms: u64,
+    /// Many peers ask for it.
+    pub(crate) is_hot: bool,
     pub(crate) source: Source,
 }
 

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    changes::{Change, Changes},
     config::{FALLBACK_CAP_MAX, FALLBACK_CAP_MIN, FALLBACK_PER_SECOND, FALLBACK_SHARE, Limits},
     flight::Stripes,
     identity::{NodeState, PeerId},
@@ -30,6 +31,7 @@ use crate::{
 pub(crate) struct Shared {
     pub(crate) local: Arc<Local>,
     view: ArcSwap<View>,
+    pub(crate) changes: Changes,
     links: DashMap<DialId, Arc<Link>, Keyed>,
     /// The link on which each peer said Hello last: ahead of the view while a peer moves from one to another.
     links_by_id: DashMap<PeerId, Arc<Link>, Keyed>,
@@ -75,6 +77,7 @@ impl Shared {
         Self {
             local,
             view: ArcSwap::from_pointee(view),
+            changes: Changes::default(),
             links: DashMap::with_hasher(hasher),
             links_by_id: DashMap::with_hasher(hasher),
             registry: Arc::new(Registry::new(hasher)),
@@ -112,6 +115,7 @@ impl Shared {
 
     pub(crate) fn install(&self, view: View) {
         self.view.store(Arc::new(view));
+        self.changes.happened(Change::View, self.local.clock.read_ms());
         self.local.counters.views.up();
     }
 

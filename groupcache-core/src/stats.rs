@@ -72,6 +72,8 @@ counters! {
         gets,
         /// Gets answered from this node's memory.
         hits,
+        /// Hits on copies of hot values that other nodes own.
+        borrowed_hits,
         /// Hits on values past their time to live, which are served while a younger one is loaded.
         stale_hits,
         /// Loads that nobody waited for: values that were stale, or would be soon.
@@ -170,6 +172,8 @@ counters! {
         crowded_out,
         /// Ticks that were more than 100 ms late: this process stood still.
         late_ticks,
+        /// Times that this node found that writes may have passed it by: it stood still, or lost all its peers.
+        cut_off,
         /// Runs of the provider that ended with an error and were started again.
         provider_restarts,
         /// Complete sets that the provider published.

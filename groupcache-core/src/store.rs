@@ -60,13 +60,22 @@ pub(crate) struct Times {
     pub(crate) fresh_until_ms: u64,
     pub(crate) serve_until_ms: u64,
     pub(crate) keep_until_ms: u64,
+    /// The change that it is checked against from the beginning; see `Entry::checked`.
+    pub(crate) checked: u32,
 }
 
 impl Times {
     /// Loaded then, served until then, and nothing in between.
     pub(crate) fn until(loaded_at_ms: u64, serve_until_ms: u64) -> Self {
         let end = serve_until_ms;
-        Self { loaded_at_ms, refresh_at_ms: NEVER_MS, fresh_until_ms: end, serve_until_ms: end, keep_until_ms: end }
+        Self {
+            loaded_at_ms,
+            refresh_at_ms: NEVER_MS,
+            fresh_until_ms: end,
+            serve_until_ms: end,
+            keep_until_ms: end,
+            checked: 0,
+        }
     }
 }
 
@@ -122,7 +131,7 @@ impl<T> Entry<T> {
             fresh_for: since_load(times.fresh_until_ms),
             serve_for: since_load(times.serve_until_ms),
             keep_for: since_load(times.keep_until_ms),
-            checked: AtomicU32::new(0),
+            checked: AtomicU32::new(times.checked),
             weight,
         }
     }

@@ -263,6 +263,8 @@ pub(crate) fn answer_message(id: u64, answer: Answer) -> AnswerMessage {
             out.value = value.bytes;
             out.age_ms = value.age_ms;
             out.remaining_ms = value.remaining_ms;
+            out.borrow_for_ms = value.borrow_ms;
+            out.hot_rate = u32::from(value.is_hot);
             out.source = u32::from(value.source == Source::Loaded);
             status::VALUE
         }
@@ -301,6 +303,8 @@ pub(crate) fn answer(message: AnswerMessage) -> (Answer, bool) {
             bytes: message.value,
             age_ms: message.age_ms,
             remaining_ms: message.remaining_ms,
+            borrow_ms: message.borrow_for_ms,
+            is_hot: message.hot_rate > 0,
             source: if message.source == 1 { Source::Loaded } else { Source::Memory },
         }),
         status::NOT_FOUND => Answer::NotFound,
@@ -429,7 +433,14 @@ mod tests {
 
     #[test]
     fn every_answer_comes_back_as_it_went() {
-        let value = Encoded { bytes: "v".into(), age_ms: 3, remaining_ms: Some(0), source: Source::Loaded };
+        let value = Encoded {
+            bytes: "v".into(),
+            age_ms: 3,
+            remaining_ms: Some(0),
+            borrow_ms: 7,
+            is_hot: true,
+            source: Source::Loaded,
+        };
         for sent in [
             Answer::Value(value),
             Answer::NotFound,

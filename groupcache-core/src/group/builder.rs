@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Group, Inner, times::Ages};
+use super::{
+    Group, Inner,
+    mirror::{self, Heat, Mirror},
+    times::Ages,
+};
 use crate::{
     error::{Error, Result},
     flight::Flights,
@@ -27,6 +31,7 @@ pub(crate) struct Settings {
     pub(crate) format: u32,
     pub(crate) ages: Ages,
     pub(crate) load_deadline: Duration,
+    pub(crate) has_hot_copies: bool,
 }
 
 /// Collects what a group needs; made by [`Node::group`](crate::Node::group).
@@ -42,7 +47,8 @@ pub struct GroupBuilder<V: Value> {
 impl<V: Value> GroupBuilder<V> {
     pub(crate) fn new(shared: Arc<Shared>, name: &str) -> Self {
         let load_deadline = shared.local.limits.load_deadline;
-        let settings = Settings { name: name.into(), format: 0, ages: Ages::default(), load_deadline };
+        let settings =
+            Settings { name: name.into(), format: 0, ages: Ages::default(), load_deadline, has_hot_copies: true };
         Self { shared, settings, capacity_bytes: None, loader: None, values: PhantomData }
     }
 
@@ -96,6 +102,20 @@ impl<V: Value> GroupBuilder<V> {
     /// Default: not at all; the error is. What the loader does not find is no failure.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
         self.settings.ages.stale_if_error = window;
+        self
+    }
+
+    /// Whether copies of values that other nodes own are kept here while their keys are hot, in an eighth of the budget.
+    /// Default true. A write drops them as it drops the originals.
+    pub fn hot_copies(mut self, keep: bool) -> Self {
+        self.settings.has_hot_copies = keep;
+        self
+    }
+
+    /// How long a copy of a hot value is served, and a value whose key has gone to another owner. Default 10 s; never
+    /// longer than the value itself. It bounds how old a value can be that a write could not reach.
+    pub fn borrowed_time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.settings.ages.borrowed = time_to_live;
         self
     }
 
@@ -180,9 +200,14 @@ impl<V: Value> GroupBuilder<V> {
         }
         // Both forms of a value may be held; the heavier form of most types is its text.
         let forms = if V::DECODES_LIKE_A_CLONE { 1 } else { 2 };
+        let largest = forms * shared.local.limits.max_value_bytes as u64;
+        let for_copies = if settings.has_hot_copies { capacity / mirror::SHARE } else { 0 };
+        let mirror = settings.has_hot_copies.then(|| Mirror::new(for_copies, largest, shared.random()));
         let inner = Arc::new(Inner {
             index: OnceLock::new(),
-            store: Store::new(capacity, forms * shared.local.limits.max_value_bytes as u64, shared.random()),
+            store: Store::new(capacity - for_copies, largest, shared.random()),
+            mirror,
+            asked: Heat::new(),
             flights: Flights::new(Arc::clone(&shared.stripes), shared.random()),
             loader,
             place: KeyHasher::new(&name),

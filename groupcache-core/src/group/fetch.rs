@@ -5,7 +5,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Failure, Flying, Inner, Outcome, held::Held, load::Loading};
+use super::{
+    Failure, Flying, Inner, Outcome,
+    held::{Held, Slot},
+    load::Loading,
+    mirror::Mirror,
+};
 use crate::{
     chain::Chain,
     clock::{NEVER, later},
@@ -14,7 +19,7 @@ use crate::{
     identity::PeerId,
     loader::LoadReason,
     membership::view::View,
-    message::{Answer, Op},
+    message::{Answer, Encoded, Op},
     peer::table::{Call, NotSent, Outcome as Reached, Reply},
     store::{Entry, Times},
     sync::Mutex,
@@ -31,6 +36,8 @@ struct Fetch<V: Value> {
     hash: u64,
     chain: Chain,
     deadline_ms: u64,
+    /// The last change before the view was taken.
+    changes: u32,
     progress: Mutex<Progress>,
 }
 
@@ -48,6 +55,10 @@ impl<V: Value> Inner<V> {
     /// Joins the fetch of a key, or begins it.
     pub(super) fn join_fetch(self: &Arc<Self>, key: &str, hash: u64, view: Arc<View>, chain: Chain) -> Loading<V> {
         let now_ms = self.shared.local.clock.read_ms();
+        let changes = self.shared.changes.number();
+        if let Some(mirror) = &self.mirror {
+            mirror.missed(hash, now_ms);
+        }
         let mut expired = None;
         let look_again = || self.look_again(key, now_ms, &mut expired);
         let joined = self.flights.join(Table::Fetch, key, now_ms, look_again, || None);
@@ -67,6 +78,7 @@ impl<V: Value> Inner<V> {
                     hash,
                     chain,
                     deadline_ms: later(now_ms, self.shared.local.limits.get_deadline),
+                    changes,
                     progress: Mutex::default(),
                 };
                 Arc::new(fetch).advance();
@@ -153,6 +165,27 @@ impl<V: Value> Fetch<V> {
         self.group.flights.land(&self.flight, outcome, || ());
     }
 
+    /// The times of a copy. Once it is not served any more it stays for as long again, as a sign that the key was hot.
+    fn times(&self, value: &Encoded, now_ms: u64) -> Times {
+        let serve_until_ms =
+            later(now_ms, Duration::from_millis(value.borrow_ms).min(self.group.settings.ages.borrowed));
+        Times {
+            loaded_at_ms: now_ms.saturating_sub(value.age_ms),
+            refresh_at_ms: NEVER,
+            fresh_until_ms: serve_until_ms,
+            serve_until_ms,
+            keep_until_ms: later(serve_until_ms, self.group.settings.ages.borrowed),
+            checked: self.changes,
+        }
+    }
+
+    /// A copy is kept, unless a write has passed it.
+    fn land_and_keep(&self, slot: Slot<V>, mirror: &Mirror<V>) {
+        let keep = || mirror.keep(self.flight.key(), Arc::clone(&slot));
+        // What had to leave is dropped outside of the lock.
+        drop(self.group.flights.land(&self.flight, Ok(Arc::clone(&slot)), keep));
+    }
+
     fn asked(&self) -> Option<PeerId> {
         self.progress.lock().asked.clone()
     }
@@ -170,11 +203,15 @@ impl<V: Value> Fetch<V> {
         match answer {
             Answer::Value(value) => {
                 let now_ms = self.group.shared.now_ms();
-                let serve_until_ms = value.remaining_ms.map_or(NEVER, |ms| later(now_ms, Duration::from_millis(ms)));
-                let heap_bytes = value.bytes.len() as u64;
-                let times = Times::until(now_ms.saturating_sub(value.age_ms), serve_until_ms);
-                let slot = Entry::new(self.flight.key(), Held::received(value.bytes), heap_bytes, times);
-                self.land(Ok(Arc::new(slot)));
+                let times = self.times(&value, now_ms);
+                let (heap_bytes, is_lent) = (value.bytes.len() as u64, value.borrow_ms > 0);
+                let slot = Arc::new(Entry::new(self.flight.key(), Held::received(value.bytes), heap_bytes, times));
+                let mirror = self.group.mirror.as_ref().filter(|_| is_lent);
+                let mirror = mirror.filter(|m| value.is_hot || m.wants(self.flight.key(), self.hash, now_ms));
+                match mirror {
+                    Some(mirror) => self.land_and_keep(slot, mirror),
+                    None => self.land(Ok(slot)),
+                }
             }
             Answer::NotFound => self.said(Kind::NotFound, "the loader found nothing"),
             Answer::LoadFailed { is_transient, text } => {

@@ -8,8 +8,6 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    clock::NEVER,
-    message::{Answer, Encoded, Source},
     store::Entry,
     value::{DecodeError, EncodeError, Value},
 };
@@ -82,16 +80,4 @@ impl<V: Value> Held<V> {
 pub(super) fn decode<V: Value>(bytes: Bytes) -> Result<V, DecodeError> {
     catch_unwind(AssertUnwindSafe(|| V::decode(bytes)))
         .unwrap_or_else(|_| Err(DecodeError::new("the decoder panicked")))
-}
-
-/// An entry as it is told to a peer.
-pub(super) fn answer<V: Value>(slot: &Entry<Held<V>>, now_ms: u64, source: Source) -> Answer {
-    let Some(bytes) = slot.payload.encoded() else { return Answer::NotFound };
-    let fresh_until_ms = slot.fresh_until_ms();
-    Answer::Value(Encoded {
-        bytes: bytes.clone(),
-        age_ms: now_ms.saturating_sub(slot.loaded_at_ms),
-        remaining_ms: (fresh_until_ms != NEVER).then(|| fresh_until_ms.saturating_sub(now_ms)),
-        source,
-    })
 }

@@ -68,7 +68,7 @@ impl<V: Value> Inner<V> {
     /// it. What has expired is handed out instead, to be let go of outside.
     pub(super) fn look_again(&self, key: &str, now_ms: u64, expired: &mut Option<Slot<V>>) -> Option<Slot<V>> {
         let slot = self.store.peek(key)?;
-        if slot.is_expired(now_ms) {
+        if slot.is_expired(now_ms) || !self.may_serve(key, &slot, now_ms) {
             *expired = Some(slot);
             return None;
         }
@@ -108,8 +108,9 @@ impl<V: Value> Inner<V> {
 
     /// What a load can show its loader, and fall back on when it fails.
     fn previous(&self, key: &str) -> Option<Slot<V>> {
-        let slot = self.store.peek(key)?;
-        (!slot.is_gone(self.shared.now_ms())).then_some(slot)
+        let (slot, now_ms) = (self.store.peek(key)?, self.shared.now_ms());
+        self.may_serve(key, &slot, now_ms); // it may be gone by what has changed
+        (!slot.is_gone(now_ms)).then_some(slot)
     }
 }
 

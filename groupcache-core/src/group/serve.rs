@@ -10,16 +10,17 @@ use bytes::Bytes;
 
 use super::{
     Failure, Group, Inner, Outcome,
-    held::{answer, decode},
+    held::{Slot, decode},
     load::Loading,
+    mirror::{HOT_AT_OWNER, Mirror},
 };
 use crate::{
-    clock::later,
+    clock::{NEVER, later},
     config::{MAX_ERROR_TEXT, RETRY_AFTER},
     error::{Error, Kind},
     flight::{Kind as Table, within},
     loader::LoadReason,
-    message::{Answer, Decline, Source},
+    message::{Answer, Decline, Encoded, Source},
     served::{Answering, Ask, Served},
     value::Value,
 };
@@ -35,10 +36,11 @@ impl<V: Value> Served for Inner<V> {
     fn hit(self: Arc<Self>, key: &str) -> Option<Answer> {
         self.counters.served.up();
         let now_ms = self.shared.now_ms();
-        let slot = self.store.get(key, now_ms)?;
+        let count = self.asked.touch(self.place.hash(key.as_bytes()), now_ms);
+        let slot = self.store.get(key, now_ms).filter(|slot| self.may_serve(key, slot, now_ms))?;
         self.counters.served_hits.up();
         self.freshen(key, &slot, now_ms);
-        Some(answer(&slot, now_ms, Source::Memory))
+        Some(self.told(&slot, now_ms, Source::Memory, count >= HOT_AT_OWNER))
     }
 
     fn load(self: Arc<Self>, ask: Ask) -> Answering {
@@ -117,13 +119,30 @@ impl<V: Value> Served for Inner<V> {
             }
         }
         drop(self.store.clear());
+        drop(self.mirror.as_ref().map(Mirror::clear));
     }
 }
 
 impl<V: Value> Inner<V> {
+    /// An entry as it is told to a peer.
+    fn told(&self, slot: &Slot<V>, now_ms: u64, source: Source, is_hot: bool) -> Answer {
+        let Some(bytes) = slot.payload.encoded() else { return Answer::NotFound };
+        let fresh_until_ms = slot.fresh_until_ms();
+        let remaining_ms = (fresh_until_ms != NEVER).then(|| fresh_until_ms.saturating_sub(now_ms));
+        let borrowed_ms = self.settings.ages.borrowed.as_millis() as u64;
+        Answer::Value(Encoded {
+            bytes: bytes.clone(),
+            age_ms: now_ms.saturating_sub(slot.loaded_at_ms),
+            remaining_ms,
+            borrow_ms: remaining_ms.map_or(borrowed_ms, |remaining_ms| remaining_ms.min(borrowed_ms)),
+            is_hot,
+            source,
+        })
+    }
+
     fn answer(&self, outcome: Outcome<V>) -> Answer {
         match outcome {
-            Ok(slot) => answer(&slot, self.shared.now_ms(), Source::Loaded),
+            Ok(slot) => self.told(&slot, self.shared.now_ms(), Source::Loaded, false),
             Err(Failure::Expired(_)) => Answer::Deadline,
             Err(Failure::Said(error)) => answer_of(&error),
         }

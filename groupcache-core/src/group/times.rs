@@ -1,9 +1,10 @@
 //! How long what was loaded is fresh, served and kept.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use super::Inner;
+use super::{Inner, held::Slot};
 use crate::{
+    changes::Since,
     clock::{NEVER, later},
     loader::Keep,
     store::Times,
@@ -24,6 +25,8 @@ pub(crate) struct Ages {
     pub(crate) stale_while_revalidate: Duration,
     pub(crate) refresh_ahead: Duration,
     pub(crate) stale_if_error: Duration,
+    /// How long a copy of what another node owns is served, and what this node no longer owns.
+    pub(crate) borrowed: Duration,
 }
 
 impl Default for Ages {
@@ -36,6 +39,7 @@ impl Default for Ages {
             stale_while_revalidate: Duration::ZERO,
             refresh_ahead: Duration::ZERO,
             stale_if_error: Duration::ZERO,
+            borrowed: Duration::from_secs(10),
         }
     }
 }
@@ -87,6 +91,7 @@ impl Ages {
             fresh_until_ms,
             serve_until_ms,
             keep_until_ms: serve_until_ms.max(later(fresh_until_ms, self.stale_if_error)),
+            checked: 0,
         })
     }
 }
@@ -95,11 +100,42 @@ impl<V: Value> Inner<V> {
     /// The times of an entry that is loaded now; `None` = it is not kept. Who owns it is decided by our own view, when
     /// it is there.
     pub(super) fn times(&self, keep: Keep, is_value: bool, now_ms: u64, hash: u64) -> Option<Times> {
+        let checked = self.shared.changes.number(); // before the view
         let view = self.shared.view_ref();
         let owner = view.owner(hash).filter(|owner| owner.dial.is_some());
         let limit = owner.map(|owner| self.shared.fallback_cap(owner));
         let random = (self.shared.random() >> 11) as f64 / (1_u64 << 53) as f64;
-        self.settings.ages.times(keep, is_value, now_ms, random, limit)
+        let times = self.settings.ages.times(keep, is_value, now_ms, random, limit)?;
+        Some(Times { checked, ..times })
+    }
+}
+
+impl<V: Value> Inner<V> {
+    /// Whether an entry may be served, views and outages considered. In quiet times two numbers are compared.
+    pub(super) fn may_serve(&self, key: &str, slot: &Slot<V>, now_ms: u64) -> bool {
+        let number = self.shared.changes.number();
+        slot.checked.load(Relaxed) == number || self.check_again(key, slot, now_ms, number)
+    }
+
+    /// Something has changed since the entry was looked at last: what this node no longer owns is a borrowed copy from
+    /// that change on, and so is everything when this node was cut off.
+    fn check_again(&self, key: &str, slot: &Slot<V>, now_ms: u64, number: u32) -> bool {
+        let borrowed = self.settings.ages.borrowed;
+        match self.shared.changes.since(slot.checked.load(Relaxed)) {
+            Since::TooMuch => slot.cap(0),
+            Since::Changes { first_ms, cut_off_ms } => {
+                if let Some(cut_off_ms) = cut_off_ms {
+                    slot.cap(later(cut_off_ms, borrowed));
+                }
+                let view = self.shared.view_ref();
+                let owner = view.owner(self.place.hash(key.as_bytes()));
+                if owner.is_some_and(|owner| owner.dial.is_some()) {
+                    slot.cap(later(first_ms, borrowed));
+                }
+            }
+        }
+        slot.checked.store(number, Relaxed);
+        !slot.is_expired(now_ms)
     }
 }
 
@@ -155,6 +191,7 @@ mod tests {
             fresh_until_ms: 61_000,
             serve_until_ms,
             keep_until_ms,
+            checked: 0,
         };
         assert_eq!(times(&swr, Keep::AsTheGroup), all(61_000, 121_000, 121_000));
         let all_of_it = Ages { refresh_ahead: MINUTE / 6, stale_if_error: MINUTE * 10, ..swr };

@@ -228,8 +228,9 @@ impl<V: Value> Inner<V> {
 
     /// Drops what is held here and lets nothing that is under way be stored.
     pub(super) fn drop_written(&self, key: &str) -> Mark {
-        let (dropped, mark) = self.flights.write(key, self.shared.now_ms(), || self.store.remove(key));
-        if dropped.is_some() {
+        let remove = || (self.store.remove(key), self.mirror.as_ref().and_then(|mirror| mirror.remove(key)));
+        let (dropped, mark) = self.flights.write(key, self.shared.now_ms(), remove);
+        if dropped.0.is_some() || dropped.1.is_some() {
             self.counters.invalidated.up();
         }
         mark
@@ -237,7 +238,8 @@ impl<V: Value> Inner<V> {
 
     /// Stores a written value; what is under way is not stored over it.
     fn store_written(&self, key: &str, slot: Slot<V>) {
-        drop(self.flights.write(key, self.shared.now_ms(), || self.store.insert(key, slot)));
+        let store = || (self.store.insert(key, slot), self.mirror.as_ref().and_then(|mirror| mirror.remove(key)));
+        drop(self.flights.write(key, self.shared.now_ms(), store));
     }
 }
 

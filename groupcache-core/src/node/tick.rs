@@ -1,10 +1,16 @@
 //! The tick: coarse time, deadlines, silence, and the announcing of what has changed.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{clock::Punctuality, config::TICK, peer::server::Server, shared::Shared};
+use crate::{changes::Change, clock::Punctuality, config::TICK, peer::server::Server, shared::Shared};
+
+/// A tick that is later than this may mean that peers have given this node up, and told it nothing since.
+const CUT_OFF: Duration = Duration::from_secs(2);
 
 /// Ticks between two looks at loads that run too long: about a second.
 const WATCH_EVERY: u64 = 100;
@@ -14,24 +20,42 @@ pub(super) async fn tick(shared: Arc<Shared>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut n: u64 = 0;
+    let mut was_connected = false;
     loop {
         ticks.tick().await;
-        let we_stood_still = matches!(shared.local.clock.tick(), Punctuality::Late(_));
+        let late = shared.local.clock.tick();
+        let we_stood_still = matches!(late, Punctuality::Late(_));
         if we_stood_still {
             shared.local.counters.late_ticks.up();
         }
         let now_ms = shared.now_ms();
-        let mut in_flight = 0;
+        if matches!(late, Punctuality::Late(by) if by > CUT_OFF) {
+            cut_off(&shared, "this process stood still");
+        }
+        let (mut in_flight, mut connected, mut broken) = (0, 0, 0);
         for link in shared.links() {
             link.sweep(now_ms, we_stood_still);
             in_flight += link.in_flight();
+            connected += usize::from(link.admits());
+            broken += usize::from(link.open_for(now_ms).is_some());
         }
+        if connected == 0 && was_connected && broken > 0 {
+            cut_off(&shared, "no peer can be reached");
+        }
+        was_connected = connected > 0;
         shared.local.in_flight.store(in_flight, Relaxed);
         n += 1;
         if n.is_multiple_of(WATCH_EVERY) {
             shared.registry.all().iter().for_each(|group| group.watch());
         }
     }
+}
+
+/// Writes may have passed this node by: what it holds is served for a short time only.
+fn cut_off(shared: &Shared, why: &str) {
+    shared.changes.happened(Change::CutOff, shared.now_ms());
+    shared.local.counters.cut_off.up();
+    tracing::warn!("{why}: what this node holds may have changed meanwhile, and is served for a short time only");
 }
 
 /// Sends the Hello again on every connection when it has changed.

@@ -1,0 +1,127 @@
+//! Copies of hot values that other nodes own.
+//!
+//! A copy is kept when its key is asked for often, here or at its owner, for a short time and in a small share of the
+//! budget. It is dropped by the same writes as the original.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+use super::held::{Held, Slot};
+use crate::{
+    store::{Inserted, Store},
+    value::Value,
+};
+
+/// Requests within a second that make a key hot at one node.
+const HOT: u16 = 8;
+
+/// Requests within a second, of all peers together, that make a key hot at its owner.
+pub(super) const HOT_AT_OWNER: u16 = 32;
+
+/// The part of a group's budget that copies may take: one over this.
+pub(super) const SHARE: u64 = 8;
+
+/// Counters of a group. Two keys that share one are counted together, which makes a cold key hot now and then.
+const COUNTERS: usize = 4096;
+
+/// How often keys were asked for in this second, about.
+pub(super) struct Heat(Box<[AtomicU32]>);
+
+impl Heat {
+    pub(super) fn new() -> Self {
+        Self((0..COUNTERS).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    /// Counts a request; returns how many there have been in this second.
+    pub(super) fn touch(&self, hash: u64, now_ms: u64) -> u16 {
+        let count = self.count(hash, now_ms).saturating_add(1);
+        // Two that write at once lose one.
+        self.counter(hash).store(second(now_ms) << 16 | u32::from(count), Relaxed);
+        count
+    }
+
+    /// How many requests there have been in this second.
+    fn count(&self, hash: u64, now_ms: u64) -> u16 {
+        // The high half is the second, the low one the count.
+        let counter = self.counter(hash).load(Relaxed);
+        if counter >> 16 == second(now_ms) { counter as u16 } else { 0 }
+    }
+
+    fn counter(&self, hash: u64) -> &AtomicU32 {
+        #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of counters")]
+        &self.0[hash as usize % COUNTERS]
+    }
+}
+
+fn second(now_ms: u64) -> u32 {
+    (now_ms / 1000) as u32 & 0xffff
+}
+
+/// The copies of a group on this node.
+pub(super) struct Mirror<V: Value> {
+    store: Store<Held<V>>,
+    heat: Heat,
+}
+
+impl<V: Value> Mirror<V> {
+    pub(super) fn new(capacity_bytes: u64, max_value_bytes: u64, seed: u64) -> Self {
+        Self { store: Store::new(capacity_bytes, max_value_bytes, seed), heat: Heat::new() }
+    }
+
+    pub(super) fn get(&self, key: &str, now_ms: u64) -> Option<Slot<V>> {
+        self.store.get(key, now_ms)
+    }
+
+    /// A caller needs the owner for this key.
+    pub(super) fn missed(&self, hash: u64, now_ms: u64) {
+        self.heat.touch(hash, now_ms);
+    }
+
+    /// Whether a copy of the owner's answer should be kept: the key is hot, or there was a copy until a moment ago, and
+    /// it is asked for again.
+    pub(super) fn wants(&self, key: &str, hash: u64, now_ms: u64) -> bool {
+        self.heat.count(hash, now_ms) >= HOT || self.store.peek(key).is_some_and(|slot| !slot.is_gone(now_ms))
+    }
+
+    #[must_use = "hold it until your own locks are released: dropping it runs the payloads' Drop"]
+    pub(super) fn keep(&self, key: &str, slot: Slot<V>) -> Inserted<Held<V>> {
+        self.store.insert(key, slot)
+    }
+
+    #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
+    pub(super) fn remove(&self, key: &str) -> Option<Slot<V>> {
+        self.store.remove(key)
+    }
+
+    #[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
+    pub(super) fn clear(&self) -> Vec<Arc<crate::store::Entry<Held<V>>>> {
+        self.store.clear()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.store.bytes()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.store.len()
+    }
+
+    pub(super) fn capacity(&self) -> u64 {
+        self.store.capacity()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_hot_in_the_second_in_which_it_is_asked_for_often() {
+        let heat = Heat::new();
+        assert_eq!((0..20).map(|_| heat.touch(7, 1500)).max(), Some(20));
+        assert_eq!(heat.touch(8, 1500), 1);
+        assert_eq!(heat.touch(7, 2000), 1, "another second");
+    }
+}
