@@ -314,3 +314,18 @@ async fn ages_that_make_no_sense_are_refused() {
         assert!(error.is_config() && error.to_string().contains(says), "{error}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_stood_still_serves_what_it_held_for_a_short_time() {
+    let source = Source::default();
+    let (node, group) = group(&source, |group| group).await;
+    get(&group).await.unwrap();
+    tokio::time::advance(Duration::from_secs(3)).await;
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(node.stats().cut_off, 1);
+    assert_eq!(get(&group).await.unwrap(), "1");
+    pass(Duration::from_secs(10)).await;
+    assert_eq!(get(&group).await.unwrap(), "2");
+    pass(MINUTE - Duration::from_secs(1)).await;
+    assert_eq!(get(&group).await.unwrap(), "2", "what it has loaded since is as good as ever");
+}

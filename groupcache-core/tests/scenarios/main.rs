@@ -17,6 +17,7 @@ mod answers;
 mod deadlines;
 mod formats;
 mod hostile;
+mod hot_copies;
 mod limits;
 mod loads;
 mod membership;

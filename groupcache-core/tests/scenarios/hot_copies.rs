@@ -1,0 +1,213 @@
+//! Copies of hot values: they spare their owner, they are dropped by every write, and none outlives its short time.
+
+use std::time::Duration;
+
+use crate::support::{self, Cluster, Loads, PATIENCE, Peers, Proxy, eventually, identity};
+use groupcache_core::{BoxError, Group, GroupBuilder, Node, Peer};
+use tokio::time::{Instant, sleep, timeout};
+
+/// The number of the load of this key.
+async fn numbered(loads: &Loads, key: &str) -> Result<String, BoxError> {
+    loads.begin(key);
+    Ok(loads.of(key).to_string())
+}
+
+async fn groups(
+    cluster: &Cluster,
+    loads: &Loads,
+    build: impl Fn(GroupBuilder<String>) -> GroupBuilder<String>,
+) -> Vec<Group<String>> {
+    let group =
+        |node: &Node| node.group::<String>("data").capacity_bytes(64 << 20).loader_with(loads.clone(), numbered);
+    cluster.group(|_, node| build(group(node))).await
+}
+
+async fn get(group: &Group<String>, key: &str) -> u64 {
+    timeout(PATIENCE, group.get(key)).await.expect("in time").expect("a value").parse().unwrap()
+}
+
+/// Asks so often that the key is hot, until there is a copy.
+async fn warm(group: &Group<String>, key: &str) {
+    let copies = group.borrowed_entries();
+    let end = Instant::now() + PATIENCE;
+    while group.borrowed_entries() == copies {
+        assert!(Instant::now() < end, "no copy of {key}");
+        get(group, key).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hot_key_costs_its_owner_one_request_for_each_node_and_time() {
+    let cluster = Cluster::start(5).await;
+    let loads = Loads::default();
+    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_secs(600))).await;
+    let key = cluster.key_of(&groups, 0);
+    for group in &groups[1..] {
+        warm(group, &key).await;
+    }
+    let served = groups[0].stats().served;
+    assert!(served <= 4 * 16, "{served} requests until all had their copies");
+    for _ in 0..1000 {
+        for group in &groups {
+            assert_eq!(get(group, &key).await, 1);
+        }
+    }
+    assert_eq!(groups[0].stats().served, served, "the owner is not asked again");
+    assert_eq!(groups[1].stats().borrowed_hits, 1000);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_has_ended_is_replaced_by_the_next_get_and_a_cold_key_has_none() {
+    let cluster = Cluster::start(2).await;
+    let loads = Loads::default();
+    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_millis(300))).await;
+    let hot = cluster.key_of(&groups, 0);
+    warm(&groups[1], &hot).await;
+    sleep(Duration::from_millis(310)).await;
+    let before = (groups[0].stats().served, groups[1].stats().borrowed_hits);
+    for _ in 0..3 {
+        get(&groups[1], &hot).await;
+    }
+    let after = (groups[0].stats().served, groups[1].stats().borrowed_hits);
+    assert_eq!((after.0 - before.0, after.1 - before.1), (1, 2), "the first asks and keeps");
+
+    let cold = (0..).map(|n| format!("cold-{n}")).filter(|key| cluster.owner(&groups, key) == 0);
+    for key in cold.take(100) {
+        get(&groups[1], &key).await;
+    }
+    assert_eq!(groups[1].borrowed_entries(), 1);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_wants_no_copies_has_none() {
+    let cluster = Cluster::start(2).await;
+    let loads = Loads::default();
+    let groups = groups(&cluster, &loads, |group| group.hot_copies(false)).await;
+    let key = cluster.key_of(&groups, 0);
+    for _ in 0..200 {
+        get(&groups[1], &key).await;
+    }
+    assert_eq!((groups[1].borrowed_entries(), groups[1].entries()), (0, 0));
+    cluster.shutdown().await;
+}
+
+/// P9 where every node has a copy of every key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_write_returned_no_copy_of_what_was_before_is_served_anywhere() {
+    const KEYS: usize = 2_000;
+    let cluster = Cluster::start(5).await;
+    let loads = Loads::default();
+    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_secs(600))).await;
+    let keys: Vec<_> = (0..KEYS).map(|n| format!("key-{n}")).collect();
+    for key in &keys {
+        let owner = cluster.owner(&groups, key);
+        for (at, group) in groups.iter().enumerate() {
+            if at == owner {
+                get(group, key).await;
+            } else {
+                warm(group, key).await
+            }
+        }
+    }
+    for (n, key) in keys.iter().enumerate() {
+        let told = match n % 4 {
+            0 => groups[n % 5].set(key, "1000000").await.unwrap(),
+            _ => groups[n % 5].remove(key).await.unwrap(),
+        };
+        assert!(told.is_complete(), "{told:?}");
+        let before = loads.of(key);
+        for group in &groups {
+            let value = get(group, key).await;
+            assert!(value > before || value == 1_000_000, "{key}: load {value} began before the write");
+        }
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_no_write_reaches_is_named_and_its_copy_is_gone_in_its_time() {
+    const SHORT: Duration = Duration::from_millis(1500);
+    let (peers, loads) = (Peers::default(), Loads::default());
+    let start =
+        async |name: &str| Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap();
+    let (a, b) = (start("a").await, start("b").await);
+    // What a says to b goes through a path that can be stopped; what b asks of a does not.
+    let path = Proxy::start(b.address()).await;
+    peers.set(vec![support::peer(&a), Peer::member(b.id(), [path.address.into()])]);
+    let cluster = Cluster { nodes: vec![a, b], peers };
+    cluster.agree().await;
+    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(SHORT)).await;
+    let key = cluster.key_of(&groups, 0);
+    warm(&groups[1], &key).await;
+    path.stop();
+    let told = groups[0].remove(&key).await.unwrap();
+    let removed = Instant::now();
+    assert_eq!(told.unreached().iter().map(ToString::to_string).collect::<Vec<_>>(), ["b"]);
+    eventually("b has the new value", || true).await;
+    while get(&groups[1], &key).await == 1 {
+        assert!(removed.elapsed() < SHORT + Duration::from_secs(5), "b still has the old value");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(get(&groups[1], &key).await, loads.of(&key));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_no_longer_owns_is_a_copy_from_then_on() {
+    let (peers, loads) = (Peers::default(), Loads::default());
+    let start =
+        async |name: &str| Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap();
+    let a = start("a").await;
+    let build = |node: &Node| {
+        let group = node.group::<String>("data").capacity_bytes(16 << 20).loader_with(loads.clone(), numbered);
+        group.borrowed_time_to_live(Duration::from_millis(500)).build().unwrap()
+    };
+    let at_a = build(&a);
+    let keys: Vec<_> = (0..200).map(|n| format!("key-{n}")).collect();
+    for key in &keys {
+        get(&at_a, key).await;
+    }
+    let b = start("b").await;
+    let at_b = build(&b);
+    peers.set(vec![support::peer(&a), support::peer(&b)]);
+    let cluster = Cluster { nodes: vec![a, b], peers };
+    cluster.agree().await;
+    cluster.know("data").await;
+    let groups = [at_a, at_b];
+    let moved: Vec<_> = keys.iter().filter(|key| cluster.owner(&groups, key) == 1).collect();
+    let kept: Vec<_> = keys.iter().filter(|key| cluster.owner(&groups, key) == 0).collect();
+    assert!(moved.len() > 50 && kept.len() > 50);
+    sleep(Duration::from_millis(600)).await;
+    for key in moved {
+        assert_eq!(get(&groups[0], key).await, 2, "its new owner is asked");
+    }
+    for key in kept {
+        assert_eq!(get(&groups[0], key).await, 1, "what stays is not loaded again");
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_all_its_peers_serves_what_it_held_for_a_short_time() {
+    let (peers, loads) = (Peers::default(), Loads::default());
+    let start =
+        async |name: &str| Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap();
+    let (a, b) = (start("a").await, start("b").await);
+    let path = Proxy::start(b.address()).await;
+    peers.set(vec![support::peer(&a), Peer::member(b.id(), [path.address.into()])]);
+    let cluster = Cluster { nodes: vec![a, b], peers };
+    cluster.agree().await;
+    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_millis(500))).await;
+    let key = cluster.key_of(&groups, 0);
+    assert_eq!(get(&groups[0], &key).await, 1);
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!(get(&groups[0], &key).await, 1, "it owns the key, and all is well");
+    path.stop();
+    eventually("a sees that it is alone", || cluster.nodes[0].stats().cut_off == 1).await;
+    eventually("b sees nothing: its own path to a is well", || cluster.nodes[1].stats().cut_off == 0).await;
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!(get(&groups[0], &key).await, 2, "what it held may have changed meanwhile");
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!(get(&groups[0], &key).await, 2, "and what it loaded since has not");
+}
