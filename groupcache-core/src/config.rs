@@ -16,8 +16,8 @@ pub(crate) const FRAME_SLACK_BYTES: usize = 512 << 10;
 /// A batch is closed when it holds this many bytes, so that one large value does not delay the small ones behind it.
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
 
-/// Requests of one frame that we send; the cost of a frame is spread thin by then.
-pub(crate) const BATCH_REQUESTS: usize = 256;
+/// Requests of one frame that we send: as many as are accepted, so that a get of many keys is one frame to each owner.
+pub(crate) const BATCH_REQUESTS: usize = MAX_REQUESTS_PER_FRAME;
 
 /// Requests of one frame that we accept.
 pub(crate) const MAX_REQUESTS_PER_FRAME: usize = 1024;

@@ -94,8 +94,9 @@ pub(crate) struct Flight<O, C> {
     kind: Kind,
     key: Arc<str>,
     hash: u64,
-    /// The stripe when it began.
+    /// The stripe when it began, and the clears.
     stripe: u64,
+    clears: u64,
     /// When it began, in coarse time.
     pub(crate) begun_ms: u64,
     is_overdue: AtomicBool,
@@ -161,6 +162,9 @@ impl<O, C> Shard<O, C> {
 pub(crate) struct Flights<O, C> {
     shards: Box<[Mutex<Shard<O, C>>]>,
     stripes: Arc<Stripes>,
+    /// Writes of all keys at once, and when the last one was.
+    clears: AtomicU64,
+    cleared_ms: AtomicU64,
     hasher: Keyed,
 }
 
@@ -169,6 +173,7 @@ pub(crate) struct Flights<O, C> {
 pub(crate) struct Mark {
     hash: u64,
     writes: u64,
+    clears: u64,
 }
 
 /// How a caller came into a flight.
@@ -187,7 +192,8 @@ impl<O: Clone, C> Flights<O, C> {
     pub(crate) fn new(stripes: Arc<Stripes>, seed: u64) -> Self {
         let hasher = Keyed(seed);
         let shard = |_| Mutex::new(Shard { fetches: Map::with_hasher(hasher), loads: Map::with_hasher(hasher) });
-        Self { shards: (0..SHARDS).map(shard).collect(), stripes, hasher }
+        let shards = (0..SHARDS).map(shard).collect();
+        Self { shards, stripes, clears: AtomicU64::new(0), cleared_ms: AtomicU64::new(0), hasher }
     }
 
     /// In-process hash of a key: its shard and its stripe.
@@ -218,7 +224,7 @@ impl<O: Clone, C> Flights<O, C> {
         if let Some(flight) = shard.table(kind).get(key) {
             // A fetch of the second after a write may carry the older value to those who were there before the
             // write returned; who comes afterwards must not share it.
-            if kind == Kind::Load || !self.stripes.is_unsettled(hash, flight.begun_ms) {
+            if kind == Kind::Load || !self.is_unsettled(hash, flight.begun_ms) {
                 return Join::Shared(Arc::clone(flight));
             }
         }
@@ -231,6 +237,7 @@ impl<O: Clone, C> Flights<O, C> {
             key: Arc::clone(&key),
             hash,
             stripe: self.stripes.read(hash),
+            clears: self.clears.load(Relaxed),
             begun_ms: now_ms,
             is_overdue: AtomicBool::new(false),
             outcome: OnceLock::new(),
@@ -261,8 +268,10 @@ impl<O: Clone, C> Flights<O, C> {
                 table.remove(&flight.key);
             }
             // What a peer said in the second after a write may be of before it, even if the write was first here.
-            let is_settled = flight.kind == Kind::Load || !self.stripes.is_unsettled(flight.hash, flight.begun_ms);
-            (is_settled && self.stripes.read(flight.hash) == flight.stripe).then(keep)
+            let is_settled = flight.kind == Kind::Load || !self.is_unsettled(flight.hash, flight.begun_ms);
+            let is_passed =
+                self.stripes.read(flight.hash) != flight.stripe || self.clears.load(Relaxed) != flight.clears;
+            (is_settled && !is_passed).then(keep)
         };
         flight.land(outcome);
         kept
@@ -276,7 +285,7 @@ impl<O: Clone, C> Flights<O, C> {
         let hash = self.hash(key);
         let (changed, mark, detached) = {
             let mut shard = self.shard(hash);
-            let mark = Mark { hash, writes: self.stripes.bump(hash, now_ms) };
+            let mark = Mark { hash, writes: self.stripes.bump(hash, now_ms), clears: self.clears.load(Relaxed) };
             let detached = (shard.fetches.remove(key), shard.loads.remove(key));
             (change(), mark, detached)
         };
@@ -287,7 +296,31 @@ impl<O: Clone, C> Flights<O, C> {
     /// The second half of a write whose value took time to decode: done unless another write has passed it.
     pub(crate) fn write_later<R>(&self, mark: Mark, change: impl FnOnce() -> R) -> Option<R> {
         let _shard = self.shard(mark.hash);
-        (self.stripes.read(mark.hash) == mark.writes).then(change)
+        let is_passed = self.stripes.read(mark.hash) != mark.writes || self.clears.load(Relaxed) != mark.clears;
+        (!is_passed).then(change)
+    }
+
+    /// A write of all keys: from now on no flight that began before it stores anything, and nobody joins one. What is
+    /// stored is dropped by the caller, afterwards.
+    pub(crate) fn clear(&self, now_ms: u64) {
+        self.cleared_ms.store(now_ms, Relaxed);
+        self.clears.fetch_add(1, Relaxed);
+        for shard in &self.shards {
+            // Under its lock: who stores something now has seen the clear, or has stored it before.
+            let detached = {
+                let mut shard = shard.lock();
+                [Kind::Fetch, Kind::Load]
+                    .map(|kind| std::mem::replace(shard.table(kind), Map::with_hasher(self.hasher)))
+            };
+            drop(detached);
+        }
+    }
+
+    /// Whether a fetch that began then may have asked a node which the last write had not reached.
+    fn is_unsettled(&self, hash: u64, begun_ms: u64) -> bool {
+        let is_after_clear =
+            self.clears.load(Relaxed) > 0 && begun_ms <= self.cleared_ms.load(Relaxed).saturating_add(UNSETTLED_MS);
+        is_after_clear || self.stripes.is_unsettled(hash, begun_ms)
     }
 
     /// Every flight that has not landed; for shutting down and for the watch over overdue loads.

@@ -1,9 +1,12 @@
 //! A group: the values of one kind, with their loader. [`Group::get`] is the steps of a get, in order.
 
 mod builder;
+mod clear;
 mod fetch;
 mod held;
 mod load;
+mod look;
+mod many;
 mod mirror;
 mod serve;
 mod times;
@@ -117,6 +120,15 @@ impl<V: Value> Group<V> {
     /// # node.shutdown().await?; Ok(()) }
     /// ```
     pub async fn get(&self, key: &str) -> Result<V> {
+        match self.hit(key) {
+            Some(known) => known,
+            // Boxed: a hit does not pay for the state of a miss.
+            None => Box::pin(self.inner.miss(key, self.deadline)).await,
+        }
+    }
+
+    /// The first step of a get: what memory knows.
+    fn hit(&self, key: &str) -> Option<Result<V>> {
         let group = &self.inner;
         group.counters.gets.up();
         // 1. Memory.
@@ -129,11 +141,11 @@ impl<V: Value> Group<V> {
                 Ok(value) => {
                     group.counters.hits.up();
                     group.freshen(key, &slot, now_ms);
-                    return Ok(value);
+                    return Some(Ok(value));
                 }
                 Err(NoValue::NotFound) => {
                     group.counters.hits.up();
-                    return Err(group.not_found());
+                    return Some(Err(group.not_found()));
                 }
                 Err(NoValue::Undecodable(_)) => {}
             }
@@ -147,10 +159,9 @@ impl<V: Value> Group<V> {
         {
             group.counters.hits.up();
             group.counters.borrowed_hits.up();
-            return Ok(value);
+            return Some(Ok(value));
         }
-        // Boxed: a hit does not pay for the state of a miss.
-        Box::pin(group.miss(key, self.deadline)).await
+        None
     }
 
     /// As [`get`](Self::get), with `None` for what the loader does not find.

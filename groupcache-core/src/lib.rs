@@ -83,6 +83,7 @@ mod sync;
 mod testing;
 #[cfg(feature = "tls")]
 mod tls;
+mod undelivered;
 mod value;
 mod wire;
 

@@ -47,6 +47,10 @@ pub(crate) enum Op {
     Set(Bytes),
     /// Drop what is held, and let nothing that is under way be stored.
     Remove,
+    /// The same for all keys of the group.
+    Clear,
+    /// As Get, from memory only; on the wire it is a Get with a flag.
+    Peek,
     /// Of a newer version of the protocol.
     Unknown(u32),
 }

@@ -1,6 +1,7 @@
 //! A node: one process of the service, with its groups, its peers and its server.
 
 mod builder;
+mod catch_up;
 mod lifecycle;
 mod membership;
 mod security;

@@ -39,8 +39,12 @@ pub(crate) trait Served: Send + Sync {
     fn load(self: Arc<Self>, ask: Ask) -> Answering;
     /// Drops what is held, and lets nothing that is under way be stored: another node writes.
     fn invalidate(&self, key: &str);
+    /// The same for all keys.
+    fn clear(&self);
     /// Stores a value as the acting owner, unless a later write passes it. What was held is dropped at once.
     fn set(self: Arc<Self>, key: &str, value: Bytes) -> Answering;
+    /// Gives back the memory of what is of no use any more, a few entries at a time.
+    fn sweep(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
     /// Counts the loads that run past their deadline.
     fn watch(&self);
     /// The group is no longer part of the node: who waits is told.

@@ -26,12 +26,15 @@ use crate::{
     permits::Permits,
     served::Registry,
     sync::{Keyed, Mutex},
+    undelivered::Undelivered,
 };
 
 pub(crate) struct Shared {
     pub(crate) local: Arc<Local>,
     view: ArcSwap<View>,
     pub(crate) changes: Changes,
+    /// What peers have missed while they could not be reached.
+    pub(crate) undelivered: Undelivered,
     links: DashMap<DialId, Arc<Link>, Keyed>,
     /// The link on which each peer said Hello last: ahead of the view while a peer moves from one to another.
     links_by_id: DashMap<PeerId, Arc<Link>, Keyed>,
@@ -78,6 +81,7 @@ impl Shared {
             local,
             view: ArcSwap::from_pointee(view),
             changes: Changes::default(),
+            undelivered: Undelivered::default(),
             links: DashMap::with_hasher(hasher),
             links_by_id: DashMap::with_hasher(hasher),
             registry: Arc::new(Registry::new(hasher)),

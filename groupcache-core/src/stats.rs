@@ -102,6 +102,8 @@ counters! {
         too_large_to_keep,
         /// Entries that left because others needed the room.
         evictions,
+        /// Entries that left because they were too old to be of use, before their room was needed.
+        expired,
         /// Gets that ended by their deadline.
         timeouts,
         /// Gets and requests that were refused because a limit was reached.

@@ -80,10 +80,13 @@ impl Outgoing {
         rank: usize,
         chain: &Chain,
     ) {
+        let no_load = *op == Op::Peek;
         let (op, value) = match op {
             Op::Get => (0, Bytes::new()),
             Op::Set(value) => (1, value.clone()),
             Op::Remove => (2, Bytes::new()),
+            Op::Clear => (3, Bytes::new()),
+            Op::Peek => (0, Bytes::new()),
             Op::Unknown(n) => (*n, Bytes::new()),
         };
         self.0.requests.push(proto::Request {
@@ -96,6 +99,7 @@ impl Outgoing {
             chain: chain.as_slice().to_vec(),
             depth: chain.depth() as u32,
             value,
+            no_load,
             ..proto::Request::default()
         });
     }
@@ -222,6 +226,7 @@ pub(crate) fn request(request: proto::Request) -> Request {
             0 => Op::Get,
             1 => Op::Set(request.value),
             2 => Op::Remove,
+            3 => Op::Clear,
             other => Op::Unknown(other),
         },
         group: request.group,

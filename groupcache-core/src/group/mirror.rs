@@ -70,6 +70,10 @@ impl<V: Value> Mirror<V> {
         Self { store: Store::new(capacity_bytes, max_value_bytes, seed), heat: Heat::new() }
     }
 
+    pub(super) fn store(&self) -> &Store<Held<V>> {
+        &self.store
+    }
+
     pub(super) fn get(&self, key: &str, now_ms: u64) -> Option<Slot<V>> {
         self.store.get(key, now_ms)
     }

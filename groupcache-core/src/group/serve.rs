@@ -2,6 +2,7 @@
 
 use std::{
     error::Error as _,
+    pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -24,6 +25,9 @@ use crate::{
     served::{Answering, Ask, Served},
     value::Value,
 };
+
+/// Entries that are looked at before others get their turn: some tens of microseconds.
+const SWEPT_AT_ONCE: usize = 256;
 
 /// A load that is this much past its deadline blocks its thread: it was told to stop and did not.
 const OVERDUE: Duration = Duration::from_secs(1);
@@ -76,6 +80,10 @@ impl<V: Value> Served for Inner<V> {
         self.drop_written(key);
     }
 
+    fn clear(&self) {
+        self.drop_all();
+    }
+
     fn set(self: Arc<Self>, key: &str, value: Bytes) -> Answering {
         let mark = self.drop_written(key);
         let key: Arc<str> = key.into();
@@ -95,6 +103,21 @@ impl<V: Value> Served for Inner<V> {
         }
         // Decoding is the user's code and may take long: not in the task that reads the connection.
         Box::pin(async move { tokio::spawn(async move { store() }).await.unwrap_or(Answer::Declined(Decline::Other)) })
+    }
+
+    fn sweep(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            for store in [Some(&self.store), self.mirror.as_ref().map(Mirror::store)].into_iter().flatten() {
+                for (looked_at, (key, slot)) in store.iter().enumerate() {
+                    if slot.is_gone(self.shared.now_ms()) && store.remove_same(&key, &slot).is_some() {
+                        self.counters.expired.up();
+                    }
+                    if looked_at % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        })
     }
 
     fn watch(&self) {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::oneshot, time::timeout};
+use tokio::sync::oneshot;
 
 use super::{Group, Inner, held::Slot};
 use crate::{
@@ -30,11 +30,24 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "a write that did not reach everyone leaves old values there; log_unreached() is the least"]
 pub struct Invalidated {
-    unreached: Vec<PeerId>,
-    views_differed: bool,
+    pub(super) unreached: Vec<PeerId>,
+    pub(super) views_differed: bool,
 }
 
 impl Invalidated {
+    /// Of a write that nobody has to hear of.
+    pub(super) fn nobody() -> Self {
+        Self { unreached: Vec::new(), views_differed: false }
+    }
+
+    /// Both together.
+    pub(super) fn add(&mut self, other: Self) {
+        self.unreached.extend(other.unreached);
+        self.unreached.sort();
+        self.unreached.dedup();
+        self.views_differed |= other.views_differed;
+    }
+
     /// Every node of the view has dropped the old value: no get that starts now, anywhere, sees it.
     pub fn is_complete(&self) -> bool {
         self.unreached.is_empty()
@@ -59,9 +72,9 @@ impl Invalidated {
 }
 
 /// What became of a write at the node that stands for all until the others are told.
-struct AtOwner {
+pub(super) struct AtOwner {
     /// Who took it; `None` = this node.
-    acting: Option<PeerId>,
+    pub(super) acting: Option<PeerId>,
     /// Who should have and could not be reached.
     unreached: Vec<PeerId>,
     /// The value was refused, and what was held was dropped.
@@ -102,18 +115,10 @@ impl<V: Value> Inner<V> {
         self.times(Keep::AsTheGroup, true, now_ms, hash).unwrap_or_else(|| Times::until(now_ms, now_ms))
     }
 
-    /// In a task of its own: a caller that gives up must not leave half of the nodes with the old value.
     async fn carry_out(self: &Arc<Self>, key: &str, value: Option<Slot<V>>, wait: Duration) -> Result<Invalidated> {
         self.counters.writes.up();
-        let (done, outcome) = oneshot::channel();
         let (group, key) = (Arc::clone(self), Arc::from(key));
-        self.shared.tasks.load(async move {
-            let _ = done.send(group.write_everywhere(key, value).await);
-        });
-        match timeout(wait, outcome).await {
-            Ok(outcome) => outcome.unwrap_or_else(|_| Err(self.closed())),
-            Err(_) => Err(self.timed_out(wait, None)),
-        }
+        self.carry_on(wait, group.write_everywhere(key, value)).await
     }
 
     async fn write_everywhere(self: Arc<Self>, key: Arc<str>, value: Option<Slot<V>>) -> Result<Invalidated> {
@@ -140,6 +145,9 @@ impl<V: Value> Inner<V> {
                 unreached.push(id);
             }
         }
+        for peer in &unreached {
+            self.shared.undelivered.missed(peer, &self.settings.name, Some(&key));
+        }
         if is_too_large {
             let name = &self.settings.name;
             let text = format!(
@@ -149,13 +157,23 @@ impl<V: Value> Inner<V> {
             return Err(Error::new(Kind::TooLarge, text));
         }
         unreached.sort();
-        let mut links = view.members().iter().filter_map(|member| self.shared.link(member));
-        let views_differed = links.any(|link| link.admits() && link.fingerprint() != view.fingerprint());
+        let views_differed = self.views_differ(&view);
         Ok(Invalidated { unreached, views_differed })
     }
 
+    /// Whether some peer has another set of owners in mind.
+    pub(super) fn views_differ(&self, view: &View) -> bool {
+        let mut links = view.members().iter().filter_map(|member| self.shared.link(member));
+        links.any(|link| link.admits() && link.fingerprint() != view.fingerprint())
+    }
+
     /// The write at the first of owner and successors that takes it.
-    async fn write_at_owner(&self, view: &View, key: &Arc<str>, mut value: Option<Slot<V>>) -> Result<AtOwner> {
+    pub(super) async fn write_at_owner(
+        &self,
+        view: &View,
+        key: &Arc<str>,
+        mut value: Option<Slot<V>>,
+    ) -> Result<AtOwner> {
         let hash = self.place.hash(key.as_bytes());
         let (mut unreached, mut is_too_large) = (Vec::new(), false);
         let mut candidates = view.candidates(hash).enumerate();
@@ -204,7 +222,13 @@ impl<V: Value> Inner<V> {
     }
 
     /// Sends a write to one node; `None` when its breaker is open or too much waits for it.
-    fn tell(&self, member: &Member, key: &Arc<str>, op: Op, rank: usize) -> Option<oneshot::Receiver<Outcome>> {
+    pub(super) fn tell(
+        &self,
+        member: &Member,
+        key: &Arc<str>,
+        op: Op,
+        rank: usize,
+    ) -> Option<oneshot::Receiver<Outcome>> {
         let link = self.shared.link(member)?;
         let (answer, told) = oneshot::channel();
         if let Op::Set(value) = &op
@@ -244,7 +268,7 @@ impl<V: Value> Inner<V> {
 }
 
 /// Hands the outcome of a write to the task that waits for it.
-struct Acknowledged(Mutex<Option<oneshot::Sender<Outcome>>>);
+pub(super) struct Acknowledged(pub(super) Mutex<Option<oneshot::Sender<Outcome>>>);
 
 impl Reply for Acknowledged {
     fn reply(self: Arc<Self>, outcome: Outcome) {

@@ -17,7 +17,7 @@ use super::{
     membership::{EVENT_QUEUE, Feeds, Membership, Status, facts},
     security::Wanted,
     supervise::supervise,
-    tick::{announce, tick},
+    tick::{announce, sweep, tick},
 };
 use crate::{
     config::{Limits, MAX_REQUESTS_PER_FRAME, START},
@@ -182,6 +182,7 @@ impl NodeBuilder {
             return Err(Error::config("a peer service serves one node; make another with PeerService::default()"));
         }
         tasks.run(tick(Arc::clone(&shared)));
+        tasks.run(sweep(Arc::clone(&shared)));
         tasks.run(announce(Arc::clone(&shared), server));
         #[cfg(feature = "tls")]
         if let Security::Tls(keeper) = &local.security {

@@ -11,6 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+use super::catch_up::catch_up;
 use crate::{
     identity::{Address, NodeState, PeerId},
     membership::{
@@ -232,6 +233,7 @@ impl Membership {
             LinkEvent::Hello(hello) => {
                 self.who.insert(dial, hello.id.clone());
                 self.shared.now_at(&hello.id, &link);
+                self.shared.tasks.run(catch_up(Arc::clone(&self.shared), hello.id.clone(), link));
                 Input::Hello { dial, hello: facts(&hello) }
             }
             LinkEvent::Refused(why, text) => {

@@ -5,9 +5,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::{changes::Change, clock::Punctuality, config::TICK, peer::server::Server, shared::Shared};
+
+/// How often what has expired is looked for: one look at a million entries takes a seventh of a second of one core.
+const SWEEP: Duration = Duration::from_secs(10);
 
 /// A tick that is later than this may mean that peers have given this node up, and told it nothing since.
 const CUT_OFF: Duration = Duration::from_secs(2);
@@ -47,6 +50,16 @@ pub(super) async fn tick(shared: Arc<Shared>) {
         n += 1;
         if n.is_multiple_of(WATCH_EVERY) {
             shared.registry.all().iter().for_each(|group| group.watch());
+        }
+    }
+}
+
+/// Gives back the memory of what has expired. Runs until the node ends.
+pub(super) async fn sweep(shared: Arc<Shared>) {
+    loop {
+        sleep(SWEEP).await;
+        for group in shared.registry.all() {
+            group.sweep().await;
         }
     }
 }

@@ -79,6 +79,10 @@ pub(super) enum Looked {
 /// Memory, a remove, or, if the asker may have one more, the beginning of a load or of a set.
 pub(super) fn first_look(service: &Service, named: Named, request: Request, may_wait: bool) -> Looked {
     let declined = |why| Looked::Answer(Answer::Declined(why));
+    if let (Op::Clear, Named::Group(group) | Named::OtherFormat(group)) = (&request.op, &named) {
+        group.clear();
+        return Looked::Answer(Answer::Done);
+    }
     let key = match request.key {
         Ok(key) => key,
         Err(bad) => return Looked::Answer(Answer::BadRequest(bad.text().to_owned())),
@@ -86,8 +90,8 @@ pub(super) fn first_look(service: &Service, named: Named, request: Request, may_
     match (request.op, named) {
         (Op::Unknown(_), _) => Looked::Answer(Answer::Unsupported),
         (_, Named::Unknown) => declined(Decline::UnknownGroup),
-        (Op::Get, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
-        (Op::Get, Named::Group(group)) => {
+        (Op::Get | Op::Peek, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
+        (Op::Get | Op::Peek, Named::Group(group)) => {
             if let Some(answer) = Arc::clone(&group).hit(&key) {
                 return Looked::Answer(answer);
             }
@@ -101,6 +105,8 @@ pub(super) fn first_look(service: &Service, named: Named, request: Request, may_
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
             Looked::Wait(group.load(Ask { key, wait, chain: request.chain }))
         }
+        // Answered above; here for a group that is not known.
+        (Op::Clear, _) => declined(Decline::UnknownGroup),
         (Op::Remove, Named::Group(group) | Named::OtherFormat(group)) => {
             group.invalidate(&key);
             Looked::Answer(Answer::Done)
@@ -287,7 +293,7 @@ impl Connection {
         if at >= MAX_REQUESTS_PER_FRAME {
             return Some(Answer::Overloaded { retry_after: RETRY_AFTER });
         }
-        if matches!(request.op, Op::Set(_) | Op::Remove) {
+        if matches!(request.op, Op::Set(_) | Op::Remove | Op::Clear) {
             let per_second = self.service.local.limits.max_invalidations_per_second;
             if !self.invalidations.take(per_second, Instant::now()) {
                 return Some(Answer::Overloaded { retry_after: RETRY_AFTER });

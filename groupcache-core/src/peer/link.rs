@@ -135,6 +135,12 @@ impl Link {
         Ok(())
     }
 
+    /// Keeps back what is sent until the guard is dropped, so that it leaves together. Not held across an await.
+    pub(crate) fn cork(self: Arc<Self>) -> Cork {
+        self.table.lock().cork();
+        Cork(self)
+    }
+
     /// Something that every frame carries has changed: send it.
     pub(crate) fn nudge(&self) {
         let waker = self.table.lock().waker.take();
@@ -235,6 +241,16 @@ impl Link {
             }
         }
         false
+    }
+}
+
+/// Many calls are about to be sent at once.
+pub(crate) struct Cork(Arc<Link>);
+
+impl Drop for Cork {
+    fn drop(&mut self) {
+        let waker = self.0.table.lock().uncork();
+        wake(waker);
     }
 }
 

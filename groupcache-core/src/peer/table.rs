@@ -78,6 +78,8 @@ pub(crate) struct Table {
     in_flight: usize,
     max_in_flight: usize,
     queue: VecDeque<Due>,
+    /// Somebody is about to put many calls into it: nothing is sent until they are all there.
+    corked: usize,
     /// The stream that is polled for frames, when it has nothing to send.
     pub(crate) waker: Option<Waker>,
     /// Which connection is the current one; streams of former ones end.
@@ -119,6 +121,7 @@ impl Table {
             in_flight: 0,
             max_in_flight,
             queue: VecDeque::new(),
+            corked: 0,
             waker: None,
             connection: 0,
             verdict: None,
@@ -194,7 +197,18 @@ impl Table {
 
     /// Whether a frame would carry anything now.
     pub(crate) fn has_due(&self) -> bool {
-        !self.queue.is_empty() || self.watch.is_due || self.pong_due != 0 || self.goodbye_due
+        self.corked == 0 && (!self.queue.is_empty() || self.watch.is_due || self.pong_due != 0 || self.goodbye_due)
+    }
+
+    /// Keeps everything back; the same number of calls of `uncork` lets it go.
+    pub(crate) fn cork(&mut self) {
+        self.corked += 1;
+    }
+
+    /// See [`cork`](Self::cork).
+    pub(crate) fn uncork(&mut self) -> Option<Waker> {
+        self.corked -= 1;
+        if self.has_due() { self.waker.take() } else { None }
     }
 
     /// Fills a frame with what is due, up to `max_requests` and [`BATCH_BYTES`].

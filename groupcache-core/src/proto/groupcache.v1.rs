@@ -103,7 +103,7 @@ pub struct Request {
     /// Chosen by the sender, unique on the connection while it is open.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// 0 Get, 1 Set, 2 Remove.
+    /// 0 Get, 1 Set, 2 Remove, 3 Clear (of the whole group; the key is empty).
     #[prost(uint32, tag = "2")]
     pub op: u32,
     /// Index in the sender's Hello.

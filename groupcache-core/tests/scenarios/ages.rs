@@ -26,6 +26,9 @@ enum Says {
     Hangs,
 }
 
+/// Why a load was asked for, and the value before it.
+type Told = (LoadReason, Option<String>);
+
 #[derive(Clone, Default)]
 struct Source {
     loads: Loads,
@@ -33,7 +36,7 @@ struct Source {
     gate: Option<Gate>,
     /// How long what it says is to be kept, in milliseconds; 0 = as the group says.
     keep_ms: Arc<AtomicU64>,
-    told: Arc<Mutex<Vec<(LoadReason, Option<String>)>>>,
+    told: Arc<Mutex<Vec<Told>>>,
 }
 
 impl Source {
@@ -41,7 +44,7 @@ impl Source {
         *self.says.lock().unwrap() = says;
     }
 
-    fn told(&self) -> Vec<(LoadReason, Option<String>)> {
+    fn told(&self) -> Vec<Told> {
         std::mem::take(&mut *self.told.lock().unwrap())
     }
 }
@@ -328,4 +331,21 @@ async fn a_node_that_stood_still_serves_what_it_held_for_a_short_time() {
     assert_eq!(get(&group).await.unwrap(), "2");
     pass(MINUTE - Duration::from_secs(1)).await;
     assert_eq!(get(&group).await.unwrap(), "2", "what it has loaded since is as good as ever");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_expired_gives_its_memory_back_without_being_asked_for() {
+    let source = Source::default();
+    let (_node, group) = group(&source, |group| group.stale_if_error(MINUTE)).await;
+    for n in 0..2000 {
+        group.get(&format!("key-{n}")).await.unwrap();
+    }
+    group.set("key-young", "young").await.unwrap().log_unreached();
+    pass(MINUTE).await;
+    group.set("key-young", "young").await.unwrap().log_unreached();
+    assert_eq!(group.entries(), 2001, "expired, and still of use when the loader fails");
+    pass(MINUTE - Duration::from_secs(1)).await;
+    pass(Duration::from_secs(12)).await;
+    assert_eq!((group.entries(), group.stats().expired), (1, 2000));
+    assert!(group.bytes() < 1000);
 }

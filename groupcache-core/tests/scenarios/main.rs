@@ -19,7 +19,9 @@ mod formats;
 mod hostile;
 mod hot_copies;
 mod limits;
+
 mod loads;
+mod many_keys;
 mod membership;
 mod memory;
 mod odd_peers;

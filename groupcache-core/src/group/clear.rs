@@ -1,0 +1,134 @@
+//! Writes of many keys, and those that tell fewer nodes.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use futures_util::{StreamExt, stream};
+use tokio::time::timeout;
+
+use super::{
+    Group, Inner,
+    write::{AtOwner, Invalidated},
+};
+use crate::{
+    error::{Error, Result},
+    message::{Answer, Decline, Op},
+    peer::table::Outcome,
+    value::Value,
+};
+
+/// Removes of one call that are under way at once; they share frames.
+const AT_ONCE: usize = 256;
+
+impl<V: Value> Group<V> {
+    /// Drops all values of the group everywhere. Otherwise as [`remove`](Self::remove).
+    ///
+    /// It takes one exchange with every other node, side by side, however many values there are.
+    ///
+    /// # Errors
+    /// [`is_closed`](Error::is_closed), [`is_timeout`](Error::is_timeout).
+    pub async fn clear(&self) -> Result<Invalidated> {
+        self.inner.check_open()?;
+        let group = Arc::clone(&self.inner);
+        self.inner.carry_on(self.deadline, async move { Ok(group.clear_everywhere().await) }).await
+    }
+
+    /// Drops values everywhere, as [`remove`](Self::remove) for each key, side by side.
+    ///
+    /// The outcomes are put together: a node is unreached when it did not hear of one of them.
+    ///
+    /// # Errors
+    /// Those of `remove`: the first of them, once all have been tried.
+    pub async fn remove_many<K: AsRef<str>>(&self, keys: impl IntoIterator<Item = K>) -> Result<Invalidated> {
+        let keys: BTreeSet<String> = keys.into_iter().map(|key| key.as_ref().to_owned()).collect();
+        keys.iter().try_for_each(|key| self.inner.check(key))?;
+        let removes = stream::iter(keys).map(|key| {
+            let group = self.clone();
+            async move { group.remove(&key).await }
+        });
+        let mut outcomes = removes.buffer_unordered(AT_ONCE);
+        let (mut all, mut failed) = (Invalidated::nobody(), None);
+        while let Some(outcome) = outcomes.next().await {
+            match outcome {
+                Ok(outcome) => all.add(outcome),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(all), Err)
+    }
+
+    /// Drops a value at its owner and here, and tells nobody else: one message, and copies of a hot value on other nodes
+    /// are served until they end, at most [`borrowed_time_to_live`](crate::GroupBuilder::borrowed_time_to_live).
+    ///
+    /// # Errors
+    /// Those of [`remove`](Self::remove).
+    pub async fn remove_lazy(&self, key: &str) -> Result<()> {
+        self.inner.check(key)?;
+        self.inner.counters.writes.up();
+        let (group, key): (_, Arc<str>) = (Arc::clone(&self.inner), key.into());
+        let remove = async move {
+            let view = group.shared.view();
+            let AtOwner { acting, .. } = group.write_at_owner(&view, &key, None).await?;
+            if acting.is_some() {
+                group.drop_written(&key);
+            }
+            Ok(())
+        };
+        self.inner.carry_on(self.deadline, remove).await
+    }
+}
+
+impl<V: Value> Inner<V> {
+    /// In a task of its own: a caller that gives up must not leave half of the nodes with the old value.
+    pub(super) async fn carry_on<T: Send + 'static>(
+        &self,
+        wait: std::time::Duration,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (done, outcome) = tokio::sync::oneshot::channel();
+        self.shared.tasks.load(async move {
+            let _ = done.send(work.await);
+        });
+        match timeout(wait, outcome).await {
+            Ok(outcome) => outcome.unwrap_or_else(|_| Err(self.closed())),
+            Err(_) => Err(self.timed_out(wait, None)),
+        }
+    }
+
+    async fn clear_everywhere(self: Arc<Self>) -> Invalidated {
+        self.counters.writes.up();
+        let view = self.shared.view();
+        self.drop_all();
+        let (mut told, mut outcome) = (Vec::new(), Invalidated::nobody());
+        let nothing: Arc<str> = "".into();
+        for member in view.members().iter().filter(|member| member.dial.is_some()) {
+            match self.tell(member, &nothing, Op::Clear, 0) {
+                Some(answer) => told.push((member.id.clone(), answer)),
+                None => outcome.unreached.push(member.id.clone()),
+            }
+        }
+        for (id, answer) in told {
+            let nothing_there = Answer::Declined(Decline::UnknownGroup);
+            if !matches!(answer.await, Ok(Outcome::Answered(answer)) if answer == Answer::Done || answer == nothing_there)
+            {
+                outcome.unreached.push(id);
+            }
+        }
+        outcome.unreached.sort();
+        for peer in &outcome.unreached {
+            self.shared.undelivered.missed(peer, &self.settings.name, None);
+        }
+        outcome.views_differed = self.views_differ(&view);
+        outcome
+    }
+
+    /// Drops what is held here and lets nothing that is under way be stored.
+    pub(super) fn drop_all(&self) {
+        self.flights.clear(self.shared.now_ms());
+        let dropped = (self.store.clear(), self.mirror.as_ref().map(super::Mirror::clear));
+        self.counters.invalidated.add(dropped.0.len() as u64 + dropped.1.map_or(0, |copies| copies.len() as u64));
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        self.check("any key will do")
+    }
+}
