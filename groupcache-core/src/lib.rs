@@ -107,5 +107,5 @@ pub use crate::{
     node::{DiscoveryInfo, MemberInfo, Node, NodeBuilder, Unconnected},
     peer::service::{PeerBody, PeerService},
     stats::{GroupStats, NodeStats},
-    value::{DecodeError, EncodeError, Json, Value},
+    value::{DecodeError, EncodeError, Json, Prost, Value},
 };

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     chain::{CURRENT, Lineage},
     error::BoxError,
-    value::{Json, Value},
+    value::{Json, Prost, Value},
 };
 
 /// Gets a value from where it really lives.
@@ -217,7 +217,7 @@ impl<E: Into<BoxError>> From<E> for LoadError {
 }
 
 /// What a loader function may return for a group of `V`: a `V`, an `Option<V>` (`None` = not found), a
-/// [`Loaded<V>`], and for a group of [`Json<T>`] also a `T` or an `Option<T>`.
+/// [`Loaded<V>`], and for a group of [`Json<T>`] or [`Prost<T>`] also a `T` or an `Option<T>`.
 pub trait IntoLoaded<V> {
     /// Turns it into the general form.
     fn into_loaded(self) -> Loaded<V>;
@@ -250,6 +250,18 @@ impl<T> IntoLoaded<Json<T>> for T {
 impl<T> IntoLoaded<Json<T>> for Option<T> {
     fn into_loaded(self) -> Loaded<Json<T>> {
         self.map_or_else(Loaded::not_found, |value| Loaded::new(Json::new(value)))
+    }
+}
+
+impl<T> IntoLoaded<Prost<T>> for T {
+    fn into_loaded(self) -> Loaded<Prost<T>> {
+        Loaded::new(Prost::new(self))
+    }
+}
+
+impl<T> IntoLoaded<Prost<T>> for Option<T> {
+    fn into_loaded(self) -> Loaded<Prost<T>> {
+        self.map_or_else(Loaded::not_found, |message| Loaded::new(Prost::new(message)))
     }
 }
 

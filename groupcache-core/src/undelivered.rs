@@ -35,7 +35,7 @@ impl Undelivered {
         let keys = |missed: &Missed| if let Missed::Keys(keys) = missed { keys.len() } else { 0 };
         let is_full = groups.values().map(keys).sum::<usize>() >= MAX_KEYS;
         match (groups.entry(Arc::clone(group)).or_insert_with(|| Missed::Keys(BTreeSet::new())), key) {
-            (Missed::Keys(keys), Some(key)) if !is_full => drop(keys.insert(Arc::clone(key))),
+            (Missed::Keys(keys), Some(key)) if !is_full || keys.contains(key) => drop(keys.insert(Arc::clone(key))),
             (missed, _) => *missed = Missed::Everything,
         }
     }

@@ -1,11 +1,15 @@
 //! Values: how they are encoded, decoded and weighed.
 
+mod prost;
+
 use std::{fmt, ops::Deref, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Serialize, Serializer, de::DeserializeOwned};
 
 use crate::error::BoxError;
+
+pub use self::prost::Prost;
 
 /// What a group holds.
 ///
