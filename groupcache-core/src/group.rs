@@ -8,6 +8,7 @@ mod load;
 mod look;
 mod many;
 mod mirror;
+mod protect;
 mod serve;
 mod times;
 mod write;
@@ -30,6 +31,7 @@ use self::{
     held::{Held, NoValue, Slot},
     load::Loading,
     mirror::{Heat, Mirror},
+    protect::Guard,
 };
 use crate::{
     chain::{Chain, Knot, Lineage},
@@ -69,6 +71,7 @@ pub(crate) struct Inner<V: Value> {
     asked: Heat,
     flights: Flights<Outcome<V>, Option<Arc<Lineage>>>,
     loader: SharedLoader<V>,
+    guard: Guard,
     place: KeyHasher,
     counters: GroupCounters,
     /// It was taken out of its node.

@@ -94,6 +94,10 @@ counters! {
         fallback_loads,
         /// Loads that ended with an error, a panic or a time-out.
         load_errors,
+        /// Attempts after the first, of loads that failed and may succeed.
+        retries,
+        /// Loads that were not begun because the group's breaker was open.
+        not_admitted,
         /// Gets and requests that found a flight already under way and shared its outcome.
         shared_flights,
         /// Values that were loaded and not kept because a write had passed them.

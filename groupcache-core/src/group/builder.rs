@@ -10,6 +10,7 @@ use std::{
 use super::{
     Group, Inner,
     mirror::{self, Heat, Mirror},
+    protect::{Guard, Protect},
     times::Ages,
 };
 use crate::{
@@ -32,6 +33,7 @@ pub(crate) struct Settings {
     pub(crate) ages: Ages,
     pub(crate) load_deadline: Duration,
     pub(crate) has_hot_copies: bool,
+    pub(crate) protect: Protect,
 }
 
 /// Collects what a group needs; made by [`Node::group`](crate::Node::group).
@@ -47,8 +49,14 @@ pub struct GroupBuilder<V: Value> {
 impl<V: Value> GroupBuilder<V> {
     pub(crate) fn new(shared: Arc<Shared>, name: &str) -> Self {
         let load_deadline = shared.local.limits.load_deadline;
-        let settings =
-            Settings { name: name.into(), format: 0, ages: Ages::default(), load_deadline, has_hot_copies: true };
+        let settings = Settings {
+            name: name.into(),
+            format: 0,
+            ages: Ages::default(),
+            load_deadline,
+            has_hot_copies: true,
+            protect: Protect::default(),
+        };
         Self { shared, settings, capacity_bytes: None, loader: None, values: PhantomData }
     }
 
@@ -126,6 +134,31 @@ impl<V: Value> GroupBuilder<V> {
         self
     }
 
+    /// How many loads of this group may run at once on this node, for each depth of nesting. Default: as many as the
+    /// node's [`max_loads`](crate::Limits::max_loads). As many as the source bears, such as connections of a pool.
+    pub fn max_loads(mut self, at_once: usize) -> Self {
+        self.settings.protect.max_loads = Some(at_once);
+        self
+    }
+
+    /// How often a load that failed is tried again, when its loader says that the error is transient
+    /// ([`LoadError::transient`](crate::LoadError::transient)). Default 0.
+    ///
+    /// Between attempts it waits 50 ms, then twice as long each time up to 2 s, half of it at random, and it stays
+    /// within the load's deadline. Those who wait share the attempts too.
+    pub fn retries(mut self, attempts: u32) -> Self {
+        self.settings.protect.retries = attempts;
+        self
+    }
+
+    /// Stops calling the loader for `open_for` once `failures` loads in a row have failed; gets that need it fail at
+    /// once, or are served what [`stale_if_error`](Self::stale_if_error) allows. Then one load at a time asks whether
+    /// the source is back. Default: never.
+    pub fn breaker(mut self, failures: u32, open_for: Duration) -> Self {
+        self.settings.protect.breaker = Some((failures, open_for));
+        self
+    }
+
     /// Version of the encoding of the values. Default 0.
     ///
     /// Bump it when a deploy changes what the bytes mean: nodes of two formats do not share values, and each
@@ -192,6 +225,10 @@ impl<V: Value> GroupBuilder<V> {
                 ages.jitter
             )));
         }
+        let protect = &settings.protect;
+        if protect.max_loads == Some(0) || protect.breaker.is_some_and(|(n, open)| n == 0 || open.is_zero()) {
+            return Err(Error::config(format!("group {name:?} can load nothing: a limit of its loads is 0")));
+        }
         if settings.load_deadline.is_zero() {
             return Err(Error::config(format!("group {name:?} can load nothing: its load deadline is zero")));
         }
@@ -210,6 +247,7 @@ impl<V: Value> GroupBuilder<V> {
             asked: Heat::new(),
             flights: Flights::new(Arc::clone(&shared.stripes), shared.random()),
             loader,
+            guard: Guard::new(&settings.protect, shared.local.limits.max_queued_loads),
             place: KeyHasher::new(&name),
             counters: GroupCounters::default(),
             is_removed: AtomicBool::new(false),

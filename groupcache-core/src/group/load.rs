@@ -7,11 +7,12 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     Flying, Inner, Outcome,
     held::{Held, Slot},
+    protect,
 };
 use crate::{
     chain::{CURRENT, Chain, Joined, Lineage},
@@ -19,6 +20,7 @@ use crate::{
     error::{BoxError, Error, Kind, Result},
     flight::{Join, Kind as Table, LandOnDrop},
     loader::{Load, LoadError, LoadReason, Loaded, What},
+    permits::QueueFull,
     store::{Admission, Entry, Times},
     value::Value,
 };
@@ -143,22 +145,53 @@ async fn load<V: Value>(
     let limit = group.settings.load_deadline;
     let clock = &group.shared.local.clock;
     let deadline = clock.instant(later(clock.read_ms(), limit));
-    let permit = match timeout_at(deadline, group.shared.permits.acquire(&lineage)).await {
-        Ok(Ok(permit)) => permit,
+    group.guard.admit(Instant::now()).map_err(|wait| group.not_admitted(wait))?;
+    let permits = async {
+        // The group's own first: who waits for it keeps none of the node's from other groups.
+        let of_group = match &group.guard.permits {
+            Some(permits) => Some(permits.acquire(&lineage).await?),
+            None => None,
+        };
+        Ok::<_, QueueFull>((of_group, group.shared.permits.acquire(&lineage).await?))
+    };
+    let permits = match timeout_at(deadline, permits).await {
+        Ok(Ok(permits)) => permits,
         Ok(Err(_)) => return Err(group.overloaded("as many loads wait as are allowed")),
         Err(_) => return Err(group.overloaded("no permit to load came free in time")),
     };
+    let previous = previous.and_then(|slot| slot.payload.value().ok());
+    let mut attempt = 0;
+    let loaded = loop {
+        let load = Load::new(flight.key(), &group.settings.name, deadline, reason, previous.as_ref());
+        let loaded = one_attempt(group, &lineage, load, deadline).await;
+        attempt += 1;
+        let is_worth_another = matches!(&loaded, Err(e) if e.is_load_failed() && e.is_transient());
+        let again_at = Instant::now() + protect::pause(attempt, group.random());
+        if !is_worth_another || attempt > group.settings.protect.retries || again_at >= deadline {
+            break loaded;
+        }
+        group.counters.retries.up();
+        sleep_until(again_at).await;
+    };
+    drop(permits);
+    group.guard.ended(loaded.is_err(), Instant::now());
+    loaded
+}
+
+/// Calls the loader once.
+async fn one_attempt<V: Value>(
+    group: &Inner<V>,
+    lineage: &Arc<Lineage>,
+    load: Load<'_, V>,
+    deadline: Instant,
+) -> Result<Loaded<V>> {
     group.counters.loads.up();
-    if reason == LoadReason::Fallback {
+    if load.reason() == LoadReason::Fallback {
         group.counters.fallback_loads.up();
     }
-    let previous = previous.and_then(|slot| slot.payload.value().ok());
-    let load = Load::new(flight.key(), &group.settings.name, deadline, reason, previous.as_ref());
     // The call itself is in the block: a loader may panic before it returns its future.
-    let loading = CURRENT.scope(lineage, AssertUnwindSafe(async { group.loader.start(load).await }).catch_unwind());
-    let loaded = timeout_at(deadline, loading).await;
-    drop(permit);
-    let failed = match loaded {
+    let call = AssertUnwindSafe(async { group.loader.start(load).await }).catch_unwind();
+    let failed = match timeout_at(deadline, CURRENT.scope(Arc::clone(lineage), call)).await {
         Ok(Ok(Ok(loaded))) => return Ok(loaded),
         Ok(Ok(Err(error))) => group.load_failed(error),
         Ok(Err(panic)) => {
@@ -166,9 +199,11 @@ async fn load<V: Value>(
             Error::caused(Kind::LoadFailed { is_transient: false }, text, panic_text(&*panic))
         }
         Err(_) => {
-            let text =
-                format!("the loader of group {:?} took longer than {limit:?} and was aborted", group.settings.name);
-            Error::new(Kind::Timeout, text)
+            let (name, limit) = (&group.settings.name, group.settings.load_deadline);
+            Error::new(
+                Kind::Timeout,
+                format!("the loader of group {name:?} took longer than {limit:?} and was aborted"),
+            )
         }
     };
     group.counters.load_errors.up();
@@ -211,6 +246,21 @@ fn finish<V: Value>(
 }
 
 impl<V: Value> Inner<V> {
+    fn not_admitted(&self, wait: Duration) -> Error {
+        self.counters.not_admitted.up();
+        let text = format!(
+            "the loader of group {:?} has failed again and again, and is not called for {} ms",
+            self.settings.name,
+            wait.as_millis()
+        );
+        Error::new(Kind::LoadFailed { is_transient: true }, text)
+    }
+
+    /// From 0 to 1.
+    pub(super) fn random(&self) -> f64 {
+        (self.shared.random() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
     fn load_failed(&self, LoadError { cause, is_transient }: LoadError) -> Error {
         let text = format!("the loader of group {:?} failed", self.settings.name);
         // A nested get's error keeps what it says of itself.

@@ -104,8 +104,7 @@ impl<V: Value> Inner<V> {
         let view = self.shared.view_ref();
         let owner = view.owner(hash).filter(|owner| owner.dial.is_some());
         let limit = owner.map(|owner| self.shared.fallback_cap(owner));
-        let random = (self.shared.random() >> 11) as f64 / (1_u64 << 53) as f64;
-        let times = self.settings.ages.times(keep, is_value, now_ms, random, limit)?;
+        let times = self.settings.ages.times(keep, is_value, now_ms, self.random(), limit)?;
         Some(Times { checked, ..times })
     }
 }

@@ -27,6 +27,7 @@ mod memory;
 mod odd_peers;
 mod one_load;
 mod owner_lost;
+mod protection;
 mod removed_group;
 mod secrecy;
 mod shutdown;
