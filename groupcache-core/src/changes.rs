@@ -26,10 +26,14 @@ pub(crate) enum Change {
 /// What has happened since an entry was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Since {
+    Nothing,
     /// Too much to remember.
     TooMuch,
     /// Coarse times of the first change of either kind.
-    Changes { first_ms: u64, cut_off_ms: Option<u64> },
+    Changes {
+        first_ms: u64,
+        cut_off_ms: Option<u64>,
+    },
 }
 
 /// The changes of a node.
@@ -60,6 +64,9 @@ impl Changes {
     pub(crate) fn since(&self, number: u32) -> Since {
         let log = self.log.lock();
         let behind = self.number().wrapping_sub(number) as usize;
+        if behind == 0 {
+            return Since::Nothing;
+        }
         let Some(begin) = log.len().checked_sub(behind) else { return Since::TooMuch };
         let missed = || log.iter().skip(begin);
         let Some((_, first_ms, _)) = missed().next() else { return Since::TooMuch };
@@ -82,6 +89,7 @@ mod tests {
         changes.happened(Change::View, 30);
         assert_eq!(changes.since(begun), Since::Changes { first_ms: 10, cut_off_ms: Some(20) });
         assert_eq!(changes.since(later), Since::Changes { first_ms: 20, cut_off_ms: Some(20) });
+        assert_eq!(changes.since(changes.number()), Since::Nothing);
         assert_eq!(changes.since(later.wrapping_add(1)), Since::Changes { first_ms: 30, cut_off_ms: None });
     }
 

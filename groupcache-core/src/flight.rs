@@ -162,8 +162,9 @@ impl<O, C> Shard<O, C> {
 pub(crate) struct Flights<O, C> {
     shards: Box<[Mutex<Shard<O, C>>]>,
     stripes: Arc<Stripes>,
-    /// Writes of all keys at once, and when the last one was.
+    /// Writes of all keys at once: how many have begun and how many of them are over, and when the last one was.
     clears: AtomicU64,
+    clears_over: AtomicU64,
     cleared_ms: AtomicU64,
     hasher: Keyed,
 }
@@ -193,7 +194,14 @@ impl<O: Clone, C> Flights<O, C> {
         let hasher = Keyed(seed);
         let shard = |_| Mutex::new(Shard { fetches: Map::with_hasher(hasher), loads: Map::with_hasher(hasher) });
         let shards = (0..SHARDS).map(shard).collect();
-        Self { shards, stripes, clears: AtomicU64::new(0), cleared_ms: AtomicU64::new(0), hasher }
+        Self {
+            shards,
+            stripes,
+            clears: AtomicU64::new(0),
+            clears_over: AtomicU64::new(0),
+            cleared_ms: AtomicU64::new(0),
+            hasher,
+        }
     }
 
     /// In-process hash of a key: its shard and its stripe.
@@ -260,7 +268,7 @@ impl<O: Clone, C> Flights<O, C> {
     /// `keep` runs under the lock; what it returns is handed out, so that replaced values are dropped outside.
     /// Returns `None` when a write has passed the flight.
     pub(crate) fn land<R>(&self, flight: &Arc<Flight<O, C>>, outcome: O, keep: impl FnOnce() -> R) -> Option<R> {
-        let kept = {
+        let (kept, unused) = {
             let mut shard = self.shard(flight.hash);
             let table = shard.table(flight.kind);
             // A detached flight must not remove the one that was begun after it.
@@ -271,8 +279,9 @@ impl<O: Clone, C> Flights<O, C> {
             let is_settled = flight.kind == Kind::Load || !self.is_unsettled(flight.hash, flight.begun_ms);
             let is_passed =
                 self.stripes.read(flight.hash) != flight.stripe || self.clears.load(Relaxed) != flight.clears;
-            (is_settled && !is_passed).then(keep)
+            if is_settled && !is_passed { (Some(keep()), None) } else { (None, Some(keep)) }
         };
+        drop(unused); // it may hold the last of a value: outside of the lock
         flight.land(outcome);
         kept
     }
@@ -295,16 +304,36 @@ impl<O: Clone, C> Flights<O, C> {
 
     /// The second half of a write whose value took time to decode: done unless another write has passed it.
     pub(crate) fn write_later<R>(&self, mark: Mark, change: impl FnOnce() -> R) -> Option<R> {
-        let _shard = self.shard(mark.hash);
+        let shard = self.shard(mark.hash);
         let is_passed = self.stripes.read(mark.hash) != mark.writes || self.clears.load(Relaxed) != mark.clears;
-        (!is_passed).then(change)
+        if is_passed {
+            drop(shard); // before what `change` holds
+            return None;
+        }
+        Some(change())
     }
 
-    /// A write of all keys: from now on no flight that began before it stores anything, and nobody joins one. What is
-    /// stored is dropped by the caller, afterwards.
-    pub(crate) fn clear(&self, now_ms: u64) {
-        self.cleared_ms.store(now_ms, Relaxed);
+    /// A write of all keys: from now on no flight that began before it stores anything, and nobody joins one.
+    ///
+    /// `drain` drops what is stored. Meanwhile [`is_clearing`](Self::is_clearing), and what begins then is detached too:
+    /// it may have seen what was not dropped yet.
+    pub(crate) fn clear<R>(&self, now_ms: u64, drain: impl FnOnce() -> R) -> R {
         self.clears.fetch_add(1, Relaxed);
+        self.detach_all(now_ms);
+        let drained = drain();
+        self.clears.fetch_add(1, Relaxed);
+        self.detach_all(now_ms);
+        self.clears_over.fetch_add(2, Relaxed);
+        drained
+    }
+
+    /// Whether what is stored now may be about to be dropped.
+    pub(crate) fn is_clearing(&self) -> bool {
+        self.clears_over.load(Relaxed) != self.clears.load(Relaxed)
+    }
+
+    fn detach_all(&self, now_ms: u64) {
+        self.cleared_ms.store(now_ms, Relaxed);
         for shard in &self.shards {
             // Under its lock: who stores something now has seen the clear, or has stored it before.
             let detached = {
@@ -434,6 +463,20 @@ mod tests {
         let flights = flights();
         assert!(matches!(flights.join(Kind::Load, "k", 0, || Some(3), || ()), Join::Found(3)));
         assert!(flights.running(Kind::Load, "k").is_none());
+    }
+
+    #[test]
+    fn what_begins_while_everything_is_being_dropped_is_passed_too() {
+        let flights = flights();
+        let before = begin(&flights, Kind::Load, "k");
+        let during = flights.clear(0, || {
+            assert!(flights.is_clearing());
+            begin(&flights, Kind::Load, "k")
+        });
+        assert!(!flights.is_clearing());
+        let after = begin(&flights, Kind::Load, "k");
+        assert_eq!((flights.land(&before, 1, || ()), flights.land(&during, 2, || ())), (None, None));
+        assert_eq!(flights.land(&after, 3, || "kept"), Some("kept"));
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! A group: the values of one kind, with their loader. [`Group::get`] is the steps of a get, in order.
 
+mod batch;
 mod builder;
 mod clear;
 mod fetch;
@@ -28,6 +29,7 @@ pub(crate) use self::builder::Settings;
 pub use self::{builder::GroupBuilder, write::Invalidated};
 
 use self::{
+    batch::Batches,
     held::{Held, NoValue, Slot},
     load::Loading,
     mirror::{Heat, Mirror},
@@ -71,6 +73,8 @@ pub(crate) struct Inner<V: Value> {
     asked: Heat,
     flights: Flights<Outcome<V>, Option<Arc<Lineage>>>,
     loader: SharedLoader<V>,
+    /// In a group with a batch loader: all loads go through it.
+    batches: Option<Arc<Batches<V>>>,
     guard: Guard,
     place: KeyHasher,
     counters: GroupCounters,
@@ -276,6 +280,7 @@ impl<V: Value> Inner<V> {
         let chain = asker.as_ref().map_or(Chain::EMPTY, |load| load.chain());
         loop {
             // 2. The view is taken once.
+            let changes = self.shared.changes.number(); // before the view
             let view = self.shared.view();
             let is_mine = view.owner(hash).is_none_or(|owner| owner.dial.is_none());
             let entered = if is_mine {
@@ -283,7 +288,7 @@ impl<V: Value> Inner<V> {
                 self.join_load(key, hash, &chain, LoadReason::Owner)?
             } else {
                 // 3. A peer's: ask it, or whoever answers for it.
-                self.join_fetch(key, hash, view, chain)
+                self.join_fetch(key, hash, view, changes, chain)
             };
             let (flight, _joined) = match entered {
                 Loading::Found(slot) => return self.value_of(key, hash, &chain, &slot, end).await,

@@ -97,7 +97,9 @@ pub use crate::{
     error::{BoxError, Error, Result},
     group::{Group, GroupBuilder, Invalidated},
     identity::{Address, Identity, Incarnation, MAX_WEIGHT, NodeState, PeerId},
-    loader::{IntoLoadResult, IntoLoaded, Load, LoadError, LoadFn, LoadFnWith, LoadReason, Loaded, Loader},
+    loader::{
+        BatchLoader, IntoLoadResult, IntoLoaded, Load, LoadError, LoadFn, LoadFnWith, LoadReason, Loaded, Loader,
+    },
     membership::{
         merge::{Merge, merge},
         poll::{Poll, poll},

@@ -36,6 +36,34 @@ pub trait Loader<V: Value>: Send + Sync + 'static {
     fn load(&self, load: Load<'_, V>) -> impl Future<Output = Result<Loaded<V>, LoadError>> + Send;
 }
 
+/// Gets the values of many keys at once: one query where a [`Loader`] would make one for each key.
+///
+/// Loads that begin in the same moment are handed to it together, at most
+/// [`max_batch`](crate::GroupBuilder::max_batch) of them: the keys of a [`get_many`](crate::Group::get_many), here or at
+/// another node, and those of callers that come together. Each key is loaded once all the same, however many ask for it.
+/// A load that another load waits for comes alone. What else is said of a [`Loader`] holds too, except that a circle of
+/// loads through a batch of several keys may only end by its deadline.
+///
+/// ```
+/// use groupcache_core::{BatchLoader, LoadError, Loaded};
+///
+/// struct Greetings;
+///
+/// impl BatchLoader<String> for Greetings {
+///     async fn load_many(&self, keys: &[&str]) -> Result<Vec<Result<Loaded<String>, LoadError>>, LoadError> {
+///         Ok(keys.iter().map(|key| Ok(Loaded::new(format!("hello {key}")))).collect())
+///     }
+/// }
+/// ```
+pub trait BatchLoader<V: Value>: Send + Sync + 'static {
+    /// Gets the values of all keys: one outcome for each, in their order. No key comes twice in one call. An error is that
+    /// of all of them.
+    fn load_many(
+        &self,
+        keys: &[&str],
+    ) -> impl Future<Output = Result<Vec<Result<Loaded<V>, LoadError>>, LoadError>> + Send;
+}
+
 /// What a load is told.
 pub struct Load<'a, V> {
     key: &'a str,
@@ -380,3 +408,28 @@ where
 }
 
 pub(crate) type SharedLoader<V> = Arc<dyn AnyLoader<V>>;
+
+type LoadManyFuture<'a, V> =
+    Pin<Box<dyn Future<Output = Result<Vec<Result<Loaded<V>, LoadError>>, LoadError>> + Send + 'a>>;
+
+/// A batch loader of any kind, as a group holds it.
+pub(crate) trait AnyBatchLoader<V: Value>: Send + Sync + 'static {
+    fn start<'a>(&'a self, keys: &'a [&'a str]) -> LoadManyFuture<'a, V>;
+}
+
+impl<V: Value, L: BatchLoader<V>> AnyBatchLoader<V> for L {
+    fn start<'a>(&'a self, keys: &'a [&'a str]) -> LoadManyFuture<'a, V> {
+        Box::pin(self.load_many(keys))
+    }
+}
+
+pub(crate) type SharedBatchLoader<V> = Arc<dyn AnyBatchLoader<V>>;
+
+/// Stands where a group with a batch loader has no other; it is never called.
+pub(crate) struct NoLoader;
+
+impl<V: Value> AnyLoader<V> for NoLoader {
+    fn start<'a>(&'a self, _: Load<'a, V>) -> LoadFuture<'a, V> {
+        Box::pin(async { Err(LoadError::permanent("this group has a batch loader only")) })
+    }
+}

@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -51,6 +51,15 @@ pub(crate) trait Served: Send + Sync {
     fn close(&self);
 }
 
+/// See [`Registry::takes_many`].
+pub(crate) struct Taking<'a>(&'a AtomicUsize);
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 /// Groups of a node: their names are said to every peer.
 const MAX_GROUPS: usize = 1000;
 
@@ -61,6 +70,8 @@ pub(crate) struct Registry {
     next_index: AtomicU32,
     /// Grows with each change.
     version: AtomicU64,
+    /// Frames, or calls for many keys, that are being taken at this moment.
+    taking: AtomicUsize,
 }
 
 #[derive(Clone)]
@@ -71,7 +82,23 @@ struct Registered {
 
 impl Registry {
     pub(crate) fn new(hasher: Keyed) -> Self {
-        Self { groups: DashMap::with_hasher(hasher), next_index: AtomicU32::new(1), version: AtomicU64::new(0) }
+        Self {
+            groups: DashMap::with_hasher(hasher),
+            next_index: AtomicU32::new(1),
+            version: AtomicU64::new(0),
+            taking: AtomicUsize::new(0),
+        }
+    }
+
+    /// Many requests are about to be taken, without an await between them: loads that want company wait for the end.
+    pub(crate) fn takes_many(&self) -> Taking<'_> {
+        self.taking.fetch_add(1, Relaxed);
+        Taking(&self.taking)
+    }
+
+    /// Whether more requests may come in this moment.
+    pub(crate) fn is_taking(&self) -> bool {
+        self.taking.load(Relaxed) > 0
     }
 
     /// Adds a group and returns its index.

@@ -1,6 +1,7 @@
 //! What the node and its groups both hold, knowing neither: the view, the links to peers, limits and permits.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     /// What the stabilizer has counted.
     pub(crate) membership: Mutex<Counters>,
+    /// All peers are lost: writes pass this node by until one is back.
+    pub(crate) is_cut_off: AtomicBool,
     /// Local gets are refused from now on.
     is_closed: AtomicBool,
     rng: Mutex<fastrand::Rng>,
@@ -95,6 +98,7 @@ impl Shared {
                 closing: CancellationToken::new(),
             },
             membership: Mutex::default(),
+            is_cut_off: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             rng: Mutex::new(rng),
         }
@@ -118,8 +122,13 @@ impl Shared {
     }
 
     pub(crate) fn install(&self, view: View) {
-        self.view.store(Arc::new(view));
-        self.changes.happened(Change::View, self.local.clock.read_ms());
+        let before = self.view.swap(Arc::new(view));
+        let now_ms = self.local.clock.read_ms();
+        self.changes.happened(Change::View, now_ms);
+        let view = self.view();
+        let here: BTreeSet<_> = view.members().iter().map(|member| member.id.clone()).collect();
+        let gone = before.members().iter().map(|member| &member.id).filter(|id| !here.contains(*id));
+        self.undelivered.view_changed(gone, &here, now_ms);
         self.local.counters.views.up();
     }
 

@@ -90,6 +90,8 @@ counters! {
         served_hits,
         /// Loads that were begun on this node: the calls of its loader.
         loads,
+        /// Calls of a batch loader, each for one or many of the loads.
+        batches,
         /// Loads of keys that this node does not own, because no peer could answer.
         fallback_loads,
         /// Loads that ended with an error, a panic or a time-out.

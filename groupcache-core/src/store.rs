@@ -146,6 +146,11 @@ impl<T> Entry<T> {
         self.weight() - Self::OVERHEAD_BYTES - key.len() as u64
     }
 
+    /// The first millisecond at which a hit asks for a younger value.
+    pub(crate) fn refresh_at_ms(&self) -> u64 {
+        at(self.loaded_at_ms, self.refresh_in.load(Relaxed))
+    }
+
     /// The first millisecond at which it is stale.
     pub(crate) fn fresh_until_ms(&self) -> u64 {
         at(self.loaded_at_ms, self.fresh_for.load(Relaxed))

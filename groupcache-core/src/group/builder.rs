@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     Group, Inner,
+    batch::Batches,
     mirror::{self, Heat, Mirror},
     protect::{Guard, Protect},
     times::Ages,
@@ -17,7 +18,7 @@ use crate::{
     error::{Error, Result},
     flight::Flights,
     identity::check_name,
-    loader::{LoadFnWith, Loader, SharedLoader, Typed, WithState},
+    loader::{BatchLoader, LoadFnWith, Loader, NoLoader, SharedBatchLoader, SharedLoader, Typed, WithState},
     ring::KeyHasher,
     shared::Shared,
     stats::GroupCounters,
@@ -36,6 +37,9 @@ pub(crate) struct Settings {
     pub(crate) protect: Protect,
 }
 
+/// Keys of one call of a batch loader: what a query with a list of keys takes in its stride.
+const MAX_BATCH: usize = 100;
+
 /// Collects what a group needs; made by [`Node::group`](crate::Node::group).
 #[must_use = "a group exists once build() is called"]
 pub struct GroupBuilder<V: Value> {
@@ -43,6 +47,8 @@ pub struct GroupBuilder<V: Value> {
     settings: Settings,
     capacity_bytes: Option<u64>,
     loader: Option<SharedLoader<V>>,
+    batch_loader: Option<SharedBatchLoader<V>>,
+    max_batch: usize,
     values: PhantomData<V>,
 }
 
@@ -57,7 +63,15 @@ impl<V: Value> GroupBuilder<V> {
             has_hot_copies: true,
             protect: Protect::default(),
         };
-        Self { shared, settings, capacity_bytes: None, loader: None, values: PhantomData }
+        Self {
+            shared,
+            settings,
+            capacity_bytes: None,
+            loader: None,
+            batch_loader: None,
+            max_batch: MAX_BATCH,
+            values: PhantomData,
+        }
     }
 
     /// How many bytes its entries may take on this node: keys, encoded and decoded values, and overhead. Required.
@@ -175,6 +189,18 @@ impl<V: Value> GroupBuilder<V> {
         self
     }
 
+    /// Where values come from, many keys at a time; instead of [`loader`](Self::loader).
+    pub fn batch_loader(mut self, loader: impl BatchLoader<V>) -> Self {
+        self.batch_loader = Some(Arc::new(loader));
+        self
+    }
+
+    /// Keys that a batch loader is given at once, at most. Default 100.
+    pub fn max_batch(mut self, keys: usize) -> Self {
+        self.max_batch = keys;
+        self
+    }
+
     /// Where values come from, with a state that is handed to each call: a pool, a client, a configuration.
     ///
     /// A state that holds the [`Node`](crate::Node) itself keeps it alive until it is shut down: hold the groups
@@ -208,11 +234,25 @@ impl<V: Value> GroupBuilder<V> {
     /// time is zero, or the node has a group of this name already;
     /// [`is_closed`](Error::is_closed) when the node was shut down.
     pub fn build(self) -> Result<Group<V>> {
-        let Self { shared, settings, capacity_bytes, loader, .. } = self;
+        let Self { shared, settings, capacity_bytes, loader, batch_loader, max_batch, .. } = self;
         let name = Arc::clone(&settings.name);
         check_name("group name", &name)?;
         let missing = |what: &str| Error::config(format!("group {name:?} has no {what}"));
-        let loader = loader.ok_or_else(|| missing("loader: add .loader(...) or .loader_with(state, ...)"))?;
+        let loader: SharedLoader<V> = match (loader, &batch_loader) {
+            (Some(_), Some(_)) => {
+                return Err(Error::config(format!(
+                    "group {name:?} has two loaders; keep .loader(...) or .batch_loader(...)"
+                )));
+            }
+            (None, Some(_)) if max_batch == 0 => {
+                return Err(Error::config(format!(
+                    "group {name:?} loads batches of no keys; give .max_batch(...) at least 1"
+                )));
+            }
+            (None, Some(_)) => Arc::new(NoLoader),
+            (loader, None) => loader
+                .ok_or_else(|| missing("loader: add .loader(...), .loader_with(state, ...) or .batch_loader(...)"))?,
+        };
         let capacity = capacity_bytes.filter(|bytes| *bytes > 0);
         let capacity = capacity.ok_or_else(|| missing("capacity: add .capacity_bytes(64 << 20)"))?;
         let ages = &settings.ages;
@@ -247,6 +287,7 @@ impl<V: Value> GroupBuilder<V> {
             asked: Heat::new(),
             flights: Flights::new(Arc::clone(&shared.stripes), shared.random()),
             loader,
+            batches: batch_loader.map(|loader| Arc::new(Batches::new(loader, max_batch))),
             guard: Guard::new(&settings.protect, shared.local.limits.max_queued_loads),
             place: KeyHasher::new(&name),
             counters: GroupCounters::default(),

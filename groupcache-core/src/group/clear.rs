@@ -98,33 +98,35 @@ impl<V: Value> Inner<V> {
         self.counters.writes.up();
         let view = self.shared.view();
         self.drop_all();
+        self.shared.undelivered.departed(&self.settings.name);
         let (mut told, mut outcome) = (Vec::new(), Invalidated::nobody());
         let nothing: Arc<str> = "".into();
         for member in view.members().iter().filter(|member| member.dial.is_some()) {
             match self.tell(member, &nothing, Op::Clear, 0) {
                 Some(answer) => told.push((member.id.clone(), answer)),
-                None => outcome.unreached.push(member.id.clone()),
+                None => {
+                    self.not_told(&member.id, None);
+                    outcome.unreached.push(member.id.clone());
+                }
             }
         }
         for (id, answer) in told {
             let nothing_there = Answer::Declined(Decline::UnknownGroup);
             if !matches!(answer.await, Ok(Outcome::Answered(answer)) if answer == Answer::Done || answer == nothing_there)
             {
+                self.not_told(&id, None);
                 outcome.unreached.push(id);
             }
         }
         outcome.unreached.sort();
-        for peer in &outcome.unreached {
-            self.shared.undelivered.missed(peer, &self.settings.name, None);
-        }
         outcome.views_differed = self.views_differ(&view);
         outcome
     }
 
     /// Drops what is held here and lets nothing that is under way be stored.
     pub(super) fn drop_all(&self) {
-        self.flights.clear(self.shared.now_ms());
-        let dropped = (self.store.clear(), self.mirror.as_ref().map(super::Mirror::clear));
+        let drain = || (self.store.clear(), self.mirror.as_ref().map(super::Mirror::clear));
+        let dropped = self.flights.clear(self.shared.local.clock.read_ms(), drain);
         self.counters.invalidated.add(dropped.0.len() as u64 + dropped.1.map_or(0, |copies| copies.len() as u64));
     }
 

@@ -53,9 +53,15 @@ struct Progress {
 
 impl<V: Value> Inner<V> {
     /// Joins the fetch of a key, or begins it.
-    pub(super) fn join_fetch(self: &Arc<Self>, key: &str, hash: u64, view: Arc<View>, chain: Chain) -> Loading<V> {
+    pub(super) fn join_fetch(
+        self: &Arc<Self>,
+        key: &str,
+        hash: u64,
+        view: Arc<View>,
+        changes: u32,
+        chain: Chain,
+    ) -> Loading<V> {
         let now_ms = self.shared.local.clock.read_ms();
-        let changes = self.shared.changes.number();
         if let Some(mirror) = &self.mirror {
             mirror.missed(hash, now_ms);
         }

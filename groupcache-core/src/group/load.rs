@@ -7,10 +7,13 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, sleep_until, timeout_at},
+};
 
 use super::{
-    Flying, Inner, Outcome,
+    Failure, Flying, Inner, Outcome,
     held::{Held, Slot},
     protect,
 };
@@ -60,9 +63,18 @@ impl<V: Value> Inner<V> {
                 Ok(Loading::Flight(flight, joined.flatten()))
             }
             Join::Began(flight) => {
-                self.shared.tasks.load(run(Arc::clone(self), Arc::clone(&flight), hash, reason));
+                self.begin(Arc::clone(&flight), hash, reason, chain.depth() > 0);
                 Ok(Loading::Flight(flight, None))
             }
+        }
+    }
+
+    /// Starts a load, by itself or together with others.
+    fn begin(self: &Arc<Self>, flight: Flying<V>, hash: u64, reason: LoadReason, is_nested: bool) {
+        match &self.batches {
+            None => self.shared.tasks.load(run(Arc::clone(self), flight, hash, reason)),
+            Some(batches) if is_nested => self.load_alone(batches, flight, hash, reason),
+            Some(batches) => self.load_with_others(batches, flight, hash, reason),
         }
     }
 
@@ -70,7 +82,7 @@ impl<V: Value> Inner<V> {
     /// it. What has expired is handed out instead, to be let go of outside.
     pub(super) fn look_again(&self, key: &str, now_ms: u64, expired: &mut Option<Slot<V>>) -> Option<Slot<V>> {
         let slot = self.store.peek(key)?;
-        if slot.is_expired(now_ms) || !self.may_serve(key, &slot, now_ms) {
+        if slot.is_expired(now_ms) || self.flights.is_clearing() || !self.may_serve(key, &slot, now_ms) {
             *expired = Some(slot);
             return None;
         }
@@ -80,10 +92,13 @@ impl<V: Value> Inner<V> {
     /// Lands a flight with an error when dropped: for a task that is to land it.
     pub(super) fn land_on_drop(self: &Arc<Self>, flight: &Flying<V>) -> LandOnDrop<impl FnOnce() + use<V>> {
         let (group, flight) = (Arc::clone(self), Arc::clone(flight));
-        LandOnDrop::new(move || {
-            let text = "the work was given up: the node was shut down or its runtime ended";
-            group.flights.land(&flight, Err(Error::new(Kind::Closed, text).into()), || ());
-        })
+        LandOnDrop::new(move || group.give_up(&flight))
+    }
+
+    /// Nobody will land this flight any more.
+    pub(super) fn give_up(&self, flight: &Flying<V>) {
+        let text = "the work was given up: the node was shut down or its runtime ended";
+        self.flights.land(flight, Err(Error::new(Kind::Closed, text).into()), || ());
     }
 
     /// Joins the load of a key if one runs; for a node that drains.
@@ -96,6 +111,10 @@ impl<V: Value> Inner<V> {
         if now_ms >= slot.fresh_until_ms() {
             self.counters.stale_hits.up();
         }
+        // Who owns the key refreshes it, and one that leaves begins nothing.
+        if now_ms < slot.refresh_at_ms() || !self.is_mine(key) || self.shared.is_draining() {
+            return;
+        }
         if !slot.is_to_be_refreshed(now_ms, later(now_ms, REFRESH_PAUSE)) || self.shared.is_closed() {
             return;
         }
@@ -104,16 +123,26 @@ impl<V: Value> Inner<V> {
         if let Join::Began(flight) = self.flights.join(Table::Load, key, now_ms, || None::<()>, || Some(lineage)) {
             self.counters.refreshes.up();
             let hash = self.place.hash(key.as_bytes());
-            self.shared.tasks.load(run(Arc::clone(self), flight, hash, LoadReason::Refresh));
+            self.begin(flight, hash, LoadReason::Refresh, false);
         }
     }
 
     /// What a load can show its loader, and fall back on when it fails.
-    fn previous(&self, key: &str) -> Option<Slot<V>> {
+    pub(super) fn previous(&self, key: &str) -> Option<Slot<V>> {
+        if self.flights.is_clearing() {
+            return None;
+        }
         let (slot, now_ms) = (self.store.peek(key)?, self.shared.now_ms());
         self.may_serve(key, &slot, now_ms); // it may be gone by what has changed
         (!slot.is_gone(now_ms)).then_some(slot)
     }
+}
+
+/// What there was when a load began.
+pub(super) struct Begun<V: Value> {
+    /// The last change.
+    pub(super) changes: u32,
+    pub(super) previous: Option<Slot<V>>,
 }
 
 /// The task of one load. Whatever happens to it, even if it is never polled, the flight lands.
@@ -125,9 +154,9 @@ fn run<V: Value>(
 ) -> impl Future<Output = ()> + Send {
     let guard = group.land_on_drop(&flight);
     async move {
-        let previous = group.previous(flight.key());
-        let outcome = load(&group, &flight, reason, previous.as_deref()).await;
-        finish(&group, &flight, hash, outcome, previous);
+        let begun = Begun { changes: group.shared.changes.number(), previous: group.previous(flight.key()) };
+        let outcome = load(&group, &flight, reason, begun.previous.as_deref()).await;
+        finish(&group, &flight, hash, outcome, &begun);
         guard.defuse();
     }
 }
@@ -145,20 +174,7 @@ async fn load<V: Value>(
     let limit = group.settings.load_deadline;
     let clock = &group.shared.local.clock;
     let deadline = clock.instant(later(clock.read_ms(), limit));
-    group.guard.admit(Instant::now()).map_err(|wait| group.not_admitted(wait))?;
-    let permits = async {
-        // The group's own first: who waits for it keeps none of the node's from other groups.
-        let of_group = match &group.guard.permits {
-            Some(permits) => Some(permits.acquire(&lineage).await?),
-            None => None,
-        };
-        Ok::<_, QueueFull>((of_group, group.shared.permits.acquire(&lineage).await?))
-    };
-    let permits = match timeout_at(deadline, permits).await {
-        Ok(Ok(permits)) => permits,
-        Ok(Err(_)) => return Err(group.overloaded("as many loads wait as are allowed")),
-        Err(_) => return Err(group.overloaded("no permit to load came free in time")),
-    };
+    let permits = group.permits(&lineage, deadline).await?;
     let previous = previous.and_then(|slot| slot.payload.value().ok());
     let mut attempt = 0;
     let loaded = loop {
@@ -210,31 +226,38 @@ async fn one_attempt<V: Value>(
     Err(failed)
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> BoxError {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> BoxError {
     let text = panic.downcast_ref::<&str>().copied().map(ToOwned::to_owned);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned()).into()
 }
 
 /// Encodes, stores unless a write has passed, and tells everyone.
-fn finish<V: Value>(
+pub(super) fn finish<V: Value>(
     group: &Inner<V>,
     flight: &Flying<V>,
     hash: u64,
     loaded: Result<Loaded<V>>,
-    previous: Option<Slot<V>>,
+    begun: &Begun<V>,
 ) {
     let now_ms = group.shared.local.clock.read_ms();
-    let (outcome, keep) =
-        match loaded.and_then(|loaded| group.entry(flight.key(), hash, loaded, now_ms, previous.as_ref())) {
-            Ok((outcome, keep)) => (outcome, keep),
-            Err(error) => (group.or_stale(error, now_ms, previous.as_ref()), None),
-        };
+    let is_answer = loaded.is_ok();
+    let entry = loaded.and_then(|loaded| group.entry(flight.key(), hash, loaded, now_ms, begun));
+    let (outcome, keep) = match entry {
+        Ok((outcome, keep)) => (outcome, keep),
+        Err(error) => (group.or_stale(flight.key(), error, now_ms, begun.previous.as_ref()), None),
+    };
+    let is_answer = is_answer && !matches!(&outcome, Err(Failure::Said(e)) if e.is_load_failed());
     let keeps = keep.is_some();
-    let store = || keep.filter(|_| !group.is_removed.load(Relaxed)).map(|slot| group.store.insert(flight.key(), slot));
+    // An answer that is not to be kept is an answer all the same: what was there before is not true any more.
+    let store = || match keep.filter(|_| !group.is_removed.load(Relaxed)) {
+        Some(slot) => (Some(group.store.insert(flight.key(), slot)), None),
+        None if is_answer => (None, group.store.remove(flight.key())),
+        None => (None, None),
+    };
     let landed = group.flights.land(flight, outcome, store);
     match landed {
         None if keeps => group.counters.passed_by_a_write.up(),
-        Some(Some(inserted)) => {
+        Some((Some(inserted), _)) => {
             if inserted.admission == Admission::TooLarge {
                 group.counters.too_large_to_keep.up();
             }
@@ -245,7 +268,28 @@ fn finish<V: Value>(
     // What the insert displaced is dropped here, outside of the locks.
 }
 
+/// What a load holds while it runs.
+pub(super) type HeldPermits = (Option<OwnedSemaphorePermit>, OwnedSemaphorePermit);
+
 impl<V: Value> Inner<V> {
+    /// Waits until a load may run; an error when its breaker is open, or too many wait.
+    pub(super) async fn permits(&self, lineage: &Arc<Lineage>, deadline: Instant) -> Result<HeldPermits> {
+        self.guard.admit(Instant::now()).map_err(|wait| self.not_admitted(wait))?;
+        let permits = async {
+            // The group's own first: who waits for it keeps none of the node's from other groups.
+            let of_group = match &self.guard.permits {
+                Some(permits) => Some(permits.acquire(lineage).await?),
+                None => None,
+            };
+            Ok::<_, QueueFull>((of_group, self.shared.permits.acquire(lineage).await?))
+        };
+        match timeout_at(deadline, permits).await {
+            Ok(Ok(permits)) => Ok(permits),
+            Ok(Err(_)) => Err(self.overloaded("as many loads wait as are allowed")),
+            Err(_) => Err(self.overloaded("no permit to load came free in time")),
+        }
+    }
+
     fn not_admitted(&self, wait: Duration) -> Error {
         self.counters.not_admitted.up();
         let text = format!(
@@ -261,7 +305,7 @@ impl<V: Value> Inner<V> {
         (self.shared.random() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    fn load_failed(&self, LoadError { cause, is_transient }: LoadError) -> Error {
+    pub(super) fn load_failed(&self, LoadError { cause, is_transient }: LoadError) -> Error {
         let text = format!("the loader of group {:?} failed", self.settings.name);
         // A nested get's error keeps what it says of itself.
         match cause.downcast::<Error>() {
@@ -280,10 +324,12 @@ impl<V: Value> Inner<V> {
         hash: u64,
         loaded: Loaded<V>,
         now_ms: u64,
-        previous: Option<&Slot<V>>,
+        begun: &Begun<V>,
     ) -> Result<(Outcome<V>, Option<Slot<V>>)> {
         let is_value = !matches!(loaded.what, What::NotFound);
+        // Checked as of its beginning: what has changed since may have passed it by.
         let times = self.times(loaded.keep, is_value, now_ms, hash);
+        let times = times.map(|times| Times { checked: begun.changes, ..times });
         let is_kept = times.is_some();
         let times = times.unwrap_or_else(|| Times::until(now_ms, now_ms));
         let slot = match loaded.what {
@@ -293,7 +339,8 @@ impl<V: Value> Inner<V> {
                 return Ok((Err(self.not_found().into()), nothing));
             }
             What::Unchanged => {
-                let previous = previous.filter(|slot| slot.payload.encoded().is_some()).ok_or_else(|| {
+                let previous = begun.previous.as_ref().filter(|slot| slot.payload.encoded().is_some());
+                let previous = previous.ok_or_else(|| {
                     let text = format!(
                         "the loader of group {:?} said that the value is unchanged, and there is no previous one; \
                          answer so only where Load::previous() is some",
@@ -308,7 +355,10 @@ impl<V: Value> Inner<V> {
     }
 
     /// The error of those who wait, or the old value where the group would rather have that.
-    fn or_stale(&self, error: Error, now_ms: u64, previous: Option<&Slot<V>>) -> Outcome<V> {
+    fn or_stale(&self, key: &str, error: Error, now_ms: u64, previous: Option<&Slot<V>>) -> Outcome<V> {
+        if let Some(slot) = previous {
+            self.may_serve(key, slot, now_ms); // it may be gone by what has changed meanwhile
+        }
         let usable = previous.filter(|slot| slot.payload.encoded().is_some() && !slot.is_gone(now_ms));
         let Some(slot) = usable.filter(|_| !self.settings.ages.stale_if_error.is_zero()) else {
             return Err(error.into());

@@ -1,17 +1,21 @@
 //! Gets of many keys at once.
 
-use std::future::poll_fn;
+use std::{future::poll_fn, time::Duration};
 
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use super::Group;
 use crate::{error::Result, peer::link::Cork, value::Value};
+
+/// Keys that are asked for at once: one frame to each owner, and no more loads than may wait here.
+const AT_ONCE: usize = 1000;
 
 impl<V: Value> Group<V> {
     /// The values of many keys, in their order, each with its own outcome.
     ///
     /// It is a [`get`](Self::get) of each key at the same time, and shares loads with those of others; what is not in
-    /// memory here is asked of each owner in one exchange for up to 1,024 keys. It ends within the group's deadline,
+    /// memory here is asked of each owner in one exchange, a thousand keys at a time. It ends within the group's deadline,
     /// and one key that fails or is late spoils none of the rest. Dropping the future is safe.
     ///
     /// ```
@@ -26,23 +30,32 @@ impl<V: Value> Group<V> {
     /// ```
     pub async fn get_many<K: AsRef<str>>(&self, keys: impl IntoIterator<Item = K>) -> Vec<Result<V>> {
         let keys: Vec<K> = keys.into_iter().collect();
+        let end = Instant::now() + self.deadline;
         let mut outcomes: Vec<_> = keys.iter().map(|key| self.hit(key.as_ref())).collect();
-        let missing = outcomes.iter().zip(&keys).filter(|(outcome, _)| outcome.is_none());
-        let misses = missing.map(|(_, key)| self.inner.miss(key.as_ref(), self.deadline));
+        let mut missing: Vec<_> = outcomes.iter_mut().zip(&keys).filter(|(outcome, _)| outcome.is_none()).collect();
+        for some in missing.chunks_mut(AT_ONCE) {
+            let left = end.saturating_duration_since(Instant::now());
+            let found = self.miss_many(some.iter().map(|(_, key)| key.as_ref()), left).await;
+            for ((outcome, _), found) in some.iter_mut().zip(found) {
+                **outcome = Some(found);
+            }
+        }
+        outcomes.into_iter().flatten().collect()
+    }
+
+    /// Asks for all of these at the same time.
+    async fn miss_many<'a>(&self, keys: impl Iterator<Item = &'a str>, deadline: Duration) -> Vec<Result<V>> {
         // Each asks its owner when it is polled first: all of them together, before any of it is sent.
-        let mut all = Box::pin(join_all(misses));
+        let mut all = Box::pin(join_all(keys.map(|key| self.inner.miss(key, deadline))));
         let mut is_begun = false;
-        let found = poll_fn(|cx| {
+        poll_fn(|cx| {
+            let _taking = (!is_begun).then(|| self.inner.shared.registry.takes_many());
             let _corks: Vec<Cork> = match std::mem::replace(&mut is_begun, true) {
                 false => self.inner.shared.links().into_iter().map(|link| link.cork()).collect(),
                 true => Vec::new(),
             };
             all.as_mut().poll(cx)
-        });
-        let mut found = found.await.into_iter();
-        for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
-            *outcome = found.next();
-        }
-        outcomes.into_iter().flatten().collect()
+        })
+        .await
     }
 }

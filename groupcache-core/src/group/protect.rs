@@ -74,13 +74,18 @@ enum State {
 }
 
 impl LoadBreaker {
+    /// When it may close again; a time that is too long to be added is a day.
+    fn end(&self, since: Instant) -> Instant {
+        since.checked_add(self.open_for).unwrap_or(since + Duration::from_secs(86_400))
+    }
+
     fn admit(&self, now: Instant) -> Result<(), Duration> {
         let mut state = self.state.lock();
         match *state {
             State::Closed(_) => Ok(()),
             State::Open(until) if now < until => Err(until - now),
             // A probe that never ends, or was given up, must not keep it open for ever.
-            State::Probing(since) if now < since + self.open_for => Err(since + self.open_for - now),
+            State::Probing(since) if now < self.end(since) => Err(self.end(since) - now),
             State::Open(_) | State::Probing(_) => {
                 *state = State::Probing(now);
                 Ok(())
@@ -93,7 +98,7 @@ impl LoadBreaker {
         *state = match (*state, has_failed) {
             (_, false) => State::Closed(0),
             (State::Closed(failures), true) if failures + 1 < self.failures => State::Closed(failures + 1),
-            (State::Closed(_) | State::Probing(_), true) => State::Open(now + self.open_for),
+            (State::Closed(_) | State::Probing(_), true) => State::Open(self.end(now)),
             // One that began before it opened.
             (State::Open(until), true) => State::Open(until),
         };

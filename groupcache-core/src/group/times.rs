@@ -58,7 +58,11 @@ impl Ages {
             (Some(wanted), Some(max)) => Some(wanted.min(max)),
             (wanted, max) => wanted.or(max),
         };
-        Some(capped.map(|fresh| fresh.mul_f64(1.0 - self.jitter * random)))
+        // What is too long for seconds as a float is long enough without jitter.
+        let jittered = |fresh: Duration| {
+            Duration::try_from_secs_f64(fresh.as_secs_f64() * (1.0 - self.jitter * random)).unwrap_or(fresh)
+        };
+        Some(capped.map(|fresh| jittered(fresh).min(fresh)))
     }
 
     /// All times of an entry that is loaded now. `limit` is for what another node owns: it is kept no longer, and never
@@ -104,12 +108,20 @@ impl<V: Value> Inner<V> {
         let view = self.shared.view_ref();
         let owner = view.owner(hash).filter(|owner| owner.dial.is_some());
         let limit = owner.map(|owner| self.shared.fallback_cap(owner));
+        // While all peers are lost, their writes are too.
+        let cut_off = self.shared.is_cut_off.load(Relaxed).then_some(self.settings.ages.borrowed);
+        let limit = limit.map_or(cut_off, |limit| Some(cut_off.map_or(limit, |cut_off| limit.min(cut_off))));
         let times = self.settings.ages.times(keep, is_value, now_ms, self.random(), limit)?;
         Some(Times { checked, ..times })
     }
 }
 
 impl<V: Value> Inner<V> {
+    /// Whether this node owns a key.
+    pub(super) fn is_mine(&self, key: &str) -> bool {
+        self.shared.view_ref().owner(self.place.hash(key.as_bytes())).is_none_or(|owner| owner.dial.is_none())
+    }
+
     /// Whether an entry may be served, views and outages considered. In quiet times two numbers are compared.
     pub(super) fn may_serve(&self, key: &str, slot: &Slot<V>, now_ms: u64) -> bool {
         let number = self.shared.changes.number();
@@ -121,6 +133,7 @@ impl<V: Value> Inner<V> {
     fn check_again(&self, key: &str, slot: &Slot<V>, now_ms: u64, number: u32) -> bool {
         let borrowed = self.settings.ages.borrowed;
         match self.shared.changes.since(slot.checked.load(Relaxed)) {
+            Since::Nothing => {} // somebody else has checked it meanwhile
             Since::TooMuch => slot.cap(0),
             Since::Changes { first_ms, cut_off_ms } => {
                 if let Some(cut_off_ms) = cut_off_ms {

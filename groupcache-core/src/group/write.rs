@@ -127,6 +127,8 @@ impl<V: Value> Inner<V> {
         if acting.is_some() {
             self.drop_written(&key);
         }
+        unreached.iter().for_each(|peer| self.not_told(peer, Some(&key)));
+        self.shared.undelivered.departed(&self.settings.name);
         let mut told = Vec::new();
         for member in view.members().iter().filter(|m| m.dial.is_some() && Some(&m.id) != acting.as_ref()) {
             if unreached.contains(&member.id) {
@@ -134,7 +136,10 @@ impl<V: Value> Inner<V> {
             }
             match self.tell(member, &key, Op::Remove, 0) {
                 Some(answer) => told.push((member.id.clone(), answer)),
-                None => unreached.push(member.id.clone()),
+                None => {
+                    self.not_told(&member.id, Some(&key));
+                    unreached.push(member.id.clone());
+                }
             }
         }
         for (id, answer) in told {
@@ -142,11 +147,9 @@ impl<V: Value> Inner<V> {
             let nothing_there = Answer::Declined(Decline::UnknownGroup);
             if !matches!(answer.await, Ok(Outcome::Answered(answer)) if answer == Answer::Done || answer == nothing_there)
             {
+                self.not_told(&id, Some(&key));
                 unreached.push(id);
             }
-        }
-        for peer in &unreached {
-            self.shared.undelivered.missed(peer, &self.settings.name, Some(&key));
         }
         if is_too_large {
             let name = &self.settings.name;
@@ -159,6 +162,11 @@ impl<V: Value> Inner<V> {
         unreached.sort();
         let views_differed = self.views_differ(&view);
         Ok(Invalidated { unreached, views_differed })
+    }
+
+    /// It is told as soon as it can be.
+    pub(super) fn not_told(&self, peer: &PeerId, key: Option<&Arc<str>>) {
+        self.shared.undelivered.missed(peer, &self.settings.name, key);
     }
 
     /// Whether some peer has another set of owners in mind.
@@ -253,7 +261,7 @@ impl<V: Value> Inner<V> {
     /// Drops what is held here and lets nothing that is under way be stored.
     pub(super) fn drop_written(&self, key: &str) -> Mark {
         let remove = || (self.store.remove(key), self.mirror.as_ref().and_then(|mirror| mirror.remove(key)));
-        let (dropped, mark) = self.flights.write(key, self.shared.now_ms(), remove);
+        let (dropped, mark) = self.flights.write(key, self.shared.local.clock.read_ms(), remove);
         if dropped.0.is_some() || dropped.1.is_some() {
             self.counters.invalidated.up();
         }

@@ -7,6 +7,7 @@ use std::{
 
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::catch_up::catch_up;
 use crate::{changes::Change, clock::Punctuality, config::TICK, peer::server::Server, shared::Shared};
 
 /// How often what has expired is looked for: one look at a million entries takes a seventh of a second of one core.
@@ -32,7 +33,9 @@ pub(super) async fn tick(shared: Arc<Shared>) {
             shared.local.counters.late_ticks.up();
         }
         let now_ms = shared.now_ms();
-        if matches!(late, Punctuality::Late(by) if by > CUT_OFF) {
+        // A node that knows nobody else hears of every write.
+        let is_alone = shared.view_ref().members().len() <= 1;
+        if matches!(late, Punctuality::Late(by) if by > CUT_OFF) && !is_alone {
             cut_off(&shared, "this process stood still");
         }
         let (mut in_flight, mut connected, mut broken) = (0, 0, 0);
@@ -43,13 +46,29 @@ pub(super) async fn tick(shared: Arc<Shared>) {
             broken += usize::from(link.open_for(now_ms).is_some());
         }
         if connected == 0 && was_connected && broken > 0 {
+            shared.is_cut_off.store(true, Relaxed);
             cut_off(&shared, "no peer can be reached");
         }
         was_connected = connected > 0;
+        if connected > 0 || broken == 0 {
+            shared.is_cut_off.store(false, Relaxed);
+        }
         shared.local.in_flight.store(in_flight, Relaxed);
         n += 1;
         if n.is_multiple_of(WATCH_EVERY) {
             shared.registry.all().iter().for_each(|group| group.watch());
+            catch_up_with_those_who_missed(&shared);
+        }
+    }
+}
+
+/// A write may not have been taken though the connection lives: a limit was reached, or a deadline passed.
+fn catch_up_with_those_who_missed(shared: &Arc<Shared>) {
+    for member in shared.view().members() {
+        if shared.undelivered.has_missed(&member.id)
+            && let Some(link) = shared.link(member).filter(|link| link.admits())
+        {
+            shared.tasks.run(catch_up(Arc::clone(shared), member.id.clone(), link));
         }
     }
 }

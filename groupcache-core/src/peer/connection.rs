@@ -261,9 +261,11 @@ impl Connection {
             self.take_groups(&groups);
         }
         let frame = wire::open(frame);
+        let service = Arc::clone(&self.service);
         if frame.ping != 0 {
             self.outbox.pong(frame.ping);
         }
+        let taking = service.registry.takes_many();
         let mut answers = Vec::with_capacity(frame.requests.len());
         for (at, message) in frame.requests.into_iter().enumerate() {
             let request = wire::request(message);
@@ -272,6 +274,7 @@ impl Connection {
                 answers.push((id, answer));
             }
         }
+        drop(taking);
         for id in frame.cancels {
             self.waiting.remove(&id); // the load goes on: it belongs to nobody
         }

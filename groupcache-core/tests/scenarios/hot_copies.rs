@@ -209,5 +209,29 @@ async fn a_node_that_lost_all_its_peers_serves_what_it_held_for_a_short_time() {
     sleep(Duration::from_millis(600)).await;
     assert_eq!(get(&groups[0], &key).await, 2, "what it held may have changed meanwhile");
     sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 2, "and what it loaded since has not");
+    assert_eq!(get(&groups[0], &key).await, 3, "and so may what it loads while it is alone");
+    path.cut();
+    path.go_on();
+    cluster.agree().await;
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!(get(&groups[0], &key).await, 4, "what it loaded while it was alone");
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!(get(&groups[0], &key).await, 4, "what it loads among its peers is kept");
+}
+
+#[tokio::test]
+async fn a_node_that_stood_still_serves_what_it_held_for_a_short_time() {
+    let cluster = Cluster::start(2).await;
+    let loads = Loads::default();
+    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_millis(500))).await;
+    let key = cluster.key_of(&groups, 0);
+    assert_eq!(get(&groups[0], &key).await, 1);
+    std::thread::sleep(Duration::from_millis(2500)); // both of them: they share this thread
+    eventually("it knows that it stood still", || cluster.nodes[0].stats().cut_off >= 1).await;
+    assert_eq!(get(&groups[0], &key).await, 1);
+    eventually("its peers are there", || cluster.nodes[0].members().iter().all(|member| member.is_reachable)).await;
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!(get(&groups[0], &key).await, 2);
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!(get(&groups[0], &key).await, 2, "what it has loaded since is as good as ever");
 }

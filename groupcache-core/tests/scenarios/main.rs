@@ -14,6 +14,7 @@
 
 mod ages;
 mod answers;
+mod batches;
 mod deadlines;
 mod formats;
 mod hostile;

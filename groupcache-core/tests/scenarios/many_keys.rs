@@ -252,3 +252,55 @@ async fn a_get_and_a_get_of_many_share_a_load() {
     assert_eq!(gate.loads.total(), 2);
     cluster.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_keys_than_may_wait_at_once_are_asked_for_in_turn() {
+    let (cluster, groups, loads) = cluster_of(2).await;
+    let values = timeout(PATIENCE, groups[0].get_many(keys(10_000))).await.expect("in time");
+    assert!(values.iter().all(Result::is_ok));
+    assert_eq!((values.len(), loads.total()), (10_000, 10_000));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_discovery_forgot_hears_what_was_written_meanwhile() {
+    let (cluster, groups, loads) = cluster_of(3).await;
+    let [a, b, c] = [0, 1, 2].map(|at| support::peer(&cluster.nodes[at]));
+    let mine: Vec<_> = keys(100).into_iter().filter(|key| cluster.owner(&groups, key) == 1).collect();
+    for key in &mine {
+        get(&groups[1], key).await;
+    }
+    // Only the others lose it: it is well, and sees everybody.
+    cluster.peers.set(vec![a.clone(), c.clone()]);
+    eventually("the others are without b", || {
+        cluster.nodes[0].members().len() == 2 && cluster.nodes[2].members().len() == 2
+    })
+    .await;
+    for key in &mine {
+        assert!(groups[0].remove(key).await.unwrap().is_complete(), "nobody of the view has it");
+    }
+    assert_eq!(groups[1].entries(), mine.len());
+    cluster.peers.set(vec![a, b, c]);
+    cluster.agree().await;
+    eventually("b has heard of it", || groups[1].entries() == 0).await;
+    assert_eq!(get(&groups[1], &mine[0]).await, "2");
+    drop(loads);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_a_peer_had_no_room_for_is_told_again() {
+    let mut limits = groupcache_core::Limits::default();
+    limits.max_invalidations_per_second = 50;
+    let (cluster, loads) = (Cluster::start_with(2, limits).await, Loads::default());
+    let group = |node: &Node| node.group::<String>("data").capacity_bytes(4 << 20).loader_with(loads.clone(), numbered);
+    let groups = cluster.group(|_, node| group(node)).await;
+    let mine: Vec<_> = keys(400).into_iter().filter(|key| cluster.owner(&groups, key) == 1).collect();
+    for key in &mine {
+        get(&groups[1], key).await;
+    }
+    let told = groups[0].remove_many(&mine).await.unwrap();
+    assert!(!told.is_complete() && groups[1].entries() > 0, "more than it takes in a second");
+    eventually("it hears of all in the end", || groups[1].entries() == 0).await;
+    cluster.shutdown().await;
+}

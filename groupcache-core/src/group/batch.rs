@@ -1,0 +1,219 @@
+//! Loads of many keys in one call of the loader.
+//!
+//! Loads that begin in one moment (the keys of a `get_many`, the requests of one frame, callers that came together) are
+//! gathered and handed to the loader together. Each is a flight of its own all the same: shared by all who ask for its
+//! key, and kept only if no write has passed it.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use super::{
+    Flying, Inner,
+    load::{Begun, finish, panic_text},
+    protect,
+};
+use crate::{
+    chain::CURRENT,
+    clock::later,
+    error::{Error, Kind, Result},
+    flight::LandOnDrop,
+    loader::{LoadError, LoadReason, Loaded, SharedBatchLoader},
+    sync::Mutex,
+    value::Value,
+};
+
+/// For how many milliseconds a batch waits at most, while a frame or a call for many keys is being taken: one with a
+/// thousand keys takes about one, and there is an end where frames come without a pause.
+const MAX_WAITS: usize = 3;
+
+/// A load that waits for others to come along.
+struct Waiting<V: Value> {
+    flight: Flying<V>,
+    hash: u64,
+    reason: LoadReason,
+    /// Lands the flight if nobody else does.
+    guard: LandOnDrop<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+/// What a group with a batch loader has beside others.
+pub(super) struct Batches<V: Value> {
+    loader: SharedBatchLoader<V>,
+    max_keys: usize,
+    waiting: Mutex<Vec<Waiting<V>>>,
+}
+
+impl<V: Value> Batches<V> {
+    pub(super) fn new(loader: SharedBatchLoader<V>, max_keys: usize) -> Self {
+        Self { loader, max_keys, waiting: Mutex::default() }
+    }
+}
+
+impl<V: Value> Inner<V> {
+    /// A load has begun: it goes with those that begin in the same moment.
+    pub(super) fn load_with_others(
+        self: &Arc<Self>,
+        batches: &Arc<Batches<V>>,
+        flight: Flying<V>,
+        hash: u64,
+        reason: LoadReason,
+    ) {
+        let waiting = self.waiting(flight, hash, reason);
+        let is_first = {
+            let mut all = batches.waiting.lock();
+            all.push(waiting);
+            all.len() == 1
+        };
+        if !is_first {
+            return;
+        }
+        let group = Arc::clone(self);
+        let mut gathering = Gathering { batches: Arc::clone(batches), has_taken: false };
+        self.shared.tasks.load(async move {
+            // The rest of the frame, or of the keys, gets here in this moment, on another thread perhaps.
+            tokio::task::yield_now().await;
+            for _ in 0..MAX_WAITS {
+                if !group.shared.registry.is_taking() {
+                    break;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+            let mut all = gathering.take();
+            while !all.is_empty() {
+                let rest = all.split_off(all.len().min(gathering.batches.max_keys));
+                let some = std::mem::replace(&mut all, rest);
+                group.shared.tasks.load(run(Arc::clone(&group), Arc::clone(&gathering.batches), some));
+            }
+        });
+    }
+
+    /// A load that another load waits for goes alone: it has permits of its own depth.
+    pub(super) fn load_alone(
+        self: &Arc<Self>,
+        batches: &Arc<Batches<V>>,
+        flight: Flying<V>,
+        hash: u64,
+        reason: LoadReason,
+    ) {
+        let waiting = self.waiting(flight, hash, reason);
+        self.shared.tasks.load(run(Arc::clone(self), Arc::clone(batches), vec![waiting]));
+    }
+
+    fn waiting(self: &Arc<Self>, flight: Flying<V>, hash: u64, reason: LoadReason) -> Waiting<V> {
+        let (group, flying) = (Arc::clone(self), Arc::clone(&flight));
+        let land: Box<dyn FnOnce() + Send + Sync> = Box::new(move || group.give_up(&flying));
+        Waiting { flight, hash, reason, guard: LandOnDrop::new(land) }
+    }
+}
+
+/// The task of one batch.
+async fn run<V: Value>(group: Arc<Inner<V>>, batches: Arc<Batches<V>>, some: Vec<Waiting<V>>) {
+    let changes = group.shared.changes.number();
+    let keys: Vec<Arc<str>> = some.iter().map(|waiting| Arc::clone(waiting.flight.key())).collect();
+    let mut outcomes = match load_many(&group, &batches, &some, &keys).await {
+        Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map_err(|e| group.load_failed(e))).collect(),
+        Err(error) => vec![Err(error); some.len()],
+    };
+    for Waiting { flight, hash, guard, .. } in some.into_iter().rev() {
+        if let Some(outcome) = outcomes.pop() {
+            if outcome.is_err() {
+                group.counters.load_errors.up();
+            }
+            let begun = Begun { changes, previous: group.previous(flight.key()) };
+            finish(&group, &flight, hash, outcome, &begun);
+            guard.defuse();
+        }
+    }
+}
+
+type Outcomes<V> = Vec<std::result::Result<Loaded<V>, LoadError>>;
+
+/// Permits, attempts and deadline, of all keys together.
+async fn load_many<V: Value>(
+    group: &Inner<V>,
+    batches: &Batches<V>,
+    some: &[Waiting<V>],
+    keys: &[Arc<str>],
+) -> Result<Outcomes<V>> {
+    // Those that gather have no callers among loads, or are alone: one lineage says it for all.
+    let Some(lineage) = some.first().and_then(|waiting| waiting.flight.context.clone()) else {
+        return Err(Error::new(Kind::Closed, "the load has no lineage"));
+    };
+    let clock = &group.shared.local.clock;
+    let deadline = clock.instant(later(clock.read_ms(), group.settings.load_deadline));
+    let permits = group.permits(&lineage, deadline).await?;
+    let keys: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
+    let fallbacks = some.iter().filter(|waiting| waiting.reason == LoadReason::Fallback).count();
+    let mut attempt = 0;
+    let loaded = loop {
+        group.counters.loads.add(keys.len() as u64);
+        group.counters.fallback_loads.add(fallbacks as u64);
+        group.counters.batches.up();
+        let call = AssertUnwindSafe(async { batches.loader.start(&keys).await }).catch_unwind();
+        let called = timeout_at(deadline, CURRENT.scope(Arc::clone(&lineage), call)).await;
+        attempt += 1;
+        let loaded = outcome(group, called, keys.len());
+        let is_worth_another = matches!(&loaded, Err(e) if e.is_load_failed() && e.is_transient());
+        let again_at = Instant::now() + protect::pause(attempt, group.random());
+        if !is_worth_another || attempt > group.settings.protect.retries || again_at >= deadline {
+            break loaded;
+        }
+        group.counters.retries.up();
+        sleep_until(again_at).await;
+    };
+    drop(permits);
+    group.guard.ended(loaded.is_err(), Instant::now());
+    loaded
+}
+
+type Called<V> = std::result::Result<
+    std::result::Result<std::result::Result<Outcomes<V>, LoadError>, Box<dyn std::any::Any + Send>>,
+    tokio::time::error::Elapsed,
+>;
+
+/// What a call of the batch loader came to; a wrong number of answers is nobody's.
+fn outcome<V: Value>(group: &Inner<V>, called: Called<V>, wanted: usize) -> Result<Outcomes<V>> {
+    let name = &group.settings.name;
+    let failed = |text: String| Error::new(Kind::LoadFailed { is_transient: false }, text);
+    match called {
+        Ok(Ok(Ok(outcomes))) if outcomes.len() == wanted => Ok(outcomes),
+        Ok(Ok(Ok(outcomes))) => Err(failed(format!(
+            "the batch loader of group {name:?} gave {} answers to {wanted} keys; give one for each, in their order",
+            outcomes.len()
+        ))),
+        Ok(Ok(Err(error))) => Err(group.load_failed(error)),
+        Ok(Err(panic)) => {
+            let text = format!("the batch loader of group {name:?} panicked");
+            Err(Error::caused(Kind::LoadFailed { is_transient: false }, text, panic_text(&*panic)))
+        }
+        Err(_) => {
+            let limit = group.settings.load_deadline;
+            let text = format!("the batch loader of group {name:?} took longer than {limit:?} and was aborted");
+            Err(Error::new(Kind::Timeout, text))
+        }
+    }
+}
+
+/// Takes what waits, once. If it never comes to that, because the node or its runtime has ended, what waits is landed
+/// when this is dropped.
+struct Gathering<V: Value> {
+    batches: Arc<Batches<V>>,
+    has_taken: bool,
+}
+
+impl<V: Value> Gathering<V> {
+    fn take(&mut self) -> Vec<Waiting<V>> {
+        // What comes from now on has a gathering of its own.
+        self.has_taken = true;
+        std::mem::take(&mut *self.batches.waiting.lock())
+    }
+}
+
+impl<V: Value> Drop for Gathering<V> {
+    fn drop(&mut self) {
+        if !self.has_taken {
+            drop(self.take()); // outside of the lock
+        }
+    }
+}

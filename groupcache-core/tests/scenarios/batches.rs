@@ -1,0 +1,158 @@
+//! A batch loader: many keys are one query, and each key is one load.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use crate::support::{Cluster, Gate, PATIENCE};
+use groupcache_core::{BatchLoader, Group, GroupBuilder, LoadError, Loaded, Node};
+use tokio::time::timeout;
+
+/// Remembers how many keys each of its queries had.
+#[derive(Clone, Default)]
+struct Database {
+    gate: Gate,
+    queries: Arc<Mutex<Vec<usize>>>,
+}
+
+impl BatchLoader<String> for Database {
+    async fn load_many(&self, keys: &[&str]) -> Result<Vec<Result<Loaded<String>, LoadError>>, LoadError> {
+        self.queries.lock().unwrap().push(keys.len());
+        for key in keys {
+            self.gate.loads.begin(key);
+        }
+        if keys.iter().any(|key| key.starts_with("slow-")) {
+            self.gate.pass().await;
+        }
+        match keys[0] {
+            "all-fail" => return Err(LoadError::transient("the database is down")),
+            "panic-1" => panic!("at the loader"),
+            "short-1" => return Ok(Vec::new()),
+            "hang-1" => std::future::pending().await,
+            _ => {}
+        }
+        let one = |key: &&str| match key.split('-').next() {
+            Some("none") => Ok(Loaded::not_found()),
+            Some("bad") => Err(LoadError::permanent("no such row")),
+            _ => Ok(Loaded::new(format!("row {key}"))),
+        };
+        Ok(keys.iter().map(one).collect())
+    }
+}
+
+impl Database {
+    fn queries(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.queries.lock().unwrap())
+    }
+}
+
+fn group(node: &Node, database: &Database) -> GroupBuilder<String> {
+    node.group::<String>("data").capacity_bytes(16 << 20).batch_loader(database.clone())
+}
+
+fn keys(n: usize) -> Vec<String> {
+    (0..n).map(|n| format!("key-{n}")).collect()
+}
+
+async fn get_many(group: &Group<String>, keys: &[impl AsRef<str>]) -> Vec<Result<String, groupcache_core::Error>> {
+    timeout(PATIENCE, group.get_many(keys)).await.expect("in time")
+}
+
+#[tokio::test]
+async fn the_keys_of_one_call_are_one_query_of_no_more_than_it_may_have() {
+    let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
+    let group = group(&node, &database).max_batch(40).build().unwrap();
+    let values = get_many(&group, &keys(100)).await;
+    assert!(values.iter().zip(keys(100)).all(|(value, key)| *value.as_ref().unwrap() == format!("row {key}")));
+    assert_eq!(database.queries(), [40, 40, 20]);
+    let stats = group.stats();
+    assert_eq!((stats.loads, stats.batches), (100, 3));
+    get_many(&group, &keys(100)).await;
+    assert_eq!(database.queries(), [0; 0], "from memory");
+    assert_eq!(group.get("key-100").await.unwrap(), "row key-100");
+    assert_eq!((database.queries(), node.loads()), (vec![1], (0, 0)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_peers_ask_for_at_once_is_one_query_at_each_owner() {
+    let (cluster, database) = (Cluster::start(5).await, Database::default());
+    let groups = cluster.group(|_, node| group(node, &database).max_batch(1000)).await;
+    for value in get_many(&groups[0], &keys(1000)).await {
+        value.unwrap();
+    }
+    let queries = database.queries();
+    assert_eq!(queries.iter().sum::<usize>(), 1000, "each key once");
+    assert!(queries.len() <= 20, "{queries:?}: one at each owner, or a few");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_key_has_one_load_and_its_own_outcome() {
+    let (cluster, database) = (Cluster::start(2).await, Database::default());
+    let groups = cluster.group(|_, node| group(node, &database)).await;
+    let slow: Vec<_> = (0..20).map(|n| format!("slow-{n}")).collect();
+    let tasks: Vec<_> = (0..20)
+        .map(|at| {
+            let (group, slow) = (groups[at % 2].clone(), slow.clone());
+            tokio::spawn(async move { group.get_many(slow).await })
+        })
+        .collect();
+    database.gate.begun(20).await;
+    database.gate.open();
+    for task in tasks {
+        assert!(task.await.unwrap().iter().all(Result::is_ok));
+    }
+    assert_eq!(database.gate.loads.total(), 20, "however many asked");
+
+    let values = get_many(&groups[0], &["key-1", "none-1", "bad-1", "key-2"]).await;
+    assert!(values[0].is_ok() && values[3].is_ok());
+    assert!(values[1].as_ref().is_err_and(|e| e.is_not_found()));
+    assert!(values[2].as_ref().is_err_and(|e| e.is_load_failed() && !e.is_transient()));
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_fails_for_all_of_it_and_the_keys_work_at_once() {
+    let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
+    let group = group(&node, &database).load_deadline(Duration::from_millis(300)).build().unwrap();
+    for (first, says) in
+        [("all-fail", "failed"), ("panic-1", "panicked"), ("short-1", "0 answers to 2"), ("hang-1", "took longer")]
+    {
+        let values = get_many(&group, &[first, "key-1"]).await;
+        for value in values {
+            let error = value.expect_err(first);
+            assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+    assert_eq!((group.stats().load_errors, node.loads()), (8, (0, 0)));
+    assert_eq!(group.get("key-1").await.unwrap(), "row key-1");
+}
+
+#[tokio::test]
+async fn a_write_passes_one_load_of_a_batch_and_no_other() {
+    let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
+    let group = group(&node, &database).build().unwrap();
+    let keys = ["slow-1".to_owned(), "slow-2".to_owned()];
+    let many = tokio::spawn({
+        let (group, keys) = (group.clone(), keys.clone());
+        async move { group.get_many(keys).await }
+    });
+    database.gate.begun(2).await;
+    group.set("slow-1", "written").await.unwrap().log_unreached();
+    database.gate.open();
+    assert!(many.await.unwrap().iter().all(Result::is_ok));
+    assert_eq!(group.get("slow-1").await.unwrap(), "written");
+    assert_eq!(group.get("slow-2").await.unwrap(), "row slow-2");
+    assert_eq!(database.gate.loads.total(), 2);
+}
+
+#[tokio::test]
+async fn two_loaders_or_batches_of_nothing_are_refused() {
+    let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
+    let two = group(&node, &database).loader(async |key: &str| Ok::<_, std::io::Error>(key.to_owned()));
+    for (group, says) in [(two, "two loaders"), (group(&node, &database).max_batch(0), "max_batch")] {
+        let error = group.build().expect_err(says);
+        assert!(error.is_config() && error.to_string().contains(says), "{error}");
+    }
+}
