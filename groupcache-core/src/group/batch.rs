@@ -7,12 +7,11 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{sleep, timeout_at};
 
 use super::{
     Flying, Inner,
     load::{Begun, finish, panic_text},
-    protect,
 };
 use crate::{
     chain::CURRENT,
@@ -142,29 +141,16 @@ async fn load_many<V: Value>(
     };
     let clock = &group.shared.local.clock;
     let deadline = clock.instant(later(clock.read_ms(), group.settings.load_deadline));
-    let permits = group.permits(&lineage, deadline).await?;
     let keys: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
     let fallbacks = some.iter().filter(|waiting| waiting.reason == LoadReason::Fallback).count();
-    let mut attempt = 0;
-    let loaded = loop {
+    let call = || async {
         group.counters.loads.add(keys.len() as u64);
         group.counters.fallback_loads.add(fallbacks as u64);
         group.counters.batches.up();
         let call = AssertUnwindSafe(async { batches.loader.start(&keys).await }).catch_unwind();
-        let called = timeout_at(deadline, CURRENT.scope(Arc::clone(&lineage), call)).await;
-        attempt += 1;
-        let loaded = outcome(group, called, keys.len());
-        let is_worth_another = matches!(&loaded, Err(e) if e.is_load_failed() && e.is_transient());
-        let again_at = Instant::now() + protect::pause(attempt, group.random());
-        if !is_worth_another || attempt > group.settings.protect.retries || again_at >= deadline {
-            break loaded;
-        }
-        group.counters.retries.up();
-        sleep_until(again_at).await;
+        outcome(group, timeout_at(deadline, CURRENT.scope(Arc::clone(&lineage), call)).await, keys.len())
     };
-    drop(permits);
-    group.guard.ended(loaded.is_err(), Instant::now());
-    loaded
+    group.attempts(&lineage, deadline, call).await
 }
 
 type Called<V> = std::result::Result<

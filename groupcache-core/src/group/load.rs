@@ -174,24 +174,12 @@ async fn load<V: Value>(
     let limit = group.settings.load_deadline;
     let clock = &group.shared.local.clock;
     let deadline = clock.instant(later(clock.read_ms(), limit));
-    let permits = group.permits(&lineage, deadline).await?;
     let previous = previous.and_then(|slot| slot.payload.value().ok());
-    let mut attempt = 0;
-    let loaded = loop {
+    let call = || {
         let load = Load::new(flight.key(), &group.settings.name, deadline, reason, previous.as_ref());
-        let loaded = one_attempt(group, &lineage, load, deadline).await;
-        attempt += 1;
-        let is_worth_another = matches!(&loaded, Err(e) if e.is_load_failed() && e.is_transient());
-        let again_at = Instant::now() + protect::pause(attempt, group.random());
-        if !is_worth_another || attempt > group.settings.protect.retries || again_at >= deadline {
-            break loaded;
-        }
-        group.counters.retries.up();
-        sleep_until(again_at).await;
+        one_attempt(group, &lineage, load, deadline)
     };
-    drop(permits);
-    group.guard.ended(loaded.is_err(), Instant::now());
-    loaded
+    group.attempts(&lineage, deadline, call).await
 }
 
 /// Calls the loader once.
@@ -269,11 +257,36 @@ pub(super) fn finish<V: Value>(
 }
 
 /// What a load holds while it runs.
-pub(super) type HeldPermits = (Option<OwnedSemaphorePermit>, OwnedSemaphorePermit);
+type HeldPermits = (Option<OwnedSemaphorePermit>, OwnedSemaphorePermit);
 
 impl<V: Value> Inner<V> {
+    /// Calls a loader, with permits, and as often as the group says when the error is transient.
+    pub(super) async fn attempts<T, F: Future<Output = Result<T>>>(
+        &self,
+        lineage: &Arc<Lineage>,
+        deadline: Instant,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T> {
+        let permits = self.permits(lineage, deadline).await?;
+        let mut attempt = 0;
+        let loaded = loop {
+            let loaded = call().await;
+            attempt += 1;
+            let is_worth_another = matches!(&loaded, Err(e) if e.is_load_failed() && e.is_transient());
+            let again_at = Instant::now() + protect::pause(attempt, self.random());
+            if !is_worth_another || attempt > self.settings.protect.retries || again_at >= deadline {
+                break loaded;
+            }
+            self.counters.retries.up();
+            sleep_until(again_at).await;
+        };
+        drop(permits);
+        self.guard.ended(loaded.is_err(), Instant::now());
+        loaded
+    }
+
     /// Waits until a load may run; an error when its breaker is open, or too many wait.
-    pub(super) async fn permits(&self, lineage: &Arc<Lineage>, deadline: Instant) -> Result<HeldPermits> {
+    async fn permits(&self, lineage: &Arc<Lineage>, deadline: Instant) -> Result<HeldPermits> {
         self.guard.admit(Instant::now()).map_err(|wait| self.not_admitted(wait))?;
         let permits = async {
             // The group's own first: who waits for it keeps none of the node's from other groups.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::support::{self, Cluster, Loads, PATIENCE, Peers, Proxy, eventually, identity};
-use groupcache_core::{BoxError, Group, GroupBuilder, Node, Peer};
+use crate::support::{self, Cluster, Loads, PATIENCE, Peers, eventually, identity};
+use groupcache_core::{BoxError, Group, GroupBuilder, Node};
 use tokio::time::{Instant, sleep, timeout};
 
 /// The number of the load of this key.
@@ -129,15 +129,7 @@ async fn after_a_write_returned_no_copy_of_what_was_before_is_served_anywhere() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_no_write_reaches_is_named_and_its_copy_is_gone_in_its_time() {
     const SHORT: Duration = Duration::from_millis(1500);
-    let (peers, loads) = (Peers::default(), Loads::default());
-    let start =
-        async |name: &str| Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap();
-    let (a, b) = (start("a").await, start("b").await);
-    // What a says to b goes through a path that can be stopped; what b asks of a does not.
-    let path = Proxy::start(b.address()).await;
-    peers.set(vec![support::peer(&a), Peer::member(b.id(), [path.address.into()])]);
-    let cluster = Cluster { nodes: vec![a, b], peers };
-    cluster.agree().await;
+    let ((cluster, path), loads) = (Cluster::start_with_a_path().await, Loads::default());
     let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(SHORT)).await;
     let key = cluster.key_of(&groups, 0);
     warm(&groups[1], &key).await;
@@ -190,14 +182,7 @@ async fn what_a_node_no_longer_owns_is_a_copy_from_then_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_lost_all_its_peers_serves_what_it_held_for_a_short_time() {
-    let (peers, loads) = (Peers::default(), Loads::default());
-    let start =
-        async |name: &str| Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap();
-    let (a, b) = (start("a").await, start("b").await);
-    let path = Proxy::start(b.address()).await;
-    peers.set(vec![support::peer(&a), Peer::member(b.id(), [path.address.into()])]);
-    let cluster = Cluster { nodes: vec![a, b], peers };
-    cluster.agree().await;
+    let ((cluster, path), loads) = (Cluster::start_with_a_path().await, Loads::default());
     let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_millis(500))).await;
     let key = cluster.key_of(&groups, 0);
     assert_eq!(get(&groups[0], &key).await, 1);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::support::{self, Cluster, Gate, Loads, PATIENCE, Peers, Proxy, eventually, gated, identity};
-use groupcache_core::{BoxError, Group, Node, Peer};
+use crate::support::{self, Cluster, Gate, Loads, PATIENCE, Proxy, eventually, gated};
+use groupcache_core::{BoxError, Group, Node};
 use tokio::time::timeout;
 
 /// The number of the load of this key.
@@ -127,14 +127,7 @@ async fn looking_loads_nothing() {
 
 /// What `a` says to `b` goes through a path that can be stopped.
 async fn with_a_path() -> (Cluster, Vec<Group<String>>, Loads, Proxy) {
-    let (peers, loads) = (Peers::default(), Loads::default());
-    let start =
-        async |name: &str| Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap();
-    let (a, b) = (start("a").await, start("b").await);
-    let path = Proxy::start(b.address()).await;
-    peers.set(vec![support::peer(&a), Peer::member(b.id(), [path.address.into()])]);
-    let cluster = Cluster { nodes: vec![a, b], peers };
-    cluster.agree().await;
+    let ((cluster, path), loads) = (Cluster::start_with_a_path().await, Loads::default());
     let group = |node: &Node| {
         let group = node.group::<String>("data").capacity_bytes(64 << 20).loader_with(loads.clone(), numbered);
         group.borrowed_time_to_live(Duration::from_secs(3600))

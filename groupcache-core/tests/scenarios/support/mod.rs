@@ -124,6 +124,19 @@ impl Cluster {
         cluster
     }
 
+    /// Nodes `a` and `b`; what `a` says to `b` goes through a path that the test can stop, and the reverse does not.
+    pub async fn start_with_a_path() -> (Self, Proxy) {
+        let peers = Peers::default();
+        let start =
+            async |name: &str| Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap();
+        let (a, b) = (start("a").await, start("b").await);
+        let path = Proxy::start(b.address()).await;
+        peers.set(vec![peer(&a), Peer::member(b.id(), [path.address.into()])]);
+        let cluster = Self { nodes: vec![a, b], peers };
+        cluster.agree().await;
+        (cluster, path)
+    }
+
     /// Waits until every node sees all as Ready and all place keys alike.
     pub async fn agree(&self) {
         eventually("all nodes agree", || {
