@@ -25,6 +25,7 @@ mod loads;
 mod many_keys;
 mod membership;
 mod memory;
+mod model;
 mod odd_peers;
 mod one_load;
 mod owner_lost;
