@@ -1,0 +1,160 @@
+//! One value with its weight and its times.
+
+use std::{
+    mem::size_of,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+/// What an entry costs beside its key, its payload's heap and its own struct: two counters of the `Arc`, a slot of
+/// 48 bytes, its share of the hash table, what the allocator adds to three allocations, and remembered evicted keys.
+///
+/// Measured as resident memory of 1 M `Bytes` of 100 bytes under keys of 20, 64-bit Linux with glibc: 281 to 283
+/// bytes an entry while the store fills, 296 once it evicts; 315 and 328 when each `Bytes` was cloned, which allocates
+/// its shared header. 296 are accounted: between 5 % more and 10 % less than is resident.
+const SLOT_BYTES: u64 = 120;
+
+/// The times of an entry: milliseconds of the node's own monotonic clock, `u64::MAX` is never.
+///
+/// In this order, those that are equal fall together: a hit from `refresh_at` on asks for a younger value, from
+/// `fresh_until` on it is stale, from `serve_until` on it is no hit, and from `keep_until` on it is of no use at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Times {
+    pub(crate) loaded_at_ms: u64,
+    pub(crate) refresh_at_ms: u64,
+    pub(crate) fresh_until_ms: u64,
+    pub(crate) serve_until_ms: u64,
+    pub(crate) keep_until_ms: u64,
+    /// The change that it is checked against from the beginning; see `Entry::checked`.
+    pub(crate) checked: u32,
+}
+
+impl Times {
+    /// Loaded then, served until then, and nothing in between.
+    pub(crate) fn until(loaded_at_ms: u64, serve_until_ms: u64) -> Self {
+        let end = serve_until_ms;
+        Self {
+            loaded_at_ms,
+            refresh_at_ms: NEVER_MS,
+            fresh_until_ms: end,
+            serve_until_ms: end,
+            keep_until_ms: end,
+            checked: 0,
+        }
+    }
+}
+
+const NEVER_MS: u64 = u64::MAX;
+
+/// Times are kept as distances from the load, to save 16 bytes an entry; 49 days are the most that is not never.
+const NEVER: u32 = u32::MAX;
+
+fn distance(from_ms: u64, to_ms: u64) -> u32 {
+    match to_ms {
+        NEVER_MS => NEVER,
+        to_ms => u32::try_from(to_ms.saturating_sub(from_ms)).unwrap_or(NEVER).min(NEVER - 1),
+    }
+}
+
+fn at(from_ms: u64, distance: u32) -> u64 {
+    if distance == NEVER { NEVER_MS } else { from_ms.saturating_add(u64::from(distance)) }
+}
+
+/// One value with its weight and its times.
+///
+/// Its weight never changes: the sum of weights is only right because an entry weighs the same when it leaves as when
+/// it came. Its times only ever become earlier, save that a refresh is asked for again when one has failed, and that what is expired
+/// may be served on until it is gone.
+#[derive(Debug)]
+pub(crate) struct Entry<T> {
+    /// What the caller stores.
+    pub(crate) payload: T,
+    /// When the value was loaded.
+    pub(crate) loaded_at_ms: u64,
+    refresh_in: AtomicU32,
+    fresh_for: AtomicU32,
+    serve_for: AtomicU32,
+    keep_for: AtomicU32,
+    /// A number of the caller's, for what it has checked about the entry last.
+    pub(crate) checked: AtomicU32,
+    weight: u64,
+}
+
+impl<T> Entry<T> {
+    /// Bytes that an entry costs beside its key and what its payload has on the heap.
+    pub(crate) const OVERHEAD_BYTES: u64 = SLOT_BYTES + size_of::<Self>() as u64;
+
+    /// An entry for `key` whose payload holds `heap_bytes` outside of its own struct.
+    pub(crate) fn new(key: &str, payload: T, heap_bytes: u64, times: Times) -> Self {
+        // Never 0: the eviction crate keeps what weighs nothing for ever. A sum that overflows fits nowhere.
+        let weight = Self::OVERHEAD_BYTES.saturating_add(key.len() as u64).saturating_add(heap_bytes);
+        let since_load = |to_ms| AtomicU32::new(distance(times.loaded_at_ms, to_ms));
+        Self {
+            payload,
+            loaded_at_ms: times.loaded_at_ms,
+            refresh_in: since_load(times.refresh_at_ms),
+            fresh_for: since_load(times.fresh_until_ms),
+            serve_for: since_load(times.serve_until_ms),
+            keep_for: since_load(times.keep_until_ms),
+            checked: AtomicU32::new(times.checked),
+            weight,
+        }
+    }
+
+    /// The accounted bytes: key, payload and overhead, fixed at construction.
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight
+    }
+
+    /// What its payload has on the heap, as it was given.
+    pub(crate) fn heap_bytes(&self, key: &str) -> u64 {
+        self.weight() - Self::OVERHEAD_BYTES - key.len() as u64
+    }
+
+    /// The first millisecond at which a hit asks for a younger value.
+    pub(crate) fn refresh_at_ms(&self) -> u64 {
+        at(self.loaded_at_ms, self.refresh_in.load(Relaxed))
+    }
+
+    /// The first millisecond at which it is stale.
+    pub(crate) fn fresh_until_ms(&self) -> u64 {
+        at(self.loaded_at_ms, self.fresh_for.load(Relaxed))
+    }
+
+    /// The first millisecond at which the entry is no longer served.
+    pub(crate) fn serve_until_ms(&self) -> u64 {
+        at(self.loaded_at_ms, self.serve_for.load(Relaxed))
+    }
+
+    /// Whether the entry must no longer be served at `now_ms`.
+    pub(crate) fn is_expired(&self, now_ms: u64) -> bool {
+        now_ms >= self.serve_until_ms() || self.is_gone(now_ms)
+    }
+
+    /// Whether it is of no use any more, not even when there is nothing else.
+    pub(crate) fn is_gone(&self, now_ms: u64) -> bool {
+        now_ms >= at(self.loaded_at_ms, self.keep_for.load(Relaxed))
+    }
+
+    /// Whether a younger value should be asked for, and by the caller: it is told once, and then again from `again_ms` on.
+    pub(crate) fn is_to_be_refreshed(&self, now_ms: u64, again_ms: u64) -> bool {
+        let refresh_in = self.refresh_in.load(Relaxed);
+        if now_ms < at(self.loaded_at_ms, refresh_in) {
+            return false;
+        }
+        let again = distance(self.loaded_at_ms, again_ms);
+        self.refresh_in.compare_exchange(refresh_in, again, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Serves it until `until_ms` after all: there is nothing better. It is gone no later than it would have been.
+    pub(crate) fn serve_on(&self, until_ms: u64) {
+        self.serve_for.store(distance(self.loaded_at_ms, until_ms), Relaxed);
+    }
+
+    /// Ends it at `end_ms`, if it would not end before.
+    pub(crate) fn cap(&self, end_ms: u64) {
+        let end = distance(self.loaded_at_ms, end_ms);
+        for time in [&self.fresh_for, &self.serve_for, &self.keep_for] {
+            time.fetch_min(end, Relaxed);
+        }
+    }
+}
