@@ -30,11 +30,11 @@ impl<V: Value> Group<V> {
     /// ```
     pub async fn get_many<K: AsRef<str>>(&self, keys: impl IntoIterator<Item = K>) -> Vec<Result<V>> {
         let keys: Vec<K> = keys.into_iter().collect();
-        let end = Instant::now() + self.deadline;
+        let begun = Instant::now();
         let mut outcomes: Vec<_> = keys.iter().map(|key| self.hit(key.as_ref())).collect();
         let mut missing: Vec<_> = outcomes.iter_mut().zip(&keys).filter(|(outcome, _)| outcome.is_none()).collect();
         for some in missing.chunks_mut(AT_ONCE) {
-            let left = end.saturating_duration_since(Instant::now());
+            let left = self.deadline.saturating_sub(begun.elapsed());
             let found = self.miss_many(some.iter().map(|(_, key)| key.as_ref()), left).await;
             for ((outcome, _), found) in some.iter_mut().zip(found) {
                 **outcome = Some(found);

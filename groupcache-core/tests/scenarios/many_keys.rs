@@ -297,3 +297,14 @@ async fn a_write_that_a_peer_had_no_room_for_is_told_again() {
     eventually("it hears of all in the end", || groups[1].entries() == 0).await;
     cluster.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_deadline_without_end_is_one_for_many_keys_too() {
+    let (cluster, groups, _) = cluster_of(1).await;
+    let patient = groups[0].with_deadline(Duration::MAX);
+    let values = timeout(PATIENCE, patient.get_many(keys(3))).await.expect("in time");
+    assert!(values.iter().all(Result::is_ok));
+    assert!(timeout(PATIENCE, patient.remove_many(keys(3))).await.expect("in time").unwrap().is_complete());
+    assert_eq!(timeout(PATIENCE, patient.peek("key-0")).await.expect("in time").unwrap(), None);
+    cluster.shutdown().await;
+}
