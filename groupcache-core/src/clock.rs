@@ -1,8 +1,8 @@
 //! Coarse time: milliseconds since the node's start, stored by a task every 10 ms.
 //!
 //! A read of the real clock costs as much as a hit; a relaxed load of an atomic costs nothing. All times of
-//! entries, deadlines and silence are of this clock, which is monotonic; the wall clock is read once, for the
-//! incarnation.
+//! entries, deadlines and silence are of this clock, which is monotonic and goes on while the machine is suspended; the
+//! wall clock is read once, for the incarnation.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -16,11 +16,19 @@ use crate::config::{LATE_TICK, TICK};
 /// A time that never comes.
 pub(crate) const NEVER: u64 = u64::MAX;
 
+/// The two clocks that tell a suspension are read one after the other: less than this is no suspension.
+const SUSPENDED_MS: u64 = 1000;
+
 #[derive(Debug)]
 pub(crate) struct Clock {
     start: Instant,
     now_ms: AtomicU64,
     last_tick_ms: AtomicU64,
+    /// How long the machine was suspended since the start: the clock of tokio stands still meanwhile.
+    suspended_ms: AtomicU64,
+    /// The same since the machine was started, and that as of our start.
+    since_boot: fn() -> Duration,
+    at_start: Duration,
 }
 
 /// What a tick found out about ourselves.
@@ -33,7 +41,18 @@ pub(crate) enum Punctuality {
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self { start: Instant::now(), now_ms: AtomicU64::new(0), last_tick_ms: AtomicU64::new(0) }
+        Self::with(suspended_since_boot)
+    }
+
+    fn with(since_boot: fn() -> Duration) -> Self {
+        Self {
+            start: Instant::now(),
+            now_ms: AtomicU64::new(0),
+            last_tick_ms: AtomicU64::new(0),
+            suspended_ms: AtomicU64::new(0),
+            since_boot,
+            at_start: since_boot(),
+        }
     }
 
     /// Milliseconds since the start, at most about 10 ms old while the runtime keeps up.
@@ -51,6 +70,10 @@ impl Clock {
 
     /// Moves coarse time on.
     pub(crate) fn tick(&self) -> Punctuality {
+        let suspended = (self.since_boot)().saturating_sub(self.at_start).as_millis() as u64;
+        if suspended >= self.suspended_ms.load(Relaxed).saturating_add(SUSPENDED_MS) {
+            self.suspended_ms.store(suspended, Relaxed);
+        }
         let now = self.read_ms();
         let before = self.last_tick_ms.swap(now, Relaxed);
         let gap = Duration::from_millis(now.saturating_sub(before));
@@ -59,13 +82,29 @@ impl Clock {
 
     /// Exact time since the start.
     pub(crate) fn elapsed(&self) -> Duration {
-        self.start.elapsed()
+        self.start.elapsed() + Duration::from_millis(self.suspended_ms.load(Relaxed))
     }
 
     /// The instant that a coarse time stands for.
     pub(crate) fn instant(&self, ms: u64) -> Instant {
-        self.start + Duration::from_millis(ms)
+        self.start + Duration::from_millis(ms.saturating_sub(self.suspended_ms.load(Relaxed)))
     }
+}
+
+/// How long this machine was suspended since it was started, never told too long.
+#[cfg(target_os = "linux")]
+fn suspended_since_boot() -> Duration {
+    use rustix::time::{ClockId, Timespec, clock_gettime};
+    let duration = |time: Timespec| Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32);
+    // In this order: what passes between the two reads makes it shorter.
+    let with_suspensions = duration(clock_gettime(ClockId::Boottime));
+    with_suspensions.saturating_sub(duration(clock_gettime(ClockId::Monotonic)))
+}
+
+/// Elsewhere it is not known: entries age while the process runs.
+#[cfg(not(target_os = "linux"))]
+fn suspended_since_boot() -> Duration {
+    Duration::ZERO
 }
 
 /// The coarse time `after` from `now_ms`.
@@ -86,5 +125,28 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(clock.tick(), Punctuality::Late(Duration::from_secs(2)));
         assert_eq!(clock.now_ms(), 2010);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn while_the_machine_is_suspended_time_goes_on() {
+        static SUSPENDED_MS: AtomicU64 = AtomicU64::new(70_000);
+        let clock = Clock::with(|| Duration::from_millis(SUSPENDED_MS.load(Relaxed)));
+        tokio::time::advance(TICK).await;
+        assert_eq!((clock.tick(), clock.now_ms()), (Punctuality::OnTime, 10), "what was before our start is not ours");
+
+        SUSPENDED_MS.fetch_add(600_000, Relaxed);
+        tokio::time::advance(TICK).await;
+        assert_eq!(clock.tick(), Punctuality::Late(Duration::from_millis(600_010)));
+        assert_eq!(clock.now_ms(), 600_020);
+        assert_eq!(clock.instant(600_030), Instant::now() + TICK, "a deadline is as far away as it was");
+
+        SUSPENDED_MS.fetch_sub(60_000, Relaxed);
+        tokio::time::advance(TICK).await;
+        assert_eq!((clock.tick(), clock.now_ms()), (Punctuality::OnTime, 600_030), "it never steps back");
+    }
+
+    #[test]
+    fn this_machine_was_not_suspended_between_two_looks() {
+        let before = suspended_since_boot();
+        assert!(suspended_since_boot().saturating_sub(before) < Duration::from_secs(1));
     }
 }

@@ -3,8 +3,11 @@
 mod batch;
 mod builder;
 mod clear;
+mod entries;
+mod explain;
 mod fetch;
 mod held;
+mod hold;
 mod load;
 mod look;
 mod many;
@@ -17,20 +20,26 @@ mod write;
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::broadcast, time::Instant};
 
 pub(crate) use self::builder::Settings;
-pub use self::{builder::GroupBuilder, write::Invalidated};
+pub use self::{
+    builder::GroupBuilder,
+    entries::{EntryInfo, Evicted, Eviction, Evictions},
+    explain::{Candidate, Explained},
+    write::Invalidated,
+};
 
 use self::{
     batch::Batches,
     held::{Held, NoValue, Slot},
+    hold::Holds,
     load::Loading,
     mirror::{Heat, Mirror},
     protect::Guard,
@@ -42,6 +51,7 @@ use crate::{
     error::{Error, Kind, Result},
     flight::{Flight, Flights, within},
     identity::PeerId,
+    latency::{Histogram, Latencies},
     loader::{LoadReason, SharedLoader},
     message::BadKey,
     ring::KeyHasher,
@@ -64,7 +74,7 @@ pub struct Group<V: Value> {
 pub(crate) struct Inner<V: Value> {
     settings: Settings,
     /// Its index in our Hello.
-    index: std::sync::OnceLock<u32>,
+    index: OnceLock<u32>,
     shared: Arc<Shared>,
     store: Store<Held<V>>,
     /// Copies of hot values of other nodes, unless the group wants none.
@@ -72,12 +82,17 @@ pub(crate) struct Inner<V: Value> {
     /// How often peers ask for keys here.
     asked: Heat,
     flights: Flights<Outcome<V>, Option<Arc<Lineage>>>,
+    holds: Holds,
     loader: SharedLoader<V>,
     /// In a group with a batch loader: all loads go through it.
     batches: Option<Arc<Batches<V>>>,
     guard: Guard,
     place: KeyHasher,
     counters: GroupCounters,
+    load_latencies: Histogram,
+    peer_latencies: Histogram,
+    /// Made for the first reader.
+    evictions: OnceLock<broadcast::Sender<Evicted>>,
     /// It was taken out of its node.
     is_removed: AtomicBool,
 }
@@ -202,7 +217,7 @@ impl<V: Value> Group<V> {
     pub fn owner_of(&self, key: &str) -> PeerId {
         let shared = &self.inner.shared;
         let view = shared.view_ref();
-        let owner = view.owner(self.inner.place.hash(key.as_bytes()));
+        let owner = view.owner(self.inner.settings.scope, self.inner.place.hash(key.as_bytes()));
         owner.map_or_else(|| shared.local.hello().id.clone(), |owner| owner.id.clone())
     }
 
@@ -214,6 +229,16 @@ impl<V: Value> Group<V> {
     /// What has been counted on this node since the group was built.
     pub fn stats(&self) -> GroupStats {
         self.inner.counters.snapshot()
+    }
+
+    /// How long the calls of its loader took on this node, those that failed included.
+    pub fn load_latencies(&self) -> Latencies {
+        self.inner.load_latencies.snapshot()
+    }
+
+    /// How long it took until other nodes had answered gets of this one, their loads included.
+    pub fn peer_latencies(&self) -> Latencies {
+        self.inner.peer_latencies.snapshot()
     }
 
     /// Bytes that its entries take on this node, as accounted: keys, encoded and decoded values, and overhead.
@@ -282,7 +307,7 @@ impl<V: Value> Inner<V> {
             // 2. The view is taken once.
             let changes = self.shared.changes.number(); // before the view
             let view = self.shared.view();
-            let is_mine = view.owner(hash).is_none_or(|owner| owner.dial.is_none());
+            let is_mine = self.owns(&view, hash);
             let entered = if is_mine {
                 // 4. Ours: load it.
                 self.join_load(key, hash, &chain, LoadReason::Owner)?

@@ -189,10 +189,12 @@ impl Identity {
 
     /// Reads `NODE_NAME`, `NODE_IP` and `GROUP_PORT`.
     ///
-    /// In Kubernetes they come from `metadata.name`, `status.podIP` and the container port. `NODE_IP` is
-    /// 127.0.0.1 and `GROUP_PORT` is 0 (a free port) where they are unset; the id is `NODE_NAME`, or
+    /// `NODE_IP` is 127.0.0.1 and `GROUP_PORT` is 0 (a free port) where they are unset; the id is `NODE_NAME`, or
     /// `NODE_IP:GROUP_PORT` where the name is unset or is the address itself. `GROUPCACHE_CLUSTER` names
-    /// the cluster.
+    /// the cluster, `GROUPCACHE_ZONE` the failure domain.
+    ///
+    /// In Kubernetes the name is `metadata.name` and the address `status.podIP` of the pod. `POD_NAME` and `POD_IP`
+    /// mean the same and win, since many manifests call the machine `NODE_NAME` (`spec.nodeName`).
     ///
     /// # Errors
     /// [`is_config`](crate::Error::is_config) naming the variable that cannot be read.
@@ -208,10 +210,11 @@ impl Identity {
     /// As [`from_env`](Self::from_env), from any source of variables.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let set = |name: &str| var(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
-        let ip = set("NODE_IP").unwrap_or_else(|| "127.0.0.1".to_owned());
+        let first_of = |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, set(name)?)));
+        let (ip_variable, ip) = first_of(["POD_IP", "NODE_IP"]).unwrap_or(("NODE_IP", "127.0.0.1".to_owned()));
         let addr = ip.parse().map_err(|_| {
             Error::config(format!(
-                "NODE_IP is {ip:?}, which is not an IP address; set it to the address that peers dial, such as 10.0.0.7"
+                "{ip_variable} is {ip:?}, which is not an IP address; set it to the address that peers dial, such as 10.0.0.7"
             ))
         })?;
         let port = set("GROUP_PORT").unwrap_or_else(|| "0".to_owned());
@@ -222,11 +225,14 @@ impl Identity {
         })?;
         let mut me = Self::new(SocketAddr::new(addr, port));
         // A name that is only the address again says nothing that the address does not.
-        if let Some(name) = set("NODE_NAME").filter(|n| *n != ip) {
+        if let Some((_, name)) = first_of(["POD_NAME", "NODE_NAME"]).filter(|(_, name)| *name != ip) {
             me = me.with_id(name)?;
         }
         if let Some(cluster) = set("GROUPCACHE_CLUSTER") {
             me = me.with_cluster(cluster)?;
+        }
+        if let Some(zone) = set("GROUPCACHE_ZONE") {
+            me = me.with_zone(zone)?;
         }
         Ok(me)
     }
@@ -316,7 +322,8 @@ impl Identity {
 }
 
 /// The variables that an identity is read from.
-const VARIABLES: [&str; 4] = ["NODE_NAME", "NODE_IP", "GROUP_PORT", "GROUPCACHE_CLUSTER"];
+const VARIABLES: [&str; 7] =
+    ["POD_NAME", "NODE_NAME", "POD_IP", "NODE_IP", "GROUP_PORT", "GROUPCACHE_CLUSTER", "GROUPCACHE_ZONE"];
 
 /// Most addresses that one peer may have: two families on a few interfaces.
 pub(crate) const MAX_ADDRESSES: usize = 8;
@@ -346,6 +353,22 @@ mod tests {
         let same = from(&[("NODE_NAME", "10.0.0.7"), ("NODE_IP", "10.0.0.7"), ("GROUP_PORT", "7946")]).unwrap();
         assert_eq!(same.id().as_str(), "10.0.0.7:7946");
         assert_eq!(from(&[]).unwrap().listen(), SocketAddr::from(([127, 0, 0, 1], 0)));
+    }
+
+    #[test]
+    fn a_pod_is_called_by_its_own_name_whatever_the_machine_is_called() {
+        let pod = [("POD_NAME", "users-0"), ("POD_IP", "10.0.0.7"), ("GROUP_PORT", "7946")];
+        let machine = [("NODE_NAME", "worker-3"), ("NODE_IP", "192.168.0.3")];
+        let me = from(&[&pod[..], &machine[..]].concat()).unwrap();
+        assert_eq!((me.id().as_str(), me.listen().to_string().as_str()), ("users-0", "10.0.0.7:7946"));
+        let me = from(&[("POD_NAME", "10.0.0.7"), ("POD_IP", "10.0.0.7"), ("GROUP_PORT", "7946")]).unwrap();
+        assert_eq!(me.id().as_str(), "10.0.0.7:7946", "a name that is the address is none, as ever");
+        let empty = from(&[("POD_NAME", ""), ("POD_IP", " "), ("NODE_NAME", "n1"), ("NODE_IP", "::1")]).unwrap();
+        assert_eq!((empty.id().as_str(), empty.listen().ip().to_string().as_str()), ("n1", "::1"));
+        let zone = from(&[("GROUPCACHE_ZONE", "eu-west-1a")]).unwrap();
+        assert_eq!(zone.zone(), "eu-west-1a");
+        assert!(from(&[("GROUPCACHE_ZONE", "a b")]).is_err());
+        assert!(from(&[("POD_IP", "ten")]).unwrap_err().to_string().contains("POD_IP"));
     }
 
     #[test]

@@ -64,6 +64,7 @@ mod flight;
 mod group;
 mod handshake;
 mod identity;
+mod latency;
 mod lines;
 mod loader;
 mod membership;
@@ -95,8 +96,9 @@ pub use crate::tls::{ClusterKey, MutualTls, PeerCertificates};
 pub use crate::{
     config::{Limits, MAX_KEY_BYTES},
     error::{BoxError, Error, Result},
-    group::{Group, GroupBuilder, Invalidated},
+    group::{Candidate, EntryInfo, Evicted, Eviction, Evictions, Explained, Group, GroupBuilder, Invalidated},
     identity::{Address, Identity, Incarnation, MAX_WEIGHT, NodeState, PeerId},
+    latency::Latencies,
     loader::{
         BatchLoader, IntoLoadResult, IntoLoaded, Load, LoadError, LoadFn, LoadFnWith, LoadReason, Loaded, Loader,
     },

@@ -45,8 +45,10 @@ pub(crate) enum Op {
     Get,
     /// Store this, as the acting owner: the source has changed to it.
     Set(Bytes),
-    /// Drop what is held, and let nothing that is under way be stored.
-    Remove,
+    /// Drop what is held, and let nothing that is under way be stored, nor what is loaded within `hold`.
+    Remove {
+        hold: Duration,
+    },
     /// The same for all keys of the group.
     Clear,
     /// As Get, from memory only; on the wire it is a Get with a flag.

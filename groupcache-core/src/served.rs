@@ -37,8 +37,12 @@ pub(crate) trait Served: Send + Sync {
     fn hit(self: Arc<Self>, key: &str) -> Option<Answer>;
     /// Joins the load of a key or begins it. Dropping the future leaves the load running.
     fn load(self: Arc<Self>, ask: Ask) -> Answering;
-    /// Drops what is held, and lets nothing that is under way be stored: another node writes.
-    fn invalidate(&self, key: &str);
+    /// Drops what is held, and lets nothing be stored that is under way or is loaded within `hold`: another node writes.
+    fn invalidate_and_hold(&self, key: &str, hold: Duration);
+    /// The same, holding nothing.
+    fn invalidate(&self, key: &str) {
+        self.invalidate_and_hold(key, Duration::ZERO);
+    }
     /// The same for all keys.
     fn clear(&self);
     /// Stores a value as the acting owner, unless a later write passes it. What was held is dropped at once.

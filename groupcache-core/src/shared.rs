@@ -21,7 +21,7 @@ use crate::{
     identity::{NodeState, PeerId},
     membership::{
         stabilizer::{Counters, DialId, Member},
-        view::View,
+        view::{Scope, View},
     },
     peer::{hello::Local, link::Link},
     permits::Permits,
@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) changes: Changes,
     /// What peers have missed while they could not be reached.
     pub(crate) undelivered: Undelivered,
+    has_zones: AtomicBool,
     links: DashMap<DialId, Arc<Link>, Keyed>,
     /// The link on which each peer said Hello last: ahead of the view while a peer moves from one to another.
     links_by_id: DashMap<PeerId, Arc<Link>, Keyed>,
@@ -84,6 +85,7 @@ impl Shared {
             local,
             view: ArcSwap::from_pointee(view),
             changes: Changes::default(),
+            has_zones: AtomicBool::new(false),
             undelivered: Undelivered::default(),
             links: DashMap::with_hasher(hasher),
             links_by_id: DashMap::with_hasher(hasher),
@@ -121,7 +123,18 @@ impl Shared {
         self.view.load()
     }
 
+    /// Some group shares its keys out so: from now on views are made with it.
+    pub(crate) fn prepare(&self, scope: Scope) {
+        if scope == Scope::Zone {
+            self.has_zones.store(true, Relaxed);
+        }
+        self.view_ref().prepare(scope);
+    }
+
     pub(crate) fn install(&self, view: View) {
+        if self.has_zones.load(Relaxed) {
+            view.prepare(Scope::Zone);
+        }
         let before = self.view.swap(Arc::new(view));
         let now_ms = self.local.clock.read_ms();
         self.changes.happened(Change::View, now_ms);

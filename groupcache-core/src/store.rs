@@ -62,14 +62,13 @@ pub(crate) struct Inserted<T> {
     pub(crate) admission: Admission,
     /// All that is no longer in the store: evicted, replaced, or refused.
     displaced: Displaced<T>,
-    /// How many of those were stored under the key of the insert, or were to be.
-    of_same_key: usize,
 }
 
 impl<T> Inserted<T> {
-    /// How many entries of other keys left to make room.
-    pub(crate) fn evicted(&self) -> usize {
-        self.displaced.iter().count() - self.of_same_key
+    /// The entries that left to make room for the one of `key`.
+    pub(crate) fn evicted(&self, key: &str) -> impl Iterator<Item = (&str, &Arc<Entry<T>>)> {
+        let others = self.displaced.iter().filter(move |(other, _)| **other != *key);
+        others.map(|(other, entry)| (&**other, entry))
     }
 }
 
@@ -239,8 +238,7 @@ impl<T> Store<T> {
             let crowded = displaced.iter().any(|(_, entry)| Arc::as_ptr(entry) == new);
             if crowded { Admission::Crowded } else { Admission::Kept }
         };
-        let of_same_key = displaced.iter().filter(|(other, _)| **other == *key).count();
-        Inserted { admission, displaced, of_same_key }
+        Inserted { admission, displaced }
     }
 
     /// Takes the entry of `key` out, expired or not.

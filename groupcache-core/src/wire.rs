@@ -81,10 +81,11 @@ impl Outgoing {
         chain: &Chain,
     ) {
         let no_load = *op == Op::Peek;
+        let hold_ms = if let Op::Remove { hold } = op { millis(*hold) } else { 0 };
         let (op, value) = match op {
             Op::Get => (0, Bytes::new()),
             Op::Set(value) => (1, value.clone()),
-            Op::Remove => (2, Bytes::new()),
+            Op::Remove { .. } => (2, Bytes::new()),
             Op::Clear => (3, Bytes::new()),
             Op::Peek => (0, Bytes::new()),
             Op::Unknown(n) => (*n, Bytes::new()),
@@ -100,6 +101,7 @@ impl Outgoing {
             depth: chain.depth() as u32,
             value,
             no_load,
+            hold_ms,
             ..proto::Request::default()
         });
     }
@@ -225,7 +227,7 @@ pub(crate) fn request(request: proto::Request) -> Request {
         op: match request.op {
             0 => Op::Get,
             1 => Op::Set(request.value),
-            2 => Op::Remove,
+            2 => Op::Remove { hold: Duration::from_millis(u64::from(request.hold_ms)) },
             3 => Op::Clear,
             other => Op::Unknown(other),
         },

@@ -7,7 +7,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Flying, Inner,
@@ -148,7 +148,10 @@ async fn load_many<V: Value>(
         group.counters.fallback_loads.add(fallbacks as u64);
         group.counters.batches.up();
         let call = AssertUnwindSafe(async { batches.loader.start(&keys).await }).catch_unwind();
-        outcome(group, timeout_at(deadline, CURRENT.scope(Arc::clone(&lineage), call)).await, keys.len())
+        let begun = Instant::now();
+        let called = timeout_at(deadline, CURRENT.scope(Arc::clone(&lineage), call)).await;
+        group.load_latencies.add(begun.elapsed());
+        outcome(group, called, keys.len())
     };
     group.attempts(&lineage, deadline, call).await
 }

@@ -10,6 +10,7 @@ use std::{
 use super::{
     Group, Inner,
     batch::Batches,
+    hold::Holds,
     mirror::{self, Heat, Mirror},
     protect::{Guard, Protect},
     times::Ages,
@@ -18,7 +19,9 @@ use crate::{
     error::{Error, Result},
     flight::Flights,
     identity::check_name,
+    latency::Histogram,
     loader::{BatchLoader, LoadFnWith, Loader, NoLoader, SharedBatchLoader, SharedLoader, Typed, WithState},
+    membership::view::Scope,
     ring::KeyHasher,
     shared::Shared,
     stats::GroupCounters,
@@ -34,6 +37,7 @@ pub(crate) struct Settings {
     pub(crate) ages: Ages,
     pub(crate) load_deadline: Duration,
     pub(crate) has_hot_copies: bool,
+    pub(crate) scope: Scope,
     pub(crate) protect: Protect,
 }
 
@@ -61,6 +65,7 @@ impl<V: Value> GroupBuilder<V> {
             ages: Ages::default(),
             load_deadline,
             has_hot_copies: true,
+            scope: Scope::Cluster,
             protect: Protect::default(),
         };
         Self {
@@ -138,6 +143,16 @@ impl<V: Value> GroupBuilder<V> {
     /// longer than the value itself. It bounds how old a value can be that a write could not reach.
     pub fn borrowed_time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.ages.borrowed = time_to_live;
+        self
+    }
+
+    /// Shares the keys out among the nodes of each zone by itself: every zone has its own owner of a key, loads it once, and
+    /// answers its own nodes, so that values do not cross zones. Default: one owner in the whole cluster.
+    ///
+    /// Writes go to all nodes of all zones as ever. All nodes must build the group so, and have a zone
+    /// ([`Identity::with_zone`](crate::Identity::with_zone)). A zone of which no node owns keys asks the others.
+    pub fn per_zone(mut self) -> Self {
+        self.settings.scope = Scope::Zone;
         self
     }
 
@@ -272,6 +287,14 @@ impl<V: Value> GroupBuilder<V> {
         if settings.load_deadline.is_zero() {
             return Err(Error::config(format!("group {name:?} can load nothing: its load deadline is zero")));
         }
+        if settings.scope == Scope::Zone {
+            if shared.local.hello().zone.is_empty() {
+                return Err(Error::config(format!(
+                    "group {name:?} is per zone and this node has none: start it with an identity.with_zone(...)"
+                )));
+            }
+            shared.prepare(Scope::Zone);
+        }
         if shared.is_closed() {
             return Err(Error::new(crate::error::Kind::Closed, "the node was shut down; start another one"));
         }
@@ -290,7 +313,11 @@ impl<V: Value> GroupBuilder<V> {
             batches: batch_loader.map(|loader| Arc::new(Batches::new(loader, max_batch))),
             guard: Guard::new(&settings.protect, shared.local.limits.max_queued_loads),
             place: KeyHasher::new(&name),
+            holds: Holds::default(),
             counters: GroupCounters::default(),
+            load_latencies: Histogram::new(),
+            peer_latencies: Histogram::new(),
+            evictions: OnceLock::new(),
             is_removed: AtomicBool::new(false),
             settings,
             shared: Arc::clone(&shared),

@@ -1,13 +1,13 @@
 //! Writes of many keys, and those that tell fewer nodes.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use tokio::time::timeout;
 
 use super::{
     Group, Inner,
-    write::{AtOwner, Invalidated},
+    write::{AtOwner, Change, Invalidated},
 };
 use crate::{
     error::{Error, Result},
@@ -67,7 +67,8 @@ impl<V: Value> Group<V> {
         let (group, key): (_, Arc<str>) = (Arc::clone(&self.inner), key.into());
         let remove = async move {
             let view = group.shared.view();
-            let AtOwner { acting, .. } = group.write_at_owner(&view, &key, None).await?;
+            let AtOwner { acting, .. } =
+                group.write_at_owner(&view, &key, Change::Remove { hold: Duration::ZERO }).await?;
             if acting.is_some() {
                 group.drop_written(&key);
             }
@@ -81,7 +82,7 @@ impl<V: Value> Inner<V> {
     /// In a task of its own: a caller that gives up must not leave half of the nodes with the old value.
     pub(super) async fn carry_on<T: Send + 'static>(
         &self,
-        wait: std::time::Duration,
+        wait: Duration,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         let (done, outcome) = tokio::sync::oneshot::channel();

@@ -35,6 +35,8 @@ struct Fetch<V: Value> {
     view: Arc<View>,
     hash: u64,
     chain: Chain,
+    /// Since the node's start.
+    begun: Duration,
     deadline_ms: u64,
     /// The last change before the view was taken.
     changes: u32,
@@ -83,6 +85,7 @@ impl<V: Value> Inner<V> {
                     view,
                     hash,
                     chain,
+                    begun: self.shared.local.clock.elapsed(),
                     deadline_ms: later(now_ms, self.shared.local.limits.get_deadline),
                     changes,
                     progress: Mutex::default(),
@@ -98,7 +101,7 @@ impl<V: Value> Inner<V> {
 impl<V: Value> Fetch<V> {
     /// Asks the next candidate that can be asked; loads here when it is our turn, or nobody is left.
     fn advance(self: Arc<Self>) {
-        let shared = &self.group.shared;
+        let (shared, scope) = (&self.group.shared, self.group.settings.scope);
         if shared.tasks.closing.is_cancelled() {
             return self.land(Err(self.group.closed().into()));
         }
@@ -110,8 +113,8 @@ impl<V: Value> Fetch<V> {
                 (rank, progress.has_failed)
             };
             let member = match rank {
-                0 => self.view.owner(self.hash), // needs no allocation
-                _ => self.view.candidates(self.hash).nth(rank),
+                0 => self.view.owner(scope, self.hash), // needs no allocation
+                _ => self.view.candidates(scope, self.hash).nth(rank),
             };
             let Some(member) = member.filter(|member| member.dial.is_some()) else {
                 return self.load_here();
@@ -188,8 +191,9 @@ impl<V: Value> Fetch<V> {
     /// A copy is kept, unless a write has passed it.
     fn land_and_keep(&self, slot: Slot<V>, mirror: &Mirror<V>) {
         let keep = || mirror.keep(self.flight.key(), Arc::clone(&slot));
-        // What had to leave is dropped outside of the lock.
-        drop(self.group.flights.land(&self.flight, Ok(Arc::clone(&slot)), keep));
+        if let Some(inserted) = self.group.flights.land(&self.flight, Ok(Arc::clone(&slot)), keep) {
+            self.group.stored(self.flight.key(), inserted, true);
+        }
     }
 
     fn asked(&self) -> Option<PeerId> {
@@ -210,7 +214,8 @@ impl<V: Value> Fetch<V> {
             Answer::Value(value) => {
                 let now_ms = self.group.shared.now_ms();
                 let times = self.times(&value, now_ms);
-                let (heap_bytes, is_lent) = (value.bytes.len() as u64, value.borrow_ms > 0);
+                let is_held = self.group.holds.is_held(self.flight.key(), self.flight.begun_ms);
+                let (heap_bytes, is_lent) = (value.bytes.len() as u64, value.borrow_ms > 0 && !is_held);
                 let slot = Arc::new(Entry::new(self.flight.key(), Held::received(value.bytes), heap_bytes, times));
                 let mirror = self.group.mirror.as_ref().filter(|_| is_lent);
                 let mirror = mirror.filter(|m| value.is_hot || m.wants(self.flight.key(), self.hash, now_ms));
@@ -254,7 +259,11 @@ impl<V: Value> Fetch<V> {
 impl<V: Value> Reply for Fetch<V> {
     fn reply(self: Arc<Self>, outcome: Reached) {
         match outcome {
-            Reached::Answered(answer) => self.answered(answer),
+            Reached::Answered(answer) => {
+                let now = self.group.shared.local.clock.elapsed();
+                self.group.peer_latencies.add(now.saturating_sub(self.begun));
+                self.answered(answer);
+            }
             Reached::Unreachable => {
                 self.group.counters.fetch_errors.up();
                 self.progress.lock().has_failed = true;

@@ -1,6 +1,7 @@
 //! What the store holds: the encoded value, and the decoded one once it was needed.
 
 use std::{
+    borrow::Cow,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock},
 };
@@ -59,6 +60,12 @@ impl<V: Value> Held<V> {
             Self::Value { encoded, .. } => Some(encoded),
             Self::Nothing => None,
         }
+    }
+
+    /// What the log shows of a value at TRACE.
+    pub(super) fn beginning(&self) -> Cow<'_, str> {
+        const SHOWN_BYTES: usize = 64;
+        String::from_utf8_lossy(self.encoded().map_or(&[][..], |bytes| bytes.get(..SHOWN_BYTES).unwrap_or(bytes)))
     }
 
     /// A clone of the value, decoded if it has not been.

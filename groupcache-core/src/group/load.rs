@@ -24,7 +24,7 @@ use crate::{
     flight::{Join, Kind as Table, LandOnDrop},
     loader::{Load, LoadError, LoadReason, Loaded, What},
     permits::QueueFull,
-    store::{Admission, Entry, Times},
+    store::{Entry, Times},
     value::Value,
 };
 
@@ -71,6 +71,7 @@ impl<V: Value> Inner<V> {
 
     /// Starts a load, by itself or together with others.
     fn begin(self: &Arc<Self>, flight: Flying<V>, hash: u64, reason: LoadReason, is_nested: bool) {
+        tracing::trace!(group = &*self.settings.name, key = &**flight.key(), ?reason, "to load");
         match &self.batches {
             None => self.shared.tasks.load(run(Arc::clone(self), flight, hash, reason)),
             Some(batches) if is_nested => self.load_alone(batches, flight, hash, reason),
@@ -195,7 +196,10 @@ async fn one_attempt<V: Value>(
     }
     // The call itself is in the block: a loader may panic before it returns its future.
     let call = AssertUnwindSafe(async { group.loader.start(load).await }).catch_unwind();
-    let failed = match timeout_at(deadline, CURRENT.scope(Arc::clone(lineage), call)).await {
+    let begun = Instant::now();
+    let called = timeout_at(deadline, CURRENT.scope(Arc::clone(lineage), call)).await;
+    group.load_latencies.add(begun.elapsed());
+    let failed = match called {
         Ok(Ok(Ok(loaded))) => return Ok(loaded),
         Ok(Ok(Err(error))) => group.load_failed(error),
         Ok(Err(panic)) => {
@@ -229,6 +233,8 @@ pub(super) fn finish<V: Value>(
 ) {
     let now_ms = group.shared.local.clock.read_ms();
     let is_answer = loaded.is_ok();
+    let is_held = group.holds.is_held(flight.key(), flight.begun_ms);
+    let loaded = loaded.map(|loaded| if is_held { loaded.do_not_keep() } else { loaded });
     let entry = loaded.and_then(|loaded| group.entry(flight.key(), hash, loaded, now_ms, begun));
     let (outcome, keep) = match entry {
         Ok((outcome, keep)) => (outcome, keep),
@@ -245,15 +251,9 @@ pub(super) fn finish<V: Value>(
     let landed = group.flights.land(flight, outcome, store);
     match landed {
         None if keeps => group.counters.passed_by_a_write.up(),
-        Some((Some(inserted), _)) => {
-            if inserted.admission == Admission::TooLarge {
-                group.counters.too_large_to_keep.up();
-            }
-            group.counters.evictions.add(inserted.evicted() as u64);
-        }
+        Some((Some(inserted), _)) => group.stored(flight.key(), inserted, false),
         _ => {}
     }
-    // What the insert displaced is dropped here, outside of the locks.
 }
 
 /// What a load holds while it runs.
@@ -401,6 +401,7 @@ impl<V: Value> Inner<V> {
         };
         let max = self.shared.local.limits.max_value_bytes;
         let len = held.encoded().map_or(0, bytes::Bytes::len);
+        tracing::trace!(group = &*self.settings.name, key, value = &*held.beginning(), bytes = len, "to keep");
         if len > max {
             let name = &self.settings.name;
             let text = format!(

@@ -47,9 +47,8 @@ impl<V: Value> Group<V> {
             return Ok(Some(slot));
         }
         let view = group.shared.view();
-        let Some(owner) = view.owner(group.place.hash(key.as_bytes())).filter(|owner| owner.dial.is_some()) else {
-            return Ok(None);
-        };
+        let owner = view.owner(group.settings.scope, group.place.hash(key.as_bytes()));
+        let Some(owner) = owner.filter(|owner| owner.dial.is_some()) else { return Ok(None) };
         let Some(link) = group.shared.link(owner) else { return Ok(None) };
         let (answer, told) = oneshot::channel();
         let call = Call {

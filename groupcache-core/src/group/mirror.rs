@@ -26,6 +26,13 @@ pub(super) const SHARE: u64 = 8;
 /// Counters of a group. Two keys that share one are counted together, which makes a cold key hot now and then.
 const COUNTERS: usize = 4096;
 
+/// Counters that are looked at together: those of a cache line.
+const NEIGHBOURS: usize = 16;
+
+/// How many times as often as most of its neighbours a hot key is asked for: when each counter has many keys, all of
+/// them count much.
+const STANDS_OUT: u16 = 4;
+
 /// How often keys were asked for in this second, about.
 pub(super) struct Heat(Box<[AtomicU32]>);
 
@@ -34,25 +41,38 @@ impl Heat {
         Self((0..COUNTERS).map(|_| AtomicU32::new(0)).collect())
     }
 
-    /// Counts a request; returns how many there have been in this second.
-    pub(super) fn touch(&self, hash: u64, now_ms: u64) -> u16 {
-        let count = self.count(hash, now_ms).saturating_add(1);
+    /// Counts a request.
+    pub(super) fn touch(&self, hash: u64, now_ms: u64) {
+        let counter = self.counter(hash);
+        let count = count(counter, now_ms).saturating_add(1);
         // Two that write at once lose one.
-        self.counter(hash).store(second(now_ms) << 16 | u32::from(count), Relaxed);
-        count
+        counter.store(second(now_ms) << 16 | u32::from(count), Relaxed);
     }
 
-    /// How many requests there have been in this second.
-    fn count(&self, hash: u64, now_ms: u64) -> u16 {
-        // The high half is the second, the low one the count.
-        let counter = self.counter(hash).load(Relaxed);
-        if counter >> 16 == second(now_ms) { counter as u16 } else { 0 }
+    /// Whether there have been so many requests in this second, and far more than for other keys.
+    pub(super) fn is_hot(&self, hash: u64, now_ms: u64, least: u16) -> bool {
+        let count_here = count(self.counter(hash), now_ms);
+        if count_here < least {
+            return false;
+        }
+        let first = hash as usize % COUNTERS / NEIGHBOURS * NEIGHBOURS;
+        let neighbours = self.0.get(first..first + NEIGHBOURS).unwrap_or_default();
+        // A few of them may be hot too.
+        let as_busy = neighbours.iter().filter(|other| count(other, now_ms).saturating_mul(STANDS_OUT) > count_here);
+        as_busy.count() <= NEIGHBOURS / 2
     }
 
     fn counter(&self, hash: u64) -> &AtomicU32 {
         #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of counters")]
         &self.0[hash as usize % COUNTERS]
     }
+}
+
+/// How many requests a counter has in this second.
+fn count(counter: &AtomicU32, now_ms: u64) -> u16 {
+    // The high half is the second, the low one the count.
+    let counter = counter.load(Relaxed);
+    if counter >> 16 == second(now_ms) { counter as u16 } else { 0 }
 }
 
 fn second(now_ms: u64) -> u32 {
@@ -86,7 +106,7 @@ impl<V: Value> Mirror<V> {
     /// Whether a copy of the owner's answer should be kept: the key is hot, or there was a copy until a moment ago, and
     /// it is asked for again.
     pub(super) fn wants(&self, key: &str, hash: u64, now_ms: u64) -> bool {
-        self.heat.count(hash, now_ms) >= HOT || self.store.peek(key).is_some_and(|slot| !slot.is_gone(now_ms))
+        self.heat.is_hot(hash, now_ms, HOT) || self.store.peek(key).is_some_and(|slot| !slot.is_gone(now_ms))
     }
 
     #[must_use = "hold it until your own locks are released: dropping it runs the payloads' Drop"]
@@ -124,8 +144,23 @@ mod tests {
     #[test]
     fn a_key_is_hot_in_the_second_in_which_it_is_asked_for_often() {
         let heat = Heat::new();
-        assert_eq!((0..20).map(|_| heat.touch(7, 1500)).max(), Some(20));
-        assert_eq!(heat.touch(8, 1500), 1);
-        assert_eq!(heat.touch(7, 2000), 1, "another second");
+        (0..HOT).for_each(|_| heat.touch(7, 1500));
+        heat.touch(8, 1500);
+        assert!(heat.is_hot(7, 1999, HOT) && !heat.is_hot(7, 1999, HOT + 1) && !heat.is_hot(8, 1999, HOT));
+        heat.touch(7, 2000);
+        assert!(!heat.is_hot(7, 2000, HOT), "another second");
+    }
+
+    #[test]
+    fn where_all_are_busy_only_those_are_hot_that_stand_out() {
+        let (heat, mut rng) = (Heat::new(), fastrand::Rng::with_seed(1));
+        // Half a million requests for as many keys, and a thousand for each of a hundred others.
+        (0..500_000).for_each(|_| heat.touch(rng.u64(..), 1000));
+        let hot: Vec<u64> = (0..100).map(|_| rng.u64(..)).collect();
+        hot.iter().for_each(|hash| (0..1000).for_each(|_| heat.touch(*hash, 1000)));
+        assert!(hot.iter().all(|hash| heat.is_hot(*hash, 1000, HOT)));
+        let hot_counters = COUNTERS / hot.len();
+        let cold = (0..10_000).filter(|_| heat.is_hot(rng.u64(..), 1000, HOT)).count();
+        assert!(cold <= 2 * 10_000 / hot_counters, "{cold} of 10,000 cold keys share a counter with a hot one");
     }
 }

@@ -26,8 +26,8 @@ use crate::{
     value::Value,
 };
 
-/// Entries that are looked at before others get their turn: some tens of microseconds.
-const SWEPT_AT_ONCE: usize = 256;
+/// For how long a stale value is lent: a younger one is on its way.
+const LENT_STALE_MS: u64 = 1000;
 
 /// A load that is this much past its deadline blocks its thread: it was told to stop and did not.
 const OVERDUE: Duration = Duration::from_secs(1);
@@ -40,11 +40,13 @@ impl<V: Value> Served for Inner<V> {
     fn hit(self: Arc<Self>, key: &str) -> Option<Answer> {
         self.counters.served.up();
         let now_ms = self.shared.now_ms();
-        let count = self.asked.touch(self.place.hash(key.as_bytes()), now_ms);
+        let hash = self.place.hash(key.as_bytes());
+        self.asked.touch(hash, now_ms);
         let slot = self.store.get(key, now_ms).filter(|slot| self.may_serve(key, slot, now_ms))?;
         self.counters.served_hits.up();
         self.freshen(key, &slot, now_ms);
-        Some(self.told(&slot, now_ms, Source::Memory, count >= HOT_AT_OWNER))
+        let is_hot = self.asked.is_hot(hash, now_ms, HOT_AT_OWNER);
+        Some(self.told(&slot, now_ms, Source::Memory, is_hot))
     }
 
     fn load(self: Arc<Self>, ask: Ask) -> Answering {
@@ -57,7 +59,7 @@ impl<V: Value> Served for Inner<V> {
         } else if self.shared.is_closed() {
             return Box::pin(std::future::ready(Answer::Declined(Decline::Closing)));
         } else {
-            let is_mine = self.shared.view_ref().owner(hash).is_none_or(|owner| owner.dial.is_none());
+            let is_mine = self.owns(&self.shared.view_ref(), hash);
             let reason = if is_mine { LoadReason::Owner } else { LoadReason::Fallback };
             self.join_load(&ask.key, hash, &ask.chain, reason)
         };
@@ -76,8 +78,8 @@ impl<V: Value> Served for Inner<V> {
         })
     }
 
-    fn invalidate(&self, key: &str) {
-        self.drop_written(key);
+    fn invalidate_and_hold(&self, key: &str, hold: Duration) {
+        self.drop_and_hold(key, hold);
     }
 
     fn clear(&self) {
@@ -95,7 +97,9 @@ impl<V: Value> Served for Inner<V> {
                 return Answer::Declined(Decline::OtherFormat);
             };
             // Passed by a later write: that one stands, and this one has done its part.
-            drop(self.flights.write_later(mark, || self.store.insert(&key, slot)));
+            if let Some(inserted) = self.flights.write_later(mark, || self.store.insert(&key, slot)) {
+                self.stored(&key, inserted, false);
+            }
             Answer::Done
         };
         if V::DECODES_LIKE_A_CLONE {
@@ -107,15 +111,12 @@ impl<V: Value> Served for Inner<V> {
 
     fn sweep(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
-            for store in [Some(&self.store), self.mirror.as_ref().map(Mirror::store)].into_iter().flatten() {
-                for (looked_at, (key, slot)) in store.iter().enumerate() {
-                    if slot.is_gone(self.shared.now_ms()) && store.remove_same(&key, &slot).is_some() {
-                        self.counters.expired.up();
-                    }
-                    if looked_at % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1 {
-                        tokio::task::yield_now().await;
-                    }
-                }
+            // A load that runs still began when its hold was on.
+            let longest_ms = self.settings.load_deadline.as_millis() as u64;
+            self.holds.sweep(self.shared.now_ms().saturating_sub(longest_ms));
+            self.sweep_store(None).await;
+            if let Some(mirror) = &self.mirror {
+                self.sweep_store(Some(mirror)).await;
             }
         })
     }
@@ -153,11 +154,13 @@ impl<V: Value> Inner<V> {
         let fresh_until_ms = slot.fresh_until_ms();
         let remaining_ms = (fresh_until_ms != NEVER).then(|| fresh_until_ms.saturating_sub(now_ms));
         let borrowed_ms = self.settings.ages.borrowed.as_millis() as u64;
+        // What is served stale is lent too, or a hot key would fall on its owner for as long as its refresh takes.
+        let stale_ms = slot.serve_until_ms().saturating_sub(now_ms).min(LENT_STALE_MS);
         Answer::Value(Encoded {
             bytes: bytes.clone(),
             age_ms: now_ms.saturating_sub(slot.loaded_at_ms),
             remaining_ms,
-            borrow_ms: remaining_ms.map_or(borrowed_ms, |remaining_ms| remaining_ms.min(borrowed_ms)),
+            borrow_ms: remaining_ms.map_or(borrowed_ms, |remaining_ms| remaining_ms.max(stale_ms).min(borrowed_ms)),
             is_hot,
             source,
         })

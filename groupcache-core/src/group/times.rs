@@ -7,6 +7,7 @@ use crate::{
     changes::Since,
     clock::{NEVER, later},
     loader::Keep,
+    membership::view::View,
     store::Times,
     value::Value,
 };
@@ -106,7 +107,7 @@ impl<V: Value> Inner<V> {
     pub(super) fn times(&self, keep: Keep, is_value: bool, now_ms: u64, hash: u64) -> Option<Times> {
         let checked = self.shared.changes.number(); // before the view
         let view = self.shared.view_ref();
-        let owner = view.owner(hash).filter(|owner| owner.dial.is_some());
+        let owner = view.owner(self.settings.scope, hash).filter(|owner| owner.dial.is_some());
         let limit = owner.map(|owner| self.shared.fallback_cap(owner));
         // While all peers are lost, their writes are too.
         let cut_off = self.shared.is_cut_off.load(Relaxed).then_some(self.settings.ages.borrowed);
@@ -119,7 +120,11 @@ impl<V: Value> Inner<V> {
 impl<V: Value> Inner<V> {
     /// Whether this node owns a key.
     pub(super) fn is_mine(&self, key: &str) -> bool {
-        self.shared.view_ref().owner(self.place.hash(key.as_bytes())).is_none_or(|owner| owner.dial.is_none())
+        self.owns(&self.shared.view_ref(), self.place.hash(key.as_bytes()))
+    }
+
+    pub(super) fn owns(&self, view: &View, hash: u64) -> bool {
+        view.owner(self.settings.scope, hash).is_none_or(|owner| owner.dial.is_none())
     }
 
     /// Whether an entry may be served, views and outages considered. In quiet times two numbers are compared.
@@ -140,8 +145,7 @@ impl<V: Value> Inner<V> {
                     slot.cap(later(cut_off_ms, borrowed));
                 }
                 let view = self.shared.view_ref();
-                let owner = view.owner(self.place.hash(key.as_bytes()));
-                if owner.is_some_and(|owner| owner.dial.is_some()) {
+                if !self.owns(&view, self.place.hash(key.as_bytes())) {
                     slot.cap(later(first_ms, borrowed));
                 }
             }

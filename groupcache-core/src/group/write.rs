@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 
-use super::{Group, Inner, held::Slot};
+use super::{Group, Inner, held::Slot, hold::MAX_HOLD};
 use crate::{
     chain::Chain,
     clock::later,
@@ -71,6 +71,37 @@ impl Invalidated {
     }
 }
 
+/// What a write does.
+pub(super) enum Change<V: Value> {
+    Set(Slot<V>),
+    /// What is loaded within `hold` is not kept.
+    Remove {
+        hold: Duration,
+    },
+}
+
+impl<V: Value> Change<V> {
+    /// At the node that acts as the owner.
+    fn at_owner(&self) -> Op {
+        match self {
+            Self::Set(slot) => slot.payload.encoded().cloned().map_or(self.elsewhere(), Op::Set),
+            Self::Remove { .. } => self.elsewhere(),
+        }
+    }
+
+    /// At all others.
+    fn elsewhere(&self) -> Op {
+        Op::Remove { hold: self.hold() }
+    }
+
+    fn hold(&self) -> Duration {
+        match self {
+            Self::Set(_) => Duration::ZERO,
+            Self::Remove { hold } => *hold,
+        }
+    }
+}
+
 /// What became of a write at the node that stands for all until the others are told.
 pub(super) struct AtOwner {
     /// Who took it; `None` = this node.
@@ -97,7 +128,7 @@ impl<V: Value> Group<V> {
         let now_ms = group.shared.local.clock.read_ms();
         let hash = group.place.hash(key.as_bytes());
         let slot = group.slot(key, value.into(), group.times_of_set(now_ms, hash))?;
-        group.carry_out(key, Some(slot), self.deadline).await
+        group.carry_out(key, Change::Set(slot), self.deadline).await
     }
 
     /// Drops a value everywhere, so that the next get loads it anew. Otherwise as [`set`](Self::set).
@@ -106,7 +137,29 @@ impl<V: Value> Group<V> {
     /// Those of [`set`](Self::set).
     pub async fn remove(&self, key: &str) -> Result<Invalidated> {
         self.inner.check(key)?;
-        self.inner.carry_out(key, None, self.deadline).await
+        self.inner.carry_out(key, Change::Remove { hold: Duration::ZERO }, self.deadline).await
+    }
+
+    /// As [`remove`](Self::remove), and what is loaded within `hold` from now on is handed out and not kept: for a source
+    /// that is written in one place and read from replicas, which lag behind by less than that.
+    ///
+    /// Concurrent gets still share one load. `hold` is cut to an hour. A value that is [`set`](Self::set) meanwhile is
+    /// kept. Nodes that are named as unreached drop their values when they can be reached again, and hold nothing.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # async fn f(users: groupcache_core::Group<String>) -> Result<(), groupcache_core::Error> {
+    /// users.remove_and_hold("12345", Duration::from_secs(2)).await?.log_unreached();
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`set`](Self::set).
+    pub async fn remove_and_hold(&self, key: &str, hold: Duration) -> Result<Invalidated> {
+        self.inner.check(key)?;
+        // Less than a millisecond is not nothing.
+        let hold = hold.clamp(Duration::from_millis(1), MAX_HOLD);
+        self.inner.carry_out(key, Change::Remove { hold }, self.deadline).await
     }
 }
 
@@ -115,17 +168,19 @@ impl<V: Value> Inner<V> {
         self.times(Keep::AsTheGroup, true, now_ms, hash).unwrap_or_else(|| Times::until(now_ms, now_ms))
     }
 
-    async fn carry_out(self: &Arc<Self>, key: &str, value: Option<Slot<V>>, wait: Duration) -> Result<Invalidated> {
+    async fn carry_out(self: &Arc<Self>, key: &str, change: Change<V>, wait: Duration) -> Result<Invalidated> {
         self.counters.writes.up();
+        tracing::trace!(group = &*self.settings.name, key, "to write");
         let (group, key) = (Arc::clone(self), Arc::from(key));
-        self.carry_on(wait, group.write_everywhere(key, value)).await
+        self.carry_on(wait, group.write_everywhere(key, change)).await
     }
 
-    async fn write_everywhere(self: Arc<Self>, key: Arc<str>, value: Option<Slot<V>>) -> Result<Invalidated> {
+    async fn write_everywhere(self: Arc<Self>, key: Arc<str>, change: Change<V>) -> Result<Invalidated> {
         let view = self.shared.view();
-        let AtOwner { acting, mut unreached, is_too_large } = self.write_at_owner(&view, &key, value).await?;
+        let (elsewhere, hold) = (change.elsewhere(), change.hold());
+        let AtOwner { acting, mut unreached, is_too_large } = self.write_at_owner(&view, &key, change).await?;
         if acting.is_some() {
-            self.drop_written(&key);
+            self.drop_and_hold(&key, hold);
         }
         unreached.iter().for_each(|peer| self.not_told(peer, Some(&key)));
         self.shared.undelivered.departed(&self.settings.name);
@@ -134,7 +189,7 @@ impl<V: Value> Inner<V> {
             if unreached.contains(&member.id) {
                 continue;
             }
-            match self.tell(member, &key, Op::Remove, 0) {
+            match self.tell(member, &key, elsewhere.clone(), 0) {
                 Some(answer) => told.push((member.id.clone(), answer)),
                 None => {
                     self.not_told(&member.id, Some(&key));
@@ -176,15 +231,10 @@ impl<V: Value> Inner<V> {
     }
 
     /// The write at the first of owner and successors that takes it.
-    pub(super) async fn write_at_owner(
-        &self,
-        view: &View,
-        key: &Arc<str>,
-        mut value: Option<Slot<V>>,
-    ) -> Result<AtOwner> {
+    pub(super) async fn write_at_owner(&self, view: &View, key: &Arc<str>, mut change: Change<V>) -> Result<AtOwner> {
         let hash = self.place.hash(key.as_bytes());
         let (mut unreached, mut is_too_large) = (Vec::new(), false);
-        let mut candidates = view.candidates(hash).enumerate();
+        let mut candidates = view.candidates(self.settings.scope, hash).enumerate();
         let me = loop {
             let Some((rank, member)) = candidates.next() else { break unreached.is_empty() };
             if member.dial.is_none() {
@@ -195,13 +245,11 @@ impl<V: Value> Inner<V> {
             if self.shared.link(member).is_some_and(|link| link.admits() && !offers(&link)) {
                 continue;
             }
-            let value_bytes = value.as_ref().and_then(|slot| slot.payload.encoded()).cloned();
-            let op = value_bytes.map_or(Op::Remove, Op::Set);
-            let mut answer = self.ask(member, key, op, rank).await;
+            let mut answer = self.ask(member, key, change.at_owner(), rank).await;
             if matches!(answer, Some(Outcome::Answered(Answer::TooLarge))) {
                 // Nor may a successor keep it, since gets go to this one: it is a remove now.
-                (value, is_too_large) = (None, true);
-                answer = self.ask(member, key, Op::Remove, rank).await;
+                (change, is_too_large) = (Change::Remove { hold: Duration::ZERO }, true);
+                answer = self.ask(member, key, change.at_owner(), rank).await;
             }
             match answer {
                 Some(Outcome::Answered(Answer::Done)) => {
@@ -217,9 +265,9 @@ impl<V: Value> Inner<V> {
                 format!("the owner of a key of group {name:?} and every successor are unreachable: {unreached:?}");
             return Err(Error::new(Kind::Unreachable, text));
         }
-        match value {
-            Some(slot) => self.store_written(key, slot),
-            None => drop(self.drop_written(key)),
+        match change {
+            Change::Set(slot) => self.store_written(key, slot),
+            Change::Remove { hold } => self.drop_and_hold(key, hold),
         }
         Ok(AtOwner { acting: None, unreached, is_too_large })
     }
@@ -268,10 +316,21 @@ impl<V: Value> Inner<V> {
         mark
     }
 
+    /// The same, and for a while nothing is stored that is loaded.
+    pub(super) fn drop_and_hold(&self, key: &str, hold: Duration) {
+        if !hold.is_zero() {
+            let now_ms = self.shared.local.clock.read_ms();
+            // Before the write: a flight that begins after it must find it.
+            self.holds.hold(key, now_ms, later(now_ms, hold.min(MAX_HOLD)));
+        }
+        self.drop_written(key);
+    }
+
     /// Stores a written value; what is under way is not stored over it.
     fn store_written(&self, key: &str, slot: Slot<V>) {
         let store = || (self.store.insert(key, slot), self.mirror.as_ref().and_then(|mirror| mirror.remove(key)));
-        drop(self.flights.write(key, self.shared.now_ms(), store));
+        let ((inserted, _copy), _) = self.flights.write(key, self.shared.now_ms(), store);
+        self.stored(key, inserted, false);
     }
 }
 

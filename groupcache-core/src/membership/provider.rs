@@ -71,12 +71,14 @@ pub struct Peer {
     pub(crate) addresses: Vec<Address>,
     pub(crate) incarnation: Option<Incarnation>,
     pub(crate) state: Option<NodeState>,
+    pub(crate) zone: Option<Arc<str>>,
 }
 
 impl Peer {
     /// A peer that is known by name.
     pub fn member(id: PeerId, addresses: impl IntoIterator<Item = Address>) -> Self {
-        Self { id: Some(id), addresses: addresses.into_iter().collect(), incarnation: None, state: None }
+        let addresses = addresses.into_iter().collect();
+        Self { id: Some(id), addresses, incarnation: None, state: None, zone: None }
     }
 
     /// A place where a peer answers, whoever it is; `host:port`.
@@ -84,7 +86,7 @@ impl Peer {
     /// # Errors
     /// [`is_config`](crate::Error::is_config) when it is not an address.
     pub fn at(address: impl AsRef<str>) -> crate::Result<Self> {
-        Ok(Self { id: None, addresses: vec![Address::new(address)?], incarnation: None, state: None })
+        Ok(Self { id: None, addresses: vec![Address::new(address)?], incarnation: None, state: None, zone: None })
     }
 
     /// The incarnation that discovery knows of; an announcement that is older than what the node knows is ignored.
@@ -99,6 +101,12 @@ impl Peer {
         self
     }
 
+    /// The failure domain that discovery knows of: a hint, the peer's own Hello decides.
+    pub fn with_zone(mut self, zone: impl Into<Arc<str>>) -> Self {
+        self.zone = Some(zone.into());
+        self
+    }
+
     /// The name, where discovery knows it.
     pub fn id(&self) -> Option<&PeerId> {
         self.id.as_ref()
@@ -107,6 +115,16 @@ impl Peer {
     /// Where it can be dialled, best first.
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
+    }
+
+    /// The state that discovery heard of.
+    pub fn state(&self) -> Option<NodeState> {
+        self.state
+    }
+
+    /// The failure domain that discovery knows of.
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) async fn catch_up(shared: Arc<Shared>, peer: PeerId, link: Arc<Link>)
 fn tell(shared: &Shared, link: &Link, group: u32, key: Option<&Arc<str>>) -> Option<oneshot::Receiver<Outcome>> {
     let (answer, told) = oneshot::channel();
     let call = Call {
-        op: if key.is_some() { Op::Remove } else { Op::Clear },
+        op: if key.is_some() { Op::Remove { hold: Duration::ZERO } } else { Op::Clear },
         group,
         key: key.cloned().unwrap_or_else(|| "".into()),
         deadline_ms: later(shared.local.clock.read_ms(), PATIENCE),

@@ -107,8 +107,8 @@ pub(super) fn first_look(service: &Service, named: Named, request: Request, may_
         }
         // Answered above; here for a group that is not known.
         (Op::Clear, _) => declined(Decline::UnknownGroup),
-        (Op::Remove, Named::Group(group) | Named::OtherFormat(group)) => {
-            group.invalidate(&key);
+        (Op::Remove { hold }, Named::Group(group) | Named::OtherFormat(group)) => {
+            group.invalidate_and_hold(&key, hold);
             Looked::Answer(Answer::Done)
         }
         (Op::Set(_), Named::OtherFormat(group)) => {
@@ -296,7 +296,7 @@ impl Connection {
         if at >= MAX_REQUESTS_PER_FRAME {
             return Some(Answer::Overloaded { retry_after: RETRY_AFTER });
         }
-        if matches!(request.op, Op::Set(_) | Op::Remove | Op::Clear) {
+        if matches!(request.op, Op::Set(_) | Op::Remove { .. } | Op::Clear) {
             let per_second = self.service.local.limits.max_invalidations_per_second;
             if !self.invalidations.take(per_second, Instant::now()) {
                 return Some(Answer::Overloaded { retry_after: RETRY_AFTER });

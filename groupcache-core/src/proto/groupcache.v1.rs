@@ -142,6 +142,9 @@ pub struct Request {
     /// How deep the loads of `chain` are nested; 0 = asked for by a caller.
     #[prost(uint32, tag = "14")]
     pub depth: u32,
+    /// Of a Remove: for so long from now on, what is loaded is handed out and not kept. 0 = not at all.
+    #[prost(uint32, tag = "15")]
+    pub hold_ms: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Answer {

@@ -161,7 +161,7 @@ impl Model {
         let left_bytes: u64 = left.iter().map(|(_, _, weight)| weight).sum();
         assert_eq!(before + weight, self.store.bytes() + left_bytes, "nothing is lost and nothing counted twice");
         assert_eq!(count + 1, self.store.len() + left.len());
-        assert_eq!(inserted.evicted(), left.iter().filter(|(k, ..)| **k != *key).count());
+        assert_eq!(inserted.evicted(key).count(), left.iter().filter(|(k, ..)| **k != *key).count());
         assert_eq!(inserted.admission == Admission::TooLarge, weight > limit, "refused exactly above the limit");
         let found = self.store.peek(key).map(|e| e.payload);
         match inserted.admission {
@@ -435,7 +435,7 @@ fn payload_may_use_the_store_while_it_is_dropped() {
             let before = nosy.dropped();
             let inserted = nosy.insert(&format!("{id}"), 1_000 + id * 20, NEVER);
             assert_eq!(nosy.dropped(), before, "an evicted payload waits for the caller");
-            evicted += inserted.evicted();
+            evicted += inserted.evicted(&format!("{id}")).count();
         }
         assert!(evicted > 80);
         assert_eq!(nosy.dropped(), 3 + evicted);
@@ -473,8 +473,9 @@ fn many_small_entries_that_one_large_one_evicts_are_all_handed_out() {
         let weight = nosy.store.max_entry_bytes();
         let inserted = nosy.insert("x", weight - Entry::<Nosy>::OVERHEAD_BYTES - 1, NEVER);
         assert_eq!((inserted.admission, nosy.dropped()), (Admission::Kept, before));
-        assert_eq!(inserted.evicted(), count + 1 - nosy.store.len());
-        assert!(inserted.evicted() > 30);
+        let evicted = inserted.evicted("x").count();
+        assert_eq!(evicted, count + 1 - nosy.store.len());
+        assert!(evicted > 30);
     });
 }
 
@@ -488,7 +489,7 @@ fn newcomer_may_be_the_one_that_is_evicted() {
     // All others are in use, so the replacement, which needs more room, is itself the least used.
     keys[1..].iter().for_each(|key| (0..3).for_each(|_| drop(store.get(key, 0))));
     let inserted = store.insert("0", entry("0", 2, heap_for("0", 2_500), NEVER));
-    assert_eq!((inserted.admission, inserted.evicted()), (Admission::Crowded, 0));
+    assert_eq!((inserted.admission, inserted.evicted("0").count()), (Admission::Crowded, 0));
     assert!(store.peek("0").is_none(), "neither the new value nor the stale one");
     assert_eq!((store.len(), store.bytes()), (8, 8_000));
 }

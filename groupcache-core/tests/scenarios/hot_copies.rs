@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use crate::support::{self, Cluster, Loads, PATIENCE, Peers, eventually, identity};
+use crate::support::{self, Cluster, Gate, Loads, PATIENCE, Peers, eventually, identity};
 use groupcache_core::{BoxError, Group, GroupBuilder, Node};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
 
 /// The number of the load of this key.
 async fn numbered(loads: &Loads, key: &str) -> Result<String, BoxError> {
@@ -96,34 +99,49 @@ async fn a_group_that_wants_no_copies_has_none() {
 /// P9 where every node has a copy of every key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_write_returned_no_copy_of_what_was_before_is_served_anywhere() {
-    const KEYS: usize = 2_000;
+    const KEYS: usize = 10_000;
+    const AT_ONCE: usize = 8;
     let cluster = Cluster::start(5).await;
-    let loads = Loads::default();
-    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_secs(600))).await;
-    let keys: Vec<_> = (0..KEYS).map(|n| format!("key-{n}")).collect();
-    for key in &keys {
-        let owner = cluster.owner(&groups, key);
-        for (at, group) in groups.iter().enumerate() {
-            if at == owner {
-                get(group, key).await;
-            } else {
-                warm(group, key).await
-            }
-        }
-    }
-    for (n, key) in keys.iter().enumerate() {
-        let told = match n % 4 {
-            0 => groups[n % 5].set(key, "1000000").await.unwrap(),
-            _ => groups[n % 5].remove(key).await.unwrap(),
+    let mut rounds = JoinSet::new();
+    for first in 0..AT_ONCE {
+        // A group for each, so that it sees by the number of copies whether there is one more.
+        let loads = Loads::default();
+        let group = |node: &Node| {
+            let group = node.group::<String>(&format!("data-{first}")).capacity_bytes(64 << 20);
+            group.borrowed_time_to_live(Duration::from_secs(600)).loader_with(loads.clone(), numbered)
         };
-        assert!(told.is_complete(), "{told:?}");
-        let before = loads.of(key);
-        for group in &groups {
-            let value = get(group, key).await;
-            assert!(value > before || value == 1_000_000, "{key}: load {value} began before the write");
+        let groups = cluster.group(|_, node| group(node)).await;
+        rounds.spawn(async move {
+            for n in (first..KEYS).step_by(AT_ONCE) {
+                write_what_all_have(&groups, &loads, n).await;
+            }
+        });
+    }
+    rounds.join_all().await;
+    cluster.shutdown().await;
+}
+
+/// One round: everyone has the value or a copy, somebody writes, nobody sees the old value.
+async fn write_what_all_have(groups: &[Group<String>], loads: &Loads, n: usize) {
+    let key = &format!("key-{n}");
+    let owner = groups[0].owner_of(key);
+    for (at, group) in groups.iter().enumerate() {
+        if support::name(at) == owner.as_str() {
+            get(group, key).await;
+        } else {
+            warm(group, key).await;
         }
     }
-    cluster.shutdown().await;
+    let told = match n % 4 {
+        0 => groups[n % 5].set(key, "1000000").await.unwrap(),
+        _ => groups[n % 5].remove(key).await.unwrap(),
+    };
+    assert!(told.is_complete(), "{told:?}");
+    let before = loads.of(key);
+    for group in groups {
+        let value = get(group, key).await;
+        assert!(value > before || value == 1_000_000, "{key}, owned by {owner}: load {value} began before the write");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -219,4 +237,37 @@ async fn a_node_that_stood_still_serves_what_it_held_for_a_short_time() {
     assert_eq!(get(&groups[0], &key).await, 2);
     sleep(Duration::from_millis(600)).await;
     assert_eq!(get(&groups[0], &key).await, 2, "what it has loaded since is as good as ever");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hot_value_that_is_stale_does_not_fall_on_its_owner_while_it_is_refreshed() {
+    let (cluster, gate) = (Cluster::start(2).await, Gate::default());
+    gate.open();
+    let build = |node: &Node| {
+        let group = node.group::<String>("data").capacity_bytes(8 << 20).jitter(0.0);
+        let group = group.time_to_live(Duration::from_millis(300)).stale_while_revalidate(Duration::from_secs(600));
+        group.loader_with(gate.clone(), async |gate: &Gate, key: &str| support::gated(gate, key).await)
+    };
+    let groups = cluster.group(|_, node| build(node)).await;
+    let key = cluster.key_of(&groups, 0);
+    groups[1].get(&key).await.unwrap();
+    gate.close();
+    sleep(Duration::from_millis(400)).await;
+    groups[0].get(&key).await.unwrap(); // begins the refresh, which hangs
+    gate.begun(2).await;
+    let (served, begun) = (groups[0].stats().served, Instant::now());
+    let mut gets = 0;
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert_eq!(groups[1].get(&key).await.unwrap(), format!("{key} by load 1"));
+        gets += 1;
+    }
+    let (served, most) = (groups[0].stats().served - served, 3 * 32);
+    assert!(gets > 10 * most && served < most, "{served} of {gets} gets asked the owner");
+    gate.open();
+    eventually("the younger value is there", || groups[0].stats().loads == 2).await;
+    let end = Instant::now() + PATIENCE;
+    while groups[1].get(&key).await.unwrap() == format!("{key} by load 1") {
+        assert!(Instant::now() < end, "the stale copy ends");
+    }
+    cluster.shutdown().await;
 }

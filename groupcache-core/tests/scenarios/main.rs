@@ -17,11 +17,12 @@ mod answers;
 mod batches;
 mod deadlines;
 mod formats;
+mod holds;
 mod hostile;
 mod hot_copies;
 mod limits;
-
 mod loads;
+mod looking;
 mod many_keys;
 mod membership;
 mod memory;
@@ -38,6 +39,7 @@ mod support;
 mod trust;
 mod wire_limits;
 mod writes;
+mod zones;
 
 /// What the generated code names; a test may say what a node would not.
 mod codec {

@@ -66,6 +66,7 @@ impl MemberSet {
     }
 
     /// Who owns keys, with its share of them; sorted by id, never empty in an installed set.
+    #[cfg(test)]
     pub(crate) fn owners(&self) -> impl Iterator<Item = (&PeerId, u8)> {
         self.members.iter().filter(|m| m.share > 0).map(|m| (&m.id, m.share))
     }

@@ -1,0 +1,138 @@
+//! `remove_and_hold`: for a while what is loaded is handed out and not kept, since its source lags behind.
+
+use std::time::Duration;
+
+use groupcache_core::{BoxError, Group, Node};
+use tokio::{task::JoinSet, time::sleep};
+
+use crate::support::{Cluster, Gate, Loads, eventually, gated};
+
+const SECOND: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_secs(600);
+
+async fn numbered(loads: &Loads, key: &str) -> Result<String, BoxError> {
+    loads.begin(key);
+    sleep(Duration::from_millis(30)).await;
+    Ok(loads.of(key).to_string())
+}
+
+async fn alone(loads: &Loads) -> (Node, Group<String>) {
+    let node = Node::builder().start().await.unwrap();
+    let group = node.group::<String>("data").capacity_bytes(1 << 20);
+    let group = group.loader_with(loads.clone(), numbered).build().unwrap();
+    (node, group)
+}
+
+#[tokio::test(start_paused = true)]
+async fn loads_within_the_hold_are_not_kept_and_later_ones_are() {
+    let loads = Loads::default();
+    let (_node, group) = alone(&loads).await;
+    assert_eq!(group.get("key-1").await.unwrap(), "1");
+    group.remove_and_hold("key-1", SECOND * 5).await.unwrap().log_unreached();
+    for load in ["2", "3"] {
+        assert_eq!((group.get("key-1").await.unwrap().as_str(), group.entries()), (load, 0));
+    }
+    assert_eq!(group.get("key-2").await.unwrap(), "1");
+    assert_eq!(group.get("key-2").await.unwrap(), "1", "another key is kept");
+
+    group.remove_and_hold("key-1", SECOND).await.unwrap().log_unreached();
+    sleep(SECOND * 2).await;
+    assert_eq!(group.get("key-1").await.unwrap(), "4");
+    assert_eq!(group.get("key-1").await.unwrap(), "5", "a shorter hold does not end a longer one");
+    sleep(SECOND * 5).await;
+    for _ in 0..2 {
+        assert_eq!(group.get("key-1").await.unwrap(), "6", "it is over");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_begins_within_the_hold_and_ends_after_it_is_not_kept() {
+    let gate = Gate::default();
+    let node = Node::builder().start().await.unwrap();
+    let group = node.group::<String>("data").capacity_bytes(1 << 20);
+    let group = group.loader_with(gate.clone(), async |gate: &Gate, key: &str| gated(gate, key).await).build().unwrap();
+    group.remove_and_hold("key-1", SECOND * 25).await.unwrap().log_unreached();
+    sleep(SECOND * 24).await;
+    let asker = tokio::spawn({
+        let group = group.with_deadline(LONG);
+        async move { group.get("key-1").await }
+    });
+    gate.begun(1).await;
+    // The sweep of every 10 s must not forget the hold while this one runs.
+    sleep(SECOND * 20).await;
+    gate.open();
+    assert_eq!(asker.await.unwrap().unwrap(), "key-1 by load 1");
+    assert_eq!(group.entries(), 0);
+    assert_eq!(group.get("key-1").await.unwrap(), "key-1 by load 2");
+    assert_eq!(group.entries(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_set_within_the_hold_is_kept() {
+    let loads = Loads::default();
+    let (_node, group) = alone(&loads).await;
+    group.remove_and_hold("key-1", LONG).await.unwrap().log_unreached();
+    group.set("key-1", "by hand").await.unwrap().log_unreached();
+    for _ in 0..2 {
+        assert_eq!(group.get("key-1").await.unwrap(), "by hand");
+    }
+    assert_eq!(loads.total(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_is_heard_everywhere_and_loads_are_still_shared() {
+    let cluster = Cluster::start(3).await;
+    let loads = Loads::default();
+    let groups = cluster
+        .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(loads.clone(), numbered))
+        .await;
+    for owner in 0..3 {
+        let key = cluster.key_of(&groups, owner);
+        groups[owner].get(&key).await.unwrap();
+        let held = groups[(owner + 1) % 3].remove_and_hold(&key, LONG).await.unwrap();
+        assert!(held.is_complete(), "{held:?}");
+        let before = loads.of(&key);
+        let mut callers = JoinSet::new();
+        for group in groups.iter().cycle().take(60) {
+            let (group, key) = (group.clone(), key.clone());
+            callers.spawn(async move { group.get(&key).await.unwrap() });
+        }
+        let values = callers.join_all().await;
+        assert!(values.iter().all(|value| value.parse::<u64>().unwrap() > before), "{values:?} after {before}");
+        let together = loads.of(&key) - before;
+        assert!(together < 30, "60 callers at once made {together} loads");
+        // Hot as it is, nobody keeps a copy; and each get is of a load of its own.
+        for _ in 0..5 {
+            for group in &groups {
+                let before = loads.of(&key);
+                assert_eq!(group.get(&key).await.unwrap(), (before + 1).to_string());
+            }
+        }
+        for group in &groups {
+            assert_eq!((group.contains(&key).await.unwrap(), group.borrowed_entries()), (false, 0));
+        }
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_owns_the_key_next_holds_it_too() {
+    let cluster = Cluster::start(3).await;
+    let loads = Loads::default();
+    let groups = cluster
+        .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(loads.clone(), numbered))
+        .await;
+    // Written at a, owned by b, then by c.
+    let follow = |key: &String| {
+        let explained = groups[0].explain(key);
+        explained.candidates.iter().map(|candidate| candidate.id.as_str()).eq(["b", "c", "a"])
+    };
+    let key = (0..).map(|n| format!("key-{n}")).find(follow).expect("there is one");
+    groups[0].remove_and_hold(&key, LONG).await.unwrap().log_unreached();
+    cluster.nodes[1].shutdown_within(SECOND).await.unwrap();
+    eventually("c owns it", || groups[2].owner_of(&key).as_str() == "c").await;
+    for load in ["1", "2"] {
+        assert_eq!(groups[2].get(&key).await.unwrap(), load);
+    }
+    cluster.shutdown().await;
+}
