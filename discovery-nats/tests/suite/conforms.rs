@@ -19,7 +19,8 @@ struct OverNats {
     refused: bool,
 }
 
-const OPEN: &str = "authorization { users: [ { user: cache, password: secret }, { user: fakes, password: fakes } ] }";
+const OPEN: &str =
+    "authorization { users: [ { user: cache, password: pa55-w0rd }, { user: fakes, password: fakes } ] }";
 const SHUT: &str = "authorization { users: [ { user: cache, password: changed }, { user: fakes, password: fakes } ] }";
 
 impl OverNats {
@@ -31,7 +32,7 @@ impl OverNats {
 #[async_trait]
 impl Source for OverNats {
     fn provider(&mut self) -> Arc<dyn Provider> {
-        let nats = Nats::new(self.broker.url(), "users").unwrap().user_and_password("cache", "secret");
+        let nats = Nats::new(self.broker.url(), "users").unwrap().user_and_password("cache", "pa55-w0rd");
         Arc::new(nats.heartbeat(HEARTBEAT))
     }
 

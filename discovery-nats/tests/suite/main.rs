@@ -1,6 +1,8 @@
 //! The provider against a real nats-server: `nats-server` of the system, or the one that `NATS_SERVER` names.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests, helpers included")]
 
+use read_along as _;
+
 mod cluster;
 mod conforms;
 mod crowd;

@@ -15,14 +15,14 @@ mod bucket {
     /// With the permissions that `key_value` documents, and no more.
     const CONFIG: &str = r#"
         jetstream { store_dir: "STORE", max_mem: 64MB, max_file: 64MB }
-        authorization { users: [ { user: cache, password: secret, permissions: {
+        authorization { users: [ { user: cache, password: pa55-w0rd, permissions: {
             publish: ["groupcache-gossip.users.>", "$JS.API.>", "$JS.FC.>", "$KV.members.>"],
             subscribe: ["groupcache-gossip.users.>"]
         } } ] }"#;
 
     fn nats(broker: &Broker) -> Nats {
         let nats = Nats::new(broker.url(), "users").unwrap();
-        let nats = nats.heartbeat(Duration::from_millis(500)).user_and_password("cache", "secret");
+        let nats = nats.heartbeat(Duration::from_millis(500)).user_and_password("cache", "pa55-w0rd");
         nats.key_value("members").unwrap()
     }
 

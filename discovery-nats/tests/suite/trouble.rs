@@ -45,10 +45,10 @@ async fn until_listed(bench: &mut Bench, names: &[&str]) -> Duration {
 async fn wrong_credentials_are_told_and_mended() {
     let with = |password: &str| format!("authorization {{ user: cache, password: {password} }}");
     let mut broker = Broker::with(&with("other")).await;
-    let mut bench = bench(nats(&broker).user_and_password("cache", "secret"));
+    let mut bench = bench(nats(&broker).user_and_password("cache", "pa55-w0rd"));
     until_stale(&mut bench, &["refuses the credentials", "check user, password"]).await;
     assert_eq!(bench.sets(), 0, "it does not know that it is alone");
-    broker.reconfigure(&with("secret")).await;
+    broker.reconfigure(&with("pa55-w0rd")).await;
     let took = until_listed(&mut bench, &["under-test"]).await;
     println!("well {took:?} after the password was right");
     bench.stop().await;
@@ -56,11 +56,11 @@ async fn wrong_credentials_are_told_and_mended() {
 
 #[tokio::test]
 async fn a_token_and_an_address_with_a_user_sign_in() {
-    let broker = Broker::with("authorization { token: t0ken }").await;
-    let mut bench1 = bench(nats(&broker).token("t0ken"));
+    let broker = Broker::with("authorization { token: t0ken-of-cache }").await;
+    let mut bench1 = bench(nats(&broker).token("t0ken-of-cache"));
     until_listed(&mut bench1, &["under-test"]).await;
-    let broker = Broker::with("authorization { user: cache, password: secret }").await;
-    let url = format!("nats://cache:secret@127.0.0.1:{}", broker.port);
+    let broker = Broker::with("authorization { user: cache, password: pa55-w0rd }").await;
+    let url = format!("nats://cache:pa55-w0rd@127.0.0.1:{}", broker.port);
     let mut bench2 = bench(Nats::new(url, "users").unwrap().heartbeat(HEARTBEAT));
     until_listed(&mut bench2, &["under-test"]).await;
 }
@@ -68,7 +68,7 @@ async fn a_token_and_an_address_with_a_user_sign_in() {
 fn account(permissions: &str) -> String {
     format!(
         r#"authorization {{ users: [
-            {{ user: cache, password: secret, permissions: {permissions} }},
+            {{ user: cache, password: pa55-w0rd, permissions: {permissions} }},
             {{ user: fakes, password: fakes }} ] }}"#
     )
 }
@@ -79,7 +79,7 @@ async fn the_permissions_that_are_documented_are_enough() {
     let config = account(&format!(r#"{{ publish: ["{permission}"], subscribe: ["{permission}"] }}"#));
     let broker = Broker::with(&config).await;
     let fake = Fake::join(&broker.url(), "users", &member("other"), HEARTBEAT).await;
-    let nats = nats(&broker).user_and_password("cache", "secret");
+    let nats = nats(&broker).user_and_password("cache", "pa55-w0rd");
     let mut first = bench(nats.clone());
     until_listed(&mut first, &["other", "under-test"]).await;
     // The goodbye of one that stops is heard by the others, so it is allowed too.
@@ -96,7 +96,7 @@ async fn a_missing_permission_to_publish_is_told_and_mended_and_peers_are_still_
     let config = account(r#"{ publish: ["else.>"], subscribe: [">"] }"#);
     let mut broker = Broker::with(&config).await;
     let _fake = Fake::join(&broker.url(), "users", &member("other"), HEARTBEAT).await;
-    let mut bench = bench(nats(&broker).user_and_password("cache", "secret"));
+    let mut bench = bench(nats(&broker).user_and_password("cache", "pa55-w0rd"));
     until_stale(&mut bench, &["groupcache-gossip.users.>"]).await;
     eventually("who is heard is known, as an addition", async || bench.peers().len() == 1).await;
     assert_eq!(bench.sets(), 0, "whom it does not hear it does not know");
@@ -109,7 +109,7 @@ async fn a_missing_permission_to_publish_is_told_and_mended_and_peers_are_still_
 async fn a_missing_permission_to_subscribe_is_told_and_is_not_taken_for_solitude() {
     let broker = Broker::with(&account(r#"{ publish: [">"], subscribe: ["else.>"] }"#)).await;
     let _fake = Fake::join(&broker.url(), "users", &member("other"), HEARTBEAT).await;
-    let mut bench = bench(nats(&broker).user_and_password("cache", "secret"));
+    let mut bench = bench(nats(&broker).user_and_password("cache", "pa55-w0rd"));
     until_stale(&mut bench, &["groupcache-gossip.users.>"]).await;
     tokio::time::sleep(HEARTBEAT * 8).await; // longer than any expiry and any collection
     assert_eq!(bench.sets(), 0);
@@ -251,6 +251,7 @@ async fn an_nkey_signs_in() {
         "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY",
         "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4",
     );
+    read_along::is_secret(seed);
     let broker = Broker::with(&format!("authorization {{ users: [ {{ nkey: {public} }} ] }}")).await;
     let mut bench = bench(nats(&broker).nkey(seed));
     until_listed(&mut bench, &["under-test"]).await;

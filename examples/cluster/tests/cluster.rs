@@ -17,11 +17,12 @@ use std::{
 };
 
 use rustix::process::Signal;
-use support::{Cluster, Log, Process, Scratch, eventually, free_ports, get, is_free, is_in_cluster_of, json, local};
+use support::{
+    Cluster, FETCH, Log, Process, Scratch, eventually, free_ports, get, is_free, is_in_cluster_of, json, local,
+};
 
 const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
 const LAUNCH: &str = env!("CARGO_BIN_EXE_launch");
-const FETCH: &str = "fetching key from backend";
 
 /// What a supervisor, or a person at a terminal, is ready to wait.
 const TO_END: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@
 
 use std::{
     env, fs,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -91,17 +91,28 @@ impl Stage {
     }
 
     fn node(&self, n: u16) -> Process {
-        spawn(
-            Command::new(env!("CARGO_BIN_EXE_cluster-nats"))
-                .env("NODE_NAME", format!("n{}", n + 1))
-                .env("GROUP_PORT", (self.ports + 3 + n).to_string())
-                .env("HTTP_ADDR", local(self.ports + n).to_string())
-                .env("DATABASE", self.scratch.join("data.db"))
-                .env("BACKEND_TIMEOUT_MS", "20000")
-                .env("GROUPCACHE_DISCOVERY", "nats")
-                .env("GROUPCACHE_NATS_APPLICATION", "cluster")
-                .env("GROUPCACHE_NATS_URL", format!("nats://127.0.0.1:{}", self.ports + 6)),
-        )
+        let mut child = Command::new(env!("CARGO_BIN_EXE_cluster-nats"))
+            .env("RUST_LOG", read_along::RUST_LOG)
+            .env("NODE_NAME", format!("n{}", n + 1))
+            .env("GROUP_PORT", (self.ports + 3 + n).to_string())
+            .env("HTTP_ADDR", local(self.ports + n).to_string())
+            .env("DATABASE", self.scratch.join("data.db"))
+            .env("BACKEND_TIMEOUT_MS", "20000")
+            .env("GROUPCACHE_DISCOVERY", "nats")
+            .env("GROUPCACHE_NATS_APPLICATION", "cluster")
+            .env("GROUPCACHE_NATS_URL", format!("nats://127.0.0.1:{}", self.ports + 6))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(|| {
+            // What the backend does has to be seen with its key; nothing else has.
+            let lines = log.lines().map_while(Result::ok).filter(|line| !line.contains("fetching key from backend"));
+            lines.for_each(|line| _ = read_along::says(&line));
+        });
+        Process(child)
     }
 
     fn get(&self, n: u16, path: &str) -> Option<(u16, String)> {

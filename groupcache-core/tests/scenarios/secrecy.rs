@@ -1,37 +1,50 @@
 //! Keys, values and secrets stay out of the log above DEBUG, and out of errors.
 
 use std::{
+    os::unix::process::ExitStatusExt,
     process::{Command, Stdio},
     time::Duration,
 };
 
-use crate::support::{Cluster, Loads, log};
-use groupcache_core::{BoxError, Error};
+use groupcache_core::{BoxError, Error, Node};
+use read_along::is_secret;
+
+use crate::support::{Cluster, Loads};
 
 /// Set for a process of its own.
 const LEAK: &str = "GROUPCACHE_TEST_LEAK";
 
 /// Not a test but a process that logs what it should not.
-#[test]
-fn a_process_of_its_own() {
-    let Ok(level) = std::env::var(LEAK) else { return };
-    log::read_along();
-    Loads::default().begin("users-12345");
-    match level.as_str() {
-        "info" => tracing::info!(key = "users-12345", "loaded"),
-        _ => tracing::debug!(key = "users-12345", "loaded"),
+#[tokio::test]
+async fn a_process_of_its_own() {
+    let Ok(leak) = std::env::var(LEAK) else { return };
+    let node = Node::builder().start().await.unwrap();
+    let users = node.group::<String>("users").capacity_bytes(1 << 20);
+    let users = users.loader(async |key: &str| Ok::<_, BoxError>(format!("name of {key}"))).build().unwrap();
+    let name = users.get("12345-a").await.unwrap();
+    let _ = users.remove("67890-b").await.unwrap();
+    is_secret("pa55word");
+    match leak.as_str() {
+        "key" => tracing::info!(key = "12345-a", "loaded"),
+        "value" => tracing::warn!("loaded {name}"),
+        "removed" => tracing::error!(error = %"67890-b is gone"),
+        "secret" => tracing::info!("the password is pa55word"),
+        "nothing" => tracing::debug!(key = "12345-a", name, "loaded with pa55word"),
+        other => panic!("{other} cannot be leaked"),
     }
 }
 
 #[test]
-fn the_suite_is_read_along_and_a_key_at_info_ends_it() {
-    let run = |level: &str| {
+fn the_suite_is_read_along_and_a_key_a_value_or_a_secret_at_info_ends_it() {
+    let run = |leak: &str| {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["secrecy::a_process_of_its_own", "--exact"]).env(LEAK, level);
+        command.args(["secrecy::a_process_of_its_own", "--exact"]).env(LEAK, leak);
         command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap()
     };
-    assert!(run("debug").success());
-    assert!(!run("info").success());
+    assert!(run("nothing").success());
+    for leak in ["key", "value", "removed", "secret"] {
+        assert_eq!(run(leak).signal(), Some(6), "aborted by {leak}");
+    }
 }
 
 async fn by_key(loads: &Loads, key: &str) -> Result<Option<String>, BoxError> {

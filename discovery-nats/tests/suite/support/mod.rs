@@ -11,6 +11,7 @@ use std::{
 
 use async_nats::Client;
 use groupcache_core::Me;
+use read_along::is_secret;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     task::JoinHandle,
@@ -113,6 +114,7 @@ impl Broker {
 
     /// One that does not run yet.
     pub(crate) fn down(config: &str) -> Self {
+        ["pa55-w0rd", "t0ken-of-cache"].into_iter().for_each(is_secret); // those that tests let nodes sign in with
         Self { port: free_port(), next_port: None, config: config.to_owned(), scratch: Scratch::new(), child: None }
     }
 

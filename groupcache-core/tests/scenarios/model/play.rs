@@ -18,7 +18,6 @@ use super::{
     history::{Answer, Fresh, History},
     judge::Rules,
 };
-use crate::support::log;
 
 /// What a play is like.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +60,6 @@ pub struct Backend {
 
 impl Backend {
     pub fn new(play: Play, rules: Rules, seed: u64) -> Arc<Self> {
-        log::read_along();
         Arc::new(Self {
             play,
             rules,
@@ -96,7 +94,6 @@ impl Loader<String> for AtNode {
     async fn load(&self, load: Load<'_, String>) -> Result<Loaded<String>, LoadError> {
         let Self(node, backend) = self;
         let key = load.key();
-        log::is_key(key);
         let running = backend.history.load(key, *node, load.reason());
         let mut rng = backend.rng();
         match rng.u32(..4) {

@@ -13,7 +13,6 @@
     reason = "each test file uses its part, and a helper that fails fails the test"
 )]
 
-pub mod log;
 #[cfg(feature = "tls")]
 pub mod pki;
 mod proxy;
@@ -35,6 +34,7 @@ use groupcache_core::{
     BoxError, Group, GroupBuilder, Identity, Limits, Node, NodeBuilder, Peer, PeerSet, Provider, ProviderContext,
     ProviderError, Signal, Value, async_trait,
 };
+use read_along as _;
 use tokio::{sync::watch, time::timeout};
 
 pub use proxy::Proxy;
@@ -48,7 +48,6 @@ pub struct Peers(Arc<watch::Sender<Vec<Peer>>>);
 
 impl Default for Peers {
     fn default() -> Self {
-        log::read_along(); // no cluster starts without it
         Self(Arc::new(watch::Sender::new(Vec::new())))
     }
 }
@@ -93,7 +92,6 @@ pub fn name(n: usize) -> String {
 
 /// An identity of that name on a free port of loopback.
 pub fn identity(name: &str) -> Identity {
-    log::read_along();
     Identity::default().with_id(name).expect("a good id")
 }
 
@@ -207,7 +205,6 @@ struct Counted {
 impl Loads {
     /// Counts one and returns its number, from 1.
     pub fn begin(&self, key: &str) -> u64 {
-        log::is_key(key);
         *self.0.by_key.lock().unwrap().entry(key.to_owned()).or_default() += 1;
         self.0.total.fetch_add(1, SeqCst) + 1
     }

@@ -1,11 +1,11 @@
 //! Authorities and certificates, good and bad.
 
-use super::log;
 use groupcache_core::{ClusterKey, MutualTls};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType, date_time_ymd,
 };
+use read_along::is_secret;
 
 /// An authority.
 pub struct Authority {
@@ -73,14 +73,14 @@ pub fn with_uri(uri: &str) -> impl FnOnce(&mut CertificateParams) {
 /// A new cluster key.
 pub fn cluster_key() -> String {
     let key = ClusterKey::random().unwrap();
-    log::is_secret(&key);
+    is_secret(&key);
     key
 }
 
 impl Pem {
     fn new(certificate: String, key: &KeyPair) -> Self {
         let key = key.serialize_pem();
-        log::is_secret(&key);
+        is_secret(&key);
         Self { certificate, key }
     }
 

@@ -8,8 +8,6 @@ use std::{
 use tracing::{level_filters::LevelFilter, subscriber::DefaultGuard};
 use tracing_subscriber::{Layer, fmt, prelude::*};
 
-use super::log::Reader;
-
 /// The warnings of all nodes that run on this thread.
 #[derive(Clone, Default)]
 pub struct Warnings(Arc<Mutex<Vec<u8>>>);
@@ -20,7 +18,8 @@ impl Warnings {
         let warnings = Self::default();
         let writer = warnings.clone();
         let lines = fmt::layer().with_ansi(false).without_time().with_writer(move || writer.clone());
-        let subscriber = tracing_subscriber::registry().with(Reader).with(lines.with_filter(LevelFilter::WARN));
+        let subscriber =
+            tracing_subscriber::registry().with(read_along::reader()).with(lines.with_filter(LevelFilter::WARN));
         (warnings, subscriber.set_default())
     }
 

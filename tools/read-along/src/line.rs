@@ -1,0 +1,76 @@
+//! The log of another process.
+
+use crate::{KEY, TELLER, VALUE, is_secret, secrets::shown_by};
+
+/// What a line is.
+#[derive(Debug, PartialEq, Eq)]
+enum Line<'a> {
+    /// There to learn from.
+    Tells,
+    Says,
+    /// Says a secret.
+    Shows(&'a str),
+}
+
+/// Reads a line that a process wrote which was started with [`RUST_LOG`](crate::RUST_LOG); whether it is one that the
+/// test may want to see.
+///
+/// One that shows a key, a value or a secret above DEBUG ends this process.
+pub fn says(line: &str) -> bool {
+    match read(line) {
+        Line::Tells => false,
+        Line::Says => true,
+        Line::Shows(secret) => {
+            eprintln!("{secret:?} is a key, a value or a secret, and a process wrote: {line}");
+            std::process::abort();
+        }
+    }
+}
+
+fn read(line: &str) -> Line<'_> {
+    let is_of = |level: &str| line.split_whitespace().take(3).any(|word| word == level);
+    if is_of("TRACE") && line.contains(TELLER) {
+        [KEY, VALUE].iter().filter_map(|name| field(line, name)).for_each(|text| is_secret(&text));
+        return Line::Tells;
+    }
+    match shown_by(line).filter(|_| !is_of("DEBUG") && !is_of("TRACE")) {
+        Some(secret) => Line::Shows(secret),
+        None => Line::Says,
+    }
+}
+
+/// A text that stands in quotes behind its name.
+fn field(line: &str, name: &str) -> Option<String> {
+    let (_, rest) = line.split_once(&format!(" {name}=\""))?;
+    let mut text = String::new();
+    let mut chars = rest.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => return Some(text),
+            '\\' => text.extend(chars.next()),
+            c => text.push(c),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Line, read};
+
+    const TOLD: &str = r#"2026-01-01T00:00:00Z TRACE groupcache_core::group::load: to load group="data" key="user-\"7\"" value="{1: a}""#;
+
+    #[test]
+    fn a_key_or_a_value_that_was_told_must_not_be_said() {
+        let key = "2026-01-01T00:00:00Z  INFO cluster: got user-\"7\"";
+        assert_eq!(read(key), Line::Says, "not told yet");
+        assert_eq!(read(TOLD), Line::Tells);
+        assert_eq!(read(key), Line::Shows("user-\"7\""));
+        for said in ["WARN cluster: bad={1: a}", "a line of no log: {1: a}"] {
+            assert_eq!(read(said), Line::Shows("{1: a}"), "{said}");
+        }
+        for said in ["2026-01-01T00:00:00Z DEBUG cluster: got {1: a}", "INFO cluster: got another"] {
+            assert_eq!(read(said), Line::Says);
+        }
+    }
+}
