@@ -61,9 +61,10 @@ lint:
 	$(CARGO) clippy -p groupcache-core -- -D warnings
 	$(CARGO) clippy -p groupcache-core --features tls -- -D warnings
 	$(CARGO) clippy -p groupcache-discovery --no-default-features -- -D warnings
-	for feature in static file dns nats nats-credentials nats-kv nats-micro tls testing; do \
+	for feature in static file dns kubernetes nats nats-credentials nats-kv nats-micro tls testing; do \
 		$(CARGO) clippy -p groupcache-discovery --no-default-features --features $$feature -- -D warnings || exit 1; done
 	$(CARGO) clippy -p discovery-static --all-targets -- -D warnings
+	$(CARGO) clippy -p discovery-kubernetes --all-targets -- -D warnings
 	$(CARGO) clippy -p discovery-nats --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --all-features --no-deps
 	$(CARGO) run --quiet -p codegen -- --check

@@ -46,6 +46,8 @@ pub enum DiscoveryConfig {
     File(FileConfig),
     /// DNS names; feature `dns`.
     Dns(DnsConfig),
+    /// Pods of Kubernetes; feature `kubernetes`.
+    Kubernetes(Box<KubernetesConfig>),
     /// A NATS server; feature `nats`.
     Nats(Box<NatsConfig>),
 }
@@ -75,6 +77,40 @@ pub struct FileConfig {
 pub struct DnsConfig {
     /// `dns+host:port` or `dnssrv+name`, separated by commas.
     pub names: String,
+}
+
+/// Pods of Kubernetes: those of an application or of a selector, or the endpoints of a service. One of the three.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct KubernetesConfig {
+    /// Pods whose labels `app.kubernetes.io/part-of`, `component` and `name` carry this name.
+    #[serde(default)]
+    pub application: Option<String>,
+    /// Pods that this label selector matches.
+    #[serde(default)]
+    pub selector: Option<String>,
+    /// The endpoints of the service of this name.
+    #[serde(default)]
+    pub service: Option<String>,
+    /// Where to look, separated by commas; the namespace of this pod where it is missing.
+    #[serde(default)]
+    pub namespaces: Option<String>,
+    /// The name of the port on which nodes talk to each other, or its number; `group-port` where it is missing.
+    #[serde(default)]
+    pub port: Option<String>,
+    /// A kubeconfig; the service account inside of a cluster, and what kubectl reads outside, where it is missing.
+    #[serde(default)]
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of the kubeconfig; the current one where it is missing.
+    #[serde(default)]
+    pub context: Option<String>,
+    /// The API server sends lists as a watch.
+    #[serde(default)]
+    pub streaming_lists: bool,
+    /// Zones are asked of the machines; of pods only.
+    #[serde(default)]
+    pub zones_from_nodes: bool,
 }
 
 /// A NATS server over which the nodes announce themselves. One way to sign in, at most.
@@ -151,7 +187,7 @@ impl ConfigError {
         Self { text: text.into(), cause: None }
     }
 
-    #[cfg(any(feature = "static", feature = "nats"))]
+    #[cfg(any(feature = "static", feature = "kubernetes", feature = "nats"))]
     fn because(text: impl Into<String>, cause: impl Error + Send + Sync + 'static) -> Self {
         Self { text: text.into(), cause: Some(Box::new(cause)) }
     }

@@ -8,6 +8,7 @@
 //! | `static` | yes | [`fixed`](#modules) | a list in the program or its environment, or a handle that the program sets |
 //! | `file` | | `fixed` | the lines of a file, read again when it changes |
 //! | `dns` | | `fixed` | DNS names, resolved again and again: a headless Kubernetes service, for instance |
+//! | `kubernetes` | | `kubernetes` | pods by their labels, or the endpoint slices of a service |
 //! | `nats` | | `nats` | announcements over a NATS server (`nats-credentials`, `nats-kv`, `nats-micro` add to it) |
 //!
 //! Which of them, and its options, may also come from a configuration file or from the environment:
@@ -40,7 +41,9 @@ mod config;
 
 pub use groupcache_core::*;
 
-pub use crate::config::{ConfigError, DiscoveryConfig, DnsConfig, FileConfig, NatsConfig, StaticConfig};
+pub use crate::config::{
+    ConfigError, DiscoveryConfig, DnsConfig, FileConfig, KubernetesConfig, NatsConfig, StaticConfig,
+};
 
 /// Peers from a list, a file, DNS names, or a handle that the program sets; feature `static`.
 ///
@@ -53,6 +56,14 @@ pub mod fixed {
     #[cfg(feature = "file")]
     pub use discovery_static::File;
     pub use discovery_static::{Handle, ParseError, Static};
+}
+
+/// Peers that are pods of Kubernetes; feature `kubernetes`.
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes {
+    pub use discovery_kubernetes::{
+        APPLICATION_LABELS, KubernetesError, KubernetesStats, PORT_NAME, Pods, SERVICE_LABEL, Service, ZONE_LABEL,
+    };
 }
 
 /// Peers that announce themselves over a NATS server; feature `nats`.

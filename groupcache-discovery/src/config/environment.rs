@@ -2,14 +2,23 @@
 
 use std::env;
 
-use super::{ConfigError, DiscoveryConfig, DnsConfig, FileConfig, NatsConfig, StaticConfig};
+use super::{ConfigError, DiscoveryConfig, DnsConfig, FileConfig, KubernetesConfig, NatsConfig, StaticConfig};
 
 /// Everything that is read.
-const VARIABLES: [&str; 18] = [
+const VARIABLES: [&str; 27] = [
     "GROUPCACHE_DISCOVERY",
     "GROUPCACHE_PEERS",
     "GROUPCACHE_PEERS_FILE",
     "GROUPCACHE_DNS",
+    "GROUPCACHE_K8S_APPLICATION",
+    "GROUPCACHE_K8S_SELECTOR",
+    "GROUPCACHE_K8S_SERVICE",
+    "GROUPCACHE_K8S_NAMESPACES",
+    "GROUPCACHE_K8S_PORT",
+    "GROUPCACHE_K8S_KUBECONFIG",
+    "GROUPCACHE_K8S_CONTEXT",
+    "GROUPCACHE_K8S_STREAMING_LISTS",
+    "GROUPCACHE_K8S_ZONES_FROM_NODES",
     "GROUPCACHE_NATS_URL",
     "GROUPCACHE_NATS_APPLICATION",
     "GROUPCACHE_NATS_SUBJECT",
@@ -31,10 +40,16 @@ impl DiscoveryConfig {
     ///
     /// | variable | meaning |
     /// |---|---|
-    /// | `GROUPCACHE_DISCOVERY` | `none`, `static`, `file`, `dns` or `nats`; where it is missing, `static` if there is a list of peers, else `none` |
+    /// | `GROUPCACHE_DISCOVERY` | `none`, `static`, `file`, `dns`, `kubernetes` or `nats`; where it is missing, `static` if there is a list of peers, else `none` |
     /// | `GROUPCACHE_PEERS` | static: `host:port` or `id@host:port`, separated by commas |
     /// | `GROUPCACHE_PEERS_FILE` | file: its path |
     /// | `GROUPCACHE_DNS` | dns: `dns+host:port` or `dnssrv+name`, separated by commas |
+    /// | `GROUPCACHE_K8S_APPLICATION`, `_SELECTOR`, `_SERVICE` | kubernetes: the pods of an application, those of a label selector, or the endpoints of a service; one of the three |
+    /// | `GROUPCACHE_K8S_NAMESPACES` | kubernetes: where to look, separated by commas; that of this pod where it is missing (`POD_NAMESPACE`, or what the service account says) |
+    /// | `GROUPCACHE_K8S_PORT` | kubernetes: name or number of the port; `group-port` where it is missing |
+    /// | `GROUPCACHE_K8S_KUBECONFIG`, `_CONTEXT` | kubernetes: a file, and a context in it |
+    /// | `GROUPCACHE_K8S_STREAMING_LISTS` | kubernetes: `1` has lists sent as a watch |
+    /// | `GROUPCACHE_K8S_ZONES_FROM_NODES` | kubernetes: `1` asks the machines for their zones |
     /// | `GROUPCACHE_NATS_URL` | nats: `nats://host:port`, separated by commas |
     /// | `GROUPCACHE_NATS_APPLICATION` | nats: whose nodes find each other; `default` where it is missing |
     /// | `GROUPCACHE_NATS_SUBJECT` | nats: `groupcache-gossip` where it is missing |
@@ -86,6 +101,7 @@ impl DiscoveryConfig {
             "dns" => {
                 Self::Dns(DnsConfig { names: needed("GROUPCACHE_DNS", "dns+users.default.svc.cluster.local:7946")? })
             }
+            "kubernetes" => Self::Kubernetes(Box::new(kubernetes(&set)?)),
             "nats" => Self::Nats(Box::new(NatsConfig {
                 servers: needed("GROUPCACHE_NATS_URL", "nats://10.0.0.5:4222")?,
                 application: set("GROUPCACHE_NATS_APPLICATION").unwrap_or_else(|| "default".to_owned()),
@@ -105,11 +121,34 @@ impl DiscoveryConfig {
             })),
             other => {
                 return Err(ConfigError::new(format!(
-                    "GROUPCACHE_DISCOVERY is {other:?}, which is no provider; set it to none, static, file, dns or nats"
+                    "GROUPCACHE_DISCOVERY is {other:?}, which is no provider; set it to none, static, file, dns, kubernetes or nats"
                 )));
             }
         })
     }
+}
+
+fn kubernetes(set: &impl Fn(&str) -> Option<String>) -> Result<KubernetesConfig, ConfigError> {
+    let (application, selector, service) =
+        (set("GROUPCACHE_K8S_APPLICATION"), set("GROUPCACHE_K8S_SELECTOR"), set("GROUPCACHE_K8S_SERVICE"));
+    if application.is_none() && selector.is_none() && service.is_none() {
+        return Err(ConfigError::new(
+            "GROUPCACHE_DISCOVERY is kubernetes, and none of GROUPCACHE_K8S_APPLICATION, GROUPCACHE_K8S_SERVICE and \
+             GROUPCACHE_K8S_SELECTOR is set: set one, such as GROUPCACHE_K8S_APPLICATION to users",
+        ));
+    }
+    let flag = |name: &str| switch(name, set(name));
+    Ok(KubernetesConfig {
+        application,
+        selector,
+        service,
+        namespaces: set("GROUPCACHE_K8S_NAMESPACES"),
+        port: set("GROUPCACHE_K8S_PORT"),
+        kubeconfig: set("GROUPCACHE_K8S_KUBECONFIG").map(Into::into),
+        context: set("GROUPCACHE_K8S_CONTEXT"),
+        streaming_lists: flag("GROUPCACHE_K8S_STREAMING_LISTS")?,
+        zones_from_nodes: flag("GROUPCACHE_K8S_ZONES_FROM_NODES")?,
+    })
 }
 
 fn switch(name: &str, value: Option<String>) -> Result<bool, ConfigError> {

@@ -18,6 +18,7 @@ impl DiscoveryConfig {
             Self::Static(config) => fixed(&config.peers),
             Self::File(config) => file(config),
             Self::Dns(config) => dns(&config.names),
+            Self::Kubernetes(config) => kubernetes(config),
             Self::Nats(config) => nats(config),
         }
     }
@@ -44,7 +45,14 @@ impl Provider for Alone {
 
 /// What to say of a provider, or of an option of it, that was left out of this build.
 #[cfg_attr(
-    all(feature = "file", feature = "dns", feature = "nats-credentials", feature = "nats-kv", feature = "nats-micro"),
+    all(
+        feature = "file",
+        feature = "dns",
+        feature = "kubernetes",
+        feature = "nats-credentials",
+        feature = "nats-kv",
+        feature = "nats-micro"
+    ),
     expect(dead_code, reason = "this build has everything")
 )]
 fn missing(what: &str, feature: &str) -> ConfigError {
@@ -85,6 +93,66 @@ fn dns(names: &str) -> Result<Arc<dyn Provider>, ConfigError> {
 #[cfg(not(feature = "dns"))]
 fn dns(_: &str) -> Result<Arc<dyn Provider>, ConfigError> {
     Err(missing("DNS", "dns"))
+}
+
+#[cfg(not(feature = "kubernetes"))]
+fn kubernetes(_: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, ConfigError> {
+    Err(missing("Kubernetes", "kubernetes"))
+}
+
+/// The options that pods and services have both.
+#[cfg(feature = "kubernetes")]
+macro_rules! with_options {
+    ($provider:expr, $config:expr, $namespaces:expr) => {{
+        let mut provider = $namespaces.fold($provider, |provider, name| provider.namespace(name));
+        match $config.port.as_deref().map(str::trim).filter(|port| !port.is_empty()) {
+            // No name of a port is all digits.
+            Some(port) => match port.parse() {
+                Ok(number) => provider = provider.port(number),
+                Err(_) => provider = provider.port_name(port),
+            },
+            None => {}
+        }
+        if let Some(path) = &$config.kubeconfig {
+            provider = provider.kubeconfig(path);
+        }
+        if let Some(context) = &$config.context {
+            provider = provider.context(context);
+        }
+        if $config.streaming_lists {
+            provider = provider.streaming_lists();
+        }
+        provider.check().map_err(|e| ConfigError::because("the options of Kubernetes cannot be used", e))?;
+        Ok(Arc::new(provider))
+    }};
+}
+
+#[cfg(feature = "kubernetes")]
+fn kubernetes(config: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, ConfigError> {
+    use discovery_kubernetes::{Pods, Service};
+
+    let mut namespaces =
+        config.namespaces.iter().flat_map(|names| names.split(',')).map(str::trim).filter(|name| !name.is_empty());
+    let first = namespaces.next().unwrap_or_default();
+    let mut pods = match (&config.application, &config.selector, &config.service) {
+        (Some(application), None, None) => Pods::new(first, application),
+        (None, Some(selector), None) => Pods::new(first, "").selector(selector),
+        (None, None, Some(_)) if config.zones_from_nodes => {
+            return Err(ConfigError::new(
+                "slices of a service have the zones: leave zones_from_nodes out, or name pods",
+            ));
+        }
+        (None, None, Some(service)) => return with_options!(Service::new(first, service), config, namespaces),
+        _ => {
+            return Err(ConfigError::new(
+                "discovery by Kubernetes needs an application, a selector or a service, and only one of them: name one",
+            ));
+        }
+    };
+    if config.zones_from_nodes {
+        pods = pods.zones_from_nodes();
+    }
+    with_options!(pods, config, namespaces)
 }
 
 #[cfg(not(feature = "nats"))]

@@ -60,9 +60,18 @@ fn the_environment_says_the_same() {
 
 #[test]
 fn a_variable_that_is_missing_or_wrong_is_named() {
-    let bad: [(&'static [(&str, &str)], &str); 5] = [
-        (&[("GROUPCACHE_DISCOVERY", "gossip")], "none, static, file, dns or nats"),
+    let bad: [(&'static [(&str, &str)], &str); 7] = [
+        (&[("GROUPCACHE_DISCOVERY", "gossip")], "none, static, file, dns, kubernetes or nats"),
         (&[("GROUPCACHE_DISCOVERY", "nats")], "GROUPCACHE_NATS_URL"),
+        (&[("GROUPCACHE_DISCOVERY", "kubernetes")], "GROUPCACHE_K8S_APPLICATION"),
+        (
+            &[
+                ("GROUPCACHE_DISCOVERY", "kubernetes"),
+                ("GROUPCACHE_K8S_SERVICE", "users"),
+                ("GROUPCACHE_K8S_STREAMING_LISTS", "yes"),
+            ],
+            "GROUPCACHE_K8S_STREAMING_LISTS",
+        ),
         (&[("GROUPCACHE_DISCOVERY", "file")], "GROUPCACHE_PEERS_FILE"),
         (&[("GROUPCACHE_DISCOVERY", "static")], "GROUPCACHE_PEERS"),
         (
@@ -89,6 +98,7 @@ fn a_provider_is_made_or_the_feature_that_it_needs_is_named() {
         (r#"{"provider":"static","peers":"a@h:1"}"#, "static", cfg!(feature = "static"), "static"),
         (r#"{"provider":"file","path":"/p"}"#, "file", cfg!(feature = "file"), "file"),
         (r#"{"provider":"dns","names":"dns+h:1"}"#, "dns", cfg!(feature = "dns"), "dns"),
+        (r#"{"provider":"kubernetes","application":"a"}"#, "kubernetes", cfg!(feature = "kubernetes"), "kubernetes"),
         (r#"{"provider":"nats","servers":"h","application":"a"}"#, "nats", cfg!(feature = "nats"), "nats"),
     ];
     for (text, name, is_there, feature) in cases {
@@ -124,6 +134,49 @@ fn an_option_of_nats_is_used_or_the_feature_that_it_needs_is_named() {
     ] {
         let error = made(&format!(r#"{{"provider":"nats","servers":"h","application":"a",{options}}}"#)).unwrap_err();
         assert!(error.contains(what), "{options}: {error}");
+    }
+}
+
+#[test]
+fn the_environment_has_all_options_of_kubernetes() {
+    let all = vars(&[
+        ("GROUPCACHE_DISCOVERY", "kubernetes"),
+        ("GROUPCACHE_K8S_APPLICATION", "users"),
+        ("GROUPCACHE_K8S_NAMESPACES", "a, b"),
+        ("GROUPCACHE_K8S_PORT", "7946"),
+        ("GROUPCACHE_K8S_KUBECONFIG", "/k"),
+        ("GROUPCACHE_K8S_CONTEXT", "c"),
+        ("GROUPCACHE_K8S_STREAMING_LISTS", "1"),
+        ("GROUPCACHE_K8S_ZONES_FROM_NODES", "true"),
+    ]);
+    let written = json(
+        r#"{"provider":"kubernetes","application":"users","namespaces":"a, b","port":"7946","kubeconfig":"/k",
+            "context":"c","streaming_lists":true,"zones_from_nodes":true}"#,
+    );
+    assert_eq!(all.unwrap(), written.unwrap());
+}
+
+#[cfg(feature = "kubernetes")]
+#[test]
+fn an_option_of_kubernetes_is_used_or_refused() {
+    let cases = [
+        (r#""service":"users""#, Ok("kubernetes-service")),
+        (r#""selector":"app=users","port":"7946","namespaces":"a,b","zones_from_nodes":true"#, Ok("kubernetes")),
+        (r#""application":"users","port":"peers","kubeconfig":"/k","context":"c""#, Ok("kubernetes")),
+        (r#""namespaces":"a""#, Err("needs an application")),
+        (r#""application":"users","service":"users""#, Err("only one of them")),
+        (r#""service":"users","zones_from_nodes":true"#, Err("zones_from_nodes")),
+        (r#""application":"two words""#, Err("options of Kubernetes")),
+        (r#""application":"users","namespaces":"A""#, Err("options of Kubernetes")),
+        (r#""application":"users","port":"0""#, Err("options of Kubernetes")),
+    ];
+    for (options, expected) in cases {
+        let made = made(&format!(r#"{{"provider":"kubernetes",{options}}}"#));
+        match (expected, made) {
+            (Ok(name), Ok(made)) => assert_eq!(made, name),
+            (Err(word), Err(error)) => assert!(error.contains(word), "{options}: {error}"),
+            (expected, made) => panic!("{options}: {expected:?}, but {made:?}"),
+        }
     }
 }
 

@@ -1,0 +1,303 @@
+//! One resource in one namespace, as the API server is asked for it: pages of a list, the lines of a watch, and what
+//! it means when it refuses.
+
+use std::{error::Error, fmt, time::Duration};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http_body_util::BodyExt;
+use kube::{
+    Client,
+    api::{ListParams, WatchParams},
+    client::Body,
+    core::{Request, Status},
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+
+use crate::{
+    object::{Content, Kind, Object, Port, name_and_version},
+    role,
+    stats::Counters,
+};
+
+/// How long a page of a list may take, and the head of any other answer.
+const ANSWER: Duration = Duration::from_secs(15);
+/// Longest page and longest event; a pod is a few KiB, and at most 1.5 MiB where it is stored.
+const MAX_PAGE: usize = 256 << 20;
+const MAX_LINE: usize = 8 << 20;
+/// Longest error that is read.
+const MAX_ERROR: usize = 64 << 10;
+/// Longest text of an error that is repeated.
+const MAX_TEXT: usize = 400;
+
+/// What is asked for, and how.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) client: Client,
+    pub(crate) kind: Kind,
+    pub(crate) namespace: String,
+    pub(crate) selector: String,
+    pub(crate) port: Port,
+    pub(crate) page: u32,
+    pub(crate) counters: Counters,
+}
+
+/// What went wrong.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The version that was named is too old (410): a list is due.
+    Gone,
+    /// The credentials are not, or no longer, good (401).
+    Unknown(String),
+    /// A right is missing (403).
+    Forbidden(String),
+    /// The API server does not understand the request (400, 422).
+    Invalid(String),
+    /// Anything else, and for how long the API server asks us to wait.
+    Other(String, Duration),
+}
+
+impl Trouble {
+    fn other(text: impl Into<String>) -> Self {
+        Self::Other(text.into(), Duration::ZERO)
+    }
+}
+
+/// A page of a list.
+pub(crate) struct Page {
+    pub(crate) objects: Vec<Object>,
+    /// What to name for the next page; none when this was the last.
+    pub(crate) next: Option<String>,
+    /// Where a watch goes on after the list.
+    pub(crate) version: String,
+}
+
+impl Api {
+    /// The page that begins with `next`. Without a resource version, which is to say as new as it can be: with
+    /// "any", which kube has as `match_any`, an API server may answer with a past in which peers are missing.
+    pub(crate) async fn page(&self, next: Option<String>) -> Result<Page, Trouble> {
+        let mut params = ListParams::default().labels(&self.selector).limit(self.page);
+        params.continue_token = next;
+        let request = Request::new(self.path()).list(&params);
+        let read = async {
+            let mut lines = self.send("list", request).await?;
+            lines.all().await
+        };
+        let body = timeout(ANSWER, read).await.map_err(|_| self.late("list"))??;
+        self.read_page(&body)
+    }
+
+    /// Everything that happens after `version`, for so many seconds. With an empty version and `initial` it begins
+    /// with all there is.
+    pub(crate) async fn watch(&self, version: &str, seconds: u32, initial: bool) -> Result<Lines, Trouble> {
+        let mut params = WatchParams::default().labels(&self.selector).timeout(seconds);
+        params.send_initial_events = initial;
+        let request = Request::new(self.path()).watch(&params, version);
+        timeout(ANSWER, self.send("watch", request)).await.map_err(|_| self.late("watch"))?
+    }
+
+    fn path(&self) -> String {
+        self.kind.path(&self.namespace)
+    }
+
+    async fn send(
+        &self,
+        verb: &str,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Lines, Trouble> {
+        let request = request.map_err(|e| self.cannot(verb, &e.to_string()))?;
+        // Not `Client::request_*`: for them a 403 is one only if its body says so, and a proxy's does not.
+        let sent = self.client.send(request.map(Body::from)).await;
+        let response = sent.map_err(|e| self.cannot(verb, &causes(&e)))?;
+        let code = response.status().as_u16();
+        let is_good = response.status().is_success();
+        let mut lines = Lines { body: response.into_body(), buffer: BytesMut::new() };
+        if is_good {
+            return Ok(lines);
+        }
+        let text = lines.up_to(MAX_ERROR).await.unwrap_or_default();
+        let status = serde_json::from_slice::<Status>(&text).ok().filter(|status| !status.message.is_empty());
+        let status =
+            status.unwrap_or_else(|| Status { message: String::from_utf8_lossy(&text).into(), ..Status::default() });
+        Err(self.refusal(verb, code, &status))
+    }
+
+    /// What the API server means by an error.
+    pub(crate) fn refusal(&self, verb: &str, code: u16, status: &Status) -> Trouble {
+        let (resource, namespace) = (self.kind.resource(), &self.namespace);
+        let said = short(&status.message);
+        match code {
+            401 => Trouble::Unknown(format!(
+                "the API server does not know the credentials of this node (401: {said}), which wants to {verb} \
+                 {resource} in the namespace {namespace}; check the token of the service account, or the kubeconfig"
+            )),
+            403 => Trouble::Forbidden(format!(
+                "this node may not {verb} {resource} in the namespace {namespace} (403: {said}); apply:\n{}",
+                role::with_binding(self.kind, namespace, &status.message)
+            )),
+            400 | 422 => Trouble::Invalid(format!(
+                "the API server does not understand how to {verb} {resource} in the namespace {namespace} \
+                 ({code}: {said}); check the selector"
+            )),
+            410 => Trouble::Gone,
+            _ => {
+                let wait = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+                let text = self.text(verb, &format!("{code}: {said}"));
+                Trouble::Other(text, Duration::from_secs(u64::from(wait).min(60)))
+            }
+        }
+    }
+
+    pub(crate) fn cannot(&self, verb: &str, why: &str) -> Trouble {
+        Trouble::other(self.text(verb, why))
+    }
+
+    fn late(&self, verb: &str) -> Trouble {
+        self.cannot(verb, &format!("no answer within {} s", ANSWER.as_secs()))
+    }
+
+    fn text(&self, verb: &str, why: &str) -> String {
+        let (resource, namespace) = (self.kind.resource(), &self.namespace);
+        format!("cannot {verb} {resource} in the namespace {namespace} ({why}); the last set of peers stays")
+    }
+
+    fn read_page(&self, body: &[u8]) -> Result<Page, Trouble> {
+        #[derive(Deserialize)]
+        struct List<'a> {
+            #[serde(default)]
+            kind: String,
+            metadata: ListMetadata,
+            #[serde(borrow, default)]
+            items: Option<Vec<&'a RawValue>>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct ListMetadata {
+            #[serde(default)]
+            resource_version: String,
+            #[serde(rename = "continue", default)]
+            next: Option<String>,
+        }
+        let list: List<'_> = serde_json::from_slice(body).map_err(|e| self.cannot("list", &format!("no list: {e}")))?;
+        // An answer of 200 that is no list (`{}` of a proxy) must not be taken for a list of nobody.
+        if !list.kind.ends_with("List") || list.metadata.resource_version.is_empty() {
+            return Err(self.cannot("list", "the answer is no list"));
+        }
+        let objects = list.items.into_iter().flatten().filter_map(|item| self.read(item.get())).collect();
+        let next = list.metadata.next.filter(|next| !next.is_empty());
+        Ok(Page { objects, next, version: list.metadata.resource_version })
+    }
+
+    /// Reads an object; none if not even its name can be read.
+    pub(crate) fn read(&self, json: &str) -> Option<Object> {
+        match self.kind.read(json, &self.port) {
+            Ok(object) => Some(object),
+            Err(e) => {
+                self.counters.garbage(self.kind.resource(), &e);
+                let (name, version) = name_and_version(json)?;
+                Some(Object { name, version, content: Content::Garbage })
+            }
+        }
+    }
+}
+
+/// The body of an answer, line by line.
+///
+/// Not `Client::request_events`: a line of it has no limit, an event that cannot be read hides which object it was
+/// about, and a body that ends within an event looks like one that ends after it.
+pub(crate) struct Lines {
+    body: Body,
+    buffer: BytesMut,
+}
+
+/// How a body ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Between,
+    /// Within a line, or with an error.
+    Within(String),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Between => f.write_str("the answer has ended"),
+            Self::Within(why) => f.write_str(why),
+        }
+    }
+}
+
+impl Lines {
+    /// The next line. Dropping the future loses nothing.
+    pub(crate) async fn next(&mut self) -> Result<Bytes, End> {
+        let mut seen = 0;
+        loop {
+            let unseen = self.buffer.get(seen..).unwrap_or_default();
+            if let Some(at) = unseen.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(seen + at).freeze();
+                self.buffer.advance(1);
+                return Ok(line);
+            }
+            seen = self.buffer.len();
+            if seen > MAX_LINE {
+                return Err(End::Within(format!("an event of more than {MAX_LINE} bytes")));
+            }
+            match self.more().await {
+                Ok(true) => {}
+                Ok(false) if self.buffer.iter().all(u8::is_ascii_whitespace) => return Err(End::Between),
+                Ok(false) => return Err(End::Within("an event that is cut off".to_owned())),
+                Err(why) => return Err(End::Within(why)),
+            }
+        }
+    }
+
+    /// All that is left; the trouble is one of a list.
+    async fn all(&mut self) -> Result<Bytes, Trouble> {
+        self.up_to(MAX_PAGE).await.map_err(|why| Trouble::other(format!("{why}; the last set of peers stays")))
+    }
+
+    async fn up_to(&mut self, limit: usize) -> Result<Bytes, String> {
+        while self.more().await? {
+            if self.buffer.len() > limit {
+                return Err(format!("an answer of more than {limit} bytes"));
+            }
+        }
+        Ok(self.buffer.split().freeze())
+    }
+
+    /// Reads some more; tells whether there was any.
+    async fn more(&mut self) -> Result<bool, String> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(false),
+                Some(Err(e)) => return Err(format!("the answer was cut off: {}", causes(&e))),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What an error says, and why.
+pub(crate) fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    for cause in causes.map(ToString::to_string) {
+        // Many repeat what they were caused by.
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    short(&text)
+}
+
+fn short(text: &str) -> String {
+    let text = text.trim();
+    let end = text.char_indices().nth(MAX_TEXT).map_or(text.len(), |(at, _)| at);
+    text.get(..end).unwrap_or_default().replace('\n', " ")
+}

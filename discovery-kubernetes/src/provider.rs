@@ -1,0 +1,71 @@
+//! Connects, again and again, and lives on each client for as long as it is good.
+
+use std::time::Duration;
+
+use groupcache_core::{Health, Provider, ProviderContext, ProviderError, async_trait};
+
+use crate::{
+    options::{Options, Pods, Service},
+    session::{Over, Session},
+};
+
+/// The first pause before another client, and the longest.
+const PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+#[async_trait]
+impl Provider for Pods {
+    fn name(&self) -> &str {
+        "kubernetes"
+    }
+
+    async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {
+        self.check()?;
+        Box::pin(self.0.run(cx)).await
+    }
+}
+
+#[async_trait]
+impl Provider for Service {
+    fn name(&self) -> &str {
+        "kubernetes-service"
+    }
+
+    async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {
+        self.check()?;
+        Box::pin(self.0.run(cx)).await
+    }
+}
+
+impl Options {
+    async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
+        let mut session = Session::new(self);
+        let mut rng = fastrand::Rng::new();
+        let mut round = 0;
+        loop {
+            let connected = tokio::select! {
+                biased;
+                () = cx.leaving() => return Ok(()),
+                connected = self.connect() => connected,
+            };
+            let why = match connected {
+                Ok(connected) => match session.live(&mut cx, connected, &mut rng).await {
+                    Over::Leaving => return Ok(()),
+                    Over::Renew { why, was_good } => {
+                        round = if was_good { 0 } else { round };
+                        why
+                    }
+                },
+                Err(why) => why,
+            };
+            cx.report(Health::Stale(why));
+            let full = PAUSE.saturating_mul(2_u32.saturating_pow(round.min(16))).min(LONGEST_PAUSE);
+            round += 1;
+            tokio::select! {
+                biased;
+                () = cx.leaving() => return Ok(()),
+                () = tokio::time::sleep(full.mul_f64(0.5 + rng.f64() / 2.0)) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! What is done with the news of all namespaces: sets of peers, hints of who is gone, and how the source is doing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::select_all};
+use groupcache_core::{Health, Peer, PeerSet, ProviderContext, Signal};
+use kube::Client;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    api::Api,
+    connect::Connected,
+    options::Options,
+    table::{Merged, Table},
+    watch::{News, Watch},
+    zones::Zones,
+};
+
+/// Changes that come together are published together.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// Why a client is left.
+pub(crate) enum Over {
+    Leaving,
+    /// Its credentials are not good. `was_good`: they were.
+    Renew {
+        why: String,
+        was_good: bool,
+    },
+}
+
+/// What outlives a client.
+pub(crate) struct Session<'a> {
+    options: &'a Options,
+    table: Table,
+    zones: Zones,
+    /// The last set, if it was complete: the same again is not published, unless a node asks for it.
+    published: Option<Vec<Peer>>,
+    /// Namespaces that a node wants to have listed before the next answer.
+    asked: BTreeSet<usize>,
+    is_answer_due: bool,
+    /// Something has changed, and is published at that time.
+    news_at: Option<Instant>,
+    /// Which namespaces do not work, and why.
+    troubles: BTreeMap<usize, String>,
+    /// Those whose watch has been open since this client was made.
+    well: BTreeSet<usize>,
+    namespaces: Vec<String>,
+}
+
+impl<'a> Session<'a> {
+    pub(crate) fn new(options: &'a Options) -> Self {
+        Self {
+            options,
+            table: Table::new(options.namespaces.len()),
+            zones: Zones::default(),
+            published: None,
+            asked: BTreeSet::new(),
+            is_answer_due: false,
+            news_at: None,
+            troubles: BTreeMap::new(),
+            well: BTreeSet::new(),
+            namespaces: Vec::new(),
+        }
+    }
+
+    /// Lives on a client until its credentials are bad or the node leaves. It spawns nothing: when it is dropped,
+    /// everything is.
+    pub(crate) async fn live(
+        &mut self,
+        cx: &mut ProviderContext,
+        Connected { client, namespaces }: Connected,
+        rng: &mut fastrand::Rng,
+    ) -> Over {
+        if namespaces != self.namespaces {
+            self.table = Table::new(namespaces.len());
+            self.namespaces = namespaces;
+        }
+        self.troubles.clear();
+        self.well.clear();
+        self.zones.begin();
+        let (ask, asked) = watch::channel(0_u64);
+        let watches = (0..self.namespaces.len()).map(|number| {
+            let watch = Watch::new(self.api(&client, number), self.options.is_streaming, rng.u64(..), asked.clone());
+            Box::pin(watch.news().map(move |news| (number, news)))
+        });
+        let mut all = select_all(watches);
+        loop {
+            let wake = self.news_at;
+            tokio::select! {
+                biased;
+                signal = cx.next() => match signal {
+                    Signal::Leaving => return Over::Leaving,
+                    // A pod is announced by Kubernetes, not by us.
+                    Signal::MeChanged => {}
+                    Signal::Resolve(_) => {
+                        self.asked = (0..self.namespaces.len()).collect();
+                        self.is_answer_due = true;
+                        ask.send_modify(|times| *times += 1);
+                    }
+                },
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.publish(cx),
+                Some((number, news)) = all.next() => {
+                    if let Some(why) = self.take(cx, number, news) {
+                        return Over::Renew { why, was_good: !self.well.is_empty() };
+                    }
+                }
+                found = self.zones.next(&client), if self.zones.is_busy() => {
+                    self.zones.found(found);
+                    self.news();
+                }
+            }
+        }
+    }
+
+    fn api(&self, client: &Client, number: usize) -> Api {
+        Api {
+            client: client.clone(),
+            kind: self.options.kind,
+            namespace: self.namespaces.get(number).cloned().unwrap_or_default(),
+            selector: self.options.selector.clone(),
+            port: self.options.port.clone(),
+            page: self.options.page,
+            counters: self.options.counters.clone(),
+        }
+    }
+
+    /// Takes the news of a namespace; tells why the client is no longer good, if it is not.
+    fn take(&mut self, cx: &ProviderContext, number: usize, news: News) -> Option<String> {
+        match news {
+            News::Listed(objects) => {
+                let ignored = self.table.list(number, objects);
+                self.ignore(ignored);
+                self.zones.listed();
+                self.asked.remove(&number);
+                self.news();
+            }
+            News::Put(object) => {
+                if !self.table.put(number, object) {
+                    self.ignore(1);
+                }
+                self.news();
+            }
+            News::Removed(name) => {
+                self.table.remove(number, &name);
+                self.news();
+            }
+            News::Well => {
+                self.well.insert(number);
+                self.troubles.remove(&number);
+                self.report(cx);
+            }
+            News::Stale(why) => {
+                self.troubles.insert(number, why);
+                self.report(cx);
+            }
+            News::Unknown(why) => return Some(why),
+        }
+        None
+    }
+
+    fn ignore(&self, objects: usize) {
+        if objects > 0 {
+            self.options.counters.ignored(objects);
+            tracing::warn!(objects, "there are more objects than a provider keeps; narrow the selector");
+        }
+    }
+
+    fn news(&mut self) {
+        self.news_at.get_or_insert(Instant::now() + SETTLE);
+    }
+
+    fn report(&self, cx: &ProviderContext) {
+        match self.troubles.values().next() {
+            Some(why) => cx.report(Health::Stale(why.clone())),
+            None if self.well.len() == self.namespaces.len() => cx.report(Health::Connected),
+            None => {}
+        }
+    }
+
+    fn publish(&mut self, cx: &ProviderContext) {
+        self.news_at = None;
+        if self.options.zones_from_nodes {
+            self.zones.want(self.table.machines());
+        }
+        let Merged { peers, is_complete, waiting, conflicts, gone } = self.table.merge(|name| self.zones.of(name));
+        self.tell_waiting(waiting);
+        for id in conflicts {
+            self.options.counters.count(|all| &all.conflicts);
+            tracing::warn!(%id, "a pod of this name is in several namespaces; give it another name in each");
+        }
+        if !is_complete {
+            // One of the namespaces has not been listed: who is there is, who else is nobody knows.
+            return cx.publish(PeerSet::partial(peers));
+        }
+        let is_answer = self.is_answer_due && self.asked.is_empty();
+        let is_same = self.published.as_ref() == Some(&peers);
+        if is_same && !is_answer {
+            return;
+        }
+        if is_answer {
+            self.is_answer_due = false;
+        }
+        for id in gone {
+            cx.left(id, None);
+        }
+        self.options.counters.count(|all| &all.published);
+        cx.publish(PeerSet::complete(peers.clone()));
+        self.published = Some(peers);
+    }
+
+    fn tell_waiting(&self, waiting: usize) {
+        let before = self.options.counters.waiting(waiting);
+        if waiting > 0 && before == 0 {
+            let port = &self.options.port;
+            tracing::info!(waiting, ?port, "pods are waited for: they have no address yet, or no port of that name");
+        }
+    }
+}

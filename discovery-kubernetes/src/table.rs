@@ -1,0 +1,289 @@
+//! Which objects are known, and the peers that they add up to: pure, without a clock.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use groupcache_core::{Address, NodeState, Peer, PeerId};
+
+use crate::object::{Content, Object, Record};
+
+/// Most objects of one namespace: five times the peers that a node takes.
+const MAX_OBJECTS: usize = 10_000;
+/// Most addresses of one peer; a node takes no more.
+const MAX_ADDRESSES: usize = 8;
+
+/// What is known, for each namespace in the order in which they were given.
+#[derive(Debug)]
+pub(crate) struct Table {
+    namespaces: Vec<Known>,
+    /// Those whom a watch told gone, until the next set.
+    gone: BTreeSet<PeerId>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    objects: BTreeMap<Arc<str>, Box<[Record]>>,
+    /// A whole list has been read: from then on what is not known is not there.
+    is_listed: bool,
+}
+
+/// The peers, and what else there is to say about them.
+#[derive(Debug, Default)]
+pub(crate) struct Merged {
+    pub(crate) peers: Vec<Peer>,
+    /// Each namespace has been listed.
+    pub(crate) is_complete: bool,
+    /// How many are there without an address or a port.
+    pub(crate) waiting: usize,
+    /// Names that are in several namespaces.
+    pub(crate) conflicts: BTreeSet<PeerId>,
+    /// Who was told gone, and is in no other object.
+    pub(crate) gone: Vec<PeerId>,
+}
+
+/// One peer, while its records are added up.
+struct Sum<'a> {
+    namespace: usize,
+    uid: Option<&'a Arc<str>>,
+    addresses: Vec<Address>,
+    zone: Option<Arc<str>>,
+    is_terminating: bool,
+}
+
+impl Table {
+    pub(crate) fn new(namespaces: usize) -> Self {
+        Self { namespaces: std::iter::repeat_with(Known::default).take(namespaces).collect(), gone: BTreeSet::new() }
+    }
+
+    /// Everything that is in a namespace. What cannot be read is as it was. Tells how many are beyond the limit.
+    pub(crate) fn list(&mut self, namespace: usize, listed: Vec<Object>) -> usize {
+        let Some(known) = self.namespaces.get_mut(namespace) else { return 0 };
+        let mut before = std::mem::take(&mut known.objects);
+        known.is_listed = true;
+        for Object { name, content, .. } in listed {
+            let records = match content {
+                Content::Read(records) => Some(records),
+                Content::Garbage => before.remove(&name),
+            };
+            known.objects.extend(records.filter(|records| !records.is_empty()).map(|records| (name, records)));
+        }
+        let mut ignored = 0;
+        while known.objects.len() > MAX_OBJECTS {
+            known.objects.pop_last();
+            ignored += 1;
+        }
+        ignored
+    }
+
+    /// One object, new or changed; tells whether there was room for it.
+    pub(crate) fn put(&mut self, namespace: usize, object: Object) -> bool {
+        let Some(known) = self.namespaces.get_mut(namespace) else { return false };
+        let Content::Read(records) = object.content else { return true };
+        if known.objects.len() >= MAX_OBJECTS && !known.objects.contains_key(&object.name) {
+            return false;
+        }
+        let before = match records.is_empty() {
+            true => known.objects.remove(&object.name),
+            false => known.objects.insert(object.name, records),
+        };
+        self.miss(before);
+        true
+    }
+
+    /// One object that is deleted.
+    pub(crate) fn remove(&mut self, namespace: usize, name: &str) {
+        let before = self.namespaces.get_mut(namespace).and_then(|known| known.objects.remove(name));
+        self.miss(before);
+    }
+
+    /// Whether an endpoint has moved from one slice to another is known when the next set is made.
+    fn miss(&mut self, before: Option<Box<[Record]>>) {
+        self.gone.extend(before.into_iter().flatten().filter_map(|record| record.id));
+    }
+
+    /// The machines whose zone somebody asks for.
+    pub(crate) fn machines(&self) -> impl Iterator<Item = &Arc<str>> {
+        let records = self.namespaces.iter().flat_map(|known| known.objects.values()).flatten();
+        records.filter_map(|record| record.machine.as_ref())
+    }
+
+    /// Adds up all records. `zone_of` tells the zone of a machine.
+    pub(crate) fn merge(&mut self, zone_of: impl Fn(&str) -> Option<Arc<str>>) -> Merged {
+        let Self { namespaces, gone } = self;
+        let is_complete = namespaces.iter().all(|known| known.is_listed);
+        let mut merged = Merged { is_complete, ..Merged::default() };
+        let mut sums: BTreeMap<&PeerId, Sum<'_>> = BTreeMap::new();
+        for (namespace, known) in namespaces.iter().enumerate() {
+            for record in known.objects.values().flatten() {
+                let Some(id) = &record.id else {
+                    merged.peers.extend(record.addresses.iter().filter_map(|address| Peer::at(address).ok()));
+                    continue;
+                };
+                let sum = sums.entry(id).or_insert_with(|| Sum::of(namespace, record));
+                if sum.namespace != namespace {
+                    merged.conflicts.insert(id.clone());
+                } else if sum.is_replaced_by(record) {
+                    *sum = Sum::of(namespace, record);
+                }
+                if sum.namespace == namespace && sum.is_same_pod(record) {
+                    sum.add(record, &zone_of);
+                }
+            }
+        }
+        merged.gone = std::mem::take(gone).into_iter().filter(|id| !sums.contains_key(id)).collect();
+        merged.waiting = sums.values().filter(|sum| sum.addresses.is_empty()).count();
+        let found = sums.into_iter().filter(|(_, sum)| !sum.addresses.is_empty());
+        merged.peers.extend(found.map(|(id, sum)| sum.peer(id)));
+        merged
+    }
+}
+
+impl<'a> Sum<'a> {
+    fn of(namespace: usize, record: &'a Record) -> Self {
+        let is_terminating = record.is_terminating;
+        Self { namespace, uid: record.uid.as_ref(), addresses: Vec::new(), zone: None, is_terminating }
+    }
+
+    /// The slices of two families, or those between which an endpoint moves, know one pod.
+    fn is_same_pod(&self, record: &Record) -> bool {
+        self.uid.zip(record.uid.as_ref()).is_none_or(|(a, b)| a == b)
+    }
+
+    /// Of two pods of one name, one after the other, the one that stays is meant.
+    fn is_replaced_by(&self, record: &Record) -> bool {
+        !self.is_same_pod(record) && self.is_terminating && !record.is_terminating
+    }
+
+    fn add(&mut self, record: &Record, zone_of: impl Fn(&str) -> Option<Arc<str>>) {
+        for address in &record.addresses {
+            if self.addresses.len() < MAX_ADDRESSES && !self.addresses.contains(address) {
+                self.addresses.push(address.clone());
+            }
+        }
+        self.is_terminating |= record.is_terminating;
+        let zone = || record.zone.clone().or_else(|| zone_of(record.machine.as_deref()?));
+        self.zone = self.zone.take().or_else(zone);
+    }
+
+    fn peer(self, id: &PeerId) -> Peer {
+        let mut peer = Peer::member(id.clone(), self.addresses);
+        if self.is_terminating {
+            peer = peer.with_state(NodeState::Draining);
+        }
+        match self.zone {
+            Some(zone) => peer.with_zone(zone),
+            None => peer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str, uid: &str, address: &str) -> Record {
+        Record {
+            id: PeerId::new(id).ok(),
+            uid: (!uid.is_empty()).then(|| uid.into()),
+            addresses: Address::new(address).into_iter().collect(),
+            zone: None,
+            machine: None,
+            is_terminating: false,
+        }
+    }
+
+    fn object(name: &str, records: impl IntoIterator<Item = Record>) -> Object {
+        let content = Content::Read(records.into_iter().collect());
+        Object { name: name.into(), version: String::new(), content }
+    }
+
+    fn pod(name: &str, address: &str) -> Object {
+        object(name, [record(name, "u", address)])
+    }
+
+    fn seen(table: &mut Table) -> (Vec<String>, Vec<String>) {
+        let merged = table.merge(|_| None);
+        let show = |peer: &Peer| {
+            let at: Vec<_> = peer.addresses().iter().map(ToString::to_string).collect();
+            let draining = if peer.state() == Some(NodeState::Draining) { "!" } else { "" };
+            format!("{}{draining}@{}", peer.id().map_or("", |id| id.as_str()), at.join("+"))
+        };
+        (merged.peers.iter().map(show).collect(), merged.gone.iter().map(ToString::to_string).collect())
+    }
+
+    fn listed(objects: impl IntoIterator<Item = Object>) -> Table {
+        let mut table = Table::new(1);
+        table.list(0, objects.into_iter().collect());
+        table
+    }
+
+    #[test]
+    fn two_families_of_one_pod_are_one_peer_with_two_addresses_and_one_in_two_slices_is_one() {
+        let mut table = listed([
+            object("v4-a", [record("p", "1", "10.0.0.1:1"), record("q", "2", "10.0.0.2:1")]),
+            object("v4-b", [record("q", "2", "10.0.0.2:1")]),
+            object("v6", [record("p", "1", "[fd00::1]:1")]),
+        ]);
+        assert_eq!(seen(&mut table).0, ["p@10.0.0.1:1+[fd00::1]:1", "q@10.0.0.2:1"]);
+        // It moves: gone from one slice, still in the other.
+        table.put(0, object("v4-a", [record("p", "1", "10.0.0.1:1")]));
+        assert_eq!(seen(&mut table), (vec!["p@10.0.0.1:1+[fd00::1]:1".into(), "q@10.0.0.2:1".into()], vec![]));
+        table.remove(0, "v4-b");
+        assert_eq!(seen(&mut table), (vec!["p@10.0.0.1:1+[fd00::1]:1".into()], vec!["q".into()]));
+        assert_eq!(seen(&mut table).1, Vec::<String>::new(), "told once");
+    }
+
+    #[test]
+    fn of_two_pods_of_one_name_the_one_that_stays_is_meant() {
+        let old = Record { is_terminating: true, ..record("p", "1", "10.0.0.1:1") };
+        let new = record("p", "2", "10.0.0.2:1");
+        for pair in [[old.clone(), new.clone()], [new, old]] {
+            assert_eq!(seen(&mut listed([object("s", pair)])).0, ["p@10.0.0.2:1"]);
+        }
+    }
+
+    #[test]
+    fn who_terminates_in_one_slice_drains_and_the_zone_of_a_machine_is_the_second_choice() {
+        let mut v6 = Record { is_terminating: true, ..record("p", "1", "[fd00::1]:1") };
+        v6.machine = Some("m".into());
+        let mut table = listed([object("v4", [record("p", "1", "10.0.0.1:1")]), object("v6", [v6])]);
+        assert_eq!(seen(&mut table).0, ["p!@10.0.0.1:1+[fd00::1]:1"]);
+        assert_eq!(table.machines().map(|m| &**m).collect::<Vec<_>>(), ["m"]);
+        let merged = table.merge(|machine| Some(format!("zone of {machine}").into()));
+        assert_eq!(merged.peers[0].zone(), Some("zone of m"));
+    }
+
+    #[test]
+    fn a_set_is_complete_when_every_namespace_has_been_listed_and_the_first_has_the_name() {
+        let mut table = Table::new(2);
+        table.list(1, vec![pod("p", "10.0.1.1:1"), pod("q", "10.0.1.2:1")]);
+        assert!(!table.merge(|_| None).is_complete);
+        table.list(0, vec![pod("p", "10.0.0.1:1")]);
+        let merged = table.merge(|_| None);
+        assert!(merged.is_complete && merged.conflicts.len() == 1, "{merged:?}");
+        assert_eq!(seen(&mut table).0, ["p@10.0.0.1:1", "q@10.0.1.2:1"]);
+        table.remove(0, "p");
+        assert_eq!(seen(&mut table), (vec!["p@10.0.1.1:1".into(), "q@10.0.1.2:1".into()], vec![]));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_as_it_was() {
+        let garbage = |name: &str| Object { content: Content::Garbage, ..pod(name, "10.9.9.9:1") };
+        let mut table = listed([pod("p", "10.0.0.1:1"), pod("q", "10.0.0.2:1")]);
+        assert!(table.put(0, garbage("p")));
+        assert_eq!(table.list(0, vec![garbage("p"), garbage("r")]), 0);
+        assert_eq!(seen(&mut table).0, ["p@10.0.0.1:1"], "q is not in the list, r was never known");
+    }
+
+    #[test]
+    fn who_waits_is_no_peer_yet_and_objects_have_a_limit() {
+        let mut table = listed([pod("p", "none"), pod("q", "10.0.0.2:1")]);
+        let merged = table.merge(|_| None);
+        assert_eq!((merged.waiting, merged.peers.len()), (1, 1));
+        let many = (0..MAX_OBJECTS + 3).map(|n| pod(&format!("p{n:05}"), "10.0.0.1:1"));
+        assert_eq!(table.list(0, many.collect()), 3);
+        assert!(!table.put(0, pod("x", "10.0.0.1:1")) && table.put(0, pod("p00000", "10.0.0.2:1")));
+    }
+}

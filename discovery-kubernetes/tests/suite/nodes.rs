@@ -1,0 +1,169 @@
+//! Real nodes at the addresses of pods: discovery, ring and remote gets together.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use groupcache_core::{Group, Identity, Node};
+use tokio::time::Instant;
+
+use crate::support::{NAMESPACE, Scratch, Simulated, World, eventually, kubeconfig, running, wire::listen};
+
+/// A node that believes it is a pod.
+struct Pod {
+    node: Node,
+    group: Group<String>,
+    loads: Arc<AtomicU64>,
+}
+
+/// Beyond those of other tests on this machine, and each pod has one of its own.
+const PORT: u16 = 7946;
+
+async fn start(world: &impl World, name: &str, ip: &str) -> Pod {
+    let listen = SocketAddr::new(ip.parse().unwrap(), PORT);
+    let identity = Identity::new(listen).with_id(name).unwrap();
+    let node = Node::builder().identity(identity).provider(world.pods()).start().await.unwrap();
+    let loads = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&loads);
+    let group = node.group::<String>("keys").capacity_bytes(1 << 20);
+    let load = async |loads: &Arc<AtomicU64>, key: &str| {
+        loads.fetch_add(1, Relaxed);
+        Ok::<_, std::io::Error>(format!("value of {key}"))
+    };
+    let group = group.loader_with(counted, load).build().unwrap();
+    Pod { node, group, loads }
+}
+
+fn sees(pods: &[Pod], members: usize) -> bool {
+    pods.iter().all(|pod| {
+        let all = pod.node.members();
+        all.len() == members && all.iter().all(|member| member.is_reachable)
+    })
+}
+
+/// The fake over TCP, as a node has it: real time, a client of its own for each.
+struct OverTcp {
+    simulated: Simulated,
+    port: u16,
+    scratch: Scratch,
+}
+
+impl World for OverTcp {
+    fn pods(&self) -> discovery_kubernetes::Pods {
+        let path = kubeconfig(&self.scratch, &format!("http://127.0.0.1:{}", self.port), "t0ken-of-users", None);
+        discovery_kubernetes::Pods::new(NAMESPACE, "users").kubeconfig(path)
+    }
+
+    async fn create(&mut self, name: &str) {
+        self.simulated.create(name).await;
+    }
+
+    async fn status(&mut self, name: &str, status: serde_json::Value) {
+        self.simulated.status(name, status).await;
+    }
+
+    async fn terminate(&mut self, name: &str) {
+        self.simulated.terminate(name).await;
+    }
+
+    async fn delete(&mut self, name: &str) {
+        self.simulated.delete(name).await;
+    }
+
+    async fn revoke(&mut self) {
+        self.simulated.revoke().await;
+    }
+
+    async fn grant(&mut self) {
+        self.simulated.grant().await;
+    }
+
+    async fn down(&mut self) {
+        self.simulated.down().await;
+    }
+
+    async fn up(&mut self) {
+        self.simulated.up().await;
+    }
+
+    fn outage(&self) -> Duration {
+        Duration::from_secs(3)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_the_fake() {
+    let simulated = Simulated::new();
+    let listening = listen(&simulated.fake, None).await;
+    let mut world = OverTcp { simulated, port: listening.port, scratch: Scratch::new() };
+    a_cluster_of_pods(&mut world).await;
+    assert_eq!(world.simulated.fake.watches().1, 4, "one watch of each node");
+}
+
+pub(crate) async fn a_cluster_of_pods(world: &mut impl World) {
+    let ips = ["127.0.81.1", "127.0.81.2", "127.0.81.3", "127.0.81.4"];
+    let mut pods = Vec::new();
+    for (n, ip) in ips.iter().take(3).enumerate() {
+        world.start(&format!("users-{n}"), ip).await;
+        pods.push(start(world, &format!("users-{n}"), ip).await);
+    }
+    eventually("the three see each other", async || sees(&pods, 3)).await;
+    for pod in &pods {
+        pod.node.ready(3).await.unwrap();
+    }
+    get_all(&pods, "the-1st-token").await;
+
+    // One more: its node is there first, as that of a pod is.
+    world.create("users-3").await;
+    let late = start(world, "users-3", ips[3]).await;
+    let begun = Instant::now();
+    world.status("users-3", running(&[ips[3]], false)).await;
+    eventually("it is in the ring of all", async || sees(&pods, 4)).await;
+    println!("in the ring of every node {:?} after its pod had an address (figure: 1 s)", begun.elapsed());
+    pods.push(late);
+    eventually("and it sees all", async || sees(&pods, 4)).await;
+    get_all(&pods, "the-2nd-token").await;
+
+    // Nobody is ready, and the API server is away: no key moves.
+    let rings: Vec<_> = pods.iter().map(|pod| pod.node.fingerprint()).collect();
+    for (n, ip) in ips.iter().enumerate() {
+        world.status(&format!("users-{n}"), running(&[ip], false)).await;
+    }
+    world.down().await;
+    tokio::time::sleep(world.outage()).await; // longer than what takes a peer out of a ring
+    get_all(&pods, "third").await;
+    world.up().await;
+    let now: Vec<_> = pods.iter().map(|pod| pod.node.fingerprint()).collect();
+    assert_eq!(rings, now, "no key has moved");
+
+    // A pod is deleted as Kubernetes does it: told, stopped, gone.
+    world.terminate("users-0").await;
+    let leaver = pods.remove(0);
+    let begun = Instant::now();
+    leaver.node.shutdown().await.unwrap();
+    world.delete("users-0").await;
+    eventually("it is in no ring", async || sees(&pods, 3)).await;
+    println!("in no ring {:?} after its shutdown began", begun.elapsed());
+    get_all(&pods, "fourth").await;
+    for pod in pods {
+        pod.node.shutdown().await.unwrap();
+    }
+}
+
+/// Every node is asked for every key, and each is loaded once in all.
+async fn get_all(pods: &[Pod], what: &str) {
+    let before: u64 = pods.iter().map(|pod| pod.loads.load(Relaxed)).sum();
+    for n in 0..30 {
+        let key = format!("{what}-{n}");
+        for pod in pods {
+            assert_eq!(pod.group.get(&key).await.unwrap(), format!("value of {key}"));
+        }
+    }
+    let loads = pods.iter().map(|pod| pod.loads.load(Relaxed)).sum::<u64>() - before;
+    assert_eq!(loads, 30, "each key of {what} once");
+}

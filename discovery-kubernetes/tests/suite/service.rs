@@ -1,0 +1,119 @@
+//! The endpoint slices of a service, and the zones of machines: what is published of them. In virtual time.
+
+use discovery_kubernetes::{Pods, SERVICE_LABEL, Service};
+use groupcache_core::{Health, conformance::Bench};
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+use crate::support::{
+    Eyes, NAMESPACE, eventually,
+    fake::{Fake, Mode},
+    pod, running, show, wire,
+};
+
+const SLICES: &str = "endpointslices";
+
+fn slice(name: &str, family: &str, endpoints: Value) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": { "name": name, "namespace": NAMESPACE, "labels": { SERVICE_LABEL: "users" } },
+        "addressType": family,
+        "ports": [{ "name": "group-port", "port": 7946, "protocol": "TCP" }],
+        "endpoints": endpoints,
+    })
+}
+
+fn endpoint(pod: &str, ip: &str, terminating: bool) -> Value {
+    json!({ "addresses": [ip], "zone": "eu-1a", "targetRef": { "kind": "Pod", "name": pod, "uid": pod },
+            "conditions": { "ready": true, "serving": !terminating, "terminating": terminating } })
+}
+
+async fn until(bench: &mut Bench, expected: &[&str]) {
+    eventually(&format!("{expected:?}"), async || {
+        let mut all: Vec<_> = bench.peers().iter().map(show).collect();
+        all.sort();
+        bench.sets() > 0 && all == expected
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn slices_add_up_to_peers_that_move_between_them_and_drain() {
+    let fake = Fake::default();
+    fake.put(
+        SLICES,
+        slice("v4-a", "IPv4", json!([endpoint("p0", "10.0.0.1", false), endpoint("p1", "10.0.0.2", false)])),
+    );
+    fake.put(SLICES, slice("v6-a", "IPv6", json!([endpoint("p0", "fd00::1", false)])));
+    let mut other = slice("other", "IPv4", json!([endpoint("stranger", "10.0.0.9", false)]));
+    other["metadata"]["labels"][SERVICE_LABEL] = json!("orders");
+    fake.put(SLICES, other);
+    let service = Service::new(NAMESPACE, "users").client(wire::client(&fake));
+    let mut bench = Bench::start(Arc::new(service.clone())).unwrap();
+    until(&mut bench, &["p0@10.0.0.1+[fd00::1] in eu-1a", "p1@10.0.0.2 in eu-1a"]).await;
+    eventually("the watch is open", async || bench.health() == Some(Health::Connected)).await;
+    let sets = bench.sets();
+    // p1 moves to another slice, in either order.
+    fake.put(SLICES, slice("v4-b", "IPv4", json!([endpoint("p1", "10.0.0.2", false)])));
+    fake.put(SLICES, slice("v4-a", "IPv4", json!([endpoint("p0", "10.0.0.1", false)])));
+    fake.put(SLICES, slice("v4-b", "IPv4", json!([])));
+    fake.put(
+        SLICES,
+        slice("v4-a", "IPv4", json!([endpoint("p0", "10.0.0.1", false), endpoint("p1", "10.0.0.2", false)])),
+    );
+    eventually("it is read", async || service.stats().events >= 4).await;
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(bench.sets(), sets, "nothing has changed");
+    // With publishNotReadyAddresses it is ready while it terminates.
+    fake.put(
+        SLICES,
+        slice("v4-a", "IPv4", json!([endpoint("p0", "10.0.0.1", false), endpoint("p1", "10.0.0.2", true)])),
+    );
+    until(&mut bench, &["p0@10.0.0.1+[fd00::1] in eu-1a", "p1!@10.0.0.2 in eu-1a"]).await;
+    fake.put(SLICES, slice("v4-a", "IPv4", json!([endpoint("p0", "10.0.0.1", false)])));
+    until(&mut bench, &["p0@10.0.0.1+[fd00::1] in eu-1a"]).await;
+    fake.put(SLICES, slice("v4-b", "IPv4", json!([{ "addresses": ["10.0.0.77"] }])));
+    until(&mut bench, &["@10.0.0.77", "p0@10.0.0.1+[fd00::1] in eu-1a"]).await;
+    assert!(fake.asked("kubernetes.io%2Fservice-name%3Dusers") >= 2);
+    fake.set(Mode::Refuses { verb: "", code: 403, body: None });
+    eventually("the Role for slices is told", async || {
+        matches!(bench.health(), Some(Health::Stale(why)) if why.contains("resources: [\"endpointslices\"]")
+            && why.contains("apiGroups: [\"discovery.k8s.io\"]") && why.contains("endpointslices in the namespace prod"))
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_zone_of_a_pod_is_its_label_or_else_that_of_its_machine_if_that_is_permitted() {
+    let fake = Fake::default();
+    let put = |name: &str, ip: &str, zone: Option<&str>| {
+        let mut pod = pod(name, name);
+        pod["spec"]["nodeName"] = json!(format!("machine-of-{name}"));
+        pod["status"] = running(&[ip], true);
+        if let Some(zone) = zone {
+            pod["metadata"]["labels"][discovery_kubernetes::ZONE_LABEL] = json!(zone);
+        }
+        fake.put("pods", pod);
+    };
+    put("p1", "10.0.0.1", Some("a"));
+    put("p2", "10.0.0.2", None);
+    let machine = json!({ "metadata": { "name": "machine-of-p2", "labels": { "topology.kubernetes.io/zone": "b" } } });
+    fake.put("nodes", machine);
+    let pods = || Pods::new(NAMESPACE, "users").client(wire::client(&fake));
+    Eyes::open(pods()).until(&["p1@10.0.0.1 in a", "p2@10.0.0.2"]).await;
+    assert_eq!(fake.asked("/nodes/"), 0, "nobody asks who was not told to");
+
+    let mut eyes = Eyes::open(pods().zones_from_nodes());
+    eyes.until(&["p1@10.0.0.1 in a", "p2@10.0.0.2 in b"]).await;
+    put("p3", "10.0.0.3", None);
+    eyes.until(&["p1@10.0.0.1 in a", "p2@10.0.0.2 in b", "p3@10.0.0.3"]).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((fake.asked("machine-of-p1"), fake.asked("machine-of-p2"), fake.asked("machine-of-p3")), (0, 1, 1));
+
+    // Without the right, peers have no zone, and nothing else is wrong.
+    fake.refuse_namespace(Some(""));
+    let mut eyes = Eyes::open(pods().zones_from_nodes());
+    eyes.until(&["p1@10.0.0.1 in a", "p2@10.0.0.2", "p3@10.0.0.3"]).await;
+    eyes.until_well().await;
+}

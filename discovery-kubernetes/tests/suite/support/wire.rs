@@ -1,0 +1,130 @@
+//! How the fake API server is reached: by pipes in memory, or over TCP, with TLS or without.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{
+    client::legacy::{
+        Client as Legacy,
+        connect::{Connected, Connection},
+    },
+    rt::{TokioExecutor, TokioIo},
+};
+use kube::{Client, client::Body};
+use tokio::{
+    io::DuplexStream,
+    net::TcpListener,
+    task::{AbortHandle, JoinSet},
+};
+
+use super::fake::{Fake, Mode};
+
+/// A client whose connections are pipes in memory, so that time can be virtual: nothing is ever under way outside.
+pub(crate) fn client(fake: &Fake) -> Client {
+    let legacy: Legacy<_, Body> = Legacy::builder(TokioExecutor::new()).build(Pipes(fake.clone()));
+    let service = tower::service_fn(move |mut request: http::Request<Body>| {
+        let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+        *request.uri_mut() = format!("http://fake{path}").parse().unwrap();
+        legacy.request(request)
+    });
+    Client::new(service, "default")
+}
+
+#[derive(Clone)]
+struct Pipes(Fake);
+
+impl tower_service::Service<http::Uri> for Pipes {
+    type Response = Pipe;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Pipe>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Uri) -> Self::Future {
+        let fake = self.0.clone();
+        Box::pin(async move {
+            if fake.world().mode == Mode::Down {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            tokio::spawn(fake.serve(theirs));
+            Ok(Pipe(TokioIo::new(ours)))
+        })
+    }
+}
+
+struct Pipe(TokioIo<DuplexStream>);
+
+impl Connection for Pipe {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl Read for Pipe {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl Write for Pipe {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// The fake on a port of loopback, until it is dropped.
+pub(crate) struct Listening {
+    pub(crate) port: u16,
+    task: AbortHandle,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the server of a test")]
+pub(crate) async fn listen(fake: &Fake, tls: Option<tokio_rustls::TlsAcceptor>) -> Listening {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let fake = fake.clone();
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                Ok((stream, _)) = listener.accept() => {
+                    let (fake, tls) = (fake.clone(), tls.clone());
+                    connections.spawn(async move {
+                        match tls {
+                            None => fake.serve(stream).await,
+                            Some(tls) => {
+                                if let Ok(stream) = tls.accept(stream).await {
+                                    fake.serve(stream).await;
+                                }
+                            }
+                        }
+                    });
+                }
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    });
+    Listening { port, task: task.abort_handle() }
+}
