@@ -28,15 +28,21 @@ pub fn says(line: &str) -> bool {
 }
 
 fn read(line: &str) -> Line<'_> {
-    let is_of = |level: &str| line.split_whitespace().take(3).any(|word| word == level);
-    if is_of("TRACE") && line.contains(TELLER) {
+    let level = level(line);
+    if level == Some("TRACE") && line.contains(TELLER) {
         [KEY, VALUE].iter().filter_map(|name| field(line, name)).for_each(|text| is_secret(&text));
         return Line::Tells;
     }
-    match shown_by(line).filter(|_| !is_of("DEBUG") && !is_of("TRACE")) {
+    match shown_by(line).filter(|_| !matches!(level, Some("DEBUG" | "TRACE"))) {
         Some(secret) => Line::Shows(secret),
         None => Line::Says,
     }
+}
+
+/// The level stands behind the time, and behind the name of a process where somebody collects the lines of several:
+/// `n1 | 2026-01-01T00:00:00Z  INFO …`.
+fn level(line: &str) -> Option<&str> {
+    line.split_whitespace().take(4).find(|word| ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(word))
 }
 
 /// A text that stands in quotes behind its name.
@@ -69,6 +75,8 @@ mod tests {
         for said in ["WARN cluster: bad={1: a}", "a line of no log: {1: a}"] {
             assert_eq!(read(said), Line::Shows("{1: a}"), "{said}");
         }
+        assert_eq!(read(&format!("n1 | {TOLD}")), Line::Tells, "as a launcher hands it on");
+        assert_eq!(read("n1 |  INFO TRACE cluster: got {1: a}"), Line::Shows("{1: a}"), "the first word counts");
         for said in ["2026-01-01T00:00:00Z DEBUG cluster: got {1: a}", "INFO cluster: got another"] {
             assert_eq!(read(said), Line::Says);
         }
