@@ -14,7 +14,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::{KEY, TELLER, VALUE, is_secret, secrets::shown_by};
+use crate::{KEY, TELLER, VALUE, abort, is_secret, secrets::shown_by};
 
 /// Everything that this process logs is read; with `RUST_LOG` it is shown too.
 #[ctor::ctor(unsafe)]
@@ -40,9 +40,7 @@ impl<S: Subscriber> Layer<S> for Reader {
             return;
         }
         if let Some(secret) = shown_by(&text.text) {
-            eprintln!("{secret:?} is a key, a value or a secret, and is logged at {}: {}", metadata.level(), text.text);
-            // A panic would be caught with those of loaders and tasks.
-            std::process::abort();
+            abort(secret, format_args!("and is logged at {}: {}", metadata.level(), text.text));
         }
     }
 }

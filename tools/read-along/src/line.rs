@@ -1,6 +1,6 @@
 //! The log of another process.
 
-use crate::{KEY, TELLER, VALUE, is_secret, secrets::shown_by};
+use crate::{KEY, TELLER, VALUE, abort, is_secret, secrets::shown_by};
 
 /// What a line is.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,8 +21,7 @@ pub fn says(line: &str) -> bool {
         Line::Tells => false,
         Line::Says => true,
         Line::Shows(secret) => {
-            eprintln!("{secret:?} is a key, a value or a secret, and a process wrote: {line}");
-            std::process::abort();
+            abort(secret, format_args!("and a process wrote: {line}"));
         }
     }
 }
