@@ -1,8 +1,8 @@
 //! Coarse time: milliseconds since the node's start, stored by a task every 10 ms.
 //!
 //! A read of the real clock costs as much as a hit; a relaxed load of an atomic costs nothing. All times of
-//! entries, deadlines and silence are of this clock, which is monotonic and goes on while the machine is suspended; the
-//! wall clock is read once, for the incarnation.
+//! entries, deadlines and silence are of this clock, which is monotonic and, on Linux, goes on while the machine is
+//! suspended; the wall clock is read once, for the incarnation.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -18,6 +18,9 @@ pub(crate) const NEVER: u64 = u64::MAX;
 
 /// The two clocks that tell a suspension are read one after the other: less than this is no suspension.
 const SUSPENDED_MS: u64 = 1000;
+
+/// What cannot be told from for ever, and can be added to any instant.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 #[derive(Debug)]
 pub(crate) struct Clock {
@@ -63,7 +66,8 @@ impl Clock {
     /// Milliseconds since the start, read from the real clock: for what begins a deadline, since coarse time is
     /// old when this process has just stood still.
     pub(crate) fn read_ms(&self) -> u64 {
-        let now = u64::try_from(self.elapsed().as_millis()).unwrap_or(NEVER);
+        let suspended = Duration::from_millis(self.suspended_ms.load(Relaxed));
+        let now = u64::try_from((self.elapsed() + suspended).as_millis()).unwrap_or(NEVER);
         self.now_ms.fetch_max(now, Relaxed);
         now
     }
@@ -80,9 +84,10 @@ impl Clock {
         if gap > TICK + LATE_TICK { Punctuality::Late(gap) } else { Punctuality::OnTime }
     }
 
-    /// Exact time since the start.
+    /// Exact time since the start without what the machine was suspended: for how long something took, or others had to
+    /// speak.
     pub(crate) fn elapsed(&self) -> Duration {
-        self.start.elapsed() + Duration::from_millis(self.suspended_ms.load(Relaxed))
+        self.start.elapsed()
     }
 
     /// The instant that a coarse time stands for.
@@ -105,6 +110,12 @@ fn suspended_since_boot() -> Duration {
 #[cfg(not(target_os = "linux"))]
 fn suspended_since_boot() -> Duration {
     Duration::ZERO
+}
+
+/// The end of what may take this long from now on.
+pub(crate) fn deadline(limit: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(limit).unwrap_or(now + FOREVER)
 }
 
 /// The coarse time `after` from `now_ms`.
@@ -137,6 +148,7 @@ mod tests {
         tokio::time::advance(TICK).await;
         assert_eq!(clock.tick(), Punctuality::Late(Duration::from_millis(600_010)));
         assert_eq!(clock.now_ms(), 600_020);
+        assert_eq!(clock.elapsed(), 2 * TICK, "nothing has run, and nobody could speak");
         assert_eq!(clock.instant(600_030), Instant::now() + TICK, "a deadline is as far away as it was");
 
         SUSPENDED_MS.fetch_sub(60_000, Relaxed);

@@ -46,7 +46,7 @@ use self::{
 };
 use crate::{
     chain::{Chain, Knot, Lineage},
-    clock::later,
+    clock::{self, later},
     config::MAX_KEY_BYTES,
     error::{Error, Kind, Result},
     flight::{Flight, Flights, within},
@@ -92,7 +92,8 @@ pub(crate) struct Inner<V: Value> {
     load_latencies: Histogram,
     peer_latencies: Histogram,
     /// Made for the first reader.
-    evictions: OnceLock<broadcast::Sender<Evicted>>,
+    /// `None` is the last that is told.
+    evictions: OnceLock<broadcast::Sender<Option<Evicted>>>,
     /// It was taken out of its node.
     is_removed: AtomicBool,
 }
@@ -271,7 +272,7 @@ impl<V: Value> Group<V> {
     #[cfg(test)]
     pub(crate) fn kept_for_ms(&self, key: &str) -> Option<u64> {
         let now_ms = self.inner.shared.now_ms();
-        self.inner.store.peek(key).map(|slot| slot.serve_until_ms().saturating_sub(now_ms))
+        self.inner.store.peek(key).map(|slot| slot.hit_until_ms().saturating_sub(now_ms))
     }
 
     pub(crate) fn of(inner: Arc<Inner<V>>) -> Self {
@@ -296,9 +297,8 @@ impl<V: Value> Inner<V> {
     /// Steps 2 to 4 of a get.
     async fn miss(self: &Arc<Self>, key: &str, deadline: Duration) -> Result<V> {
         self.check(key)?;
-        let clock = &self.shared.local.clock;
+        let (clock, end) = (&self.shared.local.clock, clock::deadline(deadline));
         let deadline_ms = later(clock.read_ms(), deadline);
-        let end = clock.instant(deadline_ms);
         let hash = self.place.hash(key.as_bytes());
         let asker = Lineage::current();
         let _waiting = asker.as_ref().map(|load| load.wait_for(hash)).transpose().map_err(|k| self.knotted(k))?;

@@ -4,8 +4,7 @@
 //! gives the time, says what an entry weighs, and keeps whatever locks it needs.
 //!
 //! **No user code runs under a lock.** What the store lets go of (evicted, replaced, refused, removed) is handed to
-//! the caller, who drops it after releasing its own locks: a payload's `Drop` is user code. The one exception is
-//! [`Store::get`], which may drop an expired entry itself; under a lock, call [`Store::peek`].
+//! the caller, who drops it after releasing its own locks: a payload's `Drop` is user code.
 
 mod entry;
 
@@ -198,17 +197,9 @@ impl<T> Store<T> {
 
     /// The entry of `key` that may still be served at `now_ms`.
     ///
-    /// An expired entry is a miss and, once it is of no use at all, leaves, unless a fresh one has taken its place
-    /// meanwhile. Its payload may be dropped here, so no lock may be held: see [`peek`](Self::peek).
+    /// An expired entry is a miss and stays until something takes its place or it is swept.
     pub(crate) fn get(&self, key: &str, now_ms: u64) -> Option<Arc<Entry<T>>> {
-        let entry = self.cache.get(key)?;
-        if entry.is_expired(now_ms) {
-            if entry.is_gone(now_ms) {
-                drop(self.remove_same(key, &entry));
-            }
-            return None;
-        }
-        Some(entry)
+        self.cache.get(key).filter(|entry| !entry.is_expired(now_ms))
     }
 
     /// The entry of `key` as it is, expired or not; for use under the caller's lock.

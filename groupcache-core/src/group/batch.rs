@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     chain::CURRENT,
-    clock::later,
+    clock,
     error::{Error, Kind, Result},
     flight::LandOnDrop,
     loader::{LoadError, LoadReason, Loaded, SharedBatchLoader},
@@ -139,8 +139,7 @@ async fn load_many<V: Value>(
     let Some(lineage) = some.first().and_then(|waiting| waiting.flight.context.clone()) else {
         return Err(Error::new(Kind::Closed, "the load has no lineage"));
     };
-    let clock = &group.shared.local.clock;
-    let deadline = clock.instant(later(clock.read_ms(), group.settings.load_deadline));
+    let deadline = clock::deadline(group.settings.load_deadline);
     let keys: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
     let fallbacks = some.iter().filter(|waiting| waiting.reason == LoadReason::Fallback).count();
     let call = || async {

@@ -133,7 +133,8 @@ impl<V: Value> GroupBuilder<V> {
     }
 
     /// Whether copies of values that other nodes own are kept here while their keys are hot, in an eighth of the budget.
-    /// Default true. A write drops them as it drops the originals.
+    /// Default true. A write drops them as it drops the originals. Hot is a key that is asked for often and far more than
+    /// most: where thousands of keys are asked for alike, each stays at its owner.
     pub fn hot_copies(mut self, keep: bool) -> Self {
         self.settings.has_hot_copies = keep;
         self
@@ -149,7 +150,8 @@ impl<V: Value> GroupBuilder<V> {
     /// Shares the keys out among the nodes of each zone by itself: every zone has its own owner of a key, loads it once, and
     /// answers its own nodes, so that values do not cross zones. Default: one owner in the whole cluster.
     ///
-    /// Writes go to all nodes of all zones as ever. All nodes must build the group so, and have a zone
+    /// Writes go to all nodes of all zones as ever; what is `set` is stored at the owner in the writer's zone and dropped
+    /// in the others. All nodes must build the group so, and have a zone
     /// ([`Identity::with_zone`](crate::Identity::with_zone)). A zone of which no node owns keys asks the others.
     pub fn per_zone(mut self) -> Self {
         self.settings.scope = Scope::Zone;

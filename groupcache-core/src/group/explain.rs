@@ -56,7 +56,7 @@ impl<V: Value> Group<V> {
     /// ```
     /// # fn f(users: groupcache_core::Group<String>) {
     /// println!("{}", users.explain("12345"));
-    /// // n2 owns it: the first of 3 owners from point 9d2c55f6e1a0b437 of ring 51ff0e0a9c6d1b22 on (view 4); a get asks n2; then n3, n1 (here)
+    /// // n2 owns it: the first of 3 owners from point 9d2c55f6e1a0b437 of ring 51ff0e0a9c6d1b22 on (view 4); a get that misses asks n2; then n3, n1 (here)
     /// # }
     /// ```
     pub fn explain(&self, key: &str) -> Explained {
@@ -77,7 +77,7 @@ impl<V: Value> Group<V> {
         };
         Explained {
             point,
-            fingerprint: view.fingerprint(),
+            fingerprint: view.ring_of(group.settings.scope),
             epoch: view.epoch,
             owners: view.owners(group.settings.scope),
             candidates: view.candidates(group.settings.scope, point).take(TOLD).map(candidate).collect(),

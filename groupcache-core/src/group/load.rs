@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     chain::{CURRENT, Chain, Joined, Lineage},
-    clock::later,
+    clock::{self, later},
     error::{BoxError, Error, Kind, Result},
     flight::{Join, Kind as Table, LandOnDrop},
     loader::{Load, LoadError, LoadReason, Loaded, What},
@@ -116,6 +116,10 @@ impl<V: Value> Inner<V> {
         if now_ms < slot.refresh_at_ms() || !self.is_mine(key) || self.shared.is_draining() {
             return;
         }
+        // What is there was set since, and a refresh could only take it away.
+        if self.holds.is_held(key, now_ms) {
+            return;
+        }
         if !slot.is_to_be_refreshed(now_ms, later(now_ms, REFRESH_PAUSE)) || self.shared.is_closed() {
             return;
         }
@@ -173,8 +177,7 @@ async fn load<V: Value>(
         return Err(Error::new(Kind::Closed, "the load has no lineage"));
     };
     let limit = group.settings.load_deadline;
-    let clock = &group.shared.local.clock;
-    let deadline = clock.instant(later(clock.read_ms(), limit));
+    let deadline = clock::deadline(limit);
     let previous = previous.and_then(|slot| slot.payload.value().ok());
     let call = || {
         let load = Load::new(flight.key(), &group.settings.name, deadline, reason, previous.as_ref());

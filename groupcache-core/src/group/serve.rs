@@ -16,7 +16,7 @@ use super::{
     mirror::{HOT_AT_OWNER, Mirror},
 };
 use crate::{
-    clock::{NEVER, later},
+    clock::{self, NEVER, later},
     config::{MAX_ERROR_TEXT, RETRY_AFTER},
     error::{Error, Kind},
     flight::{Kind as Table, within},
@@ -64,7 +64,7 @@ impl<V: Value> Served for Inner<V> {
             self.join_load(&ask.key, hash, &ask.chain, reason)
         };
         // Begun above, not when it is first polled: a request is older than what follows it on the connection.
-        let deadline = self.shared.local.clock.instant(later(self.shared.local.clock.read_ms(), ask.wait));
+        let deadline = clock::deadline(ask.wait);
         Box::pin(async move {
             let outcome = match joined {
                 Ok(Loading::Found(slot)) => Ok(slot),
@@ -144,6 +144,7 @@ impl<V: Value> Served for Inner<V> {
         }
         drop(self.store.clear());
         drop(self.mirror.as_ref().map(Mirror::clear));
+        self.tell_no_more();
     }
 }
 
@@ -155,7 +156,7 @@ impl<V: Value> Inner<V> {
         let remaining_ms = (fresh_until_ms != NEVER).then(|| fresh_until_ms.saturating_sub(now_ms));
         let borrowed_ms = self.settings.ages.borrowed.as_millis() as u64;
         // What is served stale is lent too, or a hot key would fall on its owner for as long as its refresh takes.
-        let stale_ms = slot.serve_until_ms().saturating_sub(now_ms).min(LENT_STALE_MS);
+        let stale_ms = slot.hit_until_ms().saturating_sub(now_ms).min(LENT_STALE_MS);
         Answer::Value(Encoded {
             bytes: bytes.clone(),
             age_ms: now_ms.saturating_sub(slot.loaded_at_ms),

@@ -13,7 +13,10 @@ use crate::{
     flight::Mark,
     identity::PeerId,
     loader::Keep,
-    membership::{stabilizer::Member, view::View},
+    membership::{
+        stabilizer::Member,
+        view::{Scope, View},
+    },
     message::{Answer, Decline, Op},
     peer::{
         link::Link,
@@ -144,7 +147,9 @@ impl<V: Value> Group<V> {
     /// that is written in one place and read from replicas, which lag behind by less than that.
     ///
     /// Concurrent gets still share one load. `hold` is cut to an hour. A value that is [`set`](Self::set) meanwhile is
-    /// kept. Nodes that are named as unreached drop their values when they can be reached again, and hold nothing.
+    /// kept, and not refreshed until the hold ends. Nodes that are named as unreached drop their values when they can
+    /// be reached again, and hold nothing; nor does a node that joins later. With more than 10,000 keys held at once
+    /// nothing of the group is kept that is loaded before the last of the others ends.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -236,7 +241,10 @@ impl<V: Value> Inner<V> {
         let (mut unreached, mut is_too_large) = (Vec::new(), false);
         let mut candidates = view.candidates(self.settings.scope, hash).enumerate();
         let me = loop {
-            let Some((rank, member)) = candidates.next() else { break unreached.is_empty() };
+            // In a group of zones there are others to tell, who know nothing of the trouble in ours.
+            let Some((rank, member)) = candidates.next() else {
+                break unreached.is_empty() || self.settings.scope == Scope::Zone;
+            };
             if member.dial.is_none() {
                 break true;
             }

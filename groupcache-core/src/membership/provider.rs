@@ -101,7 +101,8 @@ impl Peer {
         self
     }
 
-    /// The failure domain that discovery knows of: a hint, the peer's own Hello decides.
+    /// The failure domain that discovery knows of, for whoever reads the set. In which zone a node shares in groups that
+    /// are [`per_zone`](crate::GroupBuilder::per_zone) it says itself: [`Identity::with_zone`](crate::Identity::with_zone).
     pub fn with_zone(mut self, zone: impl Into<Arc<str>>) -> Self {
         self.zone = Some(zone.into());
         self

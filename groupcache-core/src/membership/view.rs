@@ -92,8 +92,14 @@ impl View {
         &self.members.members
     }
 
+    /// Of the ring of all owners: that of groups that are shared out in each zone follows from it, and from the zones.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.cluster.ring.fingerprint()
+    }
+
+    /// The fingerprint of the ring that has such a group's keys.
+    pub(crate) fn ring_of(&self, scope: Scope) -> u64 {
+        self.placement(scope).ring.fingerprint()
     }
 }
 

@@ -175,7 +175,8 @@ pub struct Answer {
     pub remaining_soft_ms: ::core::option::Option<u64>,
     #[prost(uint64, optional, tag = "11")]
     pub remaining_stale_ms: ::core::option::Option<u64>,
-    /// How long the asker may keep a copy of its own; 0 = not at all.
+    /// How long the asker may keep a copy of its own; 0 = not at all. Longer than remaining_ms where the value is stale and
+    /// is served so while it is refreshed.
     #[prost(uint64, tag = "12")]
     pub borrow_for_ms: u64,
     /// Requests per second for this key, as seen by the answering node.

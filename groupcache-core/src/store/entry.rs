@@ -62,8 +62,8 @@ fn at(from_ms: u64, distance: u32) -> u64 {
 /// One value with its weight and its times.
 ///
 /// Its weight never changes: the sum of weights is only right because an entry weighs the same when it leaves as when
-/// it came. Its times only ever become earlier, save that a refresh is asked for again when one has failed, and that what is expired
-/// may be served on until it is gone.
+/// it came. Its times only ever become earlier, save that a refresh is asked for again when one has failed, and that
+/// what is expired may be served on until it is gone.
 #[derive(Debug)]
 pub(crate) struct Entry<T> {
     /// What the caller stores.
@@ -120,14 +120,14 @@ impl<T> Entry<T> {
         at(self.loaded_at_ms, self.fresh_for.load(Relaxed))
     }
 
-    /// The first millisecond at which the entry is no longer served.
-    pub(crate) fn serve_until_ms(&self) -> u64 {
-        at(self.loaded_at_ms, self.serve_for.load(Relaxed))
+    /// The first millisecond at which the entry is no hit any more.
+    pub(crate) fn hit_until_ms(&self) -> u64 {
+        at(self.loaded_at_ms, self.serve_for.load(Relaxed).min(self.keep_for.load(Relaxed)))
     }
 
     /// Whether the entry must no longer be served at `now_ms`.
     pub(crate) fn is_expired(&self, now_ms: u64) -> bool {
-        now_ms >= self.serve_until_ms() || self.is_gone(now_ms)
+        now_ms >= self.hit_until_ms()
     }
 
     /// Whether it is of no use any more, not even when there is nothing else.

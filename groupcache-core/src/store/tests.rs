@@ -120,7 +120,7 @@ impl Model {
             Step::Insert { key: k, size, ttl } => self.insert(&key(k), *size, *ttl),
             Step::Get { key: k } => self.get(&key(k)),
             Step::Peek { key: k } => {
-                let found = self.store.peek(&key(k)).map(|e| (e.payload, e.serve_until_ms()));
+                let found = self.store.peek(&key(k)).map(|e| (e.payload, e.hit_until_ms()));
                 assert!(found.is_none() || found.as_ref() == self.newest.get(&key(k)));
             }
             Step::Remove { key: k } => {
@@ -182,13 +182,10 @@ impl Model {
         let got = self.store.get(key, self.now);
         match &got {
             Some(e) => {
-                assert_eq!(Some(&(e.payload, e.serve_until_ms())), self.newest.get(key), "removed, or not the newest");
-                assert!(self.now < e.serve_until_ms(), "expired");
+                assert_eq!(Some(&(e.payload, e.hit_until_ms())), self.newest.get(key), "removed, or not the newest");
+                assert!(self.now < e.hit_until_ms(), "expired");
             }
             None => assert!(here.is_none_or(|(_, expired)| expired), "a fresh entry is found"),
-        }
-        if got.is_none() {
-            assert!(self.store.peek(key).is_none(), "an expired entry leaves");
         }
     }
 
@@ -342,11 +339,18 @@ fn expired_entry_is_a_miss_from_its_first_millisecond() {
     drop(store.insert("k", entry("k", 1, 10, 100)));
     assert_eq!(store.get("k", 99).unwrap().payload, 1);
     assert!(store.get("k", 100).is_none());
-    assert_eq!(store.len(), 0, "it left");
+    assert_eq!(store.len(), 1, "until it is swept");
     drop(store.insert("k", entry("k", 2, 10, 0)));
     assert!(store.get("k", 0).is_none());
     drop(store.insert("k", entry("k", 3, 10, NEVER)));
     assert_eq!(store.get("k", NEVER - 1).unwrap().payload, 3);
+}
+
+#[test]
+fn what_is_served_on_is_no_hit_when_it_is_of_no_use_any_more() {
+    let entry = entry("k", 1, 10, 100);
+    entry.serve_on(500);
+    assert_eq!((entry.hit_until_ms(), entry.is_expired(99), entry.is_expired(100)), (100, false, true));
 }
 
 #[test]
@@ -455,7 +459,7 @@ fn payload_may_use_the_store_while_it_is_dropped() {
 
         drop(nosy.insert("b", 10, 100));
         assert!(nosy.store.get("b", 100).is_none());
-        assert_eq!(nosy.dropped(), before + 2, "an expired payload is dropped by the get that met it");
+        assert_eq!(nosy.dropped(), before + 1, "an expired payload stays");
         let NosyStore { store, dropped, .. } = nosy;
         drop(store);
         assert_eq!(dropped.load(Ordering::Relaxed), before + 2);
@@ -510,7 +514,7 @@ fn four_threads_keep_the_bound() {
             let (key, now) = (format!("{id}"), op / 100);
             match (state >> 32) % 16 {
                 0..6 => drop(store.insert(&key, entry(&key, id, (state >> 40) % 3_000, now + (state >> 52) % 100))),
-                6..14 => assert!(store.get(&key, now).is_none_or(|e| e.payload == id && now < e.serve_until_ms())),
+                6..14 => assert!(store.get(&key, now).is_none_or(|e| e.payload == id && now < e.hit_until_ms())),
                 14 => assert!(store.remove(&key).is_none_or(|e| e.payload == id)),
                 _ if op % 1_000 == 0 => drop(store.clear()),
                 _ => drop(store.peek(&key)),

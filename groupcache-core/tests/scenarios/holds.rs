@@ -79,6 +79,28 @@ async fn what_is_set_within_the_hold_is_kept() {
     assert_eq!(loads.total(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_set_within_the_hold_is_not_refreshed_from_a_source_that_lags() {
+    let loads = Loads::default();
+    let node = Node::builder().start().await.unwrap();
+    let group = node.group::<String>("data").capacity_bytes(1 << 20).jitter(0.0);
+    let group = group.time_to_live(SECOND * 60).refresh_ahead(SECOND * 10).loader_with(loads.clone(), numbered);
+    let group = group.build().unwrap();
+    group.remove_and_hold("key-1", SECOND * 55).await.unwrap().log_unreached();
+    group.set("key-1", "by hand").await.unwrap().log_unreached();
+    sleep(SECOND * 52).await;
+    for _ in 0..3 {
+        assert_eq!(group.get("key-1").await.unwrap(), "by hand");
+        sleep(SECOND).await;
+    }
+    assert_eq!(loads.total(), 0);
+    sleep(SECOND).await;
+    group.get("key-1").await.unwrap();
+    eventually("it is refreshed once the hold is over", || loads.total() == 1).await;
+    sleep(SECOND).await;
+    assert_eq!((group.get("key-1").await.unwrap().as_str(), loads.total()), ("1", 1));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hold_is_heard_everywhere_and_loads_are_still_shared() {
     let cluster = Cluster::start(3).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use groupcache_core::{BoxError, Eviction, Group, GroupBuilder, Loaded, Node};
 use tokio::time::{sleep, timeout};
 
-use crate::support::{Cluster, PATIENCE, eventually};
+use crate::support::{Cluster, Loads, PATIENCE, eventually};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -114,6 +114,39 @@ async fn what_leaves_by_itself_is_told_and_nothing_else_is() {
     assert_eq!(timeout(Duration::from_secs(1), other_reader.next()).await.expect("told too").unwrap(), told[0]);
     assert!(timeout(MINUTE, evictions.next()).await.is_err(), "nothing more");
     assert_eq!(evictions.lost(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_was_asked_for_when_it_had_expired_is_told_of_too() {
+    let (loads, node) = (Loads::default(), Node::builder().start().await.unwrap());
+    let once = async |loads: &Loads, key: &str| match loads.begin(key) {
+        1 => Ok("a value".to_owned()),
+        _ => Err(BoxError::from("the source is down")),
+    };
+    let group = node.group::<String>("names").capacity_bytes(1 << 20).time_to_live(MINUTE);
+    let group = group.loader_with(loads, once).build().unwrap();
+    let mut evictions = group.evictions();
+    group.get("key-1").await.unwrap();
+    sleep(MINUTE + Duration::from_millis(20)).await;
+    assert!(group.get("key-1").await.unwrap_err().is_load_failed());
+    let evicted = timeout(PATIENCE, evictions.next()).await.expect("told").expect("the group is there");
+    assert_eq!((&*evicted.key, evicted.why, group.stats().expired), ("key-1", Eviction::Age, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn evictions_end_with_their_group_or_node() {
+    let (node, group) = alone(|group| group).await;
+    let other = node.group::<String>("other").capacity_bytes(1 << 20).loader(load).build().unwrap();
+    let (mut of_group, mut of_other) = (group.evictions(), other.evictions());
+    assert!(node.remove_group("names"));
+    assert_eq!(timeout(PATIENCE, of_group.next()).await.expect("it ends"), None);
+    assert!(timeout(PATIENCE, of_other.next()).await.is_err(), "the other group is there");
+    node.shutdown().await.unwrap();
+    for evictions in [of_group, of_other, group.evictions(), other.evictions()].iter_mut() {
+        for _ in 0..2 {
+            assert_eq!(timeout(PATIENCE, evictions.next()).await.expect("it has ended"), None);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

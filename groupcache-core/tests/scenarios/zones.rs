@@ -111,6 +111,28 @@ async fn a_zone_that_loses_all_its_owners_asks_the_others() {
     cluster.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_in_a_zone_whose_owners_cannot_be_reached_is_heard_in_the_others() {
+    let (cluster, loads) = (two_zones().await, Loads::default());
+    let groups = groups(&cluster, &loads).await;
+    cluster.nodes[2].drain().await.unwrap();
+    eventually("a owns all of its zone", || groups[2].explain("key-1").owners == 1).await;
+    assert_eq!(
+        (groups[1].get("key-1").await.unwrap(), groups[3].get("key-1").await.unwrap()),
+        ("1".into(), "1".into())
+    );
+    let Cluster { mut nodes, peers } = cluster;
+    // As a process that was killed does.
+    drop((nodes.remove(0), peers));
+    eventually("its absence is noticed", || nodes.iter().all(|n| n.members().iter().any(|m| !m.is_reachable))).await;
+
+    let written = groups[2].remove("key-1").await.expect("c acts for its zone");
+    assert_eq!(written.unreached().iter().map(ToString::to_string).collect::<Vec<_>>(), ["a"]);
+    for group in [&groups[1], &groups[3]] {
+        assert_eq!(group.get("key-1").await.unwrap(), "2");
+    }
+}
+
 #[tokio::test]
 async fn a_node_without_a_zone_cannot_have_such_a_group() {
     let node = Node::builder().start().await.unwrap();
