@@ -13,19 +13,20 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server
 
-.PHONY: help run run-nats test lint doc clean deps proto measure-ring interleavings
+.PHONY: help run run-nats test lint doc clean deps proto bench-hit-ratio measure-ring interleavings
 
 help:
-	@echo 'make run           three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
-	@echo 'make run-nats      the same, found over a nats-server that it starts too (NATS_PORT=4222)'
-	@echo 'make test          all tests, and whether the generated code is up to date; names what it left out'
-	@echo 'make lint          formatting, clippy and docs with warnings denied, every feature alone'
-	@echo 'make doc           the documentation, in $(TARGET)/doc'
-	@echo 'make proto         generates the protocol code again from its .proto file'
-	@echo 'make measure-ring  how evenly the ring spreads keys: 200 sets of names of each style and size'
-	@echo 'make interleavings  single flight under 10,000 orders of its locks (builds everything once more)'
-	@echo 'make deps          what tests and lints want beyond the compiler'
-	@echo 'make clean         removes what was built'
+	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
+	@echo 'make run-nats         the same, found over a nats-server that it starts too (NATS_PORT=4222)'
+	@echo 'make test             all tests, and whether the generated code is up to date; names what it left out'
+	@echo 'make lint             formatting, clippy and docs with warnings denied, every feature alone'
+	@echo 'make doc              the documentation, in $(TARGET)/doc'
+	@echo 'make proto            generates the protocol code again from its .proto file'
+	@echo 'make measure-ring     how evenly the ring spreads keys: 200 sets of names of each style and size'
+	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
+	@echo 'make interleavings    single flight under 10,000 orders of its locks (builds everything once more)'
+	@echo 'make deps             what tests and lints want beyond the compiler'
+	@echo 'make clean            removes what was built'
 
 # Started by make itself, with neither cargo nor a shell in between: signals reach the launcher.
 run: export NODES := $(NODES)
@@ -50,6 +51,9 @@ test:
 # A measurement, not a test: tools/test leaves it out and says so.
 measure-ring:
 	$(CARGO) test --release -p groupcache-core --lib -- --ignored --nocapture in_200_sets_of_each_style
+
+bench-hit-ratio:
+	@$(CARGO) run --quiet --release -p bench --bin hit-ratio
 
 # A build of its own: the locks of the core are other ones.
 interleavings:

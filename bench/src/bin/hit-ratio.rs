@@ -1,0 +1,148 @@
+//! How often a get finds its value in memory: a group, against plain LRU with the same bytes and the same requests.
+//!
+//! Keys are asked by Zipf's law; with scans, every tenth request is the next one of a walk through keys that nobody
+//! asks for again. Both are charged what the group says that an entry weighs, so only the order of eviction differs.
+//! One node, one caller; requests and ratios are the same in each run but for the seed of the store.
+
+use std::{convert::Infallible, error::Error, num::NonZeroUsize};
+
+use bytes::Bytes;
+use groupcache_core::{Group, Node};
+use lru::LruCache;
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use rand_distr::{Distribution, Zipf};
+
+/// How many keys there are.
+const KEYS: u64 = 1_000_000;
+
+/// Before counting begins, so that both are full and have seen what is asked often.
+const WARM_UP: u32 = 1_000_000;
+
+const REQUESTS: u32 = 3_000_000;
+
+const VALUE_BYTES: usize = 100;
+
+/// How many of the entries fit, in percent.
+const SHARES: [u64; 3] = [1, 5, 20];
+
+const SEED: u64 = 1;
+
+struct Workload {
+    name: &'static str,
+    exponent: f64,
+    /// One request in so many is of a scan.
+    scans: Option<u32>,
+}
+
+const WORKLOADS: [Workload; 6] = [
+    Workload { name: "Zipf 0.9", exponent: 0.9, scans: None },
+    Workload { name: "Zipf 1.0", exponent: 1.0, scans: None },
+    Workload { name: "Zipf 1.2", exponent: 1.2, scans: None },
+    Workload { name: "Zipf 0.9 and scans", exponent: 0.9, scans: Some(10) },
+    Workload { name: "Zipf 1.0 and scans", exponent: 1.0, scans: Some(10) },
+    Workload { name: "Zipf 1.2 and scans", exponent: 1.2, scans: Some(10) },
+];
+
+/// The requests of a workload: the same ones each time.
+struct Requests<'a> {
+    workload: &'a Workload,
+    law: Zipf<f64>,
+    rng: SmallRng,
+    scanned: u64,
+}
+
+impl<'a> Requests<'a> {
+    fn new(workload: &'a Workload) -> Result<Self, Box<dyn Error>> {
+        let law = Zipf::new(KEYS as f64, workload.exponent)?;
+        Ok(Self { workload, law, rng: SmallRng::seed_from_u64(SEED), scanned: 0 })
+    }
+
+    fn next(&mut self) -> String {
+        if self.workload.scans.is_some_and(|every| self.rng.random_ratio(1, every)) {
+            self.scanned += 1;
+            return format!("scan-{:07}", self.scanned);
+        }
+        format!("key--{:07}", self.law.sample(&mut self.rng) as u64)
+    }
+}
+
+/// Of the requests that are counted, the share that was found; in percent.
+#[derive(Default)]
+struct Found {
+    found: u32,
+    asked: u32,
+}
+
+impl Found {
+    fn count(&mut self, at: u32, is_found: bool) {
+        if at >= WARM_UP {
+            self.asked += 1;
+            self.found += u32::from(is_found);
+        }
+    }
+
+    fn percent(&self) -> f64 {
+        100.0 * f64::from(self.found) / f64::from(self.asked)
+    }
+}
+
+async fn group(node: &Node, name: &str, bytes: u64) -> Result<Group<Bytes>, Box<dyn Error>> {
+    let value = Bytes::from(vec![b'v'; VALUE_BYTES]);
+    let group = node.group::<Bytes>(name).capacity_bytes(bytes);
+    Ok(group.loader_with(value, async |value: &Bytes, _: &str| Ok::<_, Infallible>(value.clone())).build()?)
+}
+
+/// What an entry takes of the budget.
+async fn weight(node: &Node) -> Result<u64, Box<dyn Error>> {
+    let group = group(node, "weight", 1 << 20).await?;
+    group.get("key--0000001").await?;
+    Ok(group.local_entries(1).first().ok_or("nothing is kept")?.bytes)
+}
+
+async fn of_group(group: &Group<Bytes>, workload: &Workload) -> Result<f64, Box<dyn Error>> {
+    let (mut requests, mut found) = (Requests::new(workload)?, Found::default());
+    let mut loads = 0;
+    for at in 0..WARM_UP + REQUESTS {
+        group.get(&requests.next()).await?;
+        let now = group.stats().loads;
+        found.count(at, now == loads);
+        loads = now;
+    }
+    Ok(found.percent())
+}
+
+fn of_lru(entries: u64, workload: &Workload) -> Result<f64, Box<dyn Error>> {
+    let (mut requests, mut found) = (Requests::new(workload)?, Found::default());
+    let mut lru = LruCache::new(NonZeroUsize::try_from(usize::try_from(entries)?)?);
+    for at in 0..WARM_UP + REQUESTS {
+        let key = requests.next();
+        let is_found = lru.get(&key).is_some();
+        found.count(at, is_found);
+        if !is_found {
+            lru.put(key, ());
+        }
+    }
+    Ok(found.percent())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let node = Node::builder().start().await?;
+    let weight = weight(&node).await?;
+    println!(
+        "{KEYS} keys, {VALUE_BYTES} bytes each, {weight} with key and overhead; {REQUESTS} requests after {WARM_UP}"
+    );
+    println!("| requests | room for | group | LRU | difference |");
+    println!("|---|---|---|---|---|");
+    for (n, workload) in WORKLOADS.iter().enumerate() {
+        for share in SHARES {
+            let entries = KEYS * share / 100;
+            let group = group(&node, &format!("data-{n}-{share}"), entries * weight).await?;
+            let (ours, theirs) = (of_group(&group, workload).await?, of_lru(entries, workload)?);
+            let name = workload.name;
+            println!("| {name} | {share} % of the keys | {ours:.1} % | {theirs:.1} % | {:+.1} |", ours - theirs);
+        }
+    }
+    node.shutdown().await?;
+    Ok(())
+}
