@@ -123,11 +123,13 @@ async fn an_entry_that_was_asked_for_when_it_had_expired_is_told_of_too() {
         1 => Ok("a value".to_owned()),
         _ => Err(BoxError::from("the source is down")),
     };
-    let group = node.group::<String>("names").capacity_bytes(1 << 20).time_to_live(MINUTE);
+    // Between two sweeps.
+    let life = Duration::from_secs(55);
+    let group = node.group::<String>("names").capacity_bytes(1 << 20).time_to_live(life).jitter(0.0);
     let group = group.loader_with(loads, once).build().unwrap();
     let mut evictions = group.evictions();
     group.get("key-1").await.unwrap();
-    sleep(MINUTE + Duration::from_millis(20)).await;
+    sleep(life + Duration::from_millis(20)).await;
     assert!(group.get("key-1").await.unwrap_err().is_load_failed());
     let evicted = timeout(PATIENCE, evictions.next()).await.expect("told").expect("the group is there");
     assert_eq!((&*evicted.key, evicted.why, group.stats().expired), ("key-1", Eviction::Age, 1));
