@@ -180,10 +180,12 @@ impl Load {
         Self { stop, callers, done, failed }
     }
 
-    /// Waits for so many gets more.
+    /// Waits for so many gets more, as long as they go on.
     async fn more(&self, gets: u64) {
-        let until = self.done.load(SeqCst) + gets;
-        eventually("gets go on", || self.done.load(SeqCst) >= until).await;
+        let begun = self.done.load(SeqCst);
+        for until in (begun..=begun + gets).step_by(500) {
+            eventually("gets go on", || self.done.load(SeqCst) >= until).await;
+        }
     }
 
     /// Ends the callers; returns how many gets there were, and the slow ones of each caller.
