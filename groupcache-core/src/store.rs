@@ -16,6 +16,7 @@ use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use self::entry::MAX_WEIGHT;
 pub(crate) use self::entry::{Entry, Times};
 
 /// The longest key of the API; the shard that holds the largest value must hold its key too.
@@ -191,7 +192,7 @@ impl<T> Store<T> {
             // estimate of 1 item allows no second.
             Err(_) => Cache::with(1, capacity, FixedWeight, Keyed { seed }, HandOut(PhantomData)),
         };
-        let max_entry = hot_bytes(cache.shard_capacity());
+        let max_entry = hot_bytes(cache.shard_capacity()).min(MAX_WEIGHT);
         Self { cache, capacity, max_entry }
     }
 

@@ -64,7 +64,10 @@ pub trait Value: Clone + Send + Sync + 'static {
     fn to_encoded(&self) -> Result<Bytes, EncodeError> {
         let mut out = BytesMut::new();
         self.encode(&mut out)?;
-        Ok(out.freeze())
+        // A buffer that has grown step by step is up to twice as long as what is in it.
+        let mut exact = Vec::from(out);
+        exact.shrink_to_fit();
+        Ok(exact.into())
     }
 }
 
@@ -89,6 +92,11 @@ impl Value for Bytes {
         Ok(if self.len() < COPY_BELOW { Bytes::copy_from_slice(self) } else { self.clone() })
     }
 }
+
+/// What a decoded value costs beside itself and its text: the two counters of its `Arc`, and what the allocator adds to
+/// two allocations. Measured as resident memory of 1 M pairs of a string of 92 bytes and a number, 64-bit Linux with
+/// glibc: 13 % more than is accounted with it, 26 % without.
+pub(crate) const SHARED_BYTES: usize = 48;
 
 /// Values shorter than this are copied out of the buffer that they are a slice of.
 pub(crate) const COPY_BELOW: usize = 4096;
@@ -185,7 +193,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Value for Json<T> 
         let mut count = Count(0);
         // What cannot be encoded was refused before it is weighed.
         let _ = serde_json::to_writer(&mut count, &*self.0);
-        size_of::<T>() + count.0
+        SHARED_BYTES + size_of::<T>() + count.0
     }
 }
 

@@ -6,12 +6,12 @@ use std::{
 };
 
 /// What an entry costs beside its key, its payload's heap and its own struct: two counters of the `Arc`, a slot of
-/// 48 bytes, its share of the hash table, what the allocator adds to three allocations, and remembered evicted keys.
+/// 48 bytes, its share of the hash table, the header that a `Bytes` gets when it is first cloned, what the allocator
+/// adds to four allocations, and remembered evicted keys.
 ///
-/// Measured as resident memory of 1 M `Bytes` of 100 bytes under keys of 20, 64-bit Linux with glibc: 281 to 283
-/// bytes an entry while the store fills, 296 once it evicts; 315 and 328 when each `Bytes` was cloned, which allocates
-/// its shared header. 296 are accounted: between 5 % more and 10 % less than is resident.
-const SLOT_BYTES: u64 = 120;
+/// Measured as resident memory of a group, 64-bit Linux with glibc, keys of 20 bytes and values of 100: 1 % more than is
+/// accounted for `Bytes` and 3 % for `String` while it fills, 7 and 9 % once it evicts (`make bench-memory`).
+const SLOT_BYTES: u64 = 144;
 
 /// The times of an entry: milliseconds of the node's own monotonic clock, `u64::MAX` is never.
 ///
@@ -59,6 +59,9 @@ fn at(from_ms: u64, distance: u32) -> u64 {
     if distance == NEVER { NEVER_MS } else { from_ms.saturating_add(u64::from(distance)) }
 }
 
+/// The most that an entry can be told to weigh: 4 GiB, far above the largest value that a node takes.
+pub(crate) const MAX_WEIGHT: u64 = u32::MAX as u64 - 1;
+
 /// One value with its weight and its times.
 ///
 /// Its weight never changes: the sum of weights is only right because an entry weighs the same when it leaves as when
@@ -76,7 +79,8 @@ pub(crate) struct Entry<T> {
     keep_for: AtomicU32,
     /// A number of the caller's, for what it has checked about the entry last.
     pub(crate) checked: AtomicU32,
-    weight: u64,
+    /// 32 bits: with the five above, no byte is left over.
+    weight: u32,
 }
 
 impl<T> Entry<T> {
@@ -85,7 +89,7 @@ impl<T> Entry<T> {
 
     /// An entry for `key` whose payload holds `heap_bytes` outside of its own struct.
     pub(crate) fn new(key: &str, payload: T, heap_bytes: u64, times: Times) -> Self {
-        // Never 0: the eviction crate keeps what weighs nothing for ever. A sum that overflows fits nowhere.
+        // Never 0: the eviction crate keeps what weighs nothing for ever.
         let weight = Self::OVERHEAD_BYTES.saturating_add(key.len() as u64).saturating_add(heap_bytes);
         let since_load = |to_ms| AtomicU32::new(distance(times.loaded_at_ms, to_ms));
         Self {
@@ -96,13 +100,13 @@ impl<T> Entry<T> {
             serve_for: since_load(times.serve_until_ms),
             keep_for: since_load(times.keep_until_ms),
             checked: AtomicU32::new(times.checked),
-            weight,
+            weight: u32::try_from(weight).unwrap_or(u32::MAX),
         }
     }
 
-    /// The accounted bytes: key, payload and overhead, fixed at construction.
+    /// The accounted bytes: key, payload and overhead, fixed at construction; above [`MAX_WEIGHT`] it fits nowhere.
     pub(crate) fn weight(&self) -> u64 {
-        self.weight
+        u64::from(self.weight)
     }
 
     /// What its payload has on the heap, as it was given.

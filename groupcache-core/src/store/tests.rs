@@ -153,7 +153,7 @@ impl Model {
         let expires = ttl.map_or(NEVER, |ttl| self.now + ttl);
         let new = entry(key, self.next_id, heap, expires);
         let (weight, before, count) = (new.weight(), self.store.bytes(), self.store.len());
-        assert_eq!(weight, fixed + heap);
+        assert_eq!(weight, (fixed + heap).min(MAX_WEIGHT + 1));
 
         let inserted = self.store.insert(key, new);
 
@@ -220,7 +220,7 @@ proptest! {
         let largest = max_value + MAX_KEY_BYTES + OVERHEAD;
         prop_assert!(store.capacity() <= capacity);
         prop_assert!(store.max_entry_bytes() >= largest || store.cache.num_shards() == 1);
-        prop_assert_eq!(store.max_entry_bytes(), hot_bytes(store.cache.shard_capacity()));
+        prop_assert_eq!(store.max_entry_bytes(), hot_bytes(store.cache.shard_capacity()).min(MAX_WEIGHT));
     }
 }
 

@@ -5,7 +5,7 @@ use std::{fmt, mem::size_of, ops::Deref, sync::Arc};
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 
-use super::{DecodeError, EncodeError, Value};
+use super::{DecodeError, EncodeError, SHARED_BYTES, Value};
 
 /// A value that is a protobuf message on the wire and a shared `T` in memory.
 ///
@@ -77,7 +77,7 @@ impl<T: Message + Default + 'static> Value for Prost<T> {
 
     /// The heap behind a message cannot be asked for; its encoded length is a fair measure of it.
     fn weight(&self) -> usize {
-        size_of::<T>() + self.0.encoded_len()
+        SHARED_BYTES + size_of::<T>() + self.0.encoded_len()
     }
 }
 
