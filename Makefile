@@ -13,7 +13,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server
 
-.PHONY: help run run-nats test lint doc clean deps proto bench-hit-ratio measure-ring interleavings
+.PHONY: help run run-nats test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make proto            generates the protocol code again from its .proto file'
 	@echo 'make measure-ring     how evenly the ring spreads keys: 200 sets of names of each style and size'
 	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
+	@echo 'make bench-memory     what a million entries take, against what is accounted'
 	@echo 'make interleavings    single flight under 10,000 orders of its locks (builds everything once more)'
 	@echo 'make deps             what tests and lints want beyond the compiler'
 	@echo 'make clean            removes what was built'
@@ -54,6 +55,9 @@ measure-ring:
 
 bench-hit-ratio:
 	@$(CARGO) run --quiet --release -p bench --bin hit-ratio
+
+bench-memory:
+	@$(CARGO) run --quiet --release -p bench --bin memory
 
 # A build of its own: the locks of the core are other ones.
 interleavings:
