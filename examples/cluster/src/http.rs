@@ -32,6 +32,7 @@ pub(crate) fn router(service: Service) -> Router {
         .route("/data/{guid}", get(data))
         .route("/data/", get(no_guid))
         .route("/stats", get(stats))
+        .route("/stats/{cache}", get(cache_stats))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(async || failure(StatusCode::NOT_FOUND, "there is no such page"))
@@ -153,4 +154,34 @@ async fn stats(State(Service { node, data }): State<Service>) -> Response {
         },
     };
     axum::Json(stats).into_response()
+}
+
+/// One of the two caches of a process.
+#[derive(Serialize)]
+struct CacheStats {
+    /// What it holds now.
+    items: usize,
+    bytes: u64,
+    /// Requests that looked there, and those that found what they wanted.
+    gets: u64,
+    hits: u64,
+}
+
+/// What is kept because this process owns it (`main`), or as copies of what others are often asked for (`hot`).
+async fn cache_stats(
+    State(Service { data, .. }): State<Service>,
+    cache: Result<Path<String>, PathRejection>,
+) -> Response {
+    let is_hot = match cache.as_ref().map(|Path(name)| name.as_str()) {
+        Ok("main") => false,
+        Ok("hot") => true,
+        _ => return failure(StatusCode::BAD_REQUEST, "there are two caches: ask for /stats/main or /stats/hot"),
+    };
+    let held: Vec<_> = data.local_entries(usize::MAX).into_iter().filter(|entry| entry.is_borrowed == is_hot).collect();
+    let stats = data.stats();
+    let main_hits = stats.hits.saturating_sub(stats.borrowed_hits);
+    let (gets, hits) =
+        if is_hot { (stats.gets.saturating_sub(main_hits), stats.borrowed_hits) } else { (stats.gets, main_hits) };
+    let bytes = held.iter().map(|entry| entry.bytes).sum();
+    axum::Json(CacheStats { items: held.len(), bytes, gets, hits }).into_response()
 }

@@ -3,6 +3,7 @@
 //! A library, so that other examples run the same service with other providers.
 mod config;
 mod database;
+mod health;
 mod http;
 mod stop;
 
@@ -15,6 +16,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use crate::{
     config::Config,
     database::{Data, Database},
+    health::Health,
     http::Service,
     stop::Stop,
 };
@@ -58,15 +60,25 @@ async fn run() -> Result<(), BoxError> {
         .build()?;
 
     let (close, closed) = oneshot::channel();
-    let router = http::router(Service { node: node.clone(), data });
+    let (health, checks) = Health::new().await;
+    let router = http::router(Service { node: node.clone(), data }).merge(checks);
     let serving = axum::serve(listener, router).with_graceful_shutdown(async { drop(closed.await) });
     let serving = tokio::spawn(serving.into_future());
     tracing::info!(address = %config.http, "serving HTTP");
 
-    stop.asked().await;
+    let is_ready = tokio::select! {
+        ready = node.ready(1) => ready.is_ok(),
+        () = stop.asked() => false,
+    };
+    if is_ready {
+        health.is_ready(true).await;
+        stop.asked().await;
+    }
     tracing::info!("leaving");
     // From here on /readyz says 503. Others own our keys before we refuse requests.
+    health.is_ready(false).await;
     node.drain().await?;
+    health.close().await;
     let _ = close.send(());
     if timeout(LAST_REQUESTS, serving).await.is_err() {
         tracing::warn!("cutting off requests that still run");

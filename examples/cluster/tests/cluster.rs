@@ -39,6 +39,13 @@ fn three_processes_load_a_row_once() {
         assert_eq!(json(cluster.http(n), "/data/some-id"), row);
     }
 
+    let held = |cache: &str| -> Vec<_> { (0..3).map(|n| json(cluster.http(n), &format!("/stats/{cache}"))).collect() };
+    let sum = |all: &[serde_json::Value], name: &str| all.iter().map(|one| one[name].as_u64().unwrap()).sum::<u64>();
+    let (main, hot) = (held("main"), held("hot"));
+    assert_eq!((sum(&main, "items"), sum(&hot, "items")), (1, 0), "its owner has it: {main:?} {hot:?}");
+    assert_eq!(sum(&main, "gets"), 3, "each was asked once: {main:?}");
+    assert!(sum(&main, "bytes") > 0 && sum(&hot, "bytes") == 0 && sum(&main, "hits") <= 1, "{main:?} {hot:?}");
+
     // 30 more, of all three processes at the same time.
     std::thread::scope(|scope| {
         let ask = |n: u16| (0..30).map(|id| json(cluster.http(n), &format!("/data/id-{id}"))).collect::<Vec<_>>();
@@ -162,6 +169,7 @@ fn a_backend_that_is_too_slow_is_a_time_out_and_bad_requests_are_told_so() {
         (format!("/data/{}", "x".repeat(1025)), 400),
         ("/data/%ff".to_owned(), 400),
         ("/elsewhere".to_owned(), 404),
+        ("/stats/warm".to_owned(), 400),
         ("/data/another-id".to_owned(), 502),
     ];
     for (path, expected) in cases {
