@@ -1,0 +1,195 @@
+//! Pods as the manifests start them find each other, are probed, and leave without a failed request.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
+use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+
+use crate::support::{
+    api::Api,
+    eventually,
+    kubelet::{FETCH, Pod, Stage, check, get, health},
+};
+
+/// For how long the machines of a cluster go on sending requests to a pod that is no longer an endpoint.
+const LAG: Duration = Duration::from_secs(1);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_of_the_deployment() {
+    a_service_of_pods("base", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_of_the_stateful_set() {
+    a_service_of_pods("statefulset", 2).await;
+}
+
+async fn a_service_of_pods(directory: &str, number: u8) {
+    let stage = Stage::open(directory, number).await;
+    let mut pods: Vec<_> = (0..3).map(|n| stage.start(&stage.name(n, 0), n as u8 + 1)).collect();
+    assert_eq!(stage.replicas(), 3);
+    eventually("they see each other", async || agree(&pods).await).await;
+    eventually("the Service has all", async || stage.api.endpoints("groupcache-svc", "http").len() == 3).await;
+    assert_eq!(stage.api.refused(), [""; 0], "the Role allows what they do");
+
+    // Each row once, whoever is asked.
+    for n in 0..30 {
+        let path = format!("/data/row-{n}");
+        let row = pods[0].get(&path).await.unwrap();
+        assert_eq!(row.0, 200, "{}", row.1);
+        for pod in &pods {
+            assert_eq!(pod.get(&path).await.unwrap(), row);
+        }
+    }
+    assert_eq!(stage.log.count(FETCH), 30, "{:#?}", stage.log.lines());
+
+    // One is replaced, as in a rolling update: of a Deployment the new one is first, of a StatefulSet the old one
+    // leaves first and has its name again.
+    let users = Users::of(&stage.api);
+    let is_deployment = directory == "base";
+    if is_deployment {
+        pods.push(stage.start(&stage.name(0, 1), 4));
+        eventually("they see the new one", async || agree(&pods).await).await;
+        eventually("the Service has it", async || stage.api.endpoints("groupcache-svc", "http").len() == 4).await;
+    }
+    leave(&stage, pods.remove(0)).await;
+    eventually("those who are left see each other", async || agree(&pods).await).await;
+    if !is_deployment {
+        pods.push(stage.start(&stage.name(0, 1), 4));
+        eventually("it is back", async || agree(&pods).await).await;
+        eventually("the Service has it", async || stage.api.endpoints("groupcache-svc", "http").len() == 3).await;
+    }
+    sleep(LAG).await;
+    users.none_failed().await;
+}
+
+/// A pod is deleted: its process drains, answers what it was asked, and hands the port back.
+async fn leave(stage: &Stage, pod: Pod) {
+    let at = format!("{}:3000", pod.ip);
+    let peers = format!("{}:{}", pod.ip, 7946);
+    let readiness = HealthCheckRequest { service: "readiness".to_owned() };
+    let mut watched = health(&at).await.unwrap().watch(readiness).await.unwrap().into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+
+    // The backend is busy, so that a request is under way when the process is asked to end.
+    let backend = rusqlite::Connection::open(stage.database()).unwrap();
+    backend.busy_timeout(Duration::from_secs(5)).unwrap();
+    let mut slow = None;
+    let ended = stage.delete(pod, async |pod| {
+        for probe in ["livenessProbe", "readinessProbe"] {
+            let answer = pod.probe(stage.container(), probe).await;
+            assert_eq!(answer, Some(ServingStatus::Serving), "it serves users until SIGTERM");
+        }
+        backend.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let at = at.clone();
+        slow = Some(tokio::spawn(async move { get(&at, "/data/slow").await }));
+        eventually("it is loaded", async || stage.log.count("key=\"slow\"") > 0).await;
+    });
+    let freed = async {
+        eventually("it leaves", async || stage.log.count("leaving") > 0).await;
+        backend.execute_batch("ROLLBACK").unwrap();
+    };
+    let (ended, ()) = tokio::join!(ended, freed);
+    println!("ended {:?} after SIGTERM; {:?} of the grace period were left", ended.took, ended.left);
+    assert_eq!(ended.status.code(), Some(0), "{:#?}", stage.log.lines());
+    let (status, row) = slow.unwrap().await.unwrap().unwrap();
+    assert_eq!(status, 200, "{row}");
+
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert!(watched.message().await.is_ok_and(|more| more.is_none()), "the check ends in order");
+    for port in [at, peers] {
+        TcpListener::bind(&port).await.unwrap_or_else(|e| panic!("{port} was not handed back: {e}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_tell_a_pod_that_lives_from_one_that_is_ready() {
+    let stage = Stage::open("base", 3).await;
+    stage.api.answers(false);
+    let pod = stage.start(&stage.name(0, 0), 1);
+    let container = stage.container();
+    eventually("it lives", async || pod.probe(container, "startupProbe").await == Some(ServingStatus::Serving)).await;
+    // It cannot know yet whose keys are whose.
+    assert_eq!(pod.probe(container, "livenessProbe").await, Some(ServingStatus::Serving));
+    assert_eq!(pod.probe(container, "readinessProbe").await, Some(ServingStatus::NotServing));
+    assert_eq!(pod.get("/healthz").await.unwrap().0, 200);
+    assert_eq!(pod.get("/readyz").await.unwrap().0, 503);
+    assert!(stage.api.endpoints("groupcache-svc", "http").is_empty());
+    assert_eq!(stage.api.endpoints("groupcache-peers", "group-port").len(), 1, "peers see it before it is ready");
+
+    stage.api.answers(true);
+    eventually("it is ready", async || pod.probe(container, "readinessProbe").await == Some(ServingStatus::Serving))
+        .await;
+    assert_eq!(pod.get("/readyz").await.unwrap().0, 200);
+    let at = format!("{}:3000", pod.ip);
+    assert_eq!(check(&at, "").await.unwrap(), ServingStatus::Serving, "the name that is asked by default");
+    assert_eq!(check(&at, "rediness").await.unwrap_err().code(), Code::NotFound);
+
+    let ended = stage.delete(pod, async |_| {}).await;
+    assert_eq!(ended.status.code(), Some(0));
+}
+
+/// Whether all see all, ready and reached.
+async fn agree(pods: &[Pod]) -> bool {
+    for pod in pods {
+        let members = pod.members().await;
+        let is_well = |name: &str| members.iter().all(|member| member[name] == true);
+        if members.len() != pods.len() || !is_well("owns") || !is_well("is_reachable") {
+            return false;
+        }
+    }
+    true
+}
+
+/// Users who ask for 100 ids, over and over, whatever pods the Service sends them to.
+struct Users {
+    is_over: Arc<AtomicBool>,
+    asking: JoinHandle<(u32, Vec<String>)>,
+}
+
+impl Users {
+    fn of(api: &Arc<Api>) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let asking = tokio::spawn(ask(Arc::clone(api), Arc::clone(&is_over)));
+        Self { is_over, asking }
+    }
+
+    async fn none_failed(self) {
+        self.is_over.store(true, Relaxed);
+        let (asked, failed) = self.asking.await.unwrap();
+        println!("{asked} requests, {} failed", failed.len());
+        assert!(asked > 100, "asked only {asked} times");
+        assert!(failed.is_empty(), "{failed:#?}");
+    }
+}
+
+async fn ask(api: Arc<Api>, is_over: Arc<AtomicBool>) -> (u32, Vec<String>) {
+    let (mut asked, mut failed, mut rows) = (0, Vec::new(), BTreeMap::new());
+    let mut known = (Instant::now(), api.endpoints("groupcache-svc", "http"));
+    while !is_over.load(Relaxed) {
+        if known.0.elapsed() > LAG {
+            known = (Instant::now(), api.endpoints("groupcache-svc", "http"));
+        }
+        let (at, path) = (&known.1[asked as usize % known.1.len()], format!("/data/id-{}", asked / 7 % 100));
+        match get(at, &path).await {
+            Some((200, row)) => {
+                let first = rows.entry(path.clone()).or_insert_with(|| row.clone());
+                if *first != row {
+                    failed.push(format!("{path} at {at}: {row} after {first}"));
+                }
+            }
+            other => failed.push(format!("{path} at {at}: {other:?}")),
+        }
+        asked += 1;
+        sleep(Duration::from_millis(2)).await;
+    }
+    (asked, failed)
+}
