@@ -7,6 +7,7 @@
     reason = "a test, helpers included, that drives processes from outside in real time"
 )]
 
+mod compose;
 mod manifests;
 mod pods;
 mod support;
