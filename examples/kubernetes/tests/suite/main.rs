@@ -9,5 +9,6 @@
 
 mod compose;
 mod manifests;
+mod minikube;
 mod pods;
 mod support;

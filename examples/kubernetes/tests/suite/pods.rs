@@ -9,7 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
+use rustix::process::Signal;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::sleep,
+};
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
@@ -60,7 +65,8 @@ async fn a_service_of_pods(directory: &str, number: u8) {
         eventually("they see the new one", async || agree(&pods).await).await;
         eventually("the Service has it", async || stage.api.endpoints("groupcache-svc", "http").len() == 4).await;
     }
-    leave(&stage, pods.remove(0)).await;
+    let leaver = pods.remove(0);
+    leave(&stage, leaver, &pods).await;
     eventually("those who are left see each other", async || agree(&pods).await).await;
     if !is_deployment {
         pods.push(stage.start(&stage.name(0, 1), 4));
@@ -72,8 +78,8 @@ async fn a_service_of_pods(directory: &str, number: u8) {
 }
 
 /// A pod is deleted: its process drains, answers what it was asked, and hands the port back.
-async fn leave(stage: &Stage, pod: Pod) {
-    let at = format!("{}:3000", pod.ip);
+async fn leave(stage: &Stage, pod: Pod, others: &[Pod]) {
+    let (at, name) = (format!("{}:3000", pod.ip), pod.name.clone());
     let peers = format!("{}:{}", pod.ip, 7946);
     let readiness = HealthCheckRequest { service: "readiness".to_owned() };
     let mut watched = health(&at).await.unwrap().watch(readiness).await.unwrap().into_inner();
@@ -93,8 +99,13 @@ async fn leave(stage: &Stage, pod: Pod) {
         slow = Some(tokio::spawn(async move { get(&at, "/data/slow").await }));
         eventually("it is loaded", async || stage.log.count("key=\"slow\"") > 0).await;
     });
+    // The request outlives the port: nobody new is let in by then, and the others have its keys.
     let freed = async {
-        eventually("it leaves", async || stage.log.count("leaving") > 0).await;
+        eventually("it listens no more", async || TcpStream::connect(&at).await.is_err()).await;
+        for other in others {
+            let members = other.members().await;
+            assert!(!members.iter().any(|member| member["id"] == name && member["owns"] == true), "{members:?}");
+        }
         backend.execute_batch("ROLLBACK").unwrap();
     };
     let (ended, ()) = tokio::join!(ended, freed);
@@ -120,6 +131,8 @@ async fn probes_tell_a_pod_that_lives_from_one_that_is_ready() {
     // It cannot know yet whose keys are whose.
     assert_eq!(pod.probe(container, "livenessProbe").await, Some(ServingStatus::Serving));
     assert_eq!(pod.probe(container, "readinessProbe").await, Some(ServingStatus::NotServing));
+    let at = format!("{}:3000", pod.ip);
+    assert_eq!(check(&at, "").await.unwrap(), ServingStatus::NotServing, "the name that is asked by default");
     assert_eq!(pod.get("/healthz").await.unwrap().0, 200);
     assert_eq!(pod.get("/readyz").await.unwrap().0, 503);
     assert!(stage.api.endpoints("groupcache-svc", "http").is_empty());
@@ -129,11 +142,34 @@ async fn probes_tell_a_pod_that_lives_from_one_that_is_ready() {
     eventually("it is ready", async || pod.probe(container, "readinessProbe").await == Some(ServingStatus::Serving))
         .await;
     assert_eq!(pod.get("/readyz").await.unwrap().0, 200);
-    let at = format!("{}:3000", pod.ip);
-    assert_eq!(check(&at, "").await.unwrap(), ServingStatus::Serving, "the name that is asked by default");
+    assert_eq!(check(&at, "").await.unwrap(), ServingStatus::Serving);
     assert_eq!(check(&at, "rediness").await.unwrap_err().code(), Code::NotFound);
 
     let ended = stage.delete(pod, async |_| {}).await;
+    assert_eq!(ended.status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_drains_is_not_ready_and_serves() {
+    let stage = Stage::open("base", 4).await;
+    let mut pods: Vec<_> = (0..2).map(|n| stage.start(&stage.name(n, 0), n as u8 + 1)).collect();
+    eventually("they see each other", async || agree(&pods).await).await;
+    let (leaver, other) = (pods.remove(0), pods.remove(0));
+    let at = format!("{}:3000", leaver.ip);
+    let row = get(&at, "/data/row").await.unwrap();
+    assert_eq!(get(&at, "/data/row").await.unwrap(), row);
+
+    // The other one stands still and does not take its keys, so the drain is long enough to be looked at.
+    let ended = stage.delete(leaver, async |_| other.signal(Signal::STOP));
+    let looked = async {
+        eventually("it leaves", async || stage.log.count("leaving") > 0).await;
+        eventually("it says so", async || get(&at, "/readyz").await.unwrap().0 == 503).await;
+        assert_eq!(check(&at, "readiness").await.unwrap(), ServingStatus::NotServing);
+        assert_eq!(check(&at, "liveness").await.unwrap(), ServingStatus::Serving);
+        assert_eq!(get(&at, "/data/row").await.unwrap().0, 200);
+        other.signal(Signal::CONT);
+    };
+    let (ended, ()) = tokio::join!(ended, looked);
     assert_eq!(ended.status.code(), Some(0));
 }
 

@@ -159,7 +159,7 @@ impl Stage {
         sleep(Duration::from_secs(pause)).await;
         meanwhile(&pod).await;
         let asked = Instant::now();
-        kill_process(Pid::from_raw(pod.child.id().unwrap().cast_signed()).unwrap(), Signal::TERM).unwrap();
+        pod.signal(Signal::TERM);
         let status = timeout(grace.saturating_sub(begun.elapsed()), pod.child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("{} still runs after {grace:?}", pod.name)).unwrap();
         let ended = Ended { status, took: asked.elapsed(), left: grace.saturating_sub(begun.elapsed()) };
@@ -182,6 +182,11 @@ impl Drop for Pod {
 }
 
 impl Pod {
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
     /// The answer to a GET on the port of users.
     pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
         get(&format!("{}:3000", self.ip), path).await
