@@ -179,7 +179,7 @@ impl Stack {
     }
 
     fn exit_code(&self, server: &str) -> String {
-        let container = self.compose(&["ps", "--quiet", server]);
+        let container = self.compose(&["ps", "--all", "--quiet", server]);
         let inspect = ["inspect", "--format", "{{.State.ExitCode}}", container.trim()];
         run(Command::new("docker").args(inspect)).trim().to_owned()
     }
