@@ -12,7 +12,7 @@ use tokio::{
 use super::{CLUSTER, known::Known, member};
 use crate::{
     error::Error,
-    identity::PeerId,
+    identity::{Incarnation, PeerId},
     membership::{
         provider::{Health, Me, Peer, Provider, ProviderFeed, ProviderHandle, Report},
         supervise::supervise,
@@ -33,6 +33,8 @@ pub struct Bench {
     /// How many tasks there were before the provider had any.
     tasks_before: usize,
     pub(super) health: Option<Health>,
+    /// Who was said to have left, in this order.
+    left: Vec<(PeerId, Option<Incarnation>)>,
 }
 
 /// What is known of the peers: the last complete set, and the hints since then.
@@ -51,7 +53,7 @@ impl Bench {
         let (ask, asks) = watch::channel(None);
         let tasks_before = Handle::current().metrics().num_alive_tasks();
         let run = tokio::spawn(supervise(provider, handle, ask, || {}, is_leaving, 1));
-        Ok(Self { me, leaving, feed, known: Known::default(), asks, run, tasks_before, health: None })
+        Ok(Self { me, leaving, feed, known: Known::default(), asks, run, tasks_before, health: None, left: Vec::new() })
     }
 
     /// Who is listed now: the last complete set, and the hints since.
@@ -70,6 +72,13 @@ impl Bench {
         self.health.clone()
     }
 
+    /// Who was said to have left ([`ProviderContext::left`](crate::ProviderContext::left)) since this was asked last,
+    /// each as often as it was said.
+    pub fn left(&mut self) -> Vec<(PeerId, Option<Incarnation>)> {
+        self.seen();
+        std::mem::take(&mut self.left)
+    }
+
     /// Tells the provider that the node leaves, and waits until it has returned, as long as a node would.
     pub async fn stop(self) {
         let _ = self.leave(Duration::from_secs(1)).await;
@@ -77,8 +86,9 @@ impl Bench {
 
     pub(super) fn seen(&mut self) -> Seen {
         while let Ok(report) = self.feed.reports.try_recv() {
-            if let Report::Health(health) = report {
-                self.health = Some(health);
+            match report {
+                Report::Health(health) => self.health = Some(health),
+                Report::Left { id, incarnation } => self.left.push((id, incarnation)),
             }
         }
         self.known.read(&mut self.feed);
