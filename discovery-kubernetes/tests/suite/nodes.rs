@@ -92,7 +92,7 @@ impl World for OverTcp {
     }
 
     fn outage(&self) -> Duration {
-        Duration::from_secs(3)
+        Duration::from_secs(9) // beyond the grace of a missing peer, and the pings after it
     }
 }
 

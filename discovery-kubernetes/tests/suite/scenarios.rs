@@ -70,8 +70,10 @@ async fn a_rolling_update_of_three(world: &mut impl World) {
         expected.retain(|peer| !peer.starts_with(&old));
         let draining = [expected.clone(), vec![format!("{old}!@10.0.0.{n}")]].concat();
         sees(&mut eyes, &draining).await;
+        assert_eq!(eyes.left(), [""; 0], "it is there until it is gone");
         world.delete(&old).await;
         sees(&mut eyes, &expected).await;
+        assert_eq!(eyes.left(), [old]);
     }
     assert_eq!(expected, ["new-0@10.0.1.0", "new-1@10.0.1.1", "new-2@10.0.1.2"]);
     assert_eq!(
@@ -104,6 +106,7 @@ async fn the_life_of_a_pod(world: &mut impl World) {
         json!({ "phase": "Failed", "reason": "Evicted", "podIP": "10.0.0.3", "podIPs": [{ "ip": "10.0.0.3" }] });
     world.status("q", evicted).await;
     eyes.until(&["other@10.0.0.1"]).await;
+    assert_eq!(eyes.left(), ["p", "q"], "each is told once, when it is gone");
     eyes.bench.stop().await;
 }
 

@@ -161,6 +161,11 @@ impl Eyes {
         all
     }
 
+    /// Who was said to have left since this was asked last.
+    pub(crate) fn left(&mut self) -> Vec<String> {
+        self.bench.left().into_iter().map(|(id, _)| id.to_string()).collect()
+    }
+
     /// Waits until these are published, and complete.
     pub(crate) async fn until(&mut self, expected: &[&str]) -> Duration {
         let begun = Instant::now();

@@ -1,0 +1,282 @@
+//! What the server answers: lists with pages, watches with chunked events, bookmarks, versions that expire.
+
+use std::{io, time::Duration};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    Fake, Logged, Mishap, Mode,
+    http::{Request, chunk, paced, read, whole, with},
+};
+
+impl Fake {
+    /// Serves a connection until it ends.
+    pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(self, stream: S) {
+        let mut epoch = self.0.epoch.subscribe();
+        epoch.mark_unchanged();
+        if self.world().mode == Mode::Down {
+            return;
+        }
+        let mut stream = BufReader::new(stream);
+        tokio::select! {
+            _ = epoch.changed() => {}
+            _ = self.answer_all(&mut stream) => {}
+        }
+    }
+
+    async fn answer_all<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut BufReader<S>) -> io::Result<()> {
+        while let Some(request) = read(stream).await? {
+            let is_watch = request.query.contains_key("watch");
+            let verb = if is_watch { "watch" } else { "list" };
+            let mode = {
+                let mut world = self.world();
+                world.requests.push((Instant::now(), request.line.clone()));
+                let is_refused = world.refused_namespace == Some(request.namespace.as_str());
+                if is_refused { Mode::Refuses { verb: "", code: 403, body: None } } else { world.mode.clone() }
+            };
+            if mode == Mode::Hangs {
+                return std::future::pending().await;
+            }
+            let (token, wanted) = (request.token.clone(), self.world().token.clone());
+            if wanted.is_some() && token != wanted {
+                let body = status(401, "Unauthorized").to_string();
+                whole(stream, 401, &body).await?;
+                continue;
+            }
+            if let Mode::Refuses { verb: refused, code, body } = mode
+                && (refused.is_empty() || refused == verb)
+            {
+                let (resource, namespace) = (&request.resource, &request.namespace);
+                let message = format!(
+                    "{resource} is forbidden: User \"system:serviceaccount:{namespace}:users-sa\" cannot {verb} \
+                     resource \"{resource}\" in the namespace \"{namespace}\""
+                );
+                let body = body.map_or_else(|| status(code, &message).to_string(), str::to_owned);
+                whole(stream, code, &body).await?;
+                continue;
+            }
+            if let Mode::Overloaded { seconds } = mode {
+                with(stream, 429, &format!("Content-Type: text/plain\r\nRetry-After: {seconds}\r\n"), "slow down")
+                    .await?;
+                continue;
+            }
+            match (is_watch, request.name.is_empty()) {
+                (true, _) => self.watch(stream, &request).await?,
+                (false, true) => {
+                    let (takes, pace) = {
+                        let world = self.world();
+                        (world.list_takes, world.list_pace)
+                    };
+                    sleep(takes).await;
+                    let (code, body) = self.list(&request);
+                    match pace {
+                        Some((bytes, pause)) => paced(stream, &body, bytes, pause).await?,
+                        None => whole(stream, code, &body).await?,
+                    }
+                }
+                (false, false) => {
+                    let found = self.get(&request.resource, &request.namespace, &request.name);
+                    let (code, body) = found.map_or((404, status(404, "not found")), |object| (200, object));
+                    whole(stream, code, &body.to_string()).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, request: &Request) -> (u16, String) {
+        let mut world = self.world();
+        let limit = request.query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
+        let (version, from) = match request.query.get("continue").and_then(|token| token.split_once(':')) {
+            Some((version, from)) => (version.parse().unwrap(), from.parse().unwrap()),
+            None => {
+                let version = world.version.max(1);
+                let here = |key: &(String, String, String)| key.0 == request.resource && key.1 == request.namespace;
+                let matching = world.objects.iter().filter(|(key, value)| here(key) && request.selects(value));
+                let all = matching.map(|(_, value)| value.clone()).collect();
+                world.snapshots.insert(version, all);
+                (version, 0_usize)
+            }
+        };
+        if from > 0 && world.forgets_pages > 0 {
+            world.forgets_pages -= 1;
+            // Why a list must not be put together from two: what was on the first page may be gone by now.
+            let last = world.gone_with_pages.take();
+            world.objects.retain(|key, _| Some(&key.2) != last.as_ref());
+            return (410, status(410, "the provided continue parameter is too old").to_string());
+        }
+        let all = world.snapshots.get(&version).cloned().unwrap_or_default();
+        let page: Vec<_> = all.iter().skip(from).take(limit).cloned().collect();
+        let to = from + page.len();
+        let is_last = to >= all.len() && !world.is_endless;
+        let mut metadata = json!({ "resourceVersion": version.to_string() });
+        if !is_last {
+            metadata["continue"] = json!(format!("{version}:{to}"));
+        }
+        let kind = if request.resource == "pods" { "PodList" } else { "EndpointSliceList" };
+        // As Go writes an empty list.
+        let items = if page.is_empty() { Value::Null } else { Value::Array(page) };
+        (200, json!({ "kind": kind, "apiVersion": "v1", "metadata": metadata, "items": items }).to_string())
+    }
+
+    async fn watch<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: &mut BufReader<S>,
+        request: &Request,
+    ) -> io::Result<()> {
+        let mut changed = self.0.changed.subscribe();
+        let asked = |name: &str| request.query.get(name).map(String::as_str).unwrap_or_default();
+        let is_initial = asked("sendInitialEvents") == "true" && self.world().knows_initial_events;
+        if asked("sendInitialEvents") == "true" && !is_initial {
+            let body =
+                status(422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled");
+            return whole(stream, 422, &body.to_string()).await;
+        }
+        let mut version: u64 = asked("resourceVersion").parse().unwrap_or(0);
+        let (is_gone, as_event, mishap) = {
+            let mut world = self.world();
+            let is_gone = !is_initial && version < world.compacted;
+            (is_gone, world.gone_is_an_event, world.mishaps.pop_front())
+        };
+        if is_gone && !as_event {
+            return whole(stream, 410, &status(410, "too old resource version").to_string()).await;
+        }
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .await?;
+        stream.flush().await?;
+        let _open = Open::new(self);
+        if is_gone {
+            chunk(stream, &json!({ "type": "ERROR", "object": status(410, "too old") }).to_string()).await?;
+            return stream.write_all(b"0\r\n\r\n").await;
+        }
+        match &mishap {
+            Some(Mishap::Silent) => {
+                stream.fill_buf().await?;
+                return Ok(());
+            }
+            Some(Mishap::Ends) => return stream.write_all(b"0\r\n\r\n").await,
+            Some(Mishap::Says(lines) | Mishap::Half(lines)) => {
+                for line in lines {
+                    chunk(stream, line).await?;
+                }
+                if matches!(mishap, Some(Mishap::Half(_))) {
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
+            }
+            _ => {}
+        }
+        if is_initial {
+            let (all, now) = self.initial(request);
+            for object in all {
+                chunk(stream, &json!({ "type": "ADDED", "object": object }).to_string()).await?;
+            }
+            chunk(stream, &bookmark(&request.resource, now, true)).await?;
+            version = now;
+        }
+        let seconds = asked("timeoutSeconds").parse().unwrap_or(300);
+        let end_at = Instant::now() + Duration::from_secs(seconds);
+        let every = self.world().bookmarks_every.unwrap_or(Duration::from_secs(1_000_000));
+        let mut bookmark_at = Instant::now() + every;
+        loop {
+            let (events, now) = self.events(request, version);
+            version = now;
+            for line in events {
+                match mishap {
+                    Some(Mishap::CutEvent) => {
+                        let half = &line[..line.len() / 2];
+                        stream.write_all(format!("{:x}\r\n{half}", line.len() + 1).as_bytes()).await?;
+                        stream.flush().await?;
+                        return Err(io::ErrorKind::ConnectionReset.into());
+                    }
+                    Some(Mishap::Closed) => {
+                        chunk(stream, &line).await?;
+                        return Err(io::ErrorKind::ConnectionReset.into());
+                    }
+                    _ => chunk(stream, &line).await?,
+                }
+            }
+            tokio::select! {
+                _ = changed.changed() => {}
+                // Nothing is said during a watch: it is the end of the connection.
+                _ = stream.fill_buf() => return Ok(()),
+                () = sleep_until(end_at) => return stream.write_all(b"0\r\n\r\n").await,
+                () = sleep_until(bookmark_at) => {
+                    bookmark_at += every;
+                    version = self.world().version;
+                    chunk(stream, &bookmark(&request.resource, version, false)).await?;
+                }
+            }
+        }
+    }
+
+    fn initial(&self, request: &Request) -> (Vec<Value>, u64) {
+        let world = self.world();
+        let here = |key: &(String, String, String)| key.0 == request.resource && key.1 == request.namespace;
+        let all = world.objects.iter().filter(|(key, value)| here(key) && request.selects(value));
+        (all.map(|(_, value)| value.clone()).collect(), world.version)
+    }
+
+    /// The lines for what has happened since a version, and the version of now.
+    fn events(&self, request: &Request, since: u64) -> (Vec<String>, u64) {
+        let world = self.world();
+        let new = world.log.iter().filter(|logged| {
+            logged.version > since && logged.resource == request.resource && logged.namespace == request.namespace
+        });
+        let line = |logged: &Logged| {
+            let (is_in, was_in) =
+                (request.selects(&logged.object), logged.before.as_ref().is_some_and(|b| request.selects(b)));
+            let kind = match (is_in, was_in) {
+                (true, _) => logged.kind,
+                (false, true) => "DELETED",
+                (false, false) => return None,
+            };
+            Some(json!({ "type": kind, "object": logged.object }).to_string())
+        };
+        (new.filter_map(line).collect(), world.version)
+    }
+}
+
+/// Counts the watches that are open.
+struct Open(Fake);
+
+impl Open {
+    fn new(fake: &Fake) -> Self {
+        let mut world = fake.world();
+        world.open_watches += 1;
+        world.most_watches = world.most_watches.max(world.open_watches);
+        drop(world);
+        Self(fake.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.world().open_watches -= 1;
+    }
+}
+
+fn status(code: u16, message: &str) -> Value {
+    let reason = match code {
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        410 => "Expired",
+        _ => "Unknown",
+    };
+    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+            "reason": reason, "code": code })
+}
+
+fn bookmark(resource: &str, version: u64, ends_initial: bool) -> String {
+    let mut metadata = json!({ "resourceVersion": version.to_string() });
+    if ends_initial {
+        metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
+    }
+    // As a pod, it has lists that are null.
+    let spec = json!({ "containers": null });
+    json!({ "type": "BOOKMARK", "object": { "kind": resource, "metadata": metadata, "spec": spec } }).to_string()
+}
