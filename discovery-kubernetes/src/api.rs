@@ -21,11 +21,15 @@ use crate::{
     stats::Counters,
 };
 
-/// How long a page of a list may take, and the head of any other answer.
+/// How long the head of an answer may take, and each next piece of a list.
 const ANSWER: Duration = Duration::from_secs(15);
-/// Longest page and longest event; a pod is a few KiB, and at most 1.5 MiB where it is stored.
-const MAX_PAGE: usize = 256 << 20;
+/// How long a page of a list may take: a slow link is no failure, one that is stopped is.
+const PAGE: Duration = Duration::from_secs(120);
+/// Longest page and longest event; a pod is 10 to 20 KiB, and at most 1.5 MiB where it is stored.
+const MAX_PAGE: usize = 32 << 20;
 const MAX_LINE: usize = 8 << 20;
+/// Longest that we wait because the API server says so.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Longest error that is read.
 const MAX_ERROR: usize = 64 << 10;
 /// Longest text of an error that is repeated.
@@ -62,6 +66,19 @@ impl Trouble {
     fn other(text: impl Into<String>) -> Self {
         Self::Other(text.into(), Duration::ZERO)
     }
+
+    /// How long the API server asks us to wait.
+    pub(crate) fn wait(&self) -> Duration {
+        if let Self::Other(_, wait) = self { *wait } else { Duration::ZERO }
+    }
+
+    /// A server before the API server may say it in a header alone.
+    fn at_least(self, wait: Duration) -> Self {
+        match self {
+            Self::Other(text, said) => Self::Other(text, said.max(wait)),
+            other => other,
+        }
+    }
 }
 
 /// A page of a list.
@@ -81,10 +98,11 @@ impl Api {
         params.continue_token = next;
         let request = Request::new(self.path()).list(&params);
         let read = async {
-            let mut lines = self.send("list", request).await?;
-            lines.all().await
+            let sent = timeout(ANSWER, self.send("list", request)).await;
+            let mut lines = sent.map_err(|_| self.cannot("list", &late("no answer", ANSWER)))??;
+            lines.all().await.map_err(|why| self.cannot("list", &why))
         };
-        let body = timeout(ANSWER, read).await.map_err(|_| self.late("list"))??;
+        let body = timeout(PAGE, read).await.map_err(|_| self.cannot("list", &late("no end", PAGE)))??;
         self.read_page(&body)
     }
 
@@ -94,7 +112,8 @@ impl Api {
         let mut params = WatchParams::default().labels(&self.selector).timeout(seconds);
         params.send_initial_events = initial;
         let request = Request::new(self.path()).watch(&params, version);
-        timeout(ANSWER, self.send("watch", request)).await.map_err(|_| self.late("watch"))?
+        let sent = timeout(ANSWER, self.send("watch", request)).await;
+        sent.map_err(|_| self.cannot("watch", &late("no answer", ANSWER)))?
     }
 
     fn path(&self) -> String {
@@ -112,6 +131,7 @@ impl Api {
         let response = sent.map_err(|e| self.cannot(verb, &causes(&e)))?;
         let code = response.status().as_u16();
         let is_good = response.status().is_success();
+        let wait = retry_after(response.headers());
         let mut lines = Lines { body: response.into_body(), buffer: BytesMut::new() };
         if is_good {
             return Ok(lines);
@@ -120,7 +140,7 @@ impl Api {
         let status = serde_json::from_slice::<Status>(&text).ok().filter(|status| !status.message.is_empty());
         let status =
             status.unwrap_or_else(|| Status { message: String::from_utf8_lossy(&text).into(), ..Status::default() });
-        Err(self.refusal(verb, code, &status))
+        Err(self.refusal(verb, code, &status).at_least(wait))
     }
 
     /// What the API server means by an error.
@@ -144,7 +164,7 @@ impl Api {
             _ => {
                 let wait = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
                 let text = self.text(verb, &format!("{code}: {said}"));
-                Trouble::Other(text, Duration::from_secs(u64::from(wait).min(60)))
+                Trouble::Other(text, Duration::from_secs(wait.into()).min(LONGEST_WAIT))
             }
         }
     }
@@ -153,11 +173,7 @@ impl Api {
         Trouble::other(self.text(verb, why))
     }
 
-    fn late(&self, verb: &str) -> Trouble {
-        self.cannot(verb, &format!("no answer within {} s", ANSWER.as_secs()))
-    }
-
-    fn text(&self, verb: &str, why: &str) -> String {
+    pub(crate) fn text(&self, verb: &str, why: &str) -> String {
         let (resource, namespace) = (self.kind.resource(), &self.namespace);
         format!("cannot {verb} {resource} in the namespace {namespace} ({why}); the last set of peers stays")
     }
@@ -252,9 +268,14 @@ impl Lines {
         }
     }
 
-    /// All that is left; the trouble is one of a list.
-    async fn all(&mut self) -> Result<Bytes, Trouble> {
-        self.up_to(MAX_PAGE).await.map_err(|why| Trouble::other(format!("{why}; the last set of peers stays")))
+    /// All that is left, of a list.
+    async fn all(&mut self) -> Result<Bytes, String> {
+        while timeout(ANSWER, self.more()).await.map_err(|_| late("no more of the answer", ANSWER))?? {
+            if self.buffer.len() > MAX_PAGE {
+                return Err(format!("a page of more than {MAX_PAGE} bytes; set a smaller page_size"));
+            }
+        }
+        Ok(self.buffer.split().freeze())
     }
 
     async fn up_to(&mut self, limit: usize) -> Result<Bytes, String> {
@@ -281,6 +302,16 @@ impl Lines {
             }
         }
     }
+}
+
+/// What the header says, in seconds; a date means nothing without a clock that both share.
+fn retry_after(headers: &http::HeaderMap) -> Duration {
+    let seconds = headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0)).min(LONGEST_WAIT)
+}
+
+fn late(what: &str, limit: Duration) -> String {
+    format!("{what} within {} s", limit.as_secs())
 }
 
 /// What an error says, and why.

@@ -263,9 +263,9 @@ macro_rules! common {
                 self
             }
 
-            /// How many objects the API server puts into one page of a list: 1 to 10,000, default 500.
+            /// How many objects the API server puts into one page of a list: 10 to 10,000, default 500. A page may have 32 MiB.
             pub fn page_size(mut self, objects: u32) -> Self {
-                self.0.page = objects.clamp(1, 10_000);
+                self.0.page = objects.clamp(10, 10_000);
                 self
             }
 

@@ -6,6 +6,7 @@ use read_along as _;
 mod access;
 mod conforms;
 mod figures;
+mod load;
 mod nodes;
 mod real;
 mod scenarios;

@@ -9,31 +9,12 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::support::{
-    Eyes, NAMESPACE, Simulated, World, eventually,
+    BOTH, Eyes, NAMESPACE, Simulated, THREE, World, eventually,
     fake::{Mishap, Mode},
-    pod, running,
+    pod, running, settled, settled_with,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// A world of two pods, which the provider has published.
-async fn settled(pods: impl FnOnce(Pods) -> Pods) -> (Simulated, Eyes) {
-    settled_with(|_| (), pods).await
-}
-
-async fn settled_with(prepare: impl FnOnce(&Simulated), pods: impl FnOnce(Pods) -> Pods) -> (Simulated, Eyes) {
-    let mut world = Simulated::new();
-    world.start("p1", "10.0.0.1").await;
-    world.start("p2", "10.0.0.2").await;
-    prepare(&world);
-    let mut eyes = Eyes::open(pods(world.pods()));
-    eyes.until(&["p1@10.0.0.1", "p2@10.0.0.2"]).await;
-    eyes.until_well().await;
-    (world, eyes)
-}
-
-const BOTH: [&str; 2] = ["p1@10.0.0.1", "p2@10.0.0.2"];
-const THREE: [&str; 3] = ["p1@10.0.0.1", "p2@10.0.0.2", "p3@10.0.0.3"];
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_is_cut_off_goes_on_where_it_was_and_misses_nothing() {
@@ -166,17 +147,6 @@ async fn who_may_list_and_not_watch_is_told_so_and_still_hears_of_changes() {
     world.start("p3", "10.0.0.3").await;
     let took = eyes.until(&THREE).await;
     assert!(took < Duration::from_secs(45), "{took:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_server_that_is_overloaded_is_asked_again_when_it_said() {
-    let (world, eyes) = settled(|pods| pods).await;
-    let body = r#"{"kind":"Status","message":"too many requests","code":429,"details":{"retryAfterSeconds":20}}"#;
-    world.fake.set(Mode::Refuses { verb: "", code: 429, body: Some(body) });
-    let begun = Instant::now();
-    sleep(Duration::from_secs(61)).await;
-    let asked = eyes.pods.stats().failures;
-    assert!((3..=5).contains(&asked), "{asked} times in {:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

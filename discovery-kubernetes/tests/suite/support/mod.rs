@@ -93,7 +93,7 @@ impl Simulated {
         Self { fake: Fake::default(), made: 0 }
     }
 
-    fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
+    pub(crate) fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
         let mut pod = self.fake.get("pods", NAMESPACE, name).unwrap();
         change(&mut pod);
         self.fake.put("pods", pod);
@@ -199,6 +199,28 @@ impl Eyes {
         eventually("it is well", async || self.bench.health() == Some(Health::Connected)).await
     }
 }
+
+/// A world of two pods, which the provider has published.
+pub(crate) async fn settled(pods: impl FnOnce(Pods) -> Pods) -> (Simulated, Eyes) {
+    settled_with(|_| (), pods).await
+}
+
+pub(crate) async fn settled_with(
+    prepare: impl FnOnce(&Simulated),
+    pods: impl FnOnce(Pods) -> Pods,
+) -> (Simulated, Eyes) {
+    let mut world = Simulated::new();
+    world.start("p1", "10.0.0.1").await;
+    world.start("p2", "10.0.0.2").await;
+    prepare(&world);
+    let mut eyes = Eyes::open(pods(world.pods()));
+    eyes.until(&["p1@10.0.0.1", "p2@10.0.0.2"]).await;
+    eyes.until_well().await;
+    (world, eyes)
+}
+
+pub(crate) const BOTH: [&str; 2] = ["p1@10.0.0.1", "p2@10.0.0.2"];
+pub(crate) const THREE: [&str; 3] = ["p1@10.0.0.1", "p2@10.0.0.2", "p3@10.0.0.3"];
 
 pub(crate) fn show(peer: &Peer) -> String {
     let at: Vec<_> = peer.addresses().iter().map(|at| at.as_str().trim_end_matches(":7946").to_owned()).collect();
