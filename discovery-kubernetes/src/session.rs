@@ -18,12 +18,15 @@ use crate::{
     connect::Connected,
     options::Options,
     table::{Merged, Table},
-    watch::{News, Watch},
+    watch::{News, Place, Watch},
     zones::Zones,
 };
 
 /// Changes that come together are published together.
 const SETTLE: Duration = Duration::from_millis(20);
+
+/// A client that was good for less than this was not: what refuses it may refuse the next as soon.
+const GOOD_CLIENT: Duration = Duration::from_secs(60);
 
 /// Why a client is left.
 pub(crate) enum Over {
@@ -52,6 +55,8 @@ pub(crate) struct Session<'a> {
     /// Those whose watch has been open since this client was made.
     well: BTreeSet<usize>,
     namespaces: Vec<String>,
+    /// Where the watch of each namespace is.
+    places: BTreeMap<usize, Place>,
 }
 
 impl<'a> Session<'a> {
@@ -67,6 +72,7 @@ impl<'a> Session<'a> {
             troubles: BTreeMap::new(),
             well: BTreeSet::new(),
             namespaces: Vec::new(),
+            places: BTreeMap::new(),
         }
     }
 
@@ -81,16 +87,18 @@ impl<'a> Session<'a> {
         if namespaces != self.namespaces {
             self.table = Table::new(namespaces.len());
             self.namespaces = namespaces;
+            self.places.clear();
         }
         self.troubles.clear();
         self.well.clear();
         self.zones.begin();
         let (ask, asked) = watch::channel(0_u64);
         let watches = (0..self.namespaces.len()).map(|number| {
-            let watch = Watch::new(self.api(&client, number), self.options.is_streaming, rng.u64(..), asked.clone());
+            let (api, place) = (self.api(&client, number), self.places.get(&number).cloned());
+            let watch = Watch::new(api, self.options.is_streaming, rng.u64(..), asked.clone(), place);
             Box::pin(watch.news().map(move |news| (number, news)))
         });
-        let mut all = select_all(watches);
+        let (mut all, begun) = (select_all(watches), Instant::now());
         loop {
             let wake = self.news_at;
             tokio::select! {
@@ -108,7 +116,8 @@ impl<'a> Session<'a> {
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.publish(cx),
                 Some((number, news)) = all.next() => {
                     if let Some(why) = self.take(cx, number, news) {
-                        return Over::Renew { why, was_good: !self.well.is_empty() };
+                        let was_good = !self.well.is_empty() && begun.elapsed() >= GOOD_CLIENT;
+                        return Over::Renew { why, was_good };
                     }
                 }
                 found = self.zones.next(&client), if self.zones.is_busy() => {
@@ -134,7 +143,8 @@ impl<'a> Session<'a> {
     /// Takes the news of a namespace; tells why the client is no longer good, if it is not.
     fn take(&mut self, cx: &ProviderContext, number: usize, news: News) -> Option<String> {
         match news {
-            News::Listed(objects) => {
+            News::Listed(objects, version) => {
+                self.places.insert(number, Place { version, listed_at: Instant::now() });
                 let ignored = self.table.list(number, objects);
                 self.ignore(ignored);
                 self.zones.listed();
@@ -142,15 +152,18 @@ impl<'a> Session<'a> {
                 self.news();
             }
             News::Put(object) => {
+                self.is_at(number, &object.version);
                 if !self.table.put(number, object) {
                     self.ignore(1);
                 }
                 self.news();
             }
-            News::Removed(name) => {
+            News::Removed(name, version) => {
+                self.is_at(number, &version);
                 self.table.remove(number, &name);
                 self.news();
             }
+            News::Until(version) => self.is_at(number, &version),
             News::Well => {
                 self.well.insert(number);
                 self.troubles.remove(&number);
@@ -163,6 +176,13 @@ impl<'a> Session<'a> {
             News::Unknown(why) => return Some(why),
         }
         None
+    }
+
+    /// Another client goes on from there.
+    fn is_at(&mut self, number: usize, version: &str) {
+        if let Some(place) = self.places.get_mut(&number).filter(|_| !version.is_empty()) {
+            version.clone_into(&mut place.version);
+        }
     }
 
     fn ignore(&self, objects: usize) {

@@ -10,7 +10,7 @@ use groupcache_core::{Address, NodeState, Peer, PeerId};
 use crate::object::{Content, Object, Record};
 
 /// Most objects of one namespace: five times the peers that a node takes.
-const MAX_OBJECTS: usize = 10_000;
+pub(crate) const MAX_OBJECTS: usize = 10_000;
 /// Most addresses of one peer; a node takes no more.
 const MAX_ADDRESSES: usize = 8;
 

@@ -5,6 +5,7 @@
 //! hands out whole objects.
 
 mod event;
+mod pace;
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,38 +15,34 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::event::Event;
+use self::{event::Event, pace::Pace};
 use crate::{
     api::{Api, End, Lines, Trouble},
     object::Object,
+    table::MAX_OBJECTS,
 };
 
 /// How long the API server lets a watch live. We end it ourselves a little later, since one that hangs says nothing.
 const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 60..=120;
 const GRACE: Duration = Duration::from_secs(2);
-/// How often everything is listed again, ± 20 %: a watch that has lost an event does not know.
-const RELIST: Duration = Duration::from_secs(600);
-/// Least time between two lists that a node asks for.
-const ASK: Duration = Duration::from_secs(1);
 /// How long a first state that comes as a watch may take.
 const INITIAL: Duration = Duration::from_secs(30);
-/// The first pause after a failure, and the longest.
-const PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// All nodes lose their watches, or what these were to go on from, at the same time.
-const SPREAD: Duration = Duration::from_millis(200);
 /// A watch that has lived for so long was a good one, even if nothing has happened.
 const GOOD_WATCH: Duration = Duration::from_secs(5);
 /// How often a list may have to begin again since it was too slow for the API server.
 const RESTARTS: u32 = 2;
+/// Most pages of a list: with the fewest objects that a page may be asked to have, as many as are kept.
+const MAX_PAGES: usize = 1_000;
 
 /// What one namespace has to say.
 #[derive(Debug)]
 pub(crate) enum News {
-    /// Everything that is there.
-    Listed(Vec<Object>),
+    /// Everything that is there, and its version.
+    Listed(Vec<Object>, String),
     Put(Object),
-    Removed(Arc<str>),
+    Removed(Arc<str>, String),
+    /// Nothing has happened, up to this version.
+    Until(String),
     /// The watch is open: from now on every change is heard of.
     Well,
     /// Something does not work. It is tried again.
@@ -54,31 +51,42 @@ pub(crate) enum News {
     Unknown(String),
 }
 
+/// Where a namespace was left, and may be gone on with.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) version: String,
+    pub(crate) listed_at: Instant,
+}
+
 /// Reads one namespace.
 pub(crate) struct Watch {
     api: Api,
     /// The first state comes as a watch.
     is_streaming: bool,
     state: State,
-    rng: fastrand::Rng,
+    pace: Pace,
     /// Changes when a node wants a list.
     asked: watch::Receiver<u64>,
     is_asked: bool,
-    /// Failures since something worked.
-    failures: u32,
-    /// Nothing is asked before.
-    not_before: Instant,
-    relist_at: Instant,
-    listed_at: Option<Instant>,
 }
 
 enum State {
     /// A list is due.
-    List,
+    List(Before),
     /// A watch is due, from there.
     Open(String),
     Watching(Watching),
     End,
+}
+
+/// What is gone on with if a list fails.
+enum Before {
+    /// Another list.
+    Nothing,
+    /// A watch, from there.
+    Version(String),
+    /// This one; what it says meanwhile waits.
+    Watching(Watching),
 }
 
 struct Watching {
@@ -92,20 +100,16 @@ struct Watching {
 }
 
 impl Watch {
-    pub(crate) fn new(api: Api, is_streaming: bool, seed: u64, asked: watch::Receiver<u64>) -> Self {
-        let now = Instant::now();
-        Self {
-            api,
-            is_streaming,
-            state: State::List,
-            rng: fastrand::Rng::with_seed(seed),
-            asked,
-            is_asked: false,
-            failures: 0,
-            not_before: now,
-            relist_at: now,
-            listed_at: None,
-        }
+    pub(crate) fn new(
+        api: Api,
+        is_streaming: bool,
+        seed: u64,
+        asked: watch::Receiver<u64>,
+        place: Option<Place>,
+    ) -> Self {
+        let pace = Pace::new(seed, place.as_ref().map(|place| place.listed_at));
+        let state = place.map_or(State::List(Before::Nothing), |place| State::Open(place.version));
+        Self { api, is_streaming, state, pace, asked, is_asked: false }
     }
 
     pub(crate) fn news(self) -> impl Stream<Item = News> {
@@ -114,82 +118,99 @@ impl Watch {
 
     async fn next(&mut self) -> Option<News> {
         loop {
-            let news = match std::mem::replace(&mut self.state, State::List) {
+            let news = match std::mem::replace(&mut self.state, State::List(Before::Nothing)) {
                 State::End => return None,
-                State::List => self.list().await,
-                State::Open(version) => self.open(version).await,
-                State::Watching(watching) => self.watch(watching).await,
+                State::List(before) => self.list(before).await,
+                State::Open(version) => self.open(version).await.or_else(|trouble| self.watch_failed(trouble)),
+                State::Watching(watching) => self.watch(watching).await.or_else(|trouble| self.watch_failed(trouble)),
             };
             match news {
                 Ok(Some(news)) => return Some(news),
                 Ok(None) => {}
-                Err(trouble) => {
-                    if let Some(news) = self.fail(trouble) {
-                        return Some(news);
-                    }
+                Err(why) => {
+                    self.api.counters.count(|all| &all.refused);
+                    self.state = State::End;
+                    return Some(News::Unknown(why));
                 }
             }
         }
     }
 
-    /// Counts a failure and says when to go on; [`state`](Self::state) says with what.
-    fn fail(&mut self, trouble: Trouble) -> Option<News> {
-        let counters = &self.api.counters;
+    /// Says when to go on after a watch that failed; [`state`](Self::state) says with what. An error: not with this
+    /// client.
+    fn watch_failed(&mut self, trouble: Trouble) -> Result<Option<News>, String> {
         if trouble == Trouble::Gone {
-            counters.count(|all| &all.expired);
-            self.state = State::List;
-            self.pause(Duration::ZERO);
-            return None;
+            self.api.counters.count(|all| &all.expired);
+            self.state = State::List(Before::Nothing);
+            let text = "410: what it is to go on from is forgotten, again and again";
+            return Ok(self.pace.expired().then(|| News::Stale(self.api.text("watch", text))));
         }
-        counters.count(|all| &all.failures);
-        self.failures = self.failures.saturating_add(1);
-        let wait = if let Trouble::Other(_, wait) = trouble { wait } else { Duration::ZERO };
-        self.pause(wait);
+        self.pace.watch_failed(trouble.wait());
+        self.failed(trouble)
+    }
+
+    fn failed(&self, trouble: Trouble) -> Result<Option<News>, String> {
+        self.api.counters.count(|all| &all.failures);
+        if matches!(trouble, Trouble::Forbidden(_)) {
+            self.api.counters.count(|all| &all.refused);
+        }
         match trouble {
-            Trouble::Gone => None,
-            Trouble::Unknown(why) => {
-                self.api.counters.count(|all| &all.refused);
-                self.state = State::End;
-                Some(News::Unknown(why))
-            }
-            Trouble::Forbidden(why) => {
-                self.api.counters.count(|all| &all.refused);
-                // Who may list and not watch hears of changes at least by lists.
-                self.state = State::List;
-                Some(News::Stale(why))
-            }
-            Trouble::Invalid(why) | Trouble::Other(why, _) => Some(News::Stale(why)),
+            Trouble::Gone => Ok(None),
+            Trouble::Unknown(why) => Err(why),
+            Trouble::Forbidden(why) | Trouble::Invalid(why) | Trouble::Other(why, _) => Ok(Some(News::Stale(why))),
         }
     }
 
-    /// Has the next request wait: a little, longer after each failure, and as long as the API server said.
-    fn pause(&mut self, least: Duration) {
-        let pause = match self.failures {
-            0 => SPREAD.mul_f64(self.rng.f64()),
-            n => {
-                let full = PAUSE.saturating_mul(2_u32.saturating_pow((n - 1).min(16))).min(LONGEST_PAUSE);
-                full.mul_f64(0.5 + self.rng.f64() / 2.0)
-            }
+    async fn list(&mut self, before: Before) -> Result<Option<News>, String> {
+        let before = match before {
+            // That would be two watches.
+            Before::Watching(watching) if self.is_streaming => Before::Version(watching.version),
+            before => before,
         };
-        self.not_before = Instant::now() + pause.max(least);
+        if !matches!(before, Before::Watching(_)) {
+            sleep_until(self.pace.list_at()).await;
+        }
+        self.is_asked |= self.is_asked_anew();
+        self.asked.mark_unchanged();
+        let begun = Instant::now();
+        let listed = if self.is_streaming { self.stream().await } else { self.pages().await };
+        match listed {
+            Ok(Some(news)) => {
+                self.is_asked = false;
+                self.pace.listed(begun.elapsed());
+                self.api.counters.count(|all| &all.lists);
+                Ok(Some(news))
+            }
+            Ok(None) => {
+                self.state = State::List(before);
+                Ok(None)
+            }
+            Err(trouble) => {
+                self.state = match before {
+                    Before::Nothing => State::List(Before::Nothing),
+                    Before::Version(version) => State::Open(version),
+                    Before::Watching(watching) => State::Watching(watching),
+                };
+                self.pace.list_failed(trouble.wait());
+                self.failed(trouble)
+            }
+        }
     }
 
-    async fn list(&mut self) -> Result<Option<News>, Trouble> {
-        sleep_until(self.not_before).await;
-        self.asked.mark_unchanged();
-        self.is_asked = false;
-        if self.is_streaming {
-            return self.stream().await;
-        }
-        let (mut objects, mut next, mut restarts) = (Vec::new(), None, 0);
+    async fn pages(&mut self) -> Result<Option<News>, Trouble> {
+        let (mut objects, mut next, mut pages, mut restarts) = (Vec::new(), None, 0, 0);
         let version = loop {
             match self.api.page(next.take()).await {
                 Ok(page) => {
                     objects.extend(page.objects);
-                    match page.next {
-                        Some(more) => next = Some(more),
-                        None => break page.version,
+                    pages += 1;
+                    let Some(more) = page.next else { break page.version };
+                    if pages >= MAX_PAGES || objects.len() > 2 * MAX_OBJECTS {
+                        let most = 2 * MAX_OBJECTS;
+                        let why = format!("it has more than {MAX_PAGES} pages or {most} objects; narrow the selector");
+                        return Err(self.api.cannot("list", &why));
                     }
+                    next = Some(more);
                 }
                 // The rest of the list is no longer to be had, so that none of it is.
                 Err(Trouble::Gone) if restarts < RESTARTS => {
@@ -201,16 +222,8 @@ impl Watch {
                 Err(trouble) => return Err(trouble),
             }
         };
-        self.state = State::Open(version);
-        Ok(Some(self.listed(objects)))
-    }
-
-    fn listed(&mut self, objects: Vec<Object>) -> News {
-        let now = Instant::now();
-        self.api.counters.count(|all| &all.lists);
-        self.listed_at = Some(now);
-        self.relist_at = now + RELIST.mul_f64(0.8 + 0.4 * self.rng.f64());
-        News::Listed(objects)
+        self.state = State::Open(version.clone());
+        Ok(Some(News::Listed(objects, version)))
     }
 
     /// The list as a watch that begins with all there is, and goes on.
@@ -230,13 +243,18 @@ impl Watch {
             };
             let line = event.map_err(|end| self.api.cannot("watch", &end.to_string()))?;
             match event::read(&self.api, &line) {
-                Event::Put(object) => objects.push(object),
+                Event::Put(object) if objects.len() < 2 * MAX_OBJECTS => objects.push(object),
+                Event::Put(_) => {
+                    let why = format!("it has more than {} objects; narrow the selector", 2 * MAX_OBJECTS);
+                    return Err(self.api.cannot("list", &why));
+                }
                 Event::Bookmark { version, ends_initial: true } => {
-                    watching.version = version;
+                    watching.version.clone_from(&version);
                     watching.has_news = true;
                     self.state = State::Watching(watching);
-                    return Ok(Some(self.listed(objects)));
+                    return Ok(Some(News::Listed(objects, version)));
                 }
+                Event::Trouble(Trouble::Gone) => return Err(self.api.cannot("list", "410: there is no \"now\"")),
                 Event::Trouble(trouble) => return Err(trouble),
                 Event::Removed { .. } | Event::Bookmark { .. } | Event::Nothing => {}
                 Event::Garbage => return Err(self.api.cannot("watch", "an event that nobody can read")),
@@ -250,27 +268,35 @@ impl Watch {
         None
     }
 
+    /// Whether a node wants a list is not asked here: where lists are slow, there would never be a watch.
     async fn open(&mut self, version: String) -> Result<Option<News>, Trouble> {
-        sleep_until(self.not_before).await;
-        if self.is_asked() {
-            return Ok(None); // and a list is due
-        }
+        sleep_until(self.pace.watch_at()).await;
         match self.begin(version.clone(), false).await {
             Ok(watching) => {
                 self.state = State::Watching(watching);
                 Ok(None)
             }
             Err(trouble) => {
-                // What goes wrong again and again may go wrong because of the version.
-                let is_new = self.failures % 4 != 3;
-                self.state = if is_new { State::Open(version) } else { State::List };
+                self.state = match trouble {
+                    // Who may list and not watch hears of changes at least by lists.
+                    Trouble::Forbidden(_) => State::List(Before::Nothing),
+                    // What goes wrong again and again may go wrong because of the version.
+                    _ if self.pace.watch_failures() % 4 == 3 => State::List(Before::Version(version)),
+                    _ => State::Open(version),
+                };
                 Err(trouble)
             }
         }
     }
 
+    /// Whether a node wants a list, since this was last seen.
+    fn is_asked_anew(&self) -> bool {
+        // An error is a session that is over: this future is dropped soon.
+        self.asked.has_changed().unwrap_or(false)
+    }
+
     async fn begin(&mut self, version: String, initial: bool) -> Result<Watching, Trouble> {
-        let seconds = self.rng.u32(WATCH_SECONDS);
+        let seconds = self.pace.rng().u32(WATCH_SECONDS);
         let lines = self.api.watch(&version, seconds, initial).await?;
         self.api.counters.count(|all| &all.watches);
         let begun = Instant::now();
@@ -278,35 +304,24 @@ impl Watch {
         Ok(Watching { lines, version, begun, end_at, has_news: false, is_told: false })
     }
 
-    /// Whether a node wants a list.
-    fn is_asked(&mut self) -> bool {
-        // An error is a session that is over: this future is dropped soon.
-        if self.asked.has_changed().unwrap_or(false) {
-            self.asked.mark_unchanged();
-            self.is_asked = true;
-        }
-        self.is_asked
-    }
-
     async fn watch(&mut self, mut watching: Watching) -> Result<Option<News>, Trouble> {
-        if !watching.is_told {
+        let is_well = self.pace.is_listed() && (watching.has_news || !self.pace.is_doubted());
+        if is_well && !watching.is_told {
             watching.is_told = true;
             self.state = State::Watching(watching);
             return Ok(Some(News::Well));
         }
         let line = loop {
-            let asked_at = self.listed_at.map_or(watching.begun, |at| at + ASK);
-            let list_at = if self.is_asked() { asked_at } else { self.relist_at };
+            self.is_asked |= self.is_asked_anew();
             tokio::select! {
                 biased;
-                () = sleep_until(list_at) => return Ok(None), // the state is a list by now
-                () = sleep_until(watching.end_at) => {
-                    self.api.counters.count(|all| &all.silent);
-                    self.state = State::Open(watching.version);
+                () = sleep_until(self.pace.relist_at(self.is_asked)) => {
+                    self.state = State::List(Before::Watching(watching));
                     return Ok(None);
                 }
-                Ok(()) = self.asked.changed() => self.is_asked = true,
                 line = watching.lines.next() => break line,
+                Ok(()) = self.asked.changed() => self.is_asked = true,
+                () = sleep_until(watching.end_at) => return Ok(self.hung(watching)),
             }
         };
         match line {
@@ -315,21 +330,41 @@ impl Watch {
         }
     }
 
+    /// A watch is over which the API server should have ended itself.
+    fn hung(&mut self, watching: Watching) -> Option<News> {
+        self.api.counters.count(|all| &all.silent);
+        if watching.has_news || !self.pace.hung() {
+            self.state = State::Open(watching.version);
+            return None;
+        }
+        self.state = State::List(Before::Version(watching.version));
+        let text = "it opens, says nothing and does not end, again and again; something on the way holds it back";
+        Some(News::Stale(self.api.text("watch", text)))
+    }
+
     fn take(&mut self, mut watching: Watching, line: &[u8]) -> Result<Option<News>, Trouble> {
         let (version, news) = match event::read(&self.api, line) {
             Event::Put(object) => (object.version.clone(), Some(News::Put(object))),
-            Event::Removed { name, version } => (version, Some(News::Removed(name))),
-            Event::Bookmark { version, .. } => (version, None),
+            Event::Removed { name, version } => (version.clone(), Some(News::Removed(name, version))),
+            Event::Bookmark { version, .. } => {
+                self.api.counters.count(|all| &all.bookmarks);
+                (version.clone(), Some(News::Until(version)))
+            }
             Event::Nothing => (String::new(), None),
-            // Whom it was about nobody knows, so all are looked at.
-            Event::Garbage => return Err(self.api.cannot("watch", "an event that nobody can read")),
+            Event::Garbage => {
+                // Whom it was about nobody knows, so all are looked at.
+                self.state = State::List(Before::Version(watching.version));
+                return Err(self.api.cannot("watch", "an event that nobody can read"));
+            }
             Event::Trouble(trouble) => {
                 self.state = State::Open(watching.version);
                 return Err(trouble);
             }
         };
-        self.api.counters.count(|all| if news.is_some() { &all.events } else { &all.bookmarks });
-        self.failures = 0;
+        if matches!(news, Some(News::Put(_) | News::Removed(..))) {
+            self.api.counters.count(|all| &all.events);
+        }
+        self.pace.watched();
         watching.has_news = true;
         if !version.is_empty() {
             watching.version = version;
@@ -340,11 +375,13 @@ impl Watch {
 
     /// A watch ends by itself every now and then, and begins again where it was.
     fn ended(&mut self, watching: Watching, end: &End) -> Result<Option<News>, Trouble> {
-        let was_good = watching.has_news || watching.begun.elapsed() >= GOOD_WATCH;
+        let has_lived = watching.begun.elapsed() >= GOOD_WATCH;
         self.state = State::Open(watching.version);
-        if was_good {
-            self.failures = 0;
-            self.pause(Duration::ZERO);
+        if has_lived && *end == End::Between {
+            self.pace.watched();
+        }
+        if watching.has_news || has_lived {
+            self.pace.again();
             return Ok(None);
         }
         Err(self.api.cannot("watch", &format!("it ends as soon as it has begun: {end}")))
