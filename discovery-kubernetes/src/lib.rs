@@ -53,6 +53,7 @@
 
 mod api;
 mod connect;
+mod ending;
 mod error;
 mod object;
 mod options;

@@ -123,7 +123,14 @@ pub(crate) struct Record {
     pub(crate) zone: Option<Arc<str>>,
     /// The machine, where the zone is to be asked of it.
     pub(crate) machine: Option<Arc<str>>,
-    pub(crate) is_terminating: bool,
+    /// Seconds that it has to end, from when it was asked to; none for one that stays.
+    pub(crate) grace: Option<u32>,
+}
+
+impl Record {
+    pub(crate) fn is_terminating(&self) -> bool {
+        self.grace.is_some()
+    }
 }
 
 /// What every object has.
@@ -137,6 +144,8 @@ struct Metadata {
     resource_version: Option<String>,
     #[serde(default)]
     deletion_timestamp: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    deletion_grace_period_seconds: Option<u32>,
     #[serde(default)]
     labels: Option<Labels>,
 }

@@ -218,6 +218,10 @@ macro_rules! common {
             ///
             /// The names of pods are ids, so no two of them may be equal: where a StatefulSet is in several
             /// namespaces, it needs another name in each. (If they are, the first namespace has the peer.)
+            ///
+            /// Who is there is known when all of them have been listed. While one cannot be, the peers of the others
+            /// are additions to what is known: they are dialled, and nobody is missed. A node that starts then, and
+            /// meets others that are Ready, stays Joining until all have been listed.
             pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
                 self.0.namespace(namespace.into());
                 self

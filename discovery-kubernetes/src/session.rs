@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::select_all};
-use groupcache_core::{Health, Peer, PeerSet, ProviderContext, Signal};
+use groupcache_core::{Address, Health, Peer, PeerId, PeerSet, ProviderContext, Signal};
 use kube::Client;
 use tokio::{
     sync::watch,
@@ -16,6 +16,7 @@ use tokio::{
 use crate::{
     api::Api,
     connect::Connected,
+    ending::Ending,
     options::Options,
     table::{Merged, Table},
     watch::{News, Place, Watch},
@@ -45,6 +46,11 @@ pub(crate) struct Session<'a> {
     zones: Zones,
     /// The last set, if it was complete: the same again is not published, unless a node asks for it.
     published: Option<Vec<Peer>>,
+    /// What has been published since, as additions.
+    hinted: Option<Vec<Peer>>,
+    ending: Ending,
+    /// Names that are in several namespaces.
+    conflicts: BTreeSet<PeerId>,
     /// Namespaces that a node wants to have listed before the next answer.
     asked: BTreeSet<usize>,
     is_answer_due: bool,
@@ -66,6 +72,9 @@ impl<'a> Session<'a> {
             table: Table::new(options.namespaces.len()),
             zones: Zones::default(),
             published: None,
+            hinted: None,
+            ending: Ending::default(),
+            conflicts: BTreeSet::new(),
             asked: BTreeSet::new(),
             is_answer_due: false,
             news_at: None,
@@ -100,7 +109,7 @@ impl<'a> Session<'a> {
         });
         let (mut all, begun) = (select_all(watches), Instant::now());
         loop {
-            let wake = self.news_at;
+            let (wake, end) = (self.news_at, self.ending.next());
             tokio::select! {
                 biased;
                 signal = cx.next() => match signal {
@@ -114,6 +123,7 @@ impl<'a> Session<'a> {
                     }
                 },
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.publish(cx),
+                () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => self.say_left(cx),
                 Some((number, news)) = all.next() => {
                     if let Some(why) = self.take(cx, number, news) {
                         let was_good = !self.well.is_empty() && begun.elapsed() >= GOOD_CLIENT;
@@ -209,30 +219,61 @@ impl<'a> Session<'a> {
         if self.options.zones_from_nodes {
             self.zones.want(self.table.machines());
         }
-        let Merged { peers, is_complete, waiting, conflicts, gone } = self.table.merge(|name| self.zones.of(name));
+        let merged = self.table.merge(|name| self.zones.of(name));
+        let Merged { peers, is_complete, waiting, conflicts, terminating, gone } = merged;
         self.tell_waiting(waiting);
-        for id in conflicts {
-            self.options.counters.count(|all| &all.conflicts);
-            tracing::warn!(%id, "a pod of this name is in several namespaces; give it another name in each");
+        self.tell_conflicts(conflicts);
+        self.ending.follow(Instant::now(), terminating);
+        for id in gone {
+            cx.left(id, None);
         }
-        if !is_complete {
-            // One of the namespaces has not been listed: who is there is, who else is nobody knows.
-            return cx.publish(PeerSet::partial(peers));
+        let is_answered = self.asked.is_empty();
+        // The same peers once more would confirm what the node doubts, before anybody has looked again.
+        let would_confirm = self.is_answer_due
+            && !is_answered
+            && self.published.as_ref().is_some_and(|before| who(before).eq(who(&peers)));
+        // Where one of the namespaces has not been listed: who is there is, who else is nobody knows.
+        if !is_complete || would_confirm {
+            return self.hint(cx, peers);
         }
-        let is_answer = self.is_answer_due && self.asked.is_empty();
-        let is_same = self.published.as_ref() == Some(&peers);
-        if is_same && !is_answer {
+        let is_answer = self.is_answer_due && is_answered;
+        if self.published.as_ref() == Some(&peers) && !is_answer {
             return;
         }
         if is_answer {
             self.is_answer_due = false;
         }
-        for id in gone {
-            cx.left(id, None);
-        }
         self.options.counters.count(|all| &all.published);
         cx.publish(PeerSet::complete(peers.clone()));
-        self.published = Some(peers);
+        (self.published, self.hinted) = (Some(peers), None);
+    }
+
+    /// Publishes peers that are there, and nothing about others.
+    fn hint(&mut self, cx: &ProviderContext, peers: Vec<Peer>) {
+        let before = self.hinted.as_ref().or(self.published.as_ref());
+        if before != Some(&peers) {
+            self.options.counters.count(|all| &all.published);
+            cx.publish(PeerSet::partial(peers.clone()));
+            self.hinted = Some(peers);
+        }
+    }
+
+    /// Says of pods that should have ended that they have. The node asks them before it believes it.
+    fn say_left(&mut self, cx: &ProviderContext) {
+        for id in self.ending.due(Instant::now()) {
+            tracing::info!(%id, "this pod is being deleted for longer than it may take; is its machine dead?");
+            cx.left(id, None);
+        }
+    }
+
+    fn tell_conflicts(&mut self, conflicts: BTreeSet<PeerId>) {
+        self.options.counters.conflicts(conflicts.len());
+        let mut new = conflicts.difference(&self.conflicts);
+        if let Some(id) = new.next() {
+            let others = new.count();
+            tracing::warn!(%id, others, "a pod of this name is in several namespaces; give it another name in each");
+        }
+        self.conflicts = conflicts;
     }
 
     fn tell_waiting(&self, waiting: usize) {
@@ -242,4 +283,9 @@ impl<'a> Session<'a> {
             tracing::info!(waiting, ?port, "pods are waited for: they have no address yet, or no port of that name");
         }
     }
+}
+
+/// Whom a set names, and which addresses that have no name, as the node compares sets.
+fn who(peers: &[Peer]) -> impl Iterator<Item = (Option<&PeerId>, &[Address])> {
+    peers.iter().map(|peer| (peer.id(), if peer.id().is_none() { peer.addresses() } else { &[] }))
 }

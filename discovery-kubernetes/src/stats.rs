@@ -29,9 +29,9 @@ pub struct KubernetesStats {
     pub garbage: u64,
     /// Objects beyond the limit of 10,000 of one namespace.
     pub ignored: u64,
-    /// Pods of one name in several namespaces, which would be one peer: the first namespace has it.
+    /// Now, no sum: names that pods of several namespaces have, which would be one peer. The first namespace has it.
     pub conflicts: u64,
-    /// Sets of peers that were published.
+    /// Sets of peers that were published, and additions to them.
     pub published: u64,
     /// Now, no sum: pods that are there and have no address yet, or no port of the name that was asked for.
     pub waiting: u64,
@@ -76,7 +76,11 @@ impl Counters {
         self.0.ignored.fetch_add(objects as u64, Relaxed);
     }
 
-    /// How many wait now, and how many names are in conflict; tells what they were before.
+    pub(crate) fn conflicts(&self, now: usize) {
+        self.0.conflicts.store(now as u64, Relaxed);
+    }
+
+    /// How many wait now; tells how many did before.
     pub(crate) fn waiting(&self, now: usize) -> u64 {
         self.0.waiting.swap(now as u64, Relaxed)
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use groupcache_core::{Address, NodeState, Peer, PeerId};
@@ -39,6 +40,8 @@ pub(crate) struct Merged {
     pub(crate) waiting: usize,
     /// Names that are in several namespaces.
     pub(crate) conflicts: BTreeSet<PeerId>,
+    /// Who is being deleted, and how long that may take.
+    pub(crate) terminating: BTreeMap<PeerId, Duration>,
     /// Who was told gone, and is in no other object.
     pub(crate) gone: Vec<PeerId>,
 }
@@ -49,7 +52,7 @@ struct Sum<'a> {
     uid: Option<&'a Arc<str>>,
     addresses: Vec<Address>,
     zone: Option<Arc<str>>,
-    is_terminating: bool,
+    grace: Option<u32>,
 }
 
 impl Table {
@@ -134,6 +137,8 @@ impl Table {
         }
         merged.gone = std::mem::take(gone).into_iter().filter(|id| !sums.contains_key(id)).collect();
         merged.waiting = sums.values().filter(|sum| sum.addresses.is_empty()).count();
+        let grace = |sum: &Sum<'_>| Some(Duration::from_secs(sum.grace?.into()));
+        merged.terminating = sums.iter().filter_map(|(id, sum)| Some(((*id).clone(), grace(sum)?))).collect();
         let found = sums.into_iter().filter(|(_, sum)| !sum.addresses.is_empty());
         merged.peers.extend(found.map(|(id, sum)| sum.peer(id)));
         merged
@@ -142,8 +147,7 @@ impl Table {
 
 impl<'a> Sum<'a> {
     fn of(namespace: usize, record: &'a Record) -> Self {
-        let is_terminating = record.is_terminating;
-        Self { namespace, uid: record.uid.as_ref(), addresses: Vec::new(), zone: None, is_terminating }
+        Self { namespace, uid: record.uid.as_ref(), addresses: Vec::new(), zone: None, grace: record.grace }
     }
 
     /// The slices of two families, or those between which an endpoint moves, know one pod.
@@ -153,7 +157,7 @@ impl<'a> Sum<'a> {
 
     /// Of two pods of one name, one after the other, the one that stays is meant.
     fn is_replaced_by(&self, record: &Record) -> bool {
-        !self.is_same_pod(record) && self.is_terminating && !record.is_terminating
+        !self.is_same_pod(record) && self.grace.is_some() && !record.is_terminating()
     }
 
     fn add(&mut self, record: &Record, zone_of: impl Fn(&str) -> Option<Arc<str>>) {
@@ -162,14 +166,14 @@ impl<'a> Sum<'a> {
                 self.addresses.push(address.clone());
             }
         }
-        self.is_terminating |= record.is_terminating;
+        self.grace = self.grace.max(record.grace);
         let zone = || record.zone.clone().or_else(|| zone_of(record.machine.as_deref()?));
         self.zone = self.zone.take().or_else(zone);
     }
 
     fn peer(self, id: &PeerId) -> Peer {
         let mut peer = Peer::member(id.clone(), self.addresses);
-        if self.is_terminating {
+        if self.grace.is_some() {
             peer = peer.with_state(NodeState::Draining);
         }
         match self.zone {
@@ -190,7 +194,7 @@ mod tests {
             addresses: Address::new(address).into_iter().collect(),
             zone: None,
             machine: None,
-            is_terminating: false,
+            grace: None,
         }
     }
 
@@ -237,7 +241,7 @@ mod tests {
 
     #[test]
     fn of_two_pods_of_one_name_the_one_that_stays_is_meant() {
-        let old = Record { is_terminating: true, ..record("p", "1", "10.0.0.1:1") };
+        let old = Record { grace: Some(30), ..record("p", "1", "10.0.0.1:1") };
         let new = record("p", "2", "10.0.0.2:1");
         for pair in [[old.clone(), new.clone()], [new, old]] {
             assert_eq!(seen(&mut listed([object("s", pair)])).0, ["p@10.0.0.2:1"]);
@@ -246,7 +250,7 @@ mod tests {
 
     #[test]
     fn who_terminates_in_one_slice_drains_and_the_zone_of_a_machine_is_the_second_choice() {
-        let mut v6 = Record { is_terminating: true, ..record("p", "1", "[fd00::1]:1") };
+        let mut v6 = Record { grace: Some(30), ..record("p", "1", "[fd00::1]:1") };
         v6.machine = Some("m".into());
         let mut table = listed([object("v4", [record("p", "1", "10.0.0.1:1")]), object("v6", [v6])]);
         assert_eq!(seen(&mut table).0, ["p!@10.0.0.1:1+[fd00::1]:1"]);

@@ -7,6 +7,9 @@ use serde::Deserialize;
 
 use super::{Content, Metadata, NamedPort, Object, Port, Record, addresses, zone};
 
+/// What Kubernetes gives a pod that says nothing, in seconds.
+const GRACE: u32 = 30;
+
 #[derive(Deserialize)]
 struct Pod {
     metadata: Metadata,
@@ -71,7 +74,7 @@ pub(super) fn read(json: &str, port: &Port) -> Result<Object, serde_json::Error>
         addresses: addresses(ips, port),
         machine: spec.node_name.filter(|_| zone.is_none()).map(Arc::from),
         zone,
-        is_terminating: metadata.deletion_timestamp.is_some(),
+        grace: metadata.deletion_timestamp.map(|_| metadata.deletion_grace_period_seconds.unwrap_or(GRACE)),
     };
     Ok(Object { name, version, content: Content::Read(Box::new([record])) })
 }
@@ -144,13 +147,20 @@ mod tests {
         }
         for phase in ["Pending", "Running", "Unknown", "Later"] {
             let [record] = &pod(|p| p["status"]["phase"] = json!(phase))[..] else { panic!("{phase}") };
-            assert!(!record.is_terminating);
+            assert!(!record.is_terminating());
         }
-        let [record] = &pod(|p| p["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z"))[..] else {
-            panic!()
+        let grace = |at: serde_json::Value, seconds: serde_json::Value| {
+            let [record] = &pod(|p| {
+                p["metadata"]["deletionTimestamp"] = at;
+                p["metadata"]["deletionGracePeriodSeconds"] = seconds;
+            })[..] else {
+                panic!()
+            };
+            record.grace
         };
-        assert!(record.is_terminating);
-        assert!(!pod(|p| p["metadata"]["deletionTimestamp"] = json!(null))[0].is_terminating);
+        assert_eq!(grace(json!("2026-01-01T00:00:00Z"), json!(null)), Some(30));
+        assert_eq!(grace(json!("2026-01-01T00:00:00Z"), json!(300)), Some(300));
+        assert_eq!(grace(json!(null), json!(300)), None);
     }
 
     #[test]

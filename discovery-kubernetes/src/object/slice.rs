@@ -7,6 +7,9 @@ use serde::Deserialize;
 
 use super::{Content, Metadata, NamedPort, Object, Port, Record, addresses, zone};
 
+/// In seconds: a slice does not tell the grace period of a pod, and few have a longer one.
+const GRACE: u32 = 300;
+
 #[derive(Deserialize)]
 struct Slice {
     metadata: Metadata,
@@ -61,6 +64,7 @@ fn record(endpoint: Endpoint, port: Option<u16>) -> Option<Record> {
     let (name, uid) = target.map_or((None, None), |target| (target.name, target.uid));
     let id = name.and_then(|name| PeerId::new(name).ok());
     let addresses = addresses(endpoint.addresses.iter().flatten().map(String::as_str), port);
+    let is_terminating = endpoint.conditions.and_then(|conditions| conditions.terminating) == Some(true);
     // Without a name and without an address there is nothing to wait for.
     (id.is_some() || !addresses.is_empty()).then(|| Record {
         id,
@@ -68,7 +72,7 @@ fn record(endpoint: Endpoint, port: Option<u16>) -> Option<Record> {
         addresses,
         zone: zone(endpoint.zone),
         machine: None,
-        is_terminating: endpoint.conditions.and_then(|conditions| conditions.terminating) == Some(true),
+        grace: is_terminating.then_some(GRACE),
     })
 }
 
@@ -109,7 +113,7 @@ mod tests {
         ])));
         let seen: Vec<_> = found
             .iter()
-            .map(|r| (r.id.as_ref().map_or("", |id| id.as_str()), r.addresses[0].as_str(), r.is_terminating))
+            .map(|r| (r.id.as_ref().map_or("", |id| id.as_str()), r.addresses[0].as_str(), r.is_terminating()))
             .collect();
         assert_eq!(
             seen,

@@ -5,6 +5,7 @@ use read_along as _;
 
 mod access;
 mod conforms;
+mod doubt;
 mod figures;
 mod load;
 mod nodes;
