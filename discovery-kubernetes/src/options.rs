@@ -156,7 +156,7 @@ impl Pods {
         self
     }
 
-    /// Where a pod says nothing of its zone, asks for that of its machine: one request for each machine. It takes the
+    /// Where a pod says nothing of its zone, asks for that of its machine: one request for each, ten a second at most. It takes the
     /// right to get nodes, which only a ClusterRole can give; without it pods have no zone, and a log says so.
     ///
     /// Since Kubernetes 1.35 pods carry the label themselves, and this is of no use.

@@ -26,6 +26,8 @@ use crate::{
 /// Changes that come together are published together.
 const SETTLE: Duration = Duration::from_millis(20);
 
+/// And zones, which come one by one and move no key.
+const ZONES: Duration = Duration::from_secs(1);
 /// A client that was good for less than this was not: what refuses it may refuse the next as soon.
 const GOOD_CLIENT: Duration = Duration::from_secs(60);
 
@@ -132,7 +134,7 @@ impl<'a> Session<'a> {
                 }
                 found = self.zones.next(&client), if self.zones.is_busy() => {
                     self.zones.found(found);
-                    self.news();
+                    self.news_within(ZONES);
                 }
             }
         }
@@ -157,7 +159,6 @@ impl<'a> Session<'a> {
                 self.places.insert(number, Place { version, listed_at: Instant::now() });
                 let ignored = self.table.list(number, objects);
                 self.ignore(ignored);
-                self.zones.listed();
                 self.asked.remove(&number);
                 self.news();
             }
@@ -203,7 +204,12 @@ impl<'a> Session<'a> {
     }
 
     fn news(&mut self) {
-        self.news_at.get_or_insert(Instant::now() + SETTLE);
+        self.news_within(SETTLE);
+    }
+
+    fn news_within(&mut self, time: Duration) {
+        let at = Instant::now() + time;
+        self.news_at = Some(self.news_at.map_or(at, |before| before.min(at)));
     }
 
     fn report(&self, cx: &ProviderContext) {

@@ -10,7 +10,7 @@ use std::{
 
 use kube::{Client, client::Body};
 use serde::Deserialize;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{api::causes, options::ZONE_LABEL, role};
 
@@ -18,15 +18,28 @@ use crate::{api::causes, options::ZONE_LABEL, role};
 const ANSWER: Duration = Duration::from_secs(5);
 /// Most machines.
 const MAX_MACHINES: usize = 10_000;
+/// Between two requests: each node of the cluster asks for each machine, and all begin at the same time.
+const PACE: Duration = Duration::from_millis(100);
+/// When a machine without a zone is asked for again: somebody may have given it one.
+const NONE_AGAIN: Duration = Duration::from_secs(3_600);
+/// When one is asked for again of which there was no answer.
+const FAILED_AGAIN: Duration = Duration::from_secs(300);
 
 /// Which zones are known, and which are asked for: one after the other, since nothing waits for them.
 #[derive(Default)]
 pub(crate) struct Zones {
-    known: BTreeMap<Arc<str>, Option<Arc<str>>>,
+    known: BTreeMap<Arc<str>, Known>,
     queue: VecDeque<Arc<str>>,
     queued: BTreeSet<Arc<str>>,
     running: Option<(Arc<str>, Answer)>,
-    is_refused: bool,
+    not_before: Option<Instant>,
+    refused_until: Option<Instant>,
+}
+
+struct Known {
+    zone: Option<Arc<str>>,
+    /// None: it has a zone, and machines do not move.
+    again_at: Option<Instant>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Option<Arc<str>>, Refusal>> + Send>>;
@@ -48,24 +61,22 @@ impl Zones {
         *self = Self { known: std::mem::take(&mut self.known), ..Self::default() };
     }
 
-    /// After a list, those without a zone are asked for again.
-    pub(crate) fn listed(&mut self) {
-        self.known.retain(|_, zone| zone.is_some());
-    }
-
     pub(crate) fn of(&self, machine: &str) -> Option<Arc<str>> {
-        self.known.get(machine).cloned().flatten()
+        self.known.get(machine)?.zone.clone()
     }
 
-    /// These are asked for, if they are new.
+    /// These are in use: they are asked for, if they are new, and others are forgotten.
     pub(crate) fn want<'a>(&mut self, machines: impl Iterator<Item = &'a Arc<str>>) {
-        if self.is_refused {
+        let (now, machines) = (Instant::now(), machines.collect::<BTreeSet<_>>());
+        self.known.retain(|machine, _| machines.contains(machine));
+        self.queue.retain(|machine| machines.contains(machine));
+        self.queued.retain(|machine| machines.contains(machine));
+        if self.refused_until.is_some_and(|until| now < until) {
             return;
         }
         for machine in machines {
-            let is_new = !self.known.contains_key(machine) && !self.queued.contains(machine);
-            if is_new && self.known.len() + self.queue.len() < MAX_MACHINES {
-                self.queued.insert(Arc::clone(machine));
+            let is_due = self.known.get(machine).is_none_or(|known| known.again_at.is_some_and(|at| at <= now));
+            if is_due && self.queued.len() < MAX_MACHINES && self.queued.insert(Arc::clone(machine)) {
                 self.queue.push_back(Arc::clone(machine));
             }
         }
@@ -78,7 +89,11 @@ impl Zones {
     /// The next answer; never, if nothing is asked. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self, client: &Client) -> Found {
         if self.running.is_none() {
+            if let Some(at) = self.not_before {
+                sleep_until(at).await;
+            }
             let Some(machine) = self.queue.pop_front() else { return std::future::pending().await };
+            self.not_before = Some(Instant::now() + PACE);
             let answer: Answer = Box::pin(ask(client.clone(), Arc::clone(&machine)));
             self.running = Some((machine, answer));
         }
@@ -91,12 +106,14 @@ impl Zones {
 
     pub(crate) fn found(&mut self, (machine, answer): Found) {
         self.queued.remove(&machine);
+        let now = Instant::now();
         match answer {
             Ok(zone) => {
-                self.known.insert(machine, zone);
+                let again_at = zone.is_none().then(|| now + NONE_AGAIN);
+                self.known.insert(machine, Known { zone, again_at });
             }
             Err(Refusal::Forbidden) => {
-                self.is_refused = true;
+                self.refused_until = Some(now + NONE_AGAIN);
                 self.queue.clear();
                 self.queued.clear();
                 tracing::warn!(
@@ -106,7 +123,8 @@ impl Zones {
             }
             Err(Refusal::Failed(why)) => {
                 tracing::debug!(%machine, why, "the zone of a machine is not known yet");
-                self.known.insert(machine, None);
+                let zone = self.of(&machine);
+                self.known.insert(machine, Known { zone, again_at: Some(now + FAILED_AGAIN) });
             }
         }
     }
@@ -140,4 +158,46 @@ async fn ask(client: Client, machine: Arc<str>) -> Result<Option<Arc<str>>, Refu
         Ok(node.metadata.labels.and_then(|mut labels| labels.remove(ZONE_LABEL)).map(Arc::from))
     };
     timeout(ANSWER, answer).await.unwrap_or_else(|_| Err(failed("no answer".to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<Arc<str>> {
+        names.iter().map(|name| Arc::from(*name)).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn machines_that_are_not_in_use_are_forgotten_and_failures_are_tried_again() {
+        let mut zones = Zones::default();
+        zones.want(names(&["a", "b", "c"]).iter());
+        assert_eq!((zones.queue.len(), zones.is_busy()), (3, true));
+        zones.want(names(&["a", "b"]).iter());
+        assert_eq!(zones.queue, names(&["a", "b"]));
+        for (machine, answer) in [("a", Ok(Some("z".into()))), ("b", Err(Refusal::Failed("503".to_owned())))] {
+            zones.queue.pop_front();
+            zones.found((machine.into(), answer));
+        }
+        zones.want(names(&["a", "b"]).iter());
+        assert_eq!((zones.queue.len(), zones.of("a").as_deref(), zones.of("b")), (0, Some("z"), None));
+        tokio::time::advance(FAILED_AGAIN).await;
+        zones.want(names(&["a", "b"]).iter());
+        assert_eq!(zones.queue, names(&["b"]));
+        zones.want(names(&[]).iter());
+        assert_eq!((zones.known.len(), zones.is_busy()), (0, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_right_that_is_missing_is_tried_again_an_hour_later() {
+        let mut zones = Zones::default();
+        zones.want(names(&["a", "b"]).iter());
+        zones.queue.pop_front();
+        zones.found(("a".into(), Err(Refusal::Forbidden)));
+        zones.want(names(&["a", "b"]).iter());
+        assert!(!zones.is_busy());
+        tokio::time::advance(NONE_AGAIN).await;
+        zones.want(names(&["a", "b"]).iter());
+        assert_eq!(zones.queue.len(), 2);
+    }
 }

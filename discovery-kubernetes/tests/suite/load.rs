@@ -185,7 +185,9 @@ async fn a_list_may_be_slow_as_long_as_it_moves() {
     }
     assert_eq!((eyes.set().len(), eyes.pods.stats().failures), (30, 0));
     assert!(begun.elapsed() > 20 * SECOND, "{:?}", begun.elapsed());
-    for (pace, words) in [((500, 16 * SECOND), "no more of the answer within 15 s"), ((10, 10 * SECOND), "no end within 120 s")] {
+    for (pace, words) in
+        [((500, 16 * SECOND), "no more of the answer within 15 s"), ((10, 10 * SECOND), "no end within 120 s")]
+    {
         world.fake.world().list_pace = Some(pace);
         eyes.bench.ask();
         sleep(MINUTE * 2).await;
@@ -236,6 +238,38 @@ async fn watches_that_say_nothing_again_and_again_are_no_source() {
     eyes.until_well().await;
     world.delete("p3").await;
     eyes.until(&BOTH).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_without_a_zone_are_not_asked_for_again_and_again_and_never_in_a_burst() {
+    const MACHINES: usize = 100;
+    let mut world = Simulated::new();
+    for n in 0..MACHINES {
+        let name = format!("p{n:03}");
+        world.create(&name).await;
+        world.change(&name, |pod| pod["spec"]["nodeName"] = json!(format!("m{n:03}")));
+        world.status(&name, running(&[&format!("10.0.0.{n}")], true)).await;
+        let labels = if n == 0 { json!({ "topology.kubernetes.io/zone": "a" }) } else { json!({}) };
+        world.fake.put("nodes", json!({ "metadata": { "name": format!("m{n:03}"), "labels": labels } }));
+    }
+    let mut eyes = Eyes::open(world.pods().zones_from_nodes());
+    eyes.until_well().await;
+    let (begun, sets) = (Instant::now(), eyes.bench.sets());
+    sleep(SECOND).await;
+    let asked = world.fake.asked("/nodes/");
+    assert!(asked <= 15, "{asked} within a second");
+    while begun.elapsed() < 30 * MINUTE {
+        eyes.bench.ask();
+        sleep(5 * SECOND).await;
+    }
+    assert_eq!(world.fake.asked("/nodes/"), MACHINES);
+    assert!(eyes.set().contains(&"p000@10.0.0.0 in a".to_owned()), "{:?}", eyes.set());
+    assert!(eyes.bench.sets() > sets);
+    sleep(40 * MINUTE).await;
+    eyes.bench.ask();
+    sleep(MINUTE).await;
+    assert_eq!(world.fake.asked("/nodes/"), 2 * MACHINES - 1, "those without a zone may have got one");
+    assert_eq!(world.fake.asked("/nodes/m000"), 1);
 }
 
 #[tokio::test(start_paused = true)]
