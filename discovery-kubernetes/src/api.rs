@@ -327,7 +327,7 @@ pub(crate) fn causes(error: &dyn Error) -> String {
     short(&text)
 }
 
-fn short(text: &str) -> String {
+pub(crate) fn short(text: &str) -> String {
     let text = text.trim();
     let end = text.char_indices().nth(MAX_TEXT).map_or(text.len(), |(at, _)| at);
     text.get(..end).unwrap_or_default().replace('\n', " ")

@@ -49,7 +49,9 @@
 //! costs about 1 KiB, the set that the node was given included.
 //!
 //! Inside of a cluster it signs in with the service account, outside with the kubeconfig; the token is read again
-//! every minute. TLS is rustls with `ring`.
+//! every minute. TLS is rustls with `ring`. A proxy that the kubeconfig names (`proxy-url`, or else `HTTPS_PROXY`;
+//! http, https or socks5) is used outside only. A program that it names for credentials (`exec`) is run without a
+//! terminal and may take 30 s.
 
 mod api;
 mod connect;

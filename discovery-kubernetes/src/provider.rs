@@ -5,6 +5,7 @@ use std::time::Duration;
 use groupcache_core::{Health, Provider, ProviderContext, ProviderError, async_trait};
 
 use crate::{
+    connect::Program,
     options::{Options, Pods, Service},
     session::{Over, Session},
 };
@@ -39,14 +40,14 @@ impl Provider for Service {
 
 impl Options {
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
-        let mut session = Session::new(self);
+        let (mut session, mut program) = (Session::new(self), Program::default());
         let mut rng = fastrand::Rng::new();
         let mut round = 0;
         loop {
             let connected = tokio::select! {
                 biased;
                 () = cx.leaving() => return Ok(()),
-                connected = self.connect() => connected,
+                connected = self.connect(&mut program) => connected,
             };
             let why = match connected {
                 Ok(connected) => match session.live(&mut cx, connected, &mut rng).await {

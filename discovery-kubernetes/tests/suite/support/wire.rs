@@ -4,6 +4,10 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -17,8 +21,8 @@ use hyper_util::{
 };
 use kube::{Client, client::Body};
 use tokio::{
-    io::DuplexStream,
-    net::TcpListener,
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    net::{TcpListener, TcpStream},
     task::{AbortHandle, JoinSet},
 };
 
@@ -127,4 +131,70 @@ pub(crate) async fn listen(fake: &Fake, tls: Option<tokio_rustls::TlsAcceptor>) 
         }
     });
     Listening { port, task: task.abort_handle() }
+}
+
+/// A proxy of both kinds, until it is dropped.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    connections: Arc<AtomicUsize>,
+    task: AbortHandle,
+}
+
+impl Proxy {
+    /// How many have been asked for.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the proxy of a test")]
+pub(crate) async fn proxy() -> Proxy {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    let task = tokio::spawn(async move {
+        let mut open = JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            counted.fetch_add(1, Relaxed);
+            open.spawn(async move {
+                let mut far = TcpStream::connect(wanted(&mut near).await?).await?;
+                tokio::io::copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    });
+    Proxy { port, connections, task: task.abort_handle() }
+}
+
+/// Which port of loopback is wanted, by SOCKS 5 or by CONNECT; it is told that it is there.
+async fn wanted(near: &mut TcpStream) -> io::Result<(&'static str, u16)> {
+    let mut first = [0; 1];
+    near.peek(&mut first).await?;
+    if first == [5] {
+        let mut greeting = [0; 2];
+        near.read_exact(&mut greeting).await?;
+        near.read_exact(&mut vec![0; greeting[1].into()]).await?;
+        near.write_all(&[5, 0]).await?;
+        // Version, command, reserved, IPv4, address, port.
+        let mut request = [0; 10];
+        near.read_exact(&mut request).await?;
+        assert_eq!(request[..4], [5, 1, 0, 1]);
+        near.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await?;
+        return Ok(("127.0.0.1", u16::from_be_bytes([request[8], request[9]])));
+    }
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(near.read_u8().await?);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let target = head.strip_prefix("CONNECT 127.0.0.1:").unwrap_or_else(|| panic!("{head}"));
+    let port = target.split(' ').next().and_then(|port| port.parse().ok()).unwrap();
+    near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+    Ok(("127.0.0.1", port))
 }
