@@ -193,8 +193,8 @@ async fn wanted(near: &mut TcpStream) -> io::Result<(&'static str, u16)> {
         head.push(near.read_u8().await?);
     }
     let head = String::from_utf8(head).unwrap();
-    let target = head.strip_prefix("CONNECT 127.0.0.1:").unwrap_or_else(|| panic!("{head}"));
-    let port = target.split(' ').next().and_then(|port| port.parse().ok()).unwrap();
+    let target = head.strip_prefix("CONNECT 127.0.0.1:").unwrap();
+    let port = target.split(' ').next().unwrap().parse().unwrap();
     near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
     Ok(("127.0.0.1", port))
 }
