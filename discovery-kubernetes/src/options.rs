@@ -51,7 +51,8 @@ pub struct Service(pub(crate) Options);
 #[derive(Clone)]
 pub(crate) struct Options {
     pub(crate) kind: Kind,
-    pub(crate) selector: String,
+    /// None: the application or the service has no name that could be looked for.
+    pub(crate) selector: Option<String>,
     pub(crate) port: Port,
     /// In the order given; an empty name is the namespace of this pod.
     pub(crate) namespaces: Vec<String>,
@@ -71,7 +72,7 @@ pub(crate) struct Access {
 }
 
 impl Options {
-    fn new(kind: Kind, namespace: String, selector: String) -> Self {
+    fn new(kind: Kind, namespace: String, selector: Option<String>) -> Self {
         Self {
             kind,
             selector,
@@ -86,9 +87,14 @@ impl Options {
     }
 
     /// Whether the API server could understand them.
-    pub(crate) fn check(&self) -> Result<(), KubernetesError> {
-        if self.selector.trim().is_empty() {
-            return Err(KubernetesError::new("the selector is empty, so every pod would be a peer: write label=value"));
+    fn check(&self, no_name: &str) -> Result<(), KubernetesError> {
+        match self.selector.as_deref() {
+            None => return Err(KubernetesError::new(no_name)),
+            Some(selector) if selector.trim().is_empty() => {
+                let text = "the selector is empty, so every pod would be a peer: write label=value";
+                return Err(KubernetesError::new(text));
+            }
+            Some(_) => {}
         }
         if self.namespaces.len() > MAX_NAMESPACES {
             return Err(KubernetesError::new(format!(
@@ -145,14 +151,12 @@ impl Pods {
     pub fn new(namespace: impl Into<String>, application: impl Into<String>) -> Self {
         let application = application.into();
         let selector = APPLICATION_LABELS.map(|label| format!("{label}={application}")).join(",");
-        // `check` says what is wrong with the name; an empty selector would find everything.
-        let selector = if is_label_value(&application) { selector } else { String::new() };
-        Self(Options::new(Kind::Pods, namespace.into(), selector))
+        Self(Options::new(Kind::Pods, namespace.into(), is_label_value(&application).then_some(selector)))
     }
 
     /// Any label selector instead of the three labels, such as `app=users,tier in (cache)`.
     pub fn selector(mut self, selector: impl Into<String>) -> Self {
-        self.0.selector = selector.into();
+        self.0.selector = Some(selector.into());
         self
     }
 
@@ -170,12 +174,7 @@ impl Pods {
     /// # Errors
     /// When the application, the selector, a namespace or the port is none.
     pub fn check(&self) -> Result<(), KubernetesError> {
-        if self.0.selector.is_empty() {
-            return Err(KubernetesError::new(
-                "the application has no name that a label can hold: write at most 63 letters, digits, -, _ and .",
-            ));
-        }
-        self.0.check()
+        self.0.check("the application has no name that a label can hold: write at most 63 letters, digits, -, _ and .")
     }
 }
 
@@ -192,8 +191,7 @@ impl Service {
     pub fn new(namespace: impl Into<String>, service: impl Into<String>) -> Self {
         let service = service.into();
         let is_good = is_name(&service) && !service.is_empty();
-        let selector = if is_good { format!("{SERVICE_LABEL}={service}") } else { String::new() };
-        Self(Options::new(Kind::Slices, namespace.into(), selector))
+        Self(Options::new(Kind::Slices, namespace.into(), is_good.then(|| format!("{SERVICE_LABEL}={service}"))))
     }
 
     /// Whether the options can be used: the provider says the same as soon as it runs.
@@ -201,12 +199,7 @@ impl Service {
     /// # Errors
     /// When the service, a namespace or the port is none.
     pub fn check(&self) -> Result<(), KubernetesError> {
-        if self.0.selector.is_empty() {
-            return Err(KubernetesError::new(
-                "the service has no name, or a whole DNS name: write its name alone, such as users",
-            ));
-        }
-        self.0.check()
+        self.0.check("the service has no name, or a whole DNS name: write its name alone, such as users")
     }
 }
 
@@ -307,8 +300,8 @@ mod tests {
     fn an_application_is_found_by_its_three_labels() {
         let pods = Pods::new("default", "users");
         let selector = "app.kubernetes.io/part-of=users,app.kubernetes.io/component=users,app.kubernetes.io/name=users";
-        assert_eq!((pods.0.selector.as_str(), &pods.0.port), (selector, &Port::Named("group-port".into())));
-        assert_eq!(Service::new("", "users").0.selector, "kubernetes.io/service-name=users");
+        assert_eq!((pods.0.selector.as_deref(), &pods.0.port), (Some(selector), &Port::Named("group-port".into())));
+        assert_eq!(Service::new("", "users").0.selector.as_deref(), Some("kubernetes.io/service-name=users"));
         assert_eq!(pods.selector("app=u").namespace("a").namespace("default").0.namespaces, ["default", "a"]);
     }
 
@@ -316,14 +309,15 @@ mod tests {
     fn what_the_api_server_would_not_understand_is_told_before_it_is_asked() {
         let pods = || Pods::new("default", "users");
         let bad = [
-            (Pods::new("default", ""), "application"),
+            (Pods::new("default", ""), "the application has no name"),
             (Pods::new("default", "a,b"), "application"),
             (Pods::new("default", "-a"), "application"),
             (Pods::new("default", "x".repeat(64)), "application"),
             (Pods::new("Default", "users"), "namespace"),
             (pods().namespace("a/b"), "namespace"),
             ((0..70).fold(pods(), |pods, n| pods.namespace(format!("n{n}"))), "namespaces"),
-            (pods().selector(" "), "selector"),
+            (pods().selector(" "), "the selector is empty"),
+            (pods().selector(""), "the selector is empty"),
             (pods().port(0), "port"),
             (pods().port_name(""), "port"),
         ];

@@ -145,7 +145,7 @@ impl<'a> Session<'a> {
             client: client.clone(),
             kind: self.options.kind,
             namespace: self.namespaces.get(number).cloned().unwrap_or_default(),
-            selector: self.options.selector.clone(),
+            selector: self.options.selector.clone().unwrap_or_default(),
             port: self.options.port.clone(),
             page: self.options.page,
             counters: self.options.counters.clone(),
