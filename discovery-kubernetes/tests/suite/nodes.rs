@@ -12,11 +12,14 @@ use std::{
 use groupcache_core::{Group, Identity, Node};
 use tokio::time::Instant;
 
-use crate::support::{NAMESPACE, Scratch, Simulated, World, eventually, kubeconfig, running, wire::listen};
+use crate::support::{
+    NAMESPACE, Scratch, Simulated, World, eventually, kubeconfig, running,
+    wire::{Listening, listen},
+};
 
 /// A node that believes it is a pod.
-struct Pod {
-    node: Node,
+pub(crate) struct Pod {
+    pub(crate) node: Node,
     group: Group<String>,
     loads: Arc<AtomicU64>,
 }
@@ -24,7 +27,7 @@ struct Pod {
 /// Beyond those of other tests on this machine, and each pod has one of its own.
 const PORT: u16 = 7946;
 
-async fn start(world: &impl World, name: &str, ip: &str) -> Pod {
+pub(crate) async fn start(world: &impl World, name: &str, ip: &str) -> Pod {
     let listen = SocketAddr::new(ip.parse().unwrap(), PORT);
     let identity = Identity::new(listen).with_id(name).unwrap();
     let node = Node::builder().identity(identity).provider(world.pods()).start().await.unwrap();
@@ -39,7 +42,7 @@ async fn start(world: &impl World, name: &str, ip: &str) -> Pod {
     Pod { node, group, loads }
 }
 
-fn sees(pods: &[Pod], members: usize) -> bool {
+pub(crate) fn sees(pods: &[Pod], members: usize) -> bool {
     pods.iter().all(|pod| {
         let all = pod.node.members();
         all.len() == members && all.iter().all(|member| member.is_reachable)
@@ -47,15 +50,24 @@ fn sees(pods: &[Pod], members: usize) -> bool {
 }
 
 /// The fake over TCP, as a node has it: real time, a client of its own for each.
-struct OverTcp {
-    simulated: Simulated,
-    port: u16,
+pub(crate) struct OverTcp {
+    pub(crate) simulated: Simulated,
+    listening: Listening,
     scratch: Scratch,
+}
+
+impl OverTcp {
+    pub(crate) async fn new() -> Self {
+        let simulated = Simulated::new();
+        let listening = listen(&simulated.fake, None).await;
+        Self { simulated, listening, scratch: Scratch::new() }
+    }
 }
 
 impl World for OverTcp {
     fn pods(&self) -> discovery_kubernetes::Pods {
-        let path = kubeconfig(&self.scratch, &format!("http://127.0.0.1:{}", self.port), "t0ken-of-users", None);
+        let path =
+            kubeconfig(&self.scratch, &format!("http://127.0.0.1:{}", self.listening.port), "t0ken-of-users", None);
         discovery_kubernetes::Pods::new(NAMESPACE, "users").kubeconfig(path)
     }
 
@@ -98,9 +110,7 @@ impl World for OverTcp {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_the_fake() {
-    let simulated = Simulated::new();
-    let listening = listen(&simulated.fake, None).await;
-    let mut world = OverTcp { simulated, port: listening.port, scratch: Scratch::new() };
+    let mut world = OverTcp::new().await;
     a_cluster_of_pods(&mut world).await;
     assert_eq!(world.simulated.fake.watches().1, 4, "one watch of each node");
 }
