@@ -50,7 +50,8 @@
 //!
 //! Inside of a cluster it signs in with the service account, outside with the kubeconfig; the token is read again
 //! every minute. TLS is rustls with `ring`. A proxy that the kubeconfig names (`proxy-url`, or else `HTTPS_PROXY`;
-//! http, https or socks5) is used outside only. A program that it names for credentials (`exec`) is run without a
+//! http, https or socks5) is used outside only; `NO_PROXY` exempts no API server from it (kube compares it with the
+//! proxy's own name). A program that it names for credentials (`exec`) is run without a
 //! terminal and may take 30 s.
 
 mod api;

@@ -113,15 +113,15 @@ mod tests {
         ])));
         let seen: Vec<_> = found
             .iter()
-            .map(|r| (r.id.as_ref().map_or("", |id| id.as_str()), r.addresses[0].as_str(), r.is_terminating()))
+            .map(|r| (r.id.as_ref().map_or("", |id| id.as_str()), r.addresses[0].as_str(), r.grace))
             .collect();
         assert_eq!(
             seen,
             [
-                ("users-0", "10.0.0.7:7946", false),
-                ("users-1", "10.0.0.8:7946", false),
-                ("users-2", "10.0.0.9:7946", true),
-                ("", "10.0.0.10:7946", false)
+                ("users-0", "10.0.0.7:7946", None),
+                ("users-1", "10.0.0.8:7946", None),
+                ("users-2", "10.0.0.9:7946", Some(300)),
+                ("", "10.0.0.10:7946", None)
             ]
         );
         assert_eq!((found[0].zone.as_deref(), found[1].zone.as_deref()), (Some("a"), None));

@@ -111,7 +111,7 @@ impl Fake {
     }
 
     pub(crate) fn set(&self, mode: Mode) {
-        let ends = matches!(mode, Mode::Down | Mode::Hangs | Mode::Refuses { .. });
+        let ends = !matches!(mode, Mode::Well);
         self.world().mode = mode;
         if ends {
             self.disconnect();
