@@ -231,6 +231,9 @@ async fn what_nobody_can_read_harms_nobody() {
         let (mut world, mut eyes) = settled_with(|world| world.fake.world().mishaps.push_back(says), |pods| pods).await;
         world.start("p3", "10.0.0.3").await;
         eyes.until(&THREE).await;
+        // Whom a line is about that is no event at all nobody knows, so all are looked at.
+        let lists = if line == "{" { 2 } else { 1 };
+        assert_eq!(eyes.pods.stats().lists, lists, "{line}");
     }
     // One pod that cannot be read: known ones stay as they were, unknown ones are nobody.
     let (mut world, mut eyes) = settled(|pods| pods).await;
