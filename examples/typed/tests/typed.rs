@@ -1,0 +1,107 @@
+//! The program as a whole, and what it does not show: a user who is slow to come, and one who cannot be read.
+#![expect(clippy::unwrap_used, reason = "a test, helpers included, that runs a program and holds a file")]
+use std::{path::PathBuf, process::Command, time::Duration};
+
+use groupcache_discovery::{Group, Node, Prost};
+use read_along as _;
+use tokio::time::{Instant, timeout};
+use typed::{DEADLINE, Database, User, users};
+
+/// Long enough for anything that works, on a busy machine with two cores.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn two_nodes_ask_the_database_once_until_the_user_is_removed() {
+    let ran = Command::new(env!("CARGO_BIN_EXE_typed")).output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    let said = String::from_utf8(ran.stdout).unwrap();
+    let (ada, older) = ("Ada Lovelace, 36", "Ada Lovelace, 37");
+    let shown: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    let line =
+        |node: &str, what: &str, queries: u32| format!("{node}: {what} (queries of the database so far: {queries})");
+    assert_eq!(
+        shown,
+        [
+            line("a", ada, 1),
+            line("b", ada, 1),
+            line("a", ada, 1),
+            line("b", ada, 1),
+            line("b", older, 2),
+            line("a", older, 2),
+            line("a", "there is no user 99999", 3),
+        ]
+    );
+    assert!(ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+/// A file that another program may hold, and a node that caches its users.
+struct Stage {
+    path: PathBuf,
+    database: Database,
+    node: Node,
+    users: Group<Prost<User>>,
+}
+
+impl Stage {
+    async fn new(test: &str) -> Self {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}.db", std::process::id()));
+        let database = Database::open(&path).unwrap();
+        database.save(&user("12345")).unwrap();
+        let node = Node::builder().start().await.unwrap();
+        let users = users(&node, database.clone()).unwrap();
+        Self { path, database, node, users }
+    }
+
+    async fn end(self) {
+        self.node.shutdown().await.unwrap();
+        let _ = std::fs::remove_file(self.path);
+    }
+}
+
+fn user(id: &str) -> User {
+    User { id: id.to_owned(), name: "Grace Hopper".to_owned(), age: 85 }
+}
+
+#[tokio::test]
+async fn a_database_that_is_slow_is_waited_for_half_a_second_and_its_answer_is_kept() {
+    let stage = Stage::new("slow").await;
+    let other = rusqlite::Connection::open(&stage.path).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let begun = Instant::now();
+    let error = timeout(PATIENCE, stage.users.get("12345")).await.unwrap().unwrap_err();
+    assert!(error.is_timeout(), "{error:?}");
+    let took = begun.elapsed();
+    assert!(took >= DEADLINE, "{took:?}");
+    println!("gave up after {took:?} (figure: 500 ms)");
+
+    other.execute_batch("COMMIT").unwrap();
+    // What was given up here goes on for whoever asks next.
+    let deadline = Instant::now() + PATIENCE;
+    let found = loop {
+        match stage.users.get("12345").await {
+            Ok(found) => break found,
+            Err(e) => assert!(e.is_timeout() && Instant::now() < deadline, "{e:?}"),
+        }
+    };
+    assert_eq!(*found, user("12345"));
+    assert_eq!(stage.database.queries(), 1, "one load, which nobody waited for at first");
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn an_error_of_the_database_is_the_callers_and_is_not_kept() {
+    let stage = Stage::new("broken").await;
+    let other = rusqlite::Connection::open(&stage.path).unwrap();
+    other.execute_batch("ALTER TABLE users RENAME TO people").unwrap();
+    let error = stage.users.get("12345").await.unwrap_err();
+    assert!(error.is_load_failed() && !error.is_not_found(), "{error:?}");
+
+    other.execute_batch("ALTER TABLE people RENAME TO users").unwrap();
+    assert_eq!(*stage.users.get("12345").await.unwrap(), user("12345"));
+    assert_eq!(stage.database.queries(), 2);
+    // Nor is it kept that somebody was not there.
+    assert!(stage.users.get("99999").await.unwrap_err().is_not_found());
+    stage.database.save(&user("99999")).unwrap();
+    assert_eq!(*stage.users.get("99999").await.unwrap(), user("99999"));
+    stage.end().await;
+}
