@@ -13,13 +13,15 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server
 
-.PHONY: help run run-nats compose-up compose-down minikube-run minikube-logs minikube-clean test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
+.PHONY: help run run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
 	@echo 'make run-nats         the same, found over a nats-server that it starts too (NATS_PORT=4222)'
 	@echo 'make compose-up       three containers and nginx on 8080 (compose-down; PREBUILT=1 where no registry can be reached)'
 	@echo 'make minikube-run     the same on minikube, from an image that it builds (minikube-logs, minikube-clean)'
+	@echo 'make run-typed        examples/typed: protobuf messages from a database, by two nodes in one program'
+	@echo 'make run-custom-provider  examples/custom-provider: peers from an HTTP endpoint, by a provider in twenty lines'
 	@echo 'make test             all tests, and whether the generated code is up to date; names what it left out'
 	@echo 'make lint             formatting, clippy and docs with warnings denied, every feature alone'
 	@echo 'make doc              the documentation, in $(TARGET)/doc'
@@ -57,6 +59,12 @@ compose-down:
 
 minikube-run minikube-logs minikube-clean:
 	@tools/minikube $(@:minikube-%=%)
+
+run-typed:
+	@$(CARGO) run --quiet -p typed
+
+run-custom-provider:
+	@$(CARGO) run --quiet -p custom-provider
 
 test:
 	@tools/test
