@@ -147,4 +147,7 @@ async fn what_cannot_be_fetched_is_said() {
         assert!(error(&url).await.contains(says), "{mood:?}: {}", error(&url).await);
     }
     assert!(error(&format!("http://{}/", listed.address)).await.contains("404"));
+    listed.registry.feels(Mood::Well);
+    listed.registry.add(Entry { id: "long".repeat(100_000), address: String::new() });
+    assert!(error(&url).await.contains("length limit"), "{}", error(&url).await);
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 
 use groupcache_discovery::{Group, Node, Prost};
 use read_along as _;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use typed::{DEADLINE, Database, User, users};
 
 /// Long enough for anything that works, on a busy machine with two cores.
@@ -85,6 +85,20 @@ async fn a_database_that_is_slow_is_waited_for_half_a_second_and_its_answer_is_k
     };
     assert_eq!(*found, user("12345"));
     assert_eq!(stage.database.queries(), 1, "one load, which nobody waited for at first");
+    stage.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_is_kept_for_five_minutes() {
+    let stage = Stage::new("kept").await;
+    stage.users.get("12345").await.unwrap();
+    // A tenth may be taken off, so that what was loaded together does not end together.
+    sleep(Duration::from_secs(265)).await;
+    stage.users.get("12345").await.unwrap();
+    assert_eq!(stage.database.queries(), 1);
+    sleep(Duration::from_secs(36)).await;
+    stage.users.get("12345").await.unwrap();
+    assert_eq!(stage.database.queries(), 2);
     stage.end().await;
 }
 
