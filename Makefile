@@ -6,6 +6,8 @@ HTTP_PORT ?= 8080
 GROUP_PORT ?= 7946
 # Of `make run-nats`, beside those.
 NATS_PORT ?= 4222
+# Of `make run-axum-https`: the first of two ports.
+HTTPS_PORT ?= 8443
 
 CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
@@ -13,7 +15,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server
 
-.PHONY: help run run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
+.PHONY: help run run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -22,6 +24,7 @@ help:
 	@echo 'make minikube-run     the same on minikube, from an image that it builds (minikube-logs, minikube-clean)'
 	@echo 'make run-typed        examples/typed: protobuf messages from a database, by two nodes in one program'
 	@echo 'make run-custom-provider  examples/custom-provider: peers from an HTTP endpoint, by a provider in twenty lines'
+	@echo 'make run-axum-https   examples/axum-https: two processes in axum, HTTPS for users, mutual TLS for peers (HTTPS_PORT=8443)'
 	@echo 'make test             all tests, and whether the generated code is up to date; names what it left out'
 	@echo 'make lint             formatting, clippy and docs with warnings denied, every feature alone'
 	@echo 'make doc              the documentation, in $(TARGET)/doc'
@@ -65,6 +68,11 @@ run-typed:
 
 run-custom-provider:
 	@$(CARGO) run --quiet -p custom-provider
+
+run-axum-https: export HTTPS_PORT := $(HTTPS_PORT)
+run-axum-https:
+	@$(CARGO) build -p axum-https
+	@examples/axum-https/run $(TARGET)/debug
 
 test:
 	@tools/test

@@ -1,0 +1,33 @@
+//! What the environment says.
+use std::{env, net::SocketAddr, path::PathBuf};
+
+use groupcache_discovery::{BoxError, Identity, fixed::Static};
+
+use crate::tls::Files;
+
+/// Everything that a process is told; the README lists the variables.
+pub(crate) struct Config {
+    pub(crate) identity: Identity,
+    pub(crate) peers: Static,
+    pub(crate) files: Files,
+}
+
+impl Config {
+    /// Reads it; an error names the variable and says what to set it to.
+    pub(crate) fn from_env() -> Result<Self, BoxError> {
+        let identity = Identity::from_env()?;
+        if identity.listen().port() == 0 {
+            return Err("GROUP_PORT is not set: set it to the port for users and peers, such as 8443".into());
+        }
+        let peers = env::var("PEERS").unwrap_or_default();
+        let peers = peers.parse().map_err(|e| format!("PEERS cannot be read: {e}"))?;
+        let directory = env::var_os("CERTIFICATES").unwrap_or_else(|| "certificates".into());
+        let files = Files::of(&PathBuf::from(directory), identity.id().as_str());
+        Ok(Self { identity, peers, files })
+    }
+
+    /// Where it listens, for users and peers.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.identity.listen()
+    }
+}

@@ -1,0 +1,99 @@
+//! The service as it was before it had a cache: pages in axum. What the cache adds is one get, and `/metrics`.
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Path, Request, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use groupcache_discovery::{Error, Group, Json, Node, NodeState};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{metrics::Metrics, primes};
+
+/// The largest that is computed: some seconds of work in a build with debug information.
+const MAX: u32 = 300_000;
+
+/// The answer of a page, and what is cached.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Prime {
+    n: u32,
+    prime: u32,
+    /// The node that did the work.
+    computed_by: String,
+}
+
+/// The n-th prime number: the loader of the group.
+pub(crate) async fn compute(node: &str, n: &str) -> Result<Prime, Box<dyn std::error::Error + Send + Sync>> {
+    let n = n.parse()?;
+    #[expect(clippy::disallowed_methods, reason = "it blocks its thread, and no simulation runs this")]
+    let prime = tokio::task::spawn_blocking(move || primes::nth(n)).await?;
+    Ok(Prime { n, prime, computed_by: node.to_owned() })
+}
+
+/// What the handlers use.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) node: Node,
+    pub(crate) primes: Group<Json<Prime>>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Each request of a user holds a receiver while it runs.
+    pub(crate) running: watch::Sender<()>,
+}
+
+/// The users' pages.
+pub(crate) fn router(service: Service) -> Router {
+    Router::new()
+        .route("/", get(async || "ask for /primes/1000\n"))
+        .route("/primes/{n}", get(prime))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .layer(middleware::from_fn_with_state(service.clone(), count))
+        .with_state(service)
+}
+
+async fn prime(State(service): State<Service>, Path(n): Path<String>) -> Response {
+    // The number itself is the key: `7`, `07` and `+7` are one.
+    let Some(n) = n.parse().ok().filter(|n| (1..=MAX).contains(n)) else {
+        return (StatusCode::BAD_REQUEST, format!("ask for a number from 1 to {MAX}\n")).into_response();
+    };
+    match service.primes.get(&n.to_string()).await {
+        Ok(prime) => axum::Json(&*prime).into_response(),
+        Err(e) => (status(&e), format!("{e}\n")).into_response(),
+    }
+}
+
+/// The cache's error as HTTP says it.
+fn status(error: &Error) -> StatusCode {
+    match () {
+        () if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
+        () if error.is_overloaded() || error.is_closed() => StatusCode::SERVICE_UNAVAILABLE,
+        () => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+async fn ready(State(service): State<Service>) -> Response {
+    match service.node.state() {
+        NodeState::Ready => "ready\n".into_response(),
+        state => (StatusCode::SERVICE_UNAVAILABLE, format!("this node is {state}\n")).into_response(),
+    }
+}
+
+async fn metrics(State(service): State<Service>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, kind)], service.metrics.text()).into_response()
+}
+
+/// Counts requests by page and status, and those that run.
+async fn count(State(service): State<Service>, request: Request, next: Next) -> Response {
+    let _running = service.running.subscribe();
+    let page = request.extensions().get().map_or("none", axum::extract::MatchedPath::as_str).to_owned();
+    let response = next.run(request).await;
+    service.metrics.count(page, response.status());
+    response
+}

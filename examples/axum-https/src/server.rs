@@ -1,0 +1,95 @@
+//! An HTTPS server of one's own: what `axum::serve` is for plain HTTP, with the certificates of whoever connects.
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Extension, Router};
+use groupcache_discovery::{BoxError, PeerCertificates};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
+    service::TowerToHyperService,
+};
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+
+/// Connections of users and peers together, handshakes included.
+const MAX_CONNECTIONS: usize = 4_096;
+/// How long somebody may take to prove that it speaks TLS, and to say what it wants.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+const HEADERS: Duration = Duration::from_secs(10);
+/// When the system has no more descriptors, it has none for a while.
+const PAUSE: Duration = Duration::from_millis(100);
+
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, BoxError> {
+    #[expect(clippy::disallowed_methods, reason = "this is the service's own port, which the peers share")]
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|e| format!("cannot listen on {address}, set NODE_IP and GROUP_PORT to a free one: {e}").into())
+}
+
+/// Serves until it is told to close.
+pub(crate) struct Server {
+    accepting: JoinHandle<GracefulShutdown>,
+    close: watch::Sender<bool>,
+}
+
+impl Server {
+    pub(crate) fn start(listener: TcpListener, tls: watch::Receiver<Arc<ServerConfig>>, app: Router) -> Self {
+        let (close, closed) = watch::channel(false);
+        Self { accepting: tokio::spawn(accept(listener, tls, app, closed)), close }
+    }
+
+    /// Takes no more connections and lets go of those on which nothing runs. The future ends with the last of them; they
+    /// end by themselves, too, when it is dropped.
+    pub(crate) async fn close(self) -> impl Future<Output = ()> {
+        self.close.send_replace(true);
+        // It does not panic; should it, there is nobody to wait for.
+        let connections = self.accepting.await.unwrap_or_default();
+        connections.shutdown()
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    app: Router,
+    mut closed: watch::Receiver<bool>,
+) -> GracefulShutdown {
+    let connections = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = closed.wait_for(|closed| *closed) => return connections,
+        };
+        match accepted {
+            Ok((tcp, _)) => {
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+                let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
+                tokio::spawn(serve(tcp, acceptor, app.clone(), connections.watcher(), place));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, app: Router, watcher: Watcher, _place: OwnedSemaphorePermit) {
+    let Ok(Ok(tls)) = timeout(HANDSHAKE, acceptor.accept(tcp)).await else { return };
+    // What the node asks for on each request to the peer service. Users have shown none, and get their pages only.
+    let shown = tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|der| der.to_vec());
+    let app = app.layer(Extension(PeerCertificates::from_der(shown)));
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+    let connection = server.serve_connection(TokioIo::new(tls), TowerToHyperService::new(app));
+    let _ = watcher.watch(connection).await;
+}
