@@ -15,7 +15,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server
 
-.PHONY: help run run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
+.PHONY: help run run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make run-typed        examples/typed: protobuf messages from a database, by two nodes in one program'
 	@echo 'make run-custom-provider  examples/custom-provider: peers from an HTTP endpoint, by a provider in twenty lines'
 	@echo 'make run-axum-https   examples/axum-https: two processes in axum, HTTPS for users, mutual TLS for peers (HTTPS_PORT=8443)'
+	@echo 'make run-rest-api-cache   examples/rest-api-cache: the API of GitHub behind a cache (GITHUB_API_TOKEN, if there is one)'
 	@echo 'make test             all tests, and whether the generated code is up to date; names what it left out'
 	@echo 'make lint             formatting, clippy and docs with warnings denied, every feature alone'
 	@echo 'make doc              the documentation, in $(TARGET)/doc'
@@ -73,6 +74,11 @@ run-axum-https: export HTTPS_PORT := $(HTTPS_PORT)
 run-axum-https:
 	@$(CARGO) build -p axum-https
 	@examples/axum-https/run $(TARGET)/debug
+
+run-rest-api-cache: export CONFIG ?= examples/rest-api-cache/config.yaml
+run-rest-api-cache:
+	@$(CARGO) build -p rest-api-cache
+	@$(TARGET)/debug/rest-api-cache
 
 test:
 	@tools/test

@@ -1,0 +1,131 @@
+//! What happens around each request: it gets an id, is counted and logged, and its client is kept within a limit.
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    extract::{ConnectInfo, MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER},
+    middleware::Next,
+    response::Response,
+};
+use governor::{
+    DefaultKeyedRateLimiter, Quota,
+    clock::{Clock, DefaultClock},
+};
+use tokio::time::{Instant, interval};
+
+use crate::{
+    config::Limit,
+    http::{Endpoint, failure},
+    metrics::Metrics,
+};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest id of a request that is taken over from whoever asks.
+const MAX_ID_BYTES: usize = 64;
+
+/// How often clients are forgotten that may ask as much as anybody again.
+const FORGET: Duration = Duration::from_secs(10);
+
+/// A request of that id; the id is in the log, and in the answer.
+#[derive(Clone)]
+struct RequestId(HeaderValue);
+
+/// Gives each request an id, or keeps the one that it has.
+pub(crate) async fn name(mut request: Request, next: Next) -> Response {
+    let given = request.headers().get(&X_REQUEST_ID).filter(|id| {
+        let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+        (1..=MAX_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(is_plain)
+    });
+    let made = || HeaderValue::try_from(format!("{:016x}", fastrand::u64(..)));
+    let id = given.cloned().map_or_else(made, Ok).unwrap_or(HeaderValue::from_static("none"));
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(X_REQUEST_ID, id);
+    response
+}
+
+/// Counts a request, and logs it without its path: that is a key of the cache.
+pub(crate) async fn count(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let route = request.extensions().get().map(|route: &MatchedPath| route.as_str().to_owned());
+    let id = request.extensions().get().map(|RequestId(id)| id.clone());
+    let response = next.run(request).await;
+    let (took, status) = (began.elapsed(), response.status());
+    let answered = response.extensions().get().map(|Endpoint(endpoint)| endpoint.clone());
+    let kind = match (&route, &answered) {
+        (Some(route), _) => route.as_str(),
+        (None, Some(endpoint)) if endpoint == "proxy" => "proxy",
+        (None, Some(_)) => "cached",
+        (None, None) => "none",
+    };
+    let (id, ms) = (id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default(), took.as_millis());
+    if status.is_server_error() {
+        tracing::warn!(id, kind, status = status.as_u16(), ms, "a request failed");
+    } else {
+        tracing::debug!(id, kind, status = status.as_u16(), ms, "answered");
+    }
+    metrics.request(answered.or(route).unwrap_or_else(|| "none".to_owned()), status, took);
+    response
+}
+
+/// What each client has asked of late.
+pub(crate) struct Clients(DefaultKeyedRateLimiter<IpAddr>);
+
+impl Clients {
+    pub(crate) fn new(limit: &Limit) -> Arc<Self> {
+        let clients = Arc::new(Self(DefaultKeyedRateLimiter::keyed(
+            Quota::per_second(limit.per_second).allow_burst(limit.burst),
+        )));
+        let weak = Arc::downgrade(&clients);
+        tokio::spawn(async move {
+            let mut turn = interval(FORGET);
+            while let Some(Self(clients)) = weak.upgrade().as_deref() {
+                clients.retain_recent();
+                clients.shrink_to_fit();
+                turn.tick().await;
+            }
+        });
+        clients
+    }
+}
+
+/// Whom a limit is for: an address, or the network of 64 bits that one household has in IPv6.
+fn client(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
+}
+
+/// Refuses a client that asks too much.
+pub(crate) async fn limit(State(clients): State<Arc<Clients>>, request: Request, next: Next) -> Response {
+    let address = request.extensions().get().map(|ConnectInfo(address): &ConnectInfo<SocketAddr>| address.ip());
+    let Some(address) = address else { return next.run(request).await };
+    match clients.0.check_key(&client(address)) {
+        Ok(()) => next.run(request).await,
+        Err(until) => {
+            let pause = until.wait_time_from(DefaultClock::default().now());
+            let mut response = failure(StatusCode::TOO_MANY_REQUESTS, "too many requests: ask again later");
+            response.headers_mut().insert(RETRY_AFTER, (pause.as_secs() + 1).into());
+            response
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::client;
+
+    #[test]
+    fn a_household_of_ipv6_is_one_client() {
+        let of = |text: &str| client(text.parse().unwrap()).to_string();
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(of("192.0.2.1"), "192.0.2.1");
+        assert_eq!(of("::ffff:192.0.2.1"), "192.0.2.1");
+    }
+}

@@ -1,0 +1,163 @@
+//! What `config.yaml` and the environment say.
+use std::{
+    collections::BTreeSet,
+    env, fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    time::Duration,
+};
+
+use axum::http::uri::Authority;
+use config::{File, FileFormat};
+use groupcache_discovery::BoxError;
+use serde::{Deserialize, Deserializer, de::Error};
+
+/// Everything that a process is told, but how it finds the others.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) server: Server,
+    pub(crate) target: Target,
+    pub(crate) cache: Cache,
+    pub(crate) org: Org,
+    pub(crate) limit: Limit,
+}
+
+/// Where it listens.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Server {
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+}
+
+/// The upstream.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Target {
+    pub(crate) scheme: Scheme,
+    #[serde(deserialize_with = "authority")]
+    pub(crate) url: Authority,
+    pub(crate) token: Token,
+    timeout: NonZeroU32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Scheme {
+    Http,
+    Https,
+}
+
+/// For how long answers are good.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Cache {
+    refresh: NonZeroU32,
+    stale: NonZeroU32,
+}
+
+/// Whose repositories, and what of them is cached.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Org {
+    name: String,
+    cached: Vec<String>,
+}
+
+/// What one client may ask.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Limit {
+    pub(crate) per_second: NonZeroU32,
+    pub(crate) burst: NonZeroU32,
+}
+
+/// A secret: it is not shown.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Token(pub(crate) String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { "***" })
+    }
+}
+
+fn authority<'de, D: Deserializer<'de>>(from: D) -> Result<Authority, D::Error> {
+    let text = String::deserialize(from)?;
+    // Not the text itself, which may have a password in it.
+    let authority = text.parse().ok().filter(|authority: &Authority| !authority.as_str().contains('@'));
+    authority.ok_or_else(|| D::Error::custom("write a host, or host:port, without a scheme or a path"))
+}
+
+/// The variables that win, and what they set.
+const VARIABLES: [(&str, &str); 11] = [
+    ("SERVER_ADDRESS", "server.address"),
+    ("SERVER_PORT", "server.port"),
+    ("TARGET_SCHEME", "target.scheme"),
+    ("TARGET_URL", "target.url"),
+    ("GITHUB_API_TOKEN", "target.token"),
+    ("TARGET_TIMEOUT", "target.timeout"),
+    ("CACHE_REFRESH", "cache.refresh"),
+    ("CACHE_STALE", "cache.stale"),
+    ("ORG_NAME", "org.name"),
+    ("LIMIT_PER_SECOND", "limit.per_second"),
+    ("LIMIT_BURST", "limit.burst"),
+];
+
+/// As [`VARIABLES`], a list with commas.
+const CACHED: (&str, &str) = ("ORG_CACHED", "org.cached");
+
+impl Config {
+    /// Reads the file that `CONFIG` names, and what the environment has.
+    pub(crate) fn read() -> Result<Self, BoxError> {
+        let path = variable("CONFIG")?.unwrap_or_else(|| "config.yaml".to_owned());
+        let mut all = config::Config::builder().add_source(File::new(&path, FileFormat::Yaml));
+        for (name, key) in VARIABLES {
+            all = all.set_override_option(key, variable(name)?)?;
+        }
+        let cached = variable(CACHED.0)?.map(|list| list.split(',').map(|path| path.trim().to_owned()).collect());
+        all = all.set_override_option::<_, Vec<String>>(CACHED.1, cached)?;
+        let read = all.build().and_then(config::Config::try_deserialize);
+        read.map_err(|e| format!("the configuration {path}, with the variables that win over it: {e}").into())
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        (self.server.address, self.server.port).into()
+    }
+
+    /// How long an answer of the upstream may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_secs(self.target.timeout.get().into())
+    }
+
+    pub(crate) fn refresh(&self) -> Duration {
+        Duration::from_secs(self.cache.refresh.get().into())
+    }
+
+    /// How long after it should have been refreshed an answer is still served.
+    pub(crate) fn stale(&self) -> Duration {
+        Duration::from_secs(self.cache.stale.get().into())
+    }
+
+    /// The path of the repositories, from which the views are made.
+    pub(crate) fn repositories(&self) -> String {
+        format!("/orgs/{}/repos", self.org.name)
+    }
+
+    /// The paths that are cached; the repositories are, in any case.
+    pub(crate) fn cached(&self) -> BTreeSet<String> {
+        let paths = self.org.cached.iter().map(|path| path.replace("{org}", &self.org.name));
+        paths.chain([self.repositories()]).collect()
+    }
+}
+
+/// A variable; an empty one is as good as none.
+fn variable(name: &str) -> Result<Option<String>, BoxError> {
+    match env::var(name) {
+        Ok(value) => Ok(Some(value.trim().to_owned()).filter(|value| !value.is_empty())),
+        Err(env::VarError::NotPresent) => Ok(None),
+        Err(env::VarError::NotUnicode(_)) => Err(format!("{name} is not UTF-8").into()),
+    }
+}

@@ -1,0 +1,162 @@
+//! What the service answers.
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{Path, Request, State},
+    http::{
+        HeaderName, HeaderValue, Method, StatusCode,
+        header::{AGE, ALLOW, CONTENT_TYPE, RETRY_AFTER},
+    },
+    middleware::{from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{any, get},
+};
+use groupcache_discovery::{Error, Group, Json, Node, NodeState, Prost};
+use serde_json::json;
+
+use crate::{
+    around::{Clients, count, limit, name},
+    documents::Document,
+    metrics::Metrics,
+    proxy::proxy,
+    time::now_ms,
+    upstream::Upstream,
+    views::{Ranking, View},
+};
+
+const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
+const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+
+/// What the handlers use.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) node: Node,
+    pub(crate) documents: Group<Prost<Document>>,
+    pub(crate) views: Group<Json<Ranking>>,
+    /// The paths that are cached.
+    pub(crate) cached: Arc<BTreeSet<String>>,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clients: Arc<Clients>,
+    /// How long an answer of the upstream may take.
+    pub(crate) timeout: Duration,
+    /// After how long an answer that is cached should have been refreshed.
+    pub(crate) fresh: Duration,
+}
+
+/// Which of the endpoints has answered; for what is counted.
+#[derive(Clone)]
+pub(crate) struct Endpoint(pub(crate) String);
+
+pub(crate) fn router(service: Service) -> Router {
+    let limited = Router::new()
+        .route("/view/top/{count}/{view}", get(view))
+        .fallback(any(rest))
+        .layer(from_fn_with_state(Arc::clone(&service.clients), limit));
+    Router::new()
+        .route("/healthcheck", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .merge(limited)
+        .layer(from_fn_with_state(Arc::clone(&service.metrics), count))
+        .layer(from_fn(name))
+        .with_state(service)
+}
+
+/// Ready once its keys are its own, and no more when it leaves.
+async fn ready(State(service): State<Service>) -> Response {
+    match service.node.state() {
+        NodeState::Ready => "ready\n".into_response(),
+        state => failure(StatusCode::SERVICE_UNAVAILABLE, &format!("this node is {state}")),
+    }
+}
+
+async fn metrics(State(service): State<Service>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, kind)], service.metrics.text()).into_response()
+}
+
+async fn view(State(service): State<Service>, Path((count, view)): Path<(String, String)>) -> Response {
+    let Some(view) = View::named(&view) else {
+        let names = View::ALL.map(View::name).join(", ");
+        return failure(StatusCode::NOT_FOUND, &format!("there is no such view; there are {names}"));
+    };
+    let Some(count) = count.parse().ok().filter(|count| *count > 0) else {
+        return (StatusCode::BAD_REQUEST, "count incorrect in request").into_response();
+    };
+    let began = now_ms();
+    match service.views.get(view.name()).await {
+        Ok(ranking) => match ranking.top(count) {
+            Ok(rows) => answer(&service, rows, began, ranking.checked_ms, ranking.made_ms),
+            Err(e) => failure(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+        },
+        Err(e) => refusal(&e),
+    }
+}
+
+/// What is cached is answered from there, and everything else by the upstream.
+async fn rest(State(service): State<Service>, request: Request) -> Response {
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        // With the token of this service, anybody could change what belongs to its owner.
+        let text = "this is a cache: ask by GET or HEAD";
+        return ([(ALLOW, "GET, HEAD")], failure(StatusCode::METHOD_NOT_ALLOWED, text)).into_response();
+    }
+    let uri = request.uri();
+    let path = uri.path();
+    if uri.query().is_none() && service.cached.contains(path) {
+        let began = now_ms();
+        let mut response = match service.documents.get(path).await {
+            Ok(document) => answer(&service, document.body(), began, document.checked_ms, document.checked_ms),
+            Err(e) => refusal(&e),
+        };
+        response.extensions_mut().insert(Endpoint(path.to_owned()));
+        return response;
+    }
+    let mut response = proxy(&service, request).await;
+    response.extensions_mut().insert(Endpoint("proxy".to_owned()));
+    response
+}
+
+/// A JSON document, with how old it is and where it was.
+///
+/// `checked_ms` is when the upstream said so, perhaps to another process; `made_ms` when what is cached was made.
+fn answer(
+    service: &Service,
+    body: impl Into<axum::body::Body>,
+    began_ms: u64,
+    checked_ms: u64,
+    made_ms: u64,
+) -> Response {
+    let age = Duration::from_millis(now_ms().saturating_sub(checked_ms));
+    let from = match () {
+        () if made_ms >= began_ms => "miss",
+        () if age > service.fresh => "stale",
+        () => "hit",
+    };
+    let mut response = Response::new(body.into());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(AGE, age.as_secs().into());
+    headers.insert(X_CACHE, HeaderValue::from_static(from));
+    response
+}
+
+/// The cache's error as HTTP says it.
+fn refusal(error: &Error) -> Response {
+    let status = match () {
+        () if error.is_not_found() => StatusCode::NOT_FOUND,
+        () if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
+        () if error.is_overloaded() || error.is_closed() => StatusCode::SERVICE_UNAVAILABLE,
+        () => StatusCode::BAD_GATEWAY,
+    };
+    failure(status, &crate::sentence(error))
+}
+
+pub(crate) fn failure(status: StatusCode, error: &str) -> Response {
+    let mut response = (status, axum::Json(json!({ "error": error }))).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}

@@ -1,0 +1,166 @@
+//! GitHub's REST API of one organisation behind a cache: alone, or as a cluster.
+mod around;
+mod config;
+mod documents;
+mod http;
+mod metrics;
+mod proxy;
+mod refresh;
+mod time;
+mod upstream;
+mod views;
+
+use std::{error::Error, io::IsTerminal, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use groupcache_discovery::{BoxError, DiscoveryConfig, Group, Identity, Json, Limits, Node, Prost};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    time::timeout,
+};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+use crate::{
+    around::Clients,
+    config::Config,
+    documents::{Document, Documents},
+    http::Service,
+    metrics::{Cache, Metrics, Parts},
+    upstream::Upstream,
+    views::{Ranking, Repositories},
+};
+
+/// What the entries of a process may take, and one of them: repositories have 6 KB each, in GitHub's words.
+const CAPACITY_BYTES: u64 = 128 << 20;
+const MAX_VALUE_BYTES: usize = 16 << 20;
+
+/// How much longer than the upstream those wait who wait for it.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// How long the requests and loads that run may take once the process is asked to end.
+const LAST_REQUESTS: Duration = Duration::from_secs(5);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("rest-api-cache: {}", sentence(&*e));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), BoxError> {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env()?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stdout().is_terminal()).init();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let config = Config::read()?;
+    let listener = listen(config.address()).await?;
+    let cache = Cache::default();
+    let parts = Arc::clone(&cache.0);
+    let metrics = Arc::new(Metrics::new(cache));
+    let upstream = Arc::new(Upstream::new(&config.target, Arc::clone(&metrics))?);
+
+    // Alone where the environment names no provider.
+    let node = Node::builder().identity(Identity::from_env()?).provider(DiscoveryConfig::from_env()?.provider()?);
+    let start = node.limits(limits(&config)).start();
+    let node = tokio::select! {
+        node = start => node?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let documents = documents(&node, &config, Arc::clone(&upstream))?;
+    let views = views(&node, &config, documents.clone())?;
+    let _ = parts.set(Parts { node: node.clone(), documents: documents.clone(), views: views.clone() });
+
+    let cached = Arc::new(config.cached());
+    let refresher = refresh::keep(node.clone(), documents.clone(), Arc::clone(&cached), config.refresh());
+    let refresher = tokio::spawn(refresher);
+    let clients = Clients::new(&config.limit);
+    // A refresh is due after one interval and may take as long as the next.
+    let (timeout_of_upstream, fresh) = (config.timeout(), config.refresh() * 2);
+    let service = Service {
+        node: node.clone(),
+        documents,
+        views,
+        cached,
+        upstream,
+        metrics,
+        clients,
+        timeout: timeout_of_upstream,
+        fresh,
+    };
+    let router = http::router(service).into_make_service_with_connect_info::<SocketAddr>();
+    let (close, closed) = oneshot::channel();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(async { drop(closed.await) });
+    let serving = tokio::spawn(serving.into_future());
+    tracing::info!(address = %config.address(), target = ?config.target, "serving HTTP");
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("leaving");
+    refresher.abort();
+    // From here on /readyz says 503. Others own our keys before we refuse requests.
+    node.drain().await?;
+    let _ = close.send(());
+    if timeout(LAST_REQUESTS, serving).await.is_err() {
+        tracing::warn!("cutting off requests that still run");
+    }
+    node.shutdown_within(LAST_REQUESTS).await?;
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, BoxError> {
+    #[expect(clippy::disallowed_methods, reason = "this is the service's own port, not the cache's")]
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|e| format!("cannot listen on {address}, set SERVER_PORT to a free port: {e}").into())
+}
+
+fn limits(config: &Config) -> Limits {
+    let mut limits = Limits::default();
+    limits.get_deadline = config.timeout() + 2 * MARGIN;
+    limits.max_value_bytes = MAX_VALUE_BYTES;
+    limits
+}
+
+/// What the upstream answers for the paths that are cached.
+fn documents(node: &Node, config: &Config, upstream: Arc<Upstream>) -> Result<Group<Prost<Document>>, BoxError> {
+    let refresh = config.refresh();
+    let documents = node
+        .group::<Prost<Document>>("documents")
+        .capacity_bytes(CAPACITY_BYTES)
+        // It is loaded anew by the first get in the second half of its time.
+        .time_to_live(refresh * 2)
+        .refresh_ahead(refresh)
+        .jitter(0.0)
+        // Served at once while the upstream is tried again, be it down, out of its mind, or silent.
+        .stale_while_revalidate(config.stale())
+        .stale_if_error(config.stale())
+        .load_deadline(config.timeout())
+        .loader(Documents(upstream));
+    Ok(documents.build()?)
+}
+
+/// The rankings, which are computed from what is cached.
+fn views(node: &Node, config: &Config, documents: Group<Prost<Document>>) -> Result<Group<Json<Ranking>>, BoxError> {
+    let repositories = Repositories { documents, path: config.repositories() };
+    let views = node
+        .group::<Json<Ranking>>("views")
+        .capacity_bytes(CAPACITY_BYTES / 8)
+        .time_to_live(config.refresh())
+        .stale_if_error(config.stale())
+        .load_deadline(config.timeout() + MARGIN)
+        .loader_with(repositories, async |repositories: &Repositories, view: &str| repositories.ranked(view).await);
+    Ok(views.build()?)
+}
+
+/// An error and its causes on one line.
+fn sentence(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    let text = causes.fold(error.to_string(), |text, cause| format!("{text} ({cause})"));
+    text.replace('\n', " ")
+}

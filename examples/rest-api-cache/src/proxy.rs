@@ -1,0 +1,66 @@
+//! What is not cached: asked of the upstream for each client, with this service's token.
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{
+            ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LINK, LOCATION,
+            RETRY_AFTER, VARY,
+        },
+    },
+    response::Response,
+};
+use tokio::time::timeout;
+
+use crate::{
+    http::{Service, failure},
+    upstream::{Answer, Failure},
+};
+
+/// What the upstream hears of a client's headers: no cookies, and no credentials.
+const HEARD: [HeaderName; 3] = [ACCEPT, IF_NONE_MATCH, IF_MODIFIED_SINCE];
+
+/// What the client hears of the upstream's.
+const TOLD: [HeaderName; 7] = [CONTENT_TYPE, ETAG, LAST_MODIFIED, CACHE_CONTROL, VARY, RETRY_AFTER, LOCATION];
+const LIMITS: &str = "x-ratelimit-";
+
+pub(crate) async fn proxy(service: &Service, request: Request) -> Response {
+    let mut headers = HeaderMap::new();
+    for name in HEARD {
+        if let Some(value) = request.headers().get(&name) {
+            headers.insert(name, value.clone());
+        }
+    }
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let asked = timeout(service.timeout, service.upstream.ask(request.method().clone(), path, headers)).await;
+    match asked {
+        Ok(Ok(answer)) => told(service, answer),
+        Ok(Err(Failure::Spent(pause))) => {
+            let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, &Failure::Spent(pause).to_string());
+            response.headers_mut().insert(RETRY_AFTER, (pause.as_secs() + 1).into());
+            response
+        }
+        Ok(Err(e)) => failure(StatusCode::BAD_GATEWAY, &crate::sentence(&e)),
+        Err(_) => failure(StatusCode::GATEWAY_TIMEOUT, "the upstream does not answer in time"),
+    }
+}
+
+fn told(service: &Service, answer: Answer) -> Response {
+    let mut response = Response::new(Body::from(answer.body));
+    *response.status_mut() = answer.status;
+    for (name, value) in &answer.headers {
+        if TOLD.contains(name) || name.as_str().starts_with(LIMITS) {
+            response.headers_mut().append(name, value.clone());
+        }
+    }
+    // What leads on leads here.
+    for name in [LINK, LOCATION] {
+        let text = answer.headers.get(&name).and_then(|value| value.to_str().ok());
+        let text = text.map(|text| service.upstream.make_relative(text));
+        if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}

@@ -1,0 +1,181 @@
+//! A server that answers as GitHub does, and can be told to be unwell.
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, mpsc},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, time::sleep};
+
+use super::recorded::documents;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Well,
+    /// It takes a second for what it is asked.
+    Slow,
+    /// 500.
+    Failing,
+    Silent,
+    /// 200, with half a document.
+    Garbled,
+    /// 403, and the rate limit is spent for so many seconds.
+    Spent(u64),
+    /// The next page is somewhere else: at this port.
+    LeadsTo(u16),
+}
+
+/// What it was asked, and how it answered.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) path: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) status: u16,
+}
+
+impl Asked {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+struct Recorded {
+    mood: Mood,
+    documents: BTreeMap<String, Value>,
+    asked: Vec<Asked>,
+    remaining: u64,
+}
+
+#[derive(Clone)]
+pub(crate) struct Upstream {
+    recorded: Arc<Mutex<Recorded>>,
+    pub(crate) address: SocketAddr,
+}
+
+impl Upstream {
+    pub(crate) fn start(mood: Mood) -> Self {
+        let recorded =
+            Recorded { mood, documents: documents().into_iter().collect(), asked: Vec::new(), remaining: 5_000 };
+        let recorded = Arc::new(Mutex::new(recorded));
+        let (say, hear) = mpsc::channel();
+        let served = Arc::clone(&recorded);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let address = listener.local_addr().unwrap();
+                say.send(address).unwrap();
+                let upstream = Self { recorded: served, address };
+                axum::serve(listener, Router::new().fallback(answer).with_state(upstream)).await.unwrap();
+            });
+        });
+        Self { recorded, address: hear.recv().unwrap() }
+    }
+
+    pub(crate) fn feels(&self, mood: Mood) {
+        self.recorded().mood = mood;
+    }
+
+    pub(crate) fn change(&self, path: &str, change: impl FnOnce(&mut Value)) {
+        change(self.recorded().documents.get_mut(path).unwrap());
+    }
+
+    /// All that it was asked so far for a path, whatever the query.
+    pub(crate) fn asked(&self, path: &str) -> Vec<Asked> {
+        let asked = self.recorded().asked.clone();
+        asked.into_iter().filter(|asked| asked.path.split('?').next() == Some(path)).collect()
+    }
+
+    pub(crate) fn remaining(&self) -> u64 {
+        self.recorded().remaining
+    }
+
+    fn recorded(&self) -> MutexGuard<'_, Recorded> {
+        self.recorded.lock().unwrap()
+    }
+}
+
+async fn answer(State(upstream): State<Upstream>, request: Request) -> Response {
+    let mood = upstream.recorded().mood;
+    let path = request.uri().path_and_query().unwrap().as_str().to_owned();
+    let headers = request.headers().iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
+    let mut asked = Asked { path: path.clone(), headers: headers.collect(), status: 0 };
+    let mut response = match mood {
+        Mood::Silent => {
+            upstream.recorded().asked.push(asked);
+            return std::future::pending().await;
+        }
+        Mood::Failing => (StatusCode::INTERNAL_SERVER_ERROR, "something is wrong here").into_response(),
+        Mood::Garbled => "[{\"full_name\": \"Netflix/Hys".into_response(),
+        Mood::Spent(seconds) => {
+            let seconds = seconds.to_string();
+            let headers = [("x-ratelimit-remaining", "0"), ("retry-after", &seconds)];
+            (StatusCode::FORBIDDEN, headers, "API rate limit exceeded").into_response()
+        }
+        Mood::Well | Mood::Slow | Mood::LeadsTo(_) => document(&upstream, &request, mood),
+    };
+    if mood == Mood::Slow {
+        sleep(Duration::from_secs(1)).await;
+    }
+    let mut recorded = upstream.recorded();
+    if response.status() != StatusCode::NOT_MODIFIED {
+        recorded.remaining -= 1;
+    }
+    let remaining = recorded.remaining.into();
+    response.headers_mut().entry("x-ratelimit-remaining").or_insert(remaining);
+    asked.status = response.status().as_u16();
+    recorded.asked.push(asked);
+    response
+}
+
+fn document(upstream: &Upstream, request: &Request, mood: Mood) -> Response {
+    let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+    let Some(document) = upstream.recorded().documents.get(path).cloned() else {
+        return (StatusCode::NOT_FOUND, axum::Json(json!({ "message": "Not Found" }))).into_response();
+    };
+    let number = |name: &str, default: usize| {
+        let found = query.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        found.map_or(default, |text| text.parse().unwrap())
+    };
+    let (size, page) = (number("per_page", 30), number("page", 1));
+    let mut link = None;
+    let body = match &document {
+        Value::Array(all) => {
+            if all.len() > page * size {
+                let port = if let Mood::LeadsTo(port) = mood { port } else { upstream.address.port() };
+                let url = |page| format!("http://127.0.0.1:{port}{path}?per_page={size}&page={page}");
+                let (next, last) = (url(page + 1), url(all.len().div_ceil(size)));
+                link = Some(format!("<{last}>; rel=\"last\", <{next}>; rel=\"next\""));
+            }
+            Value::Array(all.iter().skip((page - 1) * size).take(size).cloned().collect())
+        }
+        other => other.clone(),
+    };
+    let body = serde_json::to_string_pretty(&body).unwrap();
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    let etag = format!("W/\"{:016x}\"", hasher.finish());
+    let is_known =
+        request.headers().get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes());
+    let mut response = if is_known {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], Body::from(body)).into_response()
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ETAG, etag.parse().unwrap());
+    if let Some(link) = link {
+        headers.insert(header::LINK, link.parse().unwrap());
+    }
+    response
+}
