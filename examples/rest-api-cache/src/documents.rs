@@ -9,7 +9,7 @@ use bytes::Bytes;
 use groupcache_discovery::{BoxError, Load, LoadError, Loaded, Loader, Prost};
 use serde::de::IgnoredAny;
 
-use crate::{time::now_ms, upstream::Upstream};
+use crate::{time::now_us, upstream::Upstream};
 
 /// More are a mistake of somebody: 10,000 repositories.
 const MAX_PAGES: usize = 100;
@@ -19,9 +19,9 @@ const MAX_PAGES: usize = 100;
 pub(crate) struct Document {
     #[prost(message, repeated, tag = "1")]
     pages: Vec<Page>,
-    /// When the upstream said so last, in milliseconds since 1970.
+    /// When the upstream said so last, in microseconds since 1970.
     #[prost(uint64, tag = "2")]
-    pub(crate) checked_ms: u64,
+    pub(crate) checked_us: u64,
 }
 
 /// One answer of the upstream.
@@ -83,7 +83,7 @@ impl Documents {
             pages.push(page);
         }
         // Not `Loaded::unchanged()`, even if nothing has changed: its age is told, and begins anew.
-        Ok(Loaded::new(Document { pages, checked_ms: now_ms() }))
+        Ok(Loaded::new(Document { pages, checked_us: now_us() }))
     }
 
     /// One page; `None` when there is nothing at the path.
@@ -130,7 +130,7 @@ mod tests {
             let (body, is_list) = json(Bytes::from_static(text.as_bytes())).unwrap();
             Page { body, is_list, ..Page::default() }
         };
-        Document { pages: pages.iter().map(page).collect(), checked_ms: 0 }
+        Document { pages: pages.iter().map(page).collect(), checked_us: 0 }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
     documents::Document,
     metrics::Metrics,
     proxy::proxy,
-    time::now_ms,
+    time::now_us,
     upstream::Upstream,
     views::{Ranking, View},
 };
@@ -85,10 +85,10 @@ async fn view(State(service): State<Service>, Path((count, view)): Path<(String,
     let Some(count) = count.parse().ok().filter(|count| *count > 0) else {
         return (StatusCode::BAD_REQUEST, "count incorrect in request").into_response();
     };
-    let began = now_ms();
+    let began = now_us();
     match service.views.get(view.name()).await {
         Ok(ranking) => match ranking.top(count) {
-            Ok(rows) => answer(&service, rows, began, ranking.checked_ms, ranking.made_ms),
+            Ok(rows) => answer(&service, rows, began, ranking.checked_us, ranking.made_us),
             Err(e) => failure(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
         },
         Err(e) => refusal(&e),
@@ -105,9 +105,9 @@ async fn rest(State(service): State<Service>, request: Request) -> Response {
     let uri = request.uri();
     let path = uri.path();
     if uri.query().is_none() && service.cached.contains(path) {
-        let began = now_ms();
+        let began = now_us();
         let mut response = match service.documents.get(path).await {
-            Ok(document) => answer(&service, document.body(), began, document.checked_ms, document.checked_ms),
+            Ok(document) => answer(&service, document.body(), began, document.checked_us, document.checked_us),
             Err(e) => refusal(&e),
         };
         response.extensions_mut().insert(Endpoint(path.to_owned()));
@@ -120,17 +120,17 @@ async fn rest(State(service): State<Service>, request: Request) -> Response {
 
 /// A JSON document, with how old it is and where it was.
 ///
-/// `checked_ms` is when the upstream said so, perhaps to another process; `made_ms` when what is cached was made.
+/// `checked_us` is when the upstream said so, perhaps to another process; `made_us` when what is cached was made.
 fn answer(
     service: &Service,
     body: impl Into<axum::body::Body>,
-    began_ms: u64,
-    checked_ms: u64,
-    made_ms: u64,
+    began_us: u64,
+    checked_us: u64,
+    made_us: u64,
 ) -> Response {
-    let age = Duration::from_millis(now_ms().saturating_sub(checked_ms));
+    let age = Duration::from_micros(now_us().saturating_sub(checked_us));
     let from = match () {
-        () if made_ms >= began_ms => "miss",
+        () if made_us >= began_us => "miss",
         () if age > service.fresh => "stale",
         () => "hit",
     };

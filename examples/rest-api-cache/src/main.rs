@@ -140,6 +140,8 @@ fn documents(node: &Node, config: &Config, upstream: Arc<Upstream>) -> Result<Gr
         // Served at once while the upstream is tried again, be it down, out of its mind, or silent.
         .stale_while_revalidate(config.stale())
         .stale_if_error(config.stale())
+        // What another process refreshes is not kept here for longer than it takes to be refreshed.
+        .borrowed_time_to_live(refresh)
         .load_deadline(config.timeout())
         .loader(Documents(upstream));
     Ok(documents.build()?)
@@ -153,6 +155,7 @@ fn views(node: &Node, config: &Config, documents: Group<Prost<Document>>) -> Res
         .capacity_bytes(CAPACITY_BYTES / 8)
         .time_to_live(config.refresh())
         .stale_if_error(config.stale())
+        .borrowed_time_to_live(config.refresh())
         .load_deadline(config.timeout() + MARGIN)
         .loader_with(repositories, async |repositories: &Repositories, view: &str| repositories.ranked(view).await);
     Ok(views.build()?)

@@ -10,7 +10,7 @@ use tokio::{
 use crate::documents::Document;
 
 /// Into how many looks the time between two refreshes is divided: a value that is due is asked for that soon.
-const LOOKS: u32 = 4;
+const LOOKS: u32 = 20;
 
 /// Looks after the paths that this node owns, for as long as it is polled. A get of a value that is due begins a load in
 /// the background: one in the whole cluster, since its owner begins it.

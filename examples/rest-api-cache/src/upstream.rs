@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::{
     config::{Scheme, Target},
     metrics::Metrics,
-    time::now_ms,
+    time::now_us,
 };
 
 /// The largest answer that is taken: a page of 100 repositories has less than 1 MiB.
@@ -145,7 +145,7 @@ impl Upstream {
             return;
         }
         let reset = number(&answer.headers, "x-ratelimit-reset");
-        let until_reset = reset.map(|reset| reset.saturating_sub(now_ms() / 1000).saturating_add(1));
+        let until_reset = reset.map(|reset| reset.saturating_sub(now_us() / 1_000_000).saturating_add(1));
         let pause = Duration::from_secs(after.or(until_reset).unwrap_or(60)).clamp(SHORTEST, LONGEST);
         *self.spent.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + pause);
         tracing::warn!(seconds = pause.as_secs(), "the rate limit of the upstream is spent");

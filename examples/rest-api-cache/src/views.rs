@@ -2,7 +2,7 @@
 use groupcache_discovery::{BoxError, Group, LoadError, Prost};
 use serde::{Deserialize, Serialize};
 
-use crate::{documents::Document, time::now_ms};
+use crate::{documents::Document, time::now_us};
 
 /// By what repositories are ranked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +62,9 @@ struct Repository {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Ranking {
     rows: Vec<(String, Measure)>,
-    /// When the upstream said so last, and when it was computed, in milliseconds since 1970.
-    pub(crate) checked_ms: u64,
-    pub(crate) made_ms: u64,
+    /// When the upstream said so last, and when it was computed, in microseconds since 1970.
+    pub(crate) checked_us: u64,
+    pub(crate) made_us: u64,
 }
 
 impl Ranking {
@@ -87,17 +87,17 @@ impl Repositories {
         let Some(document) = self.documents.get_opt(&self.path).await.map_err(LoadError::transient)? else {
             return Ok(None);
         };
-        Ok(Some(rank(view, &document.body(), document.checked_ms)?))
+        Ok(Some(rank(view, &document.body(), document.checked_us)?))
     }
 }
 
-fn rank(view: View, repositories: &[u8], checked_ms: u64) -> Result<Ranking, BoxError> {
+fn rank(view: View, repositories: &[u8], checked_us: u64) -> Result<Ranking, BoxError> {
     let repositories: Vec<Repository> =
         serde_json::from_slice(repositories).map_err(|_| "the upstream lists what are not repositories")?;
     let mut rows: Vec<_> = repositories.iter().map(|each| (each.full_name.clone(), view.of(each))).collect();
     // The name decides between equals, so that two answers do not differ.
     rows.sort_by(|(name, measure), (other, others)| others.cmp(measure).then_with(|| name.cmp(other)));
-    Ok(Ranking { rows, checked_ms, made_ms: now_ms() })
+    Ok(Ranking { rows, checked_us, made_us: now_us() })
 }
 
 #[cfg(test)]

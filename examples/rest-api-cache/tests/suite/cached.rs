@@ -1,1 +1,161 @@
-//! Empty.
+//! What is fetched before it is asked for, and what becomes of it when the upstream is unwell.
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::support::{
+    Process, TOKEN, eventually, free_ports, local, stage,
+    upstream::{Mood, Upstream},
+};
+
+const REPOSITORIES: &str = "/orgs/Netflix/repos";
+const MEMBERS: &str = "/orgs/Netflix/members";
+const ALL: [&str; 4] = ["/", "/orgs/Netflix", MEMBERS, REPOSITORIES];
+
+/// Long enough that nobody refreshes anything while a test runs.
+const NEVER: (&str, &str) = ("CACHE_REFRESH", "1000");
+
+#[test]
+fn what_has_not_changed_costs_nothing_and_what_has_is_seen() {
+    let (upstream, process) = stage(&[("GITHUB_API_TOKEN", TOKEN)]);
+    assert_eq!(process.json(REPOSITORIES).as_array().unwrap().len(), 152);
+    eventually("two pages, four times", || upstream.asked(REPOSITORIES).len() >= 8);
+    let asked = upstream.asked(REPOSITORIES);
+    for (n, each) in asked.iter().enumerate() {
+        let page = if n % 2 == 0 { "?per_page=100" } else { "?per_page=100&page=2" };
+        assert_eq!(each.path, format!("{REPOSITORIES}{page}"));
+        assert_eq!(each.header("authorization"), Some(format!("Bearer {TOKEN}").as_str()));
+        assert_eq!(each.header("if-none-match").is_some(), n >= 2, "{asked:#?}");
+        assert_eq!(each.status, if n < 2 { 200 } else { 304 }, "{asked:#?}");
+    }
+    assert_eq!(upstream.remaining(), 5_000 - 5, "each page once");
+    let answer = process.get(REPOSITORIES);
+    assert_eq!(answer.header("x-cache"), Some("hit"));
+    assert!(answer.age() <= 2, "it is checked every second: {answer:?}");
+
+    upstream.change(REPOSITORIES, |all| all[151]["stargazers_count"] = json!(1_000_000));
+    let name = process.json(REPOSITORIES)[151]["full_name"].clone();
+    eventually("the change is seen", || process.json("/view/top/1/stars") == json!([[name, 1_000_000]]));
+    // Page 2 becomes full, and there is one more.
+    upstream.change(REPOSITORIES, |all| {
+        let last = all[151].clone();
+        all.as_array_mut().unwrap().resize(212, last);
+    });
+    eventually("a third page is seen", || process.json(REPOSITORIES).as_array().unwrap().len() == 212);
+}
+
+#[test]
+fn what_is_cached_is_answered_while_the_upstream_is_unwell() {
+    let (upstream, process) = stage(&[]);
+    let members = process.json(MEMBERS);
+    let forks = process.json("/view/top/5/forks");
+    for mood in [Mood::Failing, Mood::Garbled, Mood::Silent, Mood::Spent(4)] {
+        eventually("all is well", || process.get(MEMBERS).header("x-cache") == Some("hit"));
+        upstream.feels(mood);
+        let mut slowest = Duration::ZERO;
+        eventually("it is stale", || {
+            let begun = Instant::now();
+            let answer = process.get(MEMBERS);
+            slowest = slowest.max(begun.elapsed());
+            assert_eq!(answer.status, 200, "{mood:?}: {answer:?}");
+            answer.header("x-cache") == Some("stale") && answer.age() >= 2
+        });
+        println!("{mood:?}: the slowest answer took {slowest:?}");
+        assert_eq!(process.json(MEMBERS), members);
+        assert_eq!(process.json("/view/top/5/forks"), forks);
+        eventually("so is what is computed from it", || {
+            process.get("/view/top/5/forks").header("x-cache") == Some("stale")
+        });
+        if let Mood::Spent(_) = mood {
+            // Who asked while the first one was told so is told so, too: four paths, and twice the one with two pages.
+            let told = ALL.iter().flat_map(|path| upstream.asked(path)).filter(|asked| asked.status == 403).count();
+            assert!((1..=5).contains(&told), "who is told to wait waits: {told}");
+        }
+        upstream.feels(Mood::Well);
+    }
+    eventually("all is well again", || process.get(MEMBERS).header("x-cache") == Some("hit"));
+}
+
+#[test]
+fn what_goes_wrong_is_an_error_and_is_not_cached() {
+    for (mood, status) in [(Mood::Failing, 502), (Mood::Garbled, 502), (Mood::Silent, 504), (Mood::Spent(1), 502)] {
+        let upstream = Upstream::start(mood);
+        let process = Process::start(&upstream, &[NEVER, ("TARGET_TIMEOUT", "1")]);
+        let answer = process.get(MEMBERS);
+        assert_eq!(answer.status, status, "{mood:?}: {answer:?}");
+        assert!(answer.body.starts_with("{\"error\":"), "{answer:?}");
+        assert!([502, 504].contains(&process.get("/view/top/5/forks").status), "{mood:?}");
+
+        upstream.feels(Mood::Well);
+        if let Mood::Spent(_) = mood {
+            eventually("it may be asked again", || process.get(MEMBERS).status == 200);
+        } else {
+            assert_eq!(process.get(MEMBERS).header("x-cache"), Some("miss"), "{mood:?}");
+        }
+        assert_eq!(process.get(MEMBERS).header("x-cache"), Some("hit"));
+        assert_eq!(process.json(MEMBERS).as_array().unwrap().len(), 8);
+        assert_eq!(process.json("/view/top/5/forks").as_array().unwrap().len(), 5);
+    }
+}
+
+#[test]
+fn what_is_no_list_of_repositories_has_no_views_and_what_is_not_there_is_not_found() {
+    let (upstream, process) = stage(&[NEVER, ("ORG_CACHED", "/orgs/{org}, /orgs/{org}/teams")]);
+    assert_eq!(process.get("/orgs/Netflix/teams").status, 404);
+    assert_eq!(process.get("/").header("x-cache"), None, "passed on: it is not in the list");
+    upstream.change(REPOSITORIES, |all| *all = json!({ "message": "moved" }));
+    let (_, other) = (process, Process::start(&upstream, &[NEVER]));
+    let answer = other.get("/view/top/5/forks");
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert!(answer.body.contains("not repositories"), "{answer:?}");
+    assert_eq!(other.json(REPOSITORIES), json!({ "message": "moved" }), "which is what the upstream says");
+}
+
+#[test]
+fn the_token_is_shown_to_nobody_else() {
+    let (upstream, other) = (Upstream::start(Mood::Well), Upstream::start(Mood::Well));
+    upstream.feels(Mood::LeadsTo(other.address.port()));
+    let process = Process::start(&upstream, &[NEVER, ("GITHUB_API_TOKEN", TOKEN)]);
+    let answer = process.get(REPOSITORIES);
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert!(answer.body.contains("not a page of the upstream"), "{answer:?}");
+    assert!(other.asked(REPOSITORIES).is_empty());
+}
+
+#[test]
+fn three_processes_ask_once_and_answer_alike() {
+    let upstream = Upstream::start(Mood::Well);
+    let first = free_ports(3);
+    let peers: Vec<_> = (0..3).map(|n| format!("n{n}@{}", local(first + n))).collect();
+    let peers = peers.join(",");
+    let start = |n: u16| {
+        let (name, port) = (format!("n{n}"), (first + n).to_string());
+        Process::start(&upstream, &[("NODE_NAME", &name), ("GROUP_PORT", &port), ("GROUPCACHE_PEERS", &peers)])
+    };
+    let mut processes: Vec<_> = (0..3).map(start).collect();
+    for process in &processes {
+        eventually("they are three", || process.metric("groupcache_members") == Some(3.0));
+    }
+    let before = upstream.asked("/").len();
+    let window = Duration::from_secs(6);
+    std::thread::sleep(window);
+    let asked = upstream.asked("/").len() - before;
+    println!("asked {asked} times in {window:?}, to be asked every second");
+    assert!((2..=9).contains(&asked), "once in the cluster, not once in each process: {asked}");
+    for path in ALL {
+        let answers: Vec<_> = processes.iter().map(|process| process.json(path)).collect();
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{path}");
+        assert_eq!(processes[1].get(path).header("x-cache"), Some("hit"), "{path}");
+    }
+    let stars = processes[0].json("/view/top/10/stars");
+
+    processes[2].signal(Signal::KILL);
+    assert!(!processes[2].ends());
+    for process in &processes[..2] {
+        for path in ALL {
+            assert_eq!(process.get(path).status, 200, "{path}");
+        }
+        assert_eq!(process.json("/view/top/10/stars"), stars);
+    }
+}

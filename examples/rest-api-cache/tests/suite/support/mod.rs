@@ -74,6 +74,8 @@ impl Process {
             ("TARGET_URL", target.as_str()),
             ("TARGET_TIMEOUT", "2"),
             ("CACHE_REFRESH", "1"),
+            ("LIMIT_PER_SECOND", "1000"),
+            ("LIMIT_BURST", "1000"),
         ];
         all.extend(vars);
         let process = Self::spawn(port, &all);
