@@ -66,8 +66,7 @@ fn who_is_asked_to_end_answers_what_runs() {
     upstream.feels(Mood::Slow);
     let port = process.port;
     let asked = std::thread::spawn(move || ask(port, "GET /users/chali/orgs HTTP/1.1", &[]).unwrap().status);
-    // The upstream has it once it has answered it, a second later; what is asked is counted at the end.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    eventually("the upstream is asked", || upstream.has_come("/users/chali/orgs"));
     let begun = Instant::now();
     process.signal(Signal::TERM);
     assert_eq!(asked.join().unwrap(), 200, "{:#?}", process.log());

@@ -24,7 +24,7 @@ pub(crate) enum Mood {
     Well,
     /// It takes a second for what it is asked.
     Slow,
-    /// 500.
+    /// 500, with a document that would pass for a list.
     Failing,
     Silent,
     /// 200, with half a document.
@@ -52,6 +52,8 @@ impl Asked {
 struct Recorded {
     mood: Mood,
     documents: BTreeMap<String, Value>,
+    /// Paths of requests that have come, answered or not.
+    come: Vec<String>,
     asked: Vec<Asked>,
     remaining: u64,
 }
@@ -64,8 +66,13 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     pub(crate) fn start(mood: Mood) -> Self {
-        let recorded =
-            Recorded { mood, documents: documents().into_iter().collect(), asked: Vec::new(), remaining: 5_000 };
+        let recorded = Recorded {
+            mood,
+            documents: documents().into_iter().collect(),
+            come: Vec::new(),
+            asked: Vec::new(),
+            remaining: 5_000,
+        };
         let recorded = Arc::new(Mutex::new(recorded));
         let (say, hear) = mpsc::channel();
         let served = Arc::clone(&recorded);
@@ -96,6 +103,11 @@ impl Upstream {
         asked.into_iter().filter(|asked| asked.path.split('?').next() == Some(path)).collect()
     }
 
+    /// Whether it is being asked, or was.
+    pub(crate) fn has_come(&self, path: &str) -> bool {
+        self.recorded().come.iter().any(|come| come == path)
+    }
+
     pub(crate) fn remaining(&self) -> u64 {
         self.recorded().remaining
     }
@@ -106,8 +118,9 @@ impl Upstream {
 }
 
 async fn answer(State(upstream): State<Upstream>, request: Request) -> Response {
-    let mood = upstream.recorded().mood;
     let path = request.uri().path_and_query().unwrap().as_str().to_owned();
+    upstream.recorded().come.push(path.clone());
+    let mood = upstream.recorded().mood;
     let headers = request.headers().iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
     let mut asked = Asked { path: path.clone(), headers: headers.collect(), status: 0 };
     let mut response = match mood {
@@ -115,7 +128,7 @@ async fn answer(State(upstream): State<Upstream>, request: Request) -> Response 
             upstream.recorded().asked.push(asked);
             return std::future::pending().await;
         }
-        Mood::Failing => (StatusCode::INTERNAL_SERVER_ERROR, "something is wrong here").into_response(),
+        Mood::Failing => (StatusCode::INTERNAL_SERVER_ERROR, axum::Json(json!([]))).into_response(),
         Mood::Garbled => "[{\"full_name\": \"Netflix/Hys".into_response(),
         Mood::Spent(seconds) => {
             let seconds = seconds.to_string();
@@ -174,7 +187,8 @@ fn document(upstream: &Upstream, request: &Request, mood: Mood) -> Response {
     };
     let headers = response.headers_mut();
     headers.insert(header::ETAG, etag.parse().unwrap());
-    if let Some(link) = link {
+    // What has not changed is said without where it goes on.
+    if let Some(link) = link.filter(|_| !is_known) {
         headers.insert(header::LINK, link.parse().unwrap());
     }
     response
