@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long requests, loads and connections may take once the process is asked to end.
-const LAST_REQUESTS: Duration = Duration::from_secs(8);
+const LAST_REQUESTS: Duration = Duration::from_secs(20);
 const LAST_LOADS: Duration = Duration::from_secs(1);
 const LAST_CONNECTIONS: Duration = Duration::from_secs(1);
 

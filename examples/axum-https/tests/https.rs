@@ -77,9 +77,9 @@ async fn who_is_asked_to_end_answers_what_it_was_asked_and_the_other_goes_on() {
     let mut stage = Stage::new("ends").await;
     let [a, b] = stage.ports;
     let users = Client::of(&stage, None);
-    // Some seconds of work, at whichever of them.
+    // A second of work and more, at whichever of them.
     let slow = tokio::spawn(async move {
-        let answer = Client::clone(&users).get(a, "/primes/60000").await.unwrap();
+        let answer = Client::clone(&users).get(a, "/primes/250000").await.unwrap();
         (answer.status, Instant::now())
     });
     let users = Client::of(&stage, None);
@@ -88,6 +88,8 @@ async fn who_is_asked_to_end_answers_what_it_was_asked_and_the_other_goes_on() {
 
     let asked = Instant::now();
     stage.processes[0].signal(Signal::TERM);
+    eventually("b hears that a leaves", async || stage.processes[1].said("a (draining)")).await;
+    assert!(!slow.is_finished(), "others own its keys before it is done with its last requests");
     let (status, answered) = slow.await.unwrap();
     assert_eq!(status, 200, "{:#?}", stage.processes[0].log());
     println!("answered {:?} after it was asked to end", answered.saturating_duration_since(asked));

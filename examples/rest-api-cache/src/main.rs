@@ -71,27 +71,11 @@ async fn run() -> Result<(), BoxError> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let documents = documents(&node, &config, Arc::clone(&upstream))?;
-    let views = views(&node, &config, documents.clone())?;
-    let _ = parts.set(Parts { node: node.clone(), documents: documents.clone(), views: views.clone() });
-
-    let cached = Arc::new(config.cached());
-    let refresher = refresh::keep(node.clone(), documents.clone(), Arc::clone(&cached), config.refresh());
+    let service = service(&config, &node, upstream, metrics)?;
+    let (documents, views) = (service.documents.clone(), service.views.clone());
+    let _ = parts.set(Parts { node: node.clone(), documents: documents.clone(), views });
+    let refresher = refresh::keep(node.clone(), documents, Arc::clone(&service.cached), config.refresh());
     let refresher = tokio::spawn(refresher);
-    let clients = Clients::new(&config.limit);
-    // A refresh is due after one interval and may take as long as the next.
-    let (timeout_of_upstream, fresh) = (config.timeout(), config.refresh() * 2);
-    let service = Service {
-        node: node.clone(),
-        documents,
-        views,
-        cached,
-        upstream,
-        metrics,
-        clients,
-        timeout: timeout_of_upstream,
-        fresh,
-    };
     let router = http::router(service).into_make_service_with_connect_info::<SocketAddr>();
     let (close, closed) = oneshot::channel();
     let serving = axum::serve(listener, router).with_graceful_shutdown(async { drop(closed.await) });
@@ -118,6 +102,23 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, BoxError> {
     #[expect(clippy::disallowed_methods, reason = "this is the service's own port, not the cache's")]
     let bound = TcpListener::bind(address).await;
     bound.map_err(|e| format!("cannot listen on {address}, set SERVER_PORT to a free port: {e}").into())
+}
+
+/// The groups, and whatever else the handlers use.
+fn service(config: &Config, node: &Node, upstream: Arc<Upstream>, metrics: Arc<Metrics>) -> Result<Service, BoxError> {
+    let documents = documents(node, config, Arc::clone(&upstream))?;
+    Ok(Service {
+        node: node.clone(),
+        views: views(node, config, documents.clone())?,
+        documents,
+        cached: Arc::new(config.cached()),
+        upstream,
+        metrics,
+        clients: Clients::new(&config.limit),
+        timeout: config.timeout(),
+        // A refresh is due after one interval, and may take as long as the next.
+        fresh: config.refresh() * 2,
+    })
 }
 
 fn limits(config: &Config) -> Limits {
