@@ -68,6 +68,8 @@ pub(crate) struct Stabilizer {
     gone: BTreeMap<PeerId, (Incarnation, Duration)>,
     removals: Removals,
     asking: Asking,
+    /// Who was listed and had no connection when it was last looked.
+    unreachable: BTreeSet<PeerId>,
     self_listed: SelfListed,
     settle: Settle,
     installed: MemberSet,
@@ -168,6 +170,7 @@ impl Stabilizer {
             gone: BTreeMap::new(),
             removals: Removals::Allowed,
             asking: Asking::new(rng),
+            unreachable: BTreeSet::new(),
             self_listed: SelfListed::NotYet,
             settle: Settle::First,
             installed: MemberSet::default(),
@@ -238,16 +241,22 @@ impl Stabilizer {
         }
     }
 
-    /// Asks the provider to look again while views differ or a set is held.
+    /// Asks the provider to look again while views differ, a set is held, or a listed peer cannot be reached.
     fn ask(&mut self, now: Duration) {
         let is_held = self.removals != Removals::Allowed;
-        let mut ids = Vec::new();
+        let unreachable = self.listed_and_unreachable();
+        let mut ids = unreachable.clone();
         for (id, entry) in &self.members {
             let differs = self.dials.is_live(entry.dial) && entry.facts.fingerprint != self.me.fingerprint;
             if differs || (is_held && matches!(entry.standing, Standing::Missing(_))) {
-                ids.push(id.clone());
+                ids.insert(id.clone());
             }
         }
+        // A peer that is lost now must not wait for what the others have made of the back-off.
+        if !unreachable.is_subset(&self.unreachable) {
+            self.asking.anew(now);
+        }
+        self.unreachable = unreachable;
         if ids.is_empty() {
             return self.asking.rest();
         }
@@ -256,8 +265,16 @@ impl Stabilizer {
                 self.removals = Removals::Held { is_asked: true };
             }
             self.counters.resolves += 1;
-            self.actions.push(Action::Resolve { ids });
+            self.actions.push(Action::Resolve { ids: ids.into_iter().collect() });
         }
+    }
+
+    /// Who is listed by name and has no connection: gone perhaps, and discovery may be able to tell.
+    fn listed_and_unreachable(&self) -> BTreeSet<PeerId> {
+        let is_down = |t: &&dials::Target| t.link == Link::Down && t.aim.id().is_some_and(|id| *id != self.me.id);
+        let down = self.dials.iter().map(|(_, target)| target).filter(is_down);
+        let ids = down.filter_map(|target| target.aim.id());
+        ids.filter(|id| self.listing.named.contains_key(*id)).cloned().collect()
     }
 
     /// Something that the member list shows may have changed.

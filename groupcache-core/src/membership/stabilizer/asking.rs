@@ -36,8 +36,8 @@ impl Asking {
         self.state = State::Idle;
     }
 
-    /// The provider has just said something new: the next question is worth its price again.
-    pub(super) fn answered_anew(&mut self, now: Duration) {
+    /// The provider has said something new, or a peer has been lost: the next question is worth its price again.
+    pub(super) fn anew(&mut self, now: Duration) {
         if let State::Due { due, .. } = self.state {
             self.state = State::Due { due: due.min(now + self.jittered(FIRST_WAIT)), wait: FIRST_WAIT };
         }

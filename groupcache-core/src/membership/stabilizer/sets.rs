@@ -34,7 +34,7 @@ impl Stabilizer {
         self.complete = Some(listing.clone());
         self.listing = listing;
         if !is_same {
-            self.asking.answered_anew(now);
+            self.asking.anew(now);
             self.judge(now);
         } else if self.removals == (Removals::Held { is_asked: true }) {
             // The provider has looked again and means it.

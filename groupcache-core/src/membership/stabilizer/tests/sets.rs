@@ -370,7 +370,54 @@ fn questions_are_never_closer_than_four_seconds() {
 
 #[test]
 fn the_fingerprint_of_a_lost_peer_is_old_news() {
-    let mut node = cluster_of("a b me");
+    // Known by its address only: nobody could be asked for it by name.
+    let mut node = cluster_of("@a:1 b me");
     node.input(Input::Fingerprint { id: id("a"), fingerprint: 8 }).lost("a").after(60_000);
     assert_eq!(node.resolves(), 0);
+}
+
+fn asked_for(names: &[&str]) -> impl Fn(&Action) -> bool {
+    let ids: Vec<_> = names.iter().map(|name| id(name)).collect();
+    move |action| *action == Action::Resolve { ids: ids.clone() }
+}
+
+#[test]
+fn a_listed_peer_that_cannot_be_reached_is_asked_for_in_seconds_and_ever_less_often() {
+    let mut node = cluster_of("a b me");
+    node.lost("a").failed("a").after(3_900);
+    assert_eq!(node.resolves(), 0, "it may only have been restarted");
+    node.after(2_200);
+    assert_eq!((node.resolves(), node.count(asked_for(&["a"]))), (1, 1));
+    node.after(3_600_000).members("a b me");
+    assert!((50..90).contains(&node.resolves()), "{}", node.resolves());
+    let before = node.resolves();
+    while node.resolves() == before {
+        node.after(50);
+    }
+    // The next question would come in a minute. The next one that is lost does not wait for that.
+    node.lost("b").after(6_100);
+    assert_eq!(node.count(asked_for(&["a", "b"])), 1);
+    let before = node.resolves();
+    node.hello("a").hello("b").after(600_000);
+    assert_eq!(node.resolves(), before, "nobody is missed any more");
+}
+
+#[test]
+fn a_listed_peer_that_never_answered_is_asked_for_and_one_that_left_the_list_is_not() {
+    let mut node = cluster_of("a b c me");
+    node.set("a b c x me").failed("x").after(6_100);
+    assert_eq!((node.resolves(), node.count(asked_for(&["x"]))), (1, 1));
+    node.set("a b c me").after(600_000);
+    assert_eq!(node.resolves(), 1);
+    node.lost("a").set("b c me").pinged("a", true).after(4_000);
+    assert_eq!(node.resolves(), 1, "discovery has said that it is gone");
+}
+
+#[test]
+fn a_peer_that_is_lost_again_and_again_is_asked_for_no_more_often_than_others() {
+    let mut node = cluster_of("a b me");
+    for _ in 0..100 {
+        node.lost("a").after(5_000).hello("a").after(1_000);
+    }
+    assert!(node.resolves() <= 120, "{} in 600 s", node.resolves());
 }
