@@ -245,5 +245,6 @@ fn member(number: u16) -> Result<Me, crate::Error> {
         addresses: vec![Address::new(format!("127.0.{}.{}:7946", number / 250, 1 + number % 250))?],
         weight: 1,
         zone: "".into(),
+        is_tls: false,
     })
 }

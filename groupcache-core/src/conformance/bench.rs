@@ -1,6 +1,6 @@
 //! A provider on the bench: run as a node runs it, with no node.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -26,6 +26,7 @@ use crate::{
 pub struct Bench {
     me: watch::Sender<Me>,
     leaving: watch::Sender<bool>,
+    reached: watch::Sender<BTreeSet<PeerId>>,
     feed: ProviderFeed,
     known: Known,
     asks: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
@@ -49,11 +50,13 @@ impl Bench {
         let me = Me { id: PeerId::new("under-test")?, cluster: CLUSTER.into(), ..member(9_999)? };
         let (me, announced) = watch::channel(me);
         let (leaving, is_leaving) = watch::channel(false);
-        let (handle, feed) = ProviderHandle::new(announced, is_leaving.clone());
+        let (reached, reached_feed) = watch::channel(BTreeSet::new());
+        let (handle, feed) = ProviderHandle::new(announced, is_leaving.clone(), reached_feed);
         let (ask, asks) = watch::channel(None);
         let tasks_before = Handle::current().metrics().num_alive_tasks();
         let run = tokio::spawn(supervise(provider, handle, ask, || {}, is_leaving, 1));
-        Ok(Self { me, leaving, feed, known: Known::default(), asks, run, tasks_before, health: None, left: Vec::new() })
+        let (known, left) = (Known::default(), Vec::new());
+        Ok(Self { me, leaving, reached, feed, known, asks, run, tasks_before, health: None, left })
     }
 
     /// Who is listed now: the last complete set, and the hints since.
@@ -145,9 +148,19 @@ impl Bench {
 
     /// Asks the provider to look again, as a node does that doubts a set.
     pub fn ask(&self) {
+        self.ask_for([]);
+    }
+
+    /// Asks the provider for these peers, as a node does that cannot reach them though they are listed.
+    pub fn ask_for(&self, ids: impl IntoIterator<Item = PeerId>) {
         if let Some(ask) = &*self.asks.borrow() {
-            let _ = ask.try_send(Vec::new());
+            let _ = ask.try_send(ids.into_iter().collect());
         }
+    }
+
+    /// Lets the node have connections to these peers, and to no others.
+    pub fn reach(&self, ids: impl IntoIterator<Item = PeerId>) {
+        self.reached.send_replace(ids.into_iter().collect());
     }
 
     /// Changes what the provider announces.

@@ -154,6 +154,8 @@ async fn crash<S: Source>(source: &mut S, timing: Timing) -> Ended {
     let (members, mut bench) = settled(source, timing, 3).await?;
     let Some((gone, others)) = members.split_first() else { return Ok(()) };
     source.crash(gone).await?;
+    // A node asks for a peer whose connection broke.
+    bench.ask_for([gone.id.clone()]);
     bench.until(timing.crash, "the others without the one that crashed", |s| !s.has(gone) && s.has_all(others)).await?;
     end(bench, timing).await
 }

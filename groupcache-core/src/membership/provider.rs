@@ -1,6 +1,6 @@
 //! What a provider is, and what it is given.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
@@ -170,6 +170,8 @@ pub struct Me {
     pub weight: u8,
     /// Failure domain; may be empty.
     pub zone: Arc<str>,
+    /// Whether it talks TLS to its peers.
+    pub is_tls: bool,
 }
 
 /// What the node tells a provider.
@@ -177,7 +179,9 @@ pub struct Me {
 pub enum Signal {
     /// [`ProviderContext::me`] has changed: announce it again.
     MeChanged,
-    /// Look again, with these peers in mind (none = everyone), and publish even if nothing changed.
+    /// Look again, with these peers in mind (none = everyone), and publish even if nothing changed. It comes when nodes
+    /// disagree, when a set without most peers is doubted, and when a peer that is listed by its name cannot be
+    /// reached; not more often than every few seconds.
     Resolve(Vec<PeerId>),
     /// The node leaves: withdraw the announcement and return within a second.
     Leaving,
@@ -212,9 +216,13 @@ pub struct ProviderContext {
     me: watch::Receiver<Me>,
     resolve: mpsc::Receiver<Vec<PeerId>>,
     leaving: watch::Receiver<bool>,
+    reached: Reached,
     sets: Arc<watch::Sender<Published>>,
     reports: mpsc::Sender<Report>,
 }
+
+/// The members that the node has a connection to.
+pub(crate) type Reached = watch::Receiver<BTreeSet<PeerId>>;
 
 /// The latest of what a provider has published.
 #[derive(Clone, Debug, Default)]
@@ -243,6 +251,13 @@ impl ProviderContext {
     /// This node, as it should be announced now.
     pub fn me(&self) -> Me {
         self.me.borrow().clone()
+    }
+
+    /// Whether this peer is a member that the node has a live connection to, as of some 50 ms ago.
+    ///
+    /// For sources whose silence proves nothing: a peer that answers is there, whatever has become of its record.
+    pub fn reaches(&self, id: &PeerId) -> bool {
+        self.reached.borrow().contains(id)
     }
 
     /// Waits for the node's next word. Dropping the future loses none.
@@ -298,7 +313,7 @@ impl ProviderContext {
 
     /// For a provider made of others: what a child of it is run with, and what that child says.
     pub(crate) fn child(&self) -> (ProviderHandle, ProviderFeed) {
-        ProviderHandle::new(self.me.clone(), self.leaving.clone())
+        ProviderHandle::new(self.me.clone(), self.leaving.clone(), self.reached.clone())
     }
 
     /// Turns true when the node leaves.
@@ -312,6 +327,7 @@ impl ProviderContext {
 pub(crate) struct ProviderHandle {
     me: watch::Receiver<Me>,
     leaving: watch::Receiver<bool>,
+    reached: Reached,
     sets: Arc<watch::Sender<Published>>,
     reports: mpsc::Sender<Report>,
 }
@@ -324,10 +340,15 @@ pub(crate) struct ProviderFeed {
 }
 
 impl ProviderHandle {
-    pub(crate) fn new(me: watch::Receiver<Me>, leaving: watch::Receiver<bool>) -> (Self, ProviderFeed) {
+    pub(crate) fn new(
+        me: watch::Receiver<Me>,
+        leaving: watch::Receiver<bool>,
+        reached: Reached,
+    ) -> (Self, ProviderFeed) {
         let (sets, set_feed) = watch::channel(Published::default());
         let (reports, report_feed) = mpsc::channel(REPORT_QUEUE);
-        (Self { me, leaving, sets: Arc::new(sets), reports }, ProviderFeed { sets: set_feed, reports: report_feed })
+        let feed = ProviderFeed { sets: set_feed, reports: report_feed };
+        (Self { me, leaving, reached, sets: Arc::new(sets), reports }, feed)
     }
 
     /// A context for one more run, and where to ask that run to look again.
@@ -337,6 +358,7 @@ impl ProviderHandle {
             me: self.me.clone(),
             resolve,
             leaving: self.leaving.clone(),
+            reached: self.reached.clone(),
             sets: Arc::clone(&self.sets),
             reports: self.reports.clone(),
         };
@@ -378,8 +400,10 @@ mod tests {
             addresses: Vec::new(),
             weight: hello.weight,
             zone: "".into(),
+            is_tls: false,
         };
-        let (handle, feed) = ProviderHandle::new(watch::channel(me).1, watch::channel(false).1);
+        let reached = watch::channel(BTreeSet::from([PeerId::new("b").expect("a good id")])).1;
+        let (handle, feed) = ProviderHandle::new(watch::channel(me).1, watch::channel(false).1, reached);
         (handle.context().0, feed)
     }
 
@@ -389,6 +413,16 @@ mod tests {
 
     fn read(feed: &mut ProviderFeed) -> Published {
         feed.sets.borrow_and_update().clone()
+    }
+
+    #[test]
+    fn a_provider_is_told_whom_the_node_reaches_and_so_are_those_it_is_made_of() {
+        let (cx, _feed) = begin();
+        let (child, _child_feed) = cx.child();
+        for cx in [&cx, &child.context().0] {
+            let reaches = |name: &str| cx.reaches(&PeerId::new(name).expect("a good id"));
+            assert_eq!((reaches("a"), reaches("b")), (false, true));
+        }
     }
 
     #[test]

@@ -277,6 +277,12 @@ impl Stabilizer {
         ids.filter(|id| self.listing.named.contains_key(*id)).cloned().collect()
     }
 
+    /// The members that have a connection now.
+    pub(crate) fn reached(&self) -> BTreeSet<PeerId> {
+        let live = self.members.iter().filter(|(_, entry)| self.dials.is_live(entry.dial));
+        live.map(|(id, _)| id.clone()).collect()
+    }
+
     /// Something that the member list shows may have changed.
     fn changed(&mut self, now: Duration) {
         match &mut self.settle {

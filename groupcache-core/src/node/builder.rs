@@ -1,6 +1,6 @@
 //! Builds and starts a node.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use tokio::{
     net::TcpListener,
@@ -154,13 +154,14 @@ impl NodeBuilder {
             Keyed(shared.random()),
         );
 
-        let (me, announced) = watch::channel(me_of(&identity, &local.hello()));
+        let (me, announced) = watch::channel(me_of(&identity, &local.hello(), !local.security.is_open()));
         let (leaving, is_leaving) = watch::channel(false);
+        let (reached, reached_feed) = watch::channel(BTreeSet::new());
         let (commands, command_feed) = mpsc::channel(4);
         let (status, status_feed) = watch::channel(Status::default());
         let (events, event_feed) = mpsc::channel(EVENT_QUEUE);
         let (asks, ask_feed) = watch::channel(None);
-        let (handle, provider_feed) = ProviderHandle::new(announced, is_leaving.clone());
+        let (handle, provider_feed) = ProviderHandle::new(announced, is_leaving.clone(), reached_feed);
         let node = Node {
             inner: Arc::new(Inner {
                 shared: Arc::clone(&shared),
@@ -204,7 +205,7 @@ impl NodeBuilder {
                 withdrawn.cancel();
             }
         }
-        let membership = Membership::new(Arc::clone(&shared), stabilizer, events, ask_feed, me, status);
+        let membership = Membership::new(Arc::clone(&shared), stabilizer, events, ask_feed, me, reached, status);
         tasks.run(membership.run(Feeds { provider: provider_feed, commands: command_feed, events: event_feed }));
         node.settled().await?;
         tracing::info!(id = %node.id(), address = %node.address(), "started");
@@ -289,7 +290,7 @@ fn wall_clock_ms() -> u64 {
     std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64)
 }
 
-fn me_of(identity: &Identity, hello: &Hello) -> Me {
+fn me_of(identity: &Identity, hello: &Hello, is_tls: bool) -> Me {
     Me {
         id: hello.id.clone(),
         cluster: identity.cluster().into(),
@@ -298,6 +299,7 @@ fn me_of(identity: &Identity, hello: &Hello) -> Me {
         addresses: hello.addresses.clone(),
         weight: hello.weight,
         zone: Arc::clone(&hello.zone),
+        is_tls,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The task that does what the stabilizer says: dials, pings, asks the provider, and installs views.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -66,6 +66,7 @@ pub(super) struct Membership {
     who: BTreeMap<DialId, PeerId>,
     asks: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
     me: watch::Sender<Me>,
+    reached: watch::Sender<BTreeSet<PeerId>>,
     status: watch::Sender<Status>,
     health: Option<Health>,
     epoch: u64,
@@ -78,11 +79,12 @@ impl Membership {
         links: LinkEvents,
         asks: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
         me: watch::Sender<Me>,
+        reached: watch::Sender<BTreeSet<PeerId>>,
         status: watch::Sender<Status>,
     ) -> Self {
         let (pings, pinged) = mpsc::channel(EVENT_QUEUE);
         let (who, health, epoch) = (BTreeMap::new(), None, 1);
-        Self { shared, stabilizer, links, pings, pinged, who, asks, me, status, health, epoch }
+        Self { shared, stabilizer, links, pings, pinged, who, asks, me, reached, status, health, epoch }
     }
 
     /// Runs until the node ends.
@@ -97,7 +99,10 @@ impl Membership {
                 Some(command) = feeds.commands.recv() => match command {
                     Command::Drain => self.drain(),
                 },
-                _ = steps.tick() => Some(Input::Tick),
+                _ = steps.tick() => {
+                    self.tell_whom_we_reach();
+                    Some(Input::Tick)
+                }
                 Some((id, is_alive)) = self.pinged.recv() => Some(Input::Pinged { id, is_alive }),
                 changed = feeds.provider.sets.changed(), if provider_is_there => {
                     provider_is_there = changed.is_ok();
@@ -121,6 +126,17 @@ impl Membership {
                 self.step(input);
             }
         }
+    }
+
+    fn tell_whom_we_reach(&self) {
+        let now = self.stabilizer.reached();
+        self.reached.send_if_modified(|reached| {
+            let has_changed = *reached != now;
+            if has_changed {
+                *reached = now;
+            }
+            has_changed
+        });
     }
 
     fn step(&mut self, input: Input) {

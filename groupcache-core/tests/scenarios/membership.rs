@@ -1,10 +1,16 @@
 //! Who is a member, as the nodes see each other: found by address alone, started again elsewhere, leaving.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use crate::support::{self, Cluster, Gate, PATIENCE, Peers, eventually, gated, identity};
 use futures_util::poll;
-use groupcache_core::{Group, Node, Peer};
+use groupcache_core::{
+    Group, Node, Peer, PeerId, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait,
+};
 use tokio::time::{Instant, timeout};
 
 async fn start(name: &str, peers: &Peers) -> Node {
@@ -137,4 +143,57 @@ async fn a_node_is_ready_once_its_groups_are_known_elsewhere() {
     let _at_b = data(&cluster.nodes[1], &gate);
     timeout(PATIENCE, ready).await.expect("now it is").unwrap();
     drop(cluster);
+}
+
+/// A discovery that lists the same peers for ever, and notes what the node lets it know of `b`.
+#[derive(Clone)]
+struct Curious {
+    peers: Vec<Peer>,
+    told: Arc<Mutex<Told>>,
+}
+
+#[derive(Default)]
+struct Told {
+    reaches_b: bool,
+    asked_for: BTreeSet<PeerId>,
+}
+
+#[async_trait]
+impl Provider for Curious {
+    fn name(&self) -> &str {
+        "curious"
+    }
+
+    async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
+        cx.publish(PeerSet::complete(self.peers.clone()));
+        let b = PeerId::new("b")?;
+        loop {
+            let signal = cx.next_within(Duration::from_millis(10)).await;
+            let mut told = self.told.lock().unwrap();
+            told.reaches_b = cx.reaches(&b);
+            match signal {
+                Some(Signal::Leaving) => return Ok(()),
+                Some(Signal::Resolve(ids)) => told.asked_for.extend(ids),
+                Some(Signal::MeChanged) | None => {}
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn discovery_is_told_whom_the_node_reaches_and_asked_for_whom_it_does_not() {
+    let b = start("b", &Peers::default()).await;
+    let curious = Curious { peers: vec![support::peer(&b)], told: Arc::default() };
+    let a = Node::builder().identity(identity("a")).provider(curious.clone()).start().await.unwrap();
+    let told = || curious.told.lock().unwrap();
+    eventually("a reaches b", || told().reaches_b).await;
+    assert!(told().asked_for.is_empty());
+
+    drop(b); // without a word
+    eventually("a does not reach b", || !told().reaches_b).await;
+    let begun = Instant::now();
+    eventually("discovery is asked for b", || told().asked_for.contains("b")).await;
+    println!("asked {:?} after it was lost (figure: 4 to 6 s)", begun.elapsed());
+    assert_eq!(a.members().len(), 2, "discovery lists it still");
+    a.shutdown().await.unwrap();
 }

@@ -268,5 +268,6 @@ pub(crate) fn member(name: &str) -> Me {
         addresses: vec![groupcache_core::Address::new("127.0.0.9:7946").unwrap()],
         weight: 1,
         zone: "".into(),
+        is_tls: false,
     }
 }

@@ -18,10 +18,11 @@ fn context() -> (ProviderContext, ProviderFeed, Node, mpsc::Sender<Vec<PeerId>>)
         addresses: Vec::new(),
         weight: 1,
         zone: "".into(),
+        is_tls: false,
     };
     let (leaving, is_leaving) = watch::channel(false);
     let (announce, me) = watch::channel(me);
-    let (handle, feed) = ProviderHandle::new(me, is_leaving);
+    let (handle, feed) = ProviderHandle::new(me, is_leaving, watch::channel(Default::default()).1);
     let (cx, ask) = handle.context();
     (cx, feed, (leaving, announce), ask)
 }

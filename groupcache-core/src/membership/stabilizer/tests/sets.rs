@@ -421,3 +421,12 @@ fn a_peer_that_is_lost_again_and_again_is_asked_for_no_more_often_than_others() 
     }
     assert!(node.resolves() <= 120, "{} in 600 s", node.resolves());
 }
+
+#[test]
+fn who_is_reached_is_who_has_a_connection() {
+    let mut node = cluster_of("a b c me");
+    node.lost("a");
+    assert_eq!(node.stabilizer.reached(), [id("b"), id("c")].into());
+    node.hello("a").goodbye("c", 1);
+    assert_eq!(node.stabilizer.reached(), [id("a"), id("b")].into());
+}
