@@ -1,0 +1,29 @@
+//! One run: a daemon of its own, until the node leaves.
+
+use groupcache_core::{Provider, ProviderContext, ProviderError, async_trait};
+
+use crate::{
+    daemon::{Daemon, Refused},
+    interfaces::Seen,
+    options::Mdns,
+    session::Session,
+};
+
+#[async_trait]
+impl Provider for Mdns {
+    fn name(&self) -> &str {
+        "mdns"
+    }
+
+    async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
+        let seen = Seen::default();
+        let (daemon, monitor) = match Daemon::begin(self, &seen) {
+            Ok(begun) => begun,
+            Err(Refused::Busy) => return Err("the thread of multicast DNS does not begin".into()),
+            Err(Refused::Ended(why)) => return Err(why.into()),
+        };
+        // Dropped at whatever point this future is, and the thread with it.
+        let session = Session::new(self, daemon, monitor, seen, &cx.me());
+        Box::pin(session.live(&mut cx)).await
+    }
+}

@@ -1,0 +1,111 @@
+//! Nodes that find each other: on loopback, and by link-local addresses alone.
+
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use discovery_mdns::Mdns;
+use groupcache_core::{Address, Group, Identity, Node};
+use segment::{Families, Segment};
+use tokio::{
+    runtime::Runtime,
+    time::{Instant, sleep},
+};
+
+use crate::support::{eventually, free_port, has_multicast};
+
+async fn start(identity: Identity, mdns: Mdns) -> (Node, Group<String>) {
+    let node = Node::builder().identity(identity).insecure().provider(mdns).start().await.unwrap();
+    let group = node.group::<String>("keys").capacity_bytes(1 << 20);
+    let group = group.loader(async |key: &str| Ok::<_, std::io::Error>(format!("value of {key}"))).build().unwrap();
+    (node, group)
+}
+
+fn sees(node: &Node, members: usize) -> bool {
+    let all = node.members();
+    all.len() == members && all.iter().all(|member| member.is_reachable)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_one_machine_are_one_cluster_and_one_that_leaves_is_in_no_ring() {
+    if !has_multicast() {
+        return;
+    }
+    let port = free_port();
+    let node = async |name: &str| {
+        let mdns = Mdns::new().port(port).unwrap().loopback();
+        start(Identity::default().with_id(name).unwrap(), mdns).await
+    };
+    let ((a, _), (b, _)) = tokio::join!(node("a"), node("b"));
+    eventually("a and b see each other", async || sees(&a, 2) && sees(&b, 2)).await;
+    let begun = Instant::now();
+    let (c, group) = node("c").await;
+    eventually("c is in every ring", async || [&a, &b, &c].into_iter().all(|node| sees(node, 3))).await;
+    println!("in every ring {:?} after its start (figure: 2 s)", begun.elapsed());
+    for n in 0..20 {
+        assert_eq!(group.get(&format!("k{n}")).await.unwrap(), format!("value of k{n}"));
+    }
+    let leaving = Instant::now();
+    c.shutdown().await.unwrap();
+    eventually("c is in no ring", async || sees(&a, 2) && sees(&b, 2)).await;
+    println!("out of every ring {:?} after shutdown began", leaving.elapsed());
+    a.shutdown().await.unwrap();
+    b.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_of_one_id_are_told_apart_by_the_second_one() {
+    if !has_multicast() {
+        return;
+    }
+    let port = free_port();
+    let mdns = || Mdns::new().port(port).unwrap().loopback();
+    let (a, _) = start(Identity::default().with_id("a").unwrap(), mdns()).await;
+    let other = Node::builder().identity(Identity::default().with_id("a").unwrap()).provider(mdns()).start().await;
+    let error = other.unwrap_err().to_string();
+    assert!(error.contains("another live node") && error.contains("NODE_NAME"), "{error}");
+    a.shutdown().await.unwrap();
+}
+
+/// A node on all interfaces of a host, and what runs it.
+fn on(host: &segment::Host, name: &str) -> (Runtime, Node, Group<String>) {
+    host.enter(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let identity = Identity::new(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 7946))).with_id(name).unwrap();
+        // Where it listens is nowhere to dial; the records of the interfaces are.
+        let identity = identity.with_advertised([Address::new("[::]:7946").unwrap()]).unwrap();
+        let (node, group) = runtime.block_on(start(identity, Mdns::new().ipv6_only()));
+        (runtime, node, group)
+    })
+}
+
+#[test]
+fn nodes_with_link_local_addresses_alone_reach_each_other_by_their_scope_and_follow_a_change_of_address() {
+    let Some(segment) = Segment::of(2, Families::V6) else { return };
+    for host in segment.hosts() {
+        host.ip(&["address", "delete", &format!("{}/64", host.address()), "dev", "eth0"]);
+    }
+    let [(runtime, a, _), (other, b, group)] = [on(&segment.hosts()[0], "a"), on(&segment.hosts()[1], "b")];
+    runtime.block_on(async {
+        eventually("they see each other", async || sees(&a, 2) && sees(&b, 2)).await;
+        for n in 0..20 {
+            assert_eq!(group.get(&format!("k{n}")).await.unwrap(), format!("value of k{n}"));
+        }
+    });
+    // The address changes under a node that runs.
+    segment.hosts()[1].ip(&["address", "flush", "dev", "eth0"]);
+    segment.hosts()[1].ip(&["address", "add", "fd77::99/64", "dev", "eth0", "nodad"]);
+    segment.hosts()[0].ip(&["address", "add", "fd77::98/64", "dev", "eth0", "nodad"]);
+    runtime.block_on(async {
+        // Longer than a connection to where nobody is any more can be taken for one.
+        sleep(Duration::from_secs(5)).await;
+        let took = eventually("they see each other again", async || sees(&a, 2) && sees(&b, 2)).await;
+        println!("found at its new address {took:?} after those 5 s");
+        for n in 100..120 {
+            assert_eq!(group.get(&format!("k{n}")).await.unwrap(), format!("value of k{n}"));
+        }
+    });
+    runtime.block_on(a.shutdown()).unwrap();
+    other.block_on(b.shutdown()).unwrap();
+}
