@@ -48,6 +48,8 @@ pub enum DiscoveryConfig {
     Dns(DnsConfig),
     /// Pods of Kubernetes; feature `kubernetes`.
     Kubernetes(Box<KubernetesConfig>),
+    /// Multicast DNS on the local network segment; feature `mdns`.
+    Mdns(Box<MdnsConfig>),
     /// A NATS server; feature `nats`.
     Nats(Box<NatsConfig>),
 }
@@ -111,6 +113,37 @@ pub struct KubernetesConfig {
     /// Zones are asked of the machines; of pods only.
     #[serde(default)]
     pub zones_from_nodes: bool,
+}
+
+/// Multicast DNS on the local network segment. Everything may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct MdnsConfig {
+    /// The name of the service; `_groupcache._tcp` where it is missing.
+    #[serde(default)]
+    pub service: Option<String>,
+    /// The UDP port; 5353 where it is missing.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// Talk on these interfaces only, separated by commas.
+    #[serde(default)]
+    pub interfaces: Option<String>,
+    /// Do not talk on these, separated by commas; those of containers and tunnels are left out anyway.
+    #[serde(default)]
+    pub skip_interfaces: Option<String>,
+    /// Talk on loopback too.
+    #[serde(default)]
+    pub loopback: bool,
+    /// `4` or `6` for one family of addresses only.
+    #[serde(default)]
+    pub ip: Option<String>,
+    /// Believe addresses that are neither private nor link-local.
+    #[serde(default)]
+    pub public_addresses: bool,
+    /// Announce the addresses of the interfaces instead of those of the identity.
+    #[serde(default)]
+    pub follow_interfaces: bool,
 }
 
 /// A NATS server over which the nodes announce themselves. One way to sign in, at most.
@@ -187,7 +220,6 @@ impl ConfigError {
         Self { text: text.into(), cause: None }
     }
 
-    #[cfg(any(feature = "static", feature = "kubernetes", feature = "nats"))]
     fn because(text: impl Into<String>, cause: impl Error + Send + Sync + 'static) -> Self {
         Self { text: text.into(), cause: Some(Box::new(cause)) }
     }

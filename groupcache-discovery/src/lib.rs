@@ -9,6 +9,7 @@
 //! | `file` | | `fixed` | the lines of a file, read again when it changes |
 //! | `dns` | | `fixed` | DNS names, resolved again and again: a headless Kubernetes service, for instance |
 //! | `kubernetes` | | `kubernetes` | pods by their labels, or the endpoint slices of a service |
+//! | `mdns` | | `mdns` | multicast DNS on the local network segment, with no configuration |
 //! | `nats` | | `nats` | announcements over a NATS server (`nats-credentials`, `nats-kv`, `nats-micro` add to it) |
 //!
 //! Which of them, and its options, may also come from a configuration file or from the environment:
@@ -42,7 +43,7 @@ mod config;
 pub use groupcache_core::*;
 
 pub use crate::config::{
-    ConfigError, DiscoveryConfig, DnsConfig, FileConfig, KubernetesConfig, NatsConfig, StaticConfig,
+    ConfigError, DiscoveryConfig, DnsConfig, FileConfig, KubernetesConfig, MdnsConfig, NatsConfig, StaticConfig,
 };
 
 /// Peers from a list, a file, DNS names, or a handle that the program sets; feature `static`.
@@ -64,6 +65,12 @@ pub mod kubernetes {
     pub use discovery_kubernetes::{
         APPLICATION_LABELS, KubernetesError, KubernetesStats, PORT_NAME, Pods, SERVICE_LABEL, Service, ZONE_LABEL,
     };
+}
+
+/// Peers on the same network segment; feature `mdns`.
+#[cfg(feature = "mdns")]
+pub mod mdns {
+    pub use discovery_mdns::{Mdns, MdnsError, MdnsStats};
 }
 
 /// Peers that announce themselves over a NATS server; feature `nats`.

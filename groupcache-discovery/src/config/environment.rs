@@ -2,10 +2,12 @@
 
 use std::env;
 
-use super::{ConfigError, DiscoveryConfig, DnsConfig, FileConfig, KubernetesConfig, NatsConfig, StaticConfig};
+use super::{
+    ConfigError, DiscoveryConfig, DnsConfig, FileConfig, KubernetesConfig, MdnsConfig, NatsConfig, StaticConfig,
+};
 
 /// Everything that is read.
-const VARIABLES: [&str; 27] = [
+const VARIABLES: [&str; 35] = [
     "GROUPCACHE_DISCOVERY",
     "GROUPCACHE_PEERS",
     "GROUPCACHE_PEERS_FILE",
@@ -19,6 +21,14 @@ const VARIABLES: [&str; 27] = [
     "GROUPCACHE_K8S_CONTEXT",
     "GROUPCACHE_K8S_STREAMING_LISTS",
     "GROUPCACHE_K8S_ZONES_FROM_NODES",
+    "GROUPCACHE_MDNS_SERVICE",
+    "GROUPCACHE_MDNS_PORT",
+    "GROUPCACHE_MDNS_INTERFACES",
+    "GROUPCACHE_MDNS_SKIP_INTERFACES",
+    "GROUPCACHE_MDNS_LOOPBACK",
+    "GROUPCACHE_MDNS_IP",
+    "GROUPCACHE_MDNS_PUBLIC_ADDRESSES",
+    "GROUPCACHE_MDNS_FOLLOW_INTERFACES",
     "GROUPCACHE_NATS_URL",
     "GROUPCACHE_NATS_APPLICATION",
     "GROUPCACHE_NATS_SUBJECT",
@@ -40,7 +50,7 @@ impl DiscoveryConfig {
     ///
     /// | variable | meaning |
     /// |---|---|
-    /// | `GROUPCACHE_DISCOVERY` | `none`, `static`, `file`, `dns`, `kubernetes` or `nats`; where it is missing, `static` if there is a list of peers, else `none` |
+    /// | `GROUPCACHE_DISCOVERY` | `none`, `static`, `file`, `dns`, `kubernetes`, `mdns` or `nats`; where it is missing, `static` if there is a list of peers, else `none` |
     /// | `GROUPCACHE_PEERS` | static: `host:port` or `id@host:port`, separated by commas |
     /// | `GROUPCACHE_PEERS_FILE` | file: its path |
     /// | `GROUPCACHE_DNS` | dns: `dns+host:port` or `dnssrv+name`, separated by commas |
@@ -50,6 +60,12 @@ impl DiscoveryConfig {
     /// | `GROUPCACHE_K8S_KUBECONFIG`, `_CONTEXT` | kubernetes: a file, and a context in it |
     /// | `GROUPCACHE_K8S_STREAMING_LISTS` | kubernetes: `1` has lists sent as a watch |
     /// | `GROUPCACHE_K8S_ZONES_FROM_NODES` | kubernetes: `1` asks the machines for their zones |
+    /// | `GROUPCACHE_MDNS_SERVICE`, `_PORT` | mdns: the name of the service, `_groupcache._tcp` where it is missing; the UDP port, 5353 |
+    /// | `GROUPCACHE_MDNS_INTERFACES`, `_SKIP_INTERFACES` | mdns: names of interfaces to use, or not to use, separated by commas |
+    /// | `GROUPCACHE_MDNS_LOOPBACK` | mdns: `1` for processes of one machine |
+    /// | `GROUPCACHE_MDNS_IP` | mdns: `4` or `6` for one family of addresses only |
+    /// | `GROUPCACHE_MDNS_PUBLIC_ADDRESSES` | mdns: `1` believes addresses that are neither private nor link-local |
+    /// | `GROUPCACHE_MDNS_FOLLOW_INTERFACES` | mdns: `1` announces the addresses of the interfaces |
     /// | `GROUPCACHE_NATS_URL` | nats: `nats://host:port`, separated by commas |
     /// | `GROUPCACHE_NATS_APPLICATION` | nats: whose nodes find each other; `default` where it is missing |
     /// | `GROUPCACHE_NATS_SUBJECT` | nats: `groupcache-gossip` where it is missing |
@@ -102,6 +118,7 @@ impl DiscoveryConfig {
                 Self::Dns(DnsConfig { names: needed("GROUPCACHE_DNS", "dns+users.default.svc.cluster.local:7946")? })
             }
             "kubernetes" => Self::Kubernetes(Box::new(kubernetes(&set)?)),
+            "mdns" => Self::Mdns(Box::new(mdns(&set)?)),
             "nats" => Self::Nats(Box::new(NatsConfig {
                 servers: needed("GROUPCACHE_NATS_URL", "nats://10.0.0.5:4222")?,
                 application: set("GROUPCACHE_NATS_APPLICATION").unwrap_or_else(|| "default".to_owned()),
@@ -121,7 +138,7 @@ impl DiscoveryConfig {
             })),
             other => {
                 return Err(ConfigError::new(format!(
-                    "GROUPCACHE_DISCOVERY is {other:?}, which is no provider; set it to none, static, file, dns, kubernetes or nats"
+                    "GROUPCACHE_DISCOVERY is {other:?}, which is no provider; set it to none, static, file, dns, kubernetes, mdns or nats"
                 )));
             }
         })
@@ -148,6 +165,23 @@ fn kubernetes(set: &impl Fn(&str) -> Option<String>) -> Result<KubernetesConfig,
         context: set("GROUPCACHE_K8S_CONTEXT"),
         streaming_lists: flag("GROUPCACHE_K8S_STREAMING_LISTS")?,
         zones_from_nodes: flag("GROUPCACHE_K8S_ZONES_FROM_NODES")?,
+    })
+}
+
+fn mdns(set: &impl Fn(&str) -> Option<String>) -> Result<MdnsConfig, ConfigError> {
+    let flag = |name: &str| switch(name, set(name));
+    let port = |text: String| {
+        text.parse().map_err(|_| ConfigError::new(format!("GROUPCACHE_MDNS_PORT is {text:?}; set it to a UDP port")))
+    };
+    Ok(MdnsConfig {
+        service: set("GROUPCACHE_MDNS_SERVICE"),
+        port: set("GROUPCACHE_MDNS_PORT").map(port).transpose()?,
+        interfaces: set("GROUPCACHE_MDNS_INTERFACES"),
+        skip_interfaces: set("GROUPCACHE_MDNS_SKIP_INTERFACES"),
+        loopback: flag("GROUPCACHE_MDNS_LOOPBACK")?,
+        ip: set("GROUPCACHE_MDNS_IP"),
+        public_addresses: flag("GROUPCACHE_MDNS_PUBLIC_ADDRESSES")?,
+        follow_interfaces: flag("GROUPCACHE_MDNS_FOLLOW_INTERFACES")?,
     })
 }
 

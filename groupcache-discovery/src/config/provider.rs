@@ -1,8 +1,8 @@
 //! From the configuration to the provider, or to the name of the feature that is missing.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
-use groupcache_core::{PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+use groupcache_core::{Identity, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
 
 use super::{ConfigError, DiscoveryConfig};
 
@@ -19,7 +19,45 @@ impl DiscoveryConfig {
             Self::File(config) => file(config),
             Self::Dns(config) => dns(&config.names),
             Self::Kubernetes(config) => kubernetes(config),
+            Self::Mdns(config) => mdns(config),
             Self::Nats(config) => nats(config),
+        }
+    }
+}
+
+impl DiscoveryConfig {
+    /// The identity of this node, from the environment ([`Identity::from_env`]).
+    ///
+    /// With `mdns`, a node that is told no address (`NODE_IP`, `POD_IP`) takes that of this machine on the network, so
+    /// that it can be found with no configuration at all. With everything else it is then on loopback.
+    ///
+    /// # Errors
+    /// As `Identity::from_env`, and those of [`provider`](Self::provider).
+    pub fn identity(&self) -> Result<Identity, ConfigError> {
+        let address = self.address()?.map(|ip| ip.to_string());
+        self.identity_from(address, |name| std::env::var(name).ok())
+    }
+
+    pub(super) fn identity_from(
+        &self,
+        address: Option<String>,
+        var: impl Fn(&str) -> Option<String>,
+    ) -> Result<Identity, ConfigError> {
+        let is_set = |name: &str| var(name).is_some_and(|value| !value.trim().is_empty());
+        let is_told = is_set("NODE_IP") || is_set("POD_IP");
+        let with_address = |name: &str| match &address {
+            Some(ip) if name == "NODE_IP" && !is_told => Some(ip.clone()),
+            _ => var(name),
+        };
+        Identity::from_vars(with_address)
+            .map_err(|e| ConfigError::because("the identity of the node cannot be read", e))
+    }
+
+    pub(super) fn address(&self) -> Result<Option<IpAddr>, ConfigError> {
+        match self {
+            #[cfg(feature = "mdns")]
+            Self::Mdns(config) => Ok(multicast_dns(config)?.address()),
+            _ => Ok(None),
         }
     }
 }
@@ -49,6 +87,7 @@ impl Provider for Alone {
         feature = "file",
         feature = "dns",
         feature = "kubernetes",
+        feature = "mdns",
         feature = "nats-credentials",
         feature = "nats-kv",
         feature = "nats-micro"
@@ -153,6 +192,53 @@ fn kubernetes(config: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, Con
         pods = pods.zones_from_nodes();
     }
     with_options!(pods, config, namespaces)
+}
+
+#[cfg(not(feature = "mdns"))]
+fn mdns(_: &super::MdnsConfig) -> Result<Arc<dyn Provider>, ConfigError> {
+    Err(missing("multicast DNS", "mdns"))
+}
+
+#[cfg(feature = "mdns")]
+fn mdns(config: &super::MdnsConfig) -> Result<Arc<dyn Provider>, ConfigError> {
+    Ok(Arc::new(multicast_dns(config)?))
+}
+
+#[cfg(feature = "mdns")]
+fn multicast_dns(config: &super::MdnsConfig) -> Result<discovery_mdns::Mdns, ConfigError> {
+    let bad = |e| ConfigError::because("the options of multicast DNS cannot be used", e);
+    let names = |text: &Option<String>| -> Vec<String> {
+        let names = text.iter().flat_map(|names| names.split(',')).map(str::trim);
+        names.filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect()
+    };
+    let mut mdns = discovery_mdns::Mdns::new();
+    if let Some(service) = &config.service {
+        mdns = mdns.service(service).map_err(bad)?;
+    }
+    if let Some(port) = config.port {
+        mdns = mdns.port(port).map_err(bad)?;
+    }
+    mdns = mdns.interfaces(names(&config.interfaces)).skip_interfaces(names(&config.skip_interfaces));
+    if config.loopback {
+        mdns = mdns.loopback();
+    }
+    mdns = match config.ip.as_deref() {
+        None => mdns,
+        Some("4") => mdns.ipv4_only(),
+        Some("6") => mdns.ipv6_only(),
+        Some(other) => {
+            return Err(ConfigError::new(format!(
+                "the addresses of multicast DNS are of the family {other:?}: write 4 or 6, or leave it out for both"
+            )));
+        }
+    };
+    if config.public_addresses {
+        mdns = mdns.public_addresses();
+    }
+    if config.follow_interfaces {
+        mdns = mdns.follow_interfaces();
+    }
+    Ok(mdns)
 }
 
 #[cfg(not(feature = "nats"))]

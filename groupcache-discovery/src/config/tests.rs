@@ -28,6 +28,7 @@ fn a_key_that_is_not_known_is_an_error_that_names_it() {
         (r#"{"provider":"dns","names":"dns+h:1","ttl":5}"#, "`ttl`"),
         (r#"{"provider":"nats","servers":"h","application":"users","pasword":"x"}"#, "`pasword`"),
         (r#"{"provider":"nats","servers":"h"}"#, "`application`"),
+        (r#"{"provider":"mdns","interface":"eth0"}"#, "`interface`"),
         (r#"{"provider":"consul"}"#, "`consul`"),
         (r#"{"peers":"a@h:1"}"#, "`provider`"),
     ];
@@ -60,8 +61,8 @@ fn the_environment_says_the_same() {
 
 #[test]
 fn a_variable_that_is_missing_or_wrong_is_named() {
-    let bad: [(&'static [(&str, &str)], &str); 7] = [
-        (&[("GROUPCACHE_DISCOVERY", "gossip")], "none, static, file, dns, kubernetes or nats"),
+    let bad: [(&'static [(&str, &str)], &str); 9] = [
+        (&[("GROUPCACHE_DISCOVERY", "gossip")], "none, static, file, dns, kubernetes, mdns or nats"),
         (&[("GROUPCACHE_DISCOVERY", "nats")], "GROUPCACHE_NATS_URL"),
         (&[("GROUPCACHE_DISCOVERY", "kubernetes")], "GROUPCACHE_K8S_APPLICATION"),
         (
@@ -72,6 +73,8 @@ fn a_variable_that_is_missing_or_wrong_is_named() {
             ],
             "GROUPCACHE_K8S_STREAMING_LISTS",
         ),
+        (&[("GROUPCACHE_DISCOVERY", "mdns"), ("GROUPCACHE_MDNS_PORT", "dns")], "GROUPCACHE_MDNS_PORT"),
+        (&[("GROUPCACHE_DISCOVERY", "mdns"), ("GROUPCACHE_MDNS_LOOPBACK", "lo")], "GROUPCACHE_MDNS_LOOPBACK"),
         (&[("GROUPCACHE_DISCOVERY", "file")], "GROUPCACHE_PEERS_FILE"),
         (&[("GROUPCACHE_DISCOVERY", "static")], "GROUPCACHE_PEERS"),
         (
@@ -99,6 +102,7 @@ fn a_provider_is_made_or_the_feature_that_it_needs_is_named() {
         (r#"{"provider":"file","path":"/p"}"#, "file", cfg!(feature = "file"), "file"),
         (r#"{"provider":"dns","names":"dns+h:1"}"#, "dns", cfg!(feature = "dns"), "dns"),
         (r#"{"provider":"kubernetes","application":"a"}"#, "kubernetes", cfg!(feature = "kubernetes"), "kubernetes"),
+        (r#"{"provider":"mdns"}"#, "mdns", cfg!(feature = "mdns"), "mdns"),
         (r#"{"provider":"nats","servers":"h","application":"a"}"#, "nats", cfg!(feature = "nats"), "nats"),
     ];
     for (text, name, is_there, feature) in cases {
@@ -154,6 +158,64 @@ fn the_environment_has_all_options_of_kubernetes() {
             "context":"c","streaming_lists":true,"zones_from_nodes":true}"#,
     );
     assert_eq!(all.unwrap(), written.unwrap());
+}
+
+#[test]
+fn the_environment_has_all_options_of_multicast_dns() {
+    let all = vars(&[
+        ("GROUPCACHE_DISCOVERY", "mdns"),
+        ("GROUPCACHE_MDNS_SERVICE", "_users._tcp"),
+        ("GROUPCACHE_MDNS_PORT", "5354"),
+        ("GROUPCACHE_MDNS_INTERFACES", "eth0, wlan0"),
+        ("GROUPCACHE_MDNS_SKIP_INTERFACES", "eth1"),
+        ("GROUPCACHE_MDNS_LOOPBACK", "1"),
+        ("GROUPCACHE_MDNS_IP", "4"),
+        ("GROUPCACHE_MDNS_PUBLIC_ADDRESSES", "1"),
+        ("GROUPCACHE_MDNS_FOLLOW_INTERFACES", "1"),
+    ]);
+    let written = json(
+        r#"{"provider":"mdns","service":"_users._tcp","port":5354,"interfaces":"eth0, wlan0","skip_interfaces":"eth1",
+            "loopback":true,"ip":"4","public_addresses":true,"follow_interfaces":true}"#,
+    );
+    assert_eq!(all.unwrap(), written.unwrap());
+    assert_eq!(vars(&[("GROUPCACHE_DISCOVERY", "mdns")]).unwrap(), json(r#"{"provider":"mdns"}"#).unwrap());
+}
+
+#[cfg(feature = "mdns")]
+#[test]
+fn an_option_of_multicast_dns_is_used_or_refused() {
+    for (options, expected) in [
+        (r#""service":"_users._tcp","port":5354,"interfaces":"eth0","loopback":true,"ip":"6""#, Ok("mdns")),
+        (r#""public_addresses":true,"follow_interfaces":true,"skip_interfaces":"eth0""#, Ok("mdns")),
+        (r#""service":"users""#, Err("options of multicast DNS")),
+        (r#""port":0"#, Err("options of multicast DNS")),
+        (r#""ip":"5""#, Err("write 4 or 6")),
+    ] {
+        match (expected, made(&format!(r#"{{"provider":"mdns",{options}}}"#))) {
+            (Ok(name), Ok(made)) => assert_eq!(made, name),
+            (Err(word), Err(error)) => assert!(error.contains(word), "{options}: {error}"),
+            (expected, made) => panic!("{options}: {expected:?}, but {made:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_node_that_is_told_no_address_takes_that_of_the_machine() {
+    let config = DiscoveryConfig::None;
+    let listens = |address: Option<&str>, vars: &[(&str, &str)]| {
+        let var = |name: &str| vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let identity = config.identity_from(address.map(str::to_owned), var);
+        identity.map(|identity| identity.listen().ip().to_string()).map_err(|e| e.to_string())
+    };
+    let machine = Some("192.168.1.7");
+    assert_eq!(listens(machine, &[]).as_deref(), Ok("192.168.1.7"));
+    assert_eq!(listens(machine, &[("NODE_IP", " ")]).as_deref(), Ok("192.168.1.7"));
+    assert_eq!(listens(machine, &[("NODE_IP", "127.0.0.1")]).as_deref(), Ok("127.0.0.1"));
+    assert_eq!(listens(machine, &[("POD_IP", "10.0.0.7")]).as_deref(), Ok("10.0.0.7"));
+    assert_eq!(listens(None, &[]).as_deref(), Ok("127.0.0.1"));
+    assert!(listens(machine, &[("GROUP_PORT", "x")]).unwrap_err().contains("identity"));
+    let lan = DiscoveryConfig::Dns(DnsConfig { names: "dns+h:1".to_owned() });
+    assert_eq!(lan.address().unwrap(), None, "only a segment knows whom the machine's address is for");
 }
 
 #[cfg(feature = "kubernetes")]
