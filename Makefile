@@ -13,12 +13,13 @@ CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
 # Debian packages that tests want beyond the above.
-PACKAGES = nats-server
+PACKAGES = nats-server iproute2 avahi-daemon avahi-utils dbus
 
-.PHONY: help run run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
+	@echo 'make run-mdns         the same, found by multicast DNS on loopback'
 	@echo 'make run-nats         the same, found over a nats-server that it starts too (NATS_PORT=4222)'
 	@echo 'make compose-up       three containers and nginx on 8080 (compose-down; PREBUILT=1 where no registry can be reached)'
 	@echo 'make minikube-run     the same on minikube, from an image that it builds (minikube-logs, minikube-clean)'
@@ -43,6 +44,15 @@ run: export HTTP_PORT := $(HTTP_PORT)
 run: export GROUP_PORT := $(GROUP_PORT)
 run:
 	@$(CARGO) build -p cluster
+	@$(TARGET)/debug/launch
+
+run-mdns: export NODES := $(NODES)
+run-mdns: export HTTP_PORT := $(HTTP_PORT)
+run-mdns: export GROUP_PORT := $(GROUP_PORT)
+run-mdns: export MDNS := 1
+run-mdns: export PROGRAM := cluster-mdns
+run-mdns:
+	@$(CARGO) build -p cluster -p cluster-mdns
 	@$(TARGET)/debug/launch
 
 run-nats: export NODES := $(NODES)
@@ -103,10 +113,11 @@ lint:
 	$(CARGO) clippy -p groupcache-core -- -D warnings
 	$(CARGO) clippy -p groupcache-core --features tls -- -D warnings
 	$(CARGO) clippy -p groupcache-discovery --no-default-features -- -D warnings
-	for feature in static file dns kubernetes nats nats-credentials nats-kv nats-micro tls testing; do \
+	for feature in static file dns kubernetes mdns nats nats-credentials nats-kv nats-micro tls testing; do \
 		$(CARGO) clippy -p groupcache-discovery --no-default-features --features $$feature -- -D warnings || exit 1; done
 	$(CARGO) clippy -p discovery-static --all-targets -- -D warnings
 	$(CARGO) clippy -p discovery-kubernetes --all-targets -- -D warnings
+	$(CARGO) clippy -p discovery-mdns --all-targets -- -D warnings
 	$(CARGO) clippy -p discovery-nats --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --all-features --no-deps
 	$(CARGO) run --quiet -p codegen -- --check

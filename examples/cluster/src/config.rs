@@ -15,8 +15,7 @@ pub(crate) struct Config {
 impl Config {
     /// Reads it; an error names the variable and says what to set it to.
     pub(crate) fn from_env() -> Result<Self, BoxError> {
-        let identity = Identity::from_env()?;
-        let provider = provider(&identity)?;
+        let (identity, provider) = discovery()?;
         let http = text("HTTP_ADDR")?.unwrap_or_else(|| "127.0.0.1:8080".into());
         let http = http.parse().map_err(|_| {
             format!("HTTP_ADDR is {http:?}, which is not an address: write ip:port, such as 127.0.0.1:8080")
@@ -31,16 +30,18 @@ impl Config {
     }
 }
 
-/// Who finds the peers: what `GROUPCACHE_DISCOVERY` says, or the list in `PEERS`.
-fn provider(identity: &Identity) -> Result<Arc<dyn Provider>, BoxError> {
+/// Who this process is, and who finds its peers: what `GROUPCACHE_DISCOVERY` says, or the list in `PEERS`.
+fn discovery() -> Result<(Identity, Arc<dyn Provider>), BoxError> {
     if text("GROUPCACHE_DISCOVERY")?.is_some() {
-        return Ok(DiscoveryConfig::from_env()?.provider()?);
+        let config = DiscoveryConfig::from_env()?;
+        return Ok((config.identity()?, config.provider()?));
     }
+    let identity = Identity::from_env()?;
     let peers: Static = text("PEERS")?.unwrap_or_default().parse().map_err(|e| named("PEERS", e))?;
     if !peers.handle().peers().is_empty() && identity.listen().port() == 0 {
         return Err("PEERS is set and GROUP_PORT is not: set it to the port that the peers dial".into());
     }
-    Ok(Arc::new(peers))
+    Ok((identity, Arc::new(peers)))
 }
 
 /// A variable; an empty one is as good as none.

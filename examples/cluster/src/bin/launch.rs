@@ -2,7 +2,7 @@
 //!
 //! `NODES` (3) processes serve HTTP on `HTTP_PORT` (8080) and the ports after it, and their peers on `GROUP_PORT`
 //! (7946) and the ports after it. With `NATS_PORT` they find each other over a nats-server that is started there,
-//! instead of by a list; `PROGRAM` (cluster) must then be one that can.
+//! instead of by a list, with `MDNS` by multicast DNS on loopback; `PROGRAM` (cluster) must then be one that can.
 #[path = "../stop.rs"]
 mod stop;
 
@@ -26,6 +26,8 @@ use tokio::{
 
 use crate::stop::Stop;
 
+/// What the system calls the loopback interface.
+const LOOPBACK: &str = if cfg!(target_os = "linux") { "lo" } else { "lo0" };
 /// How often the processes are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long all of them together may take to start, and each to end before it is killed.
@@ -68,6 +70,7 @@ struct Plan {
     http_port: u16,
     group_port: u16,
     nats_port: Option<u16>,
+    has_mdns: bool,
 }
 
 impl Plan {
@@ -77,6 +80,7 @@ impl Plan {
             http_port: number("HTTP_PORT", 8080)?,
             group_port: number("GROUP_PORT", 7946)?,
             nats_port: Some(number("NATS_PORT", 0)?).filter(|port| *port > 0), // 0 = not set
+            has_mdns: env::var_os("MDNS").is_some_and(|value| !value.is_empty()),
         };
         for (name, first) in [("HTTP_PORT", plan.http_port), ("GROUP_PORT", plan.group_port)] {
             if first.checked_add(plan.nodes - 1).is_none() {
@@ -161,6 +165,11 @@ impl Cluster {
         let program = env::current_exe()?.with_file_name(program);
         let discovery = match plan.nats_port {
             Some(port) => self.start_server(port)?,
+            None if plan.has_mdns => vec![
+                ("GROUPCACHE_DISCOVERY", "mdns".to_owned()),
+                // Nothing leaves this machine, and nobody else's run is joined.
+                ("GROUPCACHE_MDNS_INTERFACES", LOOPBACK.to_owned()),
+            ],
             None => {
                 let peers: Vec<_> = plan.nodes().map(|(name, _, group)| format!("{name}@{group}")).collect();
                 vec![("PEERS", peers.join(","))]
