@@ -263,4 +263,6 @@ impl Seen {
 }
 
 #[cfg(test)]
+mod speed;
+#[cfg(test)]
 mod tests;
