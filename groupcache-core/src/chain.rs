@@ -22,8 +22,14 @@ tokio::task_local! {
 const MAX_HASHES: usize = 2 * MAX_CHAIN;
 
 /// The loads on whose behalf something is asked, and how deep they are nested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Chain {
+///
+/// Most gets are asked for by callers and serve no load: theirs is a null pointer, since it is handed from the get to
+/// the fetch and on to the request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chain(Option<Arc<Served>>);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Served {
     /// How deep a load begun for it is nested; 0 = asked for by a caller.
     depth: u8,
     len: u8,
@@ -31,17 +37,7 @@ pub(crate) struct Chain {
     hashes: [u64; MAX_HASHES],
 }
 
-impl Chain {
-    pub(crate) const EMPTY: Self = Self { depth: 0, len: 0, hashes: [0; MAX_HASHES] };
-
-    /// The first of them, as many as fit.
-    pub(crate) fn of(depth: u32, hashes: impl IntoIterator<Item = u64>) -> Self {
-        let mut chain = Self::EMPTY;
-        chain.depth = u8::try_from(depth).unwrap_or(u8::MAX);
-        hashes.into_iter().take(MAX_HASHES).for_each(|hash| chain.add(hash));
-        chain
-    }
-
+impl Served {
     /// Adds a hash unless there is no room.
     fn add(&mut self, hash: u64) {
         if let Some(place) = self.hashes.get_mut(usize::from(self.len)) {
@@ -49,9 +45,24 @@ impl Chain {
             self.len += 1;
         }
     }
+}
+
+impl Chain {
+    pub(crate) const EMPTY: Self = Self(None);
+
+    /// The first of them, as many as fit.
+    pub(crate) fn of(depth: u32, hashes: impl IntoIterator<Item = u64>) -> Self {
+        let mut served = Served { depth: u8::try_from(depth).unwrap_or(u8::MAX), ..Served::default() };
+        hashes.into_iter().take(MAX_HASHES).for_each(|hash| served.add(hash));
+        if served == Served::default() { Self::EMPTY } else { Self(Some(Arc::new(served))) }
+    }
+
+    fn served(&mut self) -> &mut Served {
+        Arc::make_mut(self.0.get_or_insert_default())
+    }
 
     pub(crate) fn as_slice(&self) -> &[u64] {
-        self.hashes.get(..usize::from(self.len)).unwrap_or_default()
+        self.0.as_ref().and_then(|served| served.hashes.get(..usize::from(served.len))).unwrap_or_default()
     }
 
     pub(crate) fn contains(&self, hash: u64) -> bool {
@@ -59,7 +70,7 @@ impl Chain {
     }
 
     pub(crate) fn depth(&self) -> usize {
-        usize::from(self.depth)
+        self.0.as_ref().map_or(0, |served| usize::from(served.depth))
     }
 }
 
@@ -93,10 +104,11 @@ impl Lineage {
         if chain.depth() >= MAX_CHAIN {
             return Err(Knot::TooDeep);
         }
-        let mut own = *chain;
+        let mut own = chain.clone();
         // Its own hash matters more than that of the last who joined one of its callers.
-        own.len = own.len.min(MAX_HASHES as u8 - 1);
-        own.add(hash);
+        let served = own.served();
+        served.len = served.len.min(MAX_HASHES as u8 - 1);
+        served.add(hash);
         Ok(Arc::new(Self {
             depth: AtomicUsize::new(chain.depth()),
             chain: own,
@@ -113,9 +125,10 @@ impl Lineage {
 
     /// Everyone it serves, as far as it fits: this is what a request made by its loader carries.
     pub(crate) fn chain(&self) -> Chain {
-        let mut chain = self.chain;
-        chain.depth = u8::try_from(self.depth() + 1).unwrap_or(u8::MAX);
-        self.joined.lock().iter().for_each(|hash| chain.add(*hash));
+        let mut chain = self.chain.clone();
+        let served = chain.served();
+        served.depth = u8::try_from(self.depth() + 1).unwrap_or(u8::MAX);
+        self.joined.lock().iter().for_each(|hash| served.add(*hash));
         chain
     }
 
@@ -145,7 +158,7 @@ impl Lineage {
         for hash in chain.as_slice() {
             if joined.len() < MAX_SERVED && !self.chain.contains(*hash) {
                 joined.push(*hash);
-                entered.add(*hash);
+                entered.served().add(*hash);
             }
         }
         drop(joined);

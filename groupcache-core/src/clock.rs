@@ -66,9 +66,16 @@ impl Clock {
     /// Milliseconds since the start, read from the real clock: for what begins a deadline, since coarse time is
     /// old when this process has just stood still.
     pub(crate) fn read_ms(&self) -> u64 {
-        let suspended = Duration::from_millis(self.suspended_ms.load(Relaxed));
-        let now = u64::try_from((self.elapsed() + suspended).as_millis()).unwrap_or(NEVER);
-        self.now_ms.fetch_max(now, Relaxed);
+        self.at_ms(Instant::now())
+    }
+
+    /// As [`read_ms`](Self::read_ms), of a clock that was read just now.
+    pub(crate) fn at_ms(&self, now: Instant) -> u64 {
+        let since_start = now.saturating_duration_since(self.start).as_millis();
+        let now = u64::try_from(since_start).unwrap_or(NEVER).saturating_add(self.suspended_ms.load(Relaxed));
+        if now > self.now_ms.load(Relaxed) {
+            self.now_ms.fetch_max(now, Relaxed);
+        }
         now
     }
 
@@ -114,8 +121,12 @@ fn suspended_since_boot() -> Duration {
 
 /// The end of what may take this long from now on.
 pub(crate) fn deadline(limit: Duration) -> Instant {
-    let now = Instant::now();
-    now.checked_add(limit).unwrap_or(now + FOREVER)
+    after(Instant::now(), limit)
+}
+
+/// The end of what may take this long from `begun` on.
+pub(crate) fn after(begun: Instant, limit: Duration) -> Instant {
+    begun.checked_add(limit).unwrap_or(begun + FOREVER)
 }
 
 /// The coarse time `after` from `now_ms`.

@@ -11,6 +11,8 @@
 //! beginning, and its value is stored only if it has not moved. Both are done under the lock of the key's
 //! shard. No user code runs there: values are cloned and dropped outside.
 
+mod waiting;
+
 use std::{
     future::Future,
     sync::{
@@ -19,11 +21,12 @@ use std::{
     },
 };
 
-use tokio::sync::Notify;
+use hashbrown::{HashTable, hash_table::Entry};
 
+use self::waiting::{Waiters, Waiting};
 use crate::{
     config::INVALIDATION,
-    sync::{Keyed, Map, Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard},
 };
 
 /// Stripes of a node. With 1,000 writes a second and loads of 100 ms, one load in 650 is not stored because of
@@ -101,7 +104,7 @@ pub(crate) struct Flight<O, C> {
     pub(crate) begun_ms: u64,
     is_overdue: AtomicBool,
     outcome: OnceLock<O>,
-    landed: Notify,
+    waiters: Waiters,
     pub(crate) context: C,
 }
 
@@ -121,26 +124,45 @@ impl<O: Clone, C> Flight<O, C> {
     }
 
     /// Waits for the outcome. Dropping the future leaves nothing behind.
-    pub(crate) async fn outcome(&self) -> O {
-        loop {
-            // Registered before the outcome is looked at, or a landing in between would be missed.
-            let mut landed = std::pin::pin!(self.landed.notified());
-            landed.as_mut().enable();
-            if let Some(outcome) = self.outcome.get() {
-                return outcome.clone();
-            }
-            landed.await;
-        }
+    pub(crate) fn outcome(&self) -> Waiting<'_, O, C> {
+        Waiting::new(self)
     }
 
     fn land(&self, outcome: O) {
         if self.outcome.set(outcome).is_ok() {
-            self.landed.notify_waiters();
+            self.waiters.wake();
         }
     }
 }
 
-type Table<O, C> = Map<Arc<str>, Arc<Flight<O, C>>>;
+/// Found by the hash that the flight knows: a map would hash each key again at every step of a get.
+#[derive(Debug)]
+struct Table<O, C>(HashTable<Arc<Flight<O, C>>>);
+
+impl<O, C> Table<O, C> {
+    const fn new() -> Self {
+        Self(HashTable::new())
+    }
+
+    fn get(&self, hash: u64, key: &str) -> Option<&Arc<Flight<O, C>>> {
+        self.0.find(hash, |flight| &*flight.key == key)
+    }
+
+    /// Returns the flight whose place it took.
+    fn insert(&mut self, flight: Arc<Flight<O, C>>) -> Option<Arc<Flight<O, C>>> {
+        match self.0.entry(flight.hash, |known| known.key == flight.key, |known| known.hash) {
+            Entry::Occupied(mut known) => Some(std::mem::replace(known.get_mut(), flight)),
+            Entry::Vacant(place) => {
+                place.insert(flight);
+                None
+            }
+        }
+    }
+
+    fn remove(&mut self, hash: u64, is_it: impl Fn(&Arc<Flight<O, C>>) -> bool) -> Option<Arc<Flight<O, C>>> {
+        Some(self.0.find_entry(hash, is_it).ok()?.remove().0)
+    }
+}
 
 #[derive(Debug)]
 struct Shard<O, C> {
@@ -166,7 +188,7 @@ pub(crate) struct Flights<O, C> {
     clears: AtomicU64,
     clears_over: AtomicU64,
     cleared_ms: AtomicU64,
-    hasher: Keyed,
+    seed: u64,
 }
 
 /// A write that has begun.
@@ -191,8 +213,7 @@ pub(crate) enum Join<O, C, F> {
 impl<O: Clone, C> Flights<O, C> {
     /// `seed` must differ between groups, so that they do not share stripes for keys of one name.
     pub(crate) fn new(stripes: Arc<Stripes>, seed: u64) -> Self {
-        let hasher = Keyed(seed);
-        let shard = |_| Mutex::new(Shard { fetches: Map::with_hasher(hasher), loads: Map::with_hasher(hasher) });
+        let shard = |_| Mutex::new(Shard { fetches: Table::new(), loads: Table::new() });
         let shards = (0..SHARDS).map(shard).collect();
         Self {
             shards,
@@ -200,13 +221,13 @@ impl<O: Clone, C> Flights<O, C> {
             clears: AtomicU64::new(0),
             clears_over: AtomicU64::new(0),
             cleared_ms: AtomicU64::new(0),
-            hasher,
+            seed,
         }
     }
 
     /// In-process hash of a key: its shard and its stripe.
     fn hash(&self, key: &str) -> u64 {
-        xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), self.hasher.0)
+        xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), self.seed)
     }
 
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard<O, C>> {
@@ -229,7 +250,7 @@ impl<O: Clone, C> Flights<O, C> {
     ) -> Join<O, C, F> {
         let hash = self.hash(key);
         let mut shard = self.shard(hash);
-        if let Some(flight) = shard.table(kind).get(key) {
+        if let Some(flight) = shard.table(kind).get(hash, key) {
             // A fetch of the second after a write may carry the older value to those who were there before the
             // write returned; who comes afterwards must not share it.
             if kind == Kind::Load || !self.is_unsettled(hash, flight.begun_ms) {
@@ -239,20 +260,19 @@ impl<O: Clone, C> Flights<O, C> {
         if let Some(found) = look_again() {
             return Join::Found(found);
         }
-        let key: Arc<str> = key.into();
         let flight = Arc::new(Flight {
             kind,
-            key: Arc::clone(&key),
+            key: key.into(),
             hash,
             stripe: self.stripes.read(hash),
             clears: self.clears.load(Relaxed),
             begun_ms: now_ms,
             is_overdue: AtomicBool::new(false),
             outcome: OnceLock::new(),
-            landed: Notify::new(),
+            waiters: Waiters::default(),
             context: context(),
         });
-        let detached = shard.table(kind).insert(key, Arc::clone(&flight));
+        let detached = shard.table(kind).insert(Arc::clone(&flight));
         drop(shard);
         drop(detached);
         Join::Began(flight)
@@ -260,7 +280,8 @@ impl<O: Clone, C> Flights<O, C> {
 
     /// The flight of `key`, if one runs.
     pub(crate) fn running(&self, kind: Kind, key: &str) -> Option<Arc<Flight<O, C>>> {
-        self.shard(self.hash(key)).table(kind).get(key).cloned()
+        let hash = self.hash(key);
+        self.shard(hash).table(kind).get(hash, key).cloned()
     }
 
     /// Ends a flight: out of its table, `keep` if no write has passed it, and the outcome to all who wait.
@@ -268,18 +289,15 @@ impl<O: Clone, C> Flights<O, C> {
     /// `keep` runs under the lock; what it returns is handed out, so that replaced values are dropped outside.
     /// Returns `None` when a write has passed the flight.
     pub(crate) fn land<R>(&self, flight: &Arc<Flight<O, C>>, outcome: O, keep: impl FnOnce() -> R) -> Option<R> {
-        let (kept, unused) = {
+        let (kept, unused, _attached) = {
             let mut shard = self.shard(flight.hash);
-            let table = shard.table(flight.kind);
             // A detached flight must not remove the one that was begun after it.
-            if table.get(&flight.key).is_some_and(|attached| Arc::ptr_eq(attached, flight)) {
-                table.remove(&flight.key);
-            }
+            let attached = shard.table(flight.kind).remove(flight.hash, |attached| Arc::ptr_eq(attached, flight));
             // What a peer said in the second after a write may be of before it, even if the write was first here.
             let is_settled = flight.kind == Kind::Load || !self.is_unsettled(flight.hash, flight.begun_ms);
             let is_passed =
                 self.stripes.read(flight.hash) != flight.stripe || self.clears.load(Relaxed) != flight.clears;
-            if is_settled && !is_passed { (Some(keep()), None) } else { (None, Some(keep)) }
+            if is_settled && !is_passed { (Some(keep()), None, attached) } else { (None, Some(keep), attached) }
         };
         drop(unused); // it may hold the last of a value: outside of the lock
         flight.land(outcome);
@@ -295,7 +313,8 @@ impl<O: Clone, C> Flights<O, C> {
         let (changed, mark, detached) = {
             let mut shard = self.shard(hash);
             let mark = Mark { hash, writes: self.stripes.bump(hash, now_ms), clears: self.clears.load(Relaxed) };
-            let detached = (shard.fetches.remove(key), shard.loads.remove(key));
+            let detached =
+                [Kind::Fetch, Kind::Load].map(|kind| shard.table(kind).remove(hash, |flight| &*flight.key == key));
             (change(), mark, detached)
         };
         drop(detached); // perhaps the last owner of an outcome: outside of the lock
@@ -338,8 +357,7 @@ impl<O: Clone, C> Flights<O, C> {
             // Under its lock: who stores something now has seen the clear, or has stored it before.
             let detached = {
                 let mut shard = shard.lock();
-                [Kind::Fetch, Kind::Load]
-                    .map(|kind| std::mem::replace(shard.table(kind), Map::with_hasher(self.hasher)))
+                [Kind::Fetch, Kind::Load].map(|kind| std::mem::replace(shard.table(kind), Table::new()))
             };
             drop(detached);
         }
@@ -354,7 +372,7 @@ impl<O: Clone, C> Flights<O, C> {
 
     /// Every flight that has not landed; for shutting down and for the watch over overdue loads.
     pub(crate) fn all(&self, kind: Kind) -> Vec<Arc<Flight<O, C>>> {
-        self.shards.iter().flat_map(|shard| shard.lock().table(kind).values().cloned().collect::<Vec<_>>()).collect()
+        self.shards.iter().flat_map(|shard| shard.lock().table(kind).0.iter().cloned().collect::<Vec<_>>()).collect()
     }
 }
 

@@ -62,12 +62,24 @@ pub(crate) struct Tasks {
     /// Everything else: ends when `closing` is cancelled.
     pub(crate) others: TaskTracker,
     pub(crate) closing: CancellationToken,
+    /// The same, for those who ask at each get: the token takes a lock.
+    is_closing: AtomicBool,
 }
 
 impl Tasks {
     /// Starts a load.
     pub(crate) fn load(&self, future: impl Future<Output = ()> + Send + 'static) {
         self.loads.spawn_on(future, &self.runtime);
+    }
+
+    /// Ends what ends with the node.
+    pub(crate) fn close(&self) {
+        self.is_closing.store(true, Relaxed);
+        self.closing.cancel();
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is_closing.load(Relaxed)
     }
 
     /// Starts a task that ends with the node.
@@ -98,6 +110,7 @@ impl Shared {
                 loads: TaskTracker::new(),
                 others: TaskTracker::new(),
                 closing: CancellationToken::new(),
+                is_closing: AtomicBool::new(false),
             },
             membership: Mutex::default(),
             is_cut_off: AtomicBool::new(false),

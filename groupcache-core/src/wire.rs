@@ -15,7 +15,9 @@ use crate::{
     proto,
 };
 
-pub(crate) use crate::proto::{Answer as AnswerMessage, Frame, GetRequest, peer_client, peer_server};
+pub(crate) use crate::proto::{
+    Answer as AnswerMessage, Frame, GetRequest, Request as RequestMessage, peer_client, peer_server,
+};
 
 /// The one version of the protocol that we speak.
 pub(crate) const VERSION: u32 = 1;

@@ -5,6 +5,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
     Failure, Flying, Inner, Outcome,
     held::{Held, Slot},
@@ -35,8 +37,7 @@ struct Fetch<V: Value> {
     view: Arc<View>,
     hash: u64,
     chain: Chain,
-    /// Since the node's start.
-    begun: Duration,
+    begun: Instant,
     deadline_ms: u64,
     /// The last change before the view was taken.
     changes: u32,
@@ -62,8 +63,9 @@ impl<V: Value> Inner<V> {
         view: Arc<View>,
         changes: u32,
         chain: Chain,
+        begun: Instant,
     ) -> Loading<V> {
-        let now_ms = self.shared.local.clock.read_ms();
+        let now_ms = self.shared.local.clock.at_ms(begun);
         if let Some(mirror) = &self.mirror {
             mirror.missed(hash, now_ms);
         }
@@ -85,7 +87,7 @@ impl<V: Value> Inner<V> {
                     view,
                     hash,
                     chain,
-                    begun: self.shared.local.clock.elapsed(),
+                    begun,
                     deadline_ms: later(now_ms, self.shared.local.limits.get_deadline),
                     changes,
                     progress: Mutex::default(),
@@ -102,7 +104,7 @@ impl<V: Value> Fetch<V> {
     /// Asks the next candidate that can be asked; loads here when it is our turn, or nobody is left.
     fn advance(self: Arc<Self>) {
         let (shared, scope) = (&self.group.shared, self.group.settings.scope);
-        if shared.tasks.closing.is_cancelled() {
+        if shared.tasks.is_closing() {
             return self.land(Err(self.group.closed().into()));
         }
         loop {
@@ -133,7 +135,7 @@ impl<V: Value> Fetch<V> {
                 key: Arc::clone(self.flight.key()),
                 deadline_ms: self.deadline_ms,
                 rank,
-                chain: self.chain,
+                chain: self.chain.clone(),
                 reply: Arc::clone(&self) as Arc<dyn Reply>,
             };
             match link.send(call) {
@@ -257,11 +259,10 @@ impl<V: Value> Fetch<V> {
 }
 
 impl<V: Value> Reply for Fetch<V> {
-    fn reply(self: Arc<Self>, outcome: Reached) {
+    fn reply(self: Arc<Self>, outcome: Reached, at: Instant) {
         match outcome {
             Reached::Answered(answer) => {
-                let now = self.group.shared.local.clock.elapsed();
-                self.group.peer_latencies.add(now.saturating_sub(self.begun));
+                self.group.peer_latencies.add(at.saturating_duration_since(self.begun));
                 self.answered(answer);
             }
             Reached::Unreachable => {

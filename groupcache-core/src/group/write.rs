@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{Group, Inner, held::Slot, hold::MAX_HOLD};
 use crate::{
@@ -346,7 +346,7 @@ impl<V: Value> Inner<V> {
 pub(super) struct Acknowledged(pub(super) Mutex<Option<oneshot::Sender<Outcome>>>);
 
 impl Reply for Acknowledged {
-    fn reply(self: Arc<Self>, outcome: Outcome) {
+    fn reply(self: Arc<Self>, outcome: Outcome, _: Instant) {
         if let Some(waiting) = self.0.lock().take() {
             let _ = waiting.send(outcome);
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     chain::Chain,
@@ -76,7 +76,7 @@ fn tell(shared: &Shared, link: &Link, group: u32, key: Option<&Arc<str>>) -> Opt
 struct Acknowledged(Mutex<Option<oneshot::Sender<Outcome>>>);
 
 impl Reply for Acknowledged {
-    fn reply(self: Arc<Self>, outcome: Outcome) {
+    fn reply(self: Arc<Self>, outcome: Outcome, _: Instant) {
         if let Some(waiting) = self.0.lock().take() {
             let _ = waiting.send(outcome);
         }

@@ -104,7 +104,7 @@ impl Inner {
         self.leaving.send_replace(true);
         self.stop_serving.cancel();
         // First, so that fetches which lose their link now do not begin to load here.
-        self.shared.tasks.closing.cancel();
+        self.shared.tasks.close();
         self.shared.tasks.loads.close();
         self.shared.tasks.others.close();
         // Groups hold what holds the registry: emptied, they are freed with their last handle.

@@ -35,6 +35,9 @@ use crate::{
 /// A connection that lived this long was a good one: the next attempt comes at once, the pauses begin anew.
 const GOOD_CONNECTION: Duration = Duration::from_secs(1);
 
+/// After a frame with so many answers, those who were told have their turn before the next is read.
+const MANY_ANSWERS: usize = 8;
+
 /// How long callers may wait for a broken connection to be replaced.
 const MENDING: Duration = Duration::from_secs(1);
 
@@ -244,10 +247,15 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
     send(events, link, LinkEvent::Hello(hello)).await;
     let mut next = Some(first);
     loop {
-        if let Some(frame) = next.take()
-            && let Some(event) = take(link, frame)
-        {
-            send(events, link, event).await;
+        if let Some(frame) = next.take() {
+            let answers = frame.answers.len();
+            if let Some(event) = take(link, frame) {
+                send(events, link, event).await;
+            }
+            if answers >= MANY_ANSWERS {
+                // Those who were told ask for more, and that is sent, while the peer is at work on the rest.
+                tokio::task::yield_now().await;
+            }
         }
         let frame = tokio::select! {
             biased;

@@ -11,7 +11,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 
 use crate::{
     config::{BATCH_REQUESTS, SILENCE},
@@ -261,7 +264,8 @@ pub(super) fn wake(waker: Option<Waker>) {
 }
 
 pub(super) fn tell(ended: Ended) {
+    let now = Instant::now(); // one for all that a frame brought
     for (reply, outcome) in ended {
-        reply.reply(outcome);
+        reply.reply(outcome, now);
     }
 }

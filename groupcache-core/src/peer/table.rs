@@ -5,6 +5,8 @@
 
 use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
     chain::Chain,
     config::{BATCH_BYTES, IDLE_PING, QUIET, SILENCE},
@@ -12,6 +14,13 @@ use crate::{
     peer::breaker::{Breaker, End},
     wire,
 };
+
+/// What many callers ask at the same time leaves in so many frames, or the peer would be idle while those who were
+/// answered ask again, and we while it answers all of them.
+const SHARES: usize = 4;
+
+/// A frame of fewer requests costs more than it brings.
+const SMALLEST_SHARE: usize = 16;
 
 /// A request to a peer, until it is answered.
 pub(crate) struct Call {
@@ -27,9 +36,10 @@ pub(crate) struct Call {
     pub(crate) reply: Arc<dyn Reply>,
 }
 
-/// Who is told the outcome of a call, once. It runs in the task that reads the connection and must not block.
+/// Who is told the outcome of a call, once, and when that was. It runs in the task that reads the connection and must
+/// not block.
 pub(crate) trait Reply: Send + Sync {
-    fn reply(self: Arc<Self>, outcome: Outcome);
+    fn reply(self: Arc<Self>, outcome: Outcome, at: Instant);
 }
 
 /// How a call ended.
@@ -80,6 +90,8 @@ pub(crate) struct Table {
     queue: VecDeque<Due>,
     /// Somebody is about to put many calls into it: nothing is sent until they are all there.
     corked: usize,
+    /// What was put into it so leaves in one frame.
+    is_whole: bool,
     /// The stream that is polled for frames, when it has nothing to send.
     pub(crate) waker: Option<Waker>,
     /// Which connection is the current one; streams of former ones end.
@@ -122,6 +134,7 @@ impl Table {
             max_in_flight,
             queue: VecDeque::new(),
             corked: 0,
+            is_whole: false,
             waker: None,
             connection: 0,
             verdict: None,
@@ -208,11 +221,14 @@ impl Table {
     /// See [`cork`](Self::cork).
     pub(crate) fn uncork(&mut self) -> Option<Waker> {
         self.corked -= 1;
+        self.is_whole = true;
         if self.has_due() { self.waker.take() } else { None }
     }
 
     /// Fills a frame with what is due, up to `max_requests` and [`BATCH_BYTES`].
     pub(crate) fn fill(&mut self, frame: &mut wire::Outgoing, max_requests: usize, now_ms: u64) {
+        let share = (self.in_flight / SHARES).max(SMALLEST_SHARE);
+        let max_requests = if self.is_whole { max_requests } else { max_requests.min(share) };
         let mut bytes = 0;
         while frame.requests() < max_requests && bytes < BATCH_BYTES {
             match self.queue.pop_front() {
@@ -227,6 +243,7 @@ impl Table {
                 None => break,
             }
         }
+        self.is_whole &= !self.queue.is_empty();
         let quiet = now_ms.saturating_sub(self.watch.last_read_ms) >= QUIET.as_millis() as u64;
         if self.watch.is_due || (frame.requests() > 0 && quiet && self.watch.since_ms.is_none()) {
             self.watch.is_due = false;
@@ -403,7 +420,7 @@ mod tests {
     struct Nobody;
 
     impl Reply for Nobody {
-        fn reply(self: Arc<Self>, _: Outcome) {}
+        fn reply(self: Arc<Self>, _: Outcome, _: Instant) {}
     }
 
     fn connected(now_ms: u64) -> Table {
