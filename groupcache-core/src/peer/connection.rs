@@ -131,6 +131,12 @@ pub(super) fn first_look(service: &Service, named: Named, request: Request, may_
     }
 }
 
+/// Of a larger frame, so many requests are answered before their answers are sent.
+const AT_ONCE: usize = 128;
+
+/// After so many answers they have their turn to be sent before more is read: the peer is at work on them meanwhile.
+const MANY: usize = 8;
+
 type Loads = FuturesUnordered<Pin<Box<dyn Future<Output = (u64, Answer)> + Send>>>;
 
 /// How long a connection may live, whatever its peer does.
@@ -211,7 +217,7 @@ impl Connection {
         let mut next = Some(first);
         loop {
             if let Some(frame) = next.take()
-                && let Err(status) = self.take(frame, &hello)
+                && let Err(status) = self.take(frame, &hello).await
             {
                 self.service.local.counters.rejected.up();
                 self.outbox.close(Some(status));
@@ -249,7 +255,7 @@ impl Connection {
     }
 
     /// Takes a frame: answers what it can, and begins to wait for the rest.
-    fn take(&mut self, mut frame: Frame, hello: &Hello) -> Result<(), Status> {
+    async fn take(&mut self, mut frame: Frame, hello: &Hello) -> Result<(), Status> {
         match wire::hello(&mut frame) {
             Some(Ok(again)) if again.id == hello.id => self.take_groups(&again.groups),
             Some(Ok(_)) => return Err(Status::failed_precondition("a connection speaks for one node all its life")),
@@ -265,27 +271,40 @@ impl Connection {
         if frame.ping != 0 {
             self.outbox.pong(frame.ping);
         }
+        // Over all of the frame: what it makes this node load is loaded together.
         let taking = service.registry.takes_many();
-        let mut answers = Vec::with_capacity(frame.requests.len());
-        for (at, message) in frame.requests.into_iter().enumerate() {
-            let request = wire::request(message);
-            let id = request.id;
-            if let Some(answer) = self.look(request, at) {
-                answers.push((id, answer));
+        let mut requests = frame.requests.into_iter().enumerate();
+        while requests.len() > 0 {
+            let answered = requests.len().min(AT_ONCE);
+            self.answer(requests.by_ref().take(AT_ONCE));
+            if self.outbox.is_overrun() {
+                self.outbox.clear();
+                return Err(Status::resource_exhausted("answers are not read"));
+            }
+            if answered >= MANY {
+                tokio::task::yield_now().await;
             }
         }
         drop(taking);
         for id in frame.cancels {
             self.waiting.remove(&id); // the load goes on: it belongs to nobody
         }
-        self.outbox.push(answers.into_iter());
-        if self.outbox.is_overrun() {
-            self.outbox.clear();
-            return Err(Status::resource_exhausted("answers are not read"));
-        }
         self.outbox.now_waiting(self.waiting.len());
         self.say_pending(); // here too: frames that come without a pause keep the timer from being looked at
         Ok(())
+    }
+
+    /// Answers some requests of a frame, each with its place in it.
+    fn answer(&mut self, requests: impl Iterator<Item = (usize, wire::RequestMessage)>) {
+        let mut answers = Vec::with_capacity(AT_ONCE);
+        for (at, message) in requests {
+            let request = wire::request(message);
+            let id = request.id;
+            if let Some(answer) = self.look(request, at) {
+                answers.push((id, answer));
+            }
+        }
+        self.outbox.push(answers.into_iter());
     }
 
     /// The answer to a request, unless a load must be waited for.
