@@ -15,7 +15,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server iproute2 avahi-daemon avahi-utils dbus
 
-.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory measure-ring interleavings
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -31,7 +31,9 @@ help:
 	@echo 'make lint             formatting, clippy and docs with warnings denied, every feature alone'
 	@echo 'make doc              the documentation, in $(TARGET)/doc'
 	@echo 'make proto            generates the protocol code again from its .proto file'
-	@echo 'make measure-ring     how evenly the ring spreads keys: 200 sets of names of each style and size'
+	@echo 'make measure-ring     how evenly the ring spreads keys: 200 sets of names of each style and size; how fast it is'
+	@echo 'make bench            against memcached, Redis, the crate groupcache 0.3 and bare parts: half an hour, on two cores'
+	@echo '                      (BENCH="remote local" for some, ROUNDS=1, SECONDS=0.3)'
 	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
 	@echo 'make bench-memory     what a million entries take, against what is accounted'
 	@echo 'make interleavings    single flight under 10,000 orders of its locks (builds everything once more)'
@@ -95,7 +97,13 @@ test:
 
 # A measurement, not a test: tools/test leaves it out and says so.
 measure-ring:
-	$(CARGO) test --release -p groupcache-core --lib -- --ignored --nocapture in_200_sets_of_each_style
+	$(CARGO) test --release -p groupcache-core --lib -- --ignored --nocapture in_200_sets_of_each_style of_an_owner_and_of_a_ring
+
+# memcached and Redis take part where they are installed; the suite names those that are not.
+bench:
+	@$(CARGO) build --quiet --release -p bench --bin suite --bin allocations
+	@$(TARGET)/release/allocations
+	@$(TARGET)/release/suite $(BENCH)
 
 bench-hit-ratio:
 	@$(CARGO) run --quiet --release -p bench --bin hit-ratio

@@ -1,0 +1,153 @@
+//! The tables, and what was to be reached.
+
+use std::fmt::Write as _;
+
+use crate::{
+    contestants::Remote,
+    figures::{Results, Spread},
+    sections::{
+        cluster::{MANY, START, ZIPF},
+        local::{HITS, Local, MISSES},
+        membership,
+        remote::cell,
+    },
+};
+
+/// Sections of remote gets, with all their figures.
+const REMOTE: [&str; 5] =
+    ["remote gets", "remote gets of large values", "one caller, one core", "half of the load", "one in ten is a set"];
+
+/// What was to be reached: a ratio of two contestants in one cell, round by round.
+struct Bar {
+    section: &'static str,
+    cell: String,
+    figure: &'static str,
+    one: &'static str,
+    other: &'static str,
+    limit: Limit,
+}
+
+enum Limit {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+fn bars() -> Vec<Bar> {
+    let (ours, rival, unary) = (Remote::Ours.name(), Remote::Rival.name(), Remote::Unary.name());
+    let (memcached, pipelined) = (Remote::Memcached.name(), Remote::MemcachedPipelined.name());
+    let bar = |section, cell: &str, figure, one, other, limit| Bar {
+        section,
+        cell: cell.to_owned(),
+        figure,
+        one,
+        other,
+        limit,
+    };
+    let rate = |section, bytes, callers, other, limit| {
+        bar(section, &cell(bytes, callers), "per_second", ours, other, Limit::AtLeast(limit))
+    };
+    let tail = |callers| {
+        let cell = format!("{}, half of its load", cell(100, callers));
+        bar("half of the load", &cell, "p99_us / p50_us", ours, ours, Limit::AtMost(3.0))
+    };
+    vec![
+        bar(HITS, "1 thread", "ns", ours, Local::QuickCache.name(), Limit::AtMost(2.0)),
+        bar(HITS, "1 thread", "ns", Local::OursDecoded.name(), Local::QuickCache.name(), Limit::AtMost(2.0)),
+        bar(HITS, "1 thread", "ns", ours, rival, Limit::AtMost(0.25)),
+        rate("remote gets", 100, 64, rival, 6.0),
+        rate("remote gets", 100, 64, memcached, 2.5),
+        rate("remote gets", 100, 64, pipelined, 0.5),
+        rate("remote gets", 100, 512, rival, 15.0),
+        rate("remote gets", 100, 512, memcached, 8.0),
+        rate("remote gets", 100, 512, pipelined, 0.5),
+        rate("one caller, one core", 100, 1, unary, 1.0),
+        rate("one caller, one core", 100, 1, memcached, 0.6),
+        rate("remote gets of large values", 65536, 16, unary, 1.5),
+        rate("remote gets of large values", 65536, 16, memcached, 0.4),
+        tail(64),
+        tail(512),
+        bar(MANY, "100 keys", "per_second", "get_many", "gets at once", Limit::AtLeast(1.5)),
+    ]
+}
+
+fn spread(results: &Results, bar: &Bar) -> Option<Spread> {
+    let Some((one, other)) = bar.figure.split_once(" / ") else {
+        return results.ratio(bar.section, &bar.cell, bar.figure, bar.one, bar.other);
+    };
+    let of = |figure| results.spread(bar.section, &bar.cell, bar.one, figure);
+    let (one, other) = (of(one)?, of(other)?);
+    Some(Spread { median: one.median / other.median, min: one.min / other.median, max: one.max / other.median })
+}
+
+fn verdicts(results: &Results) -> String {
+    let mut text = String::from("| what | bar | measured, and from round to round | |\n|---|---|---|---|\n");
+    for bar in bars() {
+        let Some(ratio) = spread(results, &bar) else { continue };
+        let (limit, holds) = match bar.limit {
+            Limit::AtLeast(limit) => (format!("≥ {limit} ×"), ratio.median >= limit),
+            Limit::AtMost(limit) => (format!("≤ {limit} ×"), ratio.median <= limit),
+        };
+        let verdict = if holds { "reached" } else { "**missed**" };
+        let whom = if bar.one == bar.other {
+            format!("{}, {}", bar.one, bar.figure)
+        } else {
+            format!("{} : {}", bar.one, bar.other)
+        };
+        let _ = writeln!(
+            text,
+            "| {}, {}: {whom} | {limit} | {:.2} ({:.2} – {:.2}) | {verdict} |",
+            bar.section, bar.cell, ratio.median, ratio.min, ratio.max
+        );
+    }
+    let scaling = |who| Some(2.0 * results.ratio_of_cells(HITS, "1 thread", "2 threads", "ns", who)?.median);
+    if let (Some(ours), Some(bare)) = (scaling(Local::Ours.name()), scaling(Local::QuickCache.name())) {
+        let verdict = if ours >= 0.95 * bare { "reached" } else { "**missed**" };
+        let _ = writeln!(
+            text,
+            "| {HITS}, 2 threads : 1 | ≥ 0.95 × that of bare quick_cache | {ours:.2} : {bare:.2} | {verdict} |"
+        );
+    }
+    if let Some(miss) = results.spread(MISSES, "loader answers at once", "ours", "ns") {
+        let verdict = if miss.median <= 4000.0 { "reached" } else { "**missed**" };
+        let _ = writeln!(text, "| {MISSES}, processor | ≤ 4,000 ns | {:.0} | {verdict} |", miss.median);
+    }
+    text
+}
+
+/// All of it, as Markdown.
+pub fn text(results: &Results, rounds: usize, seconds: f64) -> String {
+    let mut text = format!("{}. {rounds} rounds of {seconds} s.\n\n", results.machine);
+    text.push_str(&verdicts(results));
+    let mut table = |section: &str, figure: &str, digits| {
+        let who = results.contestants(section);
+        let mut columns: Vec<_> = who.iter().map(String::as_str).collect();
+        columns.sort_by_key(|name| Remote::ALL.iter().position(|who| who.name() == *name));
+        if !columns.is_empty() {
+            text.push('\n');
+            text.push_str(&results.table(section, figure, &columns, digits));
+        }
+    };
+    for section in [HITS, MISSES] {
+        table(section, "ns", 0);
+    }
+    for section in REMOTE {
+        for figure in ["per_second", "p50_us", "p99_us", "p999_us", "max_us", "client_ns", "server_ns"] {
+            table(section, figure, 0);
+        }
+        for figure in ["client_wakes", "server_wakes", "errors"] {
+            table(section, figure, 2);
+        }
+    }
+    for (section, figure, digits) in [
+        (MANY, "per_second", 0),
+        (MANY, "share", 2),
+        (ZIPF, "per_second", 0),
+        (ZIPF, "share", 2),
+        (START, "ms", 1),
+        (membership::NAME, "ms", 1),
+        (membership::NAME, "cpu_ms", 2),
+    ] {
+        table(section, figure, digits);
+    }
+    text
+}
