@@ -100,5 +100,5 @@ fn answer(mut stream: &TcpStream, n: usize) -> bool {
     };
     // Who does not read it has at least been told.
     let _ = stream.write_all(&said);
-    n % 2 == 0
+    n.is_multiple_of(2)
 }

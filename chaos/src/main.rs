@@ -1,5 +1,4 @@
 //! What `make chaos` runs: all faults, or those that `FAULTS` names.
-#![expect(clippy::disallowed_methods, reason = "drives processes from outside, in real time")]
 
 use std::{env, error::Error, path::Path, process::ExitCode, time::Duration};
 

@@ -263,3 +263,58 @@ impl Report {
         fs::write(path, serde_json::to_string_pretty(&all)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMES: Times = Times { begin: 0, fault_begins: 1000, fault_ends: 2000, well: 3000, end: 4000 };
+
+    /// What is found when one node, of which the first is the victim, says this beside what all say who are well.
+    fn found(fault: Fault, node: usize, at: u64, said: impl FnOnce(&mut Sample)) -> Vec<&'static str> {
+        let well = |at| Sample { at, reachable: NODES, ..Sample::default() };
+        let mut samples = vec![vec![well(500), well(1500), well(2500), well(3500)]; NODES];
+        let mut sample = well(at);
+        said(&mut sample);
+        samples[node].push(sample);
+        let mut figures = Figures::new(fault, "n1", 0);
+        figures.judge(&samples, 0, TIMES);
+        figures.findings.iter().map(|finding| finding.what).collect()
+    }
+
+    fn one(what: &str, count: u64) -> BTreeMap<String, u64> {
+        BTreeMap::from([(what.to_owned(), count)])
+    }
+
+    #[test]
+    fn all_that_must_not_be_is_found_and_nothing_else() {
+        let nothing: [&str; 0] = [];
+        assert_eq!(found(Fault::Kill, 1, 1500, |_| ()), nothing);
+
+        let p4 = ["P4, no get fails where nothing was done"];
+        let fails = |what: &str| one(what, 1);
+        assert_eq!(found(Fault::Kill, 1, 3900, |s| s.failed = fails("read timeout of n1")), p4);
+        assert_eq!(found(Fault::Kill, 0, 1500, |s| s.failed = fails("read timeout of n1")), nothing, "at the victim");
+        assert_eq!(found(Fault::Kill, 1, 5000, |s| s.failed = fails("read timeout of n1")), nothing, "another fault's");
+        assert_eq!(found(Fault::LoaderStalls, 1, 1500, |s| s.failed = fails("read timeout of n1")), nothing);
+        assert_eq!(found(Fault::LoaderStalls, 1, 1500, |s| s.failed = fails("read timeout of n2")), p4);
+        assert_eq!(found(Fault::LoaderStalls, 1, 1500, |s| s.failed = fails("read unreachable of n1")), p4);
+
+        let p9 = ["P9, no get yields what a write has passed"];
+        assert_eq!(found(Fault::Kill, 0, 1500, |s| s.stale.push("old".into())), p9, "at the victim too");
+        assert_eq!(found(Fault::Kill, 1, 500, |s| s.bytes = 1), ["P6, bytes are bounded"]);
+
+        assert_eq!(found(Fault::Kill, 1, 500, |s| s.loaded = one("key", 1)), nothing);
+        assert_eq!(found(Fault::Kill, 1, 500, |s| s.loaded = one("key", 2)), ["P1, one load"]);
+        assert_eq!(found(Fault::Kill, 1, 1500, |s| s.loaded = one("key", 10)), nothing);
+        assert_eq!(found(Fault::Kill, 1, 1500, |s| s.loaded = one("key", 11)), ["P2, bounded loads"]);
+    }
+
+    #[test]
+    fn recovery_lasts_until_the_last_node_is_well() {
+        let mut figures = Figures::new(Fault::Cut, "n1", 0);
+        let ill = Sample { at: 2700, reachable: 4, ..Sample::default() };
+        figures.judge(&[vec![], vec![ill]], 0, TIMES);
+        assert_eq!(figures.recovery_ms, 700);
+    }
+}

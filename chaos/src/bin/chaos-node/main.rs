@@ -1,7 +1,6 @@
 //! One of the five: a node that gets keys of itself all the time, and says five times a second what came of it.
 //!
 //! It does what the lines of its standard input say, and ends with that.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a program that tests another one")]
 
 mod backend;
 mod floors;
