@@ -10,6 +10,9 @@ use crate::{Fault, Histogram, NODES, Sample, cluster::Held, run::is_well};
 /// A node that loads what another one owns keeps it this long at first, and longer each time.
 const FALLBACK_MS: u64 = 5000;
 
+/// More would not tell more.
+const SLOW_TOLD: usize = 12;
+
 /// What a run found.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -40,6 +43,8 @@ pub struct Figures {
     rate: u64,
     /// Gets that ended at all nodes, from before the fault until all were well after it.
     pub gets: u64,
+    /// The same, node by node.
+    gets_of_each: [u64; NODES],
     /// Gets that failed at the other nodes, by why and whose key it was.
     pub failed_elsewhere: BTreeMap<String, u64>,
     /// Gets that failed at the node itself.
@@ -50,6 +55,8 @@ pub struct Figures {
     during: Latency,
     settling: Latency,
     after: Latency,
+    /// Some of the slow gets at the other nodes.
+    pub slow: Vec<String>,
     /// From its end until all nodes had been well.
     pub recovery_ms: u64,
     /// Loads from its beginning until all were well, by how many of one key there were.
@@ -95,6 +102,7 @@ impl Figures {
             note: None,
             rate,
             gets: 0,
+            gets_of_each: [0; NODES],
             failed_elsewhere: BTreeMap::new(),
             failed_at_victim: BTreeMap::new(),
             writes: BTreeMap::new(),
@@ -102,6 +110,7 @@ impl Figures {
             during: Latency::default(),
             settling: Latency::default(),
             after: Latency::default(),
+            slow: Vec::new(),
             recovery_ms: 0,
             loads_of_a_key: BTreeMap::new(),
             held_before: Vec::new(),
@@ -132,8 +141,16 @@ impl Figures {
         self.after = latency(well, end);
         let ill = all(fault_ends, end).filter(|(_, sample)| !is_well(sample)).map(|(_, sample)| sample.at);
         self.recovery_ms = ill.max().map_or(0, |at| at - fault_ends);
+        let slow = all(begin, end).filter(|(n, _)| *n != victim).flat_map(|(n, sample)| {
+            sample
+                .slow
+                .iter()
+                .map(move |get| format!("n{} at {} ms: {get}", n + 1, sample.at.saturating_sub(fault_begins)))
+        });
+        self.slow = slow.take(SLOW_TOLD).collect();
         for (n, sample) in all(begin, end) {
             self.gets += sample.gets.count();
+            self.gets_of_each[n] += sample.gets.count();
             let failed = if n == victim { &mut self.failed_at_victim } else { &mut self.failed_elsewhere };
             add(failed, &sample.failed);
             add(&mut self.writes, &sample.writes);
@@ -209,6 +226,7 @@ impl fmt::Display for Figures {
             failed(&self.failed_elsewhere),
             failed(&self.failed_at_victim)
         )?;
+        writeln!(f, "  gets of each {:?}", self.gets_of_each)?;
         for (what, count) in &self.failed_at_victim {
             writeln!(f, "  at it: {count} × {what}")?;
         }
@@ -216,6 +234,9 @@ impl fmt::Display for Figures {
             [("before", self.before), ("during", self.during), ("settling", self.settling), ("after", self.after)];
         for (name, Latency { p50, p99, longest }) in phases {
             writeln!(f, "  {name:9} p50 {p50} µs, p99 {p99} µs, longest {} ms", longest / 1000)?;
+        }
+        for slow in &self.slow {
+            writeln!(f, "  slow, {slow}")?;
         }
         writeln!(f, "  well again {} ms after it was over", self.recovery_ms)?;
         let loads = self.loads_of_a_key.iter().map(|(loads, keys)| format!("{keys} keys {loads} ×"));

@@ -13,6 +13,8 @@ pub struct Sample {
     pub at: u64,
     /// How long the gets took that ended.
     pub gets: Histogram,
+    /// Some of the gets that took longer than a silent peer may keep them, and who was to answer.
+    pub slow: Vec<String>,
     /// Gets that failed, by what the error is and who owns the key.
     pub failed: BTreeMap<String, u64>,
     /// Calls of the loader, by key.

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use chaos::clock;
+use chaos::{NODES, clock};
 use groupcache_discovery::Group;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -47,7 +47,9 @@ pub(crate) async fn run(world: Arc<World>) {
             owed = owed.saturating_sub(TICKS);
         }
         if owed >= TICKS {
-            get_stamped(&world, fastrand::usize(..=KEYS));
+            // Some of them are hot, so that every node has copies of them.
+            let is_hot = fastrand::bool();
+            get_stamped(&world, if is_hot { fastrand::usize(..NODES) } else { fastrand::usize(..=KEYS) });
             owed -= TICKS;
         }
         while owed >= TICKS {

@@ -11,6 +11,11 @@ use std::{
 use chaos::{Sample, clock};
 use groupcache_discovery::{Error, Group};
 
+/// A peer that says nothing is given up after a second.
+const SLOW: Duration = Duration::from_millis(1500);
+/// In each sample.
+const SLOW_TOLD: usize = 3;
+
 #[derive(Default)]
 pub(crate) struct Tally {
     since: Mutex<Sample>,
@@ -37,7 +42,16 @@ impl Tally {
 
     /// A get has ended.
     pub(crate) fn ends(&self, group: &Group<String>, key: &str, took: Duration, error: Option<Error>) {
-        self.since().gets.add(took);
+        let is_slow = took > SLOW;
+        let slow = is_slow.then(|| format!("{} ms: {}", took.as_millis(), group.explain(key)));
+        let mut since = self.since();
+        since.gets.add(took);
+        if let Some(slow) = slow
+            && since.slow.len() < SLOW_TOLD
+        {
+            since.slow.push(slow);
+        }
+        drop(since);
         if let Some(error) = error {
             self.failed(group, key, &error);
         }
