@@ -9,13 +9,18 @@ NATS_PORT ?= 4222
 # Of `make run-axum-https`: the first of two ports.
 HTTPS_PORT ?= 8443
 
+# Of `make chaos`: names of faults (all of them), gets per second of each of five processes, seconds of each fault.
+FAULTS ?=
+RATE ?= 2000
+DURING ?= 30
+
 CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
 # Debian packages that tests want beyond the above.
-PACKAGES = nats-server iproute2 avahi-daemon avahi-utils dbus
+PACKAGES = nats-server iproute2 iptables avahi-daemon avahi-utils dbus
 
-.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory measure-ring interleavings
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory measure-ring interleavings chaos
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -37,6 +42,7 @@ help:
 	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
 	@echo 'make bench-memory     what a million entries take, against what is accounted'
 	@echo 'make interleavings    single flight under 10,000 orders of its locks (builds everything once more)'
+	@echo 'make chaos            five processes under load, and fault after fault: ten minutes (FAULTS=kill,cut RATE=2000 DURING=30)'
 	@echo 'make deps             what tests and lints want beyond the compiler'
 	@echo 'make clean            removes what was built'
 
@@ -114,6 +120,14 @@ bench-memory:
 # A build of its own: the locks of the core are other ones.
 interleavings:
 	RUSTFLAGS='--cfg shuttle' $(CARGO) test -p groupcache-core --lib --target-dir $(TARGET)/shuttle interleavings
+
+# The build of the tests: whether gets fail is looked at, and not how fast they could be.
+chaos: export FAULTS := $(FAULTS)
+chaos: export RATE := $(RATE)
+chaos: export DURING := $(DURING)
+chaos:
+	@$(CARGO) build -p chaos
+	@$(TARGET)/debug/chaos
 
 lint:
 	$(CARGO) fmt --all --check

@@ -11,9 +11,9 @@ mod support;
 
 use std::{fs, time::Instant};
 
-use rustix::process::Signal;
+use process::Signal;
 use serde_json::Value;
-use support::{Client, Process, Stage, eventually};
+use support::{Client, Stage, ends, eventually, start};
 
 /// The n-th prime, as one of the processes says it.
 async fn prime(client: &Client, port: u16, n: u32) -> Value {
@@ -67,7 +67,7 @@ async fn users_get_pages_peers_share_them_and_strangers_get_nothing_of_the_cache
 
     // Of another authority; and no TLS at all.
     let other = Stage::certificates("other-authority", &["b"]);
-    let stranger = Client::of(&stage, Some(support::certificate(&other, "b")));
+    let stranger = Client::of(&stage, Some(support::certificate(other.directory(), "b")));
     assert!(stranger.get(a, "/").await.is_err(), "a certificate that is shown must be good");
     assert!(!support::plain(a).contains("200 OK"));
 }
@@ -88,14 +88,14 @@ async fn who_is_asked_to_end_answers_what_it_was_asked_and_the_other_goes_on() {
 
     let asked = Instant::now();
     stage.processes[0].signal(Signal::TERM);
-    eventually("b hears that a leaves", async || stage.processes[1].said("a (draining)")).await;
+    eventually("b hears that a leaves", async || stage.processes[1].out.said("a (draining)")).await;
     assert!(!slow.is_finished(), "others own its keys before it is done with its last requests");
     let (status, answered) = slow.await.unwrap();
-    assert_eq!(status, 200, "{:#?}", stage.processes[0].log());
+    assert_eq!(status, 200, "{:#?}", stage.processes[0].out.lines());
     println!("answered {:?} after it was asked to end", answered.saturating_duration_since(asked));
-    assert!(stage.processes[0].ends(), "{:#?}", stage.processes[0].log());
+    assert!(ends(&mut stage.processes[0]), "{:#?}", stage.processes[0].out.lines());
     println!("ended {:?} after it was asked to", asked.elapsed());
-    assert!(!stage.processes[0].said("cutting off"), "{:#?}", stage.processes[0].log());
+    assert!(!stage.processes[0].out.said("cutting off"), "{:#?}", stage.processes[0].out.lines());
 
     for n in 1..=20 {
         assert_eq!(prime(&users, b, n).await["n"], n);
@@ -114,7 +114,7 @@ async fn certificates_are_replaced_without_a_restart() {
     let key = stage.file("a-key.pem");
     let kept = fs::read(&key).unwrap();
     fs::write(&key, "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n").unwrap();
-    eventually("it says that it cannot read it", async || stage.processes[0].said("stays as it is")).await;
+    eventually("it says that it cannot read it", async || stage.processes[0].out.said("stays as it is")).await;
     assert_eq!(users.get(a, "/").await.unwrap().server_certificate, first);
 
     fs::write(&key, kept).unwrap();
@@ -129,7 +129,7 @@ async fn certificates_are_replaced_without_a_restart() {
 async fn what_is_wrong_is_said_in_a_sentence() {
     let stage = Stage::new("wrong").await;
     let directory = stage.directory().display().to_string();
-    let (taken, free) = (stage.ports[0].to_string(), support::free_ports(1).to_string());
+    let (taken, free) = (stage.ports[0].to_string(), process::free_ports(1).to_string());
     for (vars, says) in [
         (vec![("NODE_NAME", "a"), ("CERTIFICATES", &directory)], "GROUP_PORT is not set"),
         (vec![("NODE_NAME", "a"), ("CERTIFICATES", &directory), ("GROUP_PORT", &taken)], "cannot listen on 127.0.0.1"),
@@ -139,9 +139,9 @@ async fn what_is_wrong_is_said_in_a_sentence() {
         ),
         (vec![("NODE_NAME", "a"), ("GROUP_PORT", &free), ("PEERS", "a@nowhere")], "PEERS cannot be read"),
     ] {
-        let mut process = Process::start(&vars);
-        assert!(!process.ends(), "{vars:?}");
-        let said = process.log();
+        let mut process = start(&vars);
+        assert!(!ends(&mut process), "{vars:?}");
+        let said = process.out.lines();
         assert_eq!(said.len(), 1, "{said:#?}");
         assert!(said[0].starts_with("axum-https: ") && said[0].contains(says), "{said:#?}");
     }

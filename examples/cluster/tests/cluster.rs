@@ -16,9 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::Signal;
+use process::Scratch;
 use support::{
-    Cluster, FETCH, Log, Process, Scratch, eventually, free_ports, get, is_free, is_in_cluster_of, json, local,
+    Cluster, FETCH, Log, Process, Signal, eventually, free_ports, get, is_free, is_in_cluster_of, json, local, scratch,
+    start,
 };
 
 const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
@@ -144,10 +145,10 @@ fn processes_with_one_cluster_key_share_and_one_with_another_stays_outside() {
 
 #[test]
 fn a_backend_that_is_too_slow_is_a_time_out_and_bad_requests_are_told_so() {
-    let scratch = Scratch::new("errors");
+    let scratch = scratch("errors");
     let (database, port) = (scratch.path("data.db"), free_ports(1));
     let address = local(port).to_string();
-    let _process = Process::start(CLUSTER, &[("HTTP_ADDR", &address), ("DATABASE", &database)], &Log::default());
+    let _process = start(CLUSTER, &[("HTTP_ADDR", &address), ("DATABASE", &database)], &Log::default());
     eventually("a process without peers is ready", || is_in_cluster_of(1, port));
 
     let writer = rusqlite::Connection::open(&database).unwrap();
@@ -182,7 +183,7 @@ fn a_backend_that_is_too_slow_is_a_time_out_and_bad_requests_are_told_so() {
 
 #[test]
 fn what_a_process_cannot_start_with_is_one_line_that_names_it() {
-    let scratch = Scratch::new("bad-start");
+    let scratch = scratch("bad-start");
     let taken = TcpListener::bind(local(0)).unwrap();
     let (taken, free) = (taken.local_addr().unwrap().port().to_string(), local(free_ports(1)).to_string());
     let taken_http = format!("127.0.0.1:{taken}");
@@ -211,7 +212,7 @@ fn what_a_process_cannot_start_with_is_one_line_that_names_it() {
         let mut vars = vec![("HTTP_ADDR", free.as_str()), ("DATABASE", good.as_str())];
         vars.retain(|(other, _)| other != name);
         vars.push((name, value));
-        let mut process = Process::start(CLUSTER, &vars, &Log::default());
+        let mut process = start(CLUSTER, &vars, &Log::default());
         let status = process.ends_within(TO_END);
         let said = process.err.lines();
         assert_eq!(status.code(), Some(1), "{name}={value}: {said:?}");
@@ -228,7 +229,7 @@ fn the_launcher_starts_three_processes_and_ctrl_c_or_sigterm_ends_them_all() {
         |launcher| launcher.signal(Signal::TERM),      // as make does
     ];
     for end in ends {
-        let (http, group, scratch) = (free_ports(3), free_ports(3), Scratch::new("launcher"));
+        let (http, group, scratch) = (free_ports(3), free_ports(3), scratch("launcher"));
         let mut launcher = launch(http, group, &scratch);
         eventually("the launcher says what to type", || launcher.out.count("curl http://") > 0);
         for port in [http, http + 1, http + 2] {
@@ -252,7 +253,7 @@ fn the_launcher_starts_three_processes_and_ctrl_c_or_sigterm_ends_them_all() {
 
 #[test]
 fn the_launcher_ends_when_one_process_cannot_start() {
-    let (http, group, scratch) = (free_ports(3), free_ports(3), Scratch::new("launcher-fails"));
+    let (http, group, scratch) = (free_ports(3), free_ports(3), scratch("launcher-fails"));
     let taken = TcpListener::bind(local(http + 1)).unwrap();
     let mut launcher = launch(http, group, &scratch);
     let status = launcher.ends_within(Duration::from_secs(20));
@@ -265,7 +266,7 @@ fn the_launcher_ends_when_one_process_cannot_start() {
     assert_all_gone(&[], http, group, &scratch);
 
     for (name, value) in [("NODES", "0"), ("NODES", "many"), ("HTTP_PORT", "65535"), ("GROUP_PORT", "8081")] {
-        let mut launcher = Process::start(LAUNCH, &[(name, value)], &Log::default());
+        let mut launcher = start(LAUNCH, &[(name, value)], &Log::default());
         assert_eq!(launcher.ends_within(TO_END).code(), Some(1));
         let said = launcher.err.lines();
         assert!(said.len() == 1 && said[0].contains(name), "{name}={value}: {said:?}");
@@ -275,7 +276,7 @@ fn the_launcher_ends_when_one_process_cannot_start() {
 fn launch(http: u16, group: u16, scratch: &Scratch) -> Process {
     let (http, group, temporary) = (http.to_string(), group.to_string(), scratch.path(""));
     let vars = [("HTTP_PORT", http.as_str()), ("GROUP_PORT", &group), ("TMPDIR", &temporary)];
-    Process::start(LAUNCH, &vars, &Log::default())
+    start(LAUNCH, &vars, &Log::default())
 }
 
 fn assert_all_gone(children: &[String], http: u16, group: u16, scratch: &Scratch) {

@@ -236,8 +236,10 @@ impl Stabilizer {
         };
         if is_due {
             self.me.state = NodeState::Ready;
+            // Whoever waits for it must find the peers in the view that have answered: a node that took itself to be
+            // alone would load every key, and say of a write that nobody else had to hear of it.
+            self.install_now();
             self.actions.push(Action::Ready);
-            self.changed(now);
         }
     }
 
@@ -298,6 +300,10 @@ impl Stabilizer {
             Settle::Changed { first, last } if now >= last + SETTLE_QUIET || now >= first + SETTLE_LIMIT => {}
             Settle::Quiet | Settle::Changed { .. } => return,
         }
+        self.install_now();
+    }
+
+    fn install_now(&mut self) {
         self.settle = Settle::Quiet;
         let others = self.members.values().map(|entry| Member::new(&entry.facts, Some(entry.dial)));
         let members = MemberSet::new(others.chain([Member::new(&self.me, None)]).collect());

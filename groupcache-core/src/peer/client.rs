@@ -136,7 +136,7 @@ fn pauses(seed: u64) -> impl Iterator<Item = Duration> {
     // Without a seed its jitter comes from a generator of the thread, which no simulation could repeat.
     ExponentialBuilder::default()
         .with_min_delay(RECONNECT_MIN)
-        .with_max_delay(RECONNECT_MAX)
+        .with_max_delay(RECONNECT_MAX / 2) // the jitter comes on top, and is as long at most
         .without_max_times()
         .with_jitter()
         .with_jitter_seed(seed)
@@ -376,5 +376,20 @@ impl Stream for Outbound {
             local.counters.requests_sent.add(frame.requests() as u64);
         }
         Poll::Ready(Some(frame.finish()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RECONNECT_MAX, RECONNECT_MIN, pauses};
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_not_beyond() {
+        for seed in 0..100 {
+            let pauses: Vec<_> = pauses(seed).take(40).collect();
+            assert!((RECONNECT_MIN..=2 * RECONNECT_MIN).contains(&pauses[0]), "{pauses:?}");
+            assert!(pauses.iter().all(|pause| *pause <= RECONNECT_MAX), "{pauses:?}");
+            assert!(pauses[20..].iter().all(|pause| *pause >= RECONNECT_MAX / 2), "{pauses:?}");
+        }
     }
 }

@@ -50,6 +50,16 @@ async fn nodes_that_know_only_addresses_find_out_who_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_has_started_is_one_of_the_peers_that_answered_and_not_alone() {
+    let mut cluster = Cluster::start(3).await;
+    let late = start("d", &cluster.peers).await;
+    let members: Vec<_> = late.members().iter().map(|member| member.id.to_string()).collect();
+    assert_eq!(members, ["a", "b", "c", "d"], "at once");
+    cluster.nodes.push(late);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_starts_again_elsewhere_owns_its_keys_as_before() {
     let mut cluster = Cluster::start(3).await;
     let gate = open();

@@ -168,6 +168,36 @@ impl Host {
     pub fn heal(&self) {
         run(&["-n", &self.switch, "link", "set", &self.port(), "master", "br0"]);
     }
+
+    /// Cuts one way: what this host sends to the other one vanishes, what it receives from there does not.
+    pub fn cut_to(&self, other: &Host) {
+        // A station that nobody is: the bridge hands the packets to everyone, and everyone drops them.
+        for address in other.addresses() {
+            let address = address.to_string();
+            let station = ["lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent"];
+            self.ip(&[&["neigh", "replace", &address][..], &station].concat());
+        }
+    }
+
+    /// Ends the cut to that host.
+    pub fn heal_to(&self, other: &Host) {
+        for address in other.addresses() {
+            self.ip(&["neigh", "del", &address.to_string(), "dev", "eth0"]);
+        }
+    }
+
+    /// Runs a program on this host to its end.
+    ///
+    /// # Errors
+    /// What it wrote to standard error, when it does not end well.
+    pub fn run(&self, words: &[&str]) -> Result<(), String> {
+        let (program, arguments) = words.split_first().ok_or("no program")?;
+        let output = self.command(program).args(arguments).output().map_err(|e| format!("{program}: {e}"))?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(format!("{}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim())),
+        }
+    }
 }
 
 impl Namespace {

@@ -1,21 +1,17 @@
 //! Real processes, their certificates, and HTTPS to ask them by.
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream as Blocking},
+    io::{Read, Write},
+    net::TcpStream as Blocking,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU16, Ordering::Relaxed},
-    },
-    thread::JoinHandle,
+    process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use process::{PATIENCE, Process, Scratch, Start, free_ports, local};
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use read_along::is_secret;
-use rustix::process::{Pid, Signal, kill_process};
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
@@ -29,9 +25,6 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-/// Long enough for anything that works, on a busy machine with two cores.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
 /// Waits for a condition, and says which one when it does not come.
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
@@ -41,28 +34,22 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
     }
 }
 
-fn local(port: u16) -> SocketAddr {
-    ([127, 0, 0, 1], port).into()
+/// Starts the service; everything that it says is in one log.
+pub(crate) fn start(vars: &[(&str, &str)]) -> Process {
+    let start = Start::program(env!("CARGO_BIN_EXE_axum-https")).vars([("RUST_LOG", read_along::RUST_LOG)]);
+    start.vars(vars.iter().copied()).one_log().reads(read_along::says).spawn()
 }
 
-/// The first of so many consecutive ports that nobody listens on and no other test of this file takes; they are below
-/// those that the system gives to whoever asks for a free one.
-pub(crate) fn free_ports(n: u16) -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let begin = 12_000 + (std::process::id() % 1000) as u16 * 16;
-    loop {
-        let first = begin + NEXT.fetch_add(n, Relaxed) % 2_000;
-        if (first..first + n).all(|port| TcpListener::bind(local(port)).is_ok()) {
-            return first;
-        }
-    }
+/// Waits for its end; whether it was a good one.
+pub(crate) fn ends(process: &mut Process) -> bool {
+    process.ends_within(PATIENCE).success()
 }
 
 /// Two processes, `a` and `b`, that are one cluster.
 pub(crate) struct Stage {
     pub(crate) processes: Vec<Process>,
     pub(crate) ports: [u16; 2],
-    directory: PathBuf,
+    directory: Scratch,
 }
 
 impl Stage {
@@ -72,13 +59,8 @@ impl Stage {
         let ports = [first, first + 1];
         let peers = format!("a@{},b@{}", local(ports[0]), local(ports[1]));
         let start = |name: &str, port: u16| {
-            let (port, directory) = (port.to_string(), directory.display().to_string());
-            Process::start(&[
-                ("NODE_NAME", name),
-                ("GROUP_PORT", &port),
-                ("PEERS", &peers),
-                ("CERTIFICATES", &directory),
-            ])
+            let (port, directory) = (port.to_string(), directory.directory().display().to_string());
+            self::start(&[("NODE_NAME", name), ("GROUP_PORT", &port), ("PEERS", &peers), ("CERTIFICATES", &directory)])
         };
         let processes = vec![start("a", ports[0]), start("b", ports[1])];
         let stage = Self { processes, ports, directory };
@@ -95,22 +77,22 @@ impl Stage {
     }
 
     /// A directory with an authority and these nodes, as the program makes it.
-    pub(crate) fn certificates(test: &str, names: &[&str]) -> PathBuf {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
-        make_certificates(&directory, names);
+    pub(crate) fn certificates(test: &str, names: &[&str]) -> Scratch {
+        let directory = Scratch::new(env!("CARGO_TARGET_TMPDIR"), test);
+        make_certificates(directory.directory(), names);
         directory
     }
 
     pub(crate) fn directory(&self) -> &Path {
-        &self.directory
+        self.directory.directory()
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
+        self.directory().join(name)
     }
 
     pub(crate) fn certificate_of(&self, name: &str) -> Certificate {
-        certificate(&self.directory, name)
+        certificate(self.directory(), name)
     }
 
     /// A certificate of the same authority, for somebody who is no peer.
@@ -122,13 +104,6 @@ impl Stage {
         let (mut params, key) = (CertificateParams::new([name.to_owned()]).unwrap(), KeyPair::generate().unwrap());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        self.processes.clear();
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -146,67 +121,6 @@ pub(crate) type Certificate = (String, String);
 pub(crate) fn certificate(directory: &Path, name: &str) -> Certificate {
     let read = |name: String| fs::read_to_string(directory.join(name)).unwrap();
     (read(format!("{name}.pem")), read(format!("{name}-key.pem")))
-}
-
-/// A process, and what it logs; killed when it is dropped.
-pub(crate) struct Process {
-    child: Child,
-    lines: Arc<Mutex<Vec<String>>>,
-    readers: Vec<JoinHandle<()>>,
-}
-
-impl Process {
-    pub(crate) fn start(vars: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_axum-https"));
-        command.env_clear().env("RUST_LOG", read_along::RUST_LOG).envs(vars.iter().copied());
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let follow = |from: Box<dyn Read + Send>| {
-            let lines = Arc::clone(&lines);
-            std::thread::spawn(move || {
-                for line in BufReader::new(from).lines().map_while(Result::ok) {
-                    if read_along::says(&line) {
-                        lines.lock().unwrap().push(line);
-                    }
-                }
-            })
-        };
-        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let readers = vec![follow(Box::new(out)), follow(Box::new(err))];
-        Self { child, lines, readers }
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    pub(crate) fn log(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
-    }
-
-    pub(crate) fn said(&self, text: &str) -> bool {
-        self.log().iter().any(|line| line.contains(text))
-    }
-
-    /// Waits for its end; whether it was a good one.
-    pub(crate) fn ends(&mut self) -> bool {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                self.readers.drain(..).for_each(|reader| reader.join().unwrap());
-                return status.success();
-            }
-            assert!(Instant::now() < end, "still runs: {:#?}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! What is fetched before it is asked for, and what becomes of it when the upstream is unwell.
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use process::Signal;
 use serde_json::json;
 
 use crate::support::{

@@ -1,7 +1,7 @@
 //! What whoever runs the service sees: limits, ids, metrics, mistakes, and an end in order.
 use std::{fs, net::TcpListener, path::Path, time::Instant};
 
-use rustix::process::Signal;
+use process::Signal;
 
 use crate::support::{CONFIG, Process, ask, eventually, free_ports, local, stage, upstream::Mood};
 

@@ -1,5 +1,5 @@
 //! What is not cached, and is asked of the upstream for each client.
-use rustix::process::Signal;
+use process::Signal;
 
 use crate::support::{TOKEN, ask, eventually, stage, upstream::Mood};
 

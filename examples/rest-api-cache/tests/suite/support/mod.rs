@@ -3,62 +3,27 @@ pub(crate) mod recorded;
 pub(crate) mod upstream;
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU16, Ordering::Relaxed},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
+    io::{Read, Write},
+    net::TcpStream,
+    ops::{Deref, DerefMut},
+    time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use process::{PATIENCE, Start};
+pub(crate) use process::{eventually, free_ports, local};
 use serde_json::Value;
 
 use self::upstream::{Mood, Upstream};
-
-/// Long enough for anything that works, on a busy machine with two cores.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// As long as a token of GitHub; the log must not have it.
 pub(crate) const TOKEN: &str = "ghp_9aK2xQ7vLmR4tYw8ZcB1nD5sF3hJ6pG0eUoi";
 
 pub(crate) const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config.yaml");
 
-/// Waits for a condition, and says which one when it does not come.
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-pub(crate) fn local(port: u16) -> SocketAddr {
-    ([127, 0, 0, 1], port).into()
-}
-
-/// The first of so many consecutive ports that nobody listens on and no other test of this file takes; they are below
-/// those that the system gives to whoever asks for a free one.
-pub(crate) fn free_ports(n: u16) -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let begin = 11_000 + (std::process::id() % 1000) as u16 * 18;
-    loop {
-        let first = begin + NEXT.fetch_add(n, Relaxed) % 2_000;
-        if (first..first + n).all(|port| TcpListener::bind(local(port)).is_ok()) {
-            return first;
-        }
-    }
-}
-
-/// A process, and what it logs; killed when it is dropped.
+/// A process that serves HTTP; what it logs is in one log.
 pub(crate) struct Process {
     pub(crate) port: u16,
-    child: Child,
-    lines: Arc<Mutex<Vec<String>>>,
-    readers: Vec<JoinHandle<()>>,
+    process: process::Process,
 }
 
 impl Process {
@@ -85,49 +50,25 @@ impl Process {
 
     /// With these variables and no others.
     pub(crate) fn spawn(port: u16, vars: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rest-api-cache"));
-        command.env_clear().env("RUST_LOG", read_along::RUST_LOG).envs(vars.iter().copied());
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let follow = |from: Box<dyn Read + Send>| {
-            let lines = Arc::clone(&lines);
-            std::thread::spawn(move || {
-                for line in BufReader::new(from).lines().map_while(Result::ok) {
-                    assert!(!line.contains(TOKEN), "the token, at any level: {line}");
-                    if read_along::says(&line) {
-                        lines.lock().unwrap().push(line);
-                    }
-                }
-            })
+        let reads = |line: &str| {
+            assert!(!line.contains(TOKEN), "the token, at any level: {line}");
+            read_along::says(line)
         };
-        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let readers = vec![follow(Box::new(out)), follow(Box::new(err))];
-        Self { port, child, lines, readers }
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let start = Start::program(env!("CARGO_BIN_EXE_rest-api-cache")).vars([("RUST_LOG", read_along::RUST_LOG)]);
+        Self { port, process: start.vars(vars.iter().copied()).one_log().reads(reads).spawn() }
     }
 
     pub(crate) fn log(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
+        self.out.lines()
     }
 
     pub(crate) fn said(&self, text: &str) -> bool {
-        self.log().iter().any(|line| line.contains(text))
+        self.out.said(text)
     }
 
     /// Waits for its end; whether it was a good one. What it logged has been read, then.
     pub(crate) fn ends(&mut self) -> bool {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                self.readers.drain(..).for_each(|reader| reader.join().unwrap());
-                return status.success();
-            }
-            assert!(Instant::now() < end, "still runs: {:#?}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        self.ends_within(PATIENCE).success()
     }
 
     /// `None` when nobody answers.
@@ -152,13 +93,17 @@ impl Process {
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        // A line that no test may see is seen here at the latest.
-        let read = self.readers.drain(..).map(JoinHandle::join).all(|read| read.is_ok());
-        assert!(read || std::thread::panicking(), "a line had the token");
+impl Deref for Process {
+    type Target = process::Process;
+
+    fn deref(&self) -> &Self::Target {
+        &self.process
+    }
+}
+
+impl DerefMut for Process {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.process
     }
 }
 

@@ -1,7 +1,7 @@
 //! When this node becomes Ready, and who owns keys.
 
 use super::{
-    super::Input,
+    super::{Action, Input},
     script::{MY_LIFE, cluster_of, peer, start, start_with},
 };
 use crate::identity::NodeState::{Draining, Joining, Ready};
@@ -27,6 +27,14 @@ fn a_node_is_ready_when_every_listed_peer_answered_or_failed() {
     assert_eq!(node.readies(), 0);
     node.hello("d").after(100).owners("a d me");
     assert_eq!(node.readies(), 1);
+}
+
+#[test]
+fn a_node_that_is_ready_has_the_peers_in_its_view_that_answered() {
+    let mut node = start();
+    node.set("a b me").hello("a").hello("b").members("a b me").owners("a b me");
+    let order: Vec<_> = node.log.iter().filter(|action| matches!(action, Action::Install(_) | Action::Ready)).collect();
+    assert!(matches!(order[..], [Action::Install(_), Action::Install(_), Action::Ready]), "{order:?}");
 }
 
 #[test]

@@ -1,0 +1,89 @@
+//! Ten times a second, something else than a get.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use chaos::{NODES, clock};
+use groupcache_discovery::{Error, Invalidated};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::{
+    World,
+    floors::{CLEARED, KEYS},
+    gets::judge,
+    tally::kind,
+};
+
+const EVERY: Duration = Duration::from_millis(100);
+
+/// Each of these in turn.
+const OPERATIONS: usize = 8;
+
+pub(crate) async fn run(world: Arc<World>) {
+    let mut tick = interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    for turn in 0.. {
+        tick.tick().await;
+        if world.rate.load(Relaxed) > 0 {
+            world.tally.begins();
+            operate(&world, turn).await;
+            world.tally.ended();
+        }
+    }
+}
+
+async fn operate(world: &World, turn: usize) {
+    // A key has one writer, so that the order of its writes is known.
+    let column = (turn % (KEYS / NODES)) * NODES + world.number;
+    let (group, key) = (&world.written, format!("written-{column}"));
+    let called = clock::nanoseconds();
+    match turn % OPERATIONS {
+        0 => done(world, "remove", &[column], called, group.remove(&key).await),
+        1 => done(world, "set", &[column], called, group.set(&key, called.to_string()).await),
+        2 => {
+            let columns = [column, (column + NODES) % (KEYS / NODES * NODES)];
+            let keys = columns.map(|column| format!("written-{column}"));
+            done(world, "remove_many", &columns, called, group.remove_many(keys).await);
+        }
+        3 => done(world, "remove_and_hold", &[column], called, group.remove_and_hold(&key, EVERY).await),
+        4 => done(world, "clear", &[CLEARED], called, world.cleared.clear().await),
+        5 => seen(world, "remove_lazy", group.remove_lazy(&key).await.err().as_ref()),
+        6 => seen(world, "peek", group.peek(&key).await.err().as_ref()),
+        _ => get_many(world).await,
+    }
+}
+
+/// A write: once it has reached everyone, nobody may see what was before.
+fn done(world: &World, what: &str, columns: &[usize], called: u64, outcome: Result<Invalidated, Error>) {
+    match outcome {
+        Ok(done) if done.is_complete() && !done.views_differed() => {
+            columns.iter().for_each(|column| world.floors.raise(world.number, *column, called));
+            let members = world.node.members().len();
+            let among = if members < NODES { format!(" among {members}") } else { String::new() };
+            world.tally.wrote(format!("{what} complete{among}"));
+        }
+        Ok(_) => world.tally.wrote(format!("{what} incomplete")),
+        Err(e) => world.tally.wrote(format!("{what} {}", kind(&e))),
+    }
+}
+
+fn seen(world: &World, what: &str, error: Option<&Error>) {
+    world.tally.wrote(format!("{what} {}", error.map_or("complete", kind)));
+}
+
+/// Eight keys at once; one that fails is a get that failed.
+async fn get_many(world: &World) {
+    let columns: Vec<_> = (0..8).map(|_| fastrand::usize(..KEYS)).collect();
+    let floors: Vec<_> = columns.iter().map(|column| world.floors.of(*column)).collect();
+    let keys: Vec<_> = columns.iter().map(|column| format!("written-{column}")).collect();
+    let values = world.written.get_many(&keys).await;
+    for ((key, floor), value) in keys.iter().zip(floors).zip(values) {
+        match value {
+            Ok(value) => judge(world, &world.written, key, floor, &value),
+            Err(e) => world.tally.failed(&world.written, key, &e),
+        }
+    }
+    seen(world, "get_many", None);
+}
