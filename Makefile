@@ -34,7 +34,7 @@ help:
 	@echo 'make measure-ring     how evenly the ring spreads keys: 200 sets of names of each style and size'
 	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
 	@echo 'make bench-memory     what a million entries take, against what is accounted'
-	@echo 'make interleavings    single flight under 10,000 orders of its locks (builds everything once more)'
+	@echo 'make interleavings    flights, store, view and requests to peers under 10,000 orders of their locks each; part of make test'
 	@echo 'make deps             what tests and lints want beyond the compiler'
 	@echo 'make clean            removes what was built'
 
@@ -103,9 +103,9 @@ bench-hit-ratio:
 bench-memory:
 	@$(CARGO) run --quiet --release -p bench --bin memory
 
-# A build of its own: the locks of the core are other ones.
+# A build of its own: the locks of the core are other ones. Two minutes on two cores, and three for the build.
 interleavings:
-	RUSTFLAGS='--cfg shuttle' $(CARGO) test -p groupcache-core --lib --target-dir $(TARGET)/shuttle interleavings
+	@RUSTFLAGS='--cfg shuttle' $(CARGO) test -p groupcache-core --lib --target-dir $(TARGET)/shuttle interleavings
 
 lint:
 	$(CARGO) fmt --all --check

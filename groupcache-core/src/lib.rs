@@ -64,6 +64,8 @@ mod flight;
 mod group;
 mod handshake;
 mod identity;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 mod latency;
 mod lines;
 mod loader;
