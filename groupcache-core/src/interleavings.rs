@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shuttle::{Config, Runner, scheduler::RandomScheduler};
+use shuttle::{
+    Config, Runner,
+    scheduler::{PctScheduler, RandomScheduler, Scheduler},
+};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::{
@@ -19,24 +22,38 @@ use crate::{
     testing::hello,
 };
 
-/// Orders that each scene is run in.
-const SCHEDULES: usize = 10_000;
+/// Orders that each scene is run in, by each of two schedulers.
+const SCHEDULES: usize = 5_000;
+
+/// How often, within one order, the second of them lets others overtake the task that is ahead.
+const OVERTAKINGS: usize = 3;
 
 /// A task's stack: a whole get of a build without optimisation is on it.
 const STACK_BYTES: usize = 1 << 20;
 
-/// Runs a scene in [`SCHEDULES`] orders; a failure prints the order, for `shuttle::replay`. A scene in which everybody
-/// waits is a failure too: no timer ever fires.
-pub(crate) fn check<F: Future<Output = ()> + 'static>(scene: impl Fn() -> F + Send + Sync + 'static) {
+/// Runs a scene in many orders; a failure prints the order, for `shuttle::replay`. A scene in which everybody waits is
+/// a failure too: no timer ever fires.
+///
+/// Half of the orders draw lots at each step; of tasks that are delayed by one step a hundred times in a row they find
+/// none. In the other half few tasks are delayed, and for long.
+pub(crate) fn check<F: Future<Output = ()> + 'static>(scene: impl Fn() -> F + Clone + Send + Sync + 'static) {
     // Of tokio's runtime only the clock is used, and it moves when a scene says so. It is never shut down: what a scene
     // that failed has left in it would be woken then, outside of any scene.
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     let runtime: &'static Runtime = Box::leak(Box::new(runtime));
     let _entered = runtime.enter();
+    run(RandomScheduler::new(SCHEDULES), scene.clone());
+    run(PctScheduler::new(OVERTAKINGS, SCHEDULES), scene);
+}
+
+fn run<F: Future<Output = ()> + 'static>(
+    scheduler: impl Scheduler + 'static,
+    scene: impl Fn() -> F + Send + Sync + 'static,
+) {
     let mut config = Config::new();
     config.stack_size = STACK_BYTES;
-    let runner = Runner::new(RandomScheduler::new(SCHEDULES), config);
-    assert_eq!(runner.run(move || shuttle::future::block_on(scene())), SCHEDULES);
+    let schedules = Runner::new(scheduler, config).run(move || shuttle::future::block_on(scene()));
+    assert_eq!(schedules, SCHEDULES);
 }
 
 /// Time passes, and the node notices.
