@@ -61,6 +61,9 @@ mod config;
 pub mod conformance;
 mod error;
 mod flight;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod group;
 mod handshake;
 mod identity;
