@@ -15,7 +15,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server iproute2 avahi-daemon avahi-utils dbus
 
-.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench-hit-ratio bench-memory bench-overload measure-ring interleavings fuzz
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -34,6 +34,8 @@ help:
 	@echo 'make measure-ring     how evenly the ring spreads keys: 200 sets of names of each style and size'
 	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
 	@echo 'make bench-memory     what a million entries take, against what is accounted'
+	@echo 'make bench-overload   an owner asked for ten times what it can load; all peers gone for 30 s'
+	@echo 'make fuzz             cargo-fuzz on what anybody may send, a minute for each of seven targets (SECONDS_EACH=60)'
 	@echo 'make interleavings    flights, store, view and requests to peers under 10,000 orders of their locks each; part of make test'
 	@echo 'make deps             what tests and lints want beyond the compiler'
 	@echo 'make clean            removes what was built'
@@ -102,6 +104,14 @@ bench-hit-ratio:
 
 bench-memory:
 	@$(CARGO) run --quiet --release -p bench --bin memory
+
+bench-overload:
+	@$(CARGO) run --quiet --release -p bench --bin overload
+
+# Each target of fuzz/ for SECONDS_EACH; `make test` runs the same ones on their inputs and on damaged ones.
+fuzz: export SECONDS_EACH ?= 60
+fuzz:
+	@tools/fuzz
 
 # A build of its own: the locks of the core are other ones. Two minutes on two cores, and three for the build.
 interleavings:

@@ -194,7 +194,11 @@ fn what_was_owned_in_a_former_view_ends_with_the_time_of_copies() {
                 scene.hit();
             })
         });
-        all(gets.chain([install]).collect::<Vec<_>>()).await;
+        let set = scene.beside(async |scene| {
+            // Once the other one owns it, who cannot be reached here, it is an error.
+            let _ = scene.group.set("k", "5").await;
+        });
+        all(gets.chain([install, set]).collect::<Vec<_>>()).await;
         pass(&scene.node.local, BORROWED + MOMENT).await;
         assert_eq!(scene.hit(), None, "writes no longer reach it");
     });

@@ -229,6 +229,8 @@ fn what_was_held_back_leaves_when_the_last_lets_go() {
                     let mut ask = Box::pin(Arc::clone(&scene).ask(key));
                     // Sent, and not waited for, within the cork.
                     assert!(futures_util::poll!(&mut ask).is_pending());
+                    yield_now().await;
+                    assert!(!scene.asked.lock().contains_key(key), "held back");
                     ask
                 };
                 ask.await
