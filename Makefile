@@ -20,7 +20,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server iproute2 iptables avahi-daemon avahi-utils dbus
 
-.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory measure-ring interleavings chaos
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory measure-ring interleavings chaos bench-overload fuzz
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -41,8 +41,10 @@ help:
 	@echo '                      (BENCH="remote local" for some, ROUNDS=1, SECONDS=0.3)'
 	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
 	@echo 'make bench-memory     what a million entries take, against what is accounted'
-	@echo 'make interleavings    single flight under 10,000 orders of its locks (builds everything once more)'
 	@echo 'make chaos            five processes under load, and fault after fault: ten minutes (FAULTS=kill,cut RATE=2000 DURING=30)'
+	@echo 'make bench-overload   an owner asked for ten times what it can load; all peers gone for 30 s'
+	@echo 'make fuzz             cargo-fuzz on what anybody may send, a minute for each of seven targets (SECONDS_EACH=60)'
+	@echo 'make interleavings    flights, store, view and requests to peers under 10,000 orders of their locks each; part of make test'
 	@echo 'make deps             what tests and lints want beyond the compiler'
 	@echo 'make clean            removes what was built'
 
@@ -117,9 +119,17 @@ bench-hit-ratio:
 bench-memory:
 	@$(CARGO) run --quiet --release -p bench --bin memory
 
-# A build of its own: the locks of the core are other ones.
+bench-overload:
+	@$(CARGO) run --quiet --release -p bench --bin overload
+
+# Each target of fuzz/ for SECONDS_EACH; `make test` runs the same ones on their inputs and on damaged ones.
+fuzz: export SECONDS_EACH ?= 60
+fuzz:
+	@tools/fuzz
+
+# A build of its own: the locks of the core are other ones. Two minutes on two cores, and three for the build.
 interleavings:
-	RUSTFLAGS='--cfg shuttle' $(CARGO) test -p groupcache-core --lib --target-dir $(TARGET)/shuttle interleavings
+	@RUSTFLAGS='--cfg shuttle' $(CARGO) test -p groupcache-core --lib --target-dir $(TARGET)/shuttle interleavings
 
 # The build of the tests: whether gets fail is looked at, and not how fast they could be.
 chaos: export FAULTS := $(FAULTS)

@@ -58,6 +58,9 @@ mod api;
 mod connect;
 mod ending;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod object;
 mod options;
 mod provider;

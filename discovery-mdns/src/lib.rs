@@ -40,6 +40,9 @@
 
 mod daemon;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod interfaces;
 mod options;
 mod path;

@@ -115,6 +115,16 @@ fn addresses(port: u16, mut places: Vec<(IpAddr, u32)>, rules: &Rules) -> Vec<Ad
     addresses
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Some(([high, low, ip @ ..], txt)) = bytes.split_first_chunk::<6>() else { return };
+    let places = vec![(IpAddr::from(*ip), 0)];
+    let (txt, rules) = (TxtProperties::from(txt), Rules::default());
+    if let Ok(record) = Record::from_parts(&txt, u16::from_be_bytes([*high, *low]), places, "default", &rules) {
+        assert_eq!(record.peer().addresses().len(), 1);
+    }
+}
+
 /// The record of this node.
 pub(crate) fn announcement(me: &Me, options: &Mdns) -> Result<ServiceInfo, String> {
     let (port, ips) = published(me, options)?;

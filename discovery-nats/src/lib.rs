@@ -38,6 +38,9 @@ mod announcement;
 mod bus;
 mod connect;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(feature = "kv")]
 mod kv;
 #[cfg(feature = "micro")]

@@ -4,12 +4,12 @@
 //! Entries are not looked through when it happens: each carries the number of the last change that it was checked
 //! against, and is checked again by the next hit. A hit in quiet times compares two numbers.
 
-use std::{
-    collections::VecDeque,
-    sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire},
-};
+use std::collections::VecDeque;
 
-use crate::sync::Mutex;
+use crate::sync::{
+    Mutex,
+    atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire},
+};
 
 /// Changes that are remembered. An entry that nobody has asked for through more of them is not worth keeping.
 const REMEMBERED: usize = 64;

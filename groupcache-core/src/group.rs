@@ -8,6 +8,8 @@ mod explain;
 mod fetch;
 mod held;
 mod hold;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 mod load;
 mod look;
 mod many;

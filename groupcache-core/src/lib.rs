@@ -61,9 +61,14 @@ mod config;
 pub mod conformance;
 mod error;
 mod flight;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod group;
 mod handshake;
 mod identity;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 mod latency;
 mod lines;
 mod loader;

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -26,7 +25,7 @@ use crate::{
     peer::{hello::Local, link::Link},
     permits::Permits,
     served::Registry,
-    sync::{Keyed, Mutex},
+    sync::{ArcSwap, Guard, Keyed, Mutex},
     undelivered::Undelivered,
 };
 
@@ -69,6 +68,9 @@ pub(crate) struct Tasks {
 impl Tasks {
     /// Starts a load.
     pub(crate) fn load(&self, future: impl Future<Output = ()> + Send + 'static) {
+        #[cfg(shuttle)]
+        shuttle::future::spawn(self.loads.track_future(future));
+        #[cfg(not(shuttle))]
         self.loads.spawn_on(future, &self.runtime);
     }
 
@@ -132,7 +134,7 @@ impl Shared {
         self.view.load_full()
     }
 
-    pub(crate) fn view_ref(&self) -> arc_swap::Guard<Arc<View>> {
+    pub(crate) fn view_ref(&self) -> Guard<Arc<View>> {
         self.view.load()
     }
 

@@ -10,6 +10,14 @@ use shuttle::sync as imp;
 use std::sync as imp;
 
 pub(crate) use imp::MutexGuard;
+/// Atomics whose order among themselves matters. Those that only count are std's own.
+pub(crate) use imp::atomic;
+
+#[cfg(not(shuttle))]
+pub(crate) use arc_swap::{ArcSwap, Guard};
+
+#[cfg(shuttle)]
+pub(crate) use swap::{ArcSwap, Guard};
 
 /// A mutex that a panic does not poison: what it guards is changed in steps that cannot panic in between.
 #[derive(Debug, Default)]
@@ -54,3 +62,38 @@ impl Hasher for KeyedHasher {
 /// The one hash map of the crate. Its order depends on the seed and on nothing else.
 #[expect(clippy::disallowed_types, reason = "keyed by the node's seed, not by the process's")]
 pub(crate) type Map<K, V> = std::collections::HashMap<K, V, Keyed>;
+
+/// What the checker cannot see inside of, as a lock that it can.
+#[cfg(shuttle)]
+mod swap {
+    use std::sync::Arc;
+
+    use super::Mutex;
+
+    pub(crate) type Guard<T> = T;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct ArcSwap<T>(Mutex<Arc<T>>);
+
+    impl<T> ArcSwap<T> {
+        pub(crate) fn from_pointee(value: T) -> Self {
+            Self(Mutex::new(Arc::new(value)))
+        }
+
+        pub(crate) fn load(&self) -> Guard<Arc<T>> {
+            self.load_full()
+        }
+
+        pub(crate) fn load_full(&self) -> Arc<T> {
+            Arc::clone(&self.0.lock())
+        }
+
+        pub(crate) fn store(&self, value: Arc<T>) {
+            drop(self.swap(value));
+        }
+
+        pub(crate) fn swap(&self, value: Arc<T>) -> Arc<T> {
+            std::mem::replace(&mut *self.0.lock(), value)
+        }
+    }
+}

@@ -51,7 +51,7 @@ impl Outgoing {
             ring_algorithm: hello.ring_algorithm,
             fingerprint: hello.fingerprint,
             limits: Some(proto::Limits {
-                max_frame_bytes: (hello.max_value_bytes + crate::config::FRAME_SLACK_BYTES) as u64,
+                max_frame_bytes: hello.max_value_bytes.saturating_add(crate::config::FRAME_SLACK_BYTES) as u64,
                 max_requests_per_frame: hello.max_requests_per_frame as u32,
                 max_value_bytes: hello.max_value_bytes as u64,
                 max_key_bytes: MAX_KEY_BYTES as u32,

@@ -1,6 +1,8 @@
 //! Which provider, and its options, as data: from a configuration file or from the environment.
 
 mod environment;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod provider;
 #[cfg(test)]
 mod tests;

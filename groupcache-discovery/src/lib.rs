@@ -39,6 +39,9 @@
 //! ```
 
 mod config;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub use config::fuzz;
 
 pub use groupcache_core::*;
 

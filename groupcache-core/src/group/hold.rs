@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-use crate::sync::Mutex;
+use crate::sync::{
+    Mutex,
+    atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire},
+};
 
 /// The longest that a key is held: a peer may ask for any time.
 pub(super) const MAX_HOLD: Duration = Duration::from_secs(3600);

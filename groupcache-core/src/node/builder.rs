@@ -9,6 +9,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Router;
 
 #[cfg(feature = "tls")]
 use super::security::keep_up_to_date;
@@ -303,17 +304,35 @@ fn me_of(identity: &Identity, hello: &Hello, is_tls: bool) -> Me {
     }
 }
 
-/// Serves peers until the node stops.
-fn serve(node: &Node, listener: TcpListener) {
-    let inner = &node.inner;
-    let (local, tasks) = (&inner.shared.local, &inner.shared.tasks);
-    let window = net::stream_window(&local.limits);
-    let router = tonic::transport::Server::builder()
+/// HTTP/2 with our limits, and what it serves.
+fn router(server: &Server, limits: &Limits) -> Router {
+    let window = net::stream_window(limits);
+    tonic::transport::Server::builder()
         .initial_stream_window_size(window)
         .initial_connection_window_size(window.saturating_mul(2))
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADER_LIST)
-        .add_service(inner.server.service());
+        .add_service(server.service())
+}
+
+#[cfg(any(test, fuzzing))]
+impl Node {
+    /// As it serves its own connections.
+    pub(crate) fn router(&self) -> Router {
+        router(&self.inner.server, &self.inner.shared.local.limits)
+    }
+
+    /// Requests of peers that are not answered yet.
+    pub(crate) fn owes(&self) -> usize {
+        self.inner.server.owes()
+    }
+}
+
+/// Serves peers until the node stops.
+fn serve(node: &Node, listener: TcpListener) {
+    let inner = &node.inner;
+    let (local, tasks) = (&inner.shared.local, &inner.shared.tasks);
+    let router = router(&inner.server, &local.limits);
     let stop = inner.stop_serving.clone();
     let accepting = net::open(
         listener,

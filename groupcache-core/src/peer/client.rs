@@ -331,6 +331,9 @@ fn take(link: &Link, frame: Frame) -> Option<LinkEvent> {
     None
 }
 
+#[cfg(all(test, shuttle))]
+mod interleavings;
+
 /// Our half of a connection: yields a frame whenever something is due.
 struct Outbound {
     link: Arc<Link>,

@@ -5,7 +5,6 @@ use std::sync::{
     atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
-use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::{
@@ -14,7 +13,7 @@ use crate::{
     message::Hello,
     net::{Net, Security},
     stats::NodeCounters,
-    sync::Mutex,
+    sync::{ArcSwap, Mutex},
 };
 
 /// This node, as both ends of its connections speak for it.

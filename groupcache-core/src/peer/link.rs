@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
@@ -27,6 +26,7 @@ use crate::{
         hello::Local,
         table::{Call, Ended, NotSent, Table},
     },
+    sync::{ArcSwap, Mutex},
 };
 
 /// What a link tells the membership.
@@ -57,7 +57,7 @@ pub(crate) struct Link {
     pub(super) dial: DialId,
     pub(super) local: Arc<Local>,
     pub(super) target: ArcSwap<Target>,
-    pub(super) table: crate::sync::Mutex<Table>,
+    pub(super) table: Mutex<Table>,
     /// Names and formats of the peer's groups.
     pub(super) offers: ArcSwap<BTreeMap<Arc<str>, u32>>,
     pub(super) max_requests: AtomicU64,
@@ -71,7 +71,7 @@ pub(crate) struct Link {
     /// The next attempt to connect is to be made now.
     pub(super) retry: Notify,
     /// Why the last attempt failed, while there is no connection.
-    pub(super) failure: crate::sync::Mutex<Option<Error>>,
+    pub(super) failure: Mutex<Option<Error>>,
 }
 
 impl Link {
@@ -81,7 +81,7 @@ impl Link {
             dial,
             local,
             target: ArcSwap::from_pointee(target),
-            table: crate::sync::Mutex::new(Table::new(max_in_flight)),
+            table: Mutex::new(Table::new(max_in_flight)),
             offers: ArcSwap::default(),
             max_requests: AtomicU64::new(BATCH_REQUESTS as u64),
             max_value_bytes: AtomicU64::new(u64::MAX),
@@ -90,7 +90,7 @@ impl Link {
             bytes_noted: AtomicU64::new(0),
             look: Notify::new(),
             retry: Notify::new(),
-            failure: crate::sync::Mutex::default(),
+            failure: Mutex::default(),
         })
     }
 

@@ -1,9 +1,8 @@
 //! One value with its weight and its times.
 
-use std::{
-    mem::size_of,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
-};
+use std::mem::size_of;
+
+use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// What an entry costs beside its key, its payload's heap and its own struct: two counters of the `Arc`, a slot of
 /// 48 bytes, its share of the hash table, the header that a `Bytes` gets when it is first cloned, what the allocator

@@ -16,6 +16,7 @@ mod ages;
 mod answers;
 mod batches;
 mod deadlines;
+mod floods;
 mod formats;
 mod holds;
 mod hostile;

@@ -1,0 +1,27 @@
+//! What anybody may send to the subjects of a cluster.
+#![allow(missing_docs, clippy::allow_attributes, reason = "built for tests and fuzzers only")]
+
+use groupcache_core::Incarnation;
+use tokio::time::Instant;
+
+use crate::{announcement::Announcement, table::Table};
+
+/// A message.
+pub fn message(bytes: &[u8]) {
+    let Ok(said) = Announcement::read(bytes) else { return };
+    assert!((1..=8).contains(&said.addresses.len()));
+    let again = said.write();
+    assert!(again.len() <= crate::announcement::MAX_BYTES);
+    let mut table = Table::default();
+    table.hear(said.clone(), Instant::now());
+    table.hear(said.clone(), Instant::now());
+    assert!(table.goodbye(&said.id, Incarnation(u64::MAX)));
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn messages() {
+        replay::replay("nats", 100_000, super::message);
+    }
+}

@@ -1,0 +1,245 @@
+//! The requests of one link under a scheduler that tries orders: each is answered once, with what was asked for.
+
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use futures_core::Stream;
+use shuttle::future::{spawn, yield_now};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Outbound, finish, take};
+use crate::{
+    chain::Chain,
+    interleavings::{check, local, pass},
+    membership::stabilizer::DialId,
+    message::{Answer, Encoded, Op, Source},
+    peer::{
+        breaker::End,
+        link::{Link, Target, wake},
+        table::{Call, Outcome, Reply},
+    },
+    sync::Mutex,
+    wire::{Frame, Outgoing},
+};
+
+const DEADLINE: Duration = Duration::from_millis(100);
+
+/// Who waits for a call; a second outcome is a failure.
+struct Waiting(Mutex<Option<oneshot::Sender<Outcome>>>);
+
+impl Reply for Waiting {
+    fn reply(self: Arc<Self>, outcome: Outcome) {
+        let waiting = self.0.lock().take().expect("told once");
+        waiting.send(outcome).expect("it waits");
+    }
+}
+
+/// A link to a peer that is played by a scene.
+struct Scene {
+    link: Arc<Link>,
+    /// Requests that have reached the peer, by key.
+    asked: Mutex<BTreeMap<String, usize>>,
+    answered: AtomicUsize,
+}
+
+impl Scene {
+    fn new() -> Arc<Self> {
+        let link = Link::new(DialId(1), Target { expected: None, addresses: Vec::new() }, local());
+        Arc::new(Self { link, asked: Mutex::default(), answered: AtomicUsize::new(0) })
+    }
+
+    /// A connection that has said Hello: our half of it, as HTTP/2 polls it.
+    fn connect(&self) -> Outbound {
+        let (connection, waker) = self.link.table.lock().begin_connection();
+        wake(waker);
+        let waker = {
+            let mut table = self.link.table.lock();
+            table.connected(self.link.local.clock.now_ms());
+            table.waker.take()
+        };
+        wake(waker);
+        Outbound { link: Arc::clone(&self.link), connection, expected: None }
+    }
+
+    /// A request, to its outcome; what is answered is what was asked for.
+    async fn ask(self: Arc<Self>, key: &'static str) -> Outcome {
+        let (told, outcome) = oneshot::channel();
+        let call = Call {
+            op: Op::Get,
+            group: 1,
+            key: key.into(),
+            deadline_ms: self.link.local.clock.now_ms() + DEADLINE.as_millis() as u64,
+            rank: 0,
+            chain: Chain::EMPTY,
+            reply: Arc::new(Waiting(Mutex::new(Some(told)))),
+        };
+        self.link.send(call).expect("there is room");
+        let outcome = outcome.await.expect("told");
+        if let Outcome::Answered(answer) = &outcome {
+            let Answer::Value(value) = answer else { panic!("{answer:?}") };
+            assert_eq!(value.bytes, key, "another call's answer");
+            self.answered.fetch_add(1, SeqCst);
+        }
+        outcome
+    }
+
+    /// Answers what a frame asks for, each in a task of its own and so in any order; `frame` is what the peer read.
+    fn answer(self: &Arc<Self>, frame: Frame) {
+        for request in frame.requests {
+            let key = String::from_utf8(request.key.to_vec()).expect("a key of ours");
+            *self.asked.lock().entry(key).or_default() += 1;
+            let (scene, link) = (Arc::clone(self), Arc::clone(&self.link));
+            spawn(async move {
+                yield_now().await;
+                let value = Encoded {
+                    bytes: request.key,
+                    age_ms: 0,
+                    remaining_ms: None,
+                    borrow_ms: 0,
+                    is_hot: false,
+                    source: Source::Memory,
+                };
+                let mut frame = Outgoing::new(0);
+                frame.answer(request.id, Answer::Value(value));
+                take(&link, frame.finish());
+                drop(scene);
+            });
+        }
+    }
+
+    /// Serves a connection until its stream ends.
+    async fn serve(self: Arc<Self>, mut outbound: Outbound) {
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut outbound).poll_next(cx)).await {
+            self.answer(frame);
+        }
+    }
+}
+
+#[test]
+fn each_request_is_answered_once_with_its_own_value() {
+    check(|| async {
+        let scene = Scene::new();
+        let peer = spawn(Arc::clone(&scene).serve(scene.connect()));
+        let asks = ["a", "b", "c"].map(|key| spawn(Arc::clone(&scene).ask(key)));
+        for ask in asks {
+            assert!(matches!(ask.await.expect("no panic"), Outcome::Answered(_)));
+        }
+        assert!(scene.asked.lock().values().all(|times| *times == 1));
+        assert_eq!(scene.link.in_flight(), 0);
+        scene.link.hang_up();
+        peer.await.expect("the stream ends");
+    });
+}
+
+/// An answer that comes after its call has given up finds the slot given away.
+#[test]
+fn a_late_answer_is_nobody_elses() {
+    check(|| async {
+        let scene = Scene::new();
+        let peer = spawn(Arc::clone(&scene).serve(scene.connect()));
+        let first = spawn(Arc::clone(&scene).ask("a"));
+        let tick = spawn({
+            let scene = Arc::clone(&scene);
+            async move {
+                pass(&scene.link.local, DEADLINE).await;
+                scene.link.sweep(scene.link.local.clock.now_ms(), false);
+            }
+        });
+        let second = spawn({
+            let scene = Arc::clone(&scene);
+            async move {
+                yield_now().await;
+                scene.ask("b").await
+            }
+        });
+        for ask in [first, second] {
+            assert!(matches!(ask.await.expect("no panic"), Outcome::Answered(_) | Outcome::Expired));
+        }
+        tick.await.expect("no panic");
+        assert_eq!(scene.link.in_flight(), 0);
+        scene.link.hang_up();
+        peer.await.expect("the stream ends");
+    });
+}
+
+/// Connections that end in one way, one after the other, while requests come.
+fn calls_over_connections(end: End) {
+    check(move || async move {
+        let scene = Scene::new();
+        let (events, _membership) = mpsc::channel(16);
+        let first = scene.connect();
+        let peer = spawn({
+            let scene = Arc::clone(&scene);
+            async move {
+                let mut outbound = first;
+                for _ in 0..2 {
+                    let served = spawn(Arc::clone(&scene).serve(outbound));
+                    yield_now().await;
+                    finish(&scene.link, end, &events).await;
+                    served.await.expect("the stream of a connection that is over ends");
+                    outbound = scene.connect();
+                }
+                scene.serve(outbound).await;
+            }
+        });
+        let asks = ["a", "b"].map(|key| spawn(Arc::clone(&scene).ask(key)));
+        for ask in asks {
+            let outcome = ask.await.expect("no panic");
+            // It is asked twice and not more, unless nothing is wrong with the peer.
+            let may_fail = end != End::Renewed;
+            assert!(matches!(outcome, Outcome::Answered(_)) || may_fail && matches!(outcome, Outcome::Unreachable));
+        }
+        let most = if end == End::Renewed { 3 } else { 2 };
+        assert!(scene.asked.lock().values().all(|times| *times <= most), "{:?}", scene.asked.lock());
+        assert_eq!(scene.link.in_flight(), 0);
+        scene.link.hang_up();
+        peer.await.expect("the last stream ends");
+    });
+}
+
+#[test]
+fn requests_of_a_broken_connection_are_asked_once_more() {
+    calls_over_connections(End::Broken);
+}
+
+#[test]
+fn requests_outlive_connections_that_are_renewed() {
+    calls_over_connections(End::Renewed);
+}
+
+/// Whoever is corked waits for the last of those who hold things back.
+#[test]
+fn what_was_held_back_leaves_when_the_last_lets_go() {
+    check(|| async {
+        let scene = Scene::new();
+        let peer = spawn(Arc::clone(&scene).serve(scene.connect()));
+        let asks = ["a", "b"].map(|key| {
+            let scene = Arc::clone(&scene);
+            spawn(async move {
+                let ask = {
+                    let _cork = Arc::clone(&scene.link).cork();
+                    let mut ask = Box::pin(Arc::clone(&scene).ask(key));
+                    // Sent, and not waited for, within the cork.
+                    assert!(futures_util::poll!(&mut ask).is_pending());
+                    yield_now().await;
+                    assert!(!scene.asked.lock().contains_key(key), "held back");
+                    ask
+                };
+                ask.await
+            })
+        });
+        for ask in asks {
+            assert!(matches!(ask.await.expect("no panic"), Outcome::Answered(_)));
+        }
+        scene.link.hang_up();
+        peer.await.expect("the stream ends");
+    });
+}

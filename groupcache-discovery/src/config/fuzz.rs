@@ -1,0 +1,38 @@
+//! What may be written into a configuration or an environment.
+
+use super::DiscoveryConfig;
+
+/// JSON, lines of `NAME=value`, and a list: the three ways in which a configuration is written.
+pub fn config(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let from_json = serde_json::from_str::<DiscoveryConfig>(&text).ok();
+    let var = |name: &str| {
+        let lines = text.lines().filter_map(|line| line.split_once('='));
+        lines.filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).next_back()
+    };
+    let from_vars = DiscoveryConfig::from_vars(var).ok();
+    for config in [from_json, from_vars].into_iter().flatten() {
+        // It may name what is not there, and is told so.
+        let _ = config.provider();
+        let _ = config.address();
+        drop(format!("{config:?}"));
+    }
+    #[cfg(feature = "static")]
+    if let Ok(list) = text.parse::<crate::fixed::Static>() {
+        let addresses = |peer: &groupcache_core::Peer| peer.addresses().len();
+        assert!(list.handle().peers().iter().all(|peer| addresses(peer) == 1));
+    }
+    #[cfg(feature = "dns")]
+    let _ = text.parse::<crate::fixed::Dns>();
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn configurations() {
+        // Providers of files and of Kubernetes may start to look at them, within a runtime.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        replay::replay("config", 20_000, super::config);
+    }
+}
