@@ -15,7 +15,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server iproute2 avahi-daemon avahi-utils dbus
 
-.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench-hit-ratio bench-memory measure-ring interleavings sim sim-build sim-seed mutants
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -35,6 +35,9 @@ help:
 	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
 	@echo 'make bench-memory     what a million entries take, against what is accounted'
 	@echo 'make interleavings    single flight under 10,000 orders of its locks (builds everything once more)'
+	@echo 'make sim              10,000 simulated clusters under faults, judged by the promises (SEEDS=200, FROM=1; builds everything once more)'
+	@echo 'make sim-seed SEED=7  one of them, with what happens in it'
+	@echo 'make mutants          known bugs, put in one at a time: what finds each, and after how many seeds'
 	@echo 'make deps             what tests and lints want beyond the compiler'
 	@echo 'make clean            removes what was built'
 
@@ -106,6 +109,29 @@ bench-memory:
 # A build of its own: the locks of the core are other ones.
 interleavings:
 	RUSTFLAGS='--cfg shuttle' $(CARGO) test -p groupcache-core --lib --target-dir $(TARGET)/shuttle interleavings
+
+# A build of its own too: sockets, clocks and the order of tasks are simulated.
+SIMULATED = RUSTFLAGS='--cfg simulation --cfg tokio_unstable' $(CARGO)
+SIMULATED_ARGUMENTS = --profile simulation -p simulation --target-dir $(TARGET)/simulation
+SIMULATION = $(TARGET)/simulation/simulation/simulation
+SEEDS ?= 10000
+FROM ?= 1
+
+sim-build:
+	$(SIMULATED) build $(SIMULATED_ARGUMENTS)
+
+sim: sim-build
+	$(SIMULATION) seeds $(FROM) $(SEEDS)
+
+sim-seed: export VERBOSE := 1
+sim-seed: sim-build
+	$(SIMULATION) seed $(SEED)
+
+mutants: export CARGO := $(CARGO)
+mutants: export TARGET := $(TARGET)
+mutants: export SIMULATION := $(SIMULATION)
+mutants: sim-build
+	@simulation/mutants
 
 lint:
 	$(CARGO) fmt --all --check

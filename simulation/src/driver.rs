@@ -356,7 +356,10 @@ impl Driver {
             self.start(sim, at);
             self.world.lock().announced.insert(at);
         }
+        self.withdrawals.clear();
         for at in 0..self.status.len() {
+            // What is late comes no more.
+            self.world.lock().machines[at].script.clear();
             self.tell(at, SECOND / 2);
         }
         let mut state = self.world.lock();

@@ -60,6 +60,8 @@ pub(crate) struct Source {
     pub(crate) cut_off: u64,
     /// All views have agreed since this number, as of its beginning.
     pub(crate) agreed_since: Option<u64>,
+    /// And for how long.
+    pub(crate) agreed_for: Duration,
     /// The whole cluster has been well for a while.
     pub(crate) is_calm: bool,
 }

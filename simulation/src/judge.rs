@@ -22,13 +22,19 @@ const ON_ITS_WAY: Duration = Duration::from_secs(3);
 /// How long after it was called a write that has not reached everyone may still undo what other keys' loads have brought.
 const LINGERS: Duration = Duration::from_secs(2);
 
+/// How long it may take until all that are in one view have met.
+const MET_AGAIN: Duration = Duration::from_secs(8);
+
+/// For longer than this nobody was out of a view.
+const REMEMBERED: Duration = Duration::from_secs(30);
+
 /// All that happened to one key.
 struct Life<'a> {
     scenario: &'a Scenario,
+    log: &'a Log,
     /// In the order of their beginnings.
     sources: Vec<&'a Source>,
     writes: Vec<&'a Write>,
-    all_writes: &'a [Write],
 }
 
 /// Notes in the log which promises were broken, and how.
@@ -45,9 +51,9 @@ pub(crate) fn judge(log: &mut Log, scenario: &Scenario) {
     for key in 0..scenario.keys {
         let life = Life {
             scenario,
+            log,
             sources: log.sources.iter().filter(|source| source.key == key).collect(),
             writes: log.writes.iter().filter(|write| write.is_of(key)).collect(),
-            all_writes: &log.writes,
         };
         for (at, source) in life.sources.iter().enumerate() {
             if let Origin::Load(reason) = source.origin {
@@ -97,7 +103,12 @@ fn lasts_beyond(write: &Write, n: u64) -> bool {
 impl Life<'_> {
     /// Whether a write may have come between the beginnings of two flights.
     fn is_separated(&self, first: &Source, second: &Source) -> bool {
-        self.writes.iter().any(|write| write.begin.n < second.begin.n && lasts_beyond(write, first.since))
+        let is_of_key = |write: &Write| lasts_beyond(write, first.since) && write.is_of(first.key);
+        // Who was out of somebody's view is told, when it is met again, that anything may have changed meanwhile.
+        let is_settled = first.agreed_for >= MET_AGAIN && second.agreed_for >= first.agreed_for;
+        let is_of_any = |write: &Write| !is_settled && write.begin.at + REMEMBERED >= first.begin.at;
+        let earlier = self.log.writes.iter().take_while(|write| write.begin.n < second.begin.n);
+        earlier.into_iter().any(|write| is_of_key(write) || is_of_any(write))
     }
 
     /// P2: two loads of a key on one node do not run at once unless a write separates them.
@@ -142,7 +153,7 @@ impl Life<'_> {
         let Some(end) = before.end else { return Ok(()) };
         let is_fresh = self.scenario.time_to_live.is_none_or(|lasts| load.begin.at + LATE < end.at + lasts);
         // Nor kept, when a write of any key that shares the stripe has passed it.
-        let is_passed = self.all_writes.iter().any(|write| {
+        let is_passed = self.log.writes.iter().any(|write| {
             let is_near = write.begin.at + LINGERS >= before.begin.at;
             write.begin.n < end.n && is_near && lasts_beyond(write, before.since)
         });

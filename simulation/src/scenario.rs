@@ -126,7 +126,7 @@ impl Scenario {
             keys,
             callers: rng.usize(1..=4),
             think: one_of(rng, &[10 * MS, 40 * MS, 200 * MS]),
-            writes: one_of(rng, &[5, 40, 150]),
+            writes: one_of(rng, &[0, 5, 40, 150]),
             latency: one_of(rng, &[(MS, MS), (MS, 10 * MS), (2 * MS, 50 * MS)]),
             time_to_live: one_of(rng, &[None, None, Some(4 * SECOND)]),
             negative: one_of(rng, &[None, Some(2 * SECOND)]),

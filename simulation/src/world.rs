@@ -88,8 +88,8 @@ pub(crate) struct State {
     /// Faults of the network that last; and when the last one of any kind was over.
     pub(crate) network_faults: u32,
     pub(crate) last_fault: Duration,
-    /// Since which number all views have agreed, and on which ring.
-    agreed_since: Option<(u64, u64)>,
+    /// Since when all views have agreed, and on which ring.
+    agreed_since: Option<(Moment, u64)>,
     calm_since: Option<Duration>,
     /// Writes that have ended, and loads that have begun, within this tick.
     fresh_writes: Vec<usize>,
@@ -185,6 +185,7 @@ impl World {
             epoch,
             cut_off,
             agreed_since: None,
+            agreed_for: Duration::ZERO,
             is_calm: false,
         });
         let at = state.log.sources.len() - 1;
@@ -242,6 +243,7 @@ impl World {
             epoch: 0,
             cut_off: 0,
             agreed_since: None,
+            agreed_for: Duration::ZERO,
             is_calm: false,
         });
         (write, state.log.sources.len() - 1, begin.n)
@@ -346,14 +348,16 @@ impl State {
     pub(crate) fn look(&mut self) {
         self.look_at_views();
         self.look_at_bounds();
-        let (number, now) = (self.log.number(), self.log.now());
+        let now = self.log.now();
+        let moment = Moment { n: self.log.number(), at: now };
         let agreed = if self.agree() { self.live().next().map(|(_, it, _)| it.seen.fingerprint) } else { None };
         // All may go from one view to another within one tick.
         self.agreed_since = match (self.agreed_since, agreed) {
             (Some((since, before)), Some(on)) if before == on => Some((since, on)),
-            (_, agreed) => agreed.map(|on| (number, on)),
+            (_, agreed) => agreed.map(|on| (moment, on)),
         };
-        let agreed_since = self.agreed_since.map(|(since, _)| since);
+        let since = self.agreed_since.map(|(since, _)| since);
+        let agreed_since = since.map(|since| since.n);
         let is_moving = self.live().any(|(_, it, _)| it.is_leaving);
         let well = agreed.is_some() && self.network_faults == 0 && !is_moving && self.all_reach_all();
         if well {
@@ -369,6 +373,7 @@ impl State {
         for load in std::mem::take(&mut self.fresh_loads) {
             let load = &mut self.log.sources[load];
             (load.agreed_since, load.is_calm) = (agreed_since, is_calm);
+            load.agreed_for = since.map_or(Duration::ZERO, |since| now - since.at);
         }
         if is_calm {
             self.log.count("calm ticks");
