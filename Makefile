@@ -20,7 +20,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server iproute2 iptables avahi-daemon avahi-utils dbus
 
-.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory measure-ring interleavings chaos bench-overload fuzz
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory measure-ring interleavings chaos bench-overload fuzz sim sim-build sim-seed mutants
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -45,6 +45,9 @@ help:
 	@echo 'make bench-overload   an owner asked for ten times what it can load; all peers gone for 30 s'
 	@echo 'make fuzz             cargo-fuzz on what anybody may send, a minute for each of seven targets (SECONDS_EACH=60)'
 	@echo 'make interleavings    flights, store, view and requests to peers under 10,000 orders of their locks each; part of make test'
+	@echo 'make sim              10,000 simulated clusters under faults, judged by the promises (SEEDS=200, FROM=1; builds everything once more)'
+	@echo 'make sim-seed SEED=7  one of them, with what happens in it'
+	@echo 'make mutants          known bugs, put in one at a time: what finds each, and after how many seeds'
 	@echo 'make deps             what tests and lints want beyond the compiler'
 	@echo 'make clean            removes what was built'
 
@@ -138,6 +141,29 @@ chaos: export DURING := $(DURING)
 chaos:
 	@$(CARGO) build -p chaos
 	@$(TARGET)/debug/chaos
+
+# A build of its own too: sockets, clocks and the order of tasks are simulated.
+SIMULATED = RUSTFLAGS='--cfg simulation --cfg tokio_unstable' $(CARGO)
+SIMULATED_ARGUMENTS = --profile simulation -p simulation --target-dir $(TARGET)/simulation
+SIMULATION = $(TARGET)/simulation/simulation/simulation
+SEEDS ?= 10000
+FROM ?= 1
+
+sim-build:
+	$(SIMULATED) build $(SIMULATED_ARGUMENTS)
+
+sim: sim-build
+	$(SIMULATION) seeds $(FROM) $(SEEDS)
+
+sim-seed: export VERBOSE := 1
+sim-seed: sim-build
+	$(SIMULATION) seed $(SEED)
+
+mutants: export CARGO := $(CARGO)
+mutants: export TARGET := $(TARGET)
+mutants: export SIMULATION := $(SIMULATION)
+mutants: sim-build
+	@simulation/mutants
 
 lint:
 	$(CARGO) fmt --all --check

@@ -119,6 +119,16 @@ fn suspended_since_boot() -> Duration {
     Duration::ZERO
 }
 
+/// Orders the lives of an id, and is used for nothing else.
+#[cfg(not(simulation))]
+#[expect(clippy::disallowed_types, reason = "the one use of the wall clock")]
+pub(crate) fn wall_clock_ms() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(simulation)]
+pub(crate) use crate::simulation::wall_clock_ms;
+
 /// The end of what may take this long from now on.
 pub(crate) fn deadline(limit: Duration) -> Instant {
     after(Instant::now(), limit)

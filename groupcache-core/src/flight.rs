@@ -257,7 +257,7 @@ impl<O: Clone, C> Flights<O, C> {
                 return Join::Shared(Arc::clone(flight));
             }
         }
-        if let Some(found) = look_again() {
+        if let Some(found) = look_again().filter(|_| !mutant!(NoSecondLook)) {
             return Join::Found(found);
         }
         let flight = Arc::new(Flight {
@@ -297,6 +297,7 @@ impl<O: Clone, C> Flights<O, C> {
             let is_settled = flight.kind == Kind::Load || !self.is_unsettled(flight.hash, flight.begun_ms);
             let is_passed =
                 self.stripes.read(flight.hash) != flight.stripe || self.clears.load(Relaxed) != flight.clears;
+            let is_passed = is_passed && !mutant!(StaleInsertAfterRemove);
             if is_settled && !is_passed { (Some(keep()), None, attached) } else { (None, Some(keep), attached) }
         };
         drop(unused); // it may hold the last of a value: outside of the lock
@@ -391,7 +392,7 @@ impl<F: FnOnce()> LandOnDrop<F> {
 
 impl<F: FnOnce()> Drop for LandOnDrop<F> {
     fn drop(&mut self) {
-        if let Some(landing) = self.0.take() {
+        if let Some(landing) = self.0.take().filter(|_| !mutant!(FlightStaysWhenDropped)) {
             landing();
         }
     }

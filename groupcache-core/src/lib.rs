@@ -52,6 +52,9 @@
 #[cfg(test)]
 extern crate self as groupcache_core;
 
+#[macro_use]
+mod mutants;
+
 mod chain;
 mod changes;
 mod clock;
@@ -82,6 +85,9 @@ mod proto;
 mod ring;
 mod served;
 mod shared;
+#[cfg(simulation)]
+#[doc(hidden)]
+pub mod simulation;
 mod stats;
 mod store;
 mod sync;

@@ -1,4 +1,4 @@
-//! The only door to the network: another pair of functions, and the node runs inside a simulator.
+//! The only door to the network: with other sockets behind it, the node runs inside a simulator.
 
 mod attempt;
 mod door;
@@ -9,15 +9,18 @@ mod stream;
 use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc};
 
 use hyper_util::rt::TokioIo;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 use tonic::{
     codegen::http::Uri,
     transport::{Channel, Endpoint},
 };
 use tower_service::Service;
+
+// What everything here is made of, and what a simulation puts in its place.
+#[cfg(not(simulation))]
+pub(crate) use tokio::net::{TcpListener, TcpStream};
+#[cfg(simulation)]
+pub(crate) use turmoil::net::{TcpListener, TcpStream};
 
 #[cfg(feature = "tls")]
 pub(crate) use self::session::RETIRE_WITHIN;
@@ -64,6 +67,9 @@ impl Net {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .initial_stream_window_size(stream_window(limits))
             .initial_connection_window_size(stream_window(limits).saturating_mul(2));
+        // HTTP/2 forgets streams that were reset by the real clock.
+        #[cfg(simulation)]
+        let endpoint = endpoint.http2_reset_stream_duration(std::time::Duration::from_secs(3600));
         Ok((self.dial)(&endpoint, Arc::clone(attempt)))
     }
 }

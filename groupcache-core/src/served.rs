@@ -16,7 +16,7 @@ use crate::{
     chain::Chain,
     error::{Error, Result},
     message::{Answer, GroupName},
-    sync::Keyed,
+    sync::{Keyed, sharded},
 };
 
 /// A peer's question that memory could not answer.
@@ -87,7 +87,7 @@ struct Registered {
 impl Registry {
     pub(crate) fn new(hasher: Keyed) -> Self {
         Self {
-            groups: DashMap::with_hasher(hasher),
+            groups: sharded(hasher),
             next_index: AtomicU32::new(1),
             version: AtomicU64::new(0),
             taking: AtomicUsize::new(0),

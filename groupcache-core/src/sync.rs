@@ -1,6 +1,8 @@
 //! The locks and maps of the crate: one door, so that an interleaving checker can stand behind it.
 
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
+
+use dashmap::DashMap;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -96,4 +98,12 @@ mod swap {
             std::mem::replace(&mut *self.0.lock(), value)
         }
     }
+}
+
+/// Shards of a map of groups or connections: few keys, read by all threads.
+const SHARDS: usize = 16;
+
+/// A concurrent map. By itself it would take a number of shards from the cores of the machine, and its order with it.
+pub(crate) fn sharded<K: Eq + Hash, V>(hasher: Keyed) -> DashMap<K, V, Keyed> {
+    DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher, SHARDS)
 }

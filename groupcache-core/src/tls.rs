@@ -21,7 +21,7 @@ use rustls::{
     sign::CertifiedKey,
     version::TLS13,
 };
-use tokio::{net::TcpStream, sync::watch};
+use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use self::verify::Trust;
@@ -30,6 +30,7 @@ use crate::{
     error::{Error, Kind, Result},
     handshake::{Caller, Trouble},
     identity::PeerId,
+    net::TcpStream,
 };
 
 /// HTTP/2, the only protocol of peers, as ALPN calls it.

@@ -16,6 +16,8 @@ struct Scene {
     /// What the store holds.
     stored: Mutex<Option<u64>>,
     loads: AtomicU64,
+    /// The load that was begun last.
+    load: Mutex<Option<shuttle::future::JoinHandle<()>>>,
     /// What the source says now.
     source: AtomicU64,
 }
@@ -26,6 +28,7 @@ impl Scene {
             flights: Flights::new(Arc::new(Stripes::new()), 1),
             stored: Mutex::new(None),
             loads: AtomicU64::new(0),
+            load: Mutex::new(None),
             source: AtomicU64::new(0),
         })
     }
@@ -37,16 +40,19 @@ impl Scene {
             Join::Shared(flight) => flight,
             Join::Began(flight) => {
                 let (scene, flight_of_load) = (Arc::clone(&self), Arc::clone(&flight));
-                spawn(async move {
+                let (of_guard, flight_of_guard) = (Arc::clone(&self), Arc::clone(&flight));
+                // Before the task begins: it may be dropped before it is polled once.
+                let guard = LandOnDrop::new(move || {
+                    of_guard.flights.land(&flight_of_guard, u64::MAX, || ());
+                });
+                let load = spawn(async move {
                     scene.loads.fetch_add(1, SeqCst);
-                    let guard = LandOnDrop::new(|| {
-                        scene.flights.land(&flight_of_load, u64::MAX, || ());
-                    });
                     let value = scene.source.load(SeqCst);
                     shuttle::future::yield_now().await;
                     scene.flights.land(&flight_of_load, value, || *scene.stored.lock() = Some(value));
                     guard.defuse();
                 });
+                *self.load.lock() = Some(load);
                 flight
             }
         };
@@ -71,6 +77,41 @@ fn any_number_of_gets_are_one_load() {
         }
         assert_eq!(scene.loads.load(SeqCst), 1);
     });
+}
+
+/// A runtime that ends drops its loads; who waits in another one must not wait for ever.
+#[test]
+fn a_load_that_is_dropped_anywhere_lands_and_leaves_a_key_that_works() {
+    let one = || {
+        block_on(async {
+            let scene = Scene::new();
+            let get = spawn(Arc::clone(&scene).get());
+            let other = spawn(Arc::clone(&scene).get());
+            let ends = spawn({
+                let scene = Arc::clone(&scene);
+                async move {
+                    shuttle::future::yield_now().await;
+                    if let Some(load) = scene.load.lock().take() {
+                        load.abort();
+                    }
+                }
+            });
+            ends.await.unwrap();
+            for get in [get, other] {
+                let got = get.await.unwrap();
+                assert!(
+                    got == 0 || got == u64::MAX,
+                    "{got} is neither what was loaded nor the word that it was dropped"
+                );
+            }
+            assert!(scene.flights.running(Kind::Load, "k").is_none());
+        });
+    };
+    let mut config = shuttle::Config::default();
+    // Who waits for what never comes would be let run for ever.
+    config.max_steps = shuttle::MaxSteps::FailAfter(2_000);
+    let scheduler = shuttle::scheduler::RandomScheduler::new(SCHEDULES);
+    shuttle::Runner::new(scheduler, config).run(one);
 }
 
 #[test]

@@ -227,6 +227,7 @@ impl<V: Value> Fetch<V> {
                 }
             }
             Answer::NotFound => self.said(Kind::NotFound, "the loader found nothing"),
+            Answer::LoadFailed { .. } if mutant!(FallbackOnEveryError) => self.advance(),
             Answer::LoadFailed { is_transient, text } => {
                 self.said(Kind::LoadFailed { is_transient }, format!("the loader of group {name:?} failed: {text}"));
             }

@@ -205,6 +205,7 @@ async fn one_attempt<V: Value>(
     let failed = match called {
         Ok(Ok(Ok(loaded))) => return Ok(loaded),
         Ok(Ok(Err(error))) => group.load_failed(error),
+        Ok(Err(panic)) if mutant!(PanicNotCaught) => std::panic::resume_unwind(panic),
         Ok(Err(panic)) => {
             let text = format!("the loader of group {:?} panicked", group.settings.name);
             Error::caused(Kind::LoadFailed { is_transient: false }, text, panic_text(&*panic))

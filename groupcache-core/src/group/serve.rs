@@ -61,7 +61,17 @@ impl<V: Value> Served for Inner<V> {
         } else {
             let is_mine = self.owns(&self.shared.view_ref(), hash);
             let reason = if is_mine { LoadReason::Owner } else { LoadReason::Fallback };
-            self.join_load(&ask.key, hash, &ask.chain, reason)
+            match mutant!(ServerForwards) && !is_mine {
+                true => Ok(self.join_fetch(
+                    &ask.key,
+                    hash,
+                    self.shared.view(),
+                    self.shared.changes.number(),
+                    ask.chain,
+                    tokio::time::Instant::now(),
+                )),
+                false => self.join_load(&ask.key, hash, &ask.chain, reason),
+            }
         };
         // Begun above, not when it is first polled: a request is older than what follows it on the connection.
         let deadline = clock::deadline(ask.wait);

@@ -316,7 +316,8 @@ impl<V: Value> Inner<V> {
 
     /// Drops what is held here and lets nothing that is under way be stored.
     pub(super) fn drop_written(&self, key: &str) -> Mark {
-        let remove = || (self.store.remove(key), self.mirror.as_ref().and_then(|mirror| mirror.remove(key)));
+        let copies = || self.mirror.as_ref().filter(|_| !mutant!(CopyNotInvalidated));
+        let remove = || (self.store.remove(key), copies().and_then(|mirror| mirror.remove(key)));
         let (dropped, mark) = self.flights.write(key, self.shared.local.clock.read_ms(), remove);
         if dropped.0.is_some() || dropped.1.is_some() {
             self.counters.invalidated.up();

@@ -293,6 +293,9 @@ impl ProviderContext {
                 *published.complete.lock() = Some(set);
                 published.hints.clear();
             } else {
+                if mutant!(SnapshotWatchGap) {
+                    published.complete.lock().take();
+                }
                 published.hints.extend(set.peers);
                 published.hints.sort_unstable();
                 published.hints.dedup();

@@ -15,7 +15,6 @@ use std::{
 use futures_core::Stream as Incoming;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::{TcpListener, TcpStream},
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
@@ -26,6 +25,7 @@ use tokio_util::{
 use tonic::transport::server::Connected;
 
 use super::{
+    TcpListener, TcpStream,
     attempt::{TLS_ALERT, TLS_HANDSHAKE},
     security::Security,
     session::{Session, Sessions},

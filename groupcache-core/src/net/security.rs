@@ -1,8 +1,6 @@
 //! How a node proves who it is, and whom it lets in.
 
-use tokio::net::TcpStream;
-
-use super::stream::Stream;
+use super::{TcpStream, stream::Stream};
 use crate::handshake::{Caller, Trouble};
 
 /// How a node proves who it is, and whom it lets in.

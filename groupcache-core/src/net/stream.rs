@@ -6,10 +6,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::TcpStream;
 
 /// A TCP connection, in TLS or not.
 pub(crate) enum Stream {

@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use tokio::{
-    net::TcpListener,
     runtime::Handle,
     sync::{mpsc, watch},
     time::timeout,
@@ -21,6 +20,7 @@ use super::{
     tick::{announce, sweep, tick},
 };
 use crate::{
+    clock,
     config::{Limits, MAX_REQUESTS_PER_FRAME, START},
     error::{Error, Kind, Result},
     identity::{Identity, Incarnation, NodeState},
@@ -30,7 +30,7 @@ use crate::{
         view::View,
     },
     message::Hello,
-    net::{self, Doorkeeper},
+    net::{self, Doorkeeper, TcpListener},
     peer::{hello::Local, server::Server, service::PeerService},
     ring,
     shared::Shared,
@@ -271,7 +271,7 @@ fn hello_of(identity: &Identity, limits: &Limits) -> Hello {
         cluster: identity.cluster().to_owned(),
         id: identity.id(),
         expected: None,
-        incarnation: Incarnation(wall_clock_ms()),
+        incarnation: Incarnation(clock::wall_clock_ms()),
         state: NodeState::Joining,
         weight: identity.weight(),
         zone: identity.zone().into(),
@@ -283,12 +283,6 @@ fn hello_of(identity: &Identity, limits: &Limits) -> Hello {
         groups: Vec::new(),
         features: wire::FEATURES,
     }
-}
-
-/// Orders the lives of this id, and is used for nothing else.
-#[expect(clippy::disallowed_types, reason = "the one use of the wall clock")]
-fn wall_clock_ms() -> u64 {
-    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64)
 }
 
 fn me_of(identity: &Identity, hello: &Hello, is_tls: bool) -> Me {

@@ -25,7 +25,7 @@ use crate::{
         outbox::{Outbound, Outbox},
     },
     served::Registry,
-    sync::Keyed,
+    sync::{Keyed, sharded},
     wire::{self, Frame},
 };
 
@@ -58,7 +58,7 @@ impl Server {
                 waiting: Arc::default(),
                 lines: Lines::default(),
             }),
-            connections: DashMap::with_hasher(hasher),
+            connections: sharded(hasher),
             next_connection: AtomicU64::new(1),
             open: AtomicUsize::new(0),
             tasks,

@@ -43,7 +43,7 @@ impl Probe {
 impl Stabilizer {
     /// A peer said goodbye on its own connection.
     pub(super) fn goodbye(&mut self, now: Duration, id: &PeerId, incarnation: Incarnation) {
-        let Some(entry) = self.members.get(id) else { return };
+        let Some(entry) = self.members.get(id).filter(|_| !mutant!(GoodbyeIgnored)) else { return };
         if entry.facts.incarnation != incarnation {
             self.counters.ignored_goodbyes += 1;
             return self.warn_rarely(now, "goodbye", Warning::IgnoredGoodbye { id: id.clone() });

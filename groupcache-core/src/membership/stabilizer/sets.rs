@@ -50,7 +50,7 @@ impl Stabilizer {
         let listed = self.listed_ids();
         let of = self.members.len();
         let missing = self.members.keys().filter(|id| !listed.contains(*id)).count();
-        if missing * 2 <= of {
+        if missing * 2 <= of || mutant!(EmptySetAccepted) {
             self.removals = Removals::Allowed;
             return;
         }
