@@ -50,7 +50,7 @@ use self::{
     protect::Guard,
 };
 use crate::{
-    chain::{Chain, Knot, Lineage},
+    chain::{Chain, Knot, Lineage, Waiting},
     clock::{self, later},
     config::MAX_KEY_BYTES,
     error::{Error, Kind, Result},
@@ -101,6 +101,18 @@ pub(crate) struct Inner<V: Value> {
     evictions: OnceLock<broadcast::Sender<Option<Evicted>>>,
     /// It was taken out of its node.
     is_removed: AtomicBool,
+}
+
+/// A get that found nothing in memory.
+struct Miss {
+    begun: Instant,
+    deadline: Duration,
+    end: Instant,
+    deadline_ms: u64,
+    hash: u64,
+    chain: Chain,
+    /// The load that asks for it.
+    _waiting: Option<Waiting>,
 }
 
 /// How a flight ends.
@@ -301,57 +313,72 @@ impl<V: Value> fmt::Debug for Group<V> {
 impl<V: Value> Inner<V> {
     /// Steps 2 to 4 of a get.
     async fn miss(self: &Arc<Self>, key: &str, deadline: Duration) -> Result<V> {
+        let miss = self.begin_miss(key, deadline)?;
+        let entered = self.enter(key, &miss)?;
+        self.finish(key, &miss, entered).await
+    }
+
+    /// Checks the key, and tells the load that asks for it, if one does, that it waits.
+    fn begin_miss(&self, key: &str, deadline: Duration) -> Result<Miss> {
         self.check(key)?;
-        let clock = &self.shared.local.clock;
         let begun = Instant::now(); // once: a read of the clock is a tenth of what else a get from a peer costs here
-        let (end, deadline_ms) = (clock::after(begun, deadline), later(clock.at_ms(begun), deadline));
         let hash = self.place.hash(key.as_bytes());
         let asker = Lineage::current();
-        let _waiting = asker.as_ref().map(|load| load.wait_for(hash)).transpose().map_err(|k| self.knotted(k))?;
-        let chain = asker.as_ref().map_or(Chain::EMPTY, |load| load.chain());
+        let waiting = asker.as_ref().map(|load| load.wait_for(hash)).transpose().map_err(|k| self.knotted(k))?;
+        Ok(Miss {
+            begun,
+            deadline,
+            end: clock::after(begun, deadline),
+            deadline_ms: later(self.shared.local.clock.at_ms(begun), deadline),
+            hash,
+            chain: asker.as_ref().map_or(Chain::EMPTY, |load| load.chain()),
+            _waiting: waiting,
+        })
+    }
+
+    /// Asks the owner, or begins to load; does not wait.
+    fn enter(self: &Arc<Self>, key: &str, miss: &Miss) -> Result<Loading<V>> {
+        // 2. The view is taken once.
+        let changes = self.shared.changes.number(); // before the view
+        let view = self.shared.view();
+        if self.owns(&view, miss.hash) {
+            // 4. Ours: load it.
+            self.join_load(key, miss.hash, &miss.chain, LoadReason::Owner)
+        } else {
+            // 3. A peer's: ask it, or whoever answers for it.
+            Ok(self.join_fetch(key, miss.hash, view, changes, miss.chain.clone(), miss.begun))
+        }
+    }
+
+    /// Waits for what was entered; when that ran into a deadline that is not ours, asks again.
+    async fn finish(self: &Arc<Self>, key: &str, miss: &Miss, mut entered: Loading<V>) -> Result<V> {
+        let clock = &self.shared.local.clock;
         loop {
-            // 2. The view is taken once.
-            let changes = self.shared.changes.number(); // before the view
-            let view = self.shared.view();
-            let is_mine = self.owns(&view, hash);
-            let entered = if is_mine {
-                // 4. Ours: load it.
-                self.join_load(key, hash, &chain, LoadReason::Owner)?
-            } else {
-                // 3. A peer's: ask it, or whoever answers for it.
-                self.join_fetch(key, hash, view, changes, chain.clone(), begun)
-            };
             let (flight, _joined) = match entered {
-                Loading::Found(slot) => return self.value_of(key, hash, &chain, &slot, end).await,
+                Loading::Found(slot) => return self.value_of(key, miss, &slot).await,
                 Loading::Flight(flight, joined) => (flight, joined),
             };
             // A fetch ends by itself within its deadline: a timer is only needed by those who wait for less.
             let fetch_ends_ms = later(flight.begun_ms, self.shared.local.limits.get_deadline);
-            let outcome = if is_mine || deadline_ms < fetch_ends_ms {
+            let outcome = if flight.context.is_some() || miss.deadline_ms < fetch_ends_ms {
                 // Boxed, as whatever is rare: every get that waits has room for all of its branches.
-                Box::pin(timeout_at(end, flight.outcome())).await.ok()
+                Box::pin(timeout_at(miss.end, flight.outcome())).await.ok()
             } else {
                 Some(flight.outcome().await)
             };
             match outcome {
-                Some(Ok(slot)) => return self.value_of(key, hash, &chain, &slot, end).await,
+                Some(Ok(slot)) => return self.value_of(key, miss, &slot).await,
                 Some(Err(Failure::Said(error))) => return Err(error),
-                Some(Err(Failure::Expired(_))) if clock.read_ms() < deadline_ms => self.check(key)?,
-                Some(Err(Failure::Expired(peer))) => return Err(self.timed_out(deadline, peer.as_ref())),
-                None => return Err(self.timed_out(deadline, None)),
+                Some(Err(Failure::Expired(_))) if clock.read_ms() < miss.deadline_ms => self.check(key)?,
+                Some(Err(Failure::Expired(peer))) => return Err(self.timed_out(miss.deadline, peer.as_ref())),
+                None => return Err(self.timed_out(miss.deadline, None)),
             }
+            entered = self.enter(key, miss)?;
         }
     }
 
     /// The decoded value; one that does not decode here is loaded here.
-    async fn value_of(
-        self: &Arc<Self>,
-        key: &str,
-        hash: u64,
-        chain: &Chain,
-        slot: &Slot<V>,
-        end: Instant,
-    ) -> Result<V> {
+    async fn value_of(self: &Arc<Self>, key: &str, miss: &Miss, slot: &Slot<V>) -> Result<V> {
         match slot.payload.value() {
             Ok(value) => Ok(value),
             Err(NoValue::NotFound) => Err(self.not_found()),
@@ -359,15 +386,15 @@ impl<V: Value> Inner<V> {
                 self.counters.undecodable.up();
                 let name = &self.settings.name;
                 tracing::debug!(group = %name, error = %undecodable, "a peer's value does not decode, it is loaded here");
-                Box::pin(self.load_decodable(key, hash, chain, end)).await
+                Box::pin(self.load_decodable(key, miss)).await
             }
         }
     }
 
-    async fn load_decodable(self: &Arc<Self>, key: &str, hash: u64, chain: &Chain, end: Instant) -> Result<V> {
-        let loaded = match self.join_load(key, hash, chain, LoadReason::Fallback)? {
+    async fn load_decodable(self: &Arc<Self>, key: &str, miss: &Miss) -> Result<V> {
+        let loaded = match self.join_load(key, miss.hash, &miss.chain, LoadReason::Fallback)? {
             Loading::Found(slot) => slot,
-            Loading::Flight(flight, _joined) => match within(Some(end), flight.outcome()).await {
+            Loading::Flight(flight, _joined) => match within(Some(miss.end), flight.outcome()).await {
                 Some(Ok(slot)) => slot,
                 Some(Err(Failure::Said(error))) => return Err(error),
                 Some(Err(Failure::Expired(_))) | None => return Err(self.timed_out(Duration::ZERO, None)),

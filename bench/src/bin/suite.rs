@@ -25,6 +25,7 @@ fn main() -> Result<()> {
         ["cluster", settings] => one_thread(cluster::run, settings),
         ["membership", settings] => one_thread(membership::run, settings),
         ["local", settings] => two_threads(local::ask, settings),
+        ["cold", settings] => one_thread(local::ask, settings),
         wanted => measure(wanted),
     }
 }

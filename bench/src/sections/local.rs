@@ -111,7 +111,7 @@ pub fn round(round: usize, seconds: f64, results: &mut Results) -> Result<()> {
         }
         if matches!(who, Local::Ours | Local::Rival) {
             let ask = Ask { who, threads: 1, seconds, is_cold: true };
-            let lines: Vec<Line> = processes::ask("local", &ask, &CLIENT.to_string())?;
+            let lines: Vec<Line> = processes::ask("cold", &ask, &CLIENT.to_string())?;
             tell(MISSES, "loader answers at once", who, round, &lines, results);
         }
     }

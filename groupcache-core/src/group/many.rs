@@ -1,8 +1,7 @@
 //! Gets of many keys at once.
 
-use std::{future::poll_fn, time::Duration};
+use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::Group;
@@ -45,17 +44,21 @@ impl<V: Value> Group<V> {
 
     /// Asks for all of these at the same time.
     async fn miss_many<'a>(&self, keys: impl Iterator<Item = &'a str>, deadline: Duration) -> Vec<Result<V>> {
-        // Each asks its owner when it is polled first: all of them together, before any of it is sent.
-        let mut all = Box::pin(join_all(keys.map(|key| self.inner.miss(key, deadline))));
-        let mut is_begun = false;
-        poll_fn(|cx| {
-            let _taking = (!is_begun).then(|| self.inner.shared.registry.takes_many());
-            let _corks: Vec<Cork> = match std::mem::replace(&mut is_begun, true) {
-                false => self.inner.shared.links().into_iter().map(|link| link.cork()).collect(),
-                true => Vec::new(),
-            };
-            all.as_mut().poll(cx)
-        })
-        .await
+        let group = &self.inner;
+        let asked: Vec<_> = {
+            let _taking = group.shared.registry.takes_many();
+            let _corks: Vec<Cork> = group.shared.links().into_iter().map(|link| link.cork()).collect();
+            keys.map(|key| (key, group.begin_miss(key, deadline).and_then(|miss| Ok((group.enter(key, &miss)?, miss)))))
+                .collect()
+        };
+        let mut outcomes = Vec::with_capacity(asked.len());
+        // All of them are under way: who waits for one after the other has the last as soon as it is there.
+        for (key, entered) in asked {
+            outcomes.push(match entered {
+                Ok((entered, miss)) => group.finish(key, &miss, entered).await,
+                Err(error) => Err(error),
+            });
+        }
+        outcomes
     }
 }

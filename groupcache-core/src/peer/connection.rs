@@ -132,7 +132,7 @@ pub(super) fn first_look(service: &Service, named: Named, request: Request, may_
 }
 
 /// Of a larger frame, so many requests are answered before their answers are sent.
-const AT_ONCE: usize = 128;
+const AT_ONCE: usize = 64;
 
 /// After so many answers they have their turn to be sent before more is read: the peer is at work on them meanwhile.
 const MANY: usize = 8;
