@@ -38,17 +38,17 @@ async fn operate(world: &World, turn: usize) {
     // A key has one writer, so that the order of its writes is known.
     let column = (turn % (KEYS / NODES)) * NODES + world.number;
     let (group, key) = (&world.written, format!("written-{column}"));
-    let called = clock::nanoseconds();
+    let begun = Begun { at: clock::nanoseconds(), members: world.node.members().len() };
     match turn % OPERATIONS {
-        0 => done(world, "remove", &[column], called, group.remove(&key).await),
-        1 => done(world, "set", &[column], called, group.set(&key, called.to_string()).await),
+        0 => done(world, "remove", &[column], begun, group.remove(&key).await),
+        1 => done(world, "set", &[column], begun, group.set(&key, begun.at.to_string()).await),
         2 => {
             let columns = [column, (column + NODES) % (KEYS / NODES * NODES)];
             let keys = columns.map(|column| format!("written-{column}"));
-            done(world, "remove_many", &columns, called, group.remove_many(keys).await);
+            done(world, "remove_many", &columns, begun, group.remove_many(keys).await);
         }
-        3 => done(world, "remove_and_hold", &[column], called, group.remove_and_hold(&key, EVERY).await),
-        4 => done(world, "clear", &[CLEARED], called, world.cleared.clear().await),
+        3 => done(world, "remove_and_hold", &[column], begun, group.remove_and_hold(&key, EVERY).await),
+        4 => done(world, "clear", &[CLEARED], begun, world.cleared.clear().await),
         5 => seen(world, "remove_lazy", group.remove_lazy(&key).await.err().as_ref()),
         6 => seen(world, "peek", group.peek(&key).await.err().as_ref()),
         _ => get_many(world).await,
@@ -56,17 +56,28 @@ async fn operate(world: &World, turn: usize) {
 }
 
 /// A write: once it has reached everyone, nobody may see what was before.
-fn done(world: &World, what: &str, columns: &[usize], called: u64, outcome: Result<Invalidated, Error>) {
+///
+/// Everyone is who is in this node's view: one that knows only some of the others has promised nothing of the rest.
+fn done(world: &World, what: &str, columns: &[usize], begun: Begun, outcome: Result<Invalidated, Error>) {
+    let members = begun.members.min(world.node.members().len());
     match outcome {
         Ok(done) if done.is_complete() && !done.views_differed() => {
-            columns.iter().for_each(|column| world.floors.raise(world.number, *column, called));
-            let members = world.node.members().len();
-            let among = if members < NODES { format!(" among {members}") } else { String::new() };
-            world.tally.wrote(format!("{what} complete{among}"));
+            if members == NODES {
+                columns.iter().for_each(|column| world.floors.raise(world.number, *column, begun.at));
+                return world.tally.wrote(format!("{what} complete"));
+            }
+            world.tally.wrote(format!("{what} complete among {members}"));
         }
         Ok(_) => world.tally.wrote(format!("{what} incomplete")),
         Err(e) => world.tally.wrote(format!("{what} {}", kind(&e))),
     }
+}
+
+/// When a write was called, and how many nodes were in the view then.
+#[derive(Clone, Copy)]
+struct Begun {
+    at: u64,
+    members: usize,
 }
 
 fn seen(world: &World, what: &str, error: Option<&Error>) {
