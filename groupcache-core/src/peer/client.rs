@@ -133,7 +133,7 @@ fn pauses(seed: u64) -> impl Iterator<Item = Duration> {
     // Without a seed its jitter comes from a generator of the thread, which no simulation could repeat.
     ExponentialBuilder::default()
         .with_min_delay(RECONNECT_MIN)
-        .with_max_delay(RECONNECT_MAX)
+        .with_max_delay(RECONNECT_MAX / 2) // jitter adds as much again
         .without_max_times()
         .with_jitter()
         .with_jitter_seed(seed)
@@ -325,6 +325,21 @@ fn take(link: &Link, frame: Frame) -> Option<LinkEvent> {
 
 #[cfg(all(test, shuttle))]
 mod interleavings;
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pause_is_longer_than_the_longest_jitter_included() {
+        for seed in 0..100 {
+            let all: Vec<_> = pauses(seed).take(50).collect();
+            assert!(all[0] >= RECONNECT_MIN && all[0] < MENDING_PAUSE);
+            assert!(all.iter().all(|pause| *pause <= RECONNECT_MAX), "{all:?}");
+            assert!(all[20..].iter().all(|pause| *pause >= RECONNECT_MAX / 2), "nor are they many: {all:?}");
+        }
+    }
+}
 
 /// Our half of a connection: yields a frame whenever something is due.
 struct Outbound {
