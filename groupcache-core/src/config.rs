@@ -55,10 +55,11 @@ pub(crate) const CLIENT_HELLO: Duration = Duration::from_secs(5);
 /// How long a peer that was refused an answer should wait before it asks again.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// First and longest pause between two attempts to connect.
+/// First and longest pause between two attempts to connect. The longest counts its jitter and leaves a second for the
+/// attempt: five seconds after a peer is back it is asked again, however long it was away.
 pub(crate) const RECONNECT_MIN: Duration = Duration::from_millis(50);
 /// See [`RECONNECT_MIN`].
-pub(crate) const RECONNECT_MAX: Duration = Duration::from_secs(5);
+pub(crate) const RECONNECT_MAX: Duration = Duration::from_secs(4);
 
 /// Values that a node loads though another owns them are kept this long at first, and longer the longer the
 /// owner stays away.

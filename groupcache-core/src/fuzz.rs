@@ -59,7 +59,7 @@ pub fn wire(bytes: &[u8]) {
     for answer in frame.answers {
         let (answer, _) = wire::answer(answer);
         let again = wire::answer_message(1, answer.clone());
-        assert_eq!(wire::answer(again.clone()).1, true);
+        assert!(wire::answer(again.clone()).1, "a status of ours");
         assert!(wire::answer_bytes(&answer) <= again.encoded_len() + 64);
     }
     if let Ok(get) = wire::GetRequest::decode(bytes) {

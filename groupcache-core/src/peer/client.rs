@@ -334,6 +334,21 @@ fn take(link: &Link, frame: Frame) -> Option<LinkEvent> {
 #[cfg(all(test, shuttle))]
 mod interleavings;
 
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pause_is_longer_than_the_longest_jitter_included() {
+        for seed in 0..100 {
+            let all: Vec<_> = pauses(seed).take(50).collect();
+            assert!(all[0] >= RECONNECT_MIN && all[0] < MENDING_PAUSE);
+            assert!(all.iter().all(|pause| *pause <= RECONNECT_MAX), "{all:?}");
+            assert!(all[20..].iter().all(|pause| *pause >= RECONNECT_MAX / 2), "nor are they many: {all:?}");
+        }
+    }
+}
+
 /// Our half of a connection: yields a frame whenever something is due.
 struct Outbound {
     link: Arc<Link>,

@@ -30,6 +30,7 @@ mod memory;
 mod model;
 mod odd_peers;
 mod one_load;
+mod overload;
 mod owner_lost;
 mod protection;
 mod removed_group;
