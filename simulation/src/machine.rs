@@ -62,7 +62,10 @@ async fn live(world: &World, machine: usize) -> Outcome<()> {
     let group = group(world, machine, &node, &mut rng)?;
     let by = world.up(machine, &node, &group);
     let mut callers = JoinSet::new();
-    let count = world.lock().scenario.callers;
+    let count = {
+        let scenario = &world.lock().scenario;
+        if scenario.quiet == Some(machine) { 0 } else { scenario.callers }
+    };
     for _ in 0..count {
         let caller = Caller { world: world.clone(), group: group.clone(), by, rng: rng.fork() };
         callers.spawn(caller.run());
@@ -262,7 +265,7 @@ impl Caller {
     }
 
     async fn get_many(&mut self) -> Next {
-        let most = if self.rng.u32(..20) == 0 { 200 } else { 8 };
+        let most = if self.rng.u32(..10) == 0 { 200 } else { 8 };
         let keys: Vec<_> = (0..self.rng.usize(1..most)).map(|_| self.key()).collect();
         let gets: Vec<_> = keys.iter().map(|index| self.world.asks(*index, self.by, PATIENT)).collect();
         let got = self.group.get_many(keys.iter().map(|index| key(*index))).await;

@@ -108,7 +108,10 @@ fn a_load_that_is_dropped_anywhere_lands_and_leaves_a_key_that_works() {
             ends.await.unwrap();
             for get in [get, other] {
                 let got = get.await.unwrap();
-                assert!(got == 0 || got == u64::MAX, "{got} is neither what was loaded nor the word that it was dropped");
+                assert!(
+                    got == 0 || got == u64::MAX,
+                    "{got} is neither what was loaded nor the word that it was dropped"
+                );
             }
             assert!(scene.flights.running(Kind::Load, "k").is_none());
         });

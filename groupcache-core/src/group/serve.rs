@@ -62,7 +62,9 @@ impl<V: Value> Served for Inner<V> {
             let is_mine = self.owns(&self.shared.view_ref(), hash);
             let reason = if is_mine { LoadReason::Owner } else { LoadReason::Fallback };
             match mutant!(ServerForwards) && !is_mine {
-                true => Ok(self.join_fetch(&ask.key, hash, self.shared.view(), self.shared.changes.number(), ask.chain)),
+                true => {
+                    Ok(self.join_fetch(&ask.key, hash, self.shared.view(), self.shared.changes.number(), ask.chain))
+                }
                 false => self.join_load(&ask.key, hash, &ask.chain, reason),
             }
         };
