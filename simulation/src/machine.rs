@@ -133,7 +133,7 @@ async fn prove(world: &World, group: &Group<String>, by: Process, stage: u32) ->
             }
         }
         CLEAR if by.machine == 0 => {
-            let write = world.writes(&[], by).0;
+            let write = world.writes(&[]).0;
             let cleared = group.clear().await?;
             let is_complete = cleared.is_complete() && !cleared.views_differed();
             world.wrote(write, None, is_complete);
@@ -331,7 +331,7 @@ impl Caller {
         let is_clear = self.rng.u32(..30) == 0;
         let (write, set, written) = match self.rng.u32(..100) {
             _ if is_clear => {
-                let write = self.world.writes(&[], self.by).0;
+                let write = self.world.writes(&[]).0;
                 (write, None, self.group.clear().await)
             }
             0..35 => {
@@ -343,12 +343,12 @@ impl Caller {
             }
             35..80 => {
                 let index = self.key();
-                let write = self.world.writes(&[index], self.by).0;
+                let write = self.world.writes(&[index]).0;
                 (write, None, self.group.remove(&key(index)).await)
             }
             _ => {
                 let keys: Vec<_> = (0..self.rng.usize(1..6)).map(|_| self.key()).collect();
-                let write = self.world.writes(&keys, self.by).0;
+                let write = self.world.writes(&keys).0;
                 (write, None, self.group.remove_many(keys.iter().map(|index| key(*index))).await)
             }
         };

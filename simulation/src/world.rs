@@ -221,17 +221,17 @@ impl World {
     }
 
     /// A write of these keys is about to be called; of all when there are none.
-    pub(crate) fn writes(&self, keys: &[usize], by: Process) -> (usize, Moment) {
+    pub(crate) fn writes(&self, keys: &[usize]) -> (usize, Moment) {
         let mut state = self.lock();
         let begin = state.log.next();
         let keys = (!keys.is_empty()).then(|| keys.to_vec());
-        state.log.writes.push(Write { keys, by, begin, end: None, is_complete: false, is_of_all: false });
+        state.log.writes.push(Write { keys, begin, end: None, is_complete: false, is_of_all: false });
         (state.log.writes.len() - 1, begin)
     }
 
     /// The same for a `set`, whose number is its value.
     pub(crate) fn sets(&self, key: usize, by: Process) -> (usize, usize, u64) {
-        let (write, begin) = self.writes(&[key], by);
+        let (write, begin) = self.writes(&[key]);
         let mut state = self.lock();
         state.log.sources.push(Source {
             key,
@@ -283,6 +283,9 @@ impl World {
     pub(crate) fn down(&self, machine: usize) -> (Option<Node>, Option<Group<String>>) {
         let mut state = self.lock();
         state.log.trace(&(5, machine));
+        if state.machines[machine].node.is_none() {
+            return (None, None); // it had not come up
+        }
         let now = state.log.now();
         let life = state.machines[machine].life;
         let by = Process { machine, life };
