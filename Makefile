@@ -153,6 +153,7 @@ sim-build:
 	$(SIMULATED) build $(SIMULATED_ARGUMENTS)
 
 sim: sim-build
+	$(SIMULATION) same $(FROM) 5
 	$(SIMULATION) seeds $(FROM) $(SEEDS)
 
 sim-seed: export VERBOSE := 1

@@ -79,7 +79,6 @@ pub(crate) struct Get {
 pub(crate) struct Write {
     /// `None` = all.
     pub(crate) keys: Option<Vec<usize>>,
-    pub(crate) by: Process,
     pub(crate) begin: Moment,
     pub(crate) end: Option<Moment>,
     /// It named nobody as unreached and saw no other view.

@@ -22,6 +22,9 @@ const ON_ITS_WAY: Duration = Duration::from_secs(3);
 /// How long after it was called a write that has not reached everyone may still undo what other keys' loads have brought.
 const LINGERS: Duration = Duration::from_secs(2);
 
+/// How long a node serves what it may not have heard a write of.
+const BORROWED: Duration = Duration::from_secs(10);
+
 /// How long it may take until all that are in one view have met.
 const MET_AGAIN: Duration = Duration::from_secs(8);
 
@@ -152,6 +155,8 @@ impl Life<'_> {
         let Some(before) = earlier.iter().rfind(has_kept) else { return Ok(()) };
         let Some(end) = before.end else { return Ok(()) };
         let is_fresh = self.scenario.time_to_live.is_none_or(|lasts| load.begin.at + LATE < end.at + lasts);
+        // What comes while all peers are lost, and writes pass by, is kept for a short time only.
+        let is_capped = load.cut_off > 0 && load.begin.at + LATE >= end.at + BORROWED;
         // Nor kept, when a write of any key that shares the stripe has passed it.
         let is_passed = self.log.writes.iter().any(|write| {
             let is_near = write.begin.at + LINGERS >= before.begin.at;
@@ -162,7 +167,7 @@ impl Life<'_> {
             let between = other.begin.n > before.begin.n && other.by == load.by;
             between && matches!(other.answer, Answer::Value(_) | Answer::Nothing) && !other.is_kept
         });
-        if !is_fresh || is_passed || is_replaced || self.is_separated(before, load) {
+        if !is_fresh || is_capped || is_passed || is_replaced || self.is_separated(before, load) {
             return Ok(());
         }
         Err(format!("P1: loaded again while it was fresh:\n  {before:?}\n  {load:?}"))

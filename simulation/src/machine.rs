@@ -62,7 +62,10 @@ async fn live(world: &World, machine: usize) -> Outcome<()> {
     let group = group(world, machine, &node, &mut rng)?;
     let by = world.up(machine, &node, &group);
     let mut callers = JoinSet::new();
-    let count = world.lock().scenario.callers;
+    let count = {
+        let scenario = &world.lock().scenario;
+        if scenario.quiet == Some(machine) { 0 } else { scenario.callers }
+    };
     for _ in 0..count {
         let caller = Caller { world: world.clone(), group: group.clone(), by, rng: rng.fork() };
         callers.spawn(caller.run());
@@ -130,7 +133,7 @@ async fn prove(world: &World, group: &Group<String>, by: Process, stage: u32) ->
             }
         }
         CLEAR if by.machine == 0 => {
-            let write = world.writes(&[], by).0;
+            let write = world.writes(&[]).0;
             let cleared = group.clear().await?;
             let is_complete = cleared.is_complete() && !cleared.views_differed();
             world.wrote(write, None, is_complete);
@@ -262,7 +265,7 @@ impl Caller {
     }
 
     async fn get_many(&mut self) -> Next {
-        let most = if self.rng.u32(..20) == 0 { 200 } else { 8 };
+        let most = if self.rng.u32(..10) == 0 { 200 } else { 8 };
         let keys: Vec<_> = (0..self.rng.usize(1..most)).map(|_| self.key()).collect();
         let gets: Vec<_> = keys.iter().map(|index| self.world.asks(*index, self.by, PATIENT)).collect();
         let got = self.group.get_many(keys.iter().map(|index| key(*index))).await;
@@ -328,7 +331,7 @@ impl Caller {
         let is_clear = self.rng.u32(..30) == 0;
         let (write, set, written) = match self.rng.u32(..100) {
             _ if is_clear => {
-                let write = self.world.writes(&[], self.by).0;
+                let write = self.world.writes(&[]).0;
                 (write, None, self.group.clear().await)
             }
             0..35 => {
@@ -340,12 +343,12 @@ impl Caller {
             }
             35..80 => {
                 let index = self.key();
-                let write = self.world.writes(&[index], self.by).0;
+                let write = self.world.writes(&[index]).0;
                 (write, None, self.group.remove(&key(index)).await)
             }
             _ => {
                 let keys: Vec<_> = (0..self.rng.usize(1..6)).map(|_| self.key()).collect();
-                let write = self.world.writes(&keys, self.by).0;
+                let write = self.world.writes(&keys).0;
                 (write, None, self.group.remove_many(keys.iter().map(|index| key(*index))).await)
             }
         };

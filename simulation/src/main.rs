@@ -3,6 +3,15 @@
 //! `make sim-seed SEED=7` plays one seed, `make sim` ten thousand, each in a process of its own. What is seen is judged
 //! by the promises of the library; see `judge.rs`.
 
+#![cfg_attr(
+    simulation,
+    expect(
+        clippy::indexing_slicing,
+        clippy::expect_used,
+        reason = "what is wrong with a simulation is to end it, as a test"
+    )
+)]
+
 #[cfg(simulation)]
 mod driver;
 #[cfg(simulation)]

@@ -25,6 +25,8 @@ pub(crate) struct Scenario {
     /// Callers of each node, and the longest that one thinks between two calls.
     pub(crate) callers: usize,
     pub(crate) think: Duration,
+    /// A node at which nobody calls: it asks nobody either.
+    pub(crate) quiet: Option<usize>,
     /// Writes among a thousand calls.
     pub(crate) writes: u32,
     pub(crate) latency: (Duration, Duration),
@@ -125,6 +127,7 @@ impl Scenario {
             nodes,
             keys,
             callers: rng.usize(1..=4),
+            quiet: (rng.u32(..3) == 0).then_some(0),
             think: one_of(rng, &[10 * MS, 40 * MS, 200 * MS]),
             writes: one_of(rng, &[0, 5, 40, 150]),
             latency: one_of(rng, &[(MS, MS), (MS, 10 * MS), (2 * MS, 50 * MS)]),
@@ -147,9 +150,12 @@ impl Scenario {
         let kinds = Episode::some(rng);
         for _ in 0..episodes {
             let begin = up_to(rng, 3 * SECOND, SAFETY - 2 * SECOND);
-            let longest = one_of(rng, &[SECOND / 2, 3 * SECOND, 10 * SECOND]);
-            let end = (begin + up_to(rng, 50 * MS, longest)).min(SAFETY - MS);
-            let (first, last) = one_of(rng, &kinds).begin_and_end(rng, self.nodes);
+            let kind = one_of(rng, &kinds);
+            // A lie matters once it has outlived the grace of those whom it leaves out.
+            let shortest = if matches!(kind, Episode::Lie) { 2 * SECOND } else { 50 * MS };
+            let longest = one_of(rng, &[2 * SECOND, 4 * SECOND, 12 * SECOND]);
+            let end = (begin + up_to(rng, shortest, longest)).min(SAFETY - MS);
+            let (first, last) = kind.begin_and_end(rng, self.nodes);
             self.faults.extend(first.map(|fault| (begin, fault)));
             self.faults.extend(last.into_iter().map(|fault| (end, fault)));
         }

@@ -69,6 +69,7 @@ pub(crate) struct Machine {
     pub(crate) insisted: BTreeSet<usize>,
     pub(crate) last_set: Option<(BTreeSet<usize>, Belief)>,
     seen: View,
+    attempts: Attempts,
 }
 
 #[derive(Clone, Default)]
@@ -135,6 +136,7 @@ impl World {
             insisted: BTreeSet::new(),
             last_set: None,
             seen: View::default(),
+            attempts: Attempts::default(),
         };
         let machines: Vec<_> = (0..scenario.nodes).map(machine).collect();
         Self(Arc::new(Mutex::new(State {
@@ -219,17 +221,17 @@ impl World {
     }
 
     /// A write of these keys is about to be called; of all when there are none.
-    pub(crate) fn writes(&self, keys: &[usize], by: Process) -> (usize, Moment) {
+    pub(crate) fn writes(&self, keys: &[usize]) -> (usize, Moment) {
         let mut state = self.lock();
         let begin = state.log.next();
         let keys = (!keys.is_empty()).then(|| keys.to_vec());
-        state.log.writes.push(Write { keys, by, begin, end: None, is_complete: false, is_of_all: false });
+        state.log.writes.push(Write { keys, begin, end: None, is_complete: false, is_of_all: false });
         (state.log.writes.len() - 1, begin)
     }
 
     /// The same for a `set`, whose number is its value.
     pub(crate) fn sets(&self, key: usize, by: Process) -> (usize, usize, u64) {
-        let (write, begin) = self.writes(&[key], by);
+        let (write, begin) = self.writes(&[key]);
         let mut state = self.lock();
         state.log.sources.push(Source {
             key,
@@ -270,7 +272,7 @@ impl World {
         let it = &mut state.machines[machine];
         it.life += 1;
         (it.node, it.group, it.up_at, it.is_leaving) = (Some(node.clone()), Some(group.clone()), now, false);
-        it.seen = View::default();
+        (it.seen, it.attempts) = (View::default(), Attempts::default());
         let process = Process { machine, life: it.life };
         state.log.count("lives");
         state.log.trace(&(4, process));
@@ -281,6 +283,9 @@ impl World {
     pub(crate) fn down(&self, machine: usize) -> (Option<Node>, Option<Group<String>>) {
         let mut state = self.lock();
         state.log.trace(&(5, machine));
+        if state.machines[machine].node.is_none() {
+            return (None, None); // it had not come up
+        }
         let now = state.log.now();
         let life = state.machines[machine].life;
         let by = Process { machine, life };
@@ -496,23 +501,58 @@ impl State {
         }
     }
 
-    /// P6, and the budget of second attempts.
+    /// P6, one hop, and the budget of second attempts.
     fn look_at_bounds(&mut self) {
-        let mut wrong = Vec::new();
-        for (at, it, node) in self.live() {
-            let Some(group) = &it.group else { continue };
+        let (mut wrong, now) = (Vec::new(), self.log.now());
+        let is_before_the_proof = self.phase < Phase::Proof;
+        for (at, it) in self.machines.iter_mut().enumerate() {
+            let (Some(node), Some(group)) = (&it.node, &it.group) else { continue };
             if group.bytes() > self.scenario.capacity {
                 wrong.push(format!("P6: {} holds {} bytes of {}", id(at), group.bytes(), self.scenario.capacity));
             }
+            if self.scenario.quiet == Some(at) && is_before_the_proof && group.stats().fetches > 0 {
+                wrong.push(format!("one hop: nobody calls at {}, and it has asked another node", id(at)));
+            }
             let stats = node.stats();
-            // A tenth and ten a second, and what one second may save up.
-            let seconds = (self.log.now().saturating_sub(it.up_at)).as_secs() + 4;
-            let budget = stats.requests_sent / 10 + 10 * seconds + 10;
-            if stats.fallback_attempts > budget {
-                let text = format!("budget: {} second attempts of {} in {seconds} s", stats.fallback_attempts, id(at));
-                wrong.push(text);
+            if let Some(excess) = it.attempts.take(now, stats.fallback_attempts, stats.requests_sent) {
+                wrong.push(format!("budget: {excess} second attempts of {} were too many", id(at)));
             }
         }
         wrong.into_iter().for_each(|wrong| self.log.broken(wrong));
+    }
+}
+
+/// Second attempts: ten a second, of which those of one second may be saved up, and a tenth of the requests.
+#[derive(Default)]
+struct Attempts {
+    seen: u64,
+    tokens: f64,
+    /// When there were some last, and the requests until then.
+    last: Option<(Duration, u64)>,
+}
+
+/// Attempts of a second.
+const SAVED_UP: f64 = 10.0;
+/// Within a tick, whose parts are not seen.
+const UNSEEN: f64 = 2.0;
+
+impl Attempts {
+    /// More than there may be.
+    fn take(&mut self, now: Duration, attempts: u64, requests: u64) -> Option<f64> {
+        let new = (attempts - self.seen) as f64;
+        self.seen = attempts;
+        if new == 0.0 {
+            return None;
+        }
+        let available = match self.last {
+            None => SAVED_UP.max(requests as f64 / 10.0),
+            Some((at, before)) => {
+                let by_requests = (requests - before) as f64 / 10.0;
+                (self.tokens + (now - at).as_secs_f64() * 10.0 + by_requests).min(SAVED_UP.max(by_requests))
+            }
+        };
+        self.last = Some((now, requests));
+        self.tokens = (available - new).max(0.0);
+        (new > available + UNSEEN).then_some(new - available)
     }
 }
