@@ -80,7 +80,7 @@ impl<D: Decoder<Error = Status>> Decoder for LookedOver<D> {
     }
 }
 
-fn look_over(mut message: &[u8], is_frame: bool) -> Result<(), Status> {
+pub(crate) fn look_over(mut message: &[u8], is_frame: bool) -> Result<(), Status> {
     let malformed = |e: prost::DecodeError| Status::internal(format!("the message is no protobuf: {e}"));
     let mut parts = 0;
     while message.has_remaining() {

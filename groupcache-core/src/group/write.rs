@@ -316,12 +316,19 @@ impl<V: Value> Inner<V> {
 
     /// Drops what is held here and lets nothing that is under way be stored.
     pub(super) fn drop_written(&self, key: &str) -> Mark {
+        self.settle(key);
         let remove = || (self.store.remove(key), self.mirror.as_ref().and_then(|mirror| mirror.remove(key)));
         let (dropped, mark) = self.flights.write(key, self.shared.local.clock.read_ms(), remove);
         if dropped.0.is_some() || dropped.1.is_some() {
             self.counters.invalidated.up();
         }
         mark
+    }
+
+    /// What a former owner still has of a key does not come back.
+    fn settle(&self, key: &str) {
+        let now_ms = self.shared.local.clock.read_ms();
+        self.formers.settle(&self.shared.handover, self.place.hash(key.as_bytes()), now_ms);
     }
 
     /// The same, and for a while nothing is stored that is loaded.
@@ -336,6 +343,7 @@ impl<V: Value> Inner<V> {
 
     /// Stores a written value; what is under way is not stored over it.
     fn store_written(&self, key: &str, slot: Slot<V>) {
+        self.settle(key);
         let store = || (self.store.insert(key, slot), self.mirror.as_ref().and_then(|mirror| mirror.remove(key)));
         let ((inserted, _copy), _) = self.flights.write(key, self.shared.now_ms(), store);
         self.stored(key, inserted, false);

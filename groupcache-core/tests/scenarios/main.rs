@@ -17,6 +17,7 @@ mod answers;
 mod batches;
 mod deadlines;
 mod formats;
+mod former_owner;
 mod holds;
 mod hostile;
 mod hot_copies;
