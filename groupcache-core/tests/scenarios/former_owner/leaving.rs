@@ -121,7 +121,8 @@ const PENDING: u32 = 8;
 async fn pages_of(raw: &mut Raw) -> Vec<Page> {
     let (mut pages, mut cursor) = (Vec::new(), 0);
     loop {
-        let mut answers = raw.ask(vec![Request { id: 1 + cursor, op: 4, group: 7, cursor, ..Request::default() }]).await;
+        let mut answers =
+            raw.ask(vec![Request { id: 1 + cursor, op: 4, group: 7, cursor, ..Request::default() }]).await;
         while answers[0].status == PENDING {
             answers = raw.hear(1).await.unwrap(); // a busy machine
         }
@@ -240,7 +241,8 @@ async fn no_get_fails_while_every_node_is_replaced() {
             got.expect("no get failed");
         }
     }
-    // Without it there are two loads for each key; a busy machine is late now and then.
-    assert!(loads.total() < 1100, "{} loads of 1,000 keys", loads.total());
+    // Three times a quarter of the keys moves to who comes, and three times to who stays: 1,500 more without it. A busy
+    // machine is late now and then.
+    assert!(loads.total() < 1400, "{} loads of 1,000 keys", loads.total());
     cluster.shutdown().await;
 }
