@@ -1,4 +1,4 @@
-//! Coarse time: milliseconds since the node's start, stored by a task every 10 ms.
+//! Coarse time: milliseconds of the node's life, stored by a task every 10 ms.
 //!
 //! A read of the real clock costs as much as a hit; a relaxed load of an atomic costs nothing. All times of
 //! entries, deadlines and silence are of this clock, which is monotonic and, on Linux, goes on while the machine is
@@ -15,6 +15,10 @@ use crate::config::{LATE_TICK, TICK};
 
 /// A time that never comes.
 pub(crate) const NEVER: u64 = u64::MAX;
+
+/// Where coarse time begins: what was loaded elsewhere, before this node was started, has a time too. About 49 days, the
+/// most that an entry's times can be apart.
+pub(crate) const BEGINNING_MS: u64 = 1 << 32;
 
 /// The two clocks that tell a suspension are read one after the other: less than this is no suspension.
 const SUSPENDED_MS: u64 = 1000;
@@ -50,20 +54,20 @@ impl Clock {
     fn with(since_boot: fn() -> Duration) -> Self {
         Self {
             start: Instant::now(),
-            now_ms: AtomicU64::new(0),
-            last_tick_ms: AtomicU64::new(0),
+            now_ms: AtomicU64::new(BEGINNING_MS),
+            last_tick_ms: AtomicU64::new(BEGINNING_MS),
             suspended_ms: AtomicU64::new(0),
             since_boot,
             at_start: since_boot(),
         }
     }
 
-    /// Milliseconds since the start, at most about 10 ms old while the runtime keeps up.
+    /// Milliseconds, at most about 10 ms old while the runtime keeps up.
     pub(crate) fn now_ms(&self) -> u64 {
         self.now_ms.load(Relaxed)
     }
 
-    /// Milliseconds since the start, read from the real clock: for what begins a deadline, since coarse time is
+    /// Milliseconds, read from the real clock: for what begins a deadline, since coarse time is
     /// old when this process has just stood still.
     pub(crate) fn read_ms(&self) -> u64 {
         self.at_ms(Instant::now())
@@ -72,7 +76,8 @@ impl Clock {
     /// As [`read_ms`](Self::read_ms), of a clock that was read just now.
     pub(crate) fn at_ms(&self, now: Instant) -> u64 {
         let since_start = now.saturating_duration_since(self.start).as_millis();
-        let now = u64::try_from(since_start).unwrap_or(NEVER).saturating_add(self.suspended_ms.load(Relaxed));
+        let since_start = u64::try_from(since_start).unwrap_or(NEVER).saturating_add(self.suspended_ms.load(Relaxed));
+        let now = since_start.saturating_add(BEGINNING_MS);
         if now > self.now_ms.load(Relaxed) {
             self.now_ms.fetch_max(now, Relaxed);
         }
@@ -99,7 +104,8 @@ impl Clock {
 
     /// The instant that a coarse time stands for.
     pub(crate) fn instant(&self, ms: u64) -> Instant {
-        self.start + Duration::from_millis(ms.saturating_sub(self.suspended_ms.load(Relaxed)))
+        self.start
+            + Duration::from_millis(ms.saturating_sub(BEGINNING_MS).saturating_sub(self.suspended_ms.load(Relaxed)))
     }
 }
 
@@ -153,28 +159,36 @@ mod tests {
         let clock = Clock::start();
         tokio::time::advance(TICK).await;
         assert_eq!(clock.tick(), Punctuality::OnTime);
-        assert_eq!(clock.now_ms(), 10);
+        assert_eq!(clock.now_ms(), BEGINNING_MS + 10);
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(clock.tick(), Punctuality::Late(Duration::from_secs(2)));
-        assert_eq!(clock.now_ms(), 2010);
+        assert_eq!(clock.now_ms(), BEGINNING_MS + 2010);
     }
     #[tokio::test(start_paused = true)]
     async fn while_the_machine_is_suspended_time_goes_on() {
         static SUSPENDED_MS: AtomicU64 = AtomicU64::new(70_000);
         let clock = Clock::with(|| Duration::from_millis(SUSPENDED_MS.load(Relaxed)));
         tokio::time::advance(TICK).await;
-        assert_eq!((clock.tick(), clock.now_ms()), (Punctuality::OnTime, 10), "what was before our start is not ours");
+        assert_eq!(
+            (clock.tick(), clock.now_ms()),
+            (Punctuality::OnTime, BEGINNING_MS + 10),
+            "what was before our start is not ours"
+        );
 
         SUSPENDED_MS.fetch_add(600_000, Relaxed);
         tokio::time::advance(TICK).await;
         assert_eq!(clock.tick(), Punctuality::Late(Duration::from_millis(600_010)));
-        assert_eq!(clock.now_ms(), 600_020);
+        assert_eq!(clock.now_ms(), BEGINNING_MS + 600_020);
         assert_eq!(clock.elapsed(), 2 * TICK, "nothing has run, and nobody could speak");
-        assert_eq!(clock.instant(600_030), Instant::now() + TICK, "a deadline is as far away as it was");
+        assert_eq!(clock.instant(BEGINNING_MS + 600_030), Instant::now() + TICK, "a deadline is as far away as it was");
 
         SUSPENDED_MS.fetch_sub(60_000, Relaxed);
         tokio::time::advance(TICK).await;
-        assert_eq!((clock.tick(), clock.now_ms()), (Punctuality::OnTime, 600_030), "it never steps back");
+        assert_eq!(
+            (clock.tick(), clock.now_ms()),
+            (Punctuality::OnTime, BEGINNING_MS + 600_030),
+            "it never steps back"
+        );
     }
 
     #[test]

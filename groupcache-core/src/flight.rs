@@ -371,6 +371,24 @@ impl<O: Clone, C> Flights<O, C> {
         is_after_clear || self.stripes.is_unsettled(hash, begun_ms)
     }
 
+    /// Whether what a peer has may have been undone by a write that came here shortly before the flight began.
+    pub(crate) fn may_be_undone(&self, flight: &Flight<O, C>) -> bool {
+        self.is_unsettled(flight.hash, flight.begun_ms)
+    }
+
+    /// Stores what a peer handed over that was asked at `asked_ms`, unless a write may have undone it.
+    ///
+    /// `fill` runs under the lock; what it returns is handed out, so that values are dropped outside.
+    pub(crate) fn fill<R>(&self, key: &str, asked_ms: u64, fill: impl FnOnce() -> R) -> Option<R> {
+        let hash = self.hash(key);
+        let shard = self.shard(hash);
+        if self.is_unsettled(hash, asked_ms) || self.is_clearing() {
+            drop(shard); // before what `fill` holds
+            return None;
+        }
+        Some(fill())
+    }
+
     /// Every flight that has not landed; for shutting down and for the watch over overdue loads.
     pub(crate) fn all(&self, kind: Kind) -> Vec<Arc<Flight<O, C>>> {
         self.shards.iter().flat_map(|shard| shard.lock().table(kind).0.iter().cloned().collect::<Vec<_>>()).collect()

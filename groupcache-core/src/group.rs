@@ -6,6 +6,8 @@ mod clear;
 mod entries;
 mod explain;
 mod fetch;
+mod former;
+mod hand_over;
 mod held;
 mod hold;
 #[cfg(all(test, shuttle))]
@@ -16,6 +18,7 @@ mod many;
 mod mirror;
 mod protect;
 mod serve;
+mod take_over;
 mod times;
 mod write;
 
@@ -43,6 +46,8 @@ pub use self::{
 
 use self::{
     batch::Batches,
+    former::Formers,
+    hand_over::Lists,
     held::{Held, NoValue, Slot},
     hold::Holds,
     load::Loading,
@@ -88,6 +93,8 @@ pub(crate) struct Inner<V: Value> {
     asked: Heat,
     flights: Flights<Outcome<V>, Option<Arc<Lineage>>>,
     holds: Holds,
+    formers: Formers,
+    lists: Lists,
     loader: SharedLoader<V>,
     /// In a group with a batch loader: all loads go through it.
     batches: Option<Arc<Batches<V>>>,
@@ -180,6 +187,7 @@ impl<V: Value> Group<V> {
             match slot.payload.value() {
                 Ok(value) => {
                     group.counters.hits.up();
+                    slot.touch(now_ms);
                     group.freshen(key, &slot, now_ms);
                     return Some(Ok(value));
                 }

@@ -31,7 +31,8 @@
 //!    the key. Its answer is the answer: a value, not found, the loader's error, overloaded. Only a peer that cannot
 //!    be reached, or that declines, sends the request to the next successor; when there is none, step 4.
 //! 4. **This node owns it.** One load runs, in a task of its own, for everyone who asks. Its value is kept unless a
-//!    write has passed it.
+//!    write has passed it. When the key has moved here lately, its former owner is asked first, from memory only and
+//!    for at most 20 ms.
 //!
 //! A request that came from a peer takes steps 1 and 4 only: it is never forwarded, so nodes that disagree about
 //! the owner cannot wait for each other.
@@ -68,6 +69,7 @@ mod flight;
 #[doc(hidden)]
 pub mod fuzz;
 mod group;
+mod handover;
 mod handshake;
 mod identity;
 #[cfg(all(test, shuttle))]

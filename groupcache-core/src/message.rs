@@ -53,6 +53,13 @@ pub(crate) enum Op {
     Clear,
     /// As Get, from memory only; on the wire it is a Get with a flag.
     Peek,
+    /// What is in memory of a key that the asker owns now, with all that is left of its time; on the wire it is a Get with
+    /// a flag and a role.
+    Former,
+    /// A page of what the asker owns now, from there on.
+    HandOff {
+        cursor: u64,
+    },
     /// Of a newer version of the protocol.
     Unknown(u32),
 }
@@ -110,6 +117,8 @@ pub(crate) enum Answer {
     Unsupported,
     /// Of a write.
     Done,
+    /// Of a hand-off.
+    Page(Page),
     BadRequest(String),
 }
 
@@ -125,6 +134,26 @@ pub(crate) struct Encoded {
     /// Many peers ask for it.
     pub(crate) is_hot: bool,
     pub(crate) source: Source,
+}
+
+/// Values that change hands, the most wanted first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) entries: Vec<Handed>,
+    /// The cursor of the next page; 0 = that was all.
+    pub(crate) next: u64,
+    /// How many have not been sent yet.
+    pub(crate) left: u64,
+}
+
+/// A value that changes hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Handed {
+    pub(crate) key: Bytes,
+    pub(crate) bytes: Bytes,
+    pub(crate) age_ms: u64,
+    /// How long it may still be kept; `None` = without limit.
+    pub(crate) remaining_ms: Option<u64>,
 }
 
 /// Where the answering node had a value from.

@@ -2,6 +2,7 @@
 
 mod builder;
 mod catch_up;
+mod handover;
 mod lifecycle;
 mod membership;
 mod security;

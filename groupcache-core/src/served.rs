@@ -15,7 +15,8 @@ use dashmap::{DashMap, Entry};
 use crate::{
     chain::Chain,
     error::{Error, Result},
-    message::{Answer, GroupName},
+    identity::PeerId,
+    message::{Answer, GroupName, Page},
     sync::{Keyed, sharded},
 };
 
@@ -29,12 +30,64 @@ pub(crate) struct Ask {
 
 pub(crate) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
+/// How far a hand-over is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Entries that have arrived, of all that there were.
+    pub(crate) arrived: usize,
+    pub(crate) all: usize,
+    /// Lists, each of one group for one node, that have not arrived as a whole.
+    pub(crate) waits_for: usize,
+}
+
+impl Progress {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.arrived += other.arrived;
+        self.all += other.all;
+        self.waits_for += other.waits_for;
+    }
+}
+
+/// A page that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pulled {
+    /// When it was, in coarse time that was read.
+    pub(crate) asked_ms: u64,
+    /// The last change then.
+    pub(crate) changes: u32,
+    /// When the first of them was, and the number of the newest former view then.
+    pub(crate) since_ms: u64,
+    pub(crate) number: u64,
+}
+
+/// What became of a page.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) kept: u64,
+    /// What those take of the budget.
+    pub(crate) bytes: u64,
+    /// No more is wanted.
+    pub(crate) is_over: bool,
+}
+
 /// A group, as the peer server sees it: without its type of values, and without a way to ask further peers.
 pub(crate) trait Served: Send + Sync {
     /// Version of the encoding of its values.
     fn format(&self) -> u32;
     /// What is in memory.
     fn hit(self: Arc<Self>, key: &str) -> Option<Answer>;
+    /// What is in memory of a key that the asker owns now, with all that is left of its time.
+    fn former(&self, key: &str) -> Answer;
+    /// A page of what this peer owns now. The cursor says that all before it has arrived there.
+    fn hand_over(self: Arc<Self>, to: PeerId, cursor: u64) -> Answering;
+    /// Makes the lists of what others own now.
+    fn list(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// How far the hand-over to those is that can be reached; `None` = the lists are not made.
+    fn progress(&self, is_reached: &dyn Fn(&PeerId) -> bool) -> Option<Progress>;
+    /// Bytes that may be taken over now.
+    fn room(&self) -> u64;
+    /// Stores what it can of a page of a former owner.
+    fn take_over(self: Arc<Self>, page: Page, pulled: Pulled) -> Pin<Box<dyn Future<Output = Taken> + Send>>;
     /// Joins the load of a key or begins it. Dropping the future leaves the load running.
     fn load(self: Arc<Self>, ask: Ask) -> Answering;
     /// Drops what is held, and lets nothing be stored that is under way or is loaded within `hold`: another node writes.

@@ -17,6 +17,7 @@ use crate::{
     changes::{Change, Changes},
     config::{FALLBACK_CAP_MAX, FALLBACK_CAP_MIN, FALLBACK_PER_SECOND, FALLBACK_SHARE, Limits},
     flight::Stripes,
+    handover::HandOver,
     identity::{NodeState, PeerId},
     membership::{
         stabilizer::{Counters, DialId, Member},
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) local: Arc<Local>,
     view: ArcSwap<View>,
     pub(crate) changes: Changes,
+    pub(crate) handover: HandOver,
     /// What peers have missed while they could not be reached.
     pub(crate) undelivered: Undelivered,
     has_zones: AtomicBool,
@@ -92,13 +94,20 @@ impl Tasks {
 }
 
 impl Shared {
-    pub(crate) fn new(local: Arc<Local>, view: View, runtime: Handle, mut rng: fastrand::Rng) -> Self {
-        let Limits { max_loads, max_queued_loads, .. } = local.limits;
+    pub(crate) fn new(
+        local: Arc<Local>,
+        view: View,
+        runtime: Handle,
+        hands_over: bool,
+        mut rng: fastrand::Rng,
+    ) -> Self {
+        let Limits { max_loads, max_queued_loads, hand_over_bytes_per_second, .. } = local.limits;
         let hasher = Keyed(rng.u64(..));
         Self {
             local,
             view: ArcSwap::from_pointee(view),
             changes: Changes::default(),
+            handover: HandOver::new(hands_over, hand_over_bytes_per_second),
             has_zones: AtomicBool::new(false),
             undelivered: Undelivered::default(),
             links: sharded(hasher),
@@ -147,11 +156,14 @@ impl Shared {
     }
 
     pub(crate) fn install(&self, view: View) {
-        if self.has_zones.load(Relaxed) {
-            view.prepare(Scope::Zone);
-        }
-        let before = self.view.swap(Arc::new(view));
         let now_ms = self.local.clock.read_ms();
+        let mut scope = Scope::Cluster;
+        if self.has_zones.load(Relaxed) {
+            scope = Scope::Zone;
+            view.prepare(scope);
+        }
+        self.handover.changes(self.view(), &view, scope, now_ms);
+        let before = self.view.swap(Arc::new(view));
         self.changes.happened(Change::View, now_ms);
         let view = self.view();
         let here: BTreeSet<_> = view.members().iter().map(|member| member.id.clone()).collect();

@@ -94,6 +94,18 @@ counters! {
         batches,
         /// Loads of keys that this node does not own, because no peer could answer.
         fallback_loads,
+        /// Former owners that were asked for a value before it would be loaded.
+        peeks,
+        /// Values that a former owner had: loads that were spared.
+        peeked,
+        /// Values that were handed over to the nodes that own them now, one by one or in pages.
+        handed_over,
+        /// The bytes of those, encoded.
+        handed_over_bytes,
+        /// Values that were taken over in pages from nodes that owned them before.
+        taken_over,
+        /// The bytes of those, encoded.
+        taken_over_bytes,
         /// Loads that ended with an error, a panic or a time-out.
         load_errors,
         /// Attempts after the first, of loads that failed and may succeed.

@@ -6,12 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use prost::Message;
 
 use crate::{
     chain::Chain,
     config::{MAX_ERROR_TEXT, MAX_KEY_BYTES},
     identity::{Address, Incarnation, MAX_ADDRESSES, MAX_WEIGHT, NodeState, PeerId, check_name},
-    message::{Answer, BadKey, Decline, Encoded, GroupName, Hello, Op, Request, Source},
+    message::{Answer, BadKey, Decline, Encoded, GroupName, Handed, Hello, Op, Page, Request, Source},
     proto,
 };
 
@@ -22,9 +23,16 @@ pub(crate) use crate::proto::{
 /// The one version of the protocol that we speak.
 pub(crate) const VERSION: u32 = 1;
 
-/// Feature bits of the Hello. None is set yet: values in parts, other encodings and hand-off have their fields
-/// and no behaviour.
-pub(crate) const FEATURES: u64 = 0;
+/// Feature bits of the Hello. Values in parts and other encodings have their fields and neither a bit nor a behaviour.
+pub(crate) mod features {
+    /// It answers for keys that it owned before: one at a time, and in pages.
+    pub(crate) const HAND_OVER: u64 = 1;
+}
+
+/// The role of a former owner, who is asked by the next one.
+const ROLE_PEEK: u32 = 1000;
+/// The role of a former owner that hands pages over.
+const ROLE_HAND_OFF: u32 = 1001;
 
 /// A frame in the making.
 #[derive(Debug, Default)]
@@ -82,14 +90,21 @@ impl Outgoing {
         rank: usize,
         chain: &Chain,
     ) {
-        let no_load = *op == Op::Peek;
+        let no_load = matches!(op, Op::Peek | Op::Former);
+        let cursor = if let Op::HandOff { cursor } = op { *cursor } else { 0 };
+        let role = match op {
+            Op::Former => ROLE_PEEK,
+            Op::HandOff { .. } => ROLE_HAND_OFF,
+            _ => rank.min(999) as u32,
+        };
         let hold_ms = if let Op::Remove { hold } = op { millis(*hold) } else { 0 };
         let (op, value) = match op {
             Op::Get => (0, Bytes::new()),
             Op::Set(value) => (1, value.clone()),
             Op::Remove { .. } => (2, Bytes::new()),
             Op::Clear => (3, Bytes::new()),
-            Op::Peek => (0, Bytes::new()),
+            Op::Peek | Op::Former => (0, Bytes::new()),
+            Op::HandOff { .. } => (4, Bytes::new()),
             Op::Unknown(n) => (*n, Bytes::new()),
         };
         self.0.requests.push(proto::Request {
@@ -98,12 +113,13 @@ impl Outgoing {
             group,
             key: Bytes::copy_from_slice(key.as_bytes()),
             deadline_ms: millis(wait).max(1),
-            role: rank.min(999) as u32,
+            role,
             chain: chain.as_slice().to_vec(),
             depth: chain.depth() as u32,
             value,
             no_load,
             hold_ms,
+            cursor,
             ..proto::Request::default()
         });
     }
@@ -143,8 +159,14 @@ pub(crate) fn answer_bytes(answer: &Answer) -> usize {
     48 + match answer {
         Answer::Value(value) => value.bytes.len(),
         Answer::LoadFailed { text, .. } | Answer::BadRequest(text) => text.len().min(MAX_ERROR_TEXT),
+        Answer::Page(page) => page.entries.iter().map(handed_bytes).sum(),
         _ => 0,
     }
+}
+
+/// Bytes that a value takes in a page, about.
+pub(crate) fn handed_bytes(handed: &Handed) -> usize {
+    24 + handed.key.len() + handed.bytes.len()
 }
 
 /// Why a Hello cannot be understood or agreed with; the text is sent to the peer.
@@ -227,10 +249,12 @@ pub(crate) fn request(request: proto::Request) -> Request {
     Request {
         id: request.id,
         op: match request.op {
+            0 if request.no_load && request.role == ROLE_PEEK => Op::Former,
             0 => Op::Get,
             1 => Op::Set(request.value),
             2 => Op::Remove { hold: Duration::from_millis(u64::from(request.hold_ms)) },
             3 => Op::Clear,
+            4 => Op::HandOff { cursor: request.cursor },
             other => Op::Unknown(other),
         },
         group: request.group,
@@ -263,6 +287,7 @@ mod status {
     pub(super) const UNSUPPORTED: u32 = 11;
     pub(super) const DONE: u32 = 12;
     pub(super) const BAD_REQUEST: u32 = 13;
+    pub(super) const PAGE: u32 = 14;
 }
 
 pub(crate) fn answer_message(id: u64, answer: Answer) -> AnswerMessage {
@@ -301,6 +326,10 @@ pub(crate) fn answer_message(id: u64, answer: Answer) -> AnswerMessage {
             out.text = shortened(text);
             status::BAD_REQUEST
         }
+        Answer::Page(page) => {
+            out.value = write_page(page);
+            status::PAGE
+        }
     };
     out
 }
@@ -327,9 +356,37 @@ pub(crate) fn answer(message: AnswerMessage) -> (Answer, bool) {
         status::UNSUPPORTED => Answer::Unsupported,
         status::DONE => Answer::Done,
         status::BAD_REQUEST => Answer::BadRequest(message.text),
+        status::PAGE => match read_page(message.value) {
+            Some(page) => Answer::Page(page),
+            None => return (Answer::Declined(Decline::Other), false),
+        },
         _ => return (Answer::Declined(Decline::Other), false),
     };
     (answer, true)
+}
+
+fn write_page(page: Page) -> Bytes {
+    let entry = |handed: Handed| proto::Handed {
+        key: handed.key,
+        value: handed.bytes,
+        age_ms: handed.age_ms,
+        remaining_ms: handed.remaining_ms,
+    };
+    let entries = page.entries.into_iter().map(entry).collect();
+    proto::Page { entries, next: page.next, left: page.left }.encode_to_vec().into()
+}
+
+/// `None` when it is none, or has more parts than a message may have.
+fn read_page(bytes: Bytes) -> Option<Page> {
+    crate::codec::look_over(&bytes, false).ok()?;
+    let page = proto::Page::decode(bytes).ok()?;
+    let entry = |handed: proto::Handed| Handed {
+        key: handed.key,
+        bytes: handed.value,
+        age_ms: handed.age_ms,
+        remaining_ms: handed.remaining_ms,
+    };
+    Some(Page { entries: page.entries.into_iter().map(entry).collect(), next: page.next, left: page.left })
 }
 
 fn decline_number(why: Decline) -> u32 {
@@ -401,8 +458,6 @@ pub(crate) fn unary(get: GetRequest) -> (String, Arc<str>, u32, Request) {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message;
-
     use super::*;
 
     fn hello_of(change: impl FnOnce(&mut proto::Hello)) -> Result<Hello, BadHello> {
@@ -450,6 +505,8 @@ mod tests {
             is_hot: true,
             source: Source::Loaded,
         };
+        let handed = |remaining_ms| Handed { key: "k".into(), bytes: "v".into(), age_ms: 3, remaining_ms };
+        let page = Page { entries: vec![handed(None), handed(Some(0))], next: 5, left: 7 };
         for sent in [
             Answer::Value(value),
             Answer::NotFound,
@@ -463,11 +520,34 @@ mod tests {
             Answer::Unsupported,
             Answer::Done,
             Answer::BadRequest("b".into()),
+            Answer::Page(page),
         ] {
             let bytes = answer_message(1, sent.clone()).encode_to_vec();
             let (read, known) = answer(AnswerMessage::decode(&*bytes).unwrap());
             assert_eq!(read, sent);
             assert!(known);
+        }
+    }
+
+    #[test]
+    fn a_page_with_more_parts_than_a_message_may_have_is_not_read() {
+        let page = |entries| proto::Page { entries: vec![proto::Handed::default(); entries], next: 0, left: 0 };
+        for (entries, is_read) in [(16_384, true), (16_385, false)] {
+            let value = page(entries).encode_to_vec().into();
+            let message = AnswerMessage { status: status::PAGE, value, ..AnswerMessage::default() };
+            assert_eq!(matches!(answer(message), (Answer::Page(_), true)), is_read, "{entries}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_of_a_former_owner_comes_as_it_went() {
+        for sent in [Op::Get, Op::Peek, Op::Former, Op::HandOff { cursor: 7 }] {
+            let mut frame = Outgoing::new(0);
+            frame.request(1, &sent, 1, "k", Duration::from_millis(20), 0, &Chain::EMPTY);
+            let read = request(open(frame.finish()).requests.remove(0));
+            // From memory only is a flag of a get.
+            let (op, no_load) = if sent == Op::Peek { (Op::Get, true) } else { (sent.clone(), sent == Op::Former) };
+            assert_eq!((read.op, read.no_load), (op, no_load));
         }
     }
 

@@ -24,7 +24,9 @@ use crate::{
     server::Server,
 };
 
-/// How long requests, loads and connections may take once the process is asked to end.
+/// How long others may take to take over what this process has in memory, once it is asked to end; then how long
+/// requests, loads and connections may take.
+const LAST_VALUES: Duration = Duration::from_secs(10);
 const LAST_REQUESTS: Duration = Duration::from_secs(20);
 const LAST_LOADS: Duration = Duration::from_secs(1);
 const LAST_CONNECTIONS: Duration = Duration::from_secs(1);
@@ -74,13 +76,14 @@ async fn run() -> Result<(), BoxError> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("leaving");
-    // From here on /readyz says 503, and others own our keys; then nobody new, then the last answers.
-    node.drain().await?;
+    // From here on /readyz says 503, and others own our keys and take over our values, through this server; then nobody
+    // new, then the last answers.
+    node.drain_and_hand_over(LAST_VALUES).await?;
     let connections = server.close().await;
     if timeout(LAST_REQUESTS, running.closed()).await.is_err() {
         tracing::warn!("cutting off requests that still run");
     }
-    node.shutdown_within(LAST_LOADS).await?;
+    node.drain_and_shutdown(LAST_LOADS).await?;
     let _ = timeout(LAST_CONNECTIONS, connections).await;
     Ok(())
 }

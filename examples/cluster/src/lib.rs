@@ -25,8 +25,11 @@ use crate::{
 const CAPACITY_BYTES: u64 = 3 << 20;
 const TIME_TO_LIVE: Duration = Duration::from_secs(60);
 
-/// How long the requests and loads that run may take once the process is asked to end.
+/// How long the requests that run may take once the process is asked to end.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
+/// How long the others may take after that to take over what this process has in memory, and the last loads.
+const LAST_VALUES: Duration = Duration::from_secs(15);
 
 /// What each process does, from the variables of its environment until a signal ends it.
 #[tokio::main]
@@ -75,7 +78,7 @@ async fn run() -> Result<(), BoxError> {
         stop.asked().await;
     }
     tracing::info!("leaving");
-    // From here on /readyz says 503. Others own our keys before we refuse requests.
+    // From here on /readyz says 503. Others own our keys before we refuse requests, and begin to take over our values.
     health.is_ready(false).await;
     node.drain().await?;
     health.close().await;
@@ -83,7 +86,7 @@ async fn run() -> Result<(), BoxError> {
     if timeout(LAST_REQUESTS, serving).await.is_err() {
         tracing::warn!("cutting off requests that still run");
     }
-    node.shutdown_within(LAST_REQUESTS).await?;
+    node.drain_and_shutdown(LAST_VALUES).await?;
     Ok(())
 }
 

@@ -9,6 +9,8 @@ use tokio::time::{sleep, timeout};
 const MEETING: Duration = Duration::from_secs(10);
 /// Long enough for each of them to have asked the registry.
 const FAILING: Duration = Duration::from_secs(3);
+/// What a node may take to leave, its values handed over.
+const ENDING: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -32,9 +34,9 @@ async fn main() -> Result<(), BoxError> {
 
         list.feels(Mood::Well);
         list.remove("c");
-        c.shutdown().await?;
+        c.drain_and_shutdown(ENDING).await?;
         println!("it is well again, and c has left: {}, {}", seen_by(&a), seen_by(&b));
-        tokio::try_join!(a.shutdown(), b.shutdown())?;
+        tokio::try_join!(a.drain_and_shutdown(ENDING), b.drain_and_shutdown(ENDING))?;
         Ok(())
     };
     tokio::select! {

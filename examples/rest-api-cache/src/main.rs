@@ -38,8 +38,11 @@ const MAX_VALUE_BYTES: usize = 16 << 20;
 /// How much longer than the upstream those wait who wait for it.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// How long the requests and loads that run may take once the process is asked to end.
+/// How long the requests that run may take once the process is asked to end.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
+
+/// How long the others may take after that to take over what this process has in memory, and the last loads.
+const LAST_VALUES: Duration = Duration::from_secs(15);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -88,13 +91,13 @@ async fn run() -> Result<(), BoxError> {
     }
     tracing::info!("leaving");
     refresher.abort();
-    // From here on /readyz says 503. Others own our keys before we refuse requests.
+    // From here on /readyz says 503. Others own our keys before we refuse requests, and begin to take over our values.
     node.drain().await?;
     let _ = close.send(());
     if timeout(LAST_REQUESTS, serving).await.is_err() {
         tracing::warn!("cutting off requests that still run");
     }
-    node.shutdown_within(LAST_REQUESTS).await?;
+    node.drain_and_shutdown(LAST_VALUES).await?;
     Ok(())
 }
 

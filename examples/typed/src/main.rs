@@ -8,6 +8,9 @@ use typed::{Database, User, users};
 /// How long the two may take to find each other.
 const MEETING: Duration = Duration::from_secs(10);
 
+/// What a node may take to leave.
+const ENDING: Duration = Duration::from_secs(10);
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let database = Database::in_memory()?;
@@ -40,7 +43,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("a user whom nobody has");
     show("a", &at_a, "99999", &database).await?;
 
-    tokio::try_join!(a.shutdown(), b.shutdown())?;
+    tokio::try_join!(a.drain_and_shutdown(ENDING), b.drain_and_shutdown(ENDING))?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::join_all};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
@@ -108,6 +108,10 @@ impl<V: Value> Inner<V> {
 
 /// The task of one batch.
 async fn run<V: Value>(group: Arc<Inner<V>>, batches: Arc<Batches<V>>, some: Vec<Waiting<V>>) {
+    let some = not_elsewhere(&group, some).await;
+    if some.is_empty() {
+        return;
+    }
     let changes = group.shared.changes.number();
     let keys: Vec<Arc<str>> = some.iter().map(|waiting| Arc::clone(waiting.flight.key())).collect();
     let mut outcomes = match load_many(&group, &batches, &some, &keys).await {
@@ -124,6 +128,21 @@ async fn run<V: Value>(group: Arc<Inner<V>>, batches: Arc<Batches<V>>, some: Vec
             guard.defuse();
         }
     }
+}
+
+/// Lands those that former owners have the values of; all of them are asked at once. The rest is to be loaded.
+async fn not_elsewhere<V: Value>(group: &Inner<V>, some: Vec<Waiting<V>>) -> Vec<Waiting<V>> {
+    let changes = group.shared.changes.number();
+    let look = async |waiting: Waiting<V>| {
+        let Waiting { flight, hash, reason, .. } = &waiting;
+        let has_landed = group.may_have_moved(flight, *reason) && group.take_from_formers(flight, *hash, changes).await;
+        if has_landed {
+            waiting.guard.defuse();
+            return None;
+        }
+        Some(waiting)
+    };
+    join_all(some.into_iter().map(look)).await.into_iter().flatten().collect()
 }
 
 type Outcomes<V> = Vec<std::result::Result<Loaded<V>, LoadError>>;

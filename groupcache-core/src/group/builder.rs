@@ -10,6 +10,8 @@ use std::{
 use super::{
     Group, Inner,
     batch::Batches,
+    former::Formers,
+    hand_over::Lists,
     hold::Holds,
     mirror::{self, Heat, Mirror},
     protect::{Guard, Protect},
@@ -316,6 +318,8 @@ impl<V: Value> GroupBuilder<V> {
             guard: Guard::new(&settings.protect, shared.local.limits.max_queued_loads),
             place: KeyHasher::new(&name),
             holds: Holds::default(),
+            formers: Formers::default(),
+            lists: Lists::default(),
             counters: GroupCounters::default(),
             load_latencies: Histogram::new(),
             peer_latencies: Histogram::new(),
@@ -333,6 +337,7 @@ impl<V: Value> GroupBuilder<V> {
             return Err(inner.closed());
         }
         shared.local.change(|hello| hello.groups = shared.registry.names());
+        shared.handover.begin_again(shared.now_ms());
         Ok(group)
     }
 }

@@ -126,6 +126,7 @@ impl<V: Value> Inner<V> {
 
     /// Drops what is held here and lets nothing that is under way be stored.
     pub(super) fn drop_all(&self) {
+        self.formers.clear(self.shared.local.clock.read_ms());
         let drain = || (self.store.clear(), self.mirror.as_ref().map(super::Mirror::clear));
         let dropped = self.flights.clear(self.shared.local.clock.read_ms(), drain);
         self.counters.invalidated.add(dropped.0.len() as u64 + dropped.1.map_or(0, |copies| copies.len() as u64));

@@ -168,7 +168,7 @@ impl<V: Value> Inner<V> {
     pub(super) async fn sweep_store(&self, mirror: Option<&Mirror<V>>) {
         let store = mirror.map_or(&self.store, Mirror::store);
         for (looked_at, (key, slot)) in store.iter().enumerate() {
-            if slot.is_gone(self.shared.now_ms()) && store.remove_same(&key, &slot).is_some() {
+            if slot.is_spent(self.shared.now_ms()) && store.remove_same(&key, &slot).is_some() {
                 self.counters.expired.up();
                 self.left(&key, &slot, Eviction::Age, mirror.is_some());
             }

@@ -251,7 +251,12 @@ impl<V: Value> Fetch<V> {
             }
             Answer::BadRequest(text) => self.said(Kind::BadKey, text),
             // Not by this node; asking the next one is free, since this one did no work.
-            Answer::Declined(_) | Answer::WrongPeer | Answer::Unsupported | Answer::Pending | Answer::Done => {
+            Answer::Declined(_)
+            | Answer::WrongPeer
+            | Answer::Unsupported
+            | Answer::Pending
+            | Answer::Done
+            | Answer::Page(_) => {
                 self.group.counters.fetch_errors.up();
                 self.advance();
             }

@@ -46,7 +46,20 @@ impl<V: Value> Held<V> {
         Self::Value { encoded, decoded: OnceLock::new() }
     }
 
-    /// The same, for another entry.
+    /// Of a value that was another node's own, and that is weighed as if it had been loaded here.
+    pub(super) fn handed(encoded: Bytes) -> Result<(Self, u64), DecodeError> {
+        let value = decode::<V>(encoded.clone())?;
+        if V::DECODES_LIKE_A_CLONE {
+            let weight = encoded.len() as u64;
+            return Ok((Self::received(encoded), weight));
+        }
+        let weigh = AssertUnwindSafe(|| value.weight());
+        let decoded = catch_unwind(weigh).map_err(|_| DecodeError::new("the value panicked when it was weighed"))?;
+        let weight = encoded.len() as u64 + decoded as u64;
+        Ok((Self::Value { encoded, decoded: OnceLock::from(value) }, weight))
+    }
+
+    /// What is held, for another entry.
     pub(super) fn again(&self) -> Self {
         match self {
             Self::Value { encoded, decoded } => Self::Value { encoded: encoded.clone(), decoded: decoded.clone() },

@@ -159,6 +159,11 @@ fn run<V: Value>(
 ) -> impl Future<Output = ()> + Send {
     let guard = group.land_on_drop(&flight);
     async move {
+        let changes = group.shared.changes.number();
+        // Without a permit, and before the time of the load begins.
+        if group.may_have_moved(&flight, reason) && group.take_from_formers(&flight, hash, changes).await {
+            return guard.defuse();
+        }
         let begun = Begun { changes: group.shared.changes.number(), previous: group.previous(flight.key()) };
         let outcome = load(&group, &flight, reason, begun.previous.as_deref()).await;
         finish(&group, &flight, hash, outcome, &begun);
@@ -244,6 +249,7 @@ pub(super) fn finish<V: Value>(
         Ok((outcome, keep)) => (outcome, keep),
         Err(error) => (group.or_stale(flight.key(), error, now_ms, begun.previous.as_ref()), None),
     };
+    group.formers.settle(&group.shared.handover, hash, now_ms);
     let is_answer = is_answer && !matches!(&outcome, Err(Failure::Said(e)) if e.is_load_failed());
     let keeps = keep.is_some();
     // An answer that is not to be kept is an answer all the same: what was there before is not true any more.

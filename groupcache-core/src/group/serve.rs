@@ -20,9 +20,10 @@ use crate::{
     config::{MAX_ERROR_TEXT, RETRY_AFTER},
     error::{Error, Kind},
     flight::{Kind as Table, within},
+    identity::PeerId,
     loader::LoadReason,
-    message::{Answer, Decline, Encoded, Source},
-    served::{Answering, Ask, Served},
+    message::{Answer, Decline, Encoded, Page, Source},
+    served::{Answering, Ask, Progress, Pulled, Served, Taken},
     value::Value,
 };
 
@@ -44,9 +45,35 @@ impl<V: Value> Served for Inner<V> {
         self.asked.touch(hash, now_ms);
         let slot = self.store.get(key, now_ms).filter(|slot| self.may_serve(key, slot, now_ms))?;
         self.counters.served_hits.up();
+        slot.touch(now_ms);
         self.freshen(key, &slot, now_ms);
         let is_hot = self.asked.is_hot(hash, now_ms, HOT_AT_OWNER);
         Some(self.told(&slot, now_ms, Source::Memory, is_hot))
+    }
+
+    fn former(&self, key: &str) -> Answer {
+        self.told_to_next_owner(key)
+    }
+
+    fn hand_over(self: Arc<Self>, to: PeerId, cursor: u64) -> Answering {
+        // In a task of its own: copying a page takes a while, and the connection has others to answer.
+        Box::pin(async move { tokio::spawn(self.page(to, cursor)).await.unwrap_or(Answer::Declined(Decline::Other)) })
+    }
+
+    fn list(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move { Inner::list(&self).await })
+    }
+
+    fn progress(&self, is_reached: &dyn Fn(&PeerId) -> bool) -> Option<Progress> {
+        self.progress(is_reached)
+    }
+
+    fn room(&self) -> u64 {
+        self.room()
+    }
+
+    fn take_over(self: Arc<Self>, page: Page, pulled: Pulled) -> Pin<Box<dyn Future<Output = Taken> + Send>> {
+        Box::pin(self.take(page, pulled))
     }
 
     fn load(self: Arc<Self>, ask: Ask) -> Answering {
@@ -124,6 +151,8 @@ impl<V: Value> Served for Inner<V> {
             // A load that runs still began when its hold was on.
             let longest_ms = self.settings.load_deadline.as_millis() as u64;
             self.holds.sweep(self.shared.now_ms().saturating_sub(longest_ms));
+            self.formers.sweep(&self.shared.handover);
+            self.sweep_lists();
             self.sweep_store(None).await;
             if let Some(mirror) = &self.mirror {
                 self.sweep_store(Some(mirror)).await;

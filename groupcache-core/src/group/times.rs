@@ -86,18 +86,53 @@ impl Ages {
         if !is_value {
             return Some(Times::until(now_ms, fresh_until_ms));
         }
+        Some(self.of_a_value(now_ms, fresh_for))
+    }
+
+    /// The times of a value that was loaded elsewhere, and is this node's own from now on.
+    pub(crate) fn of_handed(
+        &self,
+        age_ms: u64,
+        remaining_ms: Option<u64>,
+        now_ms: u64,
+        limit: Option<Duration>,
+    ) -> Option<Times> {
+        let loaded_at_ms = now_ms.saturating_sub(age_ms);
+        let said_ms = remaining_ms.map_or(NEVER, |remaining_ms| now_ms.saturating_add(remaining_ms));
+        // The other node may have been told of another longest time.
+        let fresh_until_ms = self.max_time_to_live.map_or(said_ms, |max| said_ms.min(later(loaded_at_ms, max)));
+        if fresh_until_ms <= now_ms {
+            return None;
+        }
+        if let Some(limit) = limit {
+            return Some(Times::until(loaded_at_ms, fresh_until_ms.min(later(now_ms, limit))));
+        }
+        if fresh_until_ms == NEVER {
+            return Some(Times::until(loaded_at_ms, NEVER));
+        }
+        Some(self.of_a_value(loaded_at_ms, Duration::from_millis(fresh_until_ms - loaded_at_ms)))
+    }
+
+    /// The longest that values are fresh, as far as the group knows.
+    pub(crate) fn longest(&self) -> Option<Duration> {
+        // A loader may say longer for one value, up to the latter.
+        self.max_time_to_live
+    }
+
+    fn of_a_value(&self, loaded_at_ms: u64, fresh_for: Duration) -> Times {
+        let fresh_until_ms = later(loaded_at_ms, fresh_for);
         let serve_until_ms = later(fresh_until_ms, self.stale_while_revalidate);
         // Never in the first half of its life, whatever was asked for: that would be a load for each hit.
         let ahead = self.refresh_ahead.min(fresh_for / 2);
         let is_refreshed = !ahead.is_zero() || !self.stale_while_revalidate.is_zero();
-        Some(Times {
-            loaded_at_ms: now_ms,
-            refresh_at_ms: if is_refreshed { later(now_ms, fresh_for - ahead) } else { NEVER },
+        Times {
+            loaded_at_ms,
+            refresh_at_ms: if is_refreshed { later(loaded_at_ms, fresh_for - ahead) } else { NEVER },
             fresh_until_ms,
             serve_until_ms,
             keep_until_ms: serve_until_ms.max(later(fresh_until_ms, self.stale_if_error)),
             checked: 0,
-        })
+        }
     }
 }
 
@@ -106,14 +141,31 @@ impl<V: Value> Inner<V> {
     /// it is there.
     pub(super) fn times(&self, keep: Keep, is_value: bool, now_ms: u64, hash: u64) -> Option<Times> {
         let checked = self.shared.changes.number(); // before the view
+        let times = self.settings.ages.times(keep, is_value, now_ms, self.random(), self.limit(hash))?;
+        Some(Times { checked, ..times })
+    }
+
+    /// The same of a value that was another node's. What has happened since the change `checked` may have passed it by.
+    pub(super) fn times_of_handed(
+        &self,
+        age_ms: u64,
+        remaining_ms: Option<u64>,
+        now_ms: u64,
+        hash: u64,
+        checked: u32,
+    ) -> Option<Times> {
+        let times = self.settings.ages.of_handed(age_ms, remaining_ms, now_ms, self.limit(hash))?;
+        Some(Times { checked, ..times })
+    }
+
+    /// How long a value is kept at most: one that another node owns, and any while writes pass this node by.
+    fn limit(&self, hash: u64) -> Option<Duration> {
         let view = self.shared.view_ref();
         let owner = view.owner(self.settings.scope, hash).filter(|owner| owner.dial.is_some());
         let limit = owner.map(|owner| self.shared.fallback_cap(owner));
         // While all peers are lost, their writes are too.
         let cut_off = self.shared.is_cut_off.load(Relaxed).then_some(self.settings.ages.borrowed);
-        let limit = limit.map_or(cut_off, |limit| Some(cut_off.map_or(limit, |cut_off| limit.min(cut_off))));
-        let times = self.settings.ages.times(keep, is_value, now_ms, self.random(), limit)?;
-        Some(Times { checked, ..times })
+        limit.map_or(cut_off, |limit| Some(cut_off.map_or(limit, |cut_off| limit.min(cut_off))))
     }
 }
 
@@ -146,7 +198,7 @@ impl<V: Value> Inner<V> {
                 }
                 let view = self.shared.view_ref();
                 if !self.owns(&view, self.place.hash(key.as_bytes())) {
-                    slot.cap(later(first_ms, borrowed));
+                    slot.lend(later(first_ms, borrowed));
                 }
             }
         }
@@ -216,6 +268,41 @@ mod tests {
         assert_eq!(times(&early, Keep::AsTheGroup), all(31_000, 61_000, 61_000), "not for each hit");
         let error = Ages { stale_if_error: MINUTE, ..ages() };
         assert_eq!(times(&error, Keep::AsTheGroup), all(NEVER, 61_000, 121_000));
+    }
+
+    #[test]
+    fn what_was_another_nodes_goes_on_where_it_was() {
+        let ages = Ages {
+            stale_while_revalidate: MINUTE,
+            refresh_ahead: MINUTE / 6,
+            max_time_to_live: Some(MINUTE * 3),
+            ..ages()
+        };
+        let now_ms = 1_000_000;
+        let handed = |age_ms, remaining_ms, limit| ages.of_handed(age_ms, remaining_ms, now_ms, limit);
+        assert_eq!(
+            handed(20_000, Some(40_000), None),
+            Some(Times {
+                loaded_at_ms: 980_000,
+                refresh_at_ms: 1_030_000,
+                fresh_until_ms: 1_040_000,
+                serve_until_ms: 1_100_000,
+                keep_until_ms: 1_100_000,
+                checked: 0,
+            })
+        );
+        assert_eq!(handed(20_000, Some(0), None), None, "it is stale");
+        assert_eq!(
+            handed(20_000, None, None).map(|times| times.fresh_until_ms),
+            Some(1_160_000),
+            "no longer than here"
+        );
+        assert_eq!(handed(180_000, None, None), None);
+        let limit = Some(Duration::from_secs(5));
+        assert_eq!(handed(20_000, Some(40_000), limit), Some(Times::until(980_000, 1_005_000)), "a third node's");
+        assert_eq!(handed(20_000, Some(3_000), limit), Some(Times::until(980_000, 1_003_000)));
+        let forever = Ages::default().of_handed(20_000, None, now_ms, None);
+        assert_eq!(forever, Some(Times::until(980_000, NEVER)));
     }
 
     #[test]

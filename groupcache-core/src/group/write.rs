@@ -316,6 +316,7 @@ impl<V: Value> Inner<V> {
 
     /// Drops what is held here and lets nothing that is under way be stored.
     pub(super) fn drop_written(&self, key: &str) -> Mark {
+        self.settle(key);
         let copies = || self.mirror.as_ref().filter(|_| !mutant!(CopyNotInvalidated));
         let remove = || (self.store.remove(key), copies().and_then(|mirror| mirror.remove(key)));
         let (dropped, mark) = self.flights.write(key, self.shared.local.clock.read_ms(), remove);
@@ -323,6 +324,12 @@ impl<V: Value> Inner<V> {
             self.counters.invalidated.up();
         }
         mark
+    }
+
+    /// What a former owner still has of a key does not come back.
+    fn settle(&self, key: &str) {
+        let now_ms = self.shared.local.clock.read_ms();
+        self.formers.settle(&self.shared.handover, self.place.hash(key.as_bytes()), now_ms);
     }
 
     /// The same, and for a while nothing is stored that is loaded.
@@ -337,6 +344,7 @@ impl<V: Value> Inner<V> {
 
     /// Stores a written value; what is under way is not stored over it.
     fn store_written(&self, key: &str, slot: Slot<V>) {
+        self.settle(key);
         let store = || (self.store.insert(key, slot), self.mirror.as_ref().and_then(|mirror| mirror.remove(key)));
         let ((inserted, _copy), _) = self.flights.write(key, self.shared.now_ms(), store);
         self.stored(key, inserted, false);

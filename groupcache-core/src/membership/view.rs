@@ -49,6 +49,13 @@ impl View {
         Self { epoch, members, cluster, zone: OnceLock::new() }
     }
 
+    /// The same without what this node owns: as those see it who have not heard of it.
+    pub(crate) fn without_me(&self, epoch: u64) -> Self {
+        let share = |member: &Member| if member.dial.is_none() { 0 } else { member.share };
+        let members = self.members.members.iter().map(|member| Member { share: share(member), ..member.clone() });
+        Self::new(epoch, MemberSet { members: members.collect() })
+    }
+
     /// Makes what is made when it is first asked for.
     pub(crate) fn prepare(&self, scope: Scope) {
         self.placement(scope);

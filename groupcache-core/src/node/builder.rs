@@ -14,6 +14,7 @@ use tonic::transport::server::Router;
 use super::security::keep_up_to_date;
 use super::{
     Inner, Node,
+    handover::take_over,
     membership::{EVENT_QUEUE, Feeds, Membership, Status, facts},
     security::Wanted,
     supervise::supervise,
@@ -58,6 +59,7 @@ pub struct NodeBuilder {
     security: Wanted,
     mounted: Option<PeerService>,
     seed: Option<u64>,
+    keeps_to_itself: bool,
 }
 
 impl NodeBuilder {
@@ -114,6 +116,16 @@ impl NodeBuilder {
         self
     }
 
+    /// Whether values change hands when keys do: a node asks the former owner of a key before it loads it, and what a node
+    /// that leaves has in memory is taken over by those that own it then. Default true.
+    ///
+    /// Without it each change of the cluster's members loads a share of all values again, as classic groupcache does;
+    /// there is little reason for that but to compare. A node that is told so neither asks nor is asked.
+    pub fn hand_over(mut self, hand_over: bool) -> Self {
+        self.keeps_to_itself = !hand_over;
+        self
+    }
+
     /// Seeds the node's random numbers (jitter, hash keys), so that a simulation repeats itself. Default: random.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -142,10 +154,12 @@ impl NodeBuilder {
         let security = security.settle(&identity).await?;
 
         let mut rng = self.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-        let hello = hello_of(&identity, &self.limits);
+        let hands_over = !self.keeps_to_itself;
+        let hello = hello_of(&identity, &self.limits, hands_over);
         let stabilizer = Stabilizer::new(facts(&hello), rng.fork());
         let local = Arc::new(Local::new(hello, self.limits, security));
-        let shared = Arc::new(Shared::new(Arc::clone(&local), View::new(1, MemberSet::default()), runtime, rng));
+        let shared =
+            Arc::new(Shared::new(Arc::clone(&local), View::new(1, MemberSet::default()), runtime, hands_over, rng));
         let tasks = &shared.tasks;
         let server = Server::new(
             Arc::clone(&local),
@@ -185,6 +199,7 @@ impl NodeBuilder {
         }
         tasks.run(tick(Arc::clone(&shared)));
         tasks.run(sweep(Arc::clone(&shared)));
+        tasks.run(take_over(Arc::clone(&shared)));
         tasks.run(announce(Arc::clone(&shared), server));
         #[cfg(feature = "tls")]
         if let Security::Tls(keeper) = &local.security {
@@ -266,7 +281,7 @@ async fn listen(identity: &mut Identity) -> Result<TcpListener> {
     Ok(listener)
 }
 
-fn hello_of(identity: &Identity, limits: &Limits) -> Hello {
+fn hello_of(identity: &Identity, limits: &Limits, hands_over: bool) -> Hello {
     Hello {
         cluster: identity.cluster().to_owned(),
         id: identity.id(),
@@ -281,7 +296,7 @@ fn hello_of(identity: &Identity, limits: &Limits) -> Hello {
         max_requests_per_frame: MAX_REQUESTS_PER_FRAME,
         max_value_bytes: limits.max_value_bytes,
         groups: Vec::new(),
-        features: wire::FEATURES,
+        features: if hands_over { wire::features::HAND_OVER } else { 0 },
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
-use super::{Inner, Node, membership::Command};
+use super::{Inner, Node, handover::share_of, membership::Command};
 use crate::{
     config::{DRAIN, WITHDRAW},
     error::Result,
@@ -43,6 +43,45 @@ impl Node {
                 "not every peer has taken this node out of its ring yet; it answers them as long as it runs"
             );
         }
+        Ok(())
+    }
+
+    /// Leaves the cluster so that nothing is loaded again because of it: as [`shutdown`](Self::shutdown), and before it
+    /// refuses gets it waits until the nodes that own its keys now have taken its values over, the most used first.
+    ///
+    /// It takes at most `deadline`: up to a third of it until the peers know, up to 10 s for the values, and the rest for
+    /// owed answers and loads. Give it somewhat less than the process has from SIGTERM on: 25 s of the 30 s of Kubernetes.
+    /// A node without peers, or whose peers take nothing over, does not wait. Calling it again, or dropping its
+    /// future, is safe.
+    ///
+    /// ```
+    /// # async fn f(node: groupcache_core::Node) -> Result<(), groupcache_core::Error> {
+    /// // after SIGTERM
+    /// node.drain_and_shutdown(std::time::Duration::from_secs(25)).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// None at present; a node that is closed already stays so.
+    pub async fn drain_and_shutdown(&self, deadline: Duration) -> Result<()> {
+        let begun = Instant::now();
+        // Closed already: there is nothing to hand over.
+        if self.drain_within(DRAIN.min(deadline / 3)).await.is_ok() {
+            self.hand_over_within(share_of(deadline.saturating_sub(begun.elapsed()))).await;
+        }
+        self.shutdown_within(deadline.saturating_sub(begun.elapsed())).await
+    }
+
+    /// The first part of [`drain_and_shutdown`](Self::drain_and_shutdown), for a node whose peer service is mounted in a
+    /// server that must close before the node does: drains, and waits until its values are taken over, together at most
+    /// `deadline`. Local gets go on.
+    ///
+    /// # Errors
+    /// [`is_closed`](crate::Error::is_closed) when it was shut down.
+    pub async fn drain_and_hand_over(&self, deadline: Duration) -> Result<()> {
+        let begun = Instant::now();
+        self.drain_within(DRAIN.min(deadline)).await?;
+        self.hand_over_within(deadline.saturating_sub(begun.elapsed())).await;
         Ok(())
     }
 

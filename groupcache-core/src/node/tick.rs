@@ -77,6 +77,7 @@ fn catch_up_with_those_who_missed(shared: &Arc<Shared>) {
 pub(super) async fn sweep(shared: Arc<Shared>) {
     loop {
         sleep(SWEEP).await;
+        shared.handover.sweep(shared.now_ms());
         for group in shared.registry.all() {
             group.sweep().await;
         }

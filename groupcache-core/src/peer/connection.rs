@@ -16,6 +16,7 @@ use tonic::{Status, Streaming};
 
 use crate::{
     config::{MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER},
+    identity::PeerId,
     lines::Lines,
     message::{Answer, Decline, GroupName, Hello, Op, Request},
     net::{DEAD, Security},
@@ -77,20 +78,36 @@ pub(super) enum Looked {
 }
 
 /// Memory, a remove, or, if the asker may have one more, the beginning of a load or of a set.
-pub(super) fn first_look(service: &Service, named: Named, request: Request, may_wait: bool) -> Looked {
+pub(super) fn first_look(
+    service: &Service,
+    named: Named,
+    request: Request,
+    asker: Option<&PeerId>,
+    may_wait: bool,
+) -> Looked {
     let declined = |why| Looked::Answer(Answer::Declined(why));
     if let (Op::Clear, Named::Group(group) | Named::OtherFormat(group)) = (&request.op, &named) {
         group.clear();
         return Looked::Answer(Answer::Done);
+    }
+    if let Op::HandOff { cursor } = request.op {
+        return match (asker, named) {
+            (None, _) => Looked::Answer(Answer::Unsupported),
+            (_, Named::Unknown) => declined(Decline::UnknownGroup),
+            (_, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
+            (Some(_), _) if !may_wait => Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER }),
+            (Some(asker), Named::Group(group)) => Looked::Wait(group.hand_over(asker.clone(), cursor)),
+        };
     }
     let key = match request.key {
         Ok(key) => key,
         Err(bad) => return Looked::Answer(Answer::BadRequest(bad.text().to_owned())),
     };
     match (request.op, named) {
-        (Op::Unknown(_), _) => Looked::Answer(Answer::Unsupported),
+        (Op::Unknown(_) | Op::HandOff { .. }, _) => Looked::Answer(Answer::Unsupported),
         (_, Named::Unknown) => declined(Decline::UnknownGroup),
-        (Op::Get | Op::Peek, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
+        (Op::Get | Op::Peek | Op::Former, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
+        (Op::Former, Named::Group(group)) => Looked::Answer(group.former(&key)),
         (Op::Get | Op::Peek, Named::Group(group)) => {
             if let Some(answer) = Arc::clone(&group).hit(&key) {
                 return Looked::Answer(answer);
@@ -164,6 +181,7 @@ impl Lifetime {
 pub(super) struct Connection {
     service: Arc<Service>,
     outbox: Arc<Outbox>,
+    peer: PeerId,
     /// The peer's groups by its own indices, resolved against our registry as of `registry_version`.
     groups: Map<u32, (GroupName, Named)>,
     registry_version: u64,
@@ -185,6 +203,7 @@ impl Connection {
         let mut connection = Self {
             service,
             outbox,
+            peer: hello.id.clone(),
             groups: Map::with_hasher(hasher),
             registry_version: 0,
             loads: Loads::new(),
@@ -325,7 +344,7 @@ impl Connection {
         let named = self.groups.get(&request.group).map_or(Named::Unknown, |(_, named)| named.clone());
         let has_room = self.loads.len() < self.service.local.limits.max_serving_per_peer;
         let waiting = if has_room { self.service.may_wait() } else { None };
-        match first_look(&self.service, named, request, waiting.is_some()) {
+        match first_look(&self.service, named, request, Some(&self.peer), waiting.is_some()) {
             Looked::Answer(answer) => Some(self.sized(answer)),
             Looked::Wait(answering) => {
                 self.waiting.insert(id, ());
@@ -343,6 +362,10 @@ impl Connection {
     fn sized(&self, answer: Answer) -> Answer {
         match answer {
             Answer::Value(value) if value.bytes.len() > self.max_value_bytes => Answer::TooLarge,
+            Answer::Page(mut page) => {
+                page.entries.retain(|handed| handed.bytes.len() <= self.max_value_bytes);
+                Answer::Page(page)
+            }
             answer => answer,
         }
     }

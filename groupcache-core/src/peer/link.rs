@@ -27,6 +27,7 @@ use crate::{
         table::{Call, Ended, NotSent, Table},
     },
     sync::{ArcSwap, Mutex},
+    wire,
 };
 
 /// What a link tells the membership.
@@ -62,6 +63,8 @@ pub(crate) struct Link {
     pub(super) offers: ArcSwap<BTreeMap<Arc<str>, u32>>,
     pub(super) max_requests: AtomicU64,
     pub(super) max_value_bytes: AtomicU64,
+    /// What the peer understands, by its last Hello.
+    pub(super) features: AtomicU64,
     pub(super) fingerprint: AtomicU64,
     /// Bytes that came on its connections, and how many of them were taken note of.
     pub(super) bytes_read: Arc<AtomicU64>,
@@ -85,6 +88,7 @@ impl Link {
             offers: ArcSwap::default(),
             max_requests: AtomicU64::new(BATCH_REQUESTS as u64),
             max_value_bytes: AtomicU64::new(u64::MAX),
+            features: AtomicU64::new(0),
             fingerprint: AtomicU64::new(0),
             bytes_read: Arc::default(),
             bytes_noted: AtomicU64::new(0),
@@ -107,6 +111,11 @@ impl Link {
     /// Whether the peer has this group in this format, by its last Hello.
     pub(crate) fn offers(&self, group: &str, format: u32) -> bool {
         self.offers.load().get(group) == Some(&format)
+    }
+
+    /// Whether the peer hands over what it owned before, by its last Hello.
+    pub(crate) fn hands_over(&self) -> bool {
+        self.features.load(Relaxed) & wire::features::HAND_OVER != 0
     }
 
     /// Whether the peer takes a value of this size, by its last Hello.

@@ -177,7 +177,7 @@ impl wire::peer_server::Peer for Server {
         let _in_use = sender.session.as_ref().map(InUse::begin);
         let group = resolve(&server.service.registry, &group, format);
         let waiting = server.service.may_wait();
-        let answer = match first_look(&server.service, group, request, waiting.is_some()) {
+        let answer = match first_look(&server.service, group, request, None, waiting.is_some()) {
             Looked::Answer(answer) => answer,
             Looked::Wait(answering) => answering.await,
         };

@@ -103,7 +103,8 @@ pub struct Request {
     /// Chosen by the sender, unique on the connection while it is open.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// 0 Get, 1 Set, 2 Remove, 3 Clear (of the whole group; the key is empty).
+    /// 0 Get, 1 Set, 2 Remove, 3 Clear (of the whole group; the key is empty), 4 HandOff (what the sender owns and the receiver
+    /// owned before; the key is empty).
     #[prost(uint32, tag = "2")]
     pub op: u32,
     /// Index in the sender's Hello.
@@ -114,7 +115,8 @@ pub struct Request {
     /// How long the sender waits from now on, in milliseconds. 0 = the receiver's own limit.
     #[prost(uint32, tag = "5")]
     pub deadline_ms: u32,
-    /// 0 owner, 1.. rank among the successors, from 1000 on: 1000 peek, 1001 hand-off, 1002 refresh.
+    /// 0 owner, 1.. rank among the successors, from 1000 on: 1000 peek (of the former owner, by the next one: with no_load),
+    /// 1001 hand-off, 1002 refresh.
     #[prost(uint32, tag = "6")]
     pub role: u32,
     /// Hashes of group and key of the loads on whose behalf this is asked, outermost first, and then of those
@@ -145,13 +147,17 @@ pub struct Request {
     /// Of a Remove: for so long from now on, what is loaded is handed out and not kept. 0 = not at all.
     #[prost(uint32, tag = "15")]
     pub hold_ms: u32,
+    /// Of a HandOff: where to go on, as the page before said; 0 = at the beginning. It says that all before has arrived.
+    #[prost(uint64, tag = "16")]
+    pub cursor: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Answer {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// 0 is never sent. 1 Value, 2 Unchanged, 3 NotFound, 4 LoaderError, 5 Overloaded, 6 Declined, 7 TooLarge,
-    /// 8 Pending, 9 Deadline, 10 WrongPeer, 11 Unsupported, 12 Done (of a write), 13 BadRequest.
+    /// 8 Pending, 9 Deadline, 10 WrongPeer, 11 Unsupported, 12 Done (of a write), 13 BadRequest, 14 Page (of a HandOff: the
+    /// value is an encoded Page).
     #[prost(uint32, tag = "2")]
     pub status: u32,
     #[prost(bytes = "bytes", tag = "3")]
@@ -196,6 +202,30 @@ pub struct Answer {
     pub reason: u32,
     #[prost(uint64, tag = "18")]
     pub retry_after_ms: u64,
+}
+/// Values that change hands, the most wanted first.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Page {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<Handed>,
+    /// The cursor of the next page; 0 = that was all.
+    #[prost(uint64, tag = "2")]
+    pub next: u64,
+    /// How many entries have not been sent yet.
+    #[prost(uint64, tag = "3")]
+    pub left: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Handed {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: ::prost::bytes::Bytes,
+    /// As of an Answer.
+    #[prost(uint64, tag = "3")]
+    pub age_ms: u64,
+    #[prost(uint64, optional, tag = "4")]
+    pub remaining_ms: ::core::option::Option<u64>,
 }
 /// Orders the values of one key that one node produced: a later load of one incarnation has a higher seq.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -78,8 +78,26 @@ pub(crate) struct Entry<T> {
     keep_for: AtomicU32,
     /// A number of the caller's, for what it has checked about the entry last.
     pub(crate) checked: AtomicU32,
-    /// 32 bits: with the five above, no byte is left over.
+    /// How often it was used lately, see [`touch`](Entry::touch).
+    uses: AtomicU32,
+    /// 32 bits are enough, and a hit reads few bytes.
     weight: u32,
+}
+
+/// Uses are counted in the low half; the high half is the time, in these units, of the last of them.
+const USES_UNIT_MS: u64 = 16_384;
+
+/// In the place of uses: its owner has it.
+const HANDED_OVER: u32 = u32::MAX;
+
+/// What is left of a count that was right then: a half for each unit of time.
+fn faded(uses: u32, now_ms: u64) -> u32 {
+    let units = unit(now_ms).wrapping_sub((uses >> 16) as u16);
+    (uses & 0xffff).checked_shr(u32::from(units)).unwrap_or(0)
+}
+
+fn unit(now_ms: u64) -> u16 {
+    (now_ms / USES_UNIT_MS) as u16
 }
 
 impl<T> Entry<T> {
@@ -99,6 +117,7 @@ impl<T> Entry<T> {
             serve_for: since_load(times.serve_until_ms),
             keep_for: since_load(times.keep_until_ms),
             checked: AtomicU32::new(times.checked),
+            uses: AtomicU32::new(0),
             weight: u32::try_from(weight).unwrap_or(u32::MAX),
         }
     }
@@ -118,8 +137,13 @@ impl<T> Entry<T> {
         at(self.loaded_at_ms, self.refresh_in.load(Relaxed))
     }
 
-    /// The first millisecond at which it is stale.
+    /// The first millisecond at which it is stale, or is not served because another node owns it.
     pub(crate) fn fresh_until_ms(&self) -> u64 {
+        at(self.loaded_at_ms, self.fresh_for.load(Relaxed).min(self.serve_for.load(Relaxed)))
+    }
+
+    /// The first millisecond at which it is stale, whoever owns it.
+    pub(crate) fn fresh_at_its_owner_until_ms(&self) -> u64 {
         at(self.loaded_at_ms, self.fresh_for.load(Relaxed))
     }
 
@@ -133,8 +157,14 @@ impl<T> Entry<T> {
         now_ms >= self.hit_until_ms()
     }
 
-    /// Whether it is of no use any more, not even when there is nothing else.
+    /// Whether it is of no use here any more, not even when there is nothing else.
     pub(crate) fn is_gone(&self, now_ms: u64) -> bool {
+        let is_lent = self.serve_for.load(Relaxed) < self.fresh_for.load(Relaxed);
+        self.is_spent(now_ms) || (is_lent && self.is_expired(now_ms))
+    }
+
+    /// Whether it is of no use to anybody any more.
+    pub(crate) fn is_spent(&self, now_ms: u64) -> bool {
         now_ms >= at(self.loaded_at_ms, self.keep_for.load(Relaxed))
     }
 
@@ -159,5 +189,35 @@ impl<T> Entry<T> {
         for time in [&self.fresh_for, &self.serve_for, &self.keep_for] {
             time.fetch_min(end, Relaxed);
         }
+    }
+
+    /// It is another node's: served until `end_ms`, and kept for its owner, who may ask for it while it is fresh.
+    pub(crate) fn lend(&self, end_ms: u64) {
+        let end = distance(self.loaded_at_ms, end_ms);
+        self.serve_for.fetch_min(end, Relaxed);
+        self.keep_for.fetch_min(end.max(self.fresh_for.load(Relaxed)), Relaxed);
+    }
+
+    /// Its owner has it: gone at `end_ms`.
+    pub(crate) fn handed_over(&self, end_ms: u64) {
+        let end = distance(self.loaded_at_ms, end_ms);
+        self.serve_for.fetch_min(end, Relaxed);
+        self.keep_for.fetch_min(end, Relaxed);
+        self.uses.store(HANDED_OVER, Relaxed);
+    }
+
+    /// It was used. What two count at once may be counted once.
+    pub(crate) fn touch(&self, now_ms: u64) {
+        let uses = self.uses.load(Relaxed);
+        if uses != HANDED_OVER {
+            let count = faded(uses, now_ms).saturating_add(1).min(0xfffe);
+            self.uses.store(u32::from(unit(now_ms)) << 16 | count, Relaxed);
+        }
+    }
+
+    /// How often it was used in the last half minute, about; `None` = its owner has it already.
+    pub(crate) fn uses(&self, now_ms: u64) -> Option<u32> {
+        let uses = self.uses.load(Relaxed);
+        (uses != HANDED_OVER).then(|| faded(uses, now_ms))
     }
 }

@@ -166,8 +166,11 @@ async fn a_node_that_no_write_reaches_is_named_and_its_copy_is_gone_in_its_time(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_node_no_longer_owns_is_a_copy_from_then_on() {
     let (peers, loads) = (Peers::default(), Loads::default());
-    let start =
-        async |name: &str| Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap();
+    let start = async |name: &str| {
+        // What is not handed over is loaded: the second load tells.
+        let builder = Node::builder().identity(identity(name)).provider(peers.clone()).hand_over(false);
+        builder.start().await.unwrap()
+    };
     let a = start("a").await;
     let build = |node: &Node| {
         let group = node.group::<String>("data").capacity_bytes(16 << 20).loader_with(loads.clone(), numbered);

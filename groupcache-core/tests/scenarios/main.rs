@@ -18,6 +18,7 @@ mod batches;
 mod deadlines;
 mod floods;
 mod formats;
+mod former_owner;
 mod holds;
 mod hostile;
 mod hot_copies;

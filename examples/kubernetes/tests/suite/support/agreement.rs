@@ -11,9 +11,9 @@ use super::{
     root,
 };
 
-/// What the process takes from SIGTERM to its end, at most: 3 s to drain, 2 s for requests, 2 s for loads, 1 s to
-/// withdraw, 1 s for the tasks of the connections.
-const ENDING: u64 = 9;
+/// What the process takes from SIGTERM to its end, at most: 3 s to drain, 2 s for requests, 15 s for the values that others
+/// take over and for loads, 1 s to withdraw, 1 s for the tasks of the connections.
+const ENDING: u64 = 22;
 /// What the service and the libraries read, beside what says who it is and who finds its peers.
 const OTHER_VARIABLES: [&str; 2] = ["POD_NAMESPACE", "GROUPCACHE_CLUSTER_KEY_FILE"];
 

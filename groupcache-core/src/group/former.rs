@@ -1,0 +1,386 @@
+//! The owner before this one: asked, from its memory only, for a value that would be loaded otherwise.
+//!
+//! Only what no write can have undone is asked for, and only what has neither been written nor loaded here since the
+//! key may have moved: what a former owner still has must not come back after that.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    Flying, Inner, Settings,
+    held::{Held, Slot},
+    write::Acknowledged,
+};
+use crate::{
+    chain::Chain,
+    changes::Since,
+    clock::{NEVER, later},
+    handover::HandOver,
+    identity::PeerId,
+    loader::LoadReason,
+    message::{Answer, Decline, Encoded, Op, Source},
+    peer::{
+        link::Link,
+        table::{Call, Outcome},
+    },
+    store::Entry,
+    sync::Mutex,
+    value::Value,
+};
+
+/// How long all former owners of a key together may take: they look into memory, and a loader may take as long.
+const PEEK: Duration = Duration::from_millis(20);
+
+/// Former owners of one key that are asked, one after the other.
+const MAX_ASKED: usize = 3;
+
+/// Questions that are judged together, and the answers among them that make the next ones worth it: two in a hundred.
+const JUDGED: u32 = 256;
+/// See [`JUDGED`].
+const WORTH_IT: u32 = 5;
+/// A former owner of whom so many first questions were all in vain has nothing: the cluster was started just now.
+const IN_VAIN: u32 = 64;
+
+/// Times in a row that a former owner may be late before there are pauses: a busy machine stands still for 20 ms now and
+/// then. What was asked before it was found to be late counts with that.
+const FREE_LATE: u32 = 3;
+/// The pause after the last of those; it doubles with each further time.
+const PAUSE_MS: u64 = 50;
+/// With this one a peer is not asked again.
+const MAX_LATE: u32 = 7;
+
+/// Bits for keys that are not asked for. Two keys that share one are both loaded: with 5,000 of them one in 26.
+const SETTLED: usize = 1 << 17;
+
+/// Former views whose bits are kept: as many as are remembered, and one that is about to be forgotten.
+const SETTLED_VIEWS: usize = 9;
+
+/// What a group knows of the former owners of its keys.
+#[derive(Debug, Default)]
+pub(super) struct Formers {
+    worth: Mutex<BTreeMap<PeerId, Worth>>,
+    settled: Settled,
+    /// Views that were followed by then are not looked at: the whole group was changed.
+    cleared_ms: AtomicU64,
+}
+
+/// Whether it is worth asking a former owner.
+#[derive(Debug, Default)]
+struct Worth {
+    /// The number of the newest former view in which it owned something: with a newer one it is found out anew.
+    number: u64,
+    asked: u32,
+    found: u32,
+    is_judged: bool,
+    /// Times in a row, and the last of them.
+    late: u32,
+    late_ms: u64,
+    paused_until_ms: u64,
+    is_over: bool,
+}
+
+impl Worth {
+    fn may_be_asked(&self, now_ms: u64) -> bool {
+        !self.is_over && now_ms >= self.paused_until_ms
+    }
+
+    fn answered(&mut self, is_found: bool) {
+        self.late = 0;
+        self.asked += 1;
+        self.found += u32::from(is_found);
+        self.is_over |= !self.is_judged && self.found == 0 && self.asked >= IN_VAIN;
+        if self.asked >= JUDGED {
+            self.is_over |= self.found < WORTH_IT;
+            (self.asked, self.found, self.is_judged) = (0, 0, true);
+        }
+    }
+
+    fn was_late(&mut self, asked_ms: u64, now_ms: u64) {
+        if asked_ms < self.late_ms {
+            return;
+        }
+        self.late_ms = now_ms;
+        self.late += 1;
+        self.is_over |= self.late >= MAX_LATE;
+        if self.late >= FREE_LATE {
+            self.paused_until_ms = now_ms + (PAUSE_MS << (self.late - FREE_LATE).min(MAX_LATE));
+        }
+    }
+}
+
+/// Keys that were written or loaded here since they may have moved, by their hashes: for each former view those since it
+/// was followed by another, until that one was.
+#[derive(Debug, Default)]
+struct Settled(Mutex<VecDeque<(u64, Box<[u64]>)>>);
+
+impl Settled {
+    fn add(&self, number: u64, hash: u64) {
+        let mut views = self.0.lock();
+        if views.back().is_none_or(|(newest, _)| *newest < number) {
+            views.push_back((number, vec![0; SETTLED / 64].into()));
+            if views.len() > SETTLED_VIEWS {
+                views.pop_front();
+            }
+        }
+        // Who was told of an older view meanwhile settles it since the newest.
+        if let Some((_, bits)) = views.back_mut() {
+            let (at, bit) = bit(hash);
+            if let Some(bits) = bits.get_mut(at) {
+                *bits |= bit;
+            }
+        }
+    }
+
+    /// Since that view was followed by another.
+    fn has(&self, number: u64, hash: u64) -> bool {
+        let (at, bit) = bit(hash);
+        let views = self.0.lock();
+        views
+            .iter()
+            .rev()
+            .take_while(|(since, _)| *since >= number)
+            .any(|(_, bits)| bits.get(at).is_some_and(|bits| bits & bit != 0))
+    }
+
+    fn sweep(&self, oldest: u64) {
+        self.0.lock().retain(|(number, _)| *number >= oldest);
+    }
+}
+
+/// Where the bit of a key is.
+fn bit(hash: u64) -> (usize, u64) {
+    let at = hash as usize % SETTLED;
+    (at / 64, 1 << (at % 64))
+}
+
+impl Formers {
+    /// A key is written, or was loaded. Told before the lock of its flights is taken.
+    pub(super) fn settle(&self, handover: &HandOver, hash: u64, now_ms: u64) {
+        if handover.is_open(now_ms) {
+            self.settled.add(handover.number(), hash);
+        }
+    }
+
+    /// Whether a key was written or loaded here since that former view was followed by another.
+    pub(super) fn is_settled(&self, number: u64, hash: u64) -> bool {
+        self.settled.has(number, hash)
+    }
+
+    /// All keys are written.
+    pub(super) fn clear(&self, now_ms: u64) {
+        self.cleared_ms.fetch_max(now_ms, Relaxed);
+    }
+
+    /// Whether all keys were written since then.
+    pub(super) fn is_cleared_since(&self, since_ms: u64) -> bool {
+        since_ms <= self.cleared_ms.load(Relaxed)
+    }
+
+    fn may_be_asked(&self, number: u64, peer: &PeerId, now_ms: u64) -> bool {
+        self.worth.lock().get(peer).is_none_or(|worth| worth.number < number || worth.may_be_asked(now_ms))
+    }
+
+    fn judge(&self, former: &Asked, judge: impl FnOnce(&mut Worth)) {
+        let mut all = self.worth.lock();
+        let worth = all.entry(former.id.clone()).or_default();
+        if worth.number < former.number {
+            *worth = Worth { number: former.number, ..Worth::default() };
+        }
+        judge(worth);
+    }
+
+    /// Forgets what was found of views that are not looked at any more.
+    pub(super) fn sweep(&self, handover: &HandOver) {
+        let oldest = handover.former().last().map_or(u64::MAX, |former| former.number);
+        self.settled.sweep(oldest);
+        self.worth.lock().retain(|_, worth| worth.number >= oldest);
+    }
+}
+
+/// A former owner that is asked.
+struct Asked {
+    number: u64,
+    id: PeerId,
+    link: Arc<Link>,
+}
+
+impl<V: Value> Inner<V> {
+    /// Whether former owners should be asked for what is about to be loaded.
+    pub(super) fn may_have_moved(&self, flight: &Flying<V>, reason: LoadReason) -> bool {
+        reason == LoadReason::Owner && self.shared.handover.is_open(flight.begun_ms) && !self.shared.is_draining()
+    }
+
+    /// Lands a flight with what a former owner has, instead of a load; false = nobody has it, and the flight still runs.
+    pub(super) async fn take_from_formers(&self, flight: &Flying<V>, hash: u64, changes: u32) -> bool {
+        let handed = self.peek_at_formers(flight, hash).await;
+        handed.is_some_and(|value| self.land_handed(flight, hash, &value, changes))
+    }
+
+    /// What a former owner has.
+    async fn peek_at_formers(&self, flight: &Flying<V>, hash: u64) -> Option<Encoded> {
+        let now_ms = self.shared.local.clock.read_ms();
+        if self.flights.may_be_undone(flight) {
+            return None;
+        }
+        if self.holds.is_held(flight.key(), flight.begun_ms) || self.previous(flight.key()).is_some() {
+            return None;
+        }
+        let end = Instant::now() + PEEK;
+        for former in self.formers_of(hash, now_ms) {
+            self.counters.peeks.up();
+            let asked = self.ask_former(&former.link, flight.key(), now_ms);
+            let outcome = match asked {
+                Some(answer) => timeout_at(end, answer).await,
+                None => Ok(Ok(Outcome::Unreachable)),
+            };
+            match outcome {
+                Ok(Ok(Outcome::Answered(Answer::Value(value)))) => {
+                    self.formers.judge(&former, |worth| worth.answered(true));
+                    return Some(value);
+                }
+                Ok(Ok(Outcome::Answered(Answer::Declined(Decline::NotHeld)))) => {
+                    self.formers.judge(&former, |worth| worth.answered(false));
+                }
+                Ok(Ok(Outcome::Expired)) | Err(_) => {
+                    self.formers.judge(&former, |worth| worth.was_late(now_ms, self.shared.local.clock.read_ms()));
+                    return None; // there is no time left for another
+                }
+                Ok(_) => self.formers.judge(&former, |worth| worth.is_over = true),
+            }
+        }
+        None
+    }
+
+    /// Who owned a key before this node, and may be asked: the last one first.
+    fn formers_of(&self, hash: u64, now_ms: u64) -> Vec<Asked> {
+        let Settings { name, format, scope, .. } = &self.settings;
+        let longest = self.settings.ages.longest();
+        let mut found: Vec<Asked> = Vec::new();
+        for former in self.shared.handover.former().iter() {
+            if !former.is_open(now_ms, longest) || self.formers.is_cleared_since(former.since_ms) {
+                continue;
+            }
+            if self.formers.is_settled(former.number, hash) {
+                break; // and so it is since the older ones
+            }
+            let Some(owner) = former.view.owner(*scope, hash).filter(|owner| owner.dial.is_some()) else { continue };
+            if found.iter().any(|other| other.id == owner.id)
+                || !self.formers.may_be_asked(former.number, &owner.id, now_ms)
+            {
+                continue;
+            }
+            let link = self.shared.link(owner);
+            let link = link.filter(|link| link.admits() && link.hands_over() && link.offers(name, *format));
+            found.extend(link.map(|link| Asked { number: former.number, id: owner.id.clone(), link }));
+            if found.len() == MAX_ASKED {
+                break;
+            }
+        }
+        found
+    }
+
+    fn ask_former(&self, link: &Link, key: &Arc<str>, now_ms: u64) -> Option<oneshot::Receiver<Outcome>> {
+        let (answer, told) = oneshot::channel();
+        let call = Call {
+            op: Op::Former,
+            group: self.index(),
+            key: Arc::clone(key),
+            deadline_ms: later(now_ms, PEEK),
+            rank: 0,
+            chain: Chain::EMPTY,
+            reply: Arc::new(Acknowledged(Mutex::new(Some(answer)))),
+        };
+        link.send(call).ok().map(|()| told)
+    }
+
+    /// Lands a flight with what a former owner had; false = it is of no use, and the flight still runs.
+    fn land_handed(&self, flight: &Flying<V>, hash: u64, value: &Encoded, changes: u32) -> bool {
+        let Some(slot) = self.handed(flight.key(), hash, &value.bytes, value.age_ms, value.remaining_ms, changes)
+        else {
+            return false;
+        };
+        self.counters.peeked.up();
+        let keep = || (!self.is_removed.load(Relaxed)).then(|| self.store.insert(flight.key(), Arc::clone(&slot)));
+        match self.flights.land(flight, Ok(Arc::clone(&slot)), keep) {
+            Some(Some(inserted)) => self.stored(flight.key(), inserted, false),
+            Some(None) => {}
+            None => self.counters.passed_by_a_write.up(),
+        }
+        true
+    }
+
+    /// An entry of a value that was another node's; `None` when it cannot be used here.
+    pub(super) fn handed(
+        &self,
+        key: &str,
+        hash: u64,
+        bytes: &Bytes,
+        age_ms: u64,
+        remaining_ms: Option<u64>,
+        changes: u32,
+    ) -> Option<Slot<V>> {
+        if bytes.len() > self.shared.local.limits.max_value_bytes {
+            return None;
+        }
+        let now_ms = self.shared.local.clock.read_ms();
+        let times = self.times_of_handed(age_ms, remaining_ms, now_ms, hash, changes)?;
+        // A copy: a slice would hold the whole frame alive for as long as the value is kept.
+        let (held, heap_bytes) = Held::<V>::handed(Bytes::copy_from_slice(bytes)).ok()?;
+        Some(Arc::new(Entry::new(key, held, heap_bytes, times)))
+    }
+
+    /// The value of an entry, with its age and what is left of its time, for the node that owns it now; `None` when it
+    /// is not to be handed on.
+    pub(super) fn to_hand_over(&self, slot: &Slot<V>, now_ms: u64) -> Option<(Bytes, u64, Option<u64>)> {
+        let bytes = slot.payload.encoded()?;
+        let until_ms = slot.fresh_at_its_owner_until_ms();
+        // A write may have passed this node by.
+        let is_doubtful = match self.shared.changes.since(slot.checked.load(Relaxed)) {
+            Since::Nothing => false,
+            Since::TooMuch => true,
+            Since::Changes { cut_off_ms, .. } => cut_off_ms.is_some(),
+        };
+        if is_doubtful || now_ms >= until_ms || slot.is_spent(now_ms) || self.flights.is_clearing() {
+            return None;
+        }
+        let remaining_ms = (until_ms != NEVER).then(|| until_ms - now_ms);
+        Some((bytes.clone(), now_ms.saturating_sub(slot.loaded_at_ms), remaining_ms))
+    }
+
+    /// What the next owner of a key is told, who asks for it.
+    pub(super) fn told_to_next_owner(&self, key: &str) -> Answer {
+        if !self.shared.handover.is_on {
+            return Answer::Unsupported;
+        }
+        let now_ms = self.shared.now_ms();
+        let is_usable = !self.is_removed.load(Relaxed) && !self.shared.is_cut_off.load(Relaxed);
+        let slot = self.store.peek(key).filter(|_| is_usable);
+        match slot.and_then(|slot| self.to_hand_over(&slot, now_ms)) {
+            Some((bytes, age_ms, remaining_ms)) => {
+                self.counters.handed_over.up();
+                self.counters.handed_over_bytes.add(bytes.len() as u64);
+                Answer::Value(Encoded {
+                    bytes,
+                    age_ms,
+                    remaining_ms,
+                    borrow_ms: 0,
+                    is_hot: false,
+                    source: Source::Memory,
+                })
+            }
+            None => Answer::Declined(Decline::NotHeld),
+        }
+    }
+}

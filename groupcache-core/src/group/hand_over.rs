@@ -1,0 +1,183 @@
+//! What this node has and others own now: handed to them a page at a time, the most used first.
+
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+
+use super::Inner;
+use crate::{
+    clock::later,
+    identity::PeerId,
+    message::{Answer, Handed, Page},
+    served::Progress,
+    sync::Mutex,
+    value::Value,
+    wire,
+};
+
+/// Bytes of a page, or one value: what comes behind it on the connection does not wait for long.
+const PAGE_BYTES: usize = 192 << 10;
+
+/// Values of a page, whatever their size: taking them over takes a few milliseconds.
+const PAGE_ENTRIES: usize = 2048;
+
+/// Entries that are looked at before others get their turn.
+const LOOKED_AT_ONCE: usize = 256;
+
+/// How long the lists are kept for somebody who may ask again.
+const FORGOTTEN_AFTER_MS: u64 = 60_000;
+
+/// What is to be handed over, as of one ring.
+#[derive(Debug, Default)]
+pub(super) struct Lists(Mutex<Option<Arc<OfRing>>>);
+
+#[derive(Debug)]
+struct OfRing {
+    ring: u64,
+    /// By the new owner; made by the first who needs them.
+    lists: OnceCell<BTreeMap<PeerId, List>>,
+    used_ms: AtomicU64,
+}
+
+/// The keys of one new owner, the most used first.
+#[derive(Debug, Default)]
+struct List {
+    keys: Vec<Box<str>>,
+    /// How many of them are known to have arrived, or were not there any more.
+    arrived: AtomicUsize,
+    is_done: AtomicBool,
+}
+
+impl<V: Value> Inner<V> {
+    /// The lists of the ring as it is now.
+    fn of_ring(&self) -> Arc<OfRing> {
+        let ring = self.shared.view_ref().ring_of(self.settings.scope);
+        let now_ms = self.shared.now_ms();
+        let mut current = self.lists.0.lock();
+        let found = current.as_ref().filter(|of_ring| of_ring.ring == ring).cloned();
+        let of_ring = found.unwrap_or_else(|| {
+            let used_ms = AtomicU64::new(now_ms);
+            Arc::clone(current.insert(Arc::new(OfRing { ring, lists: OnceCell::new(), used_ms })))
+        });
+        of_ring.used_ms.store(now_ms, Relaxed);
+        of_ring
+    }
+
+    /// Makes the lists of the ring as it is now, unless they are made.
+    pub(super) async fn list(&self) {
+        self.of_ring().lists.get_or_init(|| self.look_through()).await;
+    }
+
+    /// Forgets lists that nobody has asked for lately.
+    pub(super) fn sweep_lists(&self) {
+        let mut current = self.lists.0.lock();
+        let is_old = |of_ring: &Arc<OfRing>| {
+            self.shared.now_ms().saturating_sub(of_ring.used_ms.load(Relaxed)) >= FORGOTTEN_AFTER_MS
+        };
+        let forgotten = current.take_if(|of_ring| is_old(of_ring));
+        drop(current);
+        drop(forgotten);
+    }
+
+    /// Every entry that another node owns now, by that node.
+    async fn look_through(&self) -> BTreeMap<PeerId, List> {
+        let (now_ms, view) = (self.shared.now_ms(), self.shared.view());
+        let mut found: BTreeMap<PeerId, Vec<(u32, Box<str>)>> = BTreeMap::new();
+        for (looked_at, (key, slot)) in self.store.iter().enumerate() {
+            let owner = view.owner(self.settings.scope, self.place.hash(key.as_bytes()));
+            if let Some(owner) = owner.filter(|owner| owner.dial.is_some())
+                && let Some(uses) = slot.uses(now_ms)
+                && self.to_hand_over(&slot, now_ms).is_some()
+            {
+                match found.get_mut(&owner.id) {
+                    Some(keys) => keys.push((uses, key)),
+                    None => drop(found.insert(owner.id.clone(), vec![(uses, key)])),
+                }
+            }
+            if looked_at % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let list = |mut keys: Vec<(u32, Box<str>)>| {
+            keys.sort_by_key(|(uses, _)| Reverse(*uses));
+            List { keys: keys.into_iter().map(|(_, key)| key).collect(), ..List::default() }
+        };
+        found.into_iter().map(|(owner, keys)| (owner, list(keys))).collect()
+    }
+
+    /// A page for the node that owns it now. The cursor says that all before it has arrived there.
+    pub(super) async fn page(self: Arc<Self>, to: PeerId, cursor: u64) -> Answer {
+        let is_usable = !self.is_removed.load(Relaxed) && !self.shared.is_cut_off.load(Relaxed);
+        if !self.shared.handover.is_on || !is_usable {
+            return Answer::Unsupported;
+        }
+        let of_ring = self.of_ring();
+        let lists = of_ring.lists.get_or_init(|| self.look_through()).await;
+        let Some(list) = lists.get(&to) else { return Answer::Page(Page::default()) };
+        let start = usize::try_from(cursor).unwrap_or(usize::MAX).min(list.keys.len());
+        self.have_arrived(list, start);
+        let (mut entries, mut bytes, mut at) = (Vec::new(), 0, start);
+        while let Some(key) = list.keys.get(at).filter(|_| entries.len() < PAGE_ENTRIES) {
+            if let Some(handed) = self.hand(key) {
+                let size = wire::handed_bytes(&handed);
+                if !entries.is_empty() && bytes + size > PAGE_BYTES {
+                    break;
+                }
+                bytes += size;
+                entries.push(handed);
+            }
+            at += 1;
+            // Those that are gone by now cost no room in the page.
+            if (at - start).is_multiple_of(LOOKED_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
+        }
+        if entries.is_empty() {
+            list.is_done.store(true, Relaxed);
+        }
+        self.counters.handed_over.add(entries.len() as u64);
+        self.counters.handed_over_bytes.add(entries.iter().map(|handed| handed.bytes.len() as u64).sum());
+        self.shared.handover.gives.spend(bytes as u64).await;
+        let next = if entries.is_empty() { 0 } else { at as u64 };
+        Answer::Page(Page { entries, next, left: (list.keys.len() - at) as u64 })
+    }
+
+    fn hand(&self, key: &str) -> Option<Handed> {
+        let slot = self.store.peek(key)?;
+        slot.uses(0)?; // or its owner has it
+        let (bytes, age_ms, remaining_ms) = self.to_hand_over(&slot, self.shared.now_ms())?;
+        Some(Handed { key: Bytes::copy_from_slice(key.as_bytes()), bytes, age_ms, remaining_ms })
+    }
+
+    /// The first of a list have arrived: they are served here as borrowed ones are, and then their memory is free.
+    fn have_arrived(&self, list: &List, until: usize) {
+        let before = list.arrived.fetch_max(until, Relaxed);
+        let end_ms = later(self.shared.now_ms(), self.settings.ages.borrowed);
+        for key in list.keys.get(before..until).unwrap_or_default() {
+            // It may have come back meanwhile.
+            if let Some(slot) = self.store.peek(key).filter(|_| !self.is_mine(key)) {
+                slot.handed_over(end_ms);
+            }
+        }
+    }
+
+    /// How far the hand-over is; `None` = there are no lists of the ring as it is now.
+    pub(super) fn progress(&self, is_reached: &dyn Fn(&PeerId) -> bool) -> Option<Progress> {
+        let of_ring = self.of_ring();
+        let mut progress = Progress::default();
+        for (_, list) in of_ring.lists.get()?.iter().filter(|(owner, _)| is_reached(owner)) {
+            progress.all += list.keys.len();
+            progress.arrived += list.arrived.load(Relaxed);
+            progress.waits_for += usize::from(!list.is_done.load(Relaxed));
+        }
+        Some(progress)
+    }
+}

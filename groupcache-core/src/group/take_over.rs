@@ -1,0 +1,71 @@
+//! What former owners hand over: kept where nothing is, and where no write can have undone it.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use super::Inner;
+use crate::{
+    message::{Handed, Page},
+    served::{Pulled, Taken},
+    value::Value,
+    wire,
+};
+
+/// Entries that are taken before others get their turn: some tens of microseconds.
+const TAKEN_AT_ONCE: usize = 64;
+
+/// What is taken over may push out this part of the budget, one over this: the most used comes first, and what comes
+/// later must not push that out.
+const SHARE: u64 = 4;
+
+impl<V: Value> Inner<V> {
+    /// Bytes that may be taken over now.
+    pub(super) fn room(&self) -> u64 {
+        let capacity = self.store.capacity();
+        capacity.saturating_sub(self.store.bytes()) + capacity / SHARE
+    }
+
+    /// Stores what it can of a page.
+    pub(super) async fn take(self: Arc<Self>, page: Page, pulled: Pulled) -> Taken {
+        let mut taken = Taken::default();
+        for (n, handed) in page.entries.into_iter().enumerate() {
+            // All keys were written since they have moved: nothing that others still have of them is wanted.
+            if self.formers.is_cleared_since(pulled.since_ms) || self.is_removed.load(Relaxed) {
+                taken.is_over = true;
+                break;
+            }
+            if let Some(bytes) = self.take_one(&handed, pulled) {
+                taken.kept += 1;
+                taken.bytes += bytes;
+                self.counters.taken_over.up();
+                self.counters.taken_over_bytes.add(handed.bytes.len() as u64);
+            }
+            if n % TAKEN_AT_ONCE == TAKEN_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        taken
+    }
+
+    /// What it takes of the budget; `None` = it is not kept.
+    fn take_one(&self, handed: &Handed, pulled: Pulled) -> Option<u64> {
+        let key = wire::key(&handed.key).ok()?;
+        let hash = self.place.hash(key.as_bytes());
+        let now_ms = self.shared.now_ms();
+        let is_wanted = self.owns(&self.shared.view_ref(), hash) && !self.holds.is_held(&key, pulled.asked_ms);
+        if !is_wanted || self.store.peek(&key).is_some_and(|slot| !slot.is_expired(now_ms)) {
+            return None;
+        }
+        let slot = self.handed(&key, hash, &handed.bytes, handed.age_ms, handed.remaining_ms, pulled.changes)?;
+        let bytes = slot.weight();
+        let fill = || {
+            // What is there is handed out: it may be the last of it, and is dropped outside of the lock.
+            let there = self.store.peek(&key);
+            let is_free = there.as_ref().is_none_or(|slot| slot.is_expired(now_ms));
+            let is_kept = is_free && !self.formers.is_settled(pulled.number, hash);
+            (there, is_kept.then(|| self.store.insert(&key, slot)))
+        };
+        let (_there, inserted) = self.flights.fill(&key, pulled.asked_ms, fill)?;
+        self.stored(&key, inserted?, false);
+        Some(bytes)
+    }
+}

@@ -1,0 +1,248 @@
+//! Taking over from former owners what is this node's now, and waiting until others have taken over what was.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
+};
+
+use super::Node;
+use crate::{
+    chain::Chain,
+    clock::later,
+    config::HAND_OVER,
+    identity::PeerId,
+    message::{Answer, GroupName, Op, Page},
+    peer::{
+        link::Link,
+        table::{Call, Outcome, Reply},
+    },
+    served::{Progress, Pulled, Served},
+    shared::Shared,
+    sync::Mutex,
+};
+
+/// How often it is looked whether all nodes agree on who owns what.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long that may take.
+const AGREE: Duration = Duration::from_secs(10);
+
+/// How long a page may take: its entries are looked for among all others, and pages are sent at a limited rate.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a peer that is overloaded is asked again for a page.
+const ATTEMPTS: u32 = 50;
+
+/// How often the log is told how far the hand-over is.
+const TELL: Duration = Duration::from_secs(1);
+
+/// The hashes of a bar in the log.
+const BAR: usize = 20;
+
+/// The peers that are pulled from, and whether there is a reason to begin again at the end.
+type Pulls = Arc<Mutex<BTreeMap<PeerId, bool>>>;
+
+/// Pulls from former owners whenever there are any. Runs until the node ends.
+pub(super) async fn take_over(shared: Arc<Shared>) {
+    let mut news = shared.handover.news();
+    let pulls = Pulls::default();
+    while news.changed().await.is_ok() {
+        for peer in shared.handover.sources() {
+            let again = pulls.lock().get_mut(&peer).map(|again| *again = true);
+            if again.is_none() {
+                pulls.lock().insert(peer.clone(), false);
+                shared.tasks.run(pull_from(Arc::clone(&shared), Arc::clone(&pulls), peer));
+            }
+        }
+    }
+}
+
+async fn pull_from(shared: Arc<Shared>, pulls: Pulls, peer: PeerId) {
+    loop {
+        pull_all_from(&shared, &peer).await;
+        let mut pulls = pulls.lock();
+        match pulls.get_mut(&peer) {
+            Some(again) if *again => *again = false,
+            _ => {
+                pulls.remove(&peer);
+                return;
+            }
+        }
+    }
+}
+
+/// All groups of one former owner, one after the other.
+async fn pull_all_from(shared: &Arc<Shared>, peer: &PeerId) {
+    let since = (shared.local.clock.read_ms(), shared.handover.number());
+    let (mut kept, mut bytes) = (0, 0);
+    for group in shared.registry.names() {
+        let Some(served) = shared.registry.get(&group.name) else { continue };
+        let (more, all) = pull(shared, peer, &group, &served, since).await;
+        kept += more;
+        bytes += all;
+    }
+    if kept > 0 {
+        tracing::info!(%peer, kept, bytes, "took over from a former owner");
+    }
+}
+
+/// Whether everyone who is connected has the same owners in mind: then everyone tells this node what is written.
+fn is_agreed(shared: &Shared) -> bool {
+    let view = shared.view();
+    let is_same = |link: Arc<Link>| !link.admits() || link.fingerprint() == view.fingerprint();
+    view.members().iter().all(|member| shared.link(member).is_none_or(is_same))
+}
+
+async fn agreed(shared: &Shared) -> bool {
+    let agreed = async {
+        while !is_agreed(shared) {
+            sleep(LOOK).await;
+        }
+    };
+    timeout(AGREE, agreed).await.is_ok()
+}
+
+/// One group of one former owner; returns how many entries were kept, and their bytes.
+async fn pull(
+    shared: &Arc<Shared>,
+    peer: &PeerId,
+    group: &GroupName,
+    served: &Arc<dyn Served>,
+    (since_ms, number): (u64, u64),
+) -> (u64, u64) {
+    let (mut cursor, mut kept, mut bytes, room) = (0, 0, 0, served.room());
+    while agreed(shared).await && bytes < room {
+        let Some(link) = link_to(shared, peer).filter(|link| link.offers(&group.name, group.format)) else { break };
+        // Before it is asked: what is written from now on is not undone by what comes.
+        let pulled =
+            Pulled { asked_ms: shared.local.clock.read_ms(), changes: shared.changes.number(), since_ms, number };
+        let Some(page) = page(shared, &link, group.index, cursor).await else { break };
+        let (next, sent) = (page.next, page.entries.iter().map(|handed| handed.bytes.len() as u64).sum());
+        let taken = Arc::clone(served).take_over(page, pulled).await;
+        kept += taken.kept;
+        bytes += taken.bytes;
+        if taken.is_over || next <= cursor {
+            break; // also a peer that goes round in circles
+        }
+        cursor = next;
+        shared.handover.takes.spend(sent).await;
+    }
+    (kept, bytes)
+}
+
+fn link_to(shared: &Shared, peer: &PeerId) -> Option<Arc<Link>> {
+    let view = shared.view();
+    let member = view.members().iter().find(|member| member.id == *peer)?;
+    shared.link(member).filter(|link| link.admits() && link.hands_over())
+}
+
+async fn page(shared: &Shared, link: &Link, group: u32, cursor: u64) -> Option<Page> {
+    for _ in 0..ATTEMPTS {
+        let (answer, told) = oneshot::channel();
+        let call = Call {
+            op: Op::HandOff { cursor },
+            group,
+            key: "".into(),
+            deadline_ms: later(shared.local.clock.read_ms(), PATIENCE),
+            rank: 0,
+            chain: Chain::EMPTY,
+            reply: Arc::new(Told(Mutex::new(Some(answer)))),
+        };
+        link.send(call).ok()?;
+        match told.await {
+            Ok(Outcome::Answered(Answer::Page(page))) => return Some(page),
+            Ok(Outcome::Answered(Answer::Overloaded { retry_after })) => sleep(retry_after.min(PATIENCE)).await,
+            _ => return None,
+        }
+    }
+    None
+}
+
+struct Told(Mutex<Option<oneshot::Sender<Outcome>>>);
+
+impl Reply for Told {
+    fn reply(self: Arc<Self>, outcome: Outcome, _: Instant) {
+        if let Some(waiting) = self.0.lock().take() {
+            let _ = waiting.send(outcome);
+        }
+    }
+}
+
+impl Node {
+    /// Waits until those that own now what this node has have taken it over, at most so long.
+    pub(super) async fn hand_over_within(&self, limit: Duration) {
+        let shared = &self.inner.shared;
+        if !shared.handover.is_on {
+            return;
+        }
+        let begun = Instant::now();
+        let mut last = Progress::default();
+        let handed_over = async {
+            let mut told = begun;
+            loop {
+                last = progress(shared).await;
+                if last.waits_for == 0 {
+                    return;
+                }
+                if told.elapsed() >= TELL {
+                    told = Instant::now();
+                    tracing::info!("handing over {}", bar(&last));
+                }
+                sleep(LOOK).await;
+            }
+        };
+        let is_done = timeout(limit, handed_over).await.is_ok();
+        if is_done && last.all > 0 {
+            tracing::info!(entries = last.all, took = ?begun.elapsed(), "handed over {}", bar(&last));
+        } else if !is_done {
+            tracing::warn!(after = ?limit, "not all was handed over in time: {}", bar(&last));
+        }
+    }
+}
+
+/// How far the hand-over of all groups is. Makes the lists where there are none.
+async fn progress(shared: &Arc<Shared>) -> Progress {
+    let mut all = Progress::default();
+    for group in shared.registry.names() {
+        let Some(served) = shared.registry.get(&group.name) else { continue };
+        let is_reached =
+            |peer: &PeerId| link_to(shared, peer).is_some_and(|link| link.offers(&group.name, group.format));
+        let found = match served.progress(&is_reached) {
+            Some(found) => Some(found),
+            None => {
+                Arc::clone(&served).list().await;
+                served.progress(&is_reached)
+            }
+        };
+        // The ring may have changed in this moment.
+        all.add(&found.unwrap_or(Progress { waits_for: 1, ..Progress::default() }));
+    }
+    all
+}
+
+/// A bar of twenty hashes, and the numbers.
+fn bar(progress: &Progress) -> String {
+    let Progress { arrived, all, waits_for } = *progress;
+    let hashes = (arrived * BAR).checked_div(all).unwrap_or(BAR).min(BAR);
+    let percent = (arrived * 100).checked_div(all).unwrap_or(100);
+    format!("[{:-<BAR$}] {percent} %, {arrived} of {all} entries, {waits_for} lists to go", "#".repeat(hashes))
+}
+
+/// How long a hand-over may take of what is left until the node must be gone: a third is for what is owed afterwards.
+pub(super) fn share_of(left: Duration) -> Duration {
+    HAND_OVER.min(left / 3 * 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_as_long_as_the_hand_over_is_far() {
+        let bar = |arrived, all| super::bar(&Progress { arrived, all, waits_for: 1 });
+        assert_eq!(bar(0, 0), "[####################] 100 %, 0 of 0 entries, 1 lists to go");
+        assert_eq!(bar(1, 4), "[#####---------------] 25 %, 1 of 4 entries, 1 lists to go");
+    }
+}
