@@ -38,7 +38,7 @@ help:
 	@echo 'make proto            generates the protocol code again from its .proto file'
 	@echo 'make measure-ring     how evenly the ring spreads keys: 200 sets of names of each style and size; how fast it is'
 	@echo 'make bench            against memcached, Redis, the crate groupcache 0.3 and bare parts: half an hour, on two cores'
-	@echo '                      (BENCH="remote local" for some, ROUNDS=1, SECONDS=0.3)'
+	@echo '                      (BENCH="remote local" for some, ROUNDS=1, SECONDS_EACH=0.3)'
 	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
 	@echo 'make bench-memory     what a million entries take, against what is accounted'
 	@echo 'make chaos            five processes under load, and fault after fault: ten minutes (FAULTS=kill,cut RATE=2000 DURING=30)'

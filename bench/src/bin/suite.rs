@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 /// Rounds, unless `ROUNDS` says otherwise: a median and its spread.
 const ROUNDS: usize = 5;
 
-/// Counted seconds of each measurement, unless `SECONDS` says otherwise.
+/// Counted seconds of each measurement, unless `SECONDS_EACH` says otherwise.
 const SECONDS: f64 = 0.8;
 
 fn main() -> Result<()> {
@@ -82,7 +82,7 @@ fn remotes() -> Vec<remote::Section> {
 
 fn measure(wanted: &[&str]) -> Result<()> {
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
-    let (rounds, seconds) = (setting("ROUNDS", ROUNDS)?, setting("SECONDS", SECONDS)?);
+    let (rounds, seconds) = (setting("ROUNDS", ROUNDS)?, setting("SECONDS_EACH", SECONDS)?);
     for program in Remote::ALL.iter().filter_map(|who| who.program()) {
         if !processes::is_there(program) {
             eprintln!("left out: {program} is not here; apt-get install memcached redis-server");

@@ -87,6 +87,9 @@ pub(crate) struct Entry<T> {
 /// Uses are counted in the low half; the high half is the time, in these units, of the last of them.
 const USES_UNIT_MS: u64 = 16_384;
 
+/// More uses than these in one unit of time are not counted: all of those come first.
+const ENOUGH: u32 = 255;
+
 /// In the place of uses: its owner has it.
 const HANDED_OVER: u32 = u32::MAX;
 
@@ -209,10 +212,13 @@ impl<T> Entry<T> {
     /// It was used. What two count at once may be counted once.
     pub(crate) fn touch(&self, now_ms: u64) {
         let uses = self.uses.load(Relaxed);
-        if uses != HANDED_OVER {
-            let count = faded(uses, now_ms).saturating_add(1).min(0xfffe);
-            self.uses.store(u32::from(unit(now_ms)) << 16 | count, Relaxed);
+        let enough = u32::from(unit(now_ms)) << 16 | ENOUGH;
+        // What all threads ask for is not written to by each of them at each hit.
+        if uses == enough || uses == HANDED_OVER {
+            return;
         }
+        let count = faded(uses, now_ms).saturating_add(1).min(ENOUGH);
+        self.uses.store(u32::from(unit(now_ms)) << 16 | count, Relaxed);
     }
 
     /// How often it was used in the last half minute, about; `None` = its owner has it already.
