@@ -34,13 +34,16 @@ const MANY_KEYS: usize = 40_000;
 const ZIPF_KEYS: u64 = 1_000_000;
 const ZIPF_CALLERS: usize = 64;
 
+/// A node, and where it listens.
+type Named = (String, SocketAddr);
+
 /// What a process is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     task: Task,
     is_rival: bool,
     /// All nodes; the first is the one that is told.
-    nodes: Vec<(String, SocketAddr)>,
+    nodes: Vec<Named>,
     seconds: f64,
 }
 
@@ -62,7 +65,7 @@ struct Line {
 }
 
 /// The nodes of a measurement; all but the first are started.
-fn started(count: usize, is_rival: bool) -> Result<(Vec<(String, SocketAddr)>, Vec<Process>)> {
+fn started(count: usize, is_rival: bool) -> Result<(Vec<Named>, Vec<Process>)> {
     let named = |n| Ok::<_, crate::Error>((format!("node-{n}"), processes::free_address()?));
     let nodes: Vec<_> = (0..count).map(named).collect::<Result<_>>()?;
     let mut others = Vec::new();
@@ -111,7 +114,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     }
 }
 
-fn me(settings: &Settings) -> Result<&(String, SocketAddr)> {
+fn me(settings: &Settings) -> Result<&Named> {
     settings.nodes.first().ok_or_else(|| "there are no nodes".into())
 }
 

@@ -139,7 +139,7 @@ pub async fn ask(ask: Ask) -> Result<()> {
             let node = Node::builder().start().await?;
             let group = ours::group(&node, VALUE_BYTES, true)?;
             if ask.is_cold {
-                misses(async |key: &str| Ok(drop(group.get(key).await?))).await?
+                misses(async |key: &str| group.get(key).await.map(drop).map_err(Into::into)).await?
             } else {
                 hits(ask, OursHit(group)).await?
             }
