@@ -70,7 +70,7 @@ pub(crate) fn local() -> Arc<Local> {
 /// A node that knows nobody else.
 pub(crate) fn alone() -> Arc<Shared> {
     let view = View::new(1, MemberSet { members: vec![member("a", None, 1)] });
-    Arc::new(Shared::new(local(), view, Handle::current(), fastrand::Rng::with_seed(7)))
+    Arc::new(Shared::new(local(), view, Handle::current(), false, fastrand::Rng::with_seed(7)))
 }
 
 /// A view of `a`, which is this node, and `b`, of whom one owns every key.

@@ -82,36 +82,26 @@ fn any_number_of_gets_are_one_load() {
 /// A runtime that ends drops its loads; who waits in another one must not wait for ever.
 #[test]
 fn a_load_that_is_dropped_anywhere_lands_and_leaves_a_key_that_works() {
-    let one = || {
-        block_on(async {
-            let scene = Scene::new();
-            let get = spawn(Arc::clone(&scene).get());
-            let other = spawn(Arc::clone(&scene).get());
-            let ends = spawn({
-                let scene = Arc::clone(&scene);
-                async move {
-                    shuttle::future::yield_now().await;
-                    if let Some(load) = scene.load.lock().take() {
-                        load.abort();
-                    }
+    check(|| async {
+        let scene = Scene::new();
+        let get = spawn(Arc::clone(&scene).get());
+        let other = spawn(Arc::clone(&scene).get());
+        let ends = spawn({
+            let scene = Arc::clone(&scene);
+            async move {
+                shuttle::future::yield_now().await;
+                if let Some(load) = scene.load.lock().take() {
+                    load.abort();
                 }
-            });
-            ends.await.unwrap();
-            for get in [get, other] {
-                let got = get.await.unwrap();
-                assert!(
-                    got == 0 || got == u64::MAX,
-                    "{got} is neither what was loaded nor the word that it was dropped"
-                );
             }
-            assert!(scene.flights.running(Kind::Load, "k").is_none());
         });
-    };
-    let mut config = shuttle::Config::default();
-    // Who waits for what never comes would be let run for ever.
-    config.max_steps = shuttle::MaxSteps::FailAfter(2_000);
-    let scheduler = shuttle::scheduler::RandomScheduler::new(SCHEDULES);
-    shuttle::Runner::new(scheduler, config).run(one);
+        ends.await.unwrap();
+        for get in [get, other] {
+            let got = get.await.unwrap();
+            assert!(got == 0 || got == u64::MAX, "{got} is neither what was loaded nor the word that it was dropped");
+        }
+        assert!(scene.flights.running(Kind::Load, "k").is_none());
+    });
 }
 
 #[test]

@@ -57,6 +57,7 @@ async fn peers_notice_that_a_group_goes_and_comes_back() {
     let again = data(&cluster.nodes[0], &gate);
     cluster.know("data").await;
     at_b.get(&keys[2]).await.unwrap();
-    assert_eq!((again.entries(), at_b.stats().fallback_loads), (1, 1), "at its owner again");
+    assert_eq!(at_b.stats().fallback_loads, 1, "at its owner again");
+    assert!((1..=2).contains(&again.entries()), "and what was loaded elsewhere meanwhile may be handed over to it");
     cluster.shutdown().await;
 }

@@ -36,7 +36,7 @@ const DEADLINE: Duration = Duration::from_millis(100);
 struct Waiting(Mutex<Option<oneshot::Sender<Outcome>>>);
 
 impl Reply for Waiting {
-    fn reply(self: Arc<Self>, outcome: Outcome) {
+    fn reply(self: Arc<Self>, outcome: Outcome, _: tokio::time::Instant) {
         let waiting = self.0.lock().take().expect("told once");
         waiting.send(outcome).expect("it waits");
     }
