@@ -13,6 +13,9 @@ use crate::{
     scenario::Scenario,
 };
 
+/// How long former owners may be asked before a load begins, and a tick.
+const PEEKING: Duration = Duration::from_millis(40);
+
 /// How late a get may end: ticks of the simulation and of the node.
 const LATE: Duration = Duration::from_millis(150);
 
@@ -128,13 +131,17 @@ impl Life<'_> {
         }
     }
 
-    /// P1: while views agree a key has one owner.
+    /// P1: while views agree a key has one owner. What begins right after they have come to agree may have been decided
+    /// upon before: former owners are asked in between.
     fn one_owner(&self, load: &Source, reason: LoadReason, earlier: &[&Source]) -> Result<(), String> {
-        let Some(since) = load.agreed_since.filter(|_| reason == LoadReason::Owner) else { return Ok(()) };
+        let was_decided = |load: &Source| load.agreed_for > PEEKING;
+        let since = load.agreed_since.filter(|_| reason == LoadReason::Owner && was_decided(load));
+        let Some(since) = since else { return Ok(()) };
         let other = earlier
             .iter()
             .rev()
             .take_while(|other| other.begin.n > since)
+            .filter(|other| was_decided(other))
             .find(|other| other.origin == Origin::Load(LoadReason::Owner) && other.by.machine != load.by.machine);
         match other {
             Some(other) => Err(format!("P1: two owners of a key in one view:\n  {other:?}\n  {load:?}")),

@@ -230,7 +230,8 @@ impl Table {
         let share = (self.in_flight / SHARES).max(SMALLEST_SHARE);
         let max_requests = if self.is_whole { max_requests } else { max_requests.min(share) };
         let mut bytes = 0;
-        while frame.requests() < max_requests && bytes < BATCH_BYTES {
+        // A frame that carries a Hello leaves at once, and what is kept back does not leave with it.
+        while self.corked == 0 && frame.requests() < max_requests && bytes < BATCH_BYTES {
             match self.queue.pop_front() {
                 Some(Due::Cancel(id)) => frame.cancel(id),
                 Some(Due::Request(id)) => {
