@@ -384,3 +384,26 @@ impl<V: Value> Inner<V> {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests {
+    use super::Worth;
+
+    /// How often a former owner is asked of 600 times, that has an answer to one in so many questions.
+    fn asked(one_in: Option<usize>) -> usize {
+        let mut worth = Worth::default();
+        (1..=600)
+            .take_while(|n| {
+                let may = worth.may_be_asked(0);
+                worth.answered(one_in.is_some_and(|one_in| n % one_in == 0));
+                may
+            })
+            .count()
+    }
+
+    #[test]
+    fn who_has_nothing_or_next_to_nothing_is_left_alone_and_who_has_one_in_eight_is_asked_on() {
+        assert_eq!((asked(None), asked(Some(64)), asked(Some(8))), (64, 256, 600));
+    }
+}
