@@ -167,8 +167,8 @@ impl Shared {
         self.changes.happened(Change::View, now_ms);
         let view = self.view();
         let here: BTreeSet<_> = view.members().iter().map(|member| member.id.clone()).collect();
-        let gone = before.members().iter().map(|member| &member.id).filter(|id| !here.contains(*id));
-        self.undelivered.view_changed(gone, &here, now_ms);
+        let gone: Vec<_> = before.members().iter().map(|member| &member.id).filter(|id| !here.contains(*id)).collect();
+        self.undelivered.view_changed(gone.into_iter(), here, now_ms);
         self.local.counters.views.up();
     }
 
@@ -182,6 +182,18 @@ impl Shared {
     /// A peer has said Hello on this link.
     pub(crate) fn now_at(&self, id: &PeerId, link: &Arc<Link>) {
         self.links_by_id.insert(id.clone(), Arc::clone(link));
+    }
+
+    /// Peers that discovery names and that have not answered yet, by their ids or addresses, unless they are in the view.
+    pub(crate) fn strangers(&self, view: &View) -> impl Iterator<Item = PeerId> {
+        let targets = self.undelivered.strangers().into_iter().filter_map(|dial| self.link_of(dial));
+        targets.filter_map(|link| {
+            let target = link.target();
+            match &target.expected {
+                Some(id) => (!view.members().iter().any(|member| member.id == *id)).then(|| id.clone()),
+                None => PeerId::new(target.addresses.first()?.to_string()).ok(),
+            }
+        })
     }
 
     /// A link was given up.

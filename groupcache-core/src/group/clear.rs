@@ -99,8 +99,8 @@ impl<V: Value> Inner<V> {
         self.counters.writes.up();
         let view = self.shared.view();
         self.drop_all();
-        self.shared.undelivered.departed(&self.settings.name);
         let (mut told, mut outcome) = (Vec::new(), Invalidated::nobody());
+        outcome.unreached = self.passes_by(&view, None);
         let nothing: Arc<str> = "".into();
         for member in view.members().iter().filter(|member| member.dial.is_some()) {
             match self.tell(member, &nothing, Op::Clear, 0) {

@@ -51,12 +51,13 @@ impl Invalidated {
         self.views_differed |= other.views_differed;
     }
 
-    /// Every node of the view has dropped the old value: no get that starts now, anywhere, sees it.
+    /// Every node that is known of has dropped the old value: no get that starts now, anywhere, sees it.
     pub fn is_complete(&self) -> bool {
         self.unreached.is_empty()
     }
 
-    /// The nodes that did not acknowledge within a second.
+    /// The nodes that did not acknowledge within a second, and those that discovery names and that have never answered: by
+    /// their addresses, where no more is known of them.
     pub fn unreached(&self) -> &[PeerId] {
         &self.unreached
     }
@@ -188,7 +189,7 @@ impl<V: Value> Inner<V> {
             self.drop_and_hold(&key, hold);
         }
         unreached.iter().for_each(|peer| self.not_told(peer, Some(&key)));
-        self.shared.undelivered.departed(&self.settings.name);
+        unreached.extend(self.passes_by(&view, Some(&key)));
         let mut told = Vec::new();
         for member in view.members().iter().filter(|m| m.dial.is_some() && Some(&m.id) != acting.as_ref()) {
             if unreached.contains(&member.id) {
@@ -222,6 +223,12 @@ impl<V: Value> Inner<V> {
         unreached.sort();
         let views_differed = self.views_differ(&view);
         Ok(Invalidated { unreached, views_differed })
+    }
+
+    /// Those that are away are told when they come; returns who of them may have something at this moment.
+    pub(super) fn passes_by(&self, view: &View, key: Option<&Arc<str>>) -> Vec<PeerId> {
+        self.shared.undelivered.passes(&self.settings.name, key);
+        self.shared.strangers(view).collect()
     }
 
     /// It is told as soon as it can be.

@@ -16,7 +16,7 @@ use crate::{
     identity::{Address, NodeState, PeerId},
     membership::{
         provider::{Health, Me, PeerSet, ProviderFeed, Report},
-        stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Stabilizer, Warning},
+        stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Refusal, Stabilizer, Warning},
         view::View,
     },
     message::Hello,
@@ -139,6 +139,10 @@ impl Membership {
         });
     }
 
+    fn now_ms(&self) -> u64 {
+        self.shared.local.clock.read_ms()
+    }
+
     fn step(&mut self, input: Input) {
         let now = self.shared.local.clock.elapsed();
         let mut actions: VecDeque<_> = self.stabilizer.step(now, input).into();
@@ -162,6 +166,7 @@ impl Membership {
                 self.who.remove(&dial);
                 if let Some(link) = self.shared.remove_link(dial) {
                     self.shared.no_longer_at(&link);
+                    self.shared.undelivered.given_up(dial, link.target().expected.as_ref(), self.now_ms());
                     link.hang_up();
                 }
             }
@@ -193,6 +198,7 @@ impl Membership {
         }
         let link = Link::new(dial, target, Arc::clone(&self.shared.local));
         self.shared.add_link(dial, Arc::clone(&link));
+        self.shared.undelivered.dialled(dial);
         self.shared.tasks.run(keep(link, self.links.clone(), self.shared.random()));
     }
 
@@ -249,11 +255,16 @@ impl Membership {
             LinkEvent::Hello(hello) => {
                 self.who.insert(dial, hello.id.clone());
                 self.shared.now_at(&hello.id, &link);
+                self.shared.undelivered.met(dial, &hello.id, self.now_ms());
                 self.shared.tasks.run(catch_up(Arc::clone(&self.shared), hello.id.clone(), link));
                 Input::Hello { dial, hello: facts(&hello) }
             }
             LinkEvent::Refused(why, text) => {
                 tracing::debug!(error = %text, "refused");
+                if matches!(why, Refusal::OtherCluster | Refusal::WrongId { .. }) {
+                    // Nobody there has anything of ours.
+                    self.shared.undelivered.given_up(dial, link.target().expected.as_ref(), self.now_ms());
+                }
                 Input::Refused { dial, why }
             }
             LinkEvent::Failed(why) => {

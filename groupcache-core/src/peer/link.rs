@@ -214,6 +214,11 @@ impl Link {
         Some((Target::clone(&self.target.load()), failure))
     }
 
+    /// Whom it dials.
+    pub(crate) fn target(&self) -> Arc<Target> {
+        self.target.load_full()
+    }
+
     /// Other addresses for the next attempt.
     pub(crate) fn retarget(&self, target: Target) {
         self.target.store(Arc::new(target));

@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{self, Cluster, name};
-use groupcache_core::{BoxError, Group, Node};
+use crate::support::{self, Cluster, Peers, Proxy, name};
+use groupcache_core::{BoxError, Group, Node, Peer};
 
 /// Numbers of loads and sets, in the order of their beginnings.
 #[derive(Clone, Default)]
@@ -155,4 +155,40 @@ async fn a_write_names_whom_it_did_not_reach() {
     let elsewhere = (0..).map(|n| format!("else-{n}")).find(|key| groups[0].owner_of(key).as_str() == "a").unwrap();
     let written = groups[1].remove(&elsewhere).await.expect("its owner is there");
     assert_eq!(written.unreached().iter().map(|id| id.to_string()).collect::<Vec<_>>(), [name(2)]);
+}
+
+/// A node that starts while the only other one cannot be reached, and writes: it says so, and the other one is told when
+/// they meet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_names_who_is_listed_and_has_never_answered_and_who_hears_of_it_when_they_meet() {
+    let (starts, peers) = (Starts::default(), Peers::default());
+    let start = async |name: &str, provider: Peers| {
+        let node = Node::builder().identity(support::identity(name)).provider(provider).start().await.unwrap();
+        let group = node.group::<String>("data").capacity_bytes(1 << 20).loader_with(starts.clone(), numbered);
+        (node, group.build().unwrap())
+    };
+    let (b, at_b) = start("b", Peers::default()).await;
+    let path = Proxy::start(b.address()).await;
+    path.stop();
+    peers.set(vec![Peer::member(b.id(), [path.address.into()])]);
+    let (a, at_a) = start("a", peers.clone()).await;
+
+    let (removed, untouched) = ("key-1", "key-2");
+    for key in [removed, untouched] {
+        let _ = at_b.get(key).await.expect("b serves alone");
+    }
+    let before = starts.last();
+    let written = at_a.remove(removed).await.expect("a serves alone");
+    assert_eq!(written.unreached(), [b.id()], "its address is listed, and it may have the value");
+    assert_eq!(number(&at_b.get(removed).await.unwrap()), 1, "nobody has told it");
+
+    path.go_on();
+    support::eventually("they have met", || a.members().len() == 2).await;
+    support::eventually("b was told", || at_b.stats().invalidated == 1).await;
+    assert!(number(&at_b.get(removed).await.unwrap()) > before, "what was written is loaded again");
+    assert_eq!(at_b.stats().invalidated, 1, "what was not written is left alone");
+    assert!(at_a.remove(untouched).await.unwrap().is_complete(), "there is nobody left who has not answered");
+    for node in [a, b] {
+        node.shutdown_within(Duration::from_secs(1)).await.unwrap();
+    }
 }
