@@ -45,6 +45,10 @@ mutants! {
     SnapshotWatchGap,
     GoodbyeIgnored,
     CopyNotInvalidated,
+    PeekIgnoresStripes,
+    PullIgnoresStripes,
+    HandedValueLivesAnew,
+    DeadlineIgnored,
 }
 
 #[cfg(any(simulation, shuttle))]

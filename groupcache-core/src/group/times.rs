@@ -98,6 +98,7 @@ impl Ages {
         limit: Option<Duration>,
     ) -> Option<Times> {
         let loaded_at_ms = now_ms.saturating_sub(age_ms);
+        let remaining_ms = remaining_ms.filter(|_| !mutant!(HandedValueLivesAnew));
         let said_ms = remaining_ms.map_or(NEVER, |remaining_ms| now_ms.saturating_add(remaining_ms));
         // The other node may have been told of another longest time.
         let fresh_until_ms = self.max_time_to_live.map_or(said_ms, |max| said_ms.min(later(loaded_at_ms, max)));
