@@ -39,6 +39,9 @@ pub(crate) struct GroupName {
     pub(crate) format: u32,
 }
 
+/// The cursor that asks for no page: nothing more is wanted.
+pub(crate) const NO_MORE: u64 = u64::MAX;
+
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Op {

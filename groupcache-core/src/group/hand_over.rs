@@ -16,7 +16,7 @@ use super::Inner;
 use crate::{
     clock::later,
     identity::PeerId,
-    message::{Answer, Handed, Page},
+    message::{Answer, Handed, NO_MORE, Page},
     served::Progress,
     sync::Mutex,
     value::Value,
@@ -122,6 +122,10 @@ impl<V: Value> Inner<V> {
         let of_ring = self.of_ring();
         let lists = of_ring.lists.get_or_init(|| self.look_through()).await;
         let Some(list) = lists.get(&to) else { return Answer::Page(Page::default()) };
+        if cursor == NO_MORE {
+            list.is_done.store(true, Relaxed);
+            return Answer::Page(Page::default());
+        }
         let start = usize::try_from(cursor).unwrap_or(usize::MAX).min(list.keys.len());
         self.have_arrived(list, start);
         let (mut entries, mut bytes, mut at) = (Vec::new(), 0, start);

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use super::Inner;
+use super::{Inner, held::Slot};
 use crate::{
     message::{Handed, Page},
     served::{Pulled, Taken},
@@ -52,7 +52,9 @@ impl<V: Value> Inner<V> {
         let hash = self.place.hash(key.as_bytes());
         let now_ms = self.shared.now_ms();
         let is_wanted = self.owns(&self.shared.view_ref(), hash) && !self.holds.is_held(&key, pulled.asked_ms);
-        if !is_wanted || self.store.peek(&key).is_some_and(|slot| !slot.is_expired(now_ms)) {
+        // What this node has handed over itself, and gets back, is about to end.
+        let is_left_over = |slot: &Slot<V>| slot.is_expired(now_ms) || slot.is_lent();
+        if !is_wanted || !self.store.peek(&key).as_ref().is_none_or(is_left_over) {
             return None;
         }
         let slot = self.handed(&key, hash, &handed.bytes, handed.age_ms, handed.remaining_ms, pulled.changes)?;
@@ -60,8 +62,9 @@ impl<V: Value> Inner<V> {
         let fill = || {
             // What is there is handed out: it may be the last of it, and is dropped outside of the lock.
             let there = self.store.peek(&key);
-            let is_free = there.as_ref().is_none_or(|slot| slot.is_expired(now_ms));
-            let is_kept = is_free && !self.formers.is_settled(pulled.number, hash);
+            let is_free = there.as_ref().is_none_or(is_left_over);
+            let is_settled = self.formers.is_settled(pulled.number, hash) && !mutant!(PullIgnoresStripes);
+            let is_kept = is_free && !is_settled;
             (there, is_kept.then(|| self.store.insert(&key, slot)))
         };
         let (_there, inserted) = self.flights.fill(&key, pulled.asked_ms, fill)?;

@@ -13,7 +13,7 @@ use crate::{
     clock::later,
     config::HAND_OVER,
     identity::PeerId,
-    message::{Answer, GroupName, Op, Page},
+    message::{Answer, GroupName, NO_MORE, Op, Page},
     peer::{
         link::Link,
         table::{Call, Outcome, Reply},
@@ -112,22 +112,42 @@ async fn pull(
     served: &Arc<dyn Served>,
     (since_ms, number): (u64, u64),
 ) -> (u64, u64) {
-    let (mut cursor, mut kept, mut bytes, room) = (0, 0, 0, served.room());
-    while agreed(shared).await && bytes < room {
-        let Some(link) = link_to(shared, peer).filter(|link| link.offers(&group.name, group.format)) else { break };
+    let (mut kept, mut bytes, room) = (0, 0, served.room());
+    let ask = async |cursor| {
+        if !agreed(shared).await {
+            return None;
+        }
+        let link = link_to(shared, peer).filter(|link| link.offers(&group.name, group.format))?;
         // Before it is asked: what is written from now on is not undone by what comes.
         let pulled =
             Pulled { asked_ms: shared.local.clock.read_ms(), changes: shared.changes.number(), since_ms, number };
-        let Some(page) = page(shared, &link, group.index, cursor).await else { break };
-        let (next, sent) = (page.next, page.entries.iter().map(|handed| handed.bytes.len() as u64).sum());
-        let taken = Arc::clone(served).take_over(page, pulled).await;
+        Some((cursor, page(shared, &link, group.index, cursor).await?, pulled))
+    };
+    let mut asked = ask(0).await;
+    while let Some((cursor, found, pulled)) = asked {
+        let (next, sent) = (found.next, found.entries.iter().map(|handed| handed.bytes.len() as u64).sum());
+        let take = Arc::clone(served).take_over(found, pulled);
+        // The last page, or a peer that goes round in circles.
+        if next <= cursor {
+            let taken = take.await;
+            return (kept + taken.kept, bytes + taken.bytes);
+        }
+        // While one is stored the next is on its way.
+        let following = async {
+            shared.handover.takes.spend(sent).await;
+            ask(next).await
+        };
+        let (taken, following) = tokio::join!(take, following);
         kept += taken.kept;
         bytes += taken.bytes;
-        if taken.is_over || next <= cursor {
-            break; // also a peer that goes round in circles
+        if taken.is_over || bytes >= room {
+            // Or who leaves would wait for this node to ask on.
+            if let Some(link) = link_to(shared, peer) {
+                page(shared, &link, group.index, NO_MORE).await;
+            }
+            break;
         }
-        cursor = next;
-        shared.handover.takes.spend(sent).await;
+        asked = following;
     }
     (kept, bytes)
 }

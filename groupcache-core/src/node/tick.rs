@@ -38,19 +38,19 @@ pub(super) async fn tick(shared: Arc<Shared>) {
         if matches!(late, Punctuality::Late(by) if by > CUT_OFF) && !is_alone {
             cut_off(&shared, "this process stood still");
         }
-        let (mut in_flight, mut connected, mut broken) = (0, 0, 0);
+        let (mut in_flight, mut connected, mut lost) = (0, 0, 0);
         for link in shared.links() {
             link.sweep(now_ms, we_stood_still);
             in_flight += link.in_flight();
             connected += usize::from(link.admits());
-            broken += usize::from(link.open_for(now_ms).is_some());
+            lost += usize::from(link.is_lost(now_ms));
         }
-        if connected == 0 && was_connected && broken > 0 {
+        if connected == 0 && was_connected && lost > 0 {
             shared.is_cut_off.store(true, Relaxed);
             cut_off(&shared, "no peer can be reached");
         }
         was_connected = connected > 0;
-        if connected > 0 || broken == 0 {
+        if connected > 0 || lost == 0 {
             shared.is_cut_off.store(false, Relaxed);
         }
         shared.local.in_flight.store(in_flight, Relaxed);

@@ -19,7 +19,7 @@ use tonic::{Code, Status, Streaming};
 use crate::{
     config::{BATCH_REQUESTS, CONNECT, HELLO, RECONNECT_MAX, RECONNECT_MIN},
     error::{Error, Kind},
-    identity::{Address, PeerId},
+    identity::{Address, NodeState, PeerId},
     membership::stabilizer::Refusal,
     message::{Answer, Hello},
     net::Attempt,
@@ -291,6 +291,7 @@ fn take_hello(link: &Link, hello: &Hello) {
     link.max_requests.store(hello.max_requests_per_frame.min(BATCH_REQUESTS) as u64, Relaxed);
     link.max_value_bytes.store(hello.max_value_bytes as u64, Relaxed);
     link.features.store(hello.features, Relaxed);
+    link.leaves.store(hello.state == NodeState::Draining, Relaxed);
     link.fingerprint.store(hello.fingerprint, Relaxed);
 }
 
@@ -324,6 +325,7 @@ fn take(link: &Link, frame: Frame) -> Option<LinkEvent> {
     wake(waker);
     tell(ended);
     if let Some(incarnation) = frame.goodbye {
+        link.leaves.store(true, Relaxed);
         return Some(LinkEvent::Goodbye(incarnation));
     }
     if link.fingerprint.swap(frame.fingerprint, Relaxed) != frame.fingerprint {

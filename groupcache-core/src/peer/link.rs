@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::Waker,
     time::Duration,
@@ -66,6 +66,8 @@ pub(crate) struct Link {
     /// What the peer understands, by its last Hello.
     pub(super) features: AtomicU64,
     pub(super) fingerprint: AtomicU64,
+    /// The peer drains or has said goodbye, by what it said last.
+    pub(super) leaves: AtomicBool,
     /// Bytes that came on its connections, and how many of them were taken note of.
     pub(super) bytes_read: Arc<AtomicU64>,
     bytes_noted: AtomicU64,
@@ -90,6 +92,7 @@ impl Link {
             max_value_bytes: AtomicU64::new(u64::MAX),
             features: AtomicU64::new(0),
             fingerprint: AtomicU64::new(0),
+            leaves: AtomicBool::new(false),
             bytes_read: Arc::default(),
             bytes_noted: AtomicU64::new(0),
             look: Notify::new(),
@@ -106,6 +109,11 @@ impl Link {
     /// Milliseconds for which the peer has been unreachable.
     pub(crate) fn open_for(&self, now_ms: u64) -> Option<u64> {
         self.table.lock().breaker.open_for(now_ms)
+    }
+
+    /// Whether the peer was lost: it cannot be reached, and has not said that it leaves.
+    pub(crate) fn is_lost(&self, now_ms: u64) -> bool {
+        !self.leaves.load(Relaxed) && self.open_for(now_ms).is_some()
     }
 
     /// Whether the peer has this group in this format, by its last Hello.

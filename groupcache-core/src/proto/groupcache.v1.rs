@@ -147,7 +147,8 @@ pub struct Request {
     /// Of a Remove: for so long from now on, what is loaded is handed out and not kept. 0 = not at all.
     #[prost(uint32, tag = "15")]
     pub hold_ms: u32,
-    /// Of a HandOff: where to go on, as the page before said; 0 = at the beginning. It says that all before has arrived.
+    /// Of a HandOff: where to go on, as the page before said; 0 = at the beginning. It says that all before has
+    /// arrived. The largest number there is = nothing more is wanted.
     #[prost(uint64, tag = "16")]
     pub cursor: u64,
 }

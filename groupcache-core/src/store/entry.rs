@@ -160,10 +160,14 @@ impl<T> Entry<T> {
         now_ms >= self.hit_until_ms()
     }
 
+    /// Whether it is served for less time than it is fresh: another node owns it, or did a moment ago.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.serve_for.load(Relaxed) < self.fresh_for.load(Relaxed)
+    }
+
     /// Whether it is of no use here any more, not even when there is nothing else.
     pub(crate) fn is_gone(&self, now_ms: u64) -> bool {
-        let is_lent = self.serve_for.load(Relaxed) < self.fresh_for.load(Relaxed);
-        self.is_spent(now_ms) || (is_lent && self.is_expired(now_ms))
+        self.is_spent(now_ms) || (self.is_lent() && self.is_expired(now_ms))
     }
 
     /// Whether it is of no use to anybody any more.

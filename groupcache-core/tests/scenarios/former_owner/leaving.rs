@@ -52,6 +52,43 @@ async fn a_node_that_leaves_hands_everything_over_in_one_call() {
     cluster.shutdown().await;
 }
 
+/// What was handed over is kept for a moment by who had it; so it is when it comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gets_back_what_it_has_just_handed_over_keeps_it() {
+    const MOMENT: Duration = Duration::from_secs(2);
+    let (loads, mut cluster) = (Loads::default(), Cluster::start(1).await);
+    let mut groups = cluster.group(|_, node| data(node, &loads).borrowed_time_to_live(MOMENT)).await;
+    let keys = keys(1000);
+    get_all(&groups[0], &keys).await;
+    let b = Node::builder().identity(identity("b")).provider(cluster.peers.clone()).start().await.unwrap();
+    groups.push(data(&b, &loads).borrowed_time_to_live(MOMENT).build().unwrap());
+    cluster.nodes.push(b);
+    cluster.peers.set(cluster.nodes.iter().map(peer).collect());
+    cluster.agree().await;
+    let its = keys.iter().filter(|key| groups[0].owner_of(key).as_str() == "b").count() as u64;
+    eventually("b has taken its share over", || groups[1].stats().taken_over == its).await;
+    cluster.nodes.pop().unwrap().drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
+    eventually("a is alone", || cluster.nodes[0].members().len() == 1).await;
+    tokio::time::sleep(MOMENT).await;
+    get_all(&groups[0], &keys).await;
+    assert_eq!((groups[0].stats().taken_over, loads.total()), (its, 1000));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_does_not_wait_for_those_who_have_no_room() {
+    let (loads, mut cluster) = (Loads::default(), Cluster::start(2).await);
+    let groups = cluster.group(|at, node| data(node, &loads).capacity_bytes([1 << 20, 64 << 20][at])).await;
+    let keys = keys(20_000);
+    get_all(&groups[1], &keys).await;
+    let (had, begun) = (groups[1].entries() as u64, Instant::now());
+    cluster.nodes.pop().unwrap().drain_and_shutdown(Duration::from_secs(30)).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    let handed_over = groups[1].stats().handed_over;
+    assert!(0 < handed_over && handed_over < had, "{handed_over} of {had}");
+    cluster.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_without_peers_or_whose_peers_take_nothing_leaves_at_once() {
     for others in [0, 1] {

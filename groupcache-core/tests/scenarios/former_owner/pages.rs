@@ -152,7 +152,9 @@ async fn after_a_clear_nothing_more_is_taken() {
     scene.stub.say(Answer { id: scene.stub.pages()[0].id, ..page(all(&keys[..2]), 1) });
     // Long enough for a next page to be asked for, which is not to be.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(scene.stub.pages().len(), 1, "no more is asked for");
+    let asked = scene.stub.pages();
+    assert_eq!(asked.len(), 3, "the next was on its way, and then it was said that no more is wanted");
+    assert_eq!(asked[2].cursor, u64::MAX);
     for key in &keys {
         assert!(scene.group.get(key).await.unwrap().ends_with("by load 1"));
     }
