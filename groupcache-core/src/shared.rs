@@ -191,7 +191,7 @@ impl Shared {
             let target = link.target();
             match &target.expected {
                 Some(id) => (!view.members().iter().any(|member| member.id == *id)).then(|| id.clone()),
-                None => PeerId::new(target.addresses.first()?.to_string()).ok(),
+                None => PeerId::new(target.addresses.first()?.as_str()).ok(),
             }
         })
     }

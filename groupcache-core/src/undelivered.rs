@@ -144,9 +144,10 @@ impl Undelivered {
         for peer in gone {
             state.is_away(peer, Away { since_ms: now_ms, from });
         }
-        let back: Vec<_> = state.departed.extract_if(.., |peer, _| here.contains(peer)).collect();
-        for (peer, away) in back {
-            state.has_missed_since(&peer, away.from);
+        for peer in &here {
+            if let Some(away) = state.departed.remove(peer) {
+                state.has_missed_since(peer, away.from);
+            }
         }
         let State { missed, departed, .. } = &mut *state;
         departed.retain(|_, away| now_ms.saturating_sub(away.since_ms) < DEPARTED.as_millis() as u64);
