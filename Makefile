@@ -20,7 +20,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests want beyond the above.
 PACKAGES = nats-server iproute2 iptables avahi-daemon avahi-utils dbus
 
-.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory measure-ring interleavings chaos bench-overload fuzz sim sim-build sim-seed mutants
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory bench-churn measure-ring interleavings chaos bench-overload fuzz sim sim-build sim-seed mutants
 
 help:
 	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -41,6 +41,7 @@ help:
 	@echo '                      (BENCH="remote local" for some, ROUNDS=1, SECONDS_EACH=0.3)'
 	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
 	@echo 'make bench-memory     what a million entries take, against what is accounted'
+	@echo 'make bench-churn      what deploys cost the backend, hand-over on and off and the crate groupcache 0.3: 25 minutes'
 	@echo 'make chaos            five processes under load, and fault after fault: ten minutes (FAULTS=kill,cut RATE=2000 DURING=30)'
 	@echo 'make bench-overload   an owner asked for ten times what it can load; all peers gone for 30 s'
 	@echo 'make fuzz             cargo-fuzz on what anybody may send, a minute for each of seven targets (SECONDS_EACH=60)'
@@ -121,6 +122,11 @@ bench-hit-ratio:
 
 bench-memory:
 	@$(CARGO) run --quiet --release -p bench --bin memory
+
+# Ten real processes; target/bench/churn.svg is the plot. CHURN="(a)" for one of its parts.
+bench-churn:
+	@$(CARGO) build --quiet --release -p bench --bin churn
+	@$(TARGET)/release/churn $(if $(CHURN),"$(CHURN)")
 
 bench-overload:
 	@$(CARGO) run --quiet --release -p bench --bin overload

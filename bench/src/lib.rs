@@ -3,6 +3,7 @@
 //! Every contestant is asked by the same callers, for the same keys, in processes of its own that are pinned to a
 //! core each; what differs is only what stands behind [`Contestant`](contestants::Contestant).
 
+pub mod churn;
 pub mod contestants;
 pub mod figures;
 pub mod load;

@@ -81,14 +81,7 @@ impl Rival {
     /// # Errors
     /// When the address is taken.
     pub async fn serve(&self) -> Result<()> {
-        #[expect(clippy::disallowed_methods, reason = "the rival's server, which no simulation knows")]
-        let incoming = TcpListenerStream::new(TcpListener::bind(self.me).await?);
-        // Without it the rival waits 40 ms here and there.
-        let incoming = tokio_stream::StreamExt::map(incoming, |accepted| {
-            accepted.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
-        });
-        tokio::spawn(Server::builder().add_service(self.cache.grpc_service()).serve_with_incoming(incoming));
-        Ok(())
+        listen(&self.cache, self.me).await
     }
 
     /// Connects to a peer.
@@ -98,6 +91,21 @@ impl Rival {
     pub async fn add(&self, peer: SocketAddr) -> Result<()> {
         Ok(self.cache.add_peer(GroupcachePeer::from(peer)).await?)
     }
+}
+
+/// Answers its peers at that address.
+///
+/// # Errors
+/// When the address is taken.
+pub async fn listen(cache: &Groupcache<Blob>, at: SocketAddr) -> Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "the rival's server, which no simulation knows")]
+    let incoming = TcpListenerStream::new(TcpListener::bind(at).await?);
+    // Without it the rival waits 40 ms here and there.
+    let incoming = tokio_stream::StreamExt::map(incoming, |accepted| {
+        accepted.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
+    });
+    tokio::spawn(Server::builder().add_service(cache.grpc_service()).serve_with_incoming(incoming));
+    Ok(())
 }
 
 impl Contestant for Rival {

@@ -1,0 +1,128 @@
+//! What deploys cost: (a) to (d), of all contestants, with the plot; or those whose names contain an argument.
+
+use std::{fs, path::Path};
+
+use bench::{
+    Result,
+    churn::{
+        Settings, Who, plot, pod,
+        record::Run,
+        scenarios::Scenario,
+        throughput::{self, Throughput},
+    },
+    figures::{Spread, thousands},
+    machine,
+};
+use serde::Serialize;
+
+/// How often it is measured how fast values change hands.
+const ROUNDS: usize = 3;
+
+const LINE: &str = "|---|---|---|---|---|---|---|---|---|---|---|";
+
+fn settings() -> Settings {
+    Settings {
+        who: Who::Ours,
+        peers: "peers".into(),
+        keys: 200_000,
+        exponent: 0.99,
+        value_bytes: 1024,
+        lasts: 300.0,
+        rate: 5000.0,
+        removes: 0.0,
+    }
+}
+
+#[derive(Serialize)]
+struct Results<'a> {
+    machine: String,
+    runs: &'a [Run],
+    throughput: &'a [Throughput],
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["pod", settings] => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let ended = runtime.block_on(pod::run(serde_json::from_str(settings)?));
+            runtime.shutdown_background(); // a thread that waits for standard input would keep it
+            ended
+        }
+        wanted => measure(wanted),
+    }
+}
+
+fn measure(wanted: &[&str]) -> Result<()> {
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
+    let scratch = process::Scratch::new(std::env::temp_dir(), "churn");
+    let settings = settings();
+    println!("{}\n", machine::described());
+    println!("{:.0} loads/s are expected when nothing happens\n", settings.expected_loads());
+    println!(
+        "| deploy | who | steady loads/s | loads over it | over steady | loads beyond | failed gets | p50, p99, p99.9 before, µs | during it | moved / left, MB | removes that did not reach all |\n{LINE}"
+    );
+    let mut runs = Vec::new();
+    for scenario in Scenario::ALL.into_iter().filter(|scenario| is_wanted(scenario.name())) {
+        for who in Who::ALL {
+            let run = scenario.run(who, &settings, scratch.directory())?;
+            println!("{}", line(&run));
+            runs.push(run);
+        }
+    }
+    let mut throughput = Vec::new();
+    if is_wanted("throughput") {
+        for _ in 0..ROUNDS {
+            throughput.push(throughput::measure(&settings, scratch.directory())?);
+        }
+        tell(&throughput);
+    }
+    let folder = Path::new("target/bench");
+    fs::create_dir_all(folder)?;
+    let all = Results { machine: machine::described(), runs: &runs, throughput: &throughput };
+    fs::write(folder.join("churn.json"), serde_json::to_vec_pretty(&all)?)?;
+    if !runs.is_empty() {
+        fs::write(folder.join("churn.svg"), plot::svg(&runs))?;
+    }
+    Ok(())
+}
+
+fn line(run: &Run) -> String {
+    let latencies =
+        |phase: &bench::churn::record::Phase| format!("{}, {}, {}", phase.p50_us, phase.p99_us, phase.p999_us);
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let why = run.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    format!(
+        "| {} | {} | {:.0} | {} in {:.0} s | {:.2} × | {} | {}{why} | {} | {} | {:.0} / {:.0} | {} of {} |",
+        run.scenario,
+        run.who.name(),
+        run.steady.loads as f64 / run.steady.seconds,
+        thousands(run.deploy.loads as f64, 0),
+        run.deploy.seconds,
+        run.loads_ratio(),
+        thousands(run.extra_loads(), 0),
+        run.deploy.failed,
+        latencies(&run.steady),
+        latencies(&run.deploy),
+        megabytes(run.moved_bytes),
+        megabytes(run.left_bytes),
+        run.deploy.unheard,
+        run.deploy.removes,
+    )
+}
+
+fn tell(rounds: &[Throughput]) {
+    let spread = |figure: fn(&Throughput) -> f64| {
+        let text = |s: Spread| format!("{:.2} ({:.2} to {:.2})", s.median, s.min, s.max);
+        Spread::of(rounds.iter().map(figure).collect()).map(text).unwrap_or_default()
+    };
+    println!("\n| one of two leaves, with half a gigabyte | |\n|---|---|");
+    println!("| moved, of what it had | {} |", spread(|r| r.moved_bytes as f64 / r.left_bytes as f64));
+    println!("| MB/s, from SIGTERM to its end | {} |", spread(|r| r.moved_bytes as f64 / 1e6 / r.seconds));
+    println!("| seconds | {} |", spread(|r| r.seconds));
+    println!("| cores, of both, beyond what gets take | {} |", spread(|r| r.used_seconds / r.seconds));
+    println!(
+        "| µs of processor for each value | {} |",
+        spread(|r| r.used_seconds * 1e6 / (r.moved_bytes as f64 / 1024.0))
+    );
+}
