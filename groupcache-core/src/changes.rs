@@ -11,8 +11,9 @@ use crate::sync::{
     atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire},
 };
 
-/// Changes that are remembered. An entry that nobody has asked for through more of them is not worth keeping.
-const REMEMBERED: usize = 64;
+/// Changes that are remembered, eight bytes each: a deploy of a thousand nodes makes four for each of them. An entry that
+/// nobody has asked for through more of them is not worth keeping.
+const REMEMBERED: usize = 4096;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,15 @@ pub(crate) enum Since {
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     number: AtomicU32,
-    log: Mutex<VecDeque<(u32, u64, Change)>>,
+    log: Mutex<Log>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    /// The coarse time of each change; the last one is that of the number.
+    times: VecDeque<u64>,
+    /// Of those, the ones that may have hidden writes, by their numbers.
+    cut_offs: VecDeque<(u32, u64)>,
 }
 
 impl Changes {
@@ -54,24 +63,31 @@ impl Changes {
     pub(crate) fn happened(&self, change: Change, now_ms: u64) {
         let mut log = self.log.lock();
         let number = self.number().wrapping_add(1);
-        log.push_back((number, now_ms, change));
-        if log.len() > REMEMBERED {
-            log.pop_front();
+        log.times.push_back(now_ms);
+        if change == Change::CutOff {
+            log.cut_offs.push_back((number, now_ms));
+        }
+        if log.times.len() > REMEMBERED {
+            log.times.pop_front();
+        }
+        let remembered = log.times.len() as u32;
+        while log.cut_offs.front().is_some_and(|(cut_off, _)| number.wrapping_sub(*cut_off) >= remembered) {
+            log.cut_offs.pop_front();
         }
         self.number.fetch_add(1, AcqRel);
     }
 
     pub(crate) fn since(&self, number: u32) -> Since {
         let log = self.log.lock();
-        let behind = self.number().wrapping_sub(number) as usize;
+        let now = self.number();
+        let behind = now.wrapping_sub(number);
         if behind == 0 {
             return Since::Nothing;
         }
-        let Some(begin) = log.len().checked_sub(behind) else { return Since::TooMuch };
-        let missed = || log.iter().skip(begin);
-        let Some((_, first_ms, _)) = missed().next() else { return Since::TooMuch };
-        let cut_off = missed().find(|(_, _, change)| *change == Change::CutOff);
-        Since::Changes { first_ms: *first_ms, cut_off_ms: cut_off.map(|(_, at_ms, _)| *at_ms) }
+        let first = log.times.len().checked_sub(behind as usize).and_then(|begin| log.times.get(begin));
+        let Some(first_ms) = first else { return Since::TooMuch };
+        let cut_off = log.cut_offs.iter().find(|(cut_off, _)| now.wrapping_sub(*cut_off) < behind);
+        Since::Changes { first_ms: *first_ms, cut_off_ms: cut_off.map(|(_, at_ms)| *at_ms) }
     }
 }
 
@@ -96,9 +112,12 @@ mod tests {
     #[test]
     fn very_old_numbers_are_too_old() {
         let changes = Changes::default();
-        (0..100).for_each(|at_ms| changes.happened(Change::View, at_ms));
+        changes.happened(Change::CutOff, 0);
+        (1..5000).for_each(|at_ms| changes.happened(Change::View, at_ms));
         assert_eq!(changes.since(0), Since::TooMuch);
-        assert_eq!(changes.since(35), Since::TooMuch);
-        assert_eq!(changes.since(36), Since::Changes { first_ms: 36, cut_off_ms: None });
+        assert_eq!(changes.since(903), Since::TooMuch);
+        assert_eq!(changes.since(904), Since::Changes { first_ms: 904, cut_off_ms: None });
+        changes.happened(Change::CutOff, 5000);
+        assert_eq!(changes.since(4999), Since::Changes { first_ms: 4999, cut_off_ms: Some(5000) });
     }
 }

@@ -47,6 +47,22 @@ struct OfRing {
     used_ms: AtomicU64,
 }
 
+impl OfRing {
+    /// Where in the lists of this ring a page ends. Another ring has other lists.
+    fn cursor(&self, at: usize) -> u64 {
+        self.tag() << 32 | at as u64
+    }
+
+    fn tag(&self) -> u64 {
+        (self.ring ^ self.ring >> 32) & 0x7fff_ffff
+    }
+
+    /// Where to go on: at the beginning, if the cursor is one of another ring.
+    fn place(&self, cursor: u64) -> usize {
+        if cursor >> 32 == self.tag() { (cursor & 0xffff_ffff) as usize } else { 0 }
+    }
+}
+
 /// The keys of one new owner, the most used first.
 #[derive(Debug, Default)]
 struct List {
@@ -126,7 +142,7 @@ impl<V: Value> Inner<V> {
             list.is_done.store(true, Relaxed);
             return Answer::Page(Page::default());
         }
-        let start = usize::try_from(cursor).unwrap_or(usize::MAX).min(list.keys.len());
+        let start = of_ring.place(cursor).min(list.keys.len());
         self.have_arrived(list, start);
         let (mut entries, mut bytes, mut at) = (Vec::new(), 0, start);
         while let Some(key) = list.keys.get(at).filter(|_| entries.len() < PAGE_ENTRIES) {
@@ -150,7 +166,7 @@ impl<V: Value> Inner<V> {
         self.counters.handed_over.add(entries.len() as u64);
         self.counters.handed_over_bytes.add(entries.iter().map(|handed| handed.bytes.len() as u64).sum());
         self.shared.handover.gives.spend(bytes as u64).await;
-        let next = if entries.is_empty() { 0 } else { at as u64 };
+        let next = if entries.is_empty() { 0 } else { of_ring.cursor(at) };
         Answer::Page(Page { entries, next, left: (list.keys.len() - at) as u64 })
     }
 

@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a peer that is overloaded is asked again for a page.
 const ATTEMPTS: u32 = 50;
 
+/// How often a peer may begin again with its lists, the first time included: each is a change of its ring.
+const BEGINNINGS: u32 = 100;
+
 /// How often the log is told how far the hand-over is.
 const TELL: Duration = Duration::from_secs(1);
 
@@ -112,7 +115,7 @@ async fn pull(
     served: &Arc<dyn Served>,
     (since_ms, number): (u64, u64),
 ) -> (u64, u64) {
-    let (mut kept, mut bytes, room) = (0, 0, served.room());
+    let (mut kept, mut bytes, mut beginnings, room) = (0, 0, 0, served.room());
     let ask = async |cursor| {
         if !agreed(shared).await {
             return None;
@@ -127,8 +130,11 @@ async fn pull(
     while let Some((cursor, found, pulled)) = asked {
         let (next, sent) = (found.next, found.entries.iter().map(|handed| handed.bytes.len() as u64).sum());
         let take = Arc::clone(served).take_over(found, pulled);
+        // Its ring has changed, and it has begun again with other lists.
+        let begins_again = next >> 32 != cursor >> 32 && next > 0;
+        beginnings += u32::from(begins_again);
         // The last page, or a peer that goes round in circles.
-        if next <= cursor {
+        if next <= cursor && !begins_again || beginnings > BEGINNINGS {
             let taken = take.await;
             return (kept + taken.kept, bytes + taken.bytes);
         }

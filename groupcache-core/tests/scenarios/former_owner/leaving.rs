@@ -156,7 +156,12 @@ const PENDING: u32 = 8;
 
 /// What the node hands to a stranger, one page after the other.
 async fn pages_of(raw: &mut Raw) -> Vec<Page> {
-    let (mut pages, mut cursor) = (Vec::new(), 0);
+    pages_from(raw, 0, usize::MAX).await
+}
+
+/// The same from there on, and so many at most.
+async fn pages_from(raw: &mut Raw, mut cursor: u64, most: usize) -> Vec<Page> {
+    let mut pages = Vec::new();
     loop {
         let mut answers =
             raw.ask(vec![Request { id: 1 + cursor, op: 4, group: 7, cursor, ..Request::default() }]).await;
@@ -167,10 +172,42 @@ async fn pages_of(raw: &mut Raw) -> Vec<Page> {
         let page = Page::decode(answers[0].value.clone()).unwrap();
         cursor = page.next;
         pages.push(page);
-        if cursor == 0 {
+        if cursor == 0 || pages.len() == most {
             return pages;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_is_asked_for_after_the_ring_has_changed_is_the_first_of_another_list() {
+    let (loads, mut cluster) = (Loads::default(), Cluster::start(1).await);
+    let mut groups = cluster.group(|_, node| data(node, &loads)).await;
+    let keys = keys(8000);
+    get_all(&groups[0], &keys).await;
+    for name in ["b", "c"] {
+        // They take nothing over themselves.
+        let node = Node::builder().identity(identity(name)).provider(cluster.peers.clone()).hand_over(false);
+        let node = node.start().await.unwrap();
+        groups.push(data(&node, &loads).build().unwrap());
+        cluster.nodes.push(node);
+    }
+    cluster.peers.set(cluster.nodes.iter().map(peer).collect());
+    cluster.agree().await;
+    let as_b = Frame { hello: Some(Hello { id: "b".into(), ..hello() }), ..Frame::default() };
+    let mut raw = Raw::open(cluster.nodes[0].address(), as_b).await.unwrap();
+    let first = pages_from(&mut raw, 0, 1).await.remove(0);
+    assert!(first.next > 0 && first.left > 0, "there are more");
+    cluster.nodes.pop().unwrap().drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
+    eventually("c has left", || cluster.nodes[0].members().len() == 2).await;
+
+    let pages = pages_from(&mut raw, first.next, usize::MAX).await;
+    let mut got: Vec<_> = pages.iter().flat_map(|page| &page.entries).map(|handed| handed.key.to_vec()).collect();
+    let its = keys.iter().filter(|key| groups[0].owner_of(key).as_str() == "b");
+    let mut its: Vec<_> = its.map(|key| key.as_bytes().to_vec()).collect();
+    got.sort();
+    its.sort();
+    assert!(got == its, "all that b owns now: {} of {}", got.len(), its.len());
+    cluster.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
