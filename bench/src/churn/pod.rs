@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::Write as _,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -243,7 +244,7 @@ pub async fn run(pod: Pod) -> Result<()> {
         begun: AtomicU64::new(0),
         ended: AtomicU64::new(0),
     });
-    println!("ready");
+    tell("ready");
     tokio::spawn(gets(Arc::clone(&world)));
     tokio::spawn(say(Arc::clone(&world)));
     tokio::spawn(obey(Arc::clone(&world)));
@@ -256,6 +257,13 @@ pub async fn run(pod: Pod) -> Result<()> {
     world.cache.end().await?;
     say_once(&world);
     Ok(())
+}
+
+/// Says it, and ends when nobody listens any more.
+fn tell(line: &str) {
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        std::process::exit(1);
+    }
 }
 
 fn set_rate(world: &World, rate: f64) {
@@ -272,7 +280,7 @@ async fn obey(world: Arc<World>) {
             ["warm", first, step] => {
                 let (first, step) = (first.parse().unwrap_or(0), step.parse().unwrap_or(1));
                 warm(&world, first, step).await;
-                println!("warm");
+                tell("warm");
             }
             _ => eprintln!("not understood: {line}"),
         }
@@ -361,6 +369,6 @@ fn say_once(world: &World) {
     sample.loads = world.backend.loads.swap(0, Relaxed);
     sample.total = world.cache.total();
     if let Ok(line) = serde_json::to_string(&sample) {
-        println!("{line}");
+        tell(&line);
     }
 }
