@@ -123,7 +123,7 @@ bench-hit-ratio:
 bench-memory:
 	@$(CARGO) run --quiet --release -p bench --bin memory
 
-# Ten real processes; target/bench/churn.svg is the plot. CHURN="(a)" for one of its parts.
+# Ten real processes; target/bench/churn.svg is the plot. CHURN="(a)" for one of its parts, WHO=ours for one of the three.
 bench-churn:
 	@$(CARGO) build --quiet --release -p bench --bin churn
 	@$(TARGET)/release/churn $(if $(CHURN),"$(CHURN)")

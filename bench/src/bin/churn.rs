@@ -1,4 +1,5 @@
-//! What deploys cost: (a) to (d), of all contestants, with the plot; or those whose names contain an argument.
+//! What deploys cost: (a) to (d), of all contestants, with the plot; or those whose names contain an argument, and of the
+//! contestant that `WHO` names.
 
 use std::{fs, path::Path};
 
@@ -62,9 +63,10 @@ fn measure(wanted: &[&str]) -> Result<()> {
     println!(
         "| deploy | who | steady loads/s | loads over it | over steady | loads beyond | failed gets | p50, p99, p99.9 before, µs | during it | moved / left, MB | removes that did not reach all |\n{LINE}"
     );
+    let one = std::env::var("WHO").ok();
     let mut runs = Vec::new();
     for scenario in Scenario::ALL.into_iter().filter(|scenario| is_wanted(scenario.name())) {
-        for who in Who::ALL {
+        for who in Who::ALL.into_iter().filter(|who| one.as_ref().is_none_or(|one| who.name() == one)) {
             let run = scenario.run(who, &settings, scratch.directory())?;
             println!("{}", line(&run));
             runs.push(run);
