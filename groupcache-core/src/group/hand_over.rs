@@ -41,6 +41,9 @@ pub(super) struct Lists(Mutex<Option<Arc<OfRing>>>);
 
 #[derive(Debug)]
 struct OfRing {
+    /// Of the newest former view: a ring may come back, when a node starts again under its name, and what there was for
+    /// it then is not what there is now.
+    number: u64,
     ring: u64,
     /// By the new owner; made by the first who needs them.
     lists: OnceCell<BTreeMap<PeerId, List>>,
@@ -54,7 +57,7 @@ impl OfRing {
     }
 
     fn tag(&self) -> u64 {
-        (self.ring ^ self.ring >> 32) & 0x7fff_ffff
+        (self.ring ^ self.ring >> 32).wrapping_add(self.number) & 0x7fff_ffff
     }
 
     /// Where to go on: at the beginning, if the cursor is one of another ring.
@@ -75,13 +78,14 @@ struct List {
 impl<V: Value> Inner<V> {
     /// The lists of the ring as it is now.
     fn of_ring(&self) -> Arc<OfRing> {
-        let ring = self.shared.view_ref().ring_of(self.settings.scope);
+        let (number, ring) = (self.shared.handover.number(), self.shared.view_ref().ring_of(self.settings.scope));
         let now_ms = self.shared.now_ms();
         let mut current = self.lists.0.lock();
-        let found = current.as_ref().filter(|of_ring| of_ring.ring == ring).cloned();
+        let is_same = |of_ring: &&Arc<OfRing>| (of_ring.number, of_ring.ring) == (number, ring);
+        let found = current.as_ref().filter(is_same).cloned();
         let of_ring = found.unwrap_or_else(|| {
             let used_ms = AtomicU64::new(now_ms);
-            Arc::clone(current.insert(Arc::new(OfRing { ring, lists: OnceCell::new(), used_ms })))
+            Arc::clone(current.insert(Arc::new(OfRing { number, ring, lists: OnceCell::new(), used_ms })))
         });
         of_ring.used_ms.store(now_ms, Relaxed);
         of_ring

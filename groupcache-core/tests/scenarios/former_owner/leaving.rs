@@ -121,6 +121,31 @@ async fn a_node_that_comes_takes_its_share_over_in_the_background() {
     cluster.shutdown().await;
 }
 
+/// As a pod of a StatefulSet does: the ring is the one that was before it left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_again_under_its_name_takes_its_share_over_again() {
+    let (loads, mut cluster) = (Loads::default(), Cluster::start(2).await);
+    let mut groups = cluster.group(|_, node| data(node, &loads)).await;
+    let keys = keys(3000);
+    get_all(&groups[0], &keys).await;
+    let mut raw = Raw::open(cluster.nodes[0].address(), as_node("b")).await.unwrap();
+    assert!(pages_of(&mut raw).await[0].entries.is_empty(), "b has all that it owns");
+    groups.pop();
+    cluster.nodes.pop().unwrap().drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
+    cluster.peers.set(cluster.nodes.iter().map(peer).collect());
+    eventually("a is alone", || cluster.nodes[0].members().len() == 1).await;
+
+    let b = Node::builder().identity(identity("b")).provider(cluster.peers.clone()).start().await.unwrap();
+    groups.push(data(&b, &loads).build().unwrap());
+    cluster.peers.change(|peers| peers.push(peer(&b)));
+    cluster.nodes.push(b);
+    cluster.agree().await;
+    let its = keys.iter().filter(|key| cluster.owner(&groups, key) == 1).count();
+    eventually("it has its share", || groups[1].entries() >= its).await;
+    assert_eq!((loads.total(), groups[1].stats().taken_over), (3000, its as u64));
+    cluster.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadline_is_kept_when_nobody_asks_for_anything() {
     let scene = Scene::start().await;
@@ -155,6 +180,11 @@ async fn a_call_that_is_given_up_leaves_the_node_to_the_next() {
 const PENDING: u32 = 8;
 
 /// What the node hands to a stranger, one page after the other.
+/// What a node of that name says first.
+fn as_node(id: &str) -> Frame {
+    Frame { hello: Some(Hello { id: id.into(), ..hello() }), ..Frame::default() }
+}
+
 async fn pages_of(raw: &mut Raw) -> Vec<Page> {
     pages_from(raw, 0, usize::MAX).await
 }
@@ -193,8 +223,7 @@ async fn a_page_that_is_asked_for_after_the_ring_has_changed_is_the_first_of_ano
     }
     cluster.peers.set(cluster.nodes.iter().map(peer).collect());
     cluster.agree().await;
-    let as_b = Frame { hello: Some(Hello { id: "b".into(), ..hello() }), ..Frame::default() };
-    let mut raw = Raw::open(cluster.nodes[0].address(), as_b).await.unwrap();
+    let mut raw = Raw::open(cluster.nodes[0].address(), as_node("b")).await.unwrap();
     let first = pages_from(&mut raw, 0, 1).await.remove(0);
     assert!(first.next > 0 && first.left > 0, "there are more");
     cluster.nodes.pop().unwrap().drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
@@ -222,10 +251,7 @@ async fn a_list_is_of_what_the_asker_owns_the_most_used_first_and_each_once() {
         scene.group.get(&most).await.unwrap();
     }
     scene.group.get(&more).await.unwrap();
-    let asks_as = async |id: &str| {
-        let hello = Frame { hello: Some(Hello { id: id.into(), ..hello() }), ..Frame::default() };
-        Raw::open(scene.b.address(), hello).await.unwrap()
-    };
+    let asks_as = async |id: &str| Raw::open(scene.b.address(), as_node(id)).await.unwrap();
     let (mut a, mut nobody) = (asks_as("a").await, asks_as("stranger").await);
     assert!(pages_of(&mut a).await[0].entries.is_empty(), "it owns none of them yet");
     scene.b.drain().await.unwrap();
@@ -256,8 +282,7 @@ async fn what_a_former_owner_serves_for_a_short_time_only_is_handed_over_with_al
     assert_eq!(scene.group.stats().hits, 1);
     let lent = scene.group.local_entries(1)[0].fresh_for.expect("not for ever");
     assert!(lent <= Duration::from_secs(10), "{lent:?}");
-    let as_a = Frame { hello: Some(Hello { id: "a".into(), ..hello() }), ..Frame::default() };
-    let mut raw = Raw::open(scene.b.address(), as_a).await.unwrap();
+    let mut raw = Raw::open(scene.b.address(), as_node("a")).await.unwrap();
     let peek = Request { no_load: true, role: 1000, ..get(1, &key) };
     let answers = raw.ask(vec![peek, Request { no_load: true, ..get(2, &key) }]).await;
     assert_eq!((answers[0].status, answers[0].remaining_ms), (VALUE, None), "for the owner: for ever");
