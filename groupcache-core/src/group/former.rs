@@ -344,7 +344,14 @@ impl<V: Value> Inner<V> {
     /// The value of an entry, with its age and what is left of its time, for the node that owns it now; `None` when it
     /// is not to be handed on.
     pub(super) fn to_hand_over(&self, slot: &Slot<V>, now_ms: u64) -> Option<(Bytes, u64, Option<u64>)> {
-        let bytes = slot.payload.encoded()?;
+        let until_ms = self.handed_over_until(slot, now_ms)?;
+        let remaining_ms = (until_ms != NEVER).then(|| until_ms - now_ms);
+        Some((slot.payload.encoded()?.clone(), now_ms.saturating_sub(slot.loaded_at_ms), remaining_ms))
+    }
+
+    /// The end of what may be handed on, for the node that owns it now; `None` when it is not.
+    pub(super) fn handed_over_until(&self, slot: &Slot<V>, now_ms: u64) -> Option<u64> {
+        slot.payload.encoded()?;
         let until_ms = slot.fresh_at_its_owner_until_ms();
         // A write may have passed this node by.
         let is_doubtful = match self.shared.changes.since(slot.checked.load(Relaxed)) {
@@ -352,11 +359,8 @@ impl<V: Value> Inner<V> {
             Since::TooMuch => true,
             Since::Changes { cut_off_ms, .. } => cut_off_ms.is_some(),
         };
-        if is_doubtful || now_ms >= until_ms || slot.is_spent(now_ms) || self.flights.is_clearing() {
-            return None;
-        }
-        let remaining_ms = (until_ms != NEVER).then(|| until_ms - now_ms);
-        Some((bytes.clone(), now_ms.saturating_sub(slot.loaded_at_ms), remaining_ms))
+        let is_over = now_ms >= until_ms || slot.is_spent(now_ms) || self.flights.is_clearing();
+        (!is_doubtful && !is_over).then_some(until_ms)
     }
 
     /// What the next owner of a key is told, who asks for it.

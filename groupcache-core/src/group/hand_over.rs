@@ -115,7 +115,7 @@ impl<V: Value> Inner<V> {
             let owner = view.owner(self.settings.scope, self.place.hash(key.as_bytes()));
             if let Some(owner) = owner.filter(|owner| owner.dial.is_some())
                 && let Some(uses) = slot.uses(now_ms)
-                && self.to_hand_over(&slot, now_ms).is_some()
+                && self.handed_over_until(&slot, now_ms).is_some()
             {
                 match found.get_mut(&owner.id) {
                     Some(keys) => keys.push((uses, key)),
