@@ -3,10 +3,11 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use tokio::time::timeout;
+use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     Group, Inner,
+    held::Slot,
     write::{AtOwner, Change, Invalidated},
 };
 use crate::{
@@ -18,6 +19,9 @@ use crate::{
 
 /// Removes of one call that are under way at once; they share frames.
 const AT_ONCE: usize = 256;
+
+/// Values that are let go of where they were dropped: a millisecond or two.
+const LET_GO: usize = 8192;
 
 impl<V: Value> Group<V> {
     /// Drops all values of the group everywhere. Otherwise as [`remove`](Self::remove).
@@ -129,10 +133,79 @@ impl<V: Value> Inner<V> {
         self.formers.clear(self.shared.local.clock.read_ms());
         let drain = || (self.store.clear(), self.mirror.as_ref().map(super::Mirror::clear));
         let dropped = self.flights.clear(self.shared.local.clock.read_ms(), drain);
-        self.counters.invalidated.add(dropped.0.len() as u64 + dropped.1.map_or(0, |copies| copies.len() as u64));
+        let (values, copies) = (dropped.0, dropped.1.unwrap_or_default());
+        self.counters.invalidated.add((values.len() + copies.len()) as u64);
+        let_go(values);
+        let_go(copies);
     }
 
     fn check_open(&self) -> Result<(), Error> {
         self.check("any key will do")
+    }
+}
+
+/// Frees what was dropped: where it is much, on a thread for what blocks, and not on one that serves gets.
+pub(super) fn let_go<V: Value>(dropped: Vec<Slot<V>>) {
+    match Handle::try_current() {
+        Ok(runtime) if dropped.len() > LET_GO => drop(runtime.spawn_blocking(|| drop(dropped))),
+        _ => drop(dropped),
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests {
+    use std::{
+        sync::mpsc::{Sender, channel},
+        thread::{self, ThreadId},
+    };
+
+    use bytes::{Bytes, BytesMut};
+
+    use super::*;
+    use crate::{
+        group::held::Held,
+        store::{Entry, Times},
+        value::{DecodeError, EncodeError},
+    };
+
+    /// Says on which thread it is let go of.
+    #[derive(Clone)]
+    struct Tells(Sender<ThreadId>);
+
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            let _ = self.0.send(thread::current().id());
+        }
+    }
+
+    impl Value for Tells {
+        fn encode(&self, _: &mut BytesMut) -> Result<(), EncodeError> {
+            Ok(())
+        }
+
+        fn decode(_: Bytes) -> Result<Self, DecodeError> {
+            Err(DecodeError::new("there is no need"))
+        }
+
+        fn weight(&self) -> usize {
+            0
+        }
+    }
+
+    #[tokio::test]
+    async fn what_takes_long_to_free_is_freed_on_a_thread_that_serves_nobody() {
+        let here = thread::current().id();
+        for (count, is_here) in [(1, true), (LET_GO, true), (LET_GO + 1, false)] {
+            let (tell, told) = channel();
+            let entry = |_| {
+                let (held, bytes) = Held::of(Tells(tell.clone())).unwrap();
+                Arc::new(Entry::new("key", held, bytes, Times::until(0, 1)))
+            };
+            let_go((0..count).map(entry).collect());
+            drop(tell);
+            let on: Vec<_> = tokio::task::spawn_blocking(move || told.iter().collect()).await.unwrap();
+            assert_eq!((on.len(), on.iter().all(|on| (*on == here) == is_here)), (count, true), "{count} values");
+        }
     }
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::{
     Failure, Group, Inner, Outcome,
+    clear::let_go,
     held::{Slot, decode},
     load::Loading,
     mirror::{HOT_AT_OWNER, Mirror},
@@ -181,8 +182,8 @@ impl<V: Value> Served for Inner<V> {
                 self.flights.land(&flight, Err(self.closed().into()), || ());
             }
         }
-        drop(self.store.clear());
-        drop(self.mirror.as_ref().map(Mirror::clear));
+        let_go(self.store.clear());
+        let_go(self.mirror.as_ref().map(Mirror::clear).unwrap_or_default());
         self.tell_no_more();
     }
 }
