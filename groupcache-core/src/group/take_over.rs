@@ -28,6 +28,10 @@ impl<V: Value> Inner<V> {
     pub(super) async fn take(self: Arc<Self>, page: Page, pulled: Pulled) -> Taken {
         let mut taken = Taken::default();
         for (n, handed) in page.entries.into_iter().enumerate() {
+            // Before the first, too: the next page is asked for meanwhile.
+            if n % TAKEN_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
             // All keys were written since they have moved: nothing that others still have of them is wanted.
             if self.formers.is_cleared_since(pulled.since_ms) || self.is_removed.load(Relaxed) {
                 taken.is_over = true;
@@ -38,9 +42,6 @@ impl<V: Value> Inner<V> {
                 taken.bytes += bytes;
                 self.counters.taken_over.up();
                 self.counters.taken_over_bytes.add(handed.bytes.len() as u64);
-            }
-            if n % TAKEN_AT_ONCE == TAKEN_AT_ONCE - 1 {
-                tokio::task::yield_now().await;
             }
         }
         taken

@@ -143,7 +143,7 @@ async fn pull(
             shared.handover.takes.spend(sent).await;
             ask(next).await
         };
-        let (taken, following) = tokio::join!(take, following);
+        let (following, taken) = tokio::join!(following, take);
         kept += taken.kept;
         bytes += taken.bytes;
         if taken.is_over || bytes >= room {
