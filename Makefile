@@ -136,9 +136,9 @@ fuzz: export SECONDS_EACH ?= 60
 fuzz:
 	@tools/fuzz
 
-# A build of its own: the locks of the core are other ones. Two minutes on two cores, and three for the build.
+# A build of its own: the locks of the core are other ones. Half a minute on two cores, and three for the build.
 interleavings:
-	@RUSTFLAGS='--cfg shuttle' $(CARGO) test -p groupcache-core --lib --target-dir $(TARGET)/shuttle interleavings
+	@RUSTFLAGS='--cfg shuttle' $(CARGO) test --profile simulation -p groupcache-core --lib --target-dir $(TARGET)/shuttle interleavings
 
 # The build of the tests: whether gets fail is looked at, and not how fast they could be.
 chaos: export FAULTS := $(FAULTS)
