@@ -61,8 +61,8 @@ async fn what_a_former_owner_does_not_have_is_loaded_and_it_is_asked_on_for_the_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_former_owner_with_nothing_or_next_to_nothing_is_left_alone() {
     // How many of so many first questions it has an answer to, and how often it is asked of 600 at most: less often where
-    // this machine is so busy that answers are late.
-    for (has, of, asked) in [(0, 1, 1..=64), (1, 64, 1..=256)] {
+    // this machine is so busy that answers are late, or a little more often, since those do not count.
+    for (has, of, asked) in [(0, 1, 1..=64 + 32), (1, 64, 1..=256 + 32)] {
         let scene = Scene::start().await;
         let keys = scene.keys_of_a(600);
         let mut n = 0;

@@ -88,11 +88,12 @@ impl State {
         let (from_here, to_here) = here.split();
         let (from_there, to_there) = there.split();
         let unlimited = AtomicUsize::new(0);
-        // Whoever closes closes both.
+        // Whoever closes closes both. What was stopped, and is cut before it goes on, carries nothing more.
         tokio::select! {
+            biased;
+            _ = cuts.changed() => {}
             () = pump(from_here, to_there, self.flows.subscribe(), &unlimited) => {}
             () = pump(from_there, to_here, self.flows.subscribe(), &self.rate) => {}
-            _ = cuts.changed() => {}
         }
     }
 }
