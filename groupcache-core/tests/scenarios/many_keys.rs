@@ -161,7 +161,7 @@ async fn a_peer_that_is_connected_again_hears_what_it_has_missed() {
     }
 }
 
-/// With nodes of its own: once the path was cut, what it stops may not be what they talk over.
+/// With nodes of its own: once the path was cut, `a` may have found `b` at the address that its Hello has told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_is_connected_again_hears_of_a_clear_that_it_has_missed() {
     let (cluster, groups, _, path) = with_a_path().await;
