@@ -47,7 +47,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// The pause after an error of the listener: out of descriptors, most likely, and they come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long connections live on after the node: for what HTTP/2 has yet to send.
+/// How long connections may live on after the node: for what HTTP/2 has yet to send.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// How long a refused peer is given to read why.
@@ -95,7 +95,7 @@ impl Door {
                 biased;
                 () = self.keeper.stop.cancelled() => {
                     // The last words are on their way; who does not read them would hold the connection for ever.
-                    sleep(LINGER).await;
+                    let _ = timeout(LINGER, self.sessions.all_gone()).await;
                     return self.sessions.cut_all();
                 }
                 _ = sweeps.tick() => self.sessions.sweep(self.now_ms(), self.keeper.security.generation()),
@@ -302,5 +302,45 @@ impl AsyncWrite for Accepted {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(any(shuttle, simulation)))]
+mod tests {
+    use super::*;
+    use crate::net;
+
+    fn keeper(stop: &CancellationToken) -> Doorkeeper {
+        Doorkeeper {
+            security: Security::Open { is_insecure: true },
+            max_connections: 4,
+            counters: Arc::default(),
+            tasks: TaskTracker::new(),
+            stop: stop.clone(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    #[expect(clippy::disallowed_methods, reason = "somebody who knocks at the door")]
+    async fn a_listener_that_ends_waits_for_its_connections_and_not_for_long() {
+        for (linger, is_left) in [(Duration::ZERO, false), (LINGER, true)] {
+            let listener = net::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let stop = CancellationToken::new();
+            let keeper = keeper(&stop);
+            let tasks = keeper.tasks.clone();
+            let mut accepting = open(listener, keeper);
+            let mut peer = TcpStream::connect(address).await.unwrap();
+            peer.write_all(b"PRI").await.unwrap();
+            let accepted = accepting.0.recv().await.expect("it has shaken hands");
+            let accepted = is_left.then_some(accepted);
+            let begun = Instant::now();
+            stop.cancel();
+            tasks.close();
+            tasks.wait().await;
+            assert_eq!(begun.elapsed(), linger);
+            assert!(accepted.is_none_or(|accepted| accepted.place.session.is_cut().is_cancelled()), "it is cut then");
+        }
     }
 }

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -35,6 +36,9 @@ pub(crate) const RETIRE_WITHIN: Duration = Duration::from_secs(30);
 
 /// Those that are still there then are cut: what was replaced may have been stolen.
 const RETIRE_LAST: Duration = Duration::from_secs(50);
+
+/// How often it is looked whether all have ended.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// One connection that a peer opened.
 #[derive(Debug)]
@@ -158,6 +162,13 @@ impl Sessions {
     /// At most `max` that have proven to be of use.
     pub(super) fn new(max: usize) -> Self {
         Self { open: Mutex::default(), max }
+    }
+
+    /// Waits until none is left.
+    pub(super) async fn all_gone(&self) {
+        while !self.open.lock().sessions.is_empty() {
+            sleep(LOOK).await;
+        }
     }
 
     /// All of them, at once: the node has gone.
