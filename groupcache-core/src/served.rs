@@ -105,7 +105,7 @@ pub(crate) trait Served: Send + Sync {
     /// Counts the loads that run past their deadline.
     fn watch(&self);
     /// The group is no longer part of the node: who waits is told.
-    fn close(&self);
+    fn close(self: Arc<Self>);
 }
 
 /// See [`Registry::takes_many`].

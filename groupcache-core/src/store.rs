@@ -43,6 +43,9 @@ const MIN_ITEMS_PER_SHARD: u64 = 32;
 /// Far above any memory, far below where sums of weights could overflow.
 const MAX_CAPACITY_BYTES: u64 = 1 << 62;
 
+/// An entry that has left the store, or a look at one that has not.
+pub(crate) type Item<T> = (Box<str>, Arc<Entry<T>>);
+
 /// What became of an entry that was given to [`Store::insert`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
@@ -76,8 +79,8 @@ impl<T> Inserted<T> {
 #[derive(Debug)]
 struct Displaced<T> {
     /// One insert mostly displaces one entry of a like size: that one costs no allocation under the lock.
-    first: Option<(Box<str>, Arc<Entry<T>>)>,
-    rest: Vec<(Box<str>, Arc<Entry<T>>)>,
+    first: Option<Item<T>>,
+    rest: Vec<Item<T>>,
 }
 
 impl<T> Displaced<T> {
@@ -88,7 +91,7 @@ impl<T> Displaced<T> {
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = &(Box<str>, Arc<Entry<T>>)> {
+    fn iter(&self) -> impl Iterator<Item = &Item<T>> {
         self.first.iter().chain(&self.rest)
     }
 }
@@ -249,14 +252,14 @@ impl<T> Store<T> {
     ///
     /// A shard's lock is held for one entry at a time, so gets go on.
     #[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
-    pub(crate) fn clear(&self) -> Vec<Arc<Entry<T>>> {
+    pub(crate) fn clear(&self) -> Vec<Item<T>> {
         // Not the crate's own `clear`, which drops all values under the lock.
-        self.cache.drain().map(|(_, entry)| entry).collect()
+        self.cache.drain().collect()
     }
 
     /// All entries, expired ones included, one at a time: a shard's lock is held for one entry. What comes or goes
     /// meanwhile may be missed. Dropping an entry may run the payload's Drop.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Box<str>, Arc<Entry<T>>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Item<T>> {
         self.cache.iter()
     }
 

@@ -1,13 +1,12 @@
 //! Writes of many keys, and those that tell fewer nodes.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, thread, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use tokio::{runtime::Handle, time::timeout};
+use tokio::time::timeout;
 
 use super::{
     Group, Inner,
-    held::Slot,
     write::{AtOwner, Change, Invalidated},
 };
 use crate::{
@@ -134,9 +133,9 @@ impl<V: Value> Inner<V> {
         let drain = || (self.store.clear(), self.mirror.as_ref().map(super::Mirror::clear));
         let dropped = self.flights.clear(self.shared.local.clock.read_ms(), drain);
         let (values, copies) = (dropped.0, dropped.1.unwrap_or_default());
-        self.counters.invalidated.add((values.len() + copies.len()) as u64);
-        let_go(values);
-        let_go(copies);
+        let count = values.len() + copies.len();
+        self.counters.invalidated.add(count as u64);
+        let_go(count, || drop((values, copies)));
     }
 
     fn check_open(&self) -> Result<(), Error> {
@@ -144,13 +143,16 @@ impl<V: Value> Inner<V> {
     }
 }
 
-/// Frees what was dropped: where it is much, on a thread for what blocks, and not on one that serves gets.
-pub(super) fn let_go<V: Value>(dropped: Vec<Slot<V>>) {
+/// Frees so many values: many of them on a thread of its own, and not on one that serves gets.
+///
+/// Not on one of the runtime's for what blocks: a runtime that ends waits for those, and it panics where the system has
+/// no thread left. Here what was to be called is dropped then, and so is what it holds.
+pub(super) fn let_go(values: usize, free: impl FnOnce() + Send + 'static) {
     // A thread is outside of simulated time.
-    let is_much = dropped.len() > LET_GO && cfg!(not(simulation));
-    match Handle::try_current() {
-        Ok(runtime) if is_much => drop(runtime.spawn_blocking(|| drop(dropped))),
-        _ => drop(dropped),
+    if values > LET_GO && cfg!(not(simulation)) {
+        drop(thread::Builder::new().name("groupcache-free".to_owned()).spawn(free));
+    } else {
+        free();
     }
 }
 
@@ -159,7 +161,7 @@ pub(super) fn let_go<V: Value>(dropped: Vec<Slot<V>>) {
 mod tests {
     use std::{
         sync::mpsc::{Sender, channel},
-        thread::{self, ThreadId},
+        thread::ThreadId,
     };
 
     use bytes::{Bytes, BytesMut};
@@ -204,7 +206,8 @@ mod tests {
                 let (held, bytes) = Held::of(Tells(tell.clone())).unwrap();
                 Arc::new(Entry::new("key", held, bytes, Times::until(0, 1)))
             };
-            let_go((0..count).map(entry).collect());
+            let values: Vec<_> = (0..count).map(entry).collect();
+            let_go(count, || drop(values));
             drop(tell);
             let on: Vec<_> = told.iter().collect(); // until the last of them is gone
             assert_eq!((on.len(), on.iter().all(|on| (*on == here) == is_here)), (count, true), "{count} values");

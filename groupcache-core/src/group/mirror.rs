@@ -3,14 +3,11 @@
 //! A copy is kept when its key is asked for often, here or at its owner, for a short time and in a small share of the
 //! budget. It is dropped by the same writes as the original.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering::Relaxed},
-};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::held::{Held, Slot};
 use crate::{
-    store::{Inserted, Store},
+    store::{Inserted, Item, Store},
     value::Value,
 };
 
@@ -120,7 +117,7 @@ impl<V: Value> Mirror<V> {
     }
 
     #[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
-    pub(super) fn clear(&self) -> Vec<Arc<crate::store::Entry<Held<V>>>> {
+    pub(super) fn clear(&self) -> Vec<Item<Held<V>>> {
         self.store.clear()
     }
 

@@ -175,16 +175,15 @@ impl<V: Value> Served for Inner<V> {
         }
     }
 
-    fn close(&self) {
+    fn close(self: Arc<Self>) {
         self.is_removed.store(!self.shared.is_closed(), Relaxed);
         for table in [Table::Fetch, Table::Load] {
             for flight in self.flights.all(table) {
                 self.flights.land(&flight, Err(self.closed().into()), || ());
             }
         }
-        let_go(self.store.clear());
-        let_go(self.mirror.as_ref().map(Mirror::clear).unwrap_or_default());
         self.tell_no_more();
+        let_go(self.store.len(), move || drop((self.store.clear(), self.mirror.as_ref().map(Mirror::clear))));
     }
 }
 
