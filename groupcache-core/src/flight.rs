@@ -440,7 +440,11 @@ mod tests {
     }
 
     fn begin(flights: &Numbers, kind: Kind, key: &str) -> Arc<Flight<u32, ()>> {
-        match flights.join(kind, key, 0, || None::<()>, || ()) {
+        begin_at(flights, kind, key, 0)
+    }
+
+    fn begin_at(flights: &Numbers, kind: Kind, key: &str, now_ms: u64) -> Arc<Flight<u32, ()>> {
+        match flights.join(kind, key, now_ms, || None::<()>, || ()) {
             Join::Began(flight) => flight,
             other => panic!("expected to begin, got {other:?}"),
         }
@@ -484,6 +488,44 @@ mod tests {
         assert!(fetch(5_400) && fetch(5_400), "it may bring what was there before the write");
         assert!(fetch(6_001), "that one too may be older than the end of the write");
         assert!(!fetch(6_002), "the one that began a second later is shared");
+    }
+
+    #[test]
+    fn what_a_peer_says_in_the_second_after_a_write_is_not_kept_and_what_is_loaded_is() {
+        let flights = flights();
+        flights.write("k", 5_000, || ());
+        for (kind, begun_ms, may_be_undone, kept) in [
+            (Kind::Fetch, 6_000, true, None),
+            (Kind::Fetch, 6_001, false, Some("kept")),
+            (Kind::Load, 5_000, true, Some("kept")),
+        ] {
+            let flight = begin_at(&flights, kind, "k", begun_ms);
+            assert_eq!(flights.may_be_undone(&flight), may_be_undone, "{kind:?} of {begun_ms}");
+            assert_eq!(flights.land(&flight, 1, || "kept"), kept, "{kind:?} of {begun_ms}");
+        }
+    }
+
+    #[test]
+    fn what_was_handed_over_is_kept_unless_a_write_may_have_undone_it() {
+        let flights = flights();
+        let fill = |key, asked_ms| flights.fill(key, asked_ms, || "kept");
+        assert_eq!(fill("k", 0), Some("kept"), "nothing was ever written");
+        flights.write("k", 5_000, || ());
+        assert_eq!((fill("k", 6_000), fill("k", 6_001)), (None, Some("kept")));
+        assert_eq!(fill("another", 5_000), Some("kept"));
+        flights.clear(8_000, || assert_eq!(fill("another", 20_000), None, "it may be dropped in a moment"));
+        assert_eq!((fill("another", 9_000), fill("another", 9_001)), (None, Some("kept")));
+    }
+
+    #[test]
+    fn what_runs_is_listed_until_it_lands_and_is_overdue_once() {
+        let flights = flights();
+        let (fetch, load) = (begin(&flights, Kind::Fetch, "k"), begin(&flights, Kind::Load, "k"));
+        assert!(Arc::ptr_eq(&flights.all(Kind::Load)[0], &load) && Arc::ptr_eq(&flights.all(Kind::Fetch)[0], &fetch));
+        assert!(load.first_time_overdue() && !load.first_time_overdue());
+        assert!(!load.has_landed());
+        flights.land(&load, 1, || ());
+        assert_eq!((flights.all(Kind::Load).len(), flights.all(Kind::Fetch).len()), (0, 1));
     }
 
     #[test]
@@ -541,5 +583,6 @@ mod tests {
         }));
         assert!(result.is_err() && flight.has_landed());
         assert!(flights.running(Kind::Load, "k").is_none());
+        LandOnDrop::new(|| panic!("its task has landed it itself")).defuse();
     }
 }

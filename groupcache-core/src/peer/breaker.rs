@@ -84,6 +84,7 @@ mod tests {
         let open = broken.failed(7);
         assert!(!open.admits());
         assert_eq!(open.failed(9).open_for(10), Some(3), "open since the first failure");
+        assert_eq!(open.ended(End::Silent, 9).open_for(10), Some(3));
         assert!(open.connected().admits());
     }
 
