@@ -100,7 +100,7 @@ async fn a_group_that_wants_no_copies_has_none() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_write_returned_no_copy_of_what_was_before_is_served_anywhere() {
     const KEYS: usize = 10_000;
-    const AT_ONCE: usize = 8;
+    const AT_ONCE: usize = 32;
     let cluster = Cluster::start(5).await;
     let mut rounds = JoinSet::new();
     for first in 0..AT_ONCE {
