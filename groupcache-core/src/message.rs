@@ -1,4 +1,4 @@
-//! What nodes say to each other, in our own words; `wire.rs` turns it into bytes.
+//! What nodes say to each other, in our own words; `wire` turns it into bytes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ pub(crate) struct Hello {
     /// Largest value that it takes and sends.
     pub(crate) max_value_bytes: usize,
     pub(crate) groups: Vec<GroupName>,
-    /// Behaviour that the sender understands; bits are in `wire.rs`.
+    /// Behaviour that the sender understands; bits are in `wire`.
     pub(crate) features: u64,
 }
 
