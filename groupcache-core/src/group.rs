@@ -4,6 +4,7 @@ mod batch;
 mod builder;
 mod clear;
 mod entries;
+mod errors;
 mod explain;
 mod fetch;
 mod former;
@@ -16,6 +17,7 @@ mod load;
 mod look;
 mod many;
 mod mirror;
+mod miss;
 mod protect;
 mod serve;
 mod take_over;
@@ -31,10 +33,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::broadcast,
-    time::{Instant, timeout_at},
-};
+use tokio::sync::broadcast;
 
 pub(crate) use self::builder::Settings;
 pub use self::{
@@ -50,20 +49,16 @@ use self::{
     hand_over::Lists,
     held::{Held, NoValue, Slot},
     hold::Holds,
-    load::Loading,
     mirror::{Heat, Mirror},
     protect::Guard,
 };
 use crate::{
-    chain::{Chain, Knot, Lineage, Waiting},
-    clock::{self, later},
-    config::MAX_KEY_BYTES,
-    error::{Error, Kind, Result},
-    flight::{Flight, Flights, within},
+    chain::Lineage,
+    error::{Error, Result},
+    flight::{Flight, Flights},
     identity::PeerId,
     latency::{Histogram, Latencies},
-    loader::{LoadReason, SharedLoader},
-    message::BadKey,
+    loader::SharedLoader,
     ring::KeyHasher,
     shared::Shared,
     stats::{GroupCounters, GroupStats},
@@ -110,20 +105,10 @@ pub(crate) struct Inner<V: Value> {
     is_removed: AtomicBool,
 }
 
-/// A get that found nothing in memory.
-struct Miss {
-    begun: Instant,
-    deadline: Duration,
-    end: Instant,
-    deadline_ms: u64,
-    hash: u64,
-    chain: Chain,
-    /// The load that asks for it.
-    _waiting: Option<Waiting>,
-}
-
 /// How a flight ends.
 type Outcome<V> = Result<Slot<V>, Failure>;
+
+type Flying<V> = Arc<Flight<Outcome<V>, Option<Arc<Lineage>>>>;
 
 /// Why a flight ended without a value.
 #[derive(Clone, Debug)]
@@ -317,153 +302,3 @@ impl<V: Value> fmt::Debug for Group<V> {
         f.debug_struct("Group").field("name", &self.name()).field("entries", &self.entries()).finish_non_exhaustive()
     }
 }
-
-impl<V: Value> Inner<V> {
-    /// Steps 2 to 4 of a get.
-    async fn miss(self: &Arc<Self>, key: &str, deadline: Duration) -> Result<V> {
-        let miss = self.begin_miss(key, deadline)?;
-        let entered = self.enter(key, &miss)?;
-        self.finish(key, &miss, entered).await
-    }
-
-    /// Checks the key, and tells the load that asks for it, if one does, that it waits.
-    fn begin_miss(&self, key: &str, deadline: Duration) -> Result<Miss> {
-        self.check(key)?;
-        let begun = Instant::now(); // once: a read of the clock is a tenth of what else a get from a peer costs here
-        let hash = self.place.hash(key.as_bytes());
-        let asker = Lineage::current();
-        let waiting = asker.as_ref().map(|load| load.wait_for(hash)).transpose().map_err(|k| self.knotted(k))?;
-        Ok(Miss {
-            begun,
-            deadline,
-            end: clock::after(begun, deadline),
-            deadline_ms: later(self.shared.local.clock.at_ms(begun), deadline),
-            hash,
-            chain: asker.as_ref().map_or(Chain::EMPTY, |load| load.chain()),
-            _waiting: waiting,
-        })
-    }
-
-    /// Asks the owner, or begins to load; does not wait.
-    fn enter(self: &Arc<Self>, key: &str, miss: &Miss) -> Result<Loading<V>> {
-        // 2. The view is taken once.
-        let changes = self.shared.changes.number(); // before the view
-        let view = self.shared.view();
-        if self.owns(&view, miss.hash) {
-            // 4. Ours: load it.
-            self.join_load(key, miss.hash, &miss.chain, LoadReason::Owner)
-        } else {
-            // 3. A peer's: ask it, or whoever answers for it.
-            Ok(self.join_fetch(key, miss.hash, view, changes, miss.chain.clone(), miss.begun))
-        }
-    }
-
-    /// Waits for what was entered; when that ran into a deadline that is not ours, asks again.
-    async fn finish(self: &Arc<Self>, key: &str, miss: &Miss, mut entered: Loading<V>) -> Result<V> {
-        let clock = &self.shared.local.clock;
-        loop {
-            let (flight, _joined) = match entered {
-                Loading::Found(slot) => return self.value_of(key, miss, &slot).await,
-                Loading::Flight(flight, joined) => (flight, joined),
-            };
-            // A fetch ends by itself within its deadline: a timer is only needed by those who wait for less.
-            let fetch_ends_ms = later(flight.begun_ms, self.shared.local.limits.get_deadline);
-            let needs_timer = flight.context.is_some() || miss.deadline_ms < fetch_ends_ms;
-            let outcome = if needs_timer && !mutant!(DeadlineIgnored) {
-                // Boxed, as whatever is rare: every get that waits has room for all of its branches.
-                Box::pin(timeout_at(miss.end, flight.outcome())).await.ok()
-            } else {
-                Some(flight.outcome().await)
-            };
-            match outcome {
-                Some(Ok(slot)) => return self.value_of(key, miss, &slot).await,
-                Some(Err(Failure::Said(error))) => return Err(error),
-                Some(Err(Failure::Expired(_))) if clock.read_ms() < miss.deadline_ms => self.check(key)?,
-                Some(Err(Failure::Expired(peer))) => return Err(self.timed_out(miss.deadline, peer.as_ref())),
-                None => return Err(self.timed_out(miss.deadline, None)),
-            }
-            entered = self.enter(key, miss)?;
-        }
-    }
-
-    /// The decoded value; one that does not decode here is loaded here.
-    async fn value_of(self: &Arc<Self>, key: &str, miss: &Miss, slot: &Slot<V>) -> Result<V> {
-        match slot.payload.value() {
-            Ok(value) => Ok(value),
-            Err(NoValue::NotFound) => Err(self.not_found()),
-            Err(NoValue::Undecodable(undecodable)) => {
-                self.counters.undecodable.up();
-                let name = &self.settings.name;
-                tracing::debug!(group = %name, error = %undecodable, "a peer's value does not decode, it is loaded here");
-                Box::pin(self.load_decodable(key, miss)).await
-            }
-        }
-    }
-
-    async fn load_decodable(self: &Arc<Self>, key: &str, miss: &Miss) -> Result<V> {
-        let loaded = match self.join_load(key, miss.hash, &miss.chain, LoadReason::Fallback)? {
-            Loading::Found(slot) => slot,
-            Loading::Flight(flight, _joined) => match within(Some(miss.end), flight.outcome()).await {
-                Some(Ok(slot)) => slot,
-                Some(Err(Failure::Said(error))) => return Err(error),
-                Some(Err(Failure::Expired(_))) | None => return Err(self.timed_out(Duration::ZERO, None)),
-            },
-        };
-        loaded.payload.value().map_err(|no_value| match no_value {
-            NoValue::NotFound => self.not_found(),
-            NoValue::Undecodable(e) => {
-                Error::caused(Kind::LoadFailed { is_transient: false }, "the value cannot be decoded again", e)
-            }
-        })
-    }
-
-    fn check(&self, key: &str) -> Result<()> {
-        match key.len() {
-            0 => Err(Error::new(Kind::BadKey, BadKey::Empty.text())),
-            n if n > MAX_KEY_BYTES => Err(Error::new(Kind::BadKey, BadKey::TooLong.text())),
-            _ if self.is_removed.load(Relaxed) => {
-                let name = &self.settings.name;
-                Err(Error::new(Kind::UnknownGroup, format!("group {name:?} was removed from its node; build it again")))
-            }
-            _ if self.shared.is_closed() => Err(self.closed()),
-            _ => Ok(()),
-        }
-    }
-
-    fn closed(&self) -> Error {
-        let name = &self.settings.name;
-        Error::new(Kind::Closed, format!("group {name:?} is closed: its node was shut down, or it was removed from it"))
-    }
-
-    fn timed_out(&self, after: Duration, peer: Option<&PeerId>) -> Error {
-        self.counters.timeouts.up();
-        let text = match after {
-            Duration::ZERO => format!("no value of group {:?} in time", self.settings.name),
-            _ => format!("no value of group {:?} within {after:?}", self.settings.name),
-        };
-        match peer {
-            Some(peer) => Error::at_peer(Kind::Timeout, format!("{text}; its owner is at work on it"), peer.as_str()),
-            None => Error::new(Kind::Timeout, text),
-        }
-    }
-
-    fn overloaded(&self, why: &str) -> Error {
-        self.counters.overloaded.up();
-        Error::new(Kind::Overloaded, format!("group {:?}: {why}; ask again later", self.settings.name))
-    }
-
-    fn knotted(&self, knot: Knot) -> Error {
-        let name = &self.settings.name;
-        let text = match knot {
-            Knot::Circle => {
-                format!("a load of group {name:?} needs, through other loads, the value that it is loading")
-            }
-            Knot::TooDeep => {
-                format!("a load of group {name:?} is nested more than {} loads deep", crate::config::MAX_CHAIN)
-            }
-        };
-        Error::new(Kind::LoadFailed { is_transient: false }, text)
-    }
-}
-
-type Flying<V> = Arc<Flight<Outcome<V>, Option<Arc<Lineage>>>>;

@@ -22,7 +22,7 @@ use crate::{
     clock::{self, later},
     error::{BoxError, Error, Kind, Result},
     flight::{Join, Kind as Table, LandOnDrop},
-    loader::{Load, LoadError, LoadReason, Loaded, What},
+    loader::{Load, LoadReason, Loaded, What},
     permits::QueueFull,
     store::{Entry, Times},
     value::Value,
@@ -328,18 +328,6 @@ impl<V: Value> Inner<V> {
         (self.shared.random() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    pub(super) fn load_failed(&self, LoadError { cause, is_transient }: LoadError) -> Error {
-        let text = format!("the loader of group {:?} failed", self.settings.name);
-        // A nested get's error keeps what it says of itself.
-        match cause.downcast::<Error>() {
-            Ok(nested) => {
-                let is_transient = is_transient || nested.is_transient();
-                Error::caused(Kind::LoadFailed { is_transient }, text, *nested)
-            }
-            Err(cause) => Error::caused(Kind::LoadFailed { is_transient }, text, cause),
-        }
-    }
-
     /// What those who wait get of what was loaded, and what is kept of it.
     fn entry(
         &self,
@@ -363,14 +351,7 @@ impl<V: Value> Inner<V> {
             }
             What::Unchanged => {
                 let previous = begun.previous.as_ref().filter(|slot| slot.payload.encoded().is_some());
-                let previous = previous.ok_or_else(|| {
-                    let text = format!(
-                        "the loader of group {:?} said that the value is unchanged, and there is no previous one; \
-                         answer so only where Load::previous() is some",
-                        self.settings.name
-                    );
-                    Error::new(Kind::LoadFailed { is_transient: false }, text)
-                })?;
+                let previous = previous.ok_or_else(|| self.nothing_to_be_unchanged())?;
                 Arc::new(Entry::new(key, previous.payload.again(), previous.heap_bytes(key), times))
             }
         };
@@ -392,10 +373,6 @@ impl<V: Value> Inner<V> {
             slot.serve_on(later(now_ms, REFRESH_PAUSE));
         }
         Ok(Arc::clone(slot))
-    }
-
-    pub(super) fn not_found(&self) -> Error {
-        Error::new(Kind::NotFound, "the loader found nothing")
     }
 
     /// An entry of a value that came from here, checked against the largest that may be sent.
