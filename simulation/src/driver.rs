@@ -6,15 +6,17 @@ use std::{
 };
 
 use fastrand::Rng;
-use turmoil::{Builder, Sim, net::TcpStream};
+use turmoil::{Builder, Sim};
 
 use crate::{
     history::Log,
     judge::judge,
     machine,
+    network::Network,
+    nonsense,
     provider::{host, meant},
     scenario::{Fault, Lie, RECOVERY, SAFETY, Scenario, TICK},
-    world::{Belief, Order, PORT, Phase, State, Update, World, name},
+    world::{Belief, Order, Phase, Update, World, name},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -53,13 +55,13 @@ pub(crate) fn play(seed: u64, is_verbose: bool) -> Played {
         assert_eq!(sim.lookup(name(at)).to_string(), host(at), "addresses are given in order");
     }
     let stranger = world.clone();
-    sim.host("stranger", move || talk_nonsense(stranger.clone()));
+    sim.host("stranger", move || nonsense::talk(stranger.clone()));
     let mut driver = Driver {
         rng: Rng::with_seed(!seed),
         world: world.clone(),
+        network: Network::new(&scenario),
         scenario,
         status: Vec::new(),
-        network: Network::default(),
         lies: BTreeMap::new(),
         withdrawals: Vec::new(),
     };
@@ -90,20 +92,6 @@ enum Status {
     Stopped,
     /// The same, and to be started again.
     Restarts,
-}
-
-/// What is wrong with the links now, by their pairs.
-#[derive(Default)]
-struct Network {
-    held: BTreeSet<(usize, usize)>,
-    cut: BTreeSet<(usize, usize)>,
-    slow: BTreeSet<(usize, usize)>,
-}
-
-impl Network {
-    fn faults(&self) -> u32 {
-        (self.held.len() + self.cut.len() + self.slow.len()) as u32
-    }
 }
 
 struct Driver {
@@ -181,7 +169,7 @@ impl Driver {
     fn apply(&mut self, sim: &mut Sim<'_>, fault: Fault) {
         {
             let mut state = self.world.lock();
-            state.log.count(kind(&fault));
+            state.log.count(fault.kind());
             state.log.tell(|| format!("{fault:?}"));
             if !matches!(fault, Fault::Lie(..) | Fault::Truth(_) | Fault::Nonsense(..)) {
                 state.last_fault = sim.elapsed();
@@ -203,7 +191,7 @@ impl Driver {
                 self.tell(at, Duration::ZERO);
             }
             Fault::Nonsense(at, bytes) => self.world.lock().nonsense.push((at, bytes)),
-            network => self.change_network(sim, &network),
+            network => self.network.change(sim, &network),
         }
         self.world.lock().network_faults = self.network.faults();
     }
@@ -291,61 +279,9 @@ impl Driver {
         }
     }
 
-    /// The links that are meant by a pair: all of a machine when it is paired with itself.
-    fn links(&self, a: usize, b: usize) -> Vec<(usize, usize)> {
-        let others = if a == b { (0..self.status.len()).collect() } else { vec![b] };
-        others.into_iter().filter(|other| *other != a).map(|other| (a.min(other), a.max(other))).collect()
-    }
-
-    fn change_network(&mut self, sim: &mut Sim<'_>, fault: &Fault) {
-        let network = &mut self.network;
-        match *fault {
-            Fault::Hold(a, b) => {
-                sim.hold(name(a), name(b));
-                network.held.insert((a.min(b), a.max(b)));
-            }
-            Fault::Release(a, b) => {
-                sim.release(name(a), name(b));
-                network.held.remove(&(a.min(b), a.max(b)));
-            }
-            Fault::CutOneWay(a, b) => {
-                sim.partition_oneway(name(a), name(b));
-                network.cut.insert((a.min(b), a.max(b)));
-            }
-            Fault::Cut(a, b) => {
-                for (a, b) in self.links(a, b) {
-                    sim.partition(name(a), name(b));
-                    self.network.cut.insert((a, b));
-                }
-            }
-            Fault::Repair(a, b) => {
-                for (a, b) in self.links(a, b) {
-                    sim.repair(name(a), name(b));
-                    self.network.cut.remove(&(a, b));
-                }
-            }
-            Fault::Slow(a, b, latency) => {
-                sim.set_link_latency(name(a), name(b), latency);
-                network.slow.insert((a.min(b), a.max(b)));
-            }
-            Fault::Fast(a, b) => {
-                sim.set_link_latency(name(a), name(b), self.scenario.latency.0);
-                network.slow.remove(&(a.min(b), a.max(b)));
-            }
-            _ => {}
-        }
-    }
-
     /// All faults end.
     fn heal(&mut self, sim: &mut Sim<'_>) {
-        for a in 0..self.status.len() {
-            for b in 0..a {
-                sim.release(name(a), name(b));
-                sim.repair(name(a), name(b));
-                sim.set_link_latency(name(a), name(b), self.scenario.latency.0);
-            }
-        }
-        self.network = Network::default();
+        self.network.heal(sim);
         self.lies.clear();
         for at in 0..self.status.len() {
             let is_draining = self.world.lock().machines[at].order == Order::Drain;
@@ -452,70 +388,5 @@ impl Driver {
             self.step(sim)?;
         }
         Ok(())
-    }
-}
-
-fn kind(fault: &Fault) -> &'static str {
-    match fault {
-        Fault::Crash(_) => "crashes",
-        Fault::Start(_) => "starts",
-        Fault::Stop(_) => "stops",
-        Fault::Drain(_) => "drains",
-        Fault::Hold(..) => "holds",
-        Fault::Release(..) => "releases",
-        Fault::Cut(a, b) if a == b => "islands",
-        Fault::Cut(..) => "cuts",
-        Fault::CutOneWay(..) => "one-way cuts",
-        Fault::Repair(..) => "repairs",
-        Fault::Slow(..) => "slow links",
-        Fault::Fast(..) => "links that are fast again",
-        Fault::Lie(_, lie) => match lie {
-            Lie::Empty => "lies: empty",
-            Lie::Alone => "lies: alone",
-            Lie::Without(_) => "lies: one is missing",
-            Lie::Ghosts => "lies: ghosts",
-            Lie::Fails => "lies: discovery fails",
-            Lie::Left(_) => "lies: one has left",
-        },
-        Fault::Truth(_) => "truths",
-        Fault::Nonsense(..) => "nonsense",
-    }
-}
-
-/// P8: somebody who is no node.
-async fn talk_nonsense(world: World) -> Result<(), Box<dyn std::error::Error>> {
-    use tokio::io::AsyncWriteExt;
-    loop {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let due = std::mem::take(&mut world.lock().nonsense);
-        for (to, bytes) in due {
-            let seed = world.lock().log.number();
-            let said: Vec<u8> = Rng::with_seed(seed).map_bytes(bytes);
-            let talked = async {
-                let mut tcp = TcpStream::connect((host(to), PORT)).await?;
-                if seed % 2 == 0 {
-                    tcp.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
-                }
-                tcp.write_all(&said).await
-            };
-            let _ = tokio::time::timeout(SECOND, talked).await;
-        }
-    }
-}
-
-trait Bytes {
-    fn map_bytes(self, n: usize) -> Vec<u8>;
-}
-
-impl Bytes for Rng {
-    fn map_bytes(mut self, n: usize) -> Vec<u8> {
-        (0..n).map(|_| self.u8(..)).collect()
-    }
-}
-
-impl State {
-    /// Whether everything is as it should be when there are no faults.
-    pub(crate) fn is_well(&self) -> bool {
-        self.live().count() == self.machines.len() && self.agree() && self.all_reach_all()
     }
 }

@@ -23,11 +23,17 @@ mod loader;
 #[cfg(simulation)]
 mod machine;
 #[cfg(simulation)]
+mod network;
+#[cfg(simulation)]
+mod nonsense;
+#[cfg(simulation)]
 mod provider;
 #[cfg(simulation)]
 mod runner;
 #[cfg(simulation)]
 mod scenario;
+#[cfg(simulation)]
+mod watch;
 #[cfg(simulation)]
 mod world;
 

@@ -79,6 +79,36 @@ pub(crate) enum Fault {
     Nonsense(usize, usize),
 }
 
+impl Fault {
+    /// What it is counted as.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Crash(_) => "crashes",
+            Self::Start(_) => "starts",
+            Self::Stop(_) => "stops",
+            Self::Drain(_) => "drains",
+            Self::Hold(..) => "holds",
+            Self::Release(..) => "releases",
+            Self::Cut(a, b) if a == b => "islands",
+            Self::Cut(..) => "cuts",
+            Self::CutOneWay(..) => "one-way cuts",
+            Self::Repair(..) => "repairs",
+            Self::Slow(..) => "slow links",
+            Self::Fast(..) => "links that are fast again",
+            Self::Lie(_, lie) => match lie {
+                Lie::Empty => "lies: empty",
+                Lie::Alone => "lies: alone",
+                Lie::Without(_) => "lies: one is missing",
+                Lie::Ghosts => "lies: ghosts",
+                Lie::Fails => "lies: discovery fails",
+                Lie::Left(_) => "lies: one has left",
+            },
+            Self::Truth(_) => "truths",
+            Self::Nonsense(..) => "nonsense",
+        }
+    }
+}
+
 /// What discovery tells one node that is not so.
 #[derive(Clone, Debug)]
 pub(crate) enum Lie {

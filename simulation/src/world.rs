@@ -1,7 +1,7 @@
 //! What machines, loaders, providers and the driver share.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -11,6 +11,7 @@ use groupcache_core::{Group, Incarnation, Node, PeerId, Signal};
 use crate::{
     history::{Answer, Get, Log, Moment, Origin, Process, Source, Write},
     scenario::Scenario,
+    watch::{Attempts, View},
 };
 
 /// The port on which all nodes listen.
@@ -68,15 +69,8 @@ pub(crate) struct Machine {
     /// What its provider says when it is asked.
     pub(crate) insisted: BTreeSet<usize>,
     pub(crate) last_set: Option<(BTreeSet<usize>, Belief)>,
-    seen: View,
-    attempts: Attempts,
-}
-
-#[derive(Clone, Default)]
-struct View {
-    epoch: u64,
-    fingerprint: u64,
-    members: BTreeMap<PeerId, Incarnation>,
+    pub(crate) seen: View,
+    pub(crate) attempts: Attempts,
 }
 
 pub(crate) struct State {
@@ -90,11 +84,11 @@ pub(crate) struct State {
     pub(crate) network_faults: u32,
     pub(crate) last_fault: Duration,
     /// Since when all views have agreed, and on which ring.
-    agreed_since: Option<(Moment, u64)>,
-    calm_since: Option<Duration>,
+    pub(crate) agreed_since: Option<(Moment, u64)>,
+    pub(crate) calm_since: Option<Duration>,
     /// Writes that have ended, and loads that have begun, within this tick.
-    fresh_writes: Vec<usize>,
-    fresh_loads: Vec<usize>,
+    pub(crate) fresh_writes: Vec<usize>,
+    pub(crate) fresh_loads: Vec<usize>,
     /// Who has said goodbye: when, and that it was heard is to be seen.
     pub(crate) goodbyes: Vec<(Duration, PeerId, Incarnation)>,
     /// What a stranger is to say to whom: so many bytes.
@@ -340,219 +334,9 @@ impl Drop for Running {
     }
 }
 
-/// How long everything must have been well until nothing that happens is put down to a fault.
-const CALM: Duration = Duration::from_secs(3);
-
 impl State {
     /// The machines whose node is up.
     pub(crate) fn live(&self) -> impl Iterator<Item = (usize, &Machine, &Node)> {
         self.machines.iter().enumerate().filter_map(|(at, it)| Some((at, it, it.node.as_ref()?)))
-    }
-
-    /// Looks at all nodes, after each tick.
-    pub(crate) fn look(&mut self) {
-        self.look_at_views();
-        self.look_at_bounds();
-        let now = self.log.now();
-        let moment = Moment { n: self.log.number(), at: now };
-        let agreed = if self.agree() { self.live().next().map(|(_, it, _)| it.seen.fingerprint) } else { None };
-        // All may go from one view to another within one tick.
-        self.agreed_since = match (self.agreed_since, agreed) {
-            (Some((since, before)), Some(on)) if before == on => Some((since, on)),
-            (_, agreed) => agreed.map(|on| (moment, on)),
-        };
-        let since = self.agreed_since.map(|(since, _)| since);
-        let agreed_since = since.map(|since| since.n);
-        let is_moving = self.live().any(|(_, it, _)| it.is_leaving);
-        let well = agreed.is_some() && self.network_faults == 0 && !is_moving && self.all_reach_all();
-        if well {
-            self.calm_since.get_or_insert(now);
-        } else {
-            self.calm_since = None;
-        }
-        let is_calm = self.calm_since.is_some_and(|since| now >= since.max(self.last_fault) + CALM);
-        for write in std::mem::take(&mut self.fresh_writes) {
-            let write = &mut self.log.writes[write];
-            write.is_of_all = write.is_complete && agreed_since.is_some_and(|since| since < write.begin.n);
-        }
-        for load in std::mem::take(&mut self.fresh_loads) {
-            let load = &mut self.log.sources[load];
-            (load.agreed_since, load.is_calm) = (agreed_since, is_calm);
-            load.agreed_for = since.map_or(Duration::ZERO, |since| now - since.at);
-        }
-        if is_calm {
-            self.log.count("calm ticks");
-        }
-        if self.agreed_since.is_some() {
-            self.log.count("ticks in which all views agree");
-        }
-        self.log.count("ticks");
-    }
-
-    /// Whether all nodes have one view, and all of them are in it.
-    pub(crate) fn agree(&self) -> bool {
-        let here: BTreeMap<_, _> = self.live().map(|(at, _, node)| (id(at), node)).collect();
-        let mut views = self.live().map(|(_, it, _)| &it.seen);
-        let Some(first) = views.next() else { return true };
-        first.members.len() >= here.len()
-            && here.keys().all(|id| first.members.contains_key(id))
-            && views.all(|view| view.fingerprint == first.fingerprint && view.members == first.members)
-    }
-
-    /// The views of all, for a person to read.
-    pub(crate) fn views(&self) -> String {
-        let view = |(at, it, node): (usize, &Machine, &Node)| {
-            let members: Vec<_> = node
-                .members()
-                .iter()
-                .map(|m| {
-                    format!(
-                        "{}@{}{}{}",
-                        m.id,
-                        m.incarnation.0,
-                        if m.owns { "" } else { " owns nothing" },
-                        if m.is_reachable { "" } else { " unreachable" }
-                    )
-                })
-                .collect();
-            format!("\n  {} (up since {:?}, {:?}): {members:?}", id(at), it.up_at, node.state())
-        };
-        self.live().map(view).collect()
-    }
-
-    pub(crate) fn begin_stage(&mut self, stage: u32) {
-        self.stage = (stage, self.log.number());
-        self.stage_done.clear();
-    }
-
-    /// P1 of a herd: while nothing is wrong every key is loaded once.
-    pub(crate) fn judge_stage(&mut self, stage: u32) {
-        if stage != crate::machine::HERD || !self.scenario.is_roomy {
-            return;
-        }
-        let mut loads: BTreeMap<usize, u32> = BTreeMap::new();
-        for source in self.log.sources.iter().filter(|source| source.begin.n > self.stage.1) {
-            *loads.entry(source.key).or_default() += 1;
-        }
-        self.log.add("herds", loads.len() as u64);
-        let wrong: Vec<_> = loads.into_iter().filter(|(_, n)| *n != 1).collect();
-        if !wrong.is_empty() {
-            self.log.broken(format!("P1: a herd has loaded keys more than once: {wrong:?}"));
-        }
-    }
-
-    pub(crate) fn all_reach_all(&self) -> bool {
-        self.live().all(|(_, _, node)| node.members().iter().all(|member| member.is_reachable))
-    }
-
-    fn look_at_views(&mut self) {
-        for at in 0..self.machines.len() {
-            let Some(node) = self.machines[at].node.clone() else { continue };
-            if node.epoch() == self.machines[at].seen.epoch {
-                continue;
-            }
-            let members = node.members().into_iter().map(|member| (member.id, member.incarnation)).collect();
-            let seen = View { epoch: node.epoch(), fingerprint: node.fingerprint(), members };
-            self.log.trace(&(7, at, seen.epoch, seen.fingerprint));
-            self.log.count("views");
-            self.log
-                .tell(|| format!("{} has view {} {:016x}: {:?}", id(at), seen.epoch, seen.fingerprint, seen.members));
-            let before = std::mem::replace(&mut self.machines[at].seen, seen);
-            self.judge_removals(at, &before);
-        }
-        self.judge_goodbyes();
-    }
-
-    /// Nobody who lives and is listed is taken out of a view.
-    fn judge_removals(&mut self, at: usize, before: &View) {
-        let now = self.log.now();
-        let quiet = self.network_faults == 0 && now >= self.last_fault + 2 * CALM;
-        let mut wrong = Vec::new();
-        for (other, machine, node) in self.live() {
-            let is_gone =
-                before.members.contains_key(&id(other)) && !self.machines[at].seen.members.contains_key(&id(other));
-            let is_listed = match &self.machines[at].last_set {
-                Some((set, Belief::Meant)) => set.contains(&other),
-                Some((_, Belief::Doubtful)) => true,
-                None => false,
-            };
-            if is_gone && is_listed && quiet && !machine.is_leaving && now >= machine.up_at + 3 * CALM {
-                wrong.push(format!("membership: {} has dropped {}, which lives and is listed", id(at), node.id()));
-            }
-        }
-        wrong.into_iter().for_each(|wrong| self.log.broken(wrong));
-    }
-
-    /// Who said goodbye is out of every view within a second, while the network is whole.
-    fn judge_goodbyes(&mut self) {
-        const HEARD: Duration = Duration::from_secs(1);
-        let now = self.log.now();
-        if self.network_faults > 0 || now < self.last_fault + CALM {
-            self.goodbyes.clear();
-        }
-        let due: Vec<_> = self.goodbyes.extract_if(.., |(at, ..)| now >= *at + HEARD).collect();
-        for (_, gone, incarnation) in due {
-            self.log.count("goodbyes judged");
-            let who = self.live().find(|(_, it, _)| it.seen.members.get(&gone) == Some(&incarnation));
-            if let Some((at, ..)) = who {
-                let broken = format!("goodbye: {gone} has left in good order, and {} still counts on it", id(at));
-                self.log.broken(broken);
-            }
-        }
-    }
-
-    /// P6, one hop, and the budget of second attempts.
-    fn look_at_bounds(&mut self) {
-        let (mut wrong, now) = (Vec::new(), self.log.now());
-        let is_before_the_proof = self.phase < Phase::Proof;
-        for (at, it) in self.machines.iter_mut().enumerate() {
-            let (Some(node), Some(group)) = (&it.node, &it.group) else { continue };
-            if group.bytes() > self.scenario.capacity {
-                wrong.push(format!("P6: {} holds {} bytes of {}", id(at), group.bytes(), self.scenario.capacity));
-            }
-            if self.scenario.quiet == Some(at) && is_before_the_proof && group.stats().fetches > 0 {
-                wrong.push(format!("one hop: nobody calls at {}, and it has asked another node", id(at)));
-            }
-            let stats = node.stats();
-            if let Some(excess) = it.attempts.take(now, stats.fallback_attempts, stats.requests_sent) {
-                wrong.push(format!("budget: {excess} second attempts of {} were too many", id(at)));
-            }
-        }
-        wrong.into_iter().for_each(|wrong| self.log.broken(wrong));
-    }
-}
-
-/// Second attempts: ten a second, of which those of one second may be saved up, and a tenth of the requests.
-#[derive(Default)]
-struct Attempts {
-    seen: u64,
-    tokens: f64,
-    /// When there were some last, and the requests until then.
-    last: Option<(Duration, u64)>,
-}
-
-/// Attempts of a second.
-const SAVED_UP: f64 = 10.0;
-/// Within a tick, whose parts are not seen.
-const UNSEEN: f64 = 2.0;
-
-impl Attempts {
-    /// More than there may be.
-    fn take(&mut self, now: Duration, attempts: u64, requests: u64) -> Option<f64> {
-        let new = (attempts - self.seen) as f64;
-        self.seen = attempts;
-        if new == 0.0 {
-            return None;
-        }
-        let available = match self.last {
-            None => SAVED_UP.max(requests as f64 / 10.0),
-            Some((at, before)) => {
-                let by_requests = (requests - before) as f64 / 10.0;
-                (self.tokens + (now - at).as_secs_f64() * 10.0 + by_requests).min(SAVED_UP.max(by_requests))
-            }
-        };
-        self.last = Some((now, requests));
-        self.tokens = (available - new).max(0.0);
-        (new > available + UNSEEN).then_some(new - available)
     }
 }
