@@ -1,4 +1,4 @@
-//! A change of the set of peers, with 3 and 10 of them: how long until the view has it, and what that costs.
+//! A change of the set of peers, with 3 to 1,000 of them: how long until the view has it, and what that costs.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -19,10 +19,10 @@ use crate::{
 pub const NAME: &str = "a peer joins";
 
 /// How many are there before.
-const SIZES: [usize; 2] = [3, 10];
+const SIZES: [usize; 4] = [3, 10, 100, 1000];
 
 /// The same change, so often in one round.
-const CHANGES: usize = 5;
+const CHANGES: usize = 2;
 
 /// Until then a change must have come to the view.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -46,7 +46,8 @@ struct Line {
 /// When a process fails.
 pub fn round(round: usize, results: &mut Results) -> Result<()> {
     for size in SIZES {
-        let addresses: Vec<_> = (0..=size).map(|_| processes::free_address()).collect::<Result<_>>()?;
+        let port = processes::free_address()?.port();
+        let addresses: Vec<_> = (0..=size).map(|n| address(n, port)).collect();
         let peers = Settings { addresses: addresses.clone(), is_serving: true };
         let _peers = processes::serve("membership", &peers, SERVER)?;
         let settings = Settings { addresses, is_serving: false };
@@ -57,6 +58,11 @@ pub fn round(round: usize, results: &mut Results) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// An address of its own for each on loopback: of a thousand ports that were free one is not free any more.
+fn address(n: usize, port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 1, (n / 250) as u8, (n % 250) as u8 + 1], port))
 }
 
 fn id(n: usize) -> String {
