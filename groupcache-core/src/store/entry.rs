@@ -231,3 +231,76 @@ impl<T> Entry<T> {
         (uses != HANDED_OVER).then(|| faded(uses, now_ms))
     }
 }
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests {
+    use super::*;
+
+    fn entry() -> Entry<()> {
+        let times = Times {
+            loaded_at_ms: 1_000,
+            refresh_at_ms: 1_500,
+            fresh_until_ms: 2_000,
+            serve_until_ms: 3_000,
+            keep_until_ms: 4_000,
+            checked: 0,
+        };
+        Entry::new("key", (), 100, times)
+    }
+
+    #[test]
+    fn what_it_weighs_is_what_it_was_given_and_more() {
+        let entry = entry();
+        assert_eq!((entry.heap_bytes("key"), entry.weight()), (100, Entry::<()>::OVERHEAD_BYTES + 103));
+        assert_eq!(Entry::<()>::OVERHEAD_BYTES - SLOT_BYTES, size_of::<Entry<()>>() as u64);
+    }
+
+    #[test]
+    fn a_refresh_is_asked_for_once_and_again_when_it_has_failed() {
+        let entry = entry();
+        assert_eq!(entry.refresh_at_ms(), 1_500);
+        let asks = |now_ms| entry.is_to_be_refreshed(now_ms, 1_700);
+        assert_eq!([1_499, 1_500, 1_500, 1_699, 1_700].map(asks), [false, true, false, false, true]);
+        assert!(!Entry::new("key", (), 0, Times::until(0, 1)).is_to_be_refreshed(u64::MAX - 1, 0), "nobody wants one");
+    }
+
+    #[test]
+    fn what_is_lent_is_gone_here_before_it_is_of_no_use_to_its_owner() {
+        let entry = entry();
+        assert!(!entry.is_lent() && !Entry::new("key", (), 0, Times::until(0, 1)).is_lent());
+        entry.lend(1_200);
+        assert_eq!((entry.hit_until_ms(), entry.fresh_at_its_owner_until_ms()), (1_200, 2_000));
+        assert!(entry.is_lent() && !entry.is_gone(1_199) && entry.is_gone(1_200));
+        assert!(!entry.is_spent(1_999) && entry.is_spent(2_000));
+    }
+
+    #[test]
+    fn what_is_served_on_is_gone_no_later() {
+        let entry = entry();
+        for (until_ms, hit_until_ms) in [(3_500, 3_500), (9_000, 4_000)] {
+            entry.serve_on(until_ms);
+            assert_eq!(entry.hit_until_ms(), hit_until_ms);
+        }
+    }
+
+    #[test]
+    fn an_end_that_is_far_away_is_not_never() {
+        let until = |end_ms| Entry::new("key", (), 0, Times::until(1_000, end_ms)).hit_until_ms();
+        assert_eq!((until(u64::MAX - 1), until(u64::MAX)), (1_000 + u64::from(u32::MAX) - 1, u64::MAX));
+    }
+
+    #[test]
+    fn uses_are_counted_and_fade_by_half_in_each_unit_of_time() {
+        let entry = entry();
+        let begin_ms = 5 * USES_UNIT_MS;
+        (0..4).for_each(|_| entry.touch(begin_ms));
+        let after = |units| entry.uses(begin_ms + units * USES_UNIT_MS);
+        assert_eq!([0, 1, 2, 3, 40].map(after), [Some(4), Some(2), Some(1), Some(0), Some(0)]);
+        (0..1000).for_each(|_| entry.touch(begin_ms));
+        assert_eq!(after(0), Some(ENOUGH));
+        entry.handed_over(1_100);
+        entry.touch(begin_ms);
+        assert_eq!((after(0), entry.is_gone(1_100)), (None, true));
+    }
+}

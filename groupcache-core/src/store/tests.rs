@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak, mpsc};
 use std::thread;
@@ -257,6 +257,19 @@ fn shards_follow_budget_and_largest_value() {
     assert_eq!(shards(1 << 30, MIB), 64);
     assert_eq!(shards(NEVER, MIB), 64);
     assert_eq!(shards(NEVER, NEVER), 1);
+    let largest = hot_bytes(4 * MIB);
+    assert_eq!((shards_for(256 * MIB, largest), shards_for(256 * MIB, largest + 1)), (64, 32), "it fits, and just not");
+}
+
+#[test]
+fn all_that_is_there_is_shown_and_handed_out_in_the_end() {
+    let store = Store::new(64 * MIB, MIB, 1);
+    let keys: Vec<_> = (0..100).map(|n| format!("key-{n:02}")).collect();
+    keys.iter().for_each(|key| assert_eq!(put(&store, key, 1, 100), Admission::Kept));
+    let sorted = |items: Vec<Item<u64>>| items.into_iter().map(|(key, _)| key.into()).collect::<BTreeSet<String>>();
+    assert!(sorted(store.iter().collect()).iter().eq(&keys));
+    assert!(sorted(store.clear()).iter().eq(&keys));
+    assert_eq!((store.len(), store.iter().count()), (0, 0));
 }
 
 #[test]
