@@ -12,12 +12,11 @@ use std::time::Duration;
 pub(crate) use self::{
     answer::{answer, answer_bytes, answer_message, handed_bytes},
     hello::{BadHello, hello},
-    request::{key, request, request_bytes, unary},
+    request::{key, request, request_bytes, request_message, unary},
 };
 use crate::{
-    chain::Chain,
     identity::Incarnation,
-    message::{Answer, Hello, Op},
+    message::{Answer, Hello},
     proto,
 };
 
@@ -51,18 +50,8 @@ impl Outgoing {
         self.0.goodbye = Some(proto::Goodbye { incarnation: incarnation.0 });
     }
 
-    #[expect(clippy::too_many_arguments, reason = "these are the parts of a request")]
-    pub(crate) fn request(
-        &mut self,
-        id: u64,
-        op: &Op,
-        group: u32,
-        key: &str,
-        wait: Duration,
-        rank: usize,
-        chain: &Chain,
-    ) {
-        self.0.requests.push(request::write(id, op, group, key, wait, rank, chain));
+    pub(crate) fn request(&mut self, request: RequestMessage) {
+        self.0.requests.push(request);
     }
 
     pub(crate) fn answer(&mut self, id: u64, answer: Answer) {
@@ -121,12 +110,13 @@ fn millis(duration: Duration) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{chain::Chain, message::Op};
 
     #[test]
     fn what_is_asked_of_a_former_owner_comes_as_it_went() {
         for sent in [Op::Get, Op::Peek, Op::Former, Op::HandOff { cursor: 7 }] {
             let mut frame = Outgoing::new(0);
-            frame.request(1, &sent, 1, "k", Duration::from_millis(20), 0, &Chain::EMPTY);
+            frame.request(request_message(1, &sent, 1, "k", Duration::from_millis(20), 0, &Chain::EMPTY));
             let read = request(open(frame.finish()).requests.remove(0));
             // From memory only is a flag of a get.
             let (op, no_load) = if sent == Op::Peek { (Op::Get, true) } else { (sent.clone(), sent == Op::Former) };

@@ -237,7 +237,8 @@ impl Table {
                 Some(Due::Request(id)) => {
                     if let Some(InFlight { call, .. }) = self.slot(id) {
                         let wait = Duration::from_millis(call.deadline_ms.saturating_sub(now_ms));
-                        frame.request(id, &call.op, call.group, &call.key, wait, call.rank, &call.chain);
+                        let Call { op, group, key, rank, chain, .. } = call;
+                        frame.request(wire::request_message(id, op, *group, key, wait, *rank, chain));
                         bytes += wire::request_bytes(&call.op, &call.key);
                     }
                 }

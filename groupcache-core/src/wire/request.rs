@@ -16,8 +16,8 @@ const ROLE_PEEK: u32 = 1000;
 /// The role of a former owner that hands pages over.
 const ROLE_HAND_OFF: u32 = 1001;
 
-#[inline] // into the frame: it is built there, and not copied
-pub(super) fn write(
+#[inline] // it is built where it goes, and not copied
+pub(crate) fn request_message(
     id: u64,
     op: &Op,
     group: u32,
