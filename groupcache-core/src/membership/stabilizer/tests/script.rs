@@ -214,7 +214,9 @@ impl Script {
     }
 
     pub(super) fn resolves(&self) -> usize {
-        self.count(|a| matches!(a, Action::Resolve { .. }))
+        let resolves = self.count(|a| matches!(a, Action::Resolve { .. }));
+        assert_eq!(self.stabilizer.counters().resolves, resolves as u64, "they are counted as they are asked");
+        resolves
     }
 
     pub(super) fn pings(&self, name: &str) -> usize {

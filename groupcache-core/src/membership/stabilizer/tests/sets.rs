@@ -261,6 +261,8 @@ fn a_set_beyond_the_limit_is_cut_in_the_order_of_names() {
     assert_eq!(node.dials.len(), 2_000);
     assert!(node.find("p1999").is_some() && node.find("p2000").is_none());
     assert_eq!(node.warnings(|w| *w == Warning::TooManyPeers { left_out: 100 }), 1);
+    node.after(11_000).partial("p2000 p2001");
+    assert_eq!(node.warnings(|w| *w == Warning::TooManyPeers { left_out: 2 }), 1);
 }
 
 #[test]
