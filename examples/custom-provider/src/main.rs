@@ -9,6 +9,8 @@ use tokio::time::{sleep, timeout};
 const MEETING: Duration = Duration::from_secs(10);
 /// Long enough for each of them to have asked the registry.
 const FAILING: Duration = Duration::from_secs(3);
+/// How often it is looked whom they know.
+const LOOK: Duration = Duration::from_millis(20);
 /// What a node may take to leave, its values handed over.
 const ENDING: Duration = Duration::from_secs(10);
 
@@ -35,6 +37,7 @@ async fn main() -> Result<(), BoxError> {
         list.feels(Mood::Well);
         list.remove("c");
         c.drain_and_shutdown(ENDING).await?;
+        timeout(MEETING, until_each_knows(2, [&a, &b])).await?;
         println!("it is well again, and c has left: {}, {}", seen_by(&a), seen_by(&b));
         tokio::try_join!(a.drain_and_shutdown(ENDING), b.drain_and_shutdown(ENDING))?;
         Ok(())
@@ -50,6 +53,13 @@ async fn start(name: &str, url: &str, list: &Registry) -> Result<Node, BoxError>
     let node = Node::builder().identity(Identity::default().with_id(name)?).provider(registry(url)).start().await?;
     list.add(Entry { id: name.to_owned(), address: node.address().to_string() });
     Ok(node)
+}
+
+/// Who has left owns nothing from then on, and is listed for a moment more.
+async fn until_each_knows(count: usize, nodes: [&Node; 2]) {
+    while nodes.iter().any(|node| node.members().len() != count) {
+        sleep(LOOK).await;
+    }
 }
 
 /// How many nodes one of them knows, itself included.
