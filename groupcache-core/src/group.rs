@@ -1,4 +1,4 @@
-//! A group: the values of one kind, with their loader. [`Group::get`] is the steps of a get, in order.
+//! A group: the values of one kind, with their loader. A hit is here; the other steps of a get are in `miss`, in order.
 
 mod batch;
 mod builder;

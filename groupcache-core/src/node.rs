@@ -142,8 +142,8 @@ impl Node {
         GroupBuilder::new(Arc::clone(&self.inner.shared), name)
     }
 
-    /// Takes a group out of the node; its memory is freed, and who waits for it gets an error with
-    /// [`is_closed`](Error::is_closed). Returns whether there was one.
+    /// Takes a group out of the node; its memory is freed, a moment later where there are many entries, and who waits for
+    /// it gets an error with [`is_closed`](Error::is_closed). Returns whether there was one.
     pub fn remove_group(&self, name: &str) -> bool {
         let shared = &self.inner.shared;
         let Some(group) = shared.registry.remove(name) else { return false };

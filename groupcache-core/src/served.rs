@@ -104,7 +104,7 @@ pub(crate) trait Served: Send + Sync {
     fn sweep(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
     /// Counts the loads that run past their deadline.
     fn watch(&self);
-    /// The group is no longer part of the node: who waits is told.
+    /// The group is no longer part of the node: who waits is told. The memory of many entries is given back a moment later.
     fn close(self: Arc<Self>);
 }
 

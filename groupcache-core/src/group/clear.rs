@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, thread, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use tokio::time::timeout;
+use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     Group, Inner,
@@ -146,13 +146,28 @@ impl<V: Value> Inner<V> {
 /// Frees so many values: many of them on a thread of its own, and not on one that serves gets.
 ///
 /// Not on one of the runtime's for what blocks: a runtime that ends waits for those, and it panics where the system has
-/// no thread left. Here what was to be called is dropped then, and so is what it holds.
+/// no thread left. Here they are freed at once then.
 pub(super) fn let_go(values: usize, free: impl FnOnce() + Send + 'static) {
+    let free = OnDrop(Some(free));
     // A thread is outside of simulated time.
     if values > LET_GO && cfg!(not(simulation)) {
-        drop(thread::Builder::new().name("groupcache-free".to_owned()).spawn(free));
-    } else {
-        free();
+        let runtime = Handle::try_current().ok(); // a value is the user's, and may want it when it is dropped
+        let on_a_thread = move || {
+            let _context = runtime.as_ref().map(Handle::enter);
+            drop(free);
+        };
+        drop(thread::Builder::new().name("groupcache-free".to_owned()).spawn(on_a_thread));
+    }
+}
+
+/// Is called when it is dropped, wherever that is: a thread that does not start drops what it was to do.
+struct OnDrop<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            call();
+        }
     }
 }
 

@@ -183,7 +183,8 @@ impl<V: Value> Served for Inner<V> {
             }
         }
         self.tell_no_more();
-        let_go(self.store.len(), move || drop((self.store.clear(), self.mirror.as_ref().map(Mirror::clear))));
+        let values = self.store.len() + self.mirror.as_ref().map_or(0, Mirror::len);
+        let_go(values, move || drop((self.store.clear(), self.mirror.as_ref().map(Mirror::clear))));
     }
 }
 

@@ -37,6 +37,21 @@ async fn a_handle_that_was_kept_gets_an_error_and_stores_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_group_is_emptied_too() {
+    const KEYS: usize = 10_000;
+    let node = Node::builder().start().await.unwrap();
+    let group = node.group::<String>("data").capacity_bytes(64 << 20);
+    let group = group.loader(async |key: &str| Ok::<_, std::io::Error>(key.to_owned())).build().unwrap();
+    for n in 0..KEYS {
+        group.get(&format!("key-{n}")).await.unwrap();
+    }
+    assert_eq!(group.entries(), KEYS);
+    assert!(node.remove_group("data"));
+    eventually("nothing is left", || (group.entries(), group.bytes()) == (0, 0)).await;
+    node.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_notice_that_a_group_goes_and_comes_back() {
     let cluster = Cluster::start(2).await;
     let gate = Gate::default();
