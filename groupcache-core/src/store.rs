@@ -10,7 +10,10 @@ mod entry;
 
 use std::hash::{BuildHasher, Hasher};
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
@@ -55,6 +58,8 @@ pub(crate) enum Admission {
     Crowded,
     /// It is heavier than [`Store::max_entry_bytes`]. An older entry of the key was removed, because it is stale.
     TooLarge,
+    /// The store keeps nothing any more.
+    Closed,
 }
 
 /// The answer of [`Store::insert`]: what became of the entry, and what had to leave.
@@ -165,6 +170,7 @@ pub(crate) struct Store<T> {
     cache: Cache<Box<str>, Arc<Entry<T>>, FixedWeight, Keyed, HandOut<T>>,
     capacity: u64,
     max_entry: u64,
+    is_closed: AtomicBool,
 }
 
 impl<T> Store<T> {
@@ -196,7 +202,7 @@ impl<T> Store<T> {
             Err(_) => Cache::with(1, capacity, FixedWeight, Keyed { seed }, HandOut(PhantomData)),
         };
         let max_entry = hot_bytes(cache.shard_capacity()).min(MAX_WEIGHT);
-        Self { cache, capacity, max_entry }
+        Self { cache, capacity, max_entry, is_closed: AtomicBool::new(false) }
     }
 
     /// The entry of `key` that may still be served at `now_ms`.
@@ -220,7 +226,10 @@ impl<T> Store<T> {
     /// When it is refused or evicted at once, the older entry is gone all the same: it is stale.
     pub(crate) fn insert(&self, key: &str, entry: Arc<Entry<T>>) -> Inserted<T> {
         let mut displaced = Displaced::default();
-        let admission = if entry.weight() > self.max_entry {
+        let admission = if self.is_closed.load(Relaxed) {
+            displaced.push(key.into(), entry);
+            Admission::Closed
+        } else if entry.weight() > self.max_entry {
             if let Some((key, older)) = self.cache.remove(key) {
                 displaced.push(key, older);
             }
@@ -255,6 +264,12 @@ impl<T> Store<T> {
     pub(crate) fn clear(&self) -> Vec<Item<T>> {
         // Not the crate's own `clear`, which drops all values under the lock.
         self.cache.drain().collect()
+    }
+
+    /// From now on nothing is stored. An insert that runs meanwhile may still be: who must know that none does takes
+    /// the locks under which inserts run.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Relaxed);
     }
 
     /// All entries, expired ones included, one at a time: a shard's lock is held for one entry. What comes or goes

@@ -312,10 +312,9 @@ impl<V: Value> Inner<V> {
             return false;
         };
         self.counters.peeked.up();
-        let keep = || (!self.is_removed.load(Relaxed)).then(|| self.store.insert(flight.key(), Arc::clone(&slot)));
+        let keep = || self.store.insert(flight.key(), Arc::clone(&slot));
         match self.flights.land(flight, Ok(Arc::clone(&slot)), keep) {
-            Some(Some(inserted)) => self.stored(flight.key(), inserted, false),
-            Some(None) => {}
+            Some(inserted) => self.stored(flight.key(), inserted, false),
             None => self.counters.passed_by_a_write.up(),
         }
         true

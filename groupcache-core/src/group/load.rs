@@ -1,10 +1,6 @@
 //! A load: begun once, run in a task of its own, shared by everyone who asks meanwhile.
 
-use std::{
-    panic::AssertUnwindSafe,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use tokio::{
@@ -253,7 +249,7 @@ pub(super) fn finish<V: Value>(
     let is_answer = is_answer && !matches!(&outcome, Err(Failure::Said(e)) if e.is_load_failed());
     let keeps = keep.is_some();
     // An answer that is not to be kept is an answer all the same: what was there before is not true any more.
-    let store = || match keep.filter(|_| !group.is_removed.load(Relaxed)) {
+    let store = || match keep {
         Some(slot) => (Some(group.store.insert(flight.key(), slot)), None),
         None if is_answer => (None, group.store.remove(flight.key())),
         None => (None, None),

@@ -116,6 +116,11 @@ impl<V: Value> Mirror<V> {
         self.store.remove(key)
     }
 
+    /// From now on no copy is kept.
+    pub(super) fn close(&self) {
+        self.store.close();
+    }
+
     #[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
     pub(super) fn clear(&self) -> Vec<Item<Held<V>>> {
         self.store.clear()

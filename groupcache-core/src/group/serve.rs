@@ -182,6 +182,12 @@ impl<V: Value> Served for Inner<V> {
                 self.flights.land(&flight, Err(self.closed().into()), || ());
             }
         }
+        self.store.close();
+        if let Some(mirror) = &self.mirror {
+            mirror.close();
+        }
+        // Who found them open did so under a lock that this has taken since: it has stored what it had.
+        self.flights.clear(self.shared.local.clock.read_ms(), || ());
         self.tell_no_more();
         let values = self.store.len() + self.mirror.as_ref().map_or(0, Mirror::len);
         let_go(values, move || drop((self.store.clear(), self.mirror.as_ref().map(Mirror::clear))));

@@ -169,7 +169,7 @@ impl Model {
                 assert_eq!(found, Some(self.next_id));
                 self.newest.insert(key.to_owned(), (self.next_id, expires));
             }
-            Admission::Crowded | Admission::TooLarge => {
+            Admission::Crowded | Admission::TooLarge | Admission::Closed => {
                 assert_eq!(found, None, "an older value is stale");
                 assert!(left.iter().any(|(_, id, _)| *id == self.next_id), "the refused entry is handed back");
                 self.newest.remove(key);
@@ -584,4 +584,17 @@ fn what_is_lent_ends_here_and_is_kept_for_its_owner_and_what_is_capped_is_gone()
     let handed_over = entry();
     handed_over.handed_over(5000);
     assert!(!handed_over.is_gone(4999) && handed_over.is_spent(5000));
+}
+
+#[test]
+fn a_store_that_is_closed_keeps_nothing_more_and_hands_it_back() {
+    let store = Store::new(1 << 20, 1 << 10, 1);
+    assert_eq!(put(&store, "before", 1, 100), Admission::Kept);
+    store.close();
+    let refused = entry("after", 2, 100, NEVER);
+    let inserted = store.insert("after", Arc::clone(&refused));
+    assert_eq!(inserted.admission, Admission::Closed);
+    assert_eq!(Arc::strong_count(&refused), 2, "it is dropped by the caller, and not here");
+    assert_eq!((store.len(), inserted.evicted("after").count()), (1, 0), "what is there stays until it is cleared");
+    assert_eq!(store.clear().len(), 1);
 }

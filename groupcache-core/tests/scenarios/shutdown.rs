@@ -66,6 +66,17 @@ async fn a_node_that_is_dropped_while_it_waits_for_a_peer_loads_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_outlives_its_node_is_not_stored() {
+    let scene = Scene::start().await;
+    scene.nodes[0].shutdown_within(Duration::from_millis(200)).await.unwrap();
+    assert_eq!(scene.nodes[0].loads().0, 1, "it runs still");
+    scene.gate.open();
+    eventually("the load ends", || scene.nodes[0].loads() == (0, 0)).await;
+    assert_eq!(scene.groups[0].entries(), 0);
+    assert!(scene.groups[0].get("another").await.expect_err("closed").is_closed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_shut_down_waits_for_its_own_gets() {
     let scene = Scene::start().await;
     let mut closing = shut_down(&scene.nodes[1]);
