@@ -5,6 +5,7 @@ mod door;
 mod security;
 mod session;
 mod stream;
+mod turn;
 
 use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc};
 

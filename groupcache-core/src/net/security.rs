@@ -48,11 +48,11 @@ impl Security {
     #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "only TLS has a handshake"))]
     pub(super) async fn connect(&self, tcp: TcpStream, host: &str) -> Result<(Stream, Caller), Trouble> {
         match self {
-            Self::Open { .. } => Ok((Stream::Plain(tcp), Caller::Unknown)),
+            Self::Open { .. } => Ok((tcp.into(), Caller::Unknown)),
             #[cfg(feature = "tls")]
             Self::Tls(keeper) => {
                 let (tls, caller) = keeper.connect(tcp, host).await?;
-                Ok((Stream::Tls(Box::new(tls)), caller))
+                Ok((tls.into(), caller))
             }
         }
     }
@@ -62,11 +62,11 @@ impl Security {
     /// A connection that is handed back with the trouble is to be closed when the other side has read what it was told.
     pub(super) async fn accept(&self, tcp: TcpStream) -> Result<(Stream, Caller, u64), (Trouble, Option<TcpStream>)> {
         match self {
-            Self::Open { .. } => Ok((Stream::Plain(tcp), Caller::Unknown, 0)),
+            Self::Open { .. } => Ok((tcp.into(), Caller::Unknown, 0)),
             #[cfg(feature = "tls")]
             Self::Tls(keeper) => {
                 let (tls, caller, generation) = keeper.accept(tcp).await?;
-                Ok((Stream::Tls(Box::new(tls)), caller, generation))
+                Ok((tls.into(), caller, generation))
             }
         }
     }
