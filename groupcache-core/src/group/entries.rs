@@ -12,7 +12,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::{
     Group, Inner,
-    held::{Held, Slot},
+    held::{Held, Slot, release},
     mirror::Mirror,
 };
 use crate::{
@@ -146,6 +146,7 @@ impl<V: Value> Inner<V> {
             self.left(key, slot, Eviction::Room, is_borrowed);
         }
         self.counters.evictions.add(count);
+        release(inserted);
     }
 
     /// An entry has left by itself.
@@ -171,6 +172,7 @@ impl<V: Value> Inner<V> {
             if slot.is_spent(self.shared.now_ms()) && store.remove_same(&key, &slot).is_some() {
                 self.counters.expired.up();
                 self.left(&key, &slot, Eviction::Age, mirror.is_some());
+                release(slot);
             }
             if looked_at % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1 {
                 tokio::task::yield_now().await;

@@ -53,8 +53,10 @@ impl<V: Value> Held<V> {
             let weight = encoded.len() as u64;
             return Ok((Self::received(encoded), weight));
         }
-        let weigh = AssertUnwindSafe(|| value.weight());
-        let decoded = catch_unwind(weigh).map_err(|_| DecodeError::new("the value panicked when it was weighed"))?;
+        let Ok(decoded) = catch_unwind(AssertUnwindSafe(|| value.weight())) else {
+            release(value);
+            return Err(DecodeError::new("the value panicked when it was weighed"));
+        };
         let weight = encoded.len() as u64 + decoded as u64;
         Ok((Self::Value { encoded, decoded: OnceLock::from(value) }, weight))
     }
@@ -93,6 +95,14 @@ impl<V: Value> Held<V> {
         }
         // Two may decode at once; that is cheaper than to let everyone wait under a lock.
         Ok(decoded.get_or_init(|| value).clone())
+    }
+}
+
+/// Lets go of what may hold the last of a value. Its `Drop` is the user's code: a panic of it must not end what happens to
+/// let go of it, such as the reader of a connection.
+pub(super) fn release<T>(values: T) {
+    if catch_unwind(AssertUnwindSafe(|| drop(values))).is_err() {
+        tracing::error!("the `Drop` of a value panicked");
     }
 }
 

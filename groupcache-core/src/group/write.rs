@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Group, Inner, held::Slot, hold::MAX_HOLD};
+use super::{
+    Group, Inner,
+    held::{Slot, release},
+    hold::MAX_HOLD,
+};
 use crate::{
     chain::Chain,
     clock::later,
@@ -330,6 +334,7 @@ impl<V: Value> Inner<V> {
         if dropped.0.is_some() || dropped.1.is_some() {
             self.counters.invalidated.up();
         }
+        release(dropped);
         mark
     }
 
@@ -353,7 +358,8 @@ impl<V: Value> Inner<V> {
     fn store_written(&self, key: &str, slot: Slot<V>) {
         self.settle(key);
         let store = || (self.store.insert(key, slot), self.mirror.as_ref().and_then(|mirror| mirror.remove(key)));
-        let ((inserted, _copy), _) = self.flights.write(key, self.shared.now_ms(), store);
+        let ((inserted, copy), _) = self.flights.write(key, self.shared.now_ms(), store);
+        release(copy);
         self.stored(key, inserted, false);
     }
 }

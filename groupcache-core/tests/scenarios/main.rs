@@ -16,6 +16,7 @@ mod ages;
 mod answers;
 mod batches;
 mod deadlines;
+mod drops;
 mod floods;
 mod formats;
 mod former_owner;
