@@ -182,12 +182,11 @@ impl<V: Value> Served for Inner<V> {
                 self.flights.land(&flight, Err(self.closed().into()), || ());
             }
         }
-        self.store.close();
-        if let Some(mirror) = &self.mirror {
-            mirror.close();
-        }
-        // Who found them open did so under a lock that this has taken since: it has stored what it had.
-        self.flights.clear(self.shared.local.clock.read_ms(), || ());
+        // Who finds them open does so under a lock that the clear takes afterwards: it has stored what it had by then.
+        self.flights.clear(self.shared.local.clock.read_ms(), || {
+            self.store.close();
+            self.mirror.iter().for_each(Mirror::close);
+        });
         self.tell_no_more();
         let values = self.store.len() + self.mirror.as_ref().map_or(0, Mirror::len);
         let_go(values, move || drop((self.store.clear(), self.mirror.as_ref().map(Mirror::clear))));
