@@ -78,6 +78,11 @@ impl<T> Inserted<T> {
         let others = self.displaced.iter().filter(move |(other, _)| **other != *key);
         others.map(|(other, entry)| (&**other, entry))
     }
+
+    /// What is no longer in the store, to be dropped one by one.
+    pub(crate) fn into_items(self) -> impl Iterator<Item = Item<T>> {
+        self.displaced.first.into_iter().chain(self.displaced.rest)
+    }
 }
 
 /// Collects what the eviction crate lets go of while it holds a shard's lock.

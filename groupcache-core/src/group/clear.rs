@@ -7,6 +7,7 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     Group, Inner,
+    held::release_all,
     write::{AtOwner, Change, Invalidated},
 };
 use crate::{
@@ -135,7 +136,7 @@ impl<V: Value> Inner<V> {
         let (values, copies) = (dropped.0, dropped.1.unwrap_or_default());
         let count = values.len() + copies.len();
         self.counters.invalidated.add(count as u64);
-        let_go(count, || drop((values, copies)));
+        let_go(count, || release_all(values.into_iter().chain(copies)));
     }
 
     fn check_open(&self) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::{
     Group, Inner,
-    held::{Held, Slot, release},
+    held::{Held, Slot, release, release_all},
     mirror::Mirror,
 };
 use crate::{
@@ -146,7 +146,7 @@ impl<V: Value> Inner<V> {
             self.left(key, slot, Eviction::Room, is_borrowed);
         }
         self.counters.evictions.add(count);
-        release(inserted);
+        release_all(inserted.into_items());
     }
 
     /// An entry has left by itself.
@@ -172,8 +172,8 @@ impl<V: Value> Inner<V> {
             if slot.is_spent(self.shared.now_ms()) && store.remove_same(&key, &slot).is_some() {
                 self.counters.expired.up();
                 self.left(&key, &slot, Eviction::Age, mirror.is_some());
-                release(slot);
             }
+            release(slot); // taken out by somebody else meanwhile, it is the last of it here too
             if looked_at % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }

@@ -106,6 +106,11 @@ pub(super) fn release<T>(values: T) {
     }
 }
 
+/// The same for many, one by one: two that panic as they are dropped together would end the process.
+pub(super) fn release_all<T>(values: impl IntoIterator<Item = T>) {
+    values.into_iter().for_each(release);
+}
+
 /// Decodes; a decoder that panics is one that cannot.
 pub(super) fn decode<V: Value>(bytes: Bytes) -> Result<V, DecodeError> {
     catch_unwind(AssertUnwindSafe(|| V::decode(bytes)))

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::{
     Failure, Group, Inner, Outcome,
     clear::let_go,
-    held::{Slot, decode},
+    held::{Slot, decode, release_all},
     load::Loading,
     mirror::{HOT_AT_OWNER, Mirror},
 };
@@ -189,7 +189,10 @@ impl<V: Value> Served for Inner<V> {
         });
         self.tell_no_more();
         let values = self.store.len() + self.mirror.as_ref().map_or(0, Mirror::len);
-        let_go(values, move || drop((self.store.clear(), self.mirror.as_ref().map(Mirror::clear))));
+        let_go(values, move || {
+            release_all(self.store.clear());
+            release_all(self.mirror.iter().flat_map(Mirror::clear));
+        });
     }
 }
 

@@ -97,6 +97,13 @@ async fn a_write_that_makes_a_peer_drop_what_panics_reaches_it_and_breaks_no_con
         assert!(told.is_complete(), "{told:?}");
     }
     drop(lit);
+    for key in &keys {
+        groups[1].get(key).await.unwrap();
+    }
+    let lit = Lit::now(1);
+    let told = groups[0].clear().await.unwrap();
+    assert!(told.is_complete(), "two at once: {told:?}");
+    drop(lit);
     assert_eq!(groups[1].entries(), 0);
     cluster.shutdown().await;
 }
