@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::process::Signal;
+use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
@@ -171,6 +172,28 @@ async fn a_pod_that_drains_is_not_ready_and_serves() {
     };
     let (ended, ()) = tokio::join!(ended, looked);
     assert_eq!(ended.status.code(), Some(0));
+}
+
+/// Of what stands here for an API server: a slice that was made of fewer pods must not replace one of more.
+#[tokio::test]
+async fn all_pods_are_endpoints_that_become_ready_at_once() {
+    let stage = Stage::open("base", 5).await;
+    let names: Vec<_> = (0..3).map(|n| stage.name(n, 0)).collect();
+    for (name, host) in names.iter().zip(1..) {
+        stage.create(name, &format!("127.0.0.{host}"));
+    }
+    for round in 0..300 {
+        for is_ready in ["False", "True"] {
+            std::thread::scope(|scope| {
+                for (name, host) in names.iter().zip(1..) {
+                    let conditions = json!([{ "type": "Ready", "status": is_ready }]);
+                    let status = json!({ "podIP": format!("127.0.0.{host}"), "conditions": conditions });
+                    scope.spawn(|| stage.api.change_pod(name, |pod| pod["status"] = status));
+                }
+            });
+        }
+        assert_eq!(stage.api.endpoints("groupcache-svc", "http").len(), 3, "round {round}");
+    }
 }
 
 /// Whether all see all, ready and reached.

@@ -76,23 +76,22 @@ impl Api {
     /// Makes a pod, or changes it.
     pub(crate) fn put_pod(&self, pod: Value) {
         let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
-        self.shared.put("pods", name, pod);
-        self.shared.publish_endpoints();
+        self.shared.change(|world| world.put("pods", name, pod));
     }
 
     pub(crate) fn change_pod(&self, name: &str, change: impl FnOnce(&mut Value)) {
-        let pod = self.shared.world().objects.get(&("pods", name.to_owned())).cloned();
-        let Some(mut pod) = pod else { return };
-        change(&mut pod);
-        self.put_pod(pod);
+        self.shared.change(|world| {
+            let Some(mut pod) = world.objects.get(&("pods", name.to_owned())).cloned() else { return };
+            change(&mut pod);
+            world.put("pods", name.to_owned(), pod);
+        });
     }
 
     pub(crate) fn delete_pod(&self, name: &str) {
-        let mut world = self.shared.world();
-        let object = world.objects.remove(&("pods", name.to_owned())).unwrap();
-        world.happened("pods", "DELETED", object);
-        drop(world);
-        self.shared.publish_endpoints();
+        self.shared.change(|world| {
+            let object = world.objects.remove(&("pods", name.to_owned())).unwrap();
+            world.happened("pods", "DELETED", object);
+        });
     }
 
     /// Where a Service sends requests for one of its ports: `ip:port` of each pod.
@@ -118,19 +117,19 @@ impl Shared {
         self.world.lock().unwrap()
     }
 
-    fn put(&self, resource: &'static str, name: String, object: Value) {
+    /// Changes pods, and with them the slices, under one lock: slices of what the pods were before somebody else's
+    /// change must not replace those of after it.
+    fn change(&self, change: impl FnOnce(&mut World)) {
         let mut world = self.world();
-        let before = world.objects.insert((resource, name), object.clone());
-        world.happened(resource, if before.is_some() { "MODIFIED" } else { "ADDED" }, object);
+        change(&mut world);
+        self.publish_endpoints(&mut world);
         self.changed.send_replace(world.version);
     }
 
     /// What the controller of endpoint slices does for each Service.
-    fn publish_endpoints(&self) {
-        let pods: Vec<_> = {
-            let world = self.world();
-            world.objects.iter().filter(|(key, _)| key.0 == "pods").map(|(_, pod)| pod.clone()).collect()
-        };
+    fn publish_endpoints(&self, world: &mut World) {
+        let pods: Vec<_> =
+            world.objects.iter().filter(|(key, _)| key.0 == "pods").map(|(_, pod)| pod.clone()).collect();
         for service in self.applied.iter().filter(|object| object["kind"] == "Service") {
             let name = service["metadata"]["name"].as_str().unwrap();
             let publishes_all = service["spec"]["publishNotReadyAddresses"] == true;
@@ -146,7 +145,7 @@ impl Shared {
                               "labels": { "kubernetes.io/service-name": name } },
                 "endpoints": endpoints, "ports": ports.collect::<Vec<_>>(),
             });
-            self.put("endpointslices", name.to_owned(), slice);
+            world.put("endpointslices", name.to_owned(), slice);
         }
     }
 
@@ -184,6 +183,11 @@ impl Shared {
 }
 
 impl World {
+    fn put(&mut self, resource: &'static str, name: String, object: Value) {
+        let before = self.objects.insert((resource, name), object.clone());
+        self.happened(resource, if before.is_some() { "MODIFIED" } else { "ADDED" }, object);
+    }
+
     fn happened(&mut self, resource: &'static str, kind: &'static str, mut object: Value) {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());

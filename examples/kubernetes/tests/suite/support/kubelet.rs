@@ -88,9 +88,8 @@ impl Stage {
         if workload["kind"] == "StatefulSet" { format!("{name}-{n}") } else { format!("{name}-7d9c5b-{n}{life}") }
     }
 
-    /// Makes the object of a pod, starts its process and probes it.
-    pub(crate) fn start(&self, name: &str, host: u8) -> Pod {
-        let ip = format!("127.{}.{host}", self.net);
+    /// Makes the object of a pod, whose process is yet to be started.
+    pub(crate) fn create(&self, name: &str, ip: &str) {
         let namespace = &workload(&self.objects).unwrap()["metadata"]["namespace"];
         self.api.put_pod(json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -99,6 +98,13 @@ impl Stage {
             "spec": self.template["spec"],
             "status": { "phase": "Pending" },
         }));
+    }
+
+    /// Makes the object of a pod, starts its process and probes it.
+    pub(crate) fn start(&self, name: &str, host: u8) -> Pod {
+        let ip = format!("127.{}.{host}", self.net);
+        let namespace = &workload(&self.objects).unwrap()["metadata"]["namespace"];
+        self.create(name, &ip);
         let mut command = Command::new(env!("CARGO_BIN_EXE_cluster-kubernetes"));
         command
             .env_clear()
