@@ -19,7 +19,7 @@ tokio::task_local! {
 }
 
 /// Hashes that travel with a request: the deepest nesting, and as many joiners.
-const MAX_HASHES: usize = 2 * MAX_CHAIN;
+pub(crate) const MAX_HASHES: usize = 2 * MAX_CHAIN;
 
 /// The loads on whose behalf something is asked, and how deep they are nested.
 ///

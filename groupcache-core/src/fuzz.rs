@@ -31,8 +31,8 @@ use tonic::{
 };
 
 use crate::{
-    Group, Node, codec,
-    wire::{self, Frame, Outgoing},
+    Group, Node, proto,
+    wire::{self, Answered, Incoming, Outgoing},
 };
 
 /// In the time of a runtime whose clock jumps to the next event.
@@ -40,30 +40,31 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// A message of the wire: what is read of it, and what would be said again.
 pub fn wire(bytes: &[u8]) {
-    if codec::look_over(bytes, true).is_err() {
-        return;
+    let bytes = Bytes::copy_from_slice(bytes);
+    if let Ok(get) = wire::read_get(&bytes) {
+        drop(wire::unary(get));
     }
-    let Ok(mut frame) = Frame::decode(bytes) else { return };
-    if let Some(Ok(hello)) = wire::hello(&mut frame) {
+    let reference = proto::Frame::decode(bytes.clone());
+    let mut frame = match Incoming::read(&bytes) {
+        Ok(frame) => frame,
+        Err(malformed) if malformed.is_too_much() => return,
+        Err(malformed) => return assert!(reference.is_err(), "the generated code reads it: {malformed}"),
+    };
+    if let Ok(reference) = &reference {
+        frame.assert_is(reference);
+    }
+    if let Some(Ok(hello)) = frame.hello() {
         let mut again = Outgoing::new(hello.fingerprint);
         again.hello(&hello, 1);
-        let mut again = Frame::decode(&*again.finish().encode_to_vec()).expect("ours");
-        let again = wire::hello(&mut again).expect("a Hello").expect("what was understood is understood again");
+        let again = again.arrived().hello().expect("a Hello").expect("what was understood is understood again");
         assert_eq!((again.id, again.groups.len()), (hello.id, hello.groups.len()));
     }
-    let frame = wire::open(frame);
-    for request in frame.requests {
-        let request = wire::request(request);
-        assert!(request.key.is_err() || request.key.is_ok_and(|key| (1..=1024).contains(&key.len())));
-    }
-    for answer in frame.answers {
-        let (answer, _) = wire::answer(answer);
-        let again = wire::answer_message(1, answer.clone());
-        assert!(wire::answer(again.clone()).1, "a status of ours");
-        assert!(wire::answer_bytes(&answer) <= again.encoded_len() + 64);
-    }
-    if let Ok(get) = wire::GetRequest::decode(bytes) {
-        drop(wire::unary(get));
+    for Answered { id, answer, .. } in frame.answers {
+        let mut again = Outgoing::default();
+        again.answer(id, answer.clone());
+        assert!(again.written().len() <= again.bytes());
+        assert!(wire::answer_bytes(&answer) <= again.written().len() + 64);
+        assert_eq!(again.arrived().answers, [Answered { id, answer, is_known: true }]);
     }
 }
 
@@ -184,7 +185,7 @@ fn hello() -> Vec<u8> {
     hello.groups.push(crate::message::GroupName { index: 7, name: "data".into(), format: 0 });
     hello.groups.push(crate::message::GroupName { index: 9, name: "data".into(), format: 5 });
     frame.hello(&hello, 1024);
-    frame.finish().encode_to_vec()
+    frame.written().to_vec()
 }
 
 /// Messages as they are.

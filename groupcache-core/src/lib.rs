@@ -87,6 +87,7 @@ mod proto;
 mod ring;
 mod served;
 mod shared;
+mod short;
 #[cfg(simulation)]
 #[doc(hidden)]
 pub mod simulation;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     chain::Chain,
+    config::MAX_KEY_BYTES,
     identity::{Address, Incarnation, NodeState, PeerId},
 };
 
@@ -73,11 +74,21 @@ pub(crate) struct Request {
     pub(crate) id: u64,
     pub(crate) op: Op,
     pub(crate) group: u32,
-    pub(crate) key: Result<String, BadKey>,
+    /// As it came; see [`key`].
+    pub(crate) key: Bytes,
     /// How long the asker waits from now on.
     pub(crate) wait: Option<Duration>,
     pub(crate) chain: Chain,
     pub(crate) no_load: bool,
+}
+
+/// Checks the bytes of a key.
+pub(crate) fn key(bytes: &[u8]) -> Result<&str, BadKey> {
+    match bytes.len() {
+        0 => Err(BadKey::Empty),
+        n if n > MAX_KEY_BYTES => Err(BadKey::TooLong),
+        _ => std::str::from_utf8(bytes).map_err(|_| BadKey::NotUtf8),
+    }
 }
 
 /// Why bytes are no key.
@@ -177,4 +188,17 @@ pub(crate) enum Decline {
     Closing,
     /// A reason or a status of a newer version of the protocol.
     Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_checked() {
+        assert_eq!(key(b""), Err(BadKey::Empty));
+        assert_eq!(key(&[b'k'; MAX_KEY_BYTES + 1]), Err(BadKey::TooLong));
+        assert_eq!(key(&[0xff]), Err(BadKey::NotUtf8));
+        assert_eq!(key(&[b'k'; MAX_KEY_BYTES]).unwrap().len(), MAX_KEY_BYTES);
+    }
 }

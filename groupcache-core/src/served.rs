@@ -22,8 +22,8 @@ use crate::{
 
 /// A peer's question that memory could not answer.
 #[derive(Debug)]
-pub(crate) struct Ask {
-    pub(crate) key: String,
+pub(crate) struct Ask<'a> {
+    pub(crate) key: &'a str,
     pub(crate) wait: Duration,
     pub(crate) chain: Chain,
 }
@@ -89,7 +89,7 @@ pub(crate) trait Served: Send + Sync {
     /// Stores what it can of a page of a former owner.
     fn take_over(self: Arc<Self>, page: Page, pulled: Pulled) -> Pin<Box<dyn Future<Output = Taken> + Send>>;
     /// Joins the load of a key or begins it. Dropping the future leaves the load running.
-    fn load(self: Arc<Self>, ask: Ask) -> Answering;
+    fn load(self: Arc<Self>, ask: Ask<'_>) -> Answering;
     /// Drops what is held, and lets nothing be stored that is under way or is loaded within `hold`: another node writes.
     fn invalidate_and_hold(&self, key: &str, hold: Duration);
     /// The same, holding nothing.

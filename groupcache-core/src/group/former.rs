@@ -35,6 +35,7 @@ use crate::{
         link::Link,
         table::{Call, Outcome},
     },
+    short,
     store::Entry,
     sync::Mutex,
     value::Value,
@@ -336,7 +337,7 @@ impl<V: Value> Inner<V> {
         let now_ms = self.shared.local.clock.read_ms();
         let times = self.times_of_handed(age_ms, remaining_ms, now_ms, hash, changes)?;
         // A copy: a slice would hold the whole frame alive for as long as the value is kept.
-        let (held, heap_bytes) = Held::<V>::handed(Bytes::copy_from_slice(bytes)).ok()?;
+        let (held, heap_bytes) = Held::<V>::handed(short::copied(bytes)).ok()?;
         Some(Arc::new(Entry::new(key, held, heap_bytes, times)))
     }
 

@@ -77,10 +77,10 @@ impl<V: Value> Served for Inner<V> {
         Box::pin(self.take(page, pulled))
     }
 
-    fn load(self: Arc<Self>, ask: Ask) -> Answering {
+    fn load(self: Arc<Self>, ask: Ask<'_>) -> Answering {
         let hash = self.place.hash(ask.key.as_bytes());
         let joined = if self.shared.is_draining() {
-            match self.running_load(&ask.key) {
+            match self.running_load(ask.key) {
                 Some(flight) => Ok(Loading::Flight(flight, None)),
                 None => return Box::pin(std::future::ready(Answer::Declined(Decline::Draining))),
             }
@@ -91,14 +91,14 @@ impl<V: Value> Served for Inner<V> {
             let reason = if is_mine { LoadReason::Owner } else { LoadReason::Fallback };
             match mutant!(ServerForwards) && !is_mine {
                 true => Ok(self.join_fetch(
-                    &ask.key,
+                    ask.key,
                     hash,
                     self.shared.view(),
                     self.shared.changes.number(),
                     ask.chain,
                     tokio::time::Instant::now(),
                 )),
-                false => self.join_load(&ask.key, hash, &ask.chain, reason),
+                false => self.join_load(ask.key, hash, &ask.chain, reason),
             }
         };
         // Begun above, not when it is first polled: a request is older than what follows it on the connection.

@@ -4,10 +4,9 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::{Inner, held::Slot};
 use crate::{
-    message::{Handed, Page},
+    message::{self, Handed, Page},
     served::{Pulled, Taken},
     value::Value,
-    wire,
 };
 
 /// Entries that are taken before others get their turn: some tens of microseconds.
@@ -49,27 +48,27 @@ impl<V: Value> Inner<V> {
 
     /// What it takes of the budget; `None` = it is not kept.
     fn take_one(&self, handed: &Handed, pulled: Pulled) -> Option<u64> {
-        let key = wire::key(&handed.key).ok()?;
+        let key = message::key(&handed.key).ok()?;
         let hash = self.place.hash(key.as_bytes());
         let now_ms = self.shared.now_ms();
-        let is_wanted = self.owns(&self.shared.view_ref(), hash) && !self.holds.is_held(&key, pulled.asked_ms);
+        let is_wanted = self.owns(&self.shared.view_ref(), hash) && !self.holds.is_held(key, pulled.asked_ms);
         // What this node has handed over itself, and gets back, is about to end.
         let is_left_over = |slot: &Slot<V>| slot.is_expired(now_ms) || slot.is_lent();
-        if !is_wanted || !self.store.peek(&key).as_ref().is_none_or(is_left_over) {
+        if !is_wanted || !self.store.peek(key).as_ref().is_none_or(is_left_over) {
             return None;
         }
-        let slot = self.handed(&key, hash, &handed.bytes, handed.age_ms, handed.remaining_ms, pulled.changes)?;
+        let slot = self.handed(key, hash, &handed.bytes, handed.age_ms, handed.remaining_ms, pulled.changes)?;
         let bytes = slot.weight();
         let fill = || {
             // What is there is handed out: it may be the last of it, and is dropped outside of the lock.
-            let there = self.store.peek(&key);
+            let there = self.store.peek(key);
             let is_free = there.as_ref().is_none_or(is_left_over);
             let is_settled = self.formers.is_settled(pulled.number, hash) && !mutant!(PullIgnoresStripes);
             let is_kept = is_free && !is_settled;
-            (there, is_kept.then(|| self.store.insert(&key, slot)))
+            (there, is_kept.then(|| self.store.insert(key, slot)))
         };
-        let (_there, inserted) = self.flights.fill(&key, pulled.asked_ms, fill)?;
-        self.stored(&key, inserted?, false);
+        let (_there, inserted) = self.flights.fill(key, pulled.asked_ms, fill)?;
+        self.stored(key, inserted?, false);
         Some(bytes)
     }
 }

@@ -29,7 +29,7 @@ use crate::{
         link::{Link, LinkEvent, LinkEvents, Target, tell, wake},
         table::{Ended, Outcome},
     },
-    wire::{self, Frame},
+    wire::{Answered, Incoming, Outgoing, peer_client},
 };
 
 /// A connection that lived this long was a good one: the next attempt comes at once, the pauses begin anew.
@@ -155,10 +155,10 @@ enum Failure {
 
 /// A connection whose peer has said Hello.
 struct Open {
-    inbound: Streaming<Frame>,
+    inbound: Streaming<Incoming>,
     hello: Hello,
     /// What else the first frame said.
-    first: Frame,
+    first: Incoming,
 }
 
 /// Tries the addresses in turn until one says Hello.
@@ -184,7 +184,7 @@ async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Op
     let attempt = Attempt::new(&link.bytes_read);
     let channel = local.net.channel(address.as_str(), &local.limits, &attempt).map_err(|e| not_connected(&e))?;
     let failed = |status: &Status| failure(address, &attempt, status);
-    let mut client = wire::peer_client::PeerClient::new(channel)
+    let mut client = peer_client::PeerClient::new(channel)
         .max_decoding_message_size(local.limits.max_message_bytes())
         .max_encoding_message_size(local.limits.max_message_bytes());
     let (connection, waker) = link.table.lock().begin_connection();
@@ -195,7 +195,7 @@ async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Op
         Err(status) => return Err(failed(&status)),
     };
     let first = inbound.message().await.map_err(|status| failed(&status))?;
-    let first = first.and_then(|mut frame| wire::hello(&mut frame).map(|hello| (hello, frame)));
+    let first = first.and_then(|mut frame| frame.hello().map(|hello| (hello, frame)));
     let Some((hello, first)) = first else {
         let text = format!("{address} answers, and not with a Hello: is it a groupcache node?");
         return Err(Failure::Refused(Refusal::Rejected, text));
@@ -269,7 +269,7 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
             Ok(Some(frame)) => frame,
             Ok(None) | Err(_) => return End::Broken,
         };
-        match wire::hello(&mut frame) {
+        match frame.hello() {
             Some(Ok(hello)) if hello.id == id => {
                 take_hello(link, &hello);
                 send(events, link, LinkEvent::Hello(hello)).await;
@@ -296,16 +296,13 @@ fn take_hello(link: &Link, hello: &Hello) {
 }
 
 /// Takes everything else that a frame says; returns what the membership should hear.
-fn take(link: &Link, frame: Frame) -> Option<LinkEvent> {
+fn take(link: &Link, frame: Incoming) -> Option<LinkEvent> {
     let counters = &link.local.counters;
-    let frame = wire::open(frame);
-    let mut ended = Ended::new();
+    let mut ended = Ended::with_capacity(frame.answers.len());
     let waker = {
         let mut table = link.table.lock();
         table.read(link.local.clock.now_ms(), frame.pong);
-        for message in frame.answers {
-            let id = message.id;
-            let (answer, is_known) = wire::answer(message);
+        for Answered { id, answer, is_known } in frame.answers {
             if !is_known {
                 counters.unknown_answers.up();
             }
@@ -345,11 +342,11 @@ struct Outbound {
 }
 
 impl Stream for Outbound {
-    type Item = Frame;
+    type Item = Outgoing;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
         let local = &self.link.local;
-        let mut frame = wire::Outgoing::new(local.fingerprint());
+        let mut frame = Outgoing::new(local.fingerprint());
         {
             let mut table = self.link.table.lock();
             // Read under the lock: a change after it finds the waker there.
@@ -381,7 +378,7 @@ impl Stream for Outbound {
             local.counters.frames_sent.up();
             local.counters.requests_sent.add(frame.requests() as u64);
         }
-        Poll::Ready(Some(frame.finish()))
+        Poll::Ready(Some(frame))
     }
 }
 

@@ -18,12 +18,13 @@ use crate::{
     config::{MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER},
     identity::PeerId,
     lines::Lines,
-    message::{Answer, Decline, GroupName, Hello, Op, Request},
+    message::{self, Answer, Decline, GroupName, Hello, Op, Request},
     net::{DEAD, Security},
     peer::{hello::Local, outbox::Outbox, rate::Rate},
     served::{Answering, Ask, Registry, Served},
+    short,
     sync::{Keyed, Map},
-    wire::{self, Frame},
+    wire::Incoming,
 };
 
 /// What every connection serves from.
@@ -77,16 +78,16 @@ pub(super) enum Looked {
     Wait(Answering),
 }
 
-/// Memory, a remove, or, if the asker may have one more, the beginning of a load or of a set.
+/// Memory, a remove, or, if the asker may have one more (it is asked for only then), the beginning of a load or of a set.
 pub(super) fn first_look(
     service: &Service,
-    named: Named,
+    named: &Named,
     request: Request,
     asker: Option<&PeerId>,
-    may_wait: bool,
+    may_wait: impl FnOnce() -> bool,
 ) -> Looked {
     let declined = |why| Looked::Answer(Answer::Declined(why));
-    if let (Op::Clear, Named::Group(group) | Named::OtherFormat(group)) = (&request.op, &named) {
+    if let (Op::Clear, Named::Group(group) | Named::OtherFormat(group)) = (&request.op, named) {
         group.clear();
         return Looked::Answer(Answer::Done);
     }
@@ -95,11 +96,11 @@ pub(super) fn first_look(
             (None, _) => Looked::Answer(Answer::Unsupported),
             (_, Named::Unknown) => declined(Decline::UnknownGroup),
             (_, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
-            (Some(_), _) if !may_wait => Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER }),
-            (Some(asker), Named::Group(group)) => Looked::Wait(group.hand_over(asker.clone(), cursor)),
+            (Some(_), _) if !may_wait() => Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER }),
+            (Some(asker), Named::Group(group)) => Looked::Wait(Arc::clone(group).hand_over(asker.clone(), cursor)),
         };
     }
-    let key = match request.key {
+    let key = match message::key(&request.key) {
         Ok(key) => key,
         Err(bad) => return Looked::Answer(Answer::BadRequest(bad.text().to_owned())),
     };
@@ -107,43 +108,43 @@ pub(super) fn first_look(
         (Op::Unknown(_) | Op::HandOff { .. }, _) => Looked::Answer(Answer::Unsupported),
         (_, Named::Unknown) => declined(Decline::UnknownGroup),
         (Op::Get | Op::Peek | Op::Former, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
-        (Op::Former, Named::Group(group)) => Looked::Answer(group.former(&key)),
+        (Op::Former, Named::Group(group)) => Looked::Answer(group.former(key)),
         (Op::Get | Op::Peek, Named::Group(group)) => {
-            if let Some(answer) = Arc::clone(&group).hit(&key) {
+            if let Some(answer) = Arc::clone(group).hit(key) {
                 return Looked::Answer(answer);
             }
             if request.no_load {
                 return declined(Decline::NotHeld);
             }
-            if !may_wait {
+            if !may_wait() {
                 return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
             }
             let limit = service.local.limits.load_deadline;
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
-            Looked::Wait(group.load(Ask { key, wait, chain: request.chain }))
+            Looked::Wait(Arc::clone(group).load(Ask { key, wait, chain: request.chain }))
         }
         // Answered above; here for a group that is not known.
         (Op::Clear, _) => declined(Decline::UnknownGroup),
         (Op::Remove { hold }, Named::Group(group) | Named::OtherFormat(group)) => {
-            group.invalidate_and_hold(&key, hold);
+            group.invalidate_and_hold(key, hold);
             Looked::Answer(Answer::Done)
         }
         (Op::Set(_), Named::OtherFormat(group)) => {
-            group.invalidate(&key);
+            group.invalidate(key);
             declined(Decline::OtherFormat)
         }
         (Op::Set(value), Named::Group(group)) => {
             if value.len() > service.local.limits.max_value_bytes {
-                group.invalidate(&key);
+                group.invalidate(key);
                 return Looked::Answer(Answer::TooLarge);
             }
             // Decoding takes as long as it takes, and the value is held meanwhile.
-            if !may_wait {
-                group.invalidate(&key);
+            if !may_wait() {
+                group.invalidate(key);
                 return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
             }
             // A copy: a slice would hold the whole frame alive for as long as the value is kept.
-            Looked::Wait(group.set(&key, bytes::Bytes::copy_from_slice(&value)))
+            Looked::Wait(Arc::clone(group).set(key, short::copied(&value)))
         }
     }
 }
@@ -228,7 +229,13 @@ impl Connection {
         }
     }
 
-    pub(super) async fn serve(mut self, mut inbound: Streaming<Frame>, first: Frame, hello: Hello, lifetime: Lifetime) {
+    pub(super) async fn serve(
+        mut self,
+        mut inbound: Streaming<Incoming>,
+        first: Incoming,
+        hello: Hello,
+        lifetime: Lifetime,
+    ) {
         let mut ends = std::pin::pin!(lifetime.ends());
         let mut heard = Instant::now();
         let is_mounted = lifetime.is_mounted();
@@ -274,8 +281,8 @@ impl Connection {
     }
 
     /// Takes a frame: answers what it can, and begins to wait for the rest.
-    async fn take(&mut self, mut frame: Frame, hello: &Hello) -> Result<(), Status> {
-        match wire::hello(&mut frame) {
+    async fn take(&mut self, mut frame: Incoming, hello: &Hello) -> Result<(), Status> {
+        match frame.hello() {
             Some(Ok(again)) if again.id == hello.id => self.take_groups(&again.groups),
             Some(Ok(_)) => return Err(Status::failed_precondition("a connection speaks for one node all its life")),
             Some(Err(bad)) => return Err(Status::failed_precondition(bad.0)),
@@ -285,7 +292,6 @@ impl Connection {
             let groups: Vec<_> = self.groups.values().map(|(name, _)| name.clone()).collect();
             self.take_groups(&groups);
         }
-        let frame = wire::open(frame);
         let service = Arc::clone(&self.service);
         if frame.ping != 0 {
             self.outbox.pong(frame.ping);
@@ -314,10 +320,9 @@ impl Connection {
     }
 
     /// Answers some requests of a frame, each with its place in it.
-    fn answer(&mut self, requests: impl Iterator<Item = (usize, wire::RequestMessage)>) {
+    fn answer(&mut self, requests: impl Iterator<Item = (usize, Request)>) {
         let mut answers = Vec::with_capacity(AT_ONCE);
-        for (at, message) in requests {
-            let request = wire::request(message);
+        for (at, request) in requests {
             let id = request.id;
             if let Some(answer) = self.look(request, at) {
                 answers.push((id, answer));
@@ -341,10 +346,14 @@ impl Connection {
             }
         }
         let id = request.id;
-        let named = self.groups.get(&request.group).map_or(Named::Unknown, |(_, named)| named.clone());
+        let named = self.groups.get(&request.group).map_or(&Named::Unknown, |(_, named)| named);
         let has_room = self.loads.len() < self.service.local.limits.max_serving_per_peer;
-        let waiting = if has_room { self.service.may_wait() } else { None };
-        match first_look(&self.service, named, request, Some(&self.peer), waiting.is_some()) {
+        let mut waiting = None;
+        let may_wait = || {
+            waiting = self.service.may_wait().filter(|_| has_room);
+            waiting.is_some()
+        };
+        match first_look(&self.service, named, request, Some(&self.peer), may_wait) {
             Looked::Answer(answer) => Some(self.sized(answer)),
             Looked::Wait(answering) => {
                 self.waiting.insert(id, ());

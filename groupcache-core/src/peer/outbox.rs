@@ -19,7 +19,7 @@ use crate::{
     message::Answer,
     peer::hello::Local,
     sync::Mutex,
-    wire::{self, Frame},
+    wire::{Outgoing, answer_bytes},
 };
 
 /// Small answers that may wait for a peer on top of the byte limit; one that reads none of them is cut off.
@@ -58,10 +58,10 @@ impl Outbox {
         }
         self.change(|queue| {
             for (id, mut answer) in answers {
-                let mut bytes = wire::answer_bytes(&answer);
+                let mut bytes = answer_bytes(&answer);
                 if queue.bytes + bytes > self.local.limits.max_queued_answer_bytes {
                     answer = Answer::Overloaded { retry_after: RETRY_AFTER };
-                    bytes = wire::answer_bytes(&answer);
+                    bytes = answer_bytes(&answer);
                 }
                 queue.bytes += bytes;
                 queue.answers.push_back((id, answer));
@@ -134,11 +134,11 @@ impl Outbox {
 pub(crate) struct Outbound(pub(super) Arc<Outbox>);
 
 impl Stream for Outbound {
-    type Item = Result<Frame, Status>;
+    type Item = Result<Outgoing, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let local = &self.0.local;
-        let mut frame = wire::Outgoing::new(local.fingerprint());
+        let mut frame = Outgoing::new(local.fingerprint());
         let mut queue = self.0.queue.lock();
         // Read under the lock: a change after it finds the waker there.
         let version = local.version();
@@ -164,15 +164,16 @@ impl Stream for Outbound {
         }
         frame.pong(std::mem::take(&mut queue.pong));
         let mut bytes = 0;
+        frame.reserve(queue.bytes);
         while bytes < BATCH_BYTES
             && let Some((id, answer)) = queue.answers.pop_front()
         {
-            let size = wire::answer_bytes(&answer);
+            let size = answer_bytes(&answer);
             queue.bytes -= size;
             bytes += size;
             frame.answer(id, answer);
         }
-        Poll::Ready(Some(Ok(frame.finish())))
+        Poll::Ready(Some(Ok(frame)))
     }
 }
 

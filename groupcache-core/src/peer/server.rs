@@ -26,7 +26,7 @@ use crate::{
     },
     served::Registry,
     sync::{Keyed, sharded},
-    wire::{self, Frame},
+    wire::{self, GetRequest, Incoming, UnaryAnswer},
 };
 
 /// The peer service of a node.
@@ -119,7 +119,7 @@ impl Server {
 impl wire::peer_server::Peer for Server {
     type ConnectStream = Outbound;
 
-    async fn connect(&self, request: tonic::Request<Streaming<Frame>>) -> Result<Response<Outbound>, Status> {
+    async fn connect(&self, request: tonic::Request<Streaming<Incoming>>) -> Result<Response<Outbound>, Status> {
         let server = &self.0;
         let sender = self.sender(request.extensions())?;
         // Limits are those of a connection: a second stream on it would have them twice.
@@ -133,7 +133,7 @@ impl wire::peer_server::Peer for Server {
         let first = timeout(CLIENT_HELLO, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no Hello within 5 s"))??
-            .and_then(|mut frame| wire::hello(&mut frame).map(|hello| (hello, frame)));
+            .and_then(|mut frame| frame.hello().map(|hello| (hello, frame)));
         let Some((hello, frame)) = first else {
             server.service.local.counters.rejected.up();
             return Err(Status::failed_precondition("the first frame of a connection carries a Hello"));
@@ -167,7 +167,7 @@ impl wire::peer_server::Peer for Server {
         Ok(Response::new(Outbound(outbox)))
     }
 
-    async fn get(&self, request: tonic::Request<wire::GetRequest>) -> Result<Response<wire::AnswerMessage>, Status> {
+    async fn get(&self, request: tonic::Request<GetRequest>) -> Result<Response<UnaryAnswer>, Status> {
         let server = &self.0;
         let sender = self.sender(request.extensions())?;
         let (cluster, group, format, request) = wire::unary(request.into_inner());
@@ -176,12 +176,16 @@ impl wire::peer_server::Peer for Server {
         }
         let _in_use = sender.session.as_ref().map(InUse::begin);
         let group = resolve(&server.service.registry, &group, format);
-        let waiting = server.service.may_wait();
-        let answer = match first_look(&server.service, group, request, None, waiting.is_some()) {
+        let mut waiting = None;
+        let may_wait = || {
+            waiting = server.service.may_wait();
+            waiting.is_some()
+        };
+        let answer = match first_look(&server.service, &group, request, None, may_wait) {
             Looked::Answer(answer) => answer,
             Looked::Wait(answering) => answering.await,
         };
-        Ok(Response::new(wire::answer_message(0, answer)))
+        Ok(Response::new(UnaryAnswer(answer)))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
     config::{BATCH_BYTES, IDLE_PING, QUIET, SILENCE},
     message::{Answer, Op},
     peer::breaker::{Breaker, End},
-    wire,
+    wire::{Asked, Outgoing},
 };
 
 /// What many callers ask at the same time leaves in so many frames, or the peer would be idle while those who were
@@ -21,6 +21,9 @@ const SHARES: usize = 4;
 
 /// A frame of fewer requests costs more than it brings.
 const SMALLEST_SHARE: usize = 16;
+
+/// What a get takes in a frame, with a key of 30 bytes.
+const USUAL_REQUEST_BYTES: usize = 56;
 
 /// A request to a peer, until it is answered.
 pub(crate) struct Call {
@@ -226,10 +229,13 @@ impl Table {
     }
 
     /// Fills a frame with what is due, up to `max_requests` and [`BATCH_BYTES`].
-    pub(crate) fn fill(&mut self, frame: &mut wire::Outgoing, max_requests: usize, now_ms: u64) {
+    pub(crate) fn fill(&mut self, frame: &mut Outgoing, max_requests: usize, now_ms: u64) {
         let share = (self.in_flight / SHARES).max(SMALLEST_SHARE);
         let max_requests = if self.is_whole { max_requests } else { max_requests.min(share) };
         let mut bytes = 0;
+        if self.corked == 0 {
+            frame.reserve(self.queue.len().min(max_requests) * USUAL_REQUEST_BYTES);
+        }
         // A frame that carries a Hello leaves at once, and what is kept back does not leave with it.
         while self.corked == 0 && frame.requests() < max_requests && bytes < BATCH_BYTES {
             match self.queue.pop_front() {
@@ -238,8 +244,9 @@ impl Table {
                     if let Some(InFlight { call, .. }) = self.slot(id) {
                         let wait = Duration::from_millis(call.deadline_ms.saturating_sub(now_ms));
                         let Call { op, group, key, rank, chain, .. } = call;
-                        frame.request(wire::request_message(id, op, *group, key, wait, *rank, chain));
-                        bytes += wire::request_bytes(&call.op, &call.key);
+                        let asked = Asked { id, op, group: *group, key, wait, rank: *rank, chain };
+                        bytes += asked.bytes();
+                        frame.request(&asked);
                     }
                 }
                 None => break,

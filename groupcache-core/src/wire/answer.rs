@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::Message;
 
-use super::{AnswerMessage, millis, proto};
+use super::{
+    MAX_PARTS,
+    field::{Fields, Malformed, Part, Sink},
+    millis,
+};
 use crate::{
     config::MAX_ERROR_TEXT,
     message::{Answer, Decline, Encoded, Handed, Page, Source},
+    short,
 };
 
 /// Bytes that an answer takes in a frame, about.
@@ -42,103 +46,205 @@ mod status {
     pub(super) const PAGE: u32 = 14;
 }
 
-pub(crate) fn answer_message(id: u64, answer: Answer) -> AnswerMessage {
-    let mut out = AnswerMessage { id, ..AnswerMessage::default() };
-    out.status = match answer {
-        Answer::Value(value) => {
-            out.value = value.bytes;
-            out.age_ms = value.age_ms;
-            out.remaining_ms = value.remaining_ms;
-            out.borrow_for_ms = value.borrow_ms;
-            out.hot_rate = u32::from(value.is_hot);
-            out.source = u32::from(value.source == Source::Loaded);
-            status::VALUE
+/// Numbers of the fields of an answer.
+mod tag {
+    pub(super) const ID: u32 = 1;
+    pub(super) const STATUS: u32 = 2;
+    pub(super) const VALUE: u32 = 3;
+    pub(super) const AGE_MS: u32 = 8;
+    pub(super) const REMAINING_MS: u32 = 9;
+    pub(super) const BORROW_FOR_MS: u32 = 12;
+    pub(super) const HOT_RATE: u32 = 13;
+    pub(super) const SOURCE: u32 = 14;
+    pub(super) const TRANSIENT: u32 = 15;
+    pub(super) const TEXT: u32 = 16;
+    pub(super) const REASON: u32 = 17;
+    pub(super) const RETRY_AFTER_MS: u32 = 18;
+}
+
+/// Numbers of the fields of a page.
+mod page_tag {
+    pub(super) const ENTRIES: u32 = 1;
+    pub(super) const NEXT: u32 = 2;
+    pub(super) const LEFT: u32 = 3;
+}
+
+/// Numbers of the fields of what it hands over.
+mod handed_tag {
+    pub(super) const KEY: u32 = 1;
+    pub(super) const VALUE: u32 = 2;
+    pub(super) const AGE_MS: u32 = 3;
+    pub(super) const REMAINING_MS: u32 = 4;
+}
+
+/// An answer that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told<'a>(pub(super) u64, pub(super) &'a Answer);
+
+impl Part for Told<'_> {
+    fn write(&self, out: &mut impl Sink) {
+        let Self(id, answer) = *self;
+        out.number(tag::ID, id);
+        out.number(tag::STATUS, u64::from(status_of(answer)));
+        match answer {
+            Answer::Value(value) => {
+                out.bytes(tag::VALUE, &value.bytes);
+                out.number(tag::AGE_MS, value.age_ms);
+                if let Some(remaining_ms) = value.remaining_ms {
+                    out.present(tag::REMAINING_MS, remaining_ms);
+                }
+                out.number(tag::BORROW_FOR_MS, value.borrow_ms);
+                out.number(tag::HOT_RATE, u64::from(value.is_hot));
+                out.number(tag::SOURCE, u64::from(value.source == Source::Loaded));
+            }
+            Answer::LoadFailed { is_transient, text } => {
+                out.number(tag::TRANSIENT, u64::from(*is_transient));
+                out.bytes(tag::TEXT, shortened(text).as_bytes());
+            }
+            Answer::BadRequest(text) => out.bytes(tag::TEXT, shortened(text).as_bytes()),
+            Answer::Declined(why) => out.number(tag::REASON, u64::from(decline_number(*why))),
+            Answer::Overloaded { retry_after } => out.number(tag::RETRY_AFTER_MS, u64::from(millis(*retry_after))),
+            Answer::Page(page) => out.part(tag::VALUE, page),
+            Answer::NotFound
+            | Answer::TooLarge
+            | Answer::Pending
+            | Answer::Deadline
+            | Answer::WrongPeer
+            | Answer::Unsupported
+            | Answer::Done => {}
         }
+    }
+}
+
+fn status_of(answer: &Answer) -> u32 {
+    match answer {
+        Answer::Value(_) => status::VALUE,
         Answer::NotFound => status::NOT_FOUND,
-        Answer::LoadFailed { is_transient, text } => {
-            out.transient = is_transient;
-            out.text = shortened(text);
-            status::LOADER_ERROR
-        }
-        Answer::Overloaded { retry_after } => {
-            out.retry_after_ms = u64::from(millis(retry_after));
-            status::OVERLOADED
-        }
-        Answer::Declined(why) => {
-            out.reason = decline_number(why);
-            status::DECLINED
-        }
+        Answer::LoadFailed { .. } => status::LOADER_ERROR,
+        Answer::Overloaded { .. } => status::OVERLOADED,
+        Answer::Declined(_) => status::DECLINED,
         Answer::TooLarge => status::TOO_LARGE,
         Answer::Pending => status::PENDING,
         Answer::Deadline => status::DEADLINE,
         Answer::WrongPeer => status::WRONG_PEER,
         Answer::Unsupported => status::UNSUPPORTED,
         Answer::Done => status::DONE,
-        Answer::BadRequest(text) => {
-            out.text = shortened(text);
-            status::BAD_REQUEST
-        }
-        Answer::Page(page) => {
-            out.value = write_page(page);
-            status::PAGE
-        }
-    };
-    out
+        Answer::BadRequest(_) => status::BAD_REQUEST,
+        Answer::Page(_) => status::PAGE,
+    }
 }
 
-/// Reads an answer; the flag says whether its status is one that we know.
-pub(crate) fn answer(message: AnswerMessage) -> (Answer, bool) {
-    let answer = match message.status {
+impl Part for Page {
+    fn write(&self, out: &mut impl Sink) {
+        self.entries.iter().for_each(|handed| out.part(page_tag::ENTRIES, handed));
+        out.number(page_tag::NEXT, self.next);
+        out.number(page_tag::LEFT, self.left);
+    }
+}
+
+impl Part for Handed {
+    fn write(&self, out: &mut impl Sink) {
+        out.bytes(handed_tag::KEY, &self.key);
+        out.bytes(handed_tag::VALUE, &self.bytes);
+        out.number(handed_tag::AGE_MS, self.age_ms);
+        if let Some(remaining_ms) = self.remaining_ms {
+            out.present(handed_tag::REMAINING_MS, remaining_ms);
+        }
+    }
+}
+
+/// An answer as it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answered {
+    pub(crate) id: u64,
+    pub(crate) answer: Answer,
+    /// Its status is one that we know.
+    pub(crate) is_known: bool,
+}
+
+/// Reads an answer, which is a part of `frame`. Fields that are not used here are not looked at.
+pub(super) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Malformed> {
+    let (mut id, mut status, mut age_ms, mut remaining_ms, mut borrow_ms) = (0, 0, 0, None, 0);
+    let (mut hot_rate, mut source, mut is_transient, mut reason, mut retry_after_ms) = (0, 0, false, 0, 0);
+    let (mut value, mut text): (&[u8], &[u8]) = (&[], &[]);
+    while let Some(key) = fields.key()? {
+        match key.tag {
+            tag::ID => id = fields.number(key)?,
+            tag::STATUS => status = fields.number32(key)?,
+            tag::VALUE => value = fields.bytes(key)?,
+            tag::AGE_MS => age_ms = fields.number(key)?,
+            tag::REMAINING_MS => remaining_ms = Some(fields.number(key)?),
+            tag::BORROW_FOR_MS => borrow_ms = fields.number(key)?,
+            tag::HOT_RATE => hot_rate = fields.number32(key)?,
+            tag::SOURCE => source = fields.number32(key)?,
+            tag::TRANSIENT => is_transient = fields.flag(key)?,
+            tag::TEXT => text = fields.bytes(key)?,
+            tag::REASON => reason = fields.number32(key)?,
+            tag::RETRY_AFTER_MS => retry_after_ms = fields.number(key)?,
+            _ => fields.pass_over(key)?,
+        }
+    }
+    let text = || shortened(&String::from_utf8_lossy(text.get(..MAX_ERROR_TEXT).unwrap_or(text))).to_owned();
+    let answer = match status {
         status::VALUE => Answer::Value(Encoded {
-            bytes: message.value,
-            age_ms: message.age_ms,
-            remaining_ms: message.remaining_ms,
-            borrow_ms: message.borrow_for_ms,
-            is_hot: message.hot_rate > 0,
-            source: if message.source == 1 { Source::Loaded } else { Source::Memory },
+            bytes: short::part(frame, value),
+            age_ms,
+            remaining_ms,
+            borrow_ms,
+            is_hot: hot_rate > 0,
+            source: if source == 1 { Source::Loaded } else { Source::Memory },
         }),
         status::NOT_FOUND => Answer::NotFound,
-        status::LOADER_ERROR => Answer::LoadFailed { is_transient: message.transient, text: message.text },
-        status::OVERLOADED => Answer::Overloaded { retry_after: Duration::from_millis(message.retry_after_ms) },
-        status::DECLINED => Answer::Declined(read_decline(message.reason)),
+        status::LOADER_ERROR => Answer::LoadFailed { is_transient, text: text() },
+        status::OVERLOADED => {
+            Answer::Overloaded { retry_after: Duration::from_millis(retry_after_ms.min(u64::from(u32::MAX))) }
+        }
+        status::DECLINED => Answer::Declined(read_decline(reason)),
         status::TOO_LARGE => Answer::TooLarge,
         status::PENDING => Answer::Pending,
         status::DEADLINE => Answer::Deadline,
         status::WRONG_PEER => Answer::WrongPeer,
         status::UNSUPPORTED => Answer::Unsupported,
         status::DONE => Answer::Done,
-        status::BAD_REQUEST => Answer::BadRequest(message.text),
-        status::PAGE => match read_page(message.value) {
-            Some(page) => Answer::Page(page),
-            None => return (Answer::Declined(Decline::Other), false),
+        status::BAD_REQUEST => Answer::BadRequest(text()),
+        status::PAGE => match read_page(frame, Fields(value)) {
+            Ok(page) => Answer::Page(page),
+            Err(_) => return Ok(Answered { id, answer: Answer::Declined(Decline::Other), is_known: false }),
         },
-        _ => return (Answer::Declined(Decline::Other), false),
+        _ => return Ok(Answered { id, answer: Answer::Declined(Decline::Other), is_known: false }),
     };
-    (answer, true)
+    Ok(Answered { id, answer, is_known: true })
 }
 
-fn write_page(page: Page) -> Bytes {
-    let entry = |handed: Handed| proto::Handed {
-        key: handed.key,
-        value: handed.bytes,
-        age_ms: handed.age_ms,
-        remaining_ms: handed.remaining_ms,
-    };
-    let entries = page.entries.into_iter().map(entry).collect();
-    proto::Page { entries, next: page.next, left: page.left }.encode_to_vec().into()
+fn read_page(frame: &Bytes, mut fields: Fields<'_>) -> Result<Page, Malformed> {
+    let mut page = Page::default();
+    while let Some(key) = fields.key()? {
+        match key.tag {
+            page_tag::ENTRIES if page.entries.len() == MAX_PARTS => {
+                return Err(Malformed::too_much(format!("a page has more than {MAX_PARTS} entries")));
+            }
+            page_tag::ENTRIES => page.entries.push(read_handed(frame, Fields(fields.bytes(key)?))?),
+            page_tag::NEXT => page.next = fields.number(key)?,
+            page_tag::LEFT => page.left = fields.number(key)?,
+            _ => fields.pass_over(key)?,
+        }
+    }
+    Ok(page)
 }
 
-/// `None` when it is none, or has more parts than a message may have.
-fn read_page(bytes: Bytes) -> Option<Page> {
-    crate::codec::look_over(&bytes, false).ok()?;
-    let page = proto::Page::decode(bytes).ok()?;
-    let entry = |handed: proto::Handed| Handed {
-        key: handed.key,
-        bytes: handed.value,
-        age_ms: handed.age_ms,
-        remaining_ms: handed.remaining_ms,
-    };
-    Some(Page { entries: page.entries.into_iter().map(entry).collect(), next: page.next, left: page.left })
+fn read_handed(frame: &Bytes, mut fields: Fields<'_>) -> Result<Handed, Malformed> {
+    let (mut name, mut value): (&[u8], &[u8]) = (&[], &[]);
+    let (mut age_ms, mut remaining_ms) = (0, None);
+    while let Some(key) = fields.key()? {
+        match key.tag {
+            handed_tag::KEY => name = fields.bytes(key)?,
+            handed_tag::VALUE => value = fields.bytes(key)?,
+            handed_tag::AGE_MS => age_ms = fields.number(key)?,
+            handed_tag::REMAINING_MS => remaining_ms = Some(fields.number(key)?),
+            _ => fields.pass_over(key)?,
+        }
+    }
+    Ok(Handed { key: frame.slice_ref(name), bytes: frame.slice_ref(value), age_ms, remaining_ms })
 }
 
 fn decline_number(why: Decline) -> u32 {
@@ -164,72 +270,10 @@ fn read_decline(number: u32) -> Decline {
 }
 
 /// At most [`MAX_ERROR_TEXT`] bytes, cut between characters.
-fn shortened(mut text: String) -> String {
+fn shortened(text: &str) -> &str {
     let mut end = text.len().min(MAX_ERROR_TEXT);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text.truncate(end);
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_answer_comes_back_as_it_went() {
-        let value = Encoded {
-            bytes: "v".into(),
-            age_ms: 3,
-            remaining_ms: Some(0),
-            borrow_ms: 7,
-            is_hot: true,
-            source: Source::Loaded,
-        };
-        let handed = |remaining_ms| Handed { key: "k".into(), bytes: "v".into(), age_ms: 3, remaining_ms };
-        let page = Page { entries: vec![handed(None), handed(Some(0))], next: 5, left: 7 };
-        for sent in [
-            Answer::Value(value),
-            Answer::NotFound,
-            Answer::LoadFailed { is_transient: true, text: "t".into() },
-            Answer::Overloaded { retry_after: Duration::from_millis(7) },
-            Answer::Declined(Decline::Draining),
-            Answer::TooLarge,
-            Answer::Pending,
-            Answer::Deadline,
-            Answer::WrongPeer,
-            Answer::Unsupported,
-            Answer::Done,
-            Answer::BadRequest("b".into()),
-            Answer::Page(page),
-        ] {
-            let bytes = answer_message(1, sent.clone()).encode_to_vec();
-            let (read, known) = answer(AnswerMessage::decode(&*bytes).unwrap());
-            assert_eq!(read, sent);
-            assert!(known);
-        }
-    }
-
-    #[test]
-    fn a_page_with_more_parts_than_a_message_may_have_is_not_read() {
-        let page = |entries| proto::Page { entries: vec![proto::Handed::default(); entries], next: 0, left: 0 };
-        for (entries, is_read) in [(16_384, true), (16_385, false)] {
-            let value = page(entries).encode_to_vec().into();
-            let message = AnswerMessage { status: status::PAGE, value, ..AnswerMessage::default() };
-            assert_eq!(matches!(answer(message), (Answer::Page(_), true)), is_read, "{entries}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_status_is_a_decline() {
-        let message = AnswerMessage { status: 99, ..AnswerMessage::default() };
-        assert_eq!(answer(message), (Answer::Declined(Decline::Other), false));
-    }
-
-    #[test]
-    fn a_long_text_is_cut_between_characters() {
-        let text = shortened("ü".repeat(1000));
-        assert!(text.len() <= MAX_ERROR_TEXT && text.len() > MAX_ERROR_TEXT - 2);
-    }
+    text.get(..end).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! What nodes say of themselves first.
 
-use super::{Frame, VERSION, proto};
+use super::{VERSION, proto};
 use crate::{
     config::{FRAME_SLACK_BYTES, MAX_KEY_BYTES},
     identity::{Address, Incarnation, MAX_ADDRESSES, MAX_WEIGHT, NodeState, PeerId, check_name},
@@ -43,12 +43,7 @@ pub(super) fn write(hello: &Hello, max_in_flight: usize) -> proto::Hello {
     }
 }
 
-/// The Hello of a frame, if it carries one.
-pub(crate) fn hello(frame: &mut Frame) -> Option<Result<Hello, BadHello>> {
-    frame.hello.take().map(read)
-}
-
-fn read(hello: proto::Hello) -> Result<Hello, BadHello> {
+pub(super) fn read(hello: proto::Hello) -> Result<Hello, BadHello> {
     if hello.min_version > VERSION || hello.max_version < VERSION {
         return Err(BadHello(format!(
             "versions {} to {} of the protocol are spoken there and {VERSION} here; run releases that share one",
@@ -123,8 +118,7 @@ mod tests {
             ..proto::Hello::default()
         };
         change(&mut message);
-        let mut frame = Frame { hello: Some(message), ..Frame::default() };
-        super::hello(&mut frame).expect("there is one")
+        read(message)
     }
 
     #[test]

@@ -4,11 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{GetRequest, RequestMessage, millis};
+use super::{
+    GetRequest,
+    field::{Fields, Malformed, Part, Sink},
+    millis,
+};
 use crate::{
-    chain::Chain,
-    config::MAX_KEY_BYTES,
-    message::{BadKey, Op, Request},
+    chain::{Chain, MAX_HASHES},
+    message::{Op, Request},
 };
 
 /// The role of a former owner, who is asked by the next one.
@@ -16,82 +19,131 @@ const ROLE_PEEK: u32 = 1000;
 /// The role of a former owner that hands pages over.
 const ROLE_HAND_OFF: u32 = 1001;
 
-#[inline] // it is built where it goes, and not copied
-pub(crate) fn request_message(
-    id: u64,
-    op: &Op,
-    group: u32,
-    key: &str,
-    wait: Duration,
-    rank: usize,
-    chain: &Chain,
-) -> RequestMessage {
-    let no_load = matches!(op, Op::Peek | Op::Former);
-    let cursor = if let Op::HandOff { cursor } = op { *cursor } else { 0 };
-    let role = match op {
-        Op::Former => ROLE_PEEK,
-        Op::HandOff { .. } => ROLE_HAND_OFF,
-        _ => rank.min(999) as u32,
+/// Numbers of the fields of a request.
+mod tag {
+    pub(super) const ID: u32 = 1;
+    pub(super) const OP: u32 = 2;
+    pub(super) const GROUP: u32 = 3;
+    pub(super) const KEY: u32 = 4;
+    pub(super) const DEADLINE_MS: u32 = 5;
+    pub(super) const ROLE: u32 = 6;
+    pub(super) const CHAIN: u32 = 7;
+    pub(super) const NO_LOAD: u32 = 12;
+    pub(super) const VALUE: u32 = 13;
+    pub(super) const DEPTH: u32 = 14;
+    pub(super) const HOLD_MS: u32 = 15;
+    pub(super) const CURSOR: u32 = 16;
+}
+
+/// A request that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) id: u64,
+    pub(crate) op: &'a Op,
+    /// Index in our own Hello.
+    pub(crate) group: u32,
+    pub(crate) key: &'a str,
+    /// How long we wait from now on.
+    pub(crate) wait: Duration,
+    /// 0 = as the owner, n = as the n-th successor.
+    pub(crate) rank: usize,
+    pub(crate) chain: &'a Chain,
+}
+
+impl Asked<'_> {
+    /// Bytes that it takes in a frame, about.
+    pub(crate) fn bytes(&self) -> usize {
+        64 + self.key.len() + if let Op::Set(value) = self.op { value.len() } else { 0 }
+    }
+}
+
+impl Part for Asked<'_> {
+    fn write(&self, out: &mut impl Sink) {
+        let op = match self.op {
+            Op::Get | Op::Peek | Op::Former => 0,
+            Op::Set(_) => 1,
+            Op::Remove { .. } => 2,
+            Op::Clear => 3,
+            Op::HandOff { .. } => 4,
+            Op::Unknown(number) => *number,
+        };
+        let role = match self.op {
+            Op::Former => ROLE_PEEK,
+            Op::HandOff { .. } => ROLE_HAND_OFF,
+            _ => self.rank.min(999) as u32,
+        };
+        out.number(tag::ID, self.id);
+        out.number(tag::OP, u64::from(op));
+        out.number(tag::GROUP, u64::from(self.group));
+        out.bytes(tag::KEY, self.key.as_bytes());
+        out.number(tag::DEADLINE_MS, u64::from(millis(self.wait).max(1)));
+        out.number(tag::ROLE, u64::from(role));
+        out.fixed64s(tag::CHAIN, self.chain.as_slice());
+        match self.op {
+            Op::Peek | Op::Former => out.number(tag::NO_LOAD, 1),
+            Op::Set(value) => out.bytes(tag::VALUE, value),
+            Op::Remove { hold } => out.number(tag::HOLD_MS, u64::from(millis(*hold))),
+            Op::HandOff { cursor } => out.number(tag::CURSOR, *cursor),
+            Op::Get | Op::Clear | Op::Unknown(_) => {}
+        }
+        out.number(tag::DEPTH, self.chain.depth() as u64);
+    }
+}
+
+/// Reads a request, which is a part of `frame`. Fields that are not used here are not looked at.
+pub(super) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Malformed> {
+    let (mut op, mut role, mut deadline_ms, mut depth, mut hold_ms, mut cursor) = (0, 0, 0, 0, 0, 0);
+    let (mut name, mut value): (&[u8], &[u8]) = (&[], &[]);
+    let (mut hashes, mut hash_count) = ([0; MAX_HASHES], 0);
+    let (mut id, mut group, mut no_load) = (0, 0, false);
+    while let Some(key) = fields.key()? {
+        match key.tag {
+            tag::ID => id = fields.number(key)?,
+            tag::OP => op = fields.number32(key)?,
+            tag::GROUP => group = fields.number32(key)?,
+            tag::KEY => name = fields.bytes(key)?,
+            tag::DEADLINE_MS => deadline_ms = fields.number32(key)?,
+            tag::ROLE => role = fields.number32(key)?,
+            tag::CHAIN => fields.fixed64s(key, |hash| {
+                if let Some(place) = hashes.get_mut(hash_count) {
+                    *place = hash;
+                    hash_count += 1;
+                }
+            })?,
+            tag::NO_LOAD => no_load = fields.flag(key)?,
+            tag::VALUE => value = fields.bytes(key)?,
+            tag::DEPTH => depth = fields.number32(key)?,
+            tag::HOLD_MS => hold_ms = fields.number32(key)?,
+            tag::CURSOR => cursor = fields.number(key)?,
+            _ => fields.pass_over(key)?,
+        }
+    }
+    let op = match op {
+        0 if no_load && role == ROLE_PEEK => Op::Former,
+        0 => Op::Get,
+        1 => Op::Set(frame.slice_ref(value)),
+        2 => Op::Remove { hold: Duration::from_millis(u64::from(hold_ms)) },
+        3 => Op::Clear,
+        4 => Op::HandOff { cursor },
+        other => Op::Unknown(other),
     };
-    let hold_ms = if let Op::Remove { hold } = op { millis(*hold) } else { 0 };
-    let (op, value) = match op {
-        Op::Get => (0, Bytes::new()),
-        Op::Set(value) => (1, value.clone()),
-        Op::Remove { .. } => (2, Bytes::new()),
-        Op::Clear => (3, Bytes::new()),
-        Op::Peek | Op::Former => (0, Bytes::new()),
-        Op::HandOff { .. } => (4, Bytes::new()),
-        Op::Unknown(n) => (*n, Bytes::new()),
-    };
-    RequestMessage {
+    Ok(Request {
         id,
         op,
         group,
-        key: Bytes::copy_from_slice(key.as_bytes()),
-        deadline_ms: millis(wait).max(1),
-        role,
-        chain: chain.as_slice().to_vec(),
-        depth: chain.depth() as u32,
-        value,
-        no_load,
-        hold_ms,
-        cursor,
-        ..RequestMessage::default()
-    }
-}
-
-/// Bytes that a request takes in a frame, about.
-pub(crate) fn request_bytes(op: &Op, key: &str) -> usize {
-    64 + key.len() + if let Op::Set(value) = op { value.len() } else { 0 }
-}
-
-pub(crate) fn request(request: RequestMessage) -> Request {
-    Request {
-        id: request.id,
-        op: match request.op {
-            0 if request.no_load && request.role == ROLE_PEEK => Op::Former,
-            0 => Op::Get,
-            1 => Op::Set(request.value),
-            2 => Op::Remove { hold: Duration::from_millis(u64::from(request.hold_ms)) },
-            3 => Op::Clear,
-            4 => Op::HandOff { cursor: request.cursor },
-            other => Op::Unknown(other),
+        key: frame.slice_ref(name),
+        wait: wait(deadline_ms),
+        chain: if hash_count == 0 && depth == 0 {
+            Chain::EMPTY
+        } else {
+            Chain::of(depth, hashes.into_iter().take(hash_count))
         },
-        group: request.group,
-        key: key(&request.key),
-        wait: (request.deadline_ms > 0).then(|| Duration::from_millis(u64::from(request.deadline_ms))),
-        chain: Chain::of(request.depth, request.chain),
-        no_load: request.no_load,
-    }
+        no_load,
+    })
 }
 
-/// Checks the bytes of a key.
-pub(crate) fn key(bytes: &[u8]) -> Result<String, BadKey> {
-    match bytes.len() {
-        0 => Err(BadKey::Empty),
-        n if n > MAX_KEY_BYTES => Err(BadKey::TooLong),
-        _ => std::str::from_utf8(bytes).map(ToOwned::to_owned).map_err(|_| BadKey::NotUtf8),
-    }
+fn wait(deadline_ms: u32) -> Option<Duration> {
+    (deadline_ms > 0).then(|| Duration::from_millis(u64::from(deadline_ms)))
 }
 
 /// A get of the unary service, as a request.
@@ -100,23 +152,10 @@ pub(crate) fn unary(get: GetRequest) -> (String, Arc<str>, u32, Request) {
         id: 0,
         op: Op::Get,
         group: 0,
-        key: key(&get.key),
-        wait: (get.deadline_ms > 0).then(|| Duration::from_millis(u64::from(get.deadline_ms))),
+        key: get.key,
+        wait: wait(get.deadline_ms),
         chain: Chain::EMPTY,
         no_load: get.no_load,
     };
     (get.cluster, get.group.into(), get.format, request)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_checked() {
-        assert_eq!(key(b""), Err(BadKey::Empty));
-        assert_eq!(key(&[b'k'; 1025]), Err(BadKey::TooLong));
-        assert_eq!(key(&[0xff]), Err(BadKey::NotUtf8));
-        assert_eq!(key(&[b'k'; 1024]).unwrap().len(), 1024);
-    }
 }

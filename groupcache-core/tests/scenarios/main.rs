@@ -45,15 +45,11 @@ mod wire_limits;
 mod writes;
 mod zones;
 
-/// What the generated code names; a test may say what a node would not.
-mod codec {
-    pub use tonic_prost::ProstCodec as Codec;
-}
-
 /// The messages themselves, for tests that speak the protocol as no node would.
 ///
 /// Included and not a module by path: the formatter follows those, and the code must stay as it was generated.
 #[allow(missing_docs, reason = "generated")]
 mod proto {
     include!("../../src/proto/groupcache.v1.rs");
+    include!("../../src/proto/plain.rs");
 }

@@ -27,7 +27,7 @@ use crate::{
         table::{Call, Outcome, Reply},
     },
     sync::Mutex,
-    wire::{Frame, Outgoing},
+    wire::{Incoming, Outgoing},
 };
 
 const DEADLINE: Duration = Duration::from_millis(100);
@@ -92,7 +92,7 @@ impl Scene {
     }
 
     /// Answers what a frame asks for, each in a task of its own and so in any order; `frame` is what the peer read.
-    fn answer(self: &Arc<Self>, frame: Frame) {
+    fn answer(self: &Arc<Self>, frame: Incoming) {
         for request in frame.requests {
             let key = String::from_utf8(request.key.to_vec()).expect("a key of ours");
             *self.asked.lock().entry(key).or_default() += 1;
@@ -109,7 +109,7 @@ impl Scene {
                 };
                 let mut frame = Outgoing::new(0);
                 frame.answer(request.id, Answer::Value(value));
-                take(&link, frame.finish());
+                take(&link, frame.arrived());
                 drop(scene);
             });
         }
@@ -118,7 +118,7 @@ impl Scene {
     /// Serves a connection until its stream ends.
     async fn serve(self: Arc<Self>, mut outbound: Outbound) {
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut outbound).poll_next(cx)).await {
-            self.answer(frame);
+            self.answer(frame.arrived());
         }
     }
 }
