@@ -45,6 +45,7 @@ pub use self::{
 
 use self::{
     batch::Batches,
+    fetch::Fetch,
     former::Formers,
     hand_over::Lists,
     held::{Held, NoValue, Slot},
@@ -86,7 +87,7 @@ pub(crate) struct Inner<V: Value> {
     mirror: Option<Mirror<V>>,
     /// How often peers ask for keys here.
     asked: Heat,
-    flights: Flights<Outcome<V>, Option<Arc<Lineage>>>,
+    flights: Flights<Outcome<V>, Work<V>>,
     holds: Holds,
     formers: Formers,
     lists: Lists,
@@ -108,7 +109,21 @@ pub(crate) struct Inner<V: Value> {
 /// How a flight ends.
 type Outcome<V> = Result<Slot<V>, Failure>;
 
-type Flying<V> = Arc<Flight<Outcome<V>, Option<Arc<Lineage>>>>;
+type Flying<V> = Arc<Flight<Outcome<V>, Work<V>>>;
+
+/// What a flight does.
+enum Work<V: Value> {
+    /// It asks a peer.
+    Fetch(Fetch<V>),
+    /// It runs the loader.
+    Load(Arc<Lineage>),
+}
+
+impl<V: Value> Work<V> {
+    fn lineage(&self) -> Option<&Arc<Lineage>> {
+        if let Self::Load(lineage) = self { Some(lineage) } else { None }
+    }
+}
 
 /// Why a flight ended without a value.
 #[derive(Clone, Debug)]

@@ -155,7 +155,7 @@ async fn load_many<V: Value>(
     keys: &[Arc<str>],
 ) -> Result<Outcomes<V>> {
     // Those that gather have no callers among loads, or are alone: one lineage says it for all.
-    let Some(lineage) = some.first().and_then(|waiting| waiting.flight.context.clone()) else {
+    let Some(lineage) = some.first().and_then(|waiting| waiting.flight.context.lineage().cloned()) else {
         return Err(Error::new(Kind::Closed, "the load has no lineage"));
     };
     let deadline = clock::deadline(group.settings.load_deadline);

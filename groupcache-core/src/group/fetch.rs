@@ -3,12 +3,15 @@
 //! It is no task: the callers wait on its flight, and the task that reads a connection brings it forward with
 //! each outcome.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use super::{
-    Failure, Flying, Inner, Outcome,
+    Failure, Flying, Inner, Outcome, Work,
     held::{Held, Slot},
     load::Loading,
     mirror::Mirror,
@@ -17,23 +20,25 @@ use crate::{
     chain::Chain,
     clock::{NEVER, later},
     error::{Error, Kind},
-    flight::{Join, Kind as Table, within},
+    flight::{Flight, Join, Kind as Table, within},
     identity::PeerId,
     loader::LoadReason,
-    membership::view::View,
+    membership::{stabilizer::Member, view::View},
     message::{Answer, Encoded, Op},
     peer::table::{Call, NotSent, Outcome as Reached, Reply},
+    short,
     store::{Entry, Times},
-    sync::Mutex,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     value::Value,
 };
 
 /// How far the clocks of two nodes may differ in where a deadline is: ticks, and the way of a request.
 const DEADLINE_BLUR_MS: u64 = 100;
 
-struct Fetch<V: Value> {
-    group: Arc<Inner<V>>,
-    flight: Flying<V>,
+/// What a fetch keeps, in its flight.
+pub(super) struct Fetch<V: Value> {
+    /// Weak, since the group has the flight: they must not keep each other.
+    group: Weak<Inner<V>>,
     view: Arc<View>,
     hash: u64,
     chain: Chain,
@@ -41,17 +46,10 @@ struct Fetch<V: Value> {
     deadline_ms: u64,
     /// The last change before the view was taken.
     changes: u32,
-    progress: Mutex<Progress>,
-}
-
-#[derive(Debug, Default)]
-struct Progress {
-    /// Rank of the candidate to look at next; 0 = the owner.
-    next: usize,
+    /// Rank of the candidate to look at next; 0 = the owner. The one before is the one that was asked last.
+    next: AtomicUsize,
     /// A peer was asked and turned out to be unreachable: further attempts come out of the fallback budget.
-    has_failed: bool,
-    /// Whom the outstanding request is with.
-    asked: Option<PeerId>,
+    has_failed: AtomicBool,
 }
 
 impl<V: Value> Inner<V> {
@@ -71,7 +69,20 @@ impl<V: Value> Inner<V> {
         }
         let mut expired = None;
         let look_again = || self.look_again(key, now_ms, &mut expired);
-        let joined = self.flights.join(Table::Fetch, key, now_ms, look_again, || None);
+        let fetch = || {
+            Work::Fetch(Fetch {
+                group: Arc::downgrade(self),
+                view,
+                hash,
+                chain,
+                begun,
+                deadline_ms: later(now_ms, self.shared.local.limits.get_deadline),
+                changes,
+                next: AtomicUsize::new(0),
+                has_failed: AtomicBool::new(false),
+            })
+        };
+        let joined = self.flights.join(Table::Fetch, key, now_ms, look_again, fetch);
         drop(expired);
         let flight = match joined {
             Join::Found(slot) => return Loading::Found(slot),
@@ -81,18 +92,9 @@ impl<V: Value> Inner<V> {
             }
             Join::Began(flight) => {
                 self.counters.fetches.up();
-                let fetch = Fetch {
-                    group: Arc::clone(self),
-                    flight: Arc::clone(&flight),
-                    view,
-                    hash,
-                    chain,
-                    begun,
-                    deadline_ms: later(now_ms, self.shared.local.limits.get_deadline),
-                    changes,
-                    progress: Mutex::default(),
-                };
-                Arc::new(fetch).advance();
+                if let Some(turn) = Turn::of(&flight, self) {
+                    turn.advance();
+                }
                 flight
             }
         };
@@ -100,43 +102,44 @@ impl<V: Value> Inner<V> {
     }
 }
 
-impl<V: Value> Fetch<V> {
+/// A fetch that is brought forward.
+struct Turn<'a, V: Value> {
+    group: &'a Arc<Inner<V>>,
+    flight: &'a Flying<V>,
+    fetch: &'a Fetch<V>,
+}
+
+impl<'a, V: Value> Turn<'a, V> {
+    fn of(flight: &'a Flying<V>, group: &'a Arc<Inner<V>>) -> Option<Self> {
+        if let Work::Fetch(fetch) = &flight.context { Some(Self { group, flight, fetch }) } else { None }
+    }
+
     /// Asks the next candidate that can be asked; loads here when it is our turn, or nobody is left.
-    fn advance(self: Arc<Self>) {
-        let (shared, scope) = (&self.group.shared, self.group.settings.scope);
+    fn advance(&self) {
+        let (shared, fetch) = (&self.group.shared, self.fetch);
         if shared.tasks.is_closing() {
             return self.land(Err(self.group.closed().into()));
         }
         loop {
-            let (rank, has_failed) = {
-                let mut progress = self.progress.lock();
-                let rank = progress.next;
-                progress.next += 1;
-                (rank, progress.has_failed)
-            };
-            let member = match rank {
-                0 => self.view.owner(scope, self.hash), // needs no allocation
-                _ => self.view.candidates(scope, self.hash).nth(rank),
-            };
-            let Some(member) = member.filter(|member| member.dial.is_some()) else {
+            let rank = fetch.next.fetch_add(1, Relaxed);
+            let Some(member) = self.candidate(rank).filter(|member| member.dial.is_some()) else {
                 return self.load_here();
             };
             let Some(link) = shared.link(member) else { continue };
             if !link.offers(&self.group.settings.name, self.group.settings.format) {
                 continue; // known from its Hello: it would decline
             }
-            if has_failed && !shared.may_ask_again() {
+            if fetch.has_failed.load(Relaxed) && !shared.may_ask_again() {
                 return self.load_here();
             }
-            self.progress.lock().asked = Some(member.id.clone());
             let call = Call {
                 op: Op::Get,
                 group: self.group.index(),
                 key: Arc::clone(self.flight.key()),
-                deadline_ms: self.deadline_ms,
+                deadline_ms: fetch.deadline_ms,
                 rank,
-                chain: self.chain.clone(),
-                reply: Arc::clone(&self) as Arc<dyn Reply>,
+                chain: fetch.chain.clone(),
+                reply: Arc::clone(self.flight) as Arc<dyn Reply>,
             };
             match link.send(call) {
                 Ok(()) => return,
@@ -149,19 +152,34 @@ impl<V: Value> Fetch<V> {
         }
     }
 
+    fn candidate(&self, rank: usize) -> Option<&'a Member> {
+        let (view, scope) = (&self.fetch.view, self.group.settings.scope);
+        match rank {
+            0 => view.owner(scope, self.fetch.hash), // needs no allocation
+            _ => view.candidates(scope, self.fetch.hash).nth(rank),
+        }
+    }
+
+    /// Whom the outstanding request is with, or the last one was.
+    fn asked(&self) -> Option<PeerId> {
+        let rank = self.fetch.next.load(Relaxed).checked_sub(1)?;
+        self.candidate(rank).filter(|member| member.dial.is_some()).map(|member| member.id.clone())
+    }
+
     /// Nobody else answers for the key: we do.
-    fn load_here(self: Arc<Self>) {
-        match self.group.join_load(self.flight.key(), self.hash, &self.chain, LoadReason::Fallback) {
+    fn load_here(&self) {
+        let fetch = self.fetch;
+        match self.group.join_load(self.flight.key(), fetch.hash, &fetch.chain, LoadReason::Fallback) {
             Ok(Loading::Found(slot)) => self.land(Ok(slot)),
             Ok(Loading::Flight(load, joined)) => {
-                let group = Arc::clone(&self.group);
-                let guard = group.land_on_drop(&self.flight);
+                let (group, flight) = (Arc::clone(self.group), Arc::clone(self.flight));
+                let guard = group.land_on_drop(&flight);
                 // The load may take longer than a get: who waits must be told in time all the same.
-                let end = group.shared.local.clock.instant(self.deadline_ms);
-                group.shared.tasks.load(async move {
+                let end = group.shared.local.clock.instant(fetch.deadline_ms);
+                self.group.shared.tasks.load(async move {
                     let outcome = within(Some(end), load.outcome()).await;
                     drop(joined);
-                    self.land(outcome.unwrap_or(Err(Failure::Expired(None))));
+                    land(&group, &flight, outcome.unwrap_or(Err(Failure::Expired(None))));
                     guard.defuse();
                 });
             }
@@ -170,10 +188,7 @@ impl<V: Value> Fetch<V> {
     }
 
     fn land(&self, outcome: Outcome<V>) {
-        if outcome.is_err() {
-            self.group.counters.fetch_errors.up();
-        }
-        self.group.flights.land(&self.flight, outcome, || ());
+        land(self.group, self.flight, outcome);
     }
 
     /// The times of a copy. Once it is not served any more it stays for as long again, as a sign that the key was hot.
@@ -186,20 +201,16 @@ impl<V: Value> Fetch<V> {
             fresh_until_ms: serve_until_ms,
             serve_until_ms,
             keep_until_ms: later(serve_until_ms, self.group.settings.ages.borrowed),
-            checked: self.changes,
+            checked: self.fetch.changes,
         }
     }
 
     /// A copy is kept, unless a write has passed it.
     fn land_and_keep(&self, slot: Slot<V>, mirror: &Mirror<V>) {
         let keep = || mirror.keep(self.flight.key(), Arc::clone(&slot));
-        if let Some(inserted) = self.group.flights.land(&self.flight, Ok(Arc::clone(&slot)), keep) {
+        if let Some(inserted) = self.group.flights.land(self.flight, Ok(Arc::clone(&slot)), keep) {
             self.group.stored(self.flight.key(), inserted, true);
         }
-    }
-
-    fn asked(&self) -> Option<PeerId> {
-        self.progress.lock().asked.clone()
     }
 
     fn said(&self, kind: Kind, text: impl Into<String>) {
@@ -210,7 +221,7 @@ impl<V: Value> Fetch<V> {
         self.land(Err(error.into()));
     }
 
-    fn answered(self: Arc<Self>, answer: Answer) {
+    fn answered(&self, answer: Answer) {
         let name = &self.group.settings.name;
         match answer {
             Answer::Value(value) => {
@@ -218,9 +229,11 @@ impl<V: Value> Fetch<V> {
                 let times = self.times(&value, now_ms);
                 let is_held = self.group.holds.is_held(self.flight.key(), self.flight.begun_ms);
                 let (heap_bytes, is_lent) = (value.bytes.len() as u64, value.borrow_ms > 0 && !is_held);
-                let slot = Arc::new(Entry::new(self.flight.key(), Held::received(value.bytes), heap_bytes, times));
                 let mirror = self.group.mirror.as_ref().filter(|_| is_lent);
-                let mirror = mirror.filter(|m| value.is_hot || m.wants(self.flight.key(), self.hash, now_ms));
+                let mirror = mirror.filter(|m| value.is_hot || m.wants(self.flight.key(), self.fetch.hash, now_ms));
+                // What is kept is a copy: a slice would hold all of the frame alive.
+                let bytes = if mirror.is_some() { short::copied(&value.bytes) } else { value.bytes };
+                let slot = Arc::new(Entry::new(self.flight.key(), Held::received(bytes), heap_bytes, times));
                 match mirror {
                     Some(mirror) => self.land_and_keep(slot, mirror),
                     None => self.land(Ok(slot)),
@@ -242,7 +255,7 @@ impl<V: Value> Fetch<V> {
                 self.said(Kind::TooLarge, text);
             }
             // It ran into our deadline, not into its own: who may wait longer asks again.
-            Answer::Deadline if self.group.shared.now_ms() + DEADLINE_BLUR_MS >= self.deadline_ms => {
+            Answer::Deadline if self.group.shared.now_ms() + DEADLINE_BLUR_MS >= self.fetch.deadline_ms => {
                 self.land(Err(Failure::Expired(self.asked())));
             }
             Answer::Deadline => {
@@ -264,19 +277,30 @@ impl<V: Value> Fetch<V> {
     }
 }
 
-impl<V: Value> Reply for Fetch<V> {
+fn land<V: Value>(group: &Inner<V>, flight: &Flying<V>, outcome: Outcome<V>) {
+    if outcome.is_err() {
+        group.counters.fetch_errors.up();
+    }
+    group.flights.land(flight, outcome, || ());
+}
+
+impl<V: Value> Reply for Flight<Outcome<V>, Work<V>> {
     fn reply(self: Arc<Self>, outcome: Reached, at: Instant) {
+        let Work::Fetch(fetch) = &self.context else { return };
+        // Whoever waits has the group.
+        let Some(group) = fetch.group.upgrade() else { return };
+        let turn = Turn { group: &group, flight: &self, fetch };
         match outcome {
             Reached::Answered(answer) => {
-                self.group.peer_latencies.add(at.saturating_duration_since(self.begun));
-                self.answered(answer);
+                group.peer_latencies.add(at.saturating_duration_since(fetch.begun));
+                turn.answered(answer);
             }
             Reached::Unreachable => {
-                self.group.counters.fetch_errors.up();
-                self.progress.lock().has_failed = true;
-                self.advance();
+                group.counters.fetch_errors.up();
+                fetch.has_failed.store(true, Relaxed);
+                turn.advance();
             }
-            Reached::Expired => self.land(Err(Failure::Expired(self.asked()))),
+            Reached::Expired => turn.land(Err(Failure::Expired(turn.asked()))),
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    Failure, Flying, Inner, Outcome,
+    Failure, Flying, Inner, Outcome, Work,
     held::{Held, Slot},
     protect,
 };
@@ -48,13 +48,13 @@ impl<V: Value> Inner<V> {
         let now_ms = self.shared.local.clock.read_ms();
         let mut expired = None;
         let look_again = || self.look_again(key, now_ms, &mut expired);
-        let joined = self.flights.join(Table::Load, key, now_ms, look_again, || Some(lineage));
+        let joined = self.flights.join(Table::Load, key, now_ms, look_again, || Work::Load(lineage));
         drop(expired);
         match joined {
             Join::Found(slot) => Ok(Loading::Found(slot)),
             Join::Shared(flight) => {
                 self.counters.shared_flights.up();
-                let load = flight.context.as_ref();
+                let load = flight.context.lineage();
                 let joined = load.map(|load| load.join(chain)).transpose().map_err(|knot| self.knotted(knot))?;
                 Ok(Loading::Flight(flight, joined.flatten()))
             }
@@ -121,7 +121,8 @@ impl<V: Value> Inner<V> {
         }
         let Ok(lineage) = Lineage::begin(&Chain::EMPTY, self.place.hash(key.as_bytes())) else { return };
         // What is there is not what is looked for.
-        if let Join::Began(flight) = self.flights.join(Table::Load, key, now_ms, || None::<()>, || Some(lineage)) {
+        if let Join::Began(flight) = self.flights.join(Table::Load, key, now_ms, || None::<()>, || Work::Load(lineage))
+        {
             self.counters.refreshes.up();
             let hash = self.place.hash(key.as_bytes());
             self.begin(flight, hash, LoadReason::Refresh, false);
@@ -174,7 +175,7 @@ async fn load<V: Value>(
     reason: LoadReason,
     previous: Option<&Entry<Held<V>>>,
 ) -> Result<Loaded<V>> {
-    let Some(lineage) = flight.context.clone() else {
+    let Some(lineage) = flight.context.lineage().cloned() else {
         return Err(Error::new(Kind::Closed, "the load has no lineage"));
     };
     let limit = group.settings.load_deadline;

@@ -80,7 +80,7 @@ impl<V: Value> Inner<V> {
             };
             // A fetch ends by itself within its deadline: a timer is only needed by those who wait for less.
             let fetch_ends_ms = later(flight.begun_ms, self.shared.local.limits.get_deadline);
-            let needs_timer = flight.context.is_some() || miss.deadline_ms < fetch_ends_ms;
+            let needs_timer = flight.context.lineage().is_some() || miss.deadline_ms < fetch_ends_ms;
             let outcome = if needs_timer && !mutant!(DeadlineIgnored) {
                 // Boxed, as whatever is rare: every get that waits has room for all of its branches.
                 Box::pin(timeout_at(miss.end, flight.outcome())).await.ok()
