@@ -15,6 +15,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering::Relaxed},
 };
 
+use compact_str::CompactString;
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -47,7 +48,10 @@ const MIN_ITEMS_PER_SHARD: u64 = 32;
 const MAX_CAPACITY_BYTES: u64 = 1 << 62;
 
 /// An entry that has left the store, or a look at one that has not.
-pub(crate) type Item<T> = (Box<str>, Arc<Entry<T>>);
+pub(crate) type Item<T> = (Key, Arc<Entry<T>>);
+
+/// A key as it is kept: in its slot, if it is short.
+pub(crate) type Key = CompactString;
 
 /// What became of an entry that was given to [`Store::insert`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +98,7 @@ struct Displaced<T> {
 }
 
 impl<T> Displaced<T> {
-    fn push(&mut self, key: Box<str>, entry: Arc<Entry<T>>) {
+    fn push(&mut self, key: Key, entry: Arc<Entry<T>>) {
         match self.first {
             None => self.first = Some((key, entry)),
             Some(_) => self.rest.push((key, entry)),
@@ -121,10 +125,10 @@ impl<T> Clone for HandOut<T> {
     }
 }
 
-impl<T> Lifecycle<Box<str>, Arc<Entry<T>>> for HandOut<T> {
+impl<T> Lifecycle<Key, Arc<Entry<T>>> for HandOut<T> {
     type RequestState = Displaced<T>;
 
-    fn on_evict(&self, displaced: &mut Displaced<T>, key: Box<str>, entry: Arc<Entry<T>>) {
+    fn on_evict(&self, displaced: &mut Displaced<T>, key: Key, entry: Arc<Entry<T>>) {
         displaced.push(key, entry);
     }
 }
@@ -133,8 +137,8 @@ impl<T> Lifecycle<Box<str>, Arc<Entry<T>>> for HandOut<T> {
 #[derive(Clone)]
 struct FixedWeight;
 
-impl<T> Weighter<Box<str>, Arc<Entry<T>>> for FixedWeight {
-    fn weight(&self, _key: &Box<str>, entry: &Arc<Entry<T>>) -> u64 {
+impl<T> Weighter<Key, Arc<Entry<T>>> for FixedWeight {
+    fn weight(&self, _key: &Key, entry: &Arc<Entry<T>>) -> u64 {
         entry.weight()
     }
 }
@@ -172,7 +176,7 @@ impl Hasher for KeyHasher {
 
 /// The entries of one group, bounded by bytes.
 pub(crate) struct Store<T> {
-    cache: Cache<Box<str>, Arc<Entry<T>>, FixedWeight, Keyed, HandOut<T>>,
+    cache: Cache<Key, Arc<Entry<T>>, FixedWeight, Keyed, HandOut<T>>,
     capacity: u64,
     max_entry: u64,
     is_closed: AtomicBool,

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     clock::NEVER,
-    store::{Admission, Inserted},
+    store::{Admission, Inserted, Key},
     value::Value,
 };
 
@@ -104,8 +104,8 @@ impl<V: Value> Group<V> {
     pub fn local_entries(&self, most: usize) -> Vec<EntryInfo> {
         let group = &self.inner;
         let now_ms = group.shared.now_ms();
-        let info = |key: Box<str>, slot: &Slot<V>, is_borrowed| EntryInfo {
-            key: key.into(),
+        let info = |key: Key, slot: &Slot<V>, is_borrowed| EntryInfo {
+            key: key.as_str().into(),
             bytes: slot.weight(),
             age: Duration::from_millis(now_ms.saturating_sub(slot.loaded_at_ms)),
             fresh_for: (slot.fresh_until_ms() != NEVER)

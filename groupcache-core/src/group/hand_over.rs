@@ -18,6 +18,7 @@ use crate::{
     identity::PeerId,
     message::{Answer, Handed, NO_MORE, Page},
     served::Progress,
+    store::Key,
     sync::Mutex,
     value::Value,
     wire,
@@ -69,7 +70,7 @@ impl OfRing {
 /// The keys of one new owner, the most used first.
 #[derive(Debug, Default)]
 struct List {
-    keys: Vec<Box<str>>,
+    keys: Vec<Key>,
     /// How many of them are known to have arrived, or were not there any more.
     arrived: AtomicUsize,
     is_done: AtomicBool,
@@ -110,7 +111,7 @@ impl<V: Value> Inner<V> {
     /// Every entry that another node owns now, by that node.
     async fn look_through(&self) -> BTreeMap<PeerId, List> {
         let (now_ms, view) = (self.shared.now_ms(), self.shared.view());
-        let mut found: BTreeMap<PeerId, Vec<(u32, Box<str>)>> = BTreeMap::new();
+        let mut found: BTreeMap<PeerId, Vec<(u32, Key)>> = BTreeMap::new();
         for (looked_at, (key, slot)) in self.store.iter().enumerate() {
             let owner = view.owner(self.settings.scope, self.place.hash(key.as_bytes()));
             if let Some(owner) = owner.filter(|owner| owner.dial.is_some())
@@ -126,7 +127,7 @@ impl<V: Value> Inner<V> {
                 tokio::task::yield_now().await;
             }
         }
-        let list = |mut keys: Vec<(u32, Box<str>)>| {
+        let list = |mut keys: Vec<(u32, Key)>| {
             keys.sort_by_key(|(uses, _)| Reverse(*uses));
             List { keys: keys.into_iter().map(|(_, key)| key).collect(), ..List::default() }
         };

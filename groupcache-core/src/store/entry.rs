@@ -5,12 +5,12 @@ use std::mem::size_of;
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// What an entry costs beside its key, its payload's heap and its own struct: two counters of the `Arc`, a slot of
-/// 48 bytes, its share of the hash table, the header that a `Bytes` gets when it is first cloned, what the allocator
-/// adds to four allocations, and remembered evicted keys.
+/// 56 bytes with room for a short key, its share of the hash table, the counter of a value, what the allocator adds to
+/// two allocations, and remembered evicted keys. A long key and a long value each have an allocation, or a counter, more.
 ///
-/// Measured as resident memory of a group, 64-bit Linux with glibc, keys of 20 bytes and values of 100: 1 % more than is
-/// accounted for `Bytes` and 3 % for `String` while it fills, 7 and 9 % once it evicts (`make bench-memory`).
-const SLOT_BYTES: u64 = 144;
+/// Measured as resident memory of a group, 64-bit Linux with glibc, keys of 20 bytes and values of 100: 1 % less than is
+/// accounted for `Bytes` and 4 % for `String` while it fills, 6 and 4 % more once it evicts (`make bench-memory`).
+const SLOT_BYTES: u64 = 112;
 
 /// The times of an entry: milliseconds of the node's own monotonic clock, `u64::MAX` is never.
 ///
