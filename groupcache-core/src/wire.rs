@@ -22,7 +22,7 @@ use self::{
     field::{Buffer, Fields, Part as _, Sink as _},
 };
 use crate::{
-    config::BATCH_BYTES,
+    config::MAX_REQUESTS_PER_FRAME,
     identity::Incarnation,
     message::{Answer, Hello, Request},
     proto,
@@ -61,8 +61,8 @@ const MAX_CANCEL_BYTES: usize = 10 * MAX_PARTS;
 /// From so many bytes on, to copy an answer twice costs more than to keep it until its frame is sent.
 const LONG: usize = 4096;
 
-/// What a request or an answer takes in a frame, or more: for each of them room is made at once.
-const USUAL_PART_BYTES: usize = 64;
+/// What a get takes in a frame, with a key of 30 bytes; for so many room is made at once.
+const USUAL_PART_BYTES: usize = 56;
 
 /// Numbers of the fields of a frame.
 mod tag {
@@ -105,9 +105,9 @@ impl Outgoing {
         self.goodbye = Some(proto::Goodbye { incarnation: incarnation.0 });
     }
 
-    /// Room for so many bytes of requests and short answers, which a buffer that doubles would copy as often again.
-    pub(crate) fn reserve(&mut self, bytes: usize) {
-        self.parts.reserve(bytes.min(BATCH_BYTES));
+    /// Makes room for so many usual requests: a buffer that doubles would copy them as often again.
+    pub(crate) fn reserve_requests(&mut self, requests: usize) {
+        self.parts.reserve(requests * USUAL_PART_BYTES);
     }
 
     pub(crate) fn request(&mut self, request: &Asked<'_>) {
@@ -120,6 +120,12 @@ impl Outgoing {
             ..LONG => self.parts.part(tag::ANSWERS, &Told(id, &answer)),
             _ => self.long_answers.push((id, answer)),
         }
+    }
+
+    pub(crate) fn answers(&mut self, answers: Vec<(u64, Answer)>) {
+        let short = answers.iter().map(|(_, answer)| answer_bytes(answer)).filter(|bytes| *bytes < LONG);
+        self.parts.reserve(short.sum());
+        answers.into_iter().for_each(|(id, answer)| self.answer(id, answer));
     }
 
     pub(crate) fn cancel(&mut self, id: u64) {
@@ -180,29 +186,29 @@ impl Incoming {
     pub(crate) fn read(frame: &Bytes) -> Result<Self, Malformed> {
         let mut read = Self::default();
         let (mut fields, mut parts) = (Fields(frame), 0);
-        while let Some(key) = fields.key()? {
+        while let Some(field) = fields.next()? {
             parts += 1;
             if parts > MAX_PARTS {
                 return Err(Malformed::too_much(format!("a message has more than {MAX_PARTS} parts")));
             }
-            match key.tag {
-                tag::HELLO => read.hello.get_or_insert_default().merge(fields.at_most(key, MAX_HELLO_BYTES)?)?,
-                tag::FINGERPRINT => read.fingerprint = fields.fixed64(key)?,
+            match field.tag {
+                tag::HELLO => read.hello.get_or_insert_default().merge(fields.at_most(field, MAX_HELLO_BYTES)?)?,
+                tag::FINGERPRINT => read.fingerprint = fields.fixed64(field)?,
                 tag::GOODBYE => {
-                    read.goodbye = Some(Incarnation(proto::Goodbye::decode(fields.bytes(key)?)?.incarnation));
+                    read.goodbye = Some(Incarnation(proto::Goodbye::decode(fields.bytes(field)?)?.incarnation));
                 }
                 tag::REQUESTS => {
-                    let request = request::read(frame, Fields(fields.bytes(key)?))?;
+                    let request = request::read(frame, Fields(fields.bytes(field)?))?;
                     push(&mut read.requests, request, fields.0);
                 }
                 tag::ANSWERS => {
-                    let answer = answer::read(frame, Fields(fields.bytes(key)?))?;
+                    let answer = answer::read(frame, Fields(fields.bytes(field)?))?;
                     push(&mut read.answers, answer, fields.0);
                 }
-                tag::CANCELS => fields.numbers(key, MAX_CANCEL_BYTES, |id| read.cancels.push(id))?,
-                tag::PING => read.ping = fields.number(key)?,
-                tag::PONG => read.pong = fields.number(key)?,
-                _ => fields.pass_over(key)?,
+                tag::CANCELS => fields.numbers(field, MAX_CANCEL_BYTES, |id| read.cancels.push(id))?,
+                tag::PING => read.ping = fields.number(field)?,
+                tag::PONG => read.pong = fields.number(field)?,
+                _ => fields.pass_over(field)?,
             }
         }
         Ok(read)
@@ -217,7 +223,7 @@ impl Incoming {
 /// Adds one of the parts of a frame, and makes room for as many more as the rest of the frame may have.
 fn push<T>(parts: &mut Vec<T>, part: T, rest: &[u8]) {
     if parts.is_empty() {
-        parts.reserve(1 + rest.len() / USUAL_PART_BYTES);
+        parts.reserve(1 + (rest.len() / USUAL_PART_BYTES).min(MAX_REQUESTS_PER_FRAME));
     }
     parts.push(part);
 }

@@ -163,16 +163,18 @@ impl Stream for Outbound {
             frame.goodbye(local.hello().incarnation);
         }
         frame.pong(std::mem::take(&mut queue.pong));
-        let mut bytes = 0;
-        frame.reserve(queue.bytes);
+        let (mut answers, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH_BYTES
             && let Some((id, answer)) = queue.answers.pop_front()
         {
             let size = answer_bytes(&answer);
             queue.bytes -= size;
             bytes += size;
-            frame.answer(id, answer);
+            answers.push((id, answer));
         }
+        // Written outside of the lock: whoever reads the connection has more of them.
+        drop(queue);
+        frame.answers(answers);
         Poll::Ready(Some(Ok(frame)))
     }
 }

@@ -22,9 +22,6 @@ const SHARES: usize = 4;
 /// A frame of fewer requests costs more than it brings.
 const SMALLEST_SHARE: usize = 16;
 
-/// What a get takes in a frame, with a key of 30 bytes.
-const USUAL_REQUEST_BYTES: usize = 56;
-
 /// A request to a peer, until it is answered.
 pub(crate) struct Call {
     pub(crate) op: Op,
@@ -234,7 +231,7 @@ impl Table {
         let max_requests = if self.is_whole { max_requests } else { max_requests.min(share) };
         let mut bytes = 0;
         if self.corked == 0 {
-            frame.reserve(self.queue.len().min(max_requests) * USUAL_REQUEST_BYTES);
+            frame.reserve_requests(self.queue.len().min(max_requests));
         }
         // A frame that carries a Hello leaves at once, and what is kept back does not leave with it.
         while self.corked == 0 && frame.requests() < max_requests && bytes < BATCH_BYTES {

@@ -167,21 +167,21 @@ pub(super) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
     let (mut id, mut status, mut age_ms, mut remaining_ms, mut borrow_ms) = (0, 0, 0, None, 0);
     let (mut hot_rate, mut source, mut is_transient, mut reason, mut retry_after_ms) = (0, 0, false, 0, 0);
     let (mut value, mut text): (&[u8], &[u8]) = (&[], &[]);
-    while let Some(key) = fields.key()? {
-        match key.tag {
-            tag::ID => id = fields.number(key)?,
-            tag::STATUS => status = fields.number32(key)?,
-            tag::VALUE => value = fields.bytes(key)?,
-            tag::AGE_MS => age_ms = fields.number(key)?,
-            tag::REMAINING_MS => remaining_ms = Some(fields.number(key)?),
-            tag::BORROW_FOR_MS => borrow_ms = fields.number(key)?,
-            tag::HOT_RATE => hot_rate = fields.number32(key)?,
-            tag::SOURCE => source = fields.number32(key)?,
-            tag::TRANSIENT => is_transient = fields.flag(key)?,
-            tag::TEXT => text = fields.bytes(key)?,
-            tag::REASON => reason = fields.number32(key)?,
-            tag::RETRY_AFTER_MS => retry_after_ms = fields.number(key)?,
-            _ => fields.pass_over(key)?,
+    while let Some(field) = fields.next()? {
+        match field.tag {
+            tag::ID => id = fields.number(field)?,
+            tag::STATUS => status = fields.number32(field)?,
+            tag::VALUE => value = fields.bytes(field)?,
+            tag::AGE_MS => age_ms = fields.number(field)?,
+            tag::REMAINING_MS => remaining_ms = Some(fields.number(field)?),
+            tag::BORROW_FOR_MS => borrow_ms = fields.number(field)?,
+            tag::HOT_RATE => hot_rate = fields.number32(field)?,
+            tag::SOURCE => source = fields.number32(field)?,
+            tag::TRANSIENT => is_transient = fields.flag(field)?,
+            tag::TEXT => text = fields.bytes(field)?,
+            tag::REASON => reason = fields.number32(field)?,
+            tag::RETRY_AFTER_MS => retry_after_ms = fields.number(field)?,
+            _ => fields.pass_over(field)?,
         }
     }
     let text = || shortened(&String::from_utf8_lossy(text.get(..MAX_ERROR_TEXT).unwrap_or(text))).to_owned();
@@ -218,33 +218,33 @@ pub(super) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
 
 fn read_page(frame: &Bytes, mut fields: Fields<'_>) -> Result<Page, Malformed> {
     let mut page = Page::default();
-    while let Some(key) = fields.key()? {
-        match key.tag {
+    while let Some(field) = fields.next()? {
+        match field.tag {
             page_tag::ENTRIES if page.entries.len() == MAX_PARTS => {
                 return Err(Malformed::too_much(format!("a page has more than {MAX_PARTS} entries")));
             }
-            page_tag::ENTRIES => page.entries.push(read_handed(frame, Fields(fields.bytes(key)?))?),
-            page_tag::NEXT => page.next = fields.number(key)?,
-            page_tag::LEFT => page.left = fields.number(key)?,
-            _ => fields.pass_over(key)?,
+            page_tag::ENTRIES => page.entries.push(read_handed(frame, Fields(fields.bytes(field)?))?),
+            page_tag::NEXT => page.next = fields.number(field)?,
+            page_tag::LEFT => page.left = fields.number(field)?,
+            _ => fields.pass_over(field)?,
         }
     }
     Ok(page)
 }
 
 fn read_handed(frame: &Bytes, mut fields: Fields<'_>) -> Result<Handed, Malformed> {
-    let (mut name, mut value): (&[u8], &[u8]) = (&[], &[]);
+    let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
     let (mut age_ms, mut remaining_ms) = (0, None);
-    while let Some(key) = fields.key()? {
-        match key.tag {
-            handed_tag::KEY => name = fields.bytes(key)?,
-            handed_tag::VALUE => value = fields.bytes(key)?,
-            handed_tag::AGE_MS => age_ms = fields.number(key)?,
-            handed_tag::REMAINING_MS => remaining_ms = Some(fields.number(key)?),
-            _ => fields.pass_over(key)?,
+    while let Some(field) = fields.next()? {
+        match field.tag {
+            handed_tag::KEY => key = fields.bytes(field)?,
+            handed_tag::VALUE => value = fields.bytes(field)?,
+            handed_tag::AGE_MS => age_ms = fields.number(field)?,
+            handed_tag::REMAINING_MS => remaining_ms = Some(fields.number(field)?),
+            _ => fields.pass_over(field)?,
         }
     }
-    Ok(Handed { key: frame.slice_ref(name), bytes: frame.slice_ref(value), age_ms, remaining_ms })
+    Ok(Handed { key: frame.slice_ref(key), bytes: frame.slice_ref(value), age_ms, remaining_ms })
 }
 
 fn decline_number(why: Decline) -> u32 {

@@ -63,36 +63,36 @@ impl From<DecodeError> for Malformed {
 
 /// Which field comes next, and how it is written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Key {
+pub(super) struct Field {
     pub(super) tag: u32,
     kind: WireType,
 }
 
-impl Key {
+impl Field {
     #[inline]
     fn is(self, kind: WireType) -> Result<(), Malformed> {
         if self.kind == kind { Ok(()) } else { Err(Malformed::of(Why::Type(self.tag))) }
     }
 }
 
-/// The fields of a message, in the order in which they were written: first the key of each, then what it has.
+/// The fields of a message, in the order in which they were written: first which one it is, then what it has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
-    /// The key of the next field. What it has must be read, or passed over.
+    /// The next field. What it has must be read, or passed over.
     #[inline]
-    pub(super) fn key(&mut self) -> Result<Option<Key>, Malformed> {
+    pub(super) fn next(&mut self) -> Result<Option<Field>, Malformed> {
         if self.0.is_empty() {
             return Ok(None);
         }
         let (tag, kind) = decode_key(&mut self.0)?;
-        Ok(Some(Key { tag, kind }))
+        Ok(Some(Field { tag, kind }))
     }
 
     /// What nobody here knows.
-    pub(super) fn pass_over(&mut self, key: Key) -> Result<(), Malformed> {
-        Ok(skip_field(key.kind, key.tag, &mut self.0, DecodeContext::default())?)
+    pub(super) fn pass_over(&mut self, field: Field) -> Result<(), Malformed> {
+        Ok(skip_field(field.kind, field.tag, &mut self.0, DecodeContext::default())?)
     }
 
     #[inline]
@@ -107,56 +107,61 @@ impl<'a> Fields<'a> {
     }
 
     #[inline]
-    pub(super) fn number(&mut self, key: Key) -> Result<u64, Malformed> {
-        key.is(WireType::Varint)?;
+    pub(super) fn number(&mut self, field: Field) -> Result<u64, Malformed> {
+        field.is(WireType::Varint)?;
         self.varint()
     }
 
     /// As protobuf reads a number that is too long for its field.
     #[inline]
-    pub(super) fn number32(&mut self, key: Key) -> Result<u32, Malformed> {
-        self.number(key).map(|number| number as u32)
+    pub(super) fn number32(&mut self, field: Field) -> Result<u32, Malformed> {
+        self.number(field).map(|number| number as u32)
     }
 
     #[inline]
-    pub(super) fn flag(&mut self, key: Key) -> Result<bool, Malformed> {
-        self.number(key).map(|number| number != 0)
+    pub(super) fn flag(&mut self, field: Field) -> Result<bool, Malformed> {
+        self.number(field).map(|number| number != 0)
     }
 
-    pub(super) fn fixed64(&mut self, key: Key) -> Result<u64, Malformed> {
-        key.is(WireType::SixtyFourBit)?;
-        self.0.try_get_u64_le().map_err(|_| Malformed::of(Why::Cut(key.tag)))
+    pub(super) fn fixed64(&mut self, field: Field) -> Result<u64, Malformed> {
+        field.is(WireType::SixtyFourBit)?;
+        self.0.try_get_u64_le().map_err(|_| Malformed::of(Why::Cut(field.tag)))
     }
 
     #[inline]
-    pub(super) fn bytes(&mut self, key: Key) -> Result<&'a [u8], Malformed> {
-        key.is(WireType::LengthDelimited)?;
+    pub(super) fn bytes(&mut self, field: Field) -> Result<&'a [u8], Malformed> {
+        field.is(WireType::LengthDelimited)?;
         let len = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
-        let Some((bytes, rest)) = self.0.split_at_checked(len) else { return Err(Malformed::of(Why::Cut(key.tag))) };
+        let Some((bytes, rest)) = self.0.split_at_checked(len) else { return Err(Malformed::of(Why::Cut(field.tag))) };
         self.0 = rest;
         Ok(bytes)
     }
 
     /// Of a field that repeats: one of its numbers, or several in one piece.
-    pub(super) fn fixed64s(&mut self, key: Key, mut take: impl FnMut(u64)) -> Result<(), Malformed> {
-        if key.kind != WireType::LengthDelimited {
-            take(self.fixed64(key)?);
+    pub(super) fn fixed64s(&mut self, field: Field, mut take: impl FnMut(u64)) -> Result<(), Malformed> {
+        if field.kind != WireType::LengthDelimited {
+            take(self.fixed64(field)?);
             return Ok(());
         }
-        let mut packed = Self(self.bytes(key)?);
+        let mut packed = Self(self.bytes(field)?);
         while !packed.0.is_empty() {
-            take(packed.fixed64(Key { kind: WireType::SixtyFourBit, ..key })?);
+            take(packed.fixed64(Field { kind: WireType::SixtyFourBit, ..field })?);
         }
         Ok(())
     }
 
     /// See [`fixed64s`](Self::fixed64s); of `max_bytes` at the most.
-    pub(super) fn numbers(&mut self, key: Key, max_bytes: usize, mut take: impl FnMut(u64)) -> Result<(), Malformed> {
-        if key.kind != WireType::LengthDelimited {
-            take(self.number(key)?);
+    pub(super) fn numbers(
+        &mut self,
+        field: Field,
+        max_bytes: usize,
+        mut take: impl FnMut(u64),
+    ) -> Result<(), Malformed> {
+        if field.kind != WireType::LengthDelimited {
+            take(self.number(field)?);
             return Ok(());
         }
-        let mut packed = Self(self.at_most(key, max_bytes)?);
+        let mut packed = Self(self.at_most(field, max_bytes)?);
         while !packed.0.is_empty() {
             take(packed.varint()?);
         }
@@ -164,8 +169,8 @@ impl<'a> Fields<'a> {
     }
 
     /// Bytes of which there may be so many.
-    pub(super) fn at_most(&mut self, key: Key, max: usize) -> Result<&'a [u8], Malformed> {
-        let (bytes, tag) = (self.bytes(key)?, key.tag);
+    pub(super) fn at_most(&mut self, field: Field, max: usize) -> Result<&'a [u8], Malformed> {
+        let (bytes, tag) = (self.bytes(field)?, field.tag);
         if bytes.len() > max {
             let len = bytes.len();
             let text = format!("part {tag} of a message has {len} bytes, and {max} are allowed");

@@ -93,29 +93,29 @@ impl Part for Asked<'_> {
 /// Reads a request, which is a part of `frame`. Fields that are not used here are not looked at.
 pub(super) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Malformed> {
     let (mut op, mut role, mut deadline_ms, mut depth, mut hold_ms, mut cursor) = (0, 0, 0, 0, 0, 0);
-    let (mut name, mut value): (&[u8], &[u8]) = (&[], &[]);
+    let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
     let (mut hashes, mut hash_count) = ([0; MAX_HASHES], 0);
     let (mut id, mut group, mut no_load) = (0, 0, false);
-    while let Some(key) = fields.key()? {
-        match key.tag {
-            tag::ID => id = fields.number(key)?,
-            tag::OP => op = fields.number32(key)?,
-            tag::GROUP => group = fields.number32(key)?,
-            tag::KEY => name = fields.bytes(key)?,
-            tag::DEADLINE_MS => deadline_ms = fields.number32(key)?,
-            tag::ROLE => role = fields.number32(key)?,
-            tag::CHAIN => fields.fixed64s(key, |hash| {
+    while let Some(field) = fields.next()? {
+        match field.tag {
+            tag::ID => id = fields.number(field)?,
+            tag::OP => op = fields.number32(field)?,
+            tag::GROUP => group = fields.number32(field)?,
+            tag::KEY => key = fields.bytes(field)?,
+            tag::DEADLINE_MS => deadline_ms = fields.number32(field)?,
+            tag::ROLE => role = fields.number32(field)?,
+            tag::CHAIN => fields.fixed64s(field, |hash| {
                 if let Some(place) = hashes.get_mut(hash_count) {
                     *place = hash;
                     hash_count += 1;
                 }
             })?,
-            tag::NO_LOAD => no_load = fields.flag(key)?,
-            tag::VALUE => value = fields.bytes(key)?,
-            tag::DEPTH => depth = fields.number32(key)?,
-            tag::HOLD_MS => hold_ms = fields.number32(key)?,
-            tag::CURSOR => cursor = fields.number(key)?,
-            _ => fields.pass_over(key)?,
+            tag::NO_LOAD => no_load = fields.flag(field)?,
+            tag::VALUE => value = fields.bytes(field)?,
+            tag::DEPTH => depth = fields.number32(field)?,
+            tag::HOLD_MS => hold_ms = fields.number32(field)?,
+            tag::CURSOR => cursor = fields.number(field)?,
+            _ => fields.pass_over(field)?,
         }
     }
     let op = match op {
@@ -131,7 +131,7 @@ pub(super) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Mal
         id,
         op,
         group,
-        key: frame.slice_ref(name),
+        key: frame.slice_ref(key),
         wait: wait(deadline_ms),
         chain: if hash_count == 0 && depth == 0 {
             Chain::EMPTY

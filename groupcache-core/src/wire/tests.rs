@@ -90,6 +90,20 @@ fn what_is_answered_comes_as_it_went() {
     assert_eq!(arrived.into_iter().map(|answered| answered.answer).collect::<Vec<_>>(), answers);
 }
 
+/// A caller that keeps a value of 100 bytes, or a copy of a hot one, would keep up to 256 KiB with it.
+#[test]
+fn a_short_value_does_not_hold_the_frame_that_it_came_in() {
+    for (len, is_held) in [(100, false), (4000, false), (5000, true)] {
+        let mut frame = Outgoing::new(3);
+        frame.answer(1, value(vec![1; len], None));
+        frame.answer(2, value(vec![2; 100_000], None));
+        let bytes = frame.written();
+        let kept = Incoming::read(&bytes).unwrap().answers.remove(0);
+        assert_eq!(bytes.is_unique(), !is_held, "{len}");
+        drop(kept);
+    }
+}
+
 #[test]
 fn all_that_one_frame_can_say_is_said() {
     let mut frame = Outgoing::new(u64::MAX);
