@@ -10,18 +10,15 @@ mod entry;
 
 use std::hash::{BuildHasher, Hasher};
 use std::marker::PhantomData;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
-};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use compact_str::CompactString;
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
+use triomphe::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use self::entry::MAX_WEIGHT;
-pub(crate) use self::entry::{Entry, Times};
+pub(crate) use self::entry::{Entry, Payload, Times};
 
 /// The longest key of the API; the shard that holds the largest value must hold its key too.
 const MAX_KEY_BYTES: u64 = 1024;
@@ -47,8 +44,11 @@ const MIN_ITEMS_PER_SHARD: u64 = 32;
 /// Far above any memory, far below where sums of weights could overflow.
 const MAX_CAPACITY_BYTES: u64 = 1 << 62;
 
+/// An entry as it is shared. An `Arc` without weak references: its second counter would cost each entry 16 bytes.
+pub(crate) type Slot<T> = Arc<Entry<T>>;
+
 /// An entry that has left the store, or a look at one that has not.
-pub(crate) type Item<T> = (Key, Arc<Entry<T>>);
+pub(crate) type Item<T> = (Key, Slot<T>);
 
 /// A key as it is kept: in its slot, if it is short.
 pub(crate) type Key = CompactString;
@@ -78,7 +78,7 @@ pub(crate) struct Inserted<T> {
 
 impl<T> Inserted<T> {
     /// The entries that left to make room for the one of `key`.
-    pub(crate) fn evicted(&self, key: &str) -> impl Iterator<Item = (&str, &Arc<Entry<T>>)> {
+    pub(crate) fn evicted(&self, key: &str) -> impl Iterator<Item = (&str, &Slot<T>)> {
         let others = self.displaced.iter().filter(move |(other, _)| **other != *key);
         others.map(|(other, entry)| (&**other, entry))
     }
@@ -98,7 +98,7 @@ struct Displaced<T> {
 }
 
 impl<T> Displaced<T> {
-    fn push(&mut self, key: Key, entry: Arc<Entry<T>>) {
+    fn push(&mut self, key: Key, entry: Slot<T>) {
         match self.first {
             None => self.first = Some((key, entry)),
             Some(_) => self.rest.push((key, entry)),
@@ -125,21 +125,21 @@ impl<T> Clone for HandOut<T> {
     }
 }
 
-impl<T> Lifecycle<Key, Arc<Entry<T>>> for HandOut<T> {
+impl<T> Lifecycle<Key, Slot<T>> for HandOut<T> {
     type RequestState = Displaced<T>;
 
-    fn on_evict(&self, displaced: &mut Displaced<T>, key: Key, entry: Arc<Entry<T>>) {
+    fn on_evict(&self, displaced: &mut Displaced<T>, key: Key, entry: Slot<T>) {
         displaced.push(key, entry);
     }
 }
 
-/// Reads the weight that was fixed at construction.
+/// Weighs what never changes its weight.
 #[derive(Clone)]
 struct FixedWeight;
 
-impl<T> Weighter<Key, Arc<Entry<T>>> for FixedWeight {
-    fn weight(&self, _key: &Key, entry: &Arc<Entry<T>>) -> u64 {
-        entry.weight()
+impl<T: Payload> Weighter<Key, Slot<T>> for FixedWeight {
+    fn weight(&self, key: &Key, entry: &Slot<T>) -> u64 {
+        entry.weight(key)
     }
 }
 
@@ -175,14 +175,14 @@ impl Hasher for KeyHasher {
 }
 
 /// The entries of one group, bounded by bytes.
-pub(crate) struct Store<T> {
-    cache: Cache<Key, Arc<Entry<T>>, FixedWeight, Keyed, HandOut<T>>,
+pub(crate) struct Store<T: Payload> {
+    cache: Cache<Key, Slot<T>, FixedWeight, Keyed, HandOut<T>>,
     capacity: u64,
     max_entry: u64,
     is_closed: AtomicBool,
 }
 
-impl<T> Store<T> {
+impl<T: Payload> Store<T> {
     /// A store of at most `capacity_bytes`; 0 keeps nothing.
     ///
     /// `max_value_bytes` is the most that one value weighs, encoded and decoded form together; it decides how many
@@ -210,14 +210,14 @@ impl<T> Store<T> {
             // estimate of 1 item allows no second.
             Err(_) => Cache::with(1, capacity, FixedWeight, Keyed { seed }, HandOut(PhantomData)),
         };
-        let max_entry = hot_bytes(cache.shard_capacity()).min(MAX_WEIGHT);
+        let max_entry = hot_bytes(cache.shard_capacity());
         Self { cache, capacity, max_entry, is_closed: AtomicBool::new(false) }
     }
 
     /// The entry of `key` that may still be served at `now_ms`.
     ///
     /// An expired entry is a miss and stays until something takes its place or it is swept.
-    pub(crate) fn get(&self, key: &str, now_ms: u64) -> Option<Arc<Entry<T>>> {
+    pub(crate) fn get(&self, key: &str, now_ms: u64) -> Option<Slot<T>> {
         self.cache.get(key).filter(|entry| !entry.is_expired(now_ms))
     }
 
@@ -226,19 +226,19 @@ impl<T> Store<T> {
     /// It does not count as a use and drops nothing. The caller asks [`Entry::is_expired`] and drops what it got
     /// after its lock.
     #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
-    pub(crate) fn peek(&self, key: &str) -> Option<Arc<Entry<T>>> {
+    pub(crate) fn peek(&self, key: &str) -> Option<Slot<T>> {
         self.cache.peek(key)
     }
 
     /// Stores `entry`, which was built for `key`, in the place of an older one.
     ///
     /// When it is refused or evicted at once, the older entry is gone all the same: it is stale.
-    pub(crate) fn insert(&self, key: &str, entry: Arc<Entry<T>>) -> Inserted<T> {
+    pub(crate) fn insert(&self, key: &str, entry: Slot<T>) -> Inserted<T> {
         let mut displaced = Displaced::default();
         let admission = if self.is_closed.load(Relaxed) {
             displaced.push(key.into(), entry);
             Admission::Closed
-        } else if entry.weight() > self.max_entry {
+        } else if entry.weight(key) > self.max_entry {
             if let Some((key, older)) = self.cache.remove(key) {
                 displaced.push(key, older);
             }
@@ -256,13 +256,13 @@ impl<T> Store<T> {
 
     /// Takes the entry of `key` out, expired or not.
     #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
-    pub(crate) fn remove(&self, key: &str) -> Option<Arc<Entry<T>>> {
+    pub(crate) fn remove(&self, key: &str) -> Option<Slot<T>> {
         self.cache.remove(key).map(|(_, entry)| entry)
     }
 
     /// Takes the entry of `key` out if it is still this very one.
     #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
-    pub(crate) fn remove_same(&self, key: &str, entry: &Arc<Entry<T>>) -> Option<Arc<Entry<T>>> {
+    pub(crate) fn remove_same(&self, key: &str, entry: &Slot<T>) -> Option<Slot<T>> {
         self.cache.remove_if(key, |current| Arc::ptr_eq(current, entry)).map(|(_, removed)| removed)
     }
 

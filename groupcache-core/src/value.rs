@@ -91,7 +91,7 @@ impl Value for Bytes {
 
 /// What a decoded value costs beside itself and its text: the two counters of its `Arc`, and what the allocator adds to
 /// two allocations. Measured as resident memory of 1 M pairs of a string of 92 bytes and a number, 64-bit Linux with
-/// glibc: 8 to 62 % more than is accounted with it, from run to run, which was not traced.
+/// glibc: 8 to 62 % more than was accounted, from run to run, which was not traced.
 pub(crate) const SHARED_BYTES: usize = 80;
 
 impl Value for String {

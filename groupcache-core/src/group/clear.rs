@@ -184,7 +184,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        group::held::Held,
+        group::held::{Held, Slot},
         store::{Entry, Times},
         value::{DecodeError, EncodeError},
     };
@@ -218,10 +218,7 @@ mod tests {
         let here = thread::current().id();
         for (count, is_here) in [(1, true), (LET_GO, true), (LET_GO + 1, false)] {
             let (tell, told) = channel();
-            let entry = |_| {
-                let (held, bytes) = Held::of(Tells(tell.clone())).unwrap();
-                Arc::new(Entry::new("key", held, bytes, Times::until(0, 1)))
-            };
+            let entry = |_| Slot::new(Entry::new(Held::of(Tells(tell.clone())).unwrap(), Times::until(0, 1)));
             let values: Vec<_> = (0..count).map(entry).collect();
             let_go(count, || drop(values));
             drop(tell);

@@ -105,8 +105,8 @@ impl<V: Value> Group<V> {
         let group = &self.inner;
         let now_ms = group.shared.now_ms();
         let info = |key: Key, slot: &Slot<V>, is_borrowed| EntryInfo {
+            bytes: slot.weight(&key),
             key: key.as_str().into(),
-            bytes: slot.weight(),
             age: Duration::from_millis(now_ms.saturating_sub(slot.loaded_at_ms)),
             fresh_for: (slot.fresh_until_ms() != NEVER)
                 .then(|| Duration::from_millis(slot.fresh_until_ms().saturating_sub(now_ms))),
@@ -153,7 +153,7 @@ impl<V: Value> Inner<V> {
     pub(super) fn left(&self, key: &str, slot: &Slot<V>, why: Eviction, is_borrowed: bool) {
         if let Some(events) = self.evictions.get().filter(|events| events.receiver_count() > 0) {
             // Fails only when the last reader has left meanwhile.
-            let _ = events.send(Some(Evicted { key: key.into(), bytes: slot.weight(), why, is_borrowed }));
+            let _ = events.send(Some(Evicted { key: key.into(), bytes: slot.weight(key), why, is_borrowed }));
         }
     }
 

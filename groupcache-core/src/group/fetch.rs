@@ -207,8 +207,8 @@ impl<'a, V: Value> Turn<'a, V> {
 
     /// A copy is kept, unless a write has passed it.
     fn land_and_keep(&self, slot: Slot<V>, mirror: &Mirror<V>) {
-        let keep = || mirror.keep(self.flight.key(), Arc::clone(&slot));
-        if let Some(inserted) = self.group.flights.land(self.flight, Ok(Arc::clone(&slot)), keep) {
+        let keep = || mirror.keep(self.flight.key(), Slot::clone(&slot));
+        if let Some(inserted) = self.group.flights.land(self.flight, Ok(Slot::clone(&slot)), keep) {
             self.group.stored(self.flight.key(), inserted, true);
         }
     }
@@ -228,12 +228,12 @@ impl<'a, V: Value> Turn<'a, V> {
                 let now_ms = self.group.shared.now_ms();
                 let times = self.times(&value, now_ms);
                 let is_held = self.group.holds.is_held(self.flight.key(), self.flight.begun_ms);
-                let (heap_bytes, is_lent) = (value.bytes.len() as u64, value.borrow_ms > 0 && !is_held);
+                let is_lent = value.borrow_ms > 0 && !is_held;
                 let mirror = self.group.mirror.as_ref().filter(|_| is_lent);
                 let mirror = mirror.filter(|m| value.is_hot || m.wants(self.flight.key(), self.fetch.hash, now_ms));
                 // What is kept is a copy: a slice would hold all of the frame alive.
                 let bytes = if mirror.is_some() { short::copied(&value.bytes) } else { value.bytes };
-                let slot = Arc::new(Entry::new(self.flight.key(), Held::received(bytes), heap_bytes, times));
+                let slot = Slot::new(Entry::new(Held::received(bytes), times));
                 match mirror {
                     Some(mirror) => self.land_and_keep(slot, mirror),
                     None => self.land(Ok(slot)),

@@ -308,13 +308,12 @@ impl<V: Value> Inner<V> {
 
     /// Lands a flight with what a former owner had; false = it is of no use, and the flight still runs.
     fn land_handed(&self, flight: &Flying<V>, hash: u64, value: &Encoded, changes: u32) -> bool {
-        let Some(slot) = self.handed(flight.key(), hash, &value.bytes, value.age_ms, value.remaining_ms, changes)
-        else {
+        let Some(slot) = self.handed(hash, &value.bytes, value.age_ms, value.remaining_ms, changes) else {
             return false;
         };
         self.counters.peeked.up();
-        let keep = || self.store.insert(flight.key(), Arc::clone(&slot));
-        match self.flights.land(flight, Ok(Arc::clone(&slot)), keep) {
+        let keep = || self.store.insert(flight.key(), Slot::clone(&slot));
+        match self.flights.land(flight, Ok(Slot::clone(&slot)), keep) {
             Some(inserted) => self.stored(flight.key(), inserted, false),
             None => self.counters.passed_by_a_write.up(),
         }
@@ -324,7 +323,6 @@ impl<V: Value> Inner<V> {
     /// An entry of a value that was another node's; `None` when it cannot be used here.
     pub(super) fn handed(
         &self,
-        key: &str,
         hash: u64,
         bytes: &Bytes,
         age_ms: u64,
@@ -337,8 +335,8 @@ impl<V: Value> Inner<V> {
         let now_ms = self.shared.local.clock.read_ms();
         let times = self.times_of_handed(age_ms, remaining_ms, now_ms, hash, changes)?;
         // A copy: a slice would hold the whole frame alive for as long as the value is kept.
-        let (held, heap_bytes) = Held::<V>::handed(short::copied(bytes)).ok()?;
-        Some(Arc::new(Entry::new(key, held, heap_bytes, times)))
+        let held = Held::<V>::handed(short::copied(bytes)).ok()?;
+        Some(Slot::new(Entry::new(held, times)))
     }
 
     /// The value of an entry, with its age and what is left of its time, for the node that owns it now; `None` when it

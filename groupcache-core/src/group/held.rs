@@ -3,26 +3,46 @@
 use std::{
     borrow::Cow,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, OnceLock},
+    sync::OnceLock,
 };
 
 use bytes::Bytes;
 
 use crate::{
-    store::Entry,
+    store::{self, Payload},
     value::{DecodeError, EncodeError, Value},
 };
 
 /// An entry as flights and the store share it.
-pub(super) type Slot<V> = Arc<Entry<Held<V>>>;
+pub(super) type Slot<V> = store::Slot<Held<V>>;
 
 /// What is known of a key.
 #[derive(Debug)]
 pub(super) enum Held<V> {
-    /// A value in both its forms; for types whose decoding is a clone, in one.
-    Value { encoded: Bytes, decoded: OnceLock<V> },
-    /// The loader found nothing.
-    Nothing,
+    /// The encoded form of a value whose decoding is a clone: there is no other.
+    Encoded(Bytes),
+    /// A value in both its forms, behind a pointer, for which those above have room; `None`: the loader found nothing.
+    Both(Option<Box<Both<V>>>),
+}
+
+/// What the allocator adds to one of two forms.
+const BOTH_BYTES: usize = 8;
+
+/// A value in both its forms.
+#[derive(Debug)]
+pub(super) struct Both<V> {
+    encoded: Bytes,
+    decoded: OnceLock<V>,
+    heap_bytes: u64,
+}
+
+impl<V> Payload for Held<V> {
+    fn heap_bytes(&self) -> u64 {
+        match self {
+            Self::Encoded(encoded) => encoded.len() as u64,
+            Self::Both(both) => both.as_ref().map_or(0, |both| both.heap_bytes),
+        }
+    }
 }
 
 /// Why there is no value to hand out.
@@ -33,47 +53,58 @@ pub(super) enum NoValue {
 }
 
 impl<V: Value> Held<V> {
-    /// Of a value that was loaded or set here; also how many bytes it has outside of itself.
-    pub(super) fn of(value: V) -> Result<(Self, u64), EncodeError> {
+    /// The loader found nothing.
+    pub(super) const NOTHING: Self = Self::Both(None);
+
+    /// Of a value that was loaded or set here.
+    pub(super) fn of(value: V) -> Result<Self, EncodeError> {
         let encoded = value.to_encoded()?;
-        let weight = encoded.len() as u64 + if V::DECODES_LIKE_A_CLONE { 0 } else { value.weight() as u64 };
-        let decoded = if V::DECODES_LIKE_A_CLONE { OnceLock::new() } else { OnceLock::from(value) };
-        Ok((Self::Value { encoded, decoded }, weight))
+        if V::DECODES_LIKE_A_CLONE {
+            return Ok(Self::Encoded(encoded));
+        }
+        let weight = value.weight();
+        Ok(Self::both(encoded, OnceLock::from(value), weight))
+    }
+
+    fn both(encoded: Bytes, decoded: OnceLock<V>, weight: usize) -> Self {
+        let heap_bytes = (encoded.len() + BOTH_BYTES + size_of::<Both<V>>()).saturating_add(weight) as u64;
+        Self::Both(Some(Box::new(Both { encoded, decoded, heap_bytes })))
     }
 
     /// Of a value that came from a peer; it is decoded by the first who needs it.
     pub(super) fn received(encoded: Bytes) -> Self {
-        Self::Value { encoded, decoded: OnceLock::new() }
+        if V::DECODES_LIKE_A_CLONE { Self::Encoded(encoded) } else { Self::both(encoded, OnceLock::new(), 0) }
     }
 
     /// Of a value that was another node's own, and that is weighed as if it had been loaded here.
-    pub(super) fn handed(encoded: Bytes) -> Result<(Self, u64), DecodeError> {
+    pub(super) fn handed(encoded: Bytes) -> Result<Self, DecodeError> {
         let value = decode::<V>(encoded.clone())?;
         if V::DECODES_LIKE_A_CLONE {
-            let weight = encoded.len() as u64;
-            return Ok((Self::received(encoded), weight));
+            return Ok(Self::Encoded(encoded));
         }
-        let Ok(decoded) = catch_unwind(AssertUnwindSafe(|| value.weight())) else {
+        let Ok(weight) = catch_unwind(AssertUnwindSafe(|| value.weight())) else {
             release(value);
             return Err(DecodeError::new("the value panicked when it was weighed"));
         };
-        let weight = encoded.len() as u64 + decoded as u64;
-        Ok((Self::Value { encoded, decoded: OnceLock::from(value) }, weight))
+        Ok(Self::both(encoded, OnceLock::from(value), weight))
     }
 
     /// What is held, for another entry.
     pub(super) fn again(&self) -> Self {
         match self {
-            Self::Value { encoded, decoded } => Self::Value { encoded: encoded.clone(), decoded: decoded.clone() },
-            Self::Nothing => Self::Nothing,
+            Self::Encoded(encoded) => Self::Encoded(encoded.clone()),
+            Self::Both(both) => Self::Both(both.as_ref().map(|both| {
+                let (encoded, decoded) = (both.encoded.clone(), both.decoded.clone());
+                Box::new(Both { encoded, decoded, heap_bytes: both.heap_bytes })
+            })),
         }
     }
 
     /// The encoded form of a value.
     pub(super) fn encoded(&self) -> Option<&Bytes> {
         match self {
-            Self::Value { encoded, .. } => Some(encoded),
-            Self::Nothing => None,
+            Self::Encoded(encoded) => Some(encoded),
+            Self::Both(both) => both.as_ref().map(|both| &both.encoded),
         }
     }
 
@@ -85,16 +116,17 @@ impl<V: Value> Held<V> {
 
     /// A clone of the value, decoded if it has not been.
     pub(super) fn value(&self) -> Result<V, NoValue> {
-        let Self::Value { encoded, decoded } = self else { return Err(NoValue::NotFound) };
-        if let Some(value) = decoded.get() {
+        let both = match self {
+            Self::Encoded(encoded) => return decode::<V>(encoded.clone()).map_err(NoValue::Undecodable),
+            Self::Both(None) => return Err(NoValue::NotFound),
+            Self::Both(Some(both)) => both,
+        };
+        if let Some(value) = both.decoded.get() {
             return Ok(value.clone());
         }
-        let value = decode::<V>(encoded.clone()).map_err(NoValue::Undecodable)?;
-        if V::DECODES_LIKE_A_CLONE {
-            return Ok(value);
-        }
+        let value = decode::<V>(both.encoded.clone()).map_err(NoValue::Undecodable)?;
         // Two may decode at once; that is cheaper than to let everyone wait under a lock.
-        Ok(decoded.get_or_init(|| value).clone())
+        Ok(both.decoded.get_or_init(|| value).clone())
     }
 }
 
@@ -115,4 +147,38 @@ pub(super) fn release_all<T>(values: impl IntoIterator<Item = T>) {
 pub(super) fn decode<V: Value>(bytes: Bytes) -> Result<V, DecodeError> {
     catch_unwind(AssertUnwindSafe(|| V::decode(bytes)))
         .unwrap_or_else(|_| Err(DecodeError::new("the decoder panicked")))
+}
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests {
+    use super::*;
+    use crate::{
+        store::{Entry, Times},
+        value::Json,
+    };
+
+    #[test]
+    fn an_entry_and_its_counter_fit_into_what_the_allocator_gives_for_72_bytes() {
+        assert_eq!(size_of::<Entry<Held<Bytes>>>(), 64);
+        assert_eq!(size_of::<Entry<Held<String>>>(), 64);
+        assert_eq!(size_of::<Entry<Held<Json<[u64; 9]>>>>(), 64);
+    }
+
+    #[test]
+    fn both_forms_are_weighed_whoever_had_the_value_first() {
+        let weight = |held: &Held<Json<String>>| Entry::new(held.again(), Times::until(0, 1)).weight("key");
+        let value = Json::new("ada".to_owned());
+        let (encoded, decoded) = (value.to_encoded().unwrap(), value.weight() as u64);
+        let (loaded, handed) = (Held::of(value).unwrap(), Held::handed(encoded.clone()).unwrap());
+        assert_eq!(weight(&loaded), weight(&handed));
+        assert_eq!(
+            weight(&loaded),
+            weight(&Held::received(encoded.clone())) + decoded,
+            "what a peer sends is not decoded"
+        );
+        assert_eq!(weight(&loaded) - weight(&Held::NOTHING), (encoded.len() + 56 + 8) as u64 + decoded);
+        assert_eq!((*loaded.value().unwrap()).clone(), "ada");
+        assert!(matches!(Held::<Json<String>>::NOTHING.value(), Err(NoValue::NotFound)));
+    }
 }

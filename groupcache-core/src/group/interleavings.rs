@@ -73,7 +73,7 @@ impl Scene {
     /// Accounted bytes are those of the entries that are there.
     fn assert_accounts(&self) {
         let store = &self.group.inner.store;
-        let weights: u64 = store.iter().map(|(_, entry)| entry.weight()).sum();
+        let weights: u64 = store.iter().map(|(key, entry)| entry.weight(&key)).sum();
         assert_eq!((store.bytes(), store.len()), (weights, store.iter().count()));
         assert!(weights <= store.capacity());
     }

@@ -343,16 +343,16 @@ impl<V: Value> Inner<V> {
         let slot = match loaded.what {
             What::Value(value) => self.slot(key, value, times)?,
             What::NotFound => {
-                let nothing = is_kept.then(|| Arc::new(Entry::new(key, Held::Nothing, 0, times)));
+                let nothing = is_kept.then(|| Slot::new(Entry::new(Held::NOTHING, times)));
                 return Ok((Err(self.not_found().into()), nothing));
             }
             What::Unchanged => {
                 let previous = begun.previous.as_ref().filter(|slot| slot.payload.encoded().is_some());
                 let previous = previous.ok_or_else(|| self.nothing_to_be_unchanged())?;
-                Arc::new(Entry::new(key, previous.payload.again(), previous.heap_bytes(key), times))
+                Slot::new(Entry::new(previous.payload.again(), times))
             }
         };
-        Ok((Ok(Arc::clone(&slot)), is_kept.then_some(slot)))
+        Ok((Ok(Slot::clone(&slot)), is_kept.then_some(slot)))
     }
 
     /// The error of those who wait, or the old value where the group would rather have that.
@@ -369,14 +369,14 @@ impl<V: Value> Inner<V> {
             // Not each of the gets that follow should wait for the loader to fail again.
             slot.serve_on(later(now_ms, REFRESH_PAUSE));
         }
-        Ok(Arc::clone(slot))
+        Ok(Slot::clone(slot))
     }
 
     /// An entry of a value that came from here, checked against the largest that may be sent.
     pub(super) fn slot(&self, key: &str, value: V, times: Times) -> Result<Slot<V>> {
         let encode = AssertUnwindSafe(|| Held::of(value));
         let text = || format!("a value of group {:?} could not be encoded", self.settings.name);
-        let (held, heap_bytes) = match std::panic::catch_unwind(encode) {
+        let held = match std::panic::catch_unwind(encode) {
             Ok(Ok(held)) => held,
             Ok(Err(e)) => return Err(Error::caused(Kind::LoadFailed { is_transient: false }, text(), e)),
             Err(panic) => {
@@ -393,6 +393,6 @@ impl<V: Value> Inner<V> {
             );
             return Err(Error::new(Kind::TooLarge, text));
         }
-        Ok(Arc::new(Entry::new(key, held, heap_bytes, times)))
+        Ok(Slot::new(Entry::new(held, times)))
     }
 }

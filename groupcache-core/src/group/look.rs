@@ -67,8 +67,7 @@ impl<V: Value> Group<V> {
             return Ok(None);
         };
         let now_ms = group.shared.now_ms();
-        let heap_bytes = value.bytes.len() as u64;
-        Ok(Some(Arc::new(Entry::new(key, Held::received(value.bytes), heap_bytes, Times::until(now_ms, now_ms)))))
+        Ok(Some(Slot::new(Entry::new(Held::received(value.bytes), Times::until(now_ms, now_ms)))))
     }
 }
 

@@ -57,8 +57,8 @@ impl<V: Value> Inner<V> {
         if !is_wanted || !self.store.peek(key).as_ref().is_none_or(is_left_over) {
             return None;
         }
-        let slot = self.handed(key, hash, &handed.bytes, handed.age_ms, handed.remaining_ms, pulled.changes)?;
-        let bytes = slot.weight();
+        let slot = self.handed(hash, &handed.bytes, handed.age_ms, handed.remaining_ms, pulled.changes)?;
+        let bytes = slot.weight(key);
         let fill = || {
             // What is there is handed out: it may be the last of it, and is dropped outside of the lock.
             let there = self.store.peek(key);

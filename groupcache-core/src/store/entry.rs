@@ -4,13 +4,13 @@ use std::mem::size_of;
 
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// What an entry costs beside its key, its payload's heap and its own struct: two counters of the `Arc`, a slot of
+/// What an entry costs beside its key, its payload's heap and its own struct: the counter of its `Arc`, a slot of
 /// 56 bytes with room for a short key, its share of the hash table, the counter of a value, what the allocator adds to
 /// two allocations, and remembered evicted keys. A long key and a long value each have an allocation, or a counter, more.
 ///
-/// Measured as resident memory of a group, 64-bit Linux with glibc, keys of 20 bytes and values of 100: 1 % less than is
-/// accounted for `Bytes` and 4 % for `String` while it fills, 6 and 4 % more once it evicts (`make bench-memory`).
-const SLOT_BYTES: u64 = 112;
+/// Measured as resident memory of a group, 64-bit Linux with glibc, keys of 20 bytes and values of 100, `Bytes` or `String`:
+/// 5 % less than is accounted while it fills, 1 % more once it evicts (`make bench-memory`).
+const SLOT_BYTES: u64 = 104;
 
 /// The times of an entry: milliseconds of the node's own monotonic clock, `u64::MAX` is never.
 ///
@@ -58,13 +58,17 @@ fn at(from_ms: u64, distance: u32) -> u64 {
     if distance == NEVER { NEVER_MS } else { from_ms.saturating_add(u64::from(distance)) }
 }
 
-/// The most that an entry can be told to weigh: 4 GiB, far above the largest value that a node takes.
-pub(crate) const MAX_WEIGHT: u64 = u32::MAX as u64 - 1;
+/// What an entry holds.
+pub(crate) trait Payload {
+    /// Bytes that it has outside of itself. They never change: the sum of weights is only right because an entry weighs
+    /// the same when it leaves as when it came.
+    fn heap_bytes(&self) -> u64;
+}
 
-/// One value with its weight and its times.
+/// One value with its times. A hit reads little of it, and memory is handed out in steps of 16 bytes: with the counter
+/// of its `Arc`, 72 bytes fit into 80.
 ///
-/// Its weight never changes: the sum of weights is only right because an entry weighs the same when it leaves as when
-/// it came. Its times only ever become earlier, save that a refresh is asked for again when one has failed, and that
+/// Its times only ever become earlier, save that a refresh is asked for again when one has failed, and that
 /// what is expired may be served on until it is gone.
 #[derive(Debug)]
 pub(crate) struct Entry<T> {
@@ -80,8 +84,6 @@ pub(crate) struct Entry<T> {
     pub(crate) checked: AtomicU32,
     /// How often it was used lately, see [`touch`](Entry::touch).
     uses: AtomicU32,
-    /// 32 bits are enough, and a hit reads few bytes.
-    weight: u32,
 }
 
 /// Uses are counted in the low half; the high half is the time, in these units, of the last of them.
@@ -103,14 +105,20 @@ fn unit(now_ms: u64) -> u16 {
     (now_ms / USES_UNIT_MS) as u16
 }
 
+impl<T: Payload> Entry<T> {
+    /// The accounted bytes of an entry of this key: key, payload and overhead.
+    pub(crate) fn weight(&self, key: &str) -> u64 {
+        // Never 0: the eviction crate keeps what weighs nothing for ever.
+        Self::OVERHEAD_BYTES.saturating_add(key.len() as u64).saturating_add(self.payload.heap_bytes())
+    }
+}
+
 impl<T> Entry<T> {
     /// Bytes that an entry costs beside its key and what its payload has on the heap.
     pub(crate) const OVERHEAD_BYTES: u64 = SLOT_BYTES + size_of::<Self>() as u64;
 
-    /// An entry for `key` whose payload holds `heap_bytes` outside of its own struct.
-    pub(crate) fn new(key: &str, payload: T, heap_bytes: u64, times: Times) -> Self {
-        // Never 0: the eviction crate keeps what weighs nothing for ever.
-        let weight = Self::OVERHEAD_BYTES.saturating_add(key.len() as u64).saturating_add(heap_bytes);
+    /// An entry with these times.
+    pub(crate) fn new(payload: T, times: Times) -> Self {
         let since_load = |to_ms| AtomicU32::new(distance(times.loaded_at_ms, to_ms));
         Self {
             payload,
@@ -121,18 +129,7 @@ impl<T> Entry<T> {
             keep_for: since_load(times.keep_until_ms),
             checked: AtomicU32::new(times.checked),
             uses: AtomicU32::new(0),
-            weight: u32::try_from(weight).unwrap_or(u32::MAX),
         }
-    }
-
-    /// The accounted bytes: key, payload and overhead, fixed at construction; above [`MAX_WEIGHT`] it fits nowhere.
-    pub(crate) fn weight(&self) -> u64 {
-        u64::from(self.weight)
-    }
-
-    /// What its payload has on the heap, as it was given.
-    pub(crate) fn heap_bytes(&self, key: &str) -> u64 {
-        self.weight() - Self::OVERHEAD_BYTES - key.len() as u64
     }
 
     /// The first millisecond at which a hit asks for a younger value.
@@ -237,7 +234,13 @@ impl<T> Entry<T> {
 mod tests {
     use super::*;
 
-    fn entry() -> Entry<()> {
+    impl Payload for u64 {
+        fn heap_bytes(&self) -> u64 {
+            *self
+        }
+    }
+
+    fn entry() -> Entry<u64> {
         let times = Times {
             loaded_at_ms: 1_000,
             refresh_at_ms: 1_500,
@@ -246,14 +249,14 @@ mod tests {
             keep_until_ms: 4_000,
             checked: 0,
         };
-        Entry::new("key", (), 100, times)
+        Entry::new(100, times)
     }
 
     #[test]
     fn what_it_weighs_is_what_it_was_given_and_more() {
-        let entry = entry();
-        assert_eq!((entry.heap_bytes("key"), entry.weight()), (100, Entry::<()>::OVERHEAD_BYTES + 103));
-        assert_eq!(Entry::<()>::OVERHEAD_BYTES - SLOT_BYTES, size_of::<Entry<()>>() as u64);
+        assert_eq!(entry().weight("key"), Entry::<u64>::OVERHEAD_BYTES + 103);
+        assert_eq!(Entry::<u64>::OVERHEAD_BYTES - SLOT_BYTES, size_of::<Entry<u64>>() as u64);
+        assert_eq!(Entry::new(u64::MAX, Times::until(0, 1)).weight("key"), u64::MAX);
     }
 
     #[test]
@@ -262,13 +265,13 @@ mod tests {
         assert_eq!(entry.refresh_at_ms(), 1_500);
         let asks = |now_ms| entry.is_to_be_refreshed(now_ms, 1_700);
         assert_eq!([1_499, 1_500, 1_500, 1_699, 1_700].map(asks), [false, true, false, false, true]);
-        assert!(!Entry::new("key", (), 0, Times::until(0, 1)).is_to_be_refreshed(u64::MAX - 1, 0), "nobody wants one");
+        assert!(!Entry::new(0, Times::until(0, 1)).is_to_be_refreshed(u64::MAX - 1, 0), "nobody wants one");
     }
 
     #[test]
     fn what_is_lent_is_gone_here_before_it_is_of_no_use_to_its_owner() {
         let entry = entry();
-        assert!(!entry.is_lent() && !Entry::new("key", (), 0, Times::until(0, 1)).is_lent());
+        assert!(!entry.is_lent() && !Entry::new(0, Times::until(0, 1)).is_lent());
         entry.lend(1_200);
         assert_eq!((entry.hit_until_ms(), entry.fresh_at_its_owner_until_ms()), (1_200, 2_000));
         assert!(entry.is_lent() && !entry.is_gone(1_199) && entry.is_gone(1_200));
@@ -286,7 +289,7 @@ mod tests {
 
     #[test]
     fn an_end_that_is_far_away_is_not_never() {
-        let until = |end_ms| Entry::new("key", (), 0, Times::until(1_000, end_ms)).hit_until_ms();
+        let until = |end_ms| Entry::new(0, Times::until(1_000, end_ms)).hit_until_ms();
         assert_eq!((until(u64::MAX - 1), until(u64::MAX)), (1_000 + u64::from(u32::MAX) - 1, u64::MAX));
     }
 

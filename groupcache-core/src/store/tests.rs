@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak, mpsc};
+use std::sync::{Arc as StdArc, OnceLock, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -12,11 +12,23 @@ const NEVER: u64 = u64::MAX;
 const MIB: u64 = 1 << 20;
 
 /// The overhead of the entries that most tests store.
-const OVERHEAD: u64 = Entry::<u64>::OVERHEAD_BYTES;
+const OVERHEAD: u64 = Entry::<OfSize>::OVERHEAD_BYTES;
 
-/// An entry that stands for a value of any size: only the weight is large.
-fn entry(key: &str, id: u64, heap_bytes: u64, expires_at_ms: u64) -> Arc<Entry<u64>> {
-    Arc::new(Entry::new(key, id, heap_bytes, Times::until(0, expires_at_ms)))
+/// Stands for a value of any size: only its weight is large.
+#[derive(Debug)]
+struct OfSize {
+    id: u64,
+    heap_bytes: u64,
+}
+
+impl Payload for OfSize {
+    fn heap_bytes(&self) -> u64 {
+        self.heap_bytes
+    }
+}
+
+fn entry(id: u64, heap_bytes: u64, expires_at_ms: u64) -> Slot<OfSize> {
+    Slot::new(Entry::new(OfSize { id, heap_bytes }, Times::until(0, expires_at_ms)))
 }
 
 /// The heap bytes with which an entry of `key` weighs exactly `weight`.
@@ -24,8 +36,8 @@ fn heap_for(key: &str, weight: u64) -> u64 {
     weight - OVERHEAD - key.len() as u64
 }
 
-fn put(store: &Store<u64>, key: &str, id: u64, heap_bytes: u64) -> Admission {
-    store.insert(key, entry(key, id, heap_bytes, NEVER)).admission
+fn put(store: &Store<OfSize>, key: &str, id: u64, heap_bytes: u64) -> Admission {
+    store.insert(key, entry(id, heap_bytes, NEVER)).admission
 }
 
 /// Runs `body` on its own thread and fails when it does not end: a deadlock must not hang the tests.
@@ -102,7 +114,7 @@ fn a_store() -> impl Strategy<Value = (u64, u64)> {
 
 /// What a store must not contradict: the newest value of each key. Eviction may make any of them absent.
 struct Model {
-    store: Store<u64>,
+    store: Store<OfSize>,
     now: u64,
     next_id: u64,
     /// Key → (id, expires_at_ms) of the last insert that was kept and not removed since.
@@ -120,12 +132,12 @@ impl Model {
             Step::Insert { key: k, size, ttl } => self.insert(&key(k), *size, *ttl),
             Step::Get { key: k } => self.get(&key(k)),
             Step::Peek { key: k } => {
-                let found = self.store.peek(&key(k)).map(|e| (e.payload, e.hit_until_ms()));
+                let found = self.store.peek(&key(k)).map(|e| (e.payload.id, e.hit_until_ms()));
                 assert!(found.is_none() || found.as_ref() == self.newest.get(&key(k)));
             }
             Step::Remove { key: k } => {
-                let before = self.store.peek(&key(k)).map(|e| e.payload);
-                assert_eq!(self.store.remove(&key(k)).map(|e| e.payload), before);
+                let before = self.store.peek(&key(k)).map(|e| e.payload.id);
+                assert_eq!(self.store.remove(&key(k)).map(|e| e.payload.id), before);
                 assert!(self.store.peek(&key(k)).is_none());
                 self.newest.remove(&key(k));
             }
@@ -151,19 +163,20 @@ impl Model {
         };
         self.next_id += 1;
         let expires = ttl.map_or(NEVER, |ttl| self.now + ttl);
-        let new = entry(key, self.next_id, heap, expires);
-        let (weight, before, count) = (new.weight(), self.store.bytes(), self.store.len());
-        assert_eq!(weight, (fixed + heap).min(MAX_WEIGHT + 1));
+        let new = entry(self.next_id, heap, expires);
+        let (weight, before, count) = (new.weight(key), self.store.bytes(), self.store.len());
+        assert_eq!(weight, fixed + heap);
 
         let inserted = self.store.insert(key, new);
 
-        let left: Vec<_> = inserted.displaced.iter().map(|(key, e)| (key.clone(), e.payload, e.weight())).collect();
+        let left: Vec<_> =
+            inserted.displaced.iter().map(|(key, e)| (key.clone(), e.payload.id, e.weight(key))).collect();
         let left_bytes: u64 = left.iter().map(|(_, _, weight)| weight).sum();
         assert_eq!(before + weight, self.store.bytes() + left_bytes, "nothing is lost and nothing counted twice");
         assert_eq!(count + 1, self.store.len() + left.len());
         assert_eq!(inserted.evicted(key).count(), left.iter().filter(|(k, ..)| **k != *key).count());
         assert_eq!(inserted.admission == Admission::TooLarge, weight > limit, "refused exactly above the limit");
-        let found = self.store.peek(key).map(|e| e.payload);
+        let found = self.store.peek(key).map(|e| e.payload.id);
         match inserted.admission {
             Admission::Kept => {
                 assert_eq!(found, Some(self.next_id));
@@ -178,11 +191,11 @@ impl Model {
     }
 
     fn get(&mut self, key: &str) {
-        let here = self.store.peek(key).map(|e| (e.payload, e.is_expired(self.now)));
+        let here = self.store.peek(key).map(|e| (e.payload.id, e.is_expired(self.now)));
         let got = self.store.get(key, self.now);
         match &got {
             Some(e) => {
-                assert_eq!(Some(&(e.payload, e.hit_until_ms())), self.newest.get(key), "removed, or not the newest");
+                assert_eq!(Some(&(e.payload.id, e.hit_until_ms())), self.newest.get(key), "removed, or not the newest");
                 assert!(self.now < e.hit_until_ms(), "expired");
             }
             None => assert!(here.is_none_or(|(_, expired)| expired), "a fresh entry is found"),
@@ -190,8 +203,9 @@ impl Model {
     }
 
     fn check(&self) {
-        let found: Vec<_> = self.newest.keys().filter_map(|key| self.store.peek(key)).collect();
-        let sum: u64 = found.iter().map(|e| e.weight()).sum();
+        let weight = |key: &String| self.store.peek(key).map(|e| e.weight(key));
+        let found: Vec<u64> = self.newest.keys().filter_map(weight).collect();
+        let sum: u64 = found.iter().sum();
         assert!(self.store.bytes() <= self.store.capacity(), "above the budget");
         assert_eq!(self.store.bytes(), sum, "accounted is not what can be found");
         assert_eq!(self.store.len(), found.len());
@@ -216,11 +230,11 @@ proptest! {
     #[test]
     fn each_shard_holds_the_largest_value(capacity in 0..NEVER, power in 0..64u32, max_value in 0..64 * MIB) {
         let capacity = capacity >> power;
-        let store = Store::<u64>::new(capacity, max_value, 1);
+        let store = Store::<OfSize>::new(capacity, max_value, 1);
         let largest = max_value + MAX_KEY_BYTES + OVERHEAD;
         prop_assert!(store.capacity() <= capacity);
         prop_assert!(store.max_entry_bytes() >= largest || store.cache.num_shards() == 1);
-        prop_assert_eq!(store.max_entry_bytes(), hot_bytes(store.cache.shard_capacity()).min(MAX_WEIGHT));
+        prop_assert_eq!(store.max_entry_bytes(), hot_bytes(store.cache.shard_capacity()));
     }
 }
 
@@ -228,13 +242,13 @@ proptest! {
 fn budget_is_rounded_down_when_shards_do_not_divide_it() {
     for shards in [1, 2, 4, 8, 16, 32, 64] {
         for capacity in (64 * 600..64 * 600 + 130).chain([65 * MIB + 63]) {
-            let store = Store::<u64>::with_shards(capacity, shards, 3);
+            let store = Store::<OfSize>::with_shards(capacity, shards, 3);
             assert_eq!(store.cache.num_shards() as u64, shards, "the estimate of items lowered it");
             assert_eq!(store.cache.capacity(), store.capacity());
             assert!(store.capacity() <= capacity && capacity - store.capacity() < shards);
         }
     }
-    let store = Store::<u64>::with_shards(64 * 600 + 63, 64, 3);
+    let store = Store::<OfSize>::with_shards(64 * 600 + 63, 64, 3);
     for id in 0..5_000 {
         let key = format!("{id}");
         // Each shard holds two of these: 63 spare bytes spread over the shards would let some hold more.
@@ -248,7 +262,7 @@ fn budget_is_rounded_down_when_shards_do_not_divide_it() {
 
 #[test]
 fn shards_follow_budget_and_largest_value() {
-    let shards = |capacity, max_value| Store::<u64>::new(capacity, max_value, 1).cache.num_shards();
+    let shards = |capacity, max_value| Store::<OfSize>::new(capacity, max_value, 1).cache.num_shards();
     assert_eq!(shards(0, MIB), 1);
     assert_eq!(shards(3 * MIB, 0), 1, "a small budget is not divided");
     assert_eq!(shards(64 * MIB, MIB), 32);
@@ -266,7 +280,7 @@ fn all_that_is_there_is_shown_and_handed_out_in_the_end() {
     let store = Store::new(64 * MIB, MIB, 1);
     let keys: Vec<_> = (0..100).map(|n| format!("key-{n:02}")).collect();
     keys.iter().for_each(|key| assert_eq!(put(&store, key, 1, 100), Admission::Kept));
-    let sorted = |items: Vec<Item<u64>>| items.into_iter().map(|(key, _)| key.into()).collect::<BTreeSet<String>>();
+    let sorted = |items: Vec<Item<OfSize>>| items.into_iter().map(|(key, _)| key.into()).collect::<BTreeSet<String>>();
     assert!(sorted(store.iter().collect()).iter().eq(&keys));
     assert!(sorted(store.clear()).iter().eq(&keys));
     assert_eq!((store.len(), store.iter().count()), (0, 0));
@@ -279,10 +293,10 @@ fn largest_entry_of_a_small_group_is_most_of_its_budget() {
     assert!(limit * 10 >= 3 * MIB * 9, "{limit}");
     assert_eq!(put(&store, "other", 1, 100), Admission::Kept);
     assert_eq!(put(&store, "large", 2, heap_for("large", limit)), Admission::Kept);
-    assert_eq!(store.get("large", 0).unwrap().payload, 2);
+    assert_eq!(store.get("large", 0).unwrap().payload.id, 2);
     assert_eq!(put(&store, "large", 3, heap_for("large", limit + 1)), Admission::TooLarge);
     assert!(store.get("large", 0).is_none(), "the older value is stale");
-    assert_eq!(store.get("other", 0).unwrap().payload, 1, "a refused entry evicts nobody");
+    assert_eq!(store.get("other", 0).unwrap().payload.id, 1, "a refused entry evicts nobody");
 }
 
 #[test]
@@ -305,13 +319,13 @@ fn weight_that_overflows_is_too_large() {
 #[test]
 fn nothing_is_allocated_for_entries_that_are_not_there() {
     for capacity in [3 * MIB, 64 * MIB, 1 << 40] {
-        assert_eq!(Store::<u64>::new(capacity, MIB, 1).cache.memory_used().total(), 0);
+        assert_eq!(Store::<OfSize>::new(capacity, MIB, 1).cache.memory_used().total(), 0);
     }
 }
 
 #[test]
 fn slots_are_what_the_overhead_was_measured_with() {
-    let store = Store::<u64>::new(1 << 30, MIB, 1);
+    let store = Store::<OfSize>::new(1 << 30, MIB, 1);
     for id in 0..1_000 {
         assert_eq!(put(&store, &format!("{id}"), id, 0), Admission::Kept);
     }
@@ -335,7 +349,7 @@ fn small_hot_entries_survive_a_scan() {
 #[test]
 fn seed_decides_where_a_key_goes() {
     let place = |seed| {
-        let store = Store::<u64>::new(1 << 30, MIB, seed);
+        let store = Store::<OfSize>::new(1 << 30, MIB, seed);
         (0..64).map(|id| store.cache.shard_index(format!("{id}").as_str())).collect::<Vec<_>>()
     };
     assert_eq!(place(1), place(1), "two runs of one simulation agree");
@@ -349,19 +363,19 @@ fn seed_decides_where_a_key_goes() {
 #[test]
 fn expired_entry_is_a_miss_from_its_first_millisecond() {
     let store = Store::new(MIB, MIB, 1);
-    drop(store.insert("k", entry("k", 1, 10, 100)));
-    assert_eq!(store.get("k", 99).unwrap().payload, 1);
+    drop(store.insert("k", entry(1, 10, 100)));
+    assert_eq!(store.get("k", 99).unwrap().payload.id, 1);
     assert!(store.get("k", 100).is_none());
     assert_eq!(store.len(), 1, "until it is swept");
-    drop(store.insert("k", entry("k", 2, 10, 0)));
+    drop(store.insert("k", entry(2, 10, 0)));
     assert!(store.get("k", 0).is_none());
-    drop(store.insert("k", entry("k", 3, 10, NEVER)));
-    assert_eq!(store.get("k", NEVER - 1).unwrap().payload, 3);
+    drop(store.insert("k", entry(3, 10, NEVER)));
+    assert_eq!(store.get("k", NEVER - 1).unwrap().payload.id, 3);
 }
 
 #[test]
 fn what_is_served_on_is_no_hit_when_it_is_of_no_use_any_more() {
-    let entry = entry("k", 1, 10, 100);
+    let entry = entry(1, 10, 100);
     entry.serve_on(500);
     assert_eq!((entry.hit_until_ms(), entry.is_expired(99), entry.is_expired(100)), (100, false, true));
 }
@@ -369,21 +383,21 @@ fn what_is_served_on_is_no_hit_when_it_is_of_no_use_any_more() {
 #[test]
 fn fresh_entry_that_replaced_an_expired_one_survives() {
     let store = Store::new(MIB, MIB, 1);
-    drop(store.insert("k", entry("k", 1, 10, 100)));
+    drop(store.insert("k", entry(1, 10, 100)));
     let seen = store.peek("k").unwrap();
     // Between a get's look and its removal another thread stores a fresh value.
-    drop(store.insert("k", entry("k", 2, 10, 300)));
+    drop(store.insert("k", entry(2, 10, 300)));
     assert!(store.remove_same("k", &seen).is_none());
-    assert_eq!(store.get("k", 200).unwrap().payload, 2);
+    assert_eq!(store.get("k", 200).unwrap().payload.id, 2);
     let seen = store.peek("k").unwrap();
-    assert_eq!(store.remove_same("k", &seen).unwrap().payload, 2);
+    assert_eq!(store.remove_same("k", &seen).unwrap().payload.id, 2);
     assert!(store.peek("k").is_none());
 }
 
 #[test]
 fn peek_shows_an_expired_entry_and_leaves_it() {
     let store = Store::new(MIB, MIB, 1);
-    drop(store.insert("k", entry("k", 1, 10, 100)));
+    drop(store.insert("k", entry(1, 10, 100)));
     assert!(store.peek("k").unwrap().is_expired(100));
     assert_eq!(store.len(), 1);
 }
@@ -392,8 +406,15 @@ fn peek_shows_an_expired_entry_and_leaves_it() {
 
 /// A payload whose `Drop` uses the store it was in, as a user's value might.
 struct Nosy {
-    store: Arc<OnceLock<Weak<Store<Nosy>>>>,
-    dropped: Arc<AtomicUsize>,
+    store: StdArc<OnceLock<Weak<Store<Nosy>>>>,
+    dropped: StdArc<AtomicUsize>,
+    heap_bytes: u64,
+}
+
+impl Payload for Nosy {
+    fn heap_bytes(&self) -> u64 {
+        self.heap_bytes
+    }
 }
 
 impl Drop for Nosy {
@@ -408,22 +429,22 @@ impl Drop for Nosy {
 }
 
 struct NosyStore {
-    store: Arc<Store<Nosy>>,
-    home: Arc<OnceLock<Weak<Store<Nosy>>>>,
-    dropped: Arc<AtomicUsize>,
+    store: StdArc<Store<Nosy>>,
+    home: StdArc<OnceLock<Weak<Store<Nosy>>>>,
+    dropped: StdArc<AtomicUsize>,
 }
 
 impl NosyStore {
     /// One shard, so that a `Drop` under its lock would meet that lock.
     fn new() -> Self {
-        let store = Arc::new(Store::with_shards(10_000, 1, 1));
-        let home = Arc::new(OnceLock::from(Arc::downgrade(&store)));
-        Self { store, home, dropped: Arc::default() }
+        let store = StdArc::new(Store::with_shards(10_000, 1, 1));
+        let home = StdArc::new(OnceLock::from(StdArc::downgrade(&store)));
+        Self { store, home, dropped: StdArc::default() }
     }
 
     fn insert(&self, key: &str, heap_bytes: u64, expires_at_ms: u64) -> Inserted<Nosy> {
-        let payload = Nosy { store: Arc::clone(&self.home), dropped: Arc::clone(&self.dropped) };
-        self.store.insert(key, Arc::new(Entry::new(key, payload, heap_bytes, Times::until(0, expires_at_ms))))
+        let payload = Nosy { store: StdArc::clone(&self.home), dropped: StdArc::clone(&self.dropped), heap_bytes };
+        self.store.insert(key, Slot::new(Entry::new(payload, Times::until(0, expires_at_ms))))
     }
 
     fn dropped(&self) -> usize {
@@ -505,7 +526,7 @@ fn newcomer_may_be_the_one_that_is_evicted() {
     }
     // All others are in use, so the replacement, which needs more room, is itself the least used.
     keys[1..].iter().for_each(|key| (0..3).for_each(|_| drop(store.get(key, 0))));
-    let inserted = store.insert("0", entry("0", 2, heap_for("0", 2_500), NEVER));
+    let inserted = store.insert("0", entry(2, heap_for("0", 2_500), NEVER));
     assert_eq!((inserted.admission, inserted.evicted("0").count()), (Admission::Crowded, 0));
     assert!(store.peek("0").is_none(), "neither the new value nor the stale one");
     assert_eq!((store.len(), store.bytes()), (8, 8_000));
@@ -516,7 +537,7 @@ fn newcomer_may_be_the_one_that_is_evicted() {
 #[test]
 fn four_threads_keep_the_bound() {
     const KEYS: u64 = 500;
-    let store = Store::<u64>::with_shards(60_000, 4, 1);
+    let store = Store::<OfSize>::with_shards(60_000, 4, 1);
     let running = AtomicBool::new(true);
     let work = |thread: u64| {
         let mut state = thread + 1;
@@ -526,9 +547,9 @@ fn four_threads_keep_the_bound() {
             let id = state % KEYS;
             let (key, now) = (format!("{id}"), op / 100);
             match (state >> 32) % 16 {
-                0..6 => drop(store.insert(&key, entry(&key, id, (state >> 40) % 3_000, now + (state >> 52) % 100))),
-                6..14 => assert!(store.get(&key, now).is_none_or(|e| e.payload == id && now < e.hit_until_ms())),
-                14 => assert!(store.remove(&key).is_none_or(|e| e.payload == id)),
+                0..6 => drop(store.insert(&key, entry(id, (state >> 40) % 3_000, now + (state >> 52) % 100))),
+                6..14 => assert!(store.get(&key, now).is_none_or(|e| e.payload.id == id && now < e.hit_until_ms())),
+                14 => assert!(store.remove(&key).is_none_or(|e| e.payload.id == id)),
                 _ if op % 1_000 == 0 => drop(store.clear()),
                 _ => drop(store.peek(&key)),
             }
@@ -547,8 +568,9 @@ fn four_threads_keep_the_bound() {
         assert!(ended.iter().all(Result::is_ok));
         watch.join().unwrap();
     });
-    let found: Vec<_> = (0..KEYS).filter_map(|id| store.peek(&format!("{id}"))).collect();
-    assert_eq!(store.bytes(), found.iter().map(|e| e.weight()).sum::<u64>());
+    let weight = |key: String| store.peek(&key).map(|e| e.weight(&key));
+    let found: Vec<u64> = (0..KEYS).filter_map(|id| weight(format!("{id}"))).collect();
+    assert_eq!(store.bytes(), found.iter().sum::<u64>());
     assert_eq!(store.len(), found.len());
     assert!(store.bytes() <= store.capacity());
 }
@@ -556,7 +578,7 @@ fn four_threads_keep_the_bound() {
 #[test]
 fn what_was_used_often_lately_counts_more_than_what_was_used_more_often_long_ago() {
     let entry = |uses: u32, at_ms: u64| {
-        let entry = Entry::new("k", (), 0, Times::until(0, u64::MAX));
+        let entry = Entry::new((), Times::until(0, u64::MAX));
         (0..uses).for_each(|_| entry.touch(at_ms));
         entry
     };
@@ -573,7 +595,7 @@ fn what_was_used_often_lately_counts_more_than_what_was_used_more_often_long_ago
 
 #[test]
 fn what_is_lent_ends_here_and_is_kept_for_its_owner_and_what_is_capped_is_gone() {
-    let entry = || Entry::new("k", (), 0, Times::until(1000, 100_000));
+    let entry = || Entry::new((), Times::until(1000, 100_000));
     let lent = entry();
     lent.lend(5000);
     assert_eq!((lent.fresh_until_ms(), lent.fresh_at_its_owner_until_ms(), lent.hit_until_ms()), (5000, 100_000, 5000));
@@ -591,7 +613,7 @@ fn a_store_that_is_closed_keeps_nothing_more_and_hands_it_back() {
     let store = Store::new(1 << 20, 1 << 10, 1);
     assert_eq!(put(&store, "before", 1, 100), Admission::Kept);
     store.close();
-    let refused = entry("after", 2, 100, NEVER);
+    let refused = entry(2, 100, NEVER);
     let inserted = store.insert("after", Arc::clone(&refused));
     assert_eq!(inserted.admission, Admission::Closed);
     assert_eq!(Arc::strong_count(&refused), 2, "it is dropped by the caller, and not here");
