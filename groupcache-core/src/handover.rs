@@ -30,9 +30,17 @@ use crate::{
 /// is asked for now and then.
 const WINDOW: Duration = Duration::from_secs(600);
 
-/// Views that are remembered: a key that has moved more often within the window is loaded. A view of a thousand nodes
-/// takes some megabytes.
-const REMEMBERED: usize = 8;
+/// Views that are remembered, as long as they have so many members in all: a key that has moved more often within the
+/// window is loaded. A view of a thousand nodes takes some megabytes; of that size so many are remembered at least.
+const REMEMBERED: usize = 64;
+/// See [`REMEMBERED`].
+const REMEMBERED_MEMBERS: usize = 4096;
+/// See [`REMEMBERED`].
+const REMEMBERED_AT_LEAST: usize = 8;
+
+/// For so long a ring must have been the same before those who have come are handed everything, and not only what was used
+/// lately: in a deploy what they get now would move once more in a moment, with those that leave.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// How far whoever spends may be ahead of its pace.
 const SLACK: Duration = Duration::from_millis(10);
@@ -146,7 +154,13 @@ impl HandOver {
         let number = self.number() + 1;
         let mut all = vec![FormerView { number, view: before, since_ms: now_ms }];
         let others = self.former.load_full();
-        all.extend(others.iter().filter(|former| former.is_open(now_ms, None)).take(REMEMBERED - 1).cloned());
+        let mut members = now.members().len();
+        let is_remembered = |(at, former): &(usize, &FormerView)| {
+            members += former.view.members().len();
+            at + 1 < REMEMBERED_AT_LEAST || at + 1 < REMEMBERED && members <= REMEMBERED_MEMBERS
+        };
+        let open = others.iter().filter(|former| former.is_open(now_ms, None)).enumerate();
+        all.extend(open.take_while(is_remembered).map(|(_, former)| former.clone()));
         self.former.store(Arc::new(all));
         self.number.store(number, Release);
         self.open_until_ms.store(later(now_ms, WINDOW), Release);
@@ -158,6 +172,11 @@ impl HandOver {
     /// Whether there is a former view to look at.
     pub(crate) fn is_open(&self, now_ms: u64) -> bool {
         now_ms < self.open_until_ms.load(Acquire)
+    }
+
+    /// Whether the ring has been the same for a while.
+    pub(crate) fn is_quiet(&self, now_ms: u64) -> bool {
+        self.former.load().first().is_none_or(|newest| now_ms >= later(newest.since_ms, QUIET))
     }
 
     /// The number of the newest former view.
@@ -264,7 +283,7 @@ mod tests {
         changes(&all[..1], &all, 19, now_ms);
         assert_eq!(handover.sources().len(), 1, "it was alone in its own eyes");
         let epochs: Vec<_> = handover.former().iter().map(|former| former.view.epoch).collect();
-        assert_eq!(epochs, [19, 19, 18, 17, 16, 15, 14, 13]);
+        assert_eq!(epochs, [&[19][..], &(3..20).rev().collect::<Vec<_>>(), &[1]].concat());
         assert_eq!((handover.number(), handover.former()[0].number, handover.former()[7].number), (19, 19, 12));
         let end_ms = now_ms + WINDOW.as_millis() as u64;
         assert!(handover.is_open(end_ms - 1) && !handover.is_open(end_ms));
@@ -275,6 +294,31 @@ mod tests {
         assert!(handover.former().is_empty());
         changes(&all[1..], &all, 30, end_ms);
         assert_eq!(handover.former().len(), 1);
+    }
+
+    #[test]
+    fn a_hundred_changes_of_a_small_cluster_are_remembered_in_part_and_those_of_a_large_one_less() {
+        let remembered = |others: usize| {
+            let (handover, ids) = (HandOver::new(true, 1), (0..others).map(|n| format!("n{n}")).collect::<Vec<_>>());
+            let all: Vec<_> = [("a", 1)].into_iter().chain(ids.iter().map(|id| (id.as_str(), 1))).collect();
+            let views = [Arc::new(view(1, &all)), Arc::new(view(2, &all[..others]))];
+            for n in 0..100 {
+                handover.changes(Arc::clone(&views[n % 2]), &views[(n + 1) % 2], Scope::Cluster, 1000);
+            }
+            handover.former().len()
+        };
+        assert_eq!([2, 100, 1000].map(remembered), [64, 40, 8]);
+    }
+
+    #[test]
+    fn a_ring_is_quiet_half_a_minute_after_its_last_change() {
+        let handover = HandOver::new(true, 1);
+        assert!(handover.is_quiet(0), "nothing has moved");
+        for at_ms in [1000, 5000] {
+            let all = [("a", 1), ("b", 1)];
+            handover.changes(Arc::new(view(1, &all[1..])), &view(2, &all), Scope::Cluster, at_ms);
+        }
+        assert!(!handover.is_quiet(34_999) && handover.is_quiet(35_000));
     }
 
     #[test]

@@ -123,6 +123,8 @@ pub(crate) enum Answer {
     },
     /// Not by this node; the next successor may.
     Declined(Decline),
+    /// It is not held here, and this peer owned the key before.
+    Referred(PeerId),
     TooLarge,
     /// Still working on it; the answer follows.
     Pending,

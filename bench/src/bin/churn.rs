@@ -61,7 +61,7 @@ fn measure(wanted: &[&str]) -> Result<()> {
     println!("{}\n", machine::described());
     println!("{:.0} loads/s are expected when nothing happens\n", settings.expected_loads());
     println!(
-        "| deploy | who | steady loads/s | loads over it | over steady | loads beyond | failed gets | p50, p99, p99.9 before, µs | during it | moved / left, MB | removes that did not reach all |\n{LINE}"
+        "| deploy | who | steady loads/s | loads over it | over steady | loads beyond | failed gets | p50, p99, p99.9 before, µs | during it | moved / left, and later, MB | removes that did not reach all |\n{LINE}"
     );
     let one = std::env::var("WHO").ok();
     let mut runs = Vec::new();
@@ -95,7 +95,7 @@ fn line(run: &Run) -> String {
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let why = run.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
     format!(
-        "| {} | {} | {:.0} | {} in {:.0} s | {:.2} × | {} | {}{why} | {} | {} | {:.0} / {:.0} | {} of {} |",
+        "| {} | {} | {:.0} | {} in {:.0} s | {:.2} × | {} | {}{why} | {} | {} | {:.0} / {:.0}, {:.0} | {} of {} |",
         run.scenario,
         run.who.name(),
         run.steady.loads as f64 / run.steady.seconds,
@@ -108,6 +108,7 @@ fn line(run: &Run) -> String {
         latencies(&run.deploy),
         megabytes(run.moved_bytes),
         megabytes(run.left_bytes),
+        megabytes(run.moved_later_bytes),
         run.deploy.unheard,
         run.deploy.removes,
     )

@@ -169,6 +169,8 @@ pub struct Run {
     pub peeked: u64,
     /// Entries that were taken over in pages.
     pub taken_over: u64,
+    /// Bytes of values that changed hands after all that was counted, when the ring had been the same for a while.
+    pub moved_later_bytes: u64,
     /// Bytes of values on the processes that ended, when they were told to.
     pub left_bytes: u64,
     /// Processor time that all used during the deploy, in seconds.

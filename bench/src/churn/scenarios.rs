@@ -15,6 +15,9 @@ const STEADY: Duration = Duration::from_secs(20);
 /// How long after the last step the deploy is counted: what it made cold is loaded in the meantime.
 const AFTER: Duration = Duration::from_secs(15);
 
+/// How long after all that is counted it is waited for what moves when the ring is quiet, where anything does.
+const LATER: Duration = Duration::from_secs(30);
+
 /// Between two steps; Kubernetes takes longer.
 const STEP: Duration = Duration::from_secs(1);
 
@@ -82,6 +85,9 @@ impl Scenario {
         let end = cluster.record.now().floor();
         let record = &cluster.record;
         let after = record.total();
+        if who == Who::Ours {
+            pause(LATER);
+        }
         Ok(Run {
             scenario: self.name(),
             who,
@@ -90,6 +96,7 @@ impl Scenario {
             from: from - begin,
             to: to - begin,
             moved_bytes: after.moved_bytes - before.moved_bytes,
+            moved_later_bytes: record.total().moved_bytes - after.moved_bytes,
             peeks: after.peeks - before.peeks,
             peeked: after.peeked - before.peeked,
             taken_over: after.taken_over - before.taken_over,

@@ -265,6 +265,7 @@ impl<'a, V: Value> Turn<'a, V> {
             Answer::BadRequest(text) => self.said(Kind::BadKey, text),
             // Not by this node; asking the next one is free, since this one did no work.
             Answer::Declined(_)
+            | Answer::Referred(_)
             | Answer::WrongPeer
             | Answer::Unsupported
             | Answer::Pending

@@ -3,6 +3,9 @@
 //! Only what no write can have undone is asked for, and only what has neither been written nor loaded here since the
 //! key may have moved: what a former owner still has must not come back after that.
 
+mod settled;
+mod worth;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
@@ -18,6 +21,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use self::{settled::Settled, worth::Worth};
 use super::{
     Flying, Inner, Settings,
     held::{Held, Slot},
@@ -44,29 +48,8 @@ use crate::{
 /// How long all former owners of a key together may take: they look into memory, and a loader may take as long.
 const PEEK: Duration = Duration::from_millis(20);
 
-/// Former owners of one key that are asked, one after the other.
+/// Former owners of one key that are asked, one after the other, those included that another one has named.
 const MAX_ASKED: usize = 3;
-
-/// Questions that are judged together, and the answers among them that make the next ones worth it: two in a hundred.
-const JUDGED: u32 = 256;
-/// See [`JUDGED`].
-const WORTH_IT: u32 = 5;
-/// A former owner of whom so many first questions were all in vain has nothing: the cluster was started just now.
-const IN_VAIN: u32 = 64;
-
-/// Times in a row that a former owner may be late before there are pauses: a busy machine stands still for 20 ms now and
-/// then. What was asked before it was found to be late counts with that.
-const FREE_LATE: u32 = 3;
-/// The pause after the last of those; it doubles with each further time.
-const PAUSE_MS: u64 = 50;
-/// With this one a peer is not asked again.
-const MAX_LATE: u32 = 7;
-
-/// Bits for keys that are not asked for. Two keys that share one are both loaded: with 5,000 of them one in 26.
-const SETTLED: usize = 1 << 17;
-
-/// Former views whose bits are kept: as many as are remembered, and one that is about to be forgotten.
-const SETTLED_VIEWS: usize = 9;
 
 /// What a group knows of the former owners of its keys.
 #[derive(Debug, Default)]
@@ -75,95 +58,6 @@ pub(super) struct Formers {
     settled: Settled,
     /// Views that were followed by then are not looked at: the whole group was changed.
     cleared_ms: AtomicU64,
-}
-
-/// Whether it is worth asking a former owner.
-#[derive(Debug, Default)]
-struct Worth {
-    /// The number of the newest former view in which it owned something: with a newer one it is found out anew.
-    number: u64,
-    asked: u32,
-    found: u32,
-    is_judged: bool,
-    /// Times in a row, and the last of them.
-    late: u32,
-    late_ms: u64,
-    paused_until_ms: u64,
-    is_over: bool,
-}
-
-impl Worth {
-    fn may_be_asked(&self, now_ms: u64) -> bool {
-        !self.is_over && now_ms >= self.paused_until_ms
-    }
-
-    fn answered(&mut self, is_found: bool) {
-        self.late = 0;
-        self.asked += 1;
-        self.found += u32::from(is_found);
-        self.is_over |= !self.is_judged && self.found == 0 && self.asked >= IN_VAIN;
-        if self.asked >= JUDGED {
-            self.is_over |= self.found < WORTH_IT;
-            (self.asked, self.found, self.is_judged) = (0, 0, true);
-        }
-    }
-
-    fn was_late(&mut self, asked_ms: u64, now_ms: u64) {
-        if asked_ms < self.late_ms {
-            return;
-        }
-        self.late_ms = now_ms;
-        self.late += 1;
-        self.is_over |= self.late >= MAX_LATE;
-        if self.late >= FREE_LATE {
-            self.paused_until_ms = now_ms + (PAUSE_MS << (self.late - FREE_LATE).min(MAX_LATE));
-        }
-    }
-}
-
-/// Keys that were written or loaded here since they may have moved, by their hashes: for each former view those since it
-/// was followed by another, until that one was.
-#[derive(Debug, Default)]
-struct Settled(Mutex<VecDeque<(u64, Box<[u64]>)>>);
-
-impl Settled {
-    fn add(&self, number: u64, hash: u64) {
-        let mut views = self.0.lock();
-        if views.back().is_none_or(|(newest, _)| *newest < number) {
-            views.push_back((number, vec![0; SETTLED / 64].into()));
-            if views.len() > SETTLED_VIEWS {
-                views.pop_front();
-            }
-        }
-        // Who was told of an older view meanwhile settles it since the newest.
-        if let Some((_, bits)) = views.back_mut() {
-            let (at, bit) = bit(hash);
-            if let Some(bits) = bits.get_mut(at) {
-                *bits |= bit;
-            }
-        }
-    }
-
-    /// Since that view was followed by another.
-    fn has(&self, number: u64, hash: u64) -> bool {
-        let (at, bit) = bit(hash);
-        let views = self.0.lock();
-        views
-            .iter()
-            .rev()
-            .take_while(|(since, _)| *since >= number)
-            .any(|(_, bits)| bits.get(at).is_some_and(|bits| bits & bit != 0))
-    }
-
-    fn sweep(&self, oldest: u64) {
-        self.0.lock().retain(|(number, _)| *number >= oldest);
-    }
-}
-
-/// Where the bit of a key is.
-fn bit(hash: u64) -> (usize, u64) {
-    let at = hash as usize % SETTLED;
-    (at / 64, 1 << (at % 64))
 }
 
 impl Formers {
@@ -197,7 +91,7 @@ impl Formers {
         let mut all = self.worth.lock();
         let worth = all.entry(former.id.clone()).or_default();
         if worth.number < former.number {
-            *worth = Worth { number: former.number, ..Worth::default() };
+            *worth = Worth::unknown(former.number);
         }
         judge(worth);
     }
@@ -239,17 +133,31 @@ impl<V: Value> Inner<V> {
             return None;
         }
         let end = Instant::now() + PEEK;
-        for former in self.formers_of(hash, now_ms) {
+        let mut to_ask = VecDeque::from(self.formers_of(hash, now_ms, false));
+        let (mut asked, mut referrers) = (Vec::new(), Vec::new());
+        // Whether a former owner is worth asking shows in what came of it, whoever had it in the end.
+        let judge_all = |referrers: Vec<Asked>, is_found| {
+            for referrer in referrers {
+                self.formers.judge(&referrer, |worth| worth.answered(is_found));
+            }
+        };
+        while let Some(former) = to_ask.pop_front().filter(|_| asked.len() < MAX_ASKED) {
             self.counters.peeks.up();
-            let asked = self.ask_former(&former.link, flight.key(), now_ms);
-            let outcome = match asked {
+            asked.push(former.id.clone());
+            let outcome = match self.ask_former(&former.link, flight.key(), now_ms) {
                 Some(answer) => timeout_at(end, answer).await,
                 None => Ok(Ok(Outcome::Unreachable)),
             };
             match outcome {
                 Ok(Ok(Outcome::Answered(Answer::Value(value)))) => {
-                    self.formers.judge(&former, |worth| worth.answered(true));
+                    referrers.push(former);
+                    judge_all(referrers, true);
                     return Some(value);
+                }
+                Ok(Ok(Outcome::Answered(Answer::Referred(id)))) => {
+                    let named = self.named(id, former.number, now_ms);
+                    to_ask.extend(named.filter(|named| !asked.contains(&named.id)));
+                    referrers.push(former);
                 }
                 Ok(Ok(Outcome::Answered(Answer::Declined(Decline::NotHeld)))) => {
                     self.formers.judge(&former, |worth| worth.answered(false));
@@ -261,14 +169,28 @@ impl<V: Value> Inner<V> {
                 Ok(_) => self.formers.judge(&former, |worth| worth.is_over = true),
             }
         }
+        judge_all(referrers, false);
         None
     }
 
-    /// Who owned a key before this node, and may be asked: the last one first.
-    fn formers_of(&self, hash: u64, now_ms: u64) -> Vec<Asked> {
+    /// A former owner whom another one named: a node knows the views since it came, and not those before.
+    fn named(&self, id: PeerId, number: u64, now_ms: u64) -> Option<Asked> {
+        let Settings { name, format, .. } = &self.settings;
+        if !self.formers.may_be_asked(number, &id, now_ms) {
+            return None;
+        }
+        let view = self.shared.view();
+        let link = self.shared.link(view.members().iter().find(|member| member.id == id)?)?;
+        let may = link.admits() && link.hands_over() && link.offers(name, *format);
+        may.then_some(Asked { number, id, link })
+    }
+
+    /// Who owned a key before it was this node's, and may be asked: the last one first. It is this node's now, or, if
+    /// `was_mine`, was so in a former view: who owned it since then is passed over.
+    fn formers_of(&self, hash: u64, now_ms: u64, was_mine: bool) -> Vec<Asked> {
         let Settings { name, format, scope, .. } = &self.settings;
         let longest = self.settings.ages.longest();
-        let mut found: Vec<Asked> = Vec::new();
+        let (mut found, mut is_before) = (Vec::<Asked>::new(), !was_mine);
         for former in self.shared.handover.former().iter() {
             if !former.is_open(now_ms, longest) || self.formers.is_cleared_since(former.since_ms) {
                 continue;
@@ -276,7 +198,11 @@ impl<V: Value> Inner<V> {
             if self.formers.is_settled(former.number, hash) && !mutant!(PeekIgnoresStripes) {
                 break; // and so it is since the older ones
             }
-            let Some(owner) = former.view.owner(*scope, hash).filter(|owner| owner.dial.is_some()) else { continue };
+            let Some(owner) = former.view.owner(*scope, hash) else { continue };
+            is_before |= owner.dial.is_none();
+            if owner.dial.is_none() || !is_before {
+                continue;
+            }
             if found.iter().any(|other| other.id == owner.id)
                 || !self.formers.may_be_asked(former.number, &owner.id, now_ms)
             {
@@ -382,30 +308,11 @@ impl<V: Value> Inner<V> {
                     source: Source::Memory,
                 })
             }
-            None => Answer::Declined(Decline::NotHeld),
+            None => {
+                let hash = self.place.hash(key.as_bytes());
+                let former = self.formers_of(hash, now_ms, true).into_iter().next().filter(|_| is_usable);
+                former.map_or(Answer::Declined(Decline::NotHeld), |former| Answer::Referred(former.id))
+            }
         }
-    }
-}
-
-#[cfg(test)]
-#[cfg(not(shuttle))]
-mod tests {
-    use super::Worth;
-
-    /// How often a former owner is asked of 600 times, that has an answer to one in so many questions.
-    fn asked(one_in: Option<usize>) -> usize {
-        let mut worth = Worth::default();
-        (1..=600)
-            .take_while(|n| {
-                let may = worth.may_be_asked(0);
-                worth.answered(one_in.is_some_and(|one_in| n % one_in == 0));
-                may
-            })
-            .count()
-    }
-
-    #[test]
-    fn who_has_nothing_or_next_to_nothing_is_left_alone_and_who_has_one_in_eight_is_asked_on() {
-        assert_eq!((asked(None), asked(Some(64)), asked(Some(8))), (64, 256, 600));
     }
 }

@@ -46,6 +46,8 @@ struct OfRing {
     /// it then is not what there is now.
     number: u64,
     ring: u64,
+    /// Of everything, and not only of what was used lately.
+    is_whole: bool,
     /// By the new owner; made by the first who needs them.
     lists: OnceCell<BTreeMap<PeerId, List>>,
     used_ms: AtomicU64,
@@ -58,7 +60,8 @@ impl OfRing {
     }
 
     fn tag(&self) -> u64 {
-        (self.ring ^ self.ring >> 32).wrapping_add(self.number) & 0x7fff_ffff
+        let number = self.number << 1 | u64::from(self.is_whole);
+        (self.ring ^ self.ring >> 32).wrapping_add(number) & 0x7fff_ffff
     }
 
     /// Where to go on: at the beginning, if the cursor is one of another ring.
@@ -81,12 +84,15 @@ impl<V: Value> Inner<V> {
     fn of_ring(&self) -> Arc<OfRing> {
         let (number, ring) = (self.shared.handover.number(), self.shared.view_ref().ring_of(self.settings.scope));
         let now_ms = self.shared.now_ms();
+        // Who leaves has no other time to hand it over.
+        let is_whole = self.shared.is_draining() || self.shared.handover.is_quiet(now_ms);
         let mut current = self.lists.0.lock();
-        let is_same = |of_ring: &&Arc<OfRing>| (of_ring.number, of_ring.ring) == (number, ring);
+        let is_same =
+            |of_ring: &&Arc<OfRing>| (of_ring.number, of_ring.ring, of_ring.is_whole) == (number, ring, is_whole);
         let found = current.as_ref().filter(is_same).cloned();
         let of_ring = found.unwrap_or_else(|| {
             let used_ms = AtomicU64::new(now_ms);
-            Arc::clone(current.insert(Arc::new(OfRing { number, ring, lists: OnceCell::new(), used_ms })))
+            Arc::clone(current.insert(Arc::new(OfRing { number, ring, is_whole, lists: OnceCell::new(), used_ms })))
         });
         of_ring.used_ms.store(now_ms, Relaxed);
         of_ring
@@ -94,7 +100,8 @@ impl<V: Value> Inner<V> {
 
     /// Makes the lists of the ring as it is now, unless they are made.
     pub(super) async fn list(&self) {
-        self.of_ring().lists.get_or_init(|| self.look_through()).await;
+        let of_ring = self.of_ring();
+        of_ring.lists.get_or_init(|| self.look_through(of_ring.is_whole)).await;
     }
 
     /// Forgets lists that nobody has asked for lately.
@@ -108,14 +115,14 @@ impl<V: Value> Inner<V> {
         drop(forgotten);
     }
 
-    /// Every entry that another node owns now, by that node.
-    async fn look_through(&self) -> BTreeMap<PeerId, List> {
+    /// Every entry that another node owns now, by that node; or those of them that were used lately.
+    async fn look_through(&self, is_whole: bool) -> BTreeMap<PeerId, List> {
         let (now_ms, view) = (self.shared.now_ms(), self.shared.view());
         let mut found: BTreeMap<PeerId, Vec<(u32, Key)>> = BTreeMap::new();
         for (looked_at, (key, slot)) in self.store.iter().enumerate() {
             let owner = view.owner(self.settings.scope, self.place.hash(key.as_bytes()));
             if let Some(owner) = owner.filter(|owner| owner.dial.is_some())
-                && let Some(uses) = slot.uses(now_ms)
+                && let Some(uses) = slot.uses(now_ms).filter(|uses| is_whole || *uses > 0)
                 && self.handed_over_until(&slot, now_ms).is_some()
             {
                 match found.get_mut(&owner.id) {
@@ -141,7 +148,7 @@ impl<V: Value> Inner<V> {
             return Answer::Unsupported;
         }
         let of_ring = self.of_ring();
-        let lists = of_ring.lists.get_or_init(|| self.look_through()).await;
+        let lists = of_ring.lists.get_or_init(|| self.look_through(of_ring.is_whole)).await;
         let Some(list) = lists.get(&to) else { return Answer::Page(Page::default()) };
         if cursor == NO_MORE {
             list.is_done.store(true, Relaxed);

@@ -26,6 +26,9 @@ use crate::{
 /// How often it is looked whether all nodes agree on who owns what.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// When the rest is asked for, of which only what was used lately has come: the others take the ring for quiet by then.
+const REST: Duration = Duration::from_secs(35);
+
 /// How long that may take.
 const AGREE: Duration = Duration::from_secs(10);
 
@@ -44,31 +47,60 @@ const TELL: Duration = Duration::from_secs(1);
 /// The hashes of a bar in the log.
 const BAR: usize = 20;
 
+/// From when on a key may have moved: in coarse time, and as the number of the newest former view.
+type Since = (u64, u64);
+
 /// The peers that are pulled from, and whether there is a reason to begin again at the end.
-type Pulls = Arc<Mutex<BTreeMap<PeerId, bool>>>;
+type Pulls = Arc<Mutex<BTreeMap<PeerId, Option<Since>>>>;
 
 /// Pulls from former owners whenever there are any. Runs until the node ends.
 pub(super) async fn take_over(shared: Arc<Shared>) {
     let mut news = shared.handover.news();
     let pulls = Pulls::default();
-    while news.changed().await.is_ok() {
-        for peer in shared.handover.sources() {
-            let again = pulls.lock().get_mut(&peer).map(|again| *again = true);
-            if again.is_none() {
-                pulls.lock().insert(peer.clone(), false);
-                shared.tasks.run(pull_from(Arc::clone(&shared), Arc::clone(&pulls), peer));
+    // Those who may have more than they have handed over.
+    let mut have_more = BTreeMap::<PeerId, Since>::new();
+    loop {
+        let is_quiet = async {
+            match have_more.is_empty() {
+                true => std::future::pending().await,
+                false => sleep(REST).await,
             }
+        };
+        let peers = tokio::select! {
+            changed = news.changed() => match changed {
+                Ok(()) => {
+                    let since = (shared.local.clock.read_ms(), shared.handover.number());
+                    let peers: BTreeMap<_, _> = shared.handover.sources().into_iter().map(|peer| (peer, since)).collect();
+                    // What was loaded here since the first of these changes is newer than what they still have.
+                    for peer in peers.keys() {
+                        have_more.entry(peer.clone()).or_insert(since);
+                    }
+                    peers
+                }
+                Err(_) => return,
+            },
+            () = is_quiet => std::mem::take(&mut have_more),
+        };
+        for (peer, since) in peers {
+            let mut running = pulls.lock();
+            if let Some(again) = running.get_mut(&peer) {
+                *again = Some(again.map_or(since, |other| other.min(since)));
+                continue;
+            }
+            running.insert(peer.clone(), None);
+            drop(running);
+            shared.tasks.run(pull_from(Arc::clone(&shared), Arc::clone(&pulls), peer, since));
         }
     }
 }
 
-async fn pull_from(shared: Arc<Shared>, pulls: Pulls, peer: PeerId) {
+async fn pull_from(shared: Arc<Shared>, pulls: Pulls, peer: PeerId, mut since: Since) {
     loop {
-        pull_all_from(&shared, &peer).await;
+        pull_all_from(&shared, &peer, since).await;
         let mut pulls = pulls.lock();
-        match pulls.get_mut(&peer) {
-            Some(again) if *again => *again = false,
-            _ => {
+        match pulls.get_mut(&peer).and_then(Option::take) {
+            Some(again) => since = again,
+            None => {
                 pulls.remove(&peer);
                 return;
             }
@@ -77,8 +109,7 @@ async fn pull_from(shared: Arc<Shared>, pulls: Pulls, peer: PeerId) {
 }
 
 /// All groups of one former owner, one after the other.
-async fn pull_all_from(shared: &Arc<Shared>, peer: &PeerId) {
-    let since = (shared.local.clock.read_ms(), shared.handover.number());
+async fn pull_all_from(shared: &Arc<Shared>, peer: &PeerId, since: Since) {
     let (mut kept, mut bytes) = (0, 0);
     for group in shared.registry.names() {
         let Some(served) = shared.registry.get(&group.name) else { continue };
@@ -113,7 +144,7 @@ async fn pull(
     peer: &PeerId,
     group: &GroupName,
     served: &Arc<dyn Served>,
-    (since_ms, number): (u64, u64),
+    (since_ms, number): Since,
 ) -> (u64, u64) {
     let (mut kept, mut bytes, mut beginnings, room) = (0, 0, 0, served.room());
     let ask = async |cursor| {

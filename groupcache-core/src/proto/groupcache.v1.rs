@@ -203,6 +203,9 @@ pub struct Answer {
     pub reason: u32,
     #[prost(uint64, tag = "18")]
     pub retry_after_ms: u64,
+    /// Of Declined, not held: the id of who owned the key before, and may have it.
+    #[prost(string, tag = "19")]
+    pub former_owner: ::prost::alloc::string::String,
 }
 /// Values that change hands, the most wanted first.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     config::MAX_ERROR_TEXT,
+    identity::PeerId,
     message::{Answer, Decline, Encoded, Handed, Page, Source},
     short,
 };
@@ -60,6 +61,7 @@ mod tag {
     pub(super) const TEXT: u32 = 16;
     pub(super) const REASON: u32 = 17;
     pub(super) const RETRY_AFTER_MS: u32 = 18;
+    pub(super) const FORMER_OWNER: u32 = 19;
 }
 
 /// Numbers of the fields of a page.
@@ -103,6 +105,10 @@ impl Part for Told<'_> {
             }
             Answer::BadRequest(text) => out.bytes(tag::TEXT, shortened(text).as_bytes()),
             Answer::Declined(why) => out.number(tag::REASON, u64::from(decline_number(*why))),
+            Answer::Referred(peer) => {
+                out.number(tag::REASON, u64::from(decline_number(Decline::NotHeld)));
+                out.bytes(tag::FORMER_OWNER, peer.as_str().as_bytes());
+            }
             Answer::Overloaded { retry_after } => out.number(tag::RETRY_AFTER_MS, u64::from(millis(*retry_after))),
             Answer::Page(page) => out.part(tag::VALUE, page),
             Answer::NotFound
@@ -122,7 +128,7 @@ fn status_of(answer: &Answer) -> u32 {
         Answer::NotFound => status::NOT_FOUND,
         Answer::LoadFailed { .. } => status::LOADER_ERROR,
         Answer::Overloaded { .. } => status::OVERLOADED,
-        Answer::Declined(_) => status::DECLINED,
+        Answer::Declined(_) | Answer::Referred(_) => status::DECLINED,
         Answer::TooLarge => status::TOO_LARGE,
         Answer::Pending => status::PENDING,
         Answer::Deadline => status::DEADLINE,
@@ -166,7 +172,7 @@ pub(crate) struct Answered {
 pub(super) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Malformed> {
     let (mut id, mut status, mut age_ms, mut remaining_ms, mut borrow_ms) = (0, 0, 0, None, 0);
     let (mut hot_rate, mut source, mut is_transient, mut reason, mut retry_after_ms) = (0, 0, false, 0, 0);
-    let (mut value, mut text): (&[u8], &[u8]) = (&[], &[]);
+    let (mut value, mut text, mut former_owner): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
     while let Some(field) = fields.next()? {
         match field.tag {
             tag::ID => id = fields.number(field)?,
@@ -181,6 +187,7 @@ pub(super) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
             tag::TEXT => text = fields.bytes(field)?,
             tag::REASON => reason = fields.number32(field)?,
             tag::RETRY_AFTER_MS => retry_after_ms = fields.number(field)?,
+            tag::FORMER_OWNER => former_owner = fields.bytes(field)?,
             _ => fields.pass_over(field)?,
         }
     }
@@ -199,7 +206,7 @@ pub(super) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
         status::OVERLOADED => {
             Answer::Overloaded { retry_after: Duration::from_millis(retry_after_ms.min(u64::from(u32::MAX))) }
         }
-        status::DECLINED => Answer::Declined(read_decline(reason)),
+        status::DECLINED => declined(reason, former_owner),
         status::TOO_LARGE => Answer::TooLarge,
         status::PENDING => Answer::Pending,
         status::DEADLINE => Answer::Deadline,
@@ -245,6 +252,15 @@ fn read_handed(frame: &Bytes, mut fields: Fields<'_>) -> Result<Handed, Malforme
         }
     }
     Ok(Handed { key: frame.slice_ref(key), bytes: frame.slice_ref(value), age_ms, remaining_ms })
+}
+
+fn declined(reason: u32, former_owner: &[u8]) -> Answer {
+    let why = read_decline(reason);
+    let peer = std::str::from_utf8(former_owner).ok().and_then(|id| PeerId::new(id).ok());
+    match peer.filter(|_| why == Decline::NotHeld) {
+        Some(peer) => Answer::Referred(peer),
+        None => Answer::Declined(why),
+    }
 }
 
 fn decline_number(why: Decline) -> u32 {

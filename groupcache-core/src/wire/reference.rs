@@ -75,6 +75,10 @@ impl Incoming {
                         assert_eq!((read.age_ms, read.remaining_ms), (other.age_ms, other.remaining_ms));
                     }
                 }
+                Answer::Referred(peer) => {
+                    assert_eq!((other.status, other.reason), (6, 4));
+                    assert_eq!(peer.as_str(), other.former_owner);
+                }
                 Answer::Declined(_) => assert!(other.status == 6 || !read.is_known),
                 Answer::NotFound => assert_eq!(other.status, 3),
                 Answer::Overloaded { .. } => assert_eq!(other.status, 5),

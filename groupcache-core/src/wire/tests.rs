@@ -6,6 +6,7 @@ use prost::Message as _;
 use super::*;
 use crate::{
     chain::Chain,
+    identity::PeerId,
     message::{Decline, Encoded, Handed, Op, Page, Source},
 };
 
@@ -72,6 +73,7 @@ fn what_is_answered_comes_as_it_went() {
         Answer::Overloaded { retry_after: Duration::from_millis(7) },
         Answer::Declined(Decline::Draining),
         Answer::Declined(Decline::Other),
+        Answer::Referred(PeerId::new("a").unwrap()),
         Answer::TooLarge,
         Answer::Pending,
         Answer::Deadline,

@@ -13,8 +13,10 @@ fn ignored(node: &Script) -> (u64, usize) {
 #[test]
 fn a_missing_peer_leaves_after_its_grace_and_is_hung_up() {
     let mut node = cluster_of("a b me");
+    let installs = node.stabilizer.counters().installs;
     node.set("a me").after(4_900).members("a b me").after(200).members("a me");
     assert_eq!((node.pings("b"), node.find("b"), node.installs()), (0, None, 1));
+    assert_eq!(node.stabilizer.counters().installs, installs + 1);
 }
 
 #[test]
