@@ -49,15 +49,16 @@ impl Progress {
 }
 
 /// A page that was asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pulled {
+    /// Of whom.
+    pub(crate) peer: PeerId,
     /// When it was, in coarse time that was read.
     pub(crate) asked_ms: u64,
     /// The last change then.
     pub(crate) changes: u32,
-    /// When the first of them was, and the number of the newest former view then.
+    /// When the first of them was.
     pub(crate) since_ms: u64,
-    pub(crate) number: u64,
 }
 
 /// What became of a page.

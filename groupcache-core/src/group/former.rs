@@ -98,9 +98,9 @@ impl Formers {
 
     /// Forgets what was found of views that are not looked at any more.
     pub(super) fn sweep(&self, handover: &HandOver) {
-        let oldest = handover.former().last().map_or(u64::MAX, |former| former.number);
+        let oldest = handover.former().last().map(|former| former.number);
         self.settled.sweep(oldest);
-        self.worth.lock().retain(|_, worth| worth.number >= oldest);
+        self.worth.lock().retain(|_, worth| oldest.is_some_and(|oldest| worth.number >= oldest));
     }
 }
 
@@ -133,7 +133,7 @@ impl<V: Value> Inner<V> {
             return None;
         }
         let end = Instant::now() + PEEK;
-        let mut to_ask = VecDeque::from(self.formers_of(hash, now_ms, false));
+        let mut to_ask = VecDeque::from(self.formers_of(hash, now_ms));
         let (mut asked, mut referrers) = (Vec::new(), Vec::new());
         // Whether a former owner is worth asking shows in what came of it, whoever had it in the end.
         let judge_all = |referrers: Vec<Asked>, is_found| {
@@ -155,8 +155,11 @@ impl<V: Value> Inner<V> {
                     return Some(value);
                 }
                 Ok(Ok(Outcome::Answered(Answer::Referred(id)))) => {
-                    let named = self.named(id, former.number, now_ms);
-                    to_ask.extend(named.filter(|named| !asked.contains(&named.id)));
+                    if id == former.id {
+                        to_ask.clear(); // what those before it have is older than what it had
+                    } else if !asked.contains(&id) && to_ask.iter().all(|other| other.id != id) {
+                        to_ask.extend(self.named(id, former.number, now_ms));
+                    }
                     referrers.push(former);
                 }
                 Ok(Ok(Outcome::Answered(Answer::Declined(Decline::NotHeld)))) => {
@@ -185,12 +188,11 @@ impl<V: Value> Inner<V> {
         may.then_some(Asked { number, id, link })
     }
 
-    /// Who owned a key before it was this node's, and may be asked: the last one first. It is this node's now, or, if
-    /// `was_mine`, was so in a former view: who owned it since then is passed over.
-    fn formers_of(&self, hash: u64, now_ms: u64, was_mine: bool) -> Vec<Asked> {
+    /// Who owned a key before this node, and may be asked: the last one first.
+    fn formers_of(&self, hash: u64, now_ms: u64) -> Vec<Asked> {
         let Settings { name, format, scope, .. } = &self.settings;
         let longest = self.settings.ages.longest();
-        let (mut found, mut is_before) = (Vec::<Asked>::new(), !was_mine);
+        let mut found: Vec<Asked> = Vec::new();
         for former in self.shared.handover.former().iter() {
             if !former.is_open(now_ms, longest) || self.formers.is_cleared_since(former.since_ms) {
                 continue;
@@ -198,11 +200,7 @@ impl<V: Value> Inner<V> {
             if self.formers.is_settled(former.number, hash) && !mutant!(PeekIgnoresStripes) {
                 break; // and so it is since the older ones
             }
-            let Some(owner) = former.view.owner(*scope, hash) else { continue };
-            is_before |= owner.dial.is_none();
-            if owner.dial.is_none() || !is_before {
-                continue;
-            }
+            let Some(owner) = former.view.owner(*scope, hash).filter(|owner| owner.dial.is_some()) else { continue };
             if found.iter().any(|other| other.id == owner.id)
                 || !self.formers.may_be_asked(former.number, &owner.id, now_ms)
             {
@@ -216,6 +214,27 @@ impl<V: Value> Inner<V> {
             }
         }
         found
+    }
+
+    /// Who may have a key that this node has owned and does not have: who owned it before. This node itself, when it had
+    /// something newer.
+    fn referral(&self, hash: u64, now_ms: u64) -> Option<PeerId> {
+        let (scope, longest) = (self.settings.scope, self.settings.ages.longest());
+        let mut was_mine = self.owns(&self.shared.view_ref(), hash);
+        for former in self.shared.handover.former().iter() {
+            if !former.is_open(now_ms, longest) || self.formers.is_cleared_since(former.since_ms) {
+                continue;
+            }
+            if self.formers.is_settled(former.number, hash) && !mutant!(PeekIgnoresStripes) {
+                return Some(self.shared.local.hello().id.clone());
+            }
+            match former.view.owner(scope, hash) {
+                Some(owner) if owner.dial.is_none() => was_mine = true,
+                Some(owner) if was_mine => return Some(owner.id.clone()),
+                _ => {}
+            }
+        }
+        None
     }
 
     fn ask_former(&self, link: &Link, key: &Arc<str>, now_ms: u64) -> Option<oneshot::Receiver<Outcome>> {
@@ -309,9 +328,8 @@ impl<V: Value> Inner<V> {
                 })
             }
             None => {
-                let hash = self.place.hash(key.as_bytes());
-                let former = self.formers_of(hash, now_ms, true).into_iter().next().filter(|_| is_usable);
-                former.map_or(Answer::Declined(Decline::NotHeld), |former| Answer::Referred(former.id))
+                let referral = self.referral(self.place.hash(key.as_bytes()), now_ms).filter(|_| is_usable);
+                referral.map_or(Answer::Declined(Decline::NotHeld), Answer::Referred)
             }
         }
     }

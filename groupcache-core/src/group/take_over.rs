@@ -4,6 +4,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::{Inner, held::Slot};
 use crate::{
+    handover::FormerView,
     message::{self, Handed, Page},
     served::{Pulled, Taken},
     value::Value,
@@ -26,6 +27,7 @@ impl<V: Value> Inner<V> {
     /// Stores what it can of a page.
     pub(super) async fn take(self: Arc<Self>, page: Page, pulled: Pulled) -> Taken {
         let mut taken = Taken::default();
+        let former = self.shared.handover.former();
         for (n, handed) in page.entries.into_iter().enumerate() {
             // Before the first, too: the next page is asked for meanwhile.
             if n % TAKEN_AT_ONCE == 0 {
@@ -36,7 +38,7 @@ impl<V: Value> Inner<V> {
                 taken.is_over = true;
                 break;
             }
-            if let Some(bytes) = self.take_one(&handed, pulled) {
+            if let Some(bytes) = self.take_one(&handed, &pulled, &former) {
                 taken.kept += 1;
                 taken.bytes += bytes;
                 self.counters.taken_over.up();
@@ -47,7 +49,7 @@ impl<V: Value> Inner<V> {
     }
 
     /// What it takes of the budget; `None` = it is not kept.
-    fn take_one(&self, handed: &Handed, pulled: Pulled) -> Option<u64> {
+    fn take_one(&self, handed: &Handed, pulled: &Pulled, former: &[FormerView]) -> Option<u64> {
         let key = message::key(&handed.key).ok()?;
         let hash = self.place.hash(key.as_bytes());
         let now_ms = self.shared.now_ms();
@@ -59,11 +61,15 @@ impl<V: Value> Inner<V> {
         }
         let slot = self.handed(hash, &handed.bytes, handed.age_ms, handed.remaining_ms, pulled.changes)?;
         let bytes = slot.weight(key);
+        // It may be of a change long before the last one: what was loaded or written here since then is newer.
+        let scope = self.settings.scope;
+        let was_its = |former: &&FormerView| former.view.owner(scope, hash).is_some_and(|o| o.id == pulled.peer);
+        let number = former.iter().find(was_its).map_or(0, |former| former.number);
         let fill = || {
             // What is there is handed out: it may be the last of it, and is dropped outside of the lock.
             let there = self.store.peek(key);
             let is_free = there.as_ref().is_none_or(is_left_over);
-            let is_settled = self.formers.is_settled(pulled.number, hash) && !mutant!(PullIgnoresStripes);
+            let is_settled = self.formers.is_settled(number, hash) && !mutant!(PullIgnoresStripes);
             let is_kept = is_free && !is_settled;
             (there, is_kept.then(|| self.store.insert(key, slot)))
         };

@@ -1,6 +1,10 @@
 //! Taking over from former owners what is this node's now, and waiting until others have taken over what was.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::oneshot,
@@ -47,60 +51,57 @@ const TELL: Duration = Duration::from_secs(1);
 /// The hashes of a bar in the log.
 const BAR: usize = 20;
 
-/// From when on a key may have moved: in coarse time, and as the number of the newest former view.
-type Since = (u64, u64);
-
 /// The peers that are pulled from, and whether there is a reason to begin again at the end.
-type Pulls = Arc<Mutex<BTreeMap<PeerId, Option<Since>>>>;
+type Pulls = Arc<Mutex<BTreeMap<PeerId, bool>>>;
 
 /// Pulls from former owners whenever there are any. Runs until the node ends.
 pub(super) async fn take_over(shared: Arc<Shared>) {
     let mut news = shared.handover.news();
     let pulls = Pulls::default();
-    // Those who may have more than they have handed over.
-    let mut have_more = BTreeMap::<PeerId, Since>::new();
+    let mut is_due = false;
     loop {
         let is_quiet = async {
-            match have_more.is_empty() {
-                true => std::future::pending().await,
-                false => sleep(REST).await,
+            match is_due {
+                true => sleep(REST).await,
+                false => std::future::pending().await,
             }
         };
         let peers = tokio::select! {
             changed = news.changed() => match changed {
                 Ok(()) => {
-                    let since = (shared.local.clock.read_ms(), shared.handover.number());
-                    let peers: BTreeMap<_, _> = shared.handover.sources().into_iter().map(|peer| (peer, since)).collect();
-                    // What was loaded here since the first of these changes is newer than what they still have.
-                    for peer in peers.keys() {
-                        have_more.entry(peer.clone()).or_insert(since);
-                    }
-                    peers
+                    is_due = true;
+                    shared.handover.sources()
                 }
                 Err(_) => return,
             },
-            () = is_quiet => std::mem::take(&mut have_more),
-        };
-        for (peer, since) in peers {
-            let mut running = pulls.lock();
-            if let Some(again) = running.get_mut(&peer) {
-                *again = Some(again.map_or(since, |other| other.min(since)));
-                continue;
+            // Whoever stays may have more than it has handed over, of whatever change before.
+            () = is_quiet => {
+                is_due = false;
+                others(&shared)
             }
-            running.insert(peer.clone(), None);
-            drop(running);
-            shared.tasks.run(pull_from(Arc::clone(&shared), Arc::clone(&pulls), peer, since));
+        };
+        for peer in peers {
+            let again = pulls.lock().get_mut(&peer).map(|again| *again = true);
+            if again.is_none() {
+                pulls.lock().insert(peer.clone(), false);
+                shared.tasks.run(pull_from(Arc::clone(&shared), Arc::clone(&pulls), peer));
+            }
         }
     }
 }
 
-async fn pull_from(shared: Arc<Shared>, pulls: Pulls, peer: PeerId, mut since: Since) {
+fn others(shared: &Shared) -> BTreeSet<PeerId> {
+    let view = shared.view();
+    view.members().iter().filter(|member| member.dial.is_some()).map(|member| member.id.clone()).collect()
+}
+
+async fn pull_from(shared: Arc<Shared>, pulls: Pulls, peer: PeerId) {
     loop {
-        pull_all_from(&shared, &peer, since).await;
+        pull_all_from(&shared, &peer).await;
         let mut pulls = pulls.lock();
-        match pulls.get_mut(&peer).and_then(Option::take) {
-            Some(again) => since = again,
-            None => {
+        match pulls.get_mut(&peer) {
+            Some(again) if *again => *again = false,
+            _ => {
                 pulls.remove(&peer);
                 return;
             }
@@ -109,11 +110,12 @@ async fn pull_from(shared: Arc<Shared>, pulls: Pulls, peer: PeerId, mut since: S
 }
 
 /// All groups of one former owner, one after the other.
-async fn pull_all_from(shared: &Arc<Shared>, peer: &PeerId, since: Since) {
+async fn pull_all_from(shared: &Arc<Shared>, peer: &PeerId) {
+    let since_ms = shared.local.clock.read_ms();
     let (mut kept, mut bytes) = (0, 0);
     for group in shared.registry.names() {
         let Some(served) = shared.registry.get(&group.name) else { continue };
-        let (more, all) = pull(shared, peer, &group, &served, since).await;
+        let (more, all) = pull(shared, peer, &group, &served, since_ms).await;
         kept += more;
         bytes += all;
     }
@@ -144,7 +146,7 @@ async fn pull(
     peer: &PeerId,
     group: &GroupName,
     served: &Arc<dyn Served>,
-    (since_ms, number): Since,
+    since_ms: u64,
 ) -> (u64, u64) {
     let (mut kept, mut bytes, mut beginnings, room) = (0, 0, 0, served.room());
     let ask = async |cursor| {
@@ -153,8 +155,8 @@ async fn pull(
         }
         let link = link_to(shared, peer).filter(|link| link.offers(&group.name, group.format))?;
         // Before it is asked: what is written from now on is not undone by what comes.
-        let pulled =
-            Pulled { asked_ms: shared.local.clock.read_ms(), changes: shared.changes.number(), since_ms, number };
+        let (asked_ms, changes) = (shared.local.clock.read_ms(), shared.changes.number());
+        let pulled = Pulled { peer: peer.clone(), asked_ms, changes, since_ms };
         Some((cursor, page(shared, &link, group.index, cursor).await?, pulled))
     };
     let mut asked = ask(0).await;

@@ -44,8 +44,13 @@ impl Settled {
             .any(|(_, bits)| bits.get(at).is_some_and(|bits| bits & bit != 0))
     }
 
-    pub(super) fn sweep(&self, oldest: u64) {
-        self.0.lock().retain(|(number, _)| *number >= oldest);
+    /// Older views than that are not looked at one by one any more; `None`: there is none to look at.
+    pub(super) fn sweep(&self, oldest: Option<u64>) {
+        let mut views = self.0.lock();
+        let Some(oldest) = oldest else { return views.clear() };
+        while views.len() > 1 && views.front().is_some_and(|(number, _)| *number < oldest) {
+            unite_oldest(&mut views);
+        }
     }
 }
 
@@ -78,8 +83,12 @@ mod tests {
         }
         assert!((33..=40).all(|number| !settled.has(number + 1, number)));
         assert!(settled.has(32, 1) && !settled.has(33, 1), "older ones count since the oldest that is kept apart");
-        settled.sweep(36);
-        assert!(!settled.has(1, 35) && settled.has(1, 36));
+        settled.sweep(Some(36));
+        assert!(settled.has(36, 35) && !settled.has(37, 35) && settled.has(1, 36));
         assert_eq!(settled.0.lock().len(), 5);
+        settled.sweep(Some(100));
+        assert!((1..=40).all(|number| settled.has(0, number)), "it is not forgotten that they were settled at all");
+        settled.sweep(None);
+        assert!(!settled.has(0, 40));
     }
 }

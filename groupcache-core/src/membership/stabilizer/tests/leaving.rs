@@ -16,7 +16,8 @@ fn a_missing_peer_leaves_after_its_grace_and_is_hung_up() {
     let installs = node.stabilizer.counters().installs;
     node.set("a me").after(4_900).members("a b me").after(200).members("a me");
     assert_eq!((node.pings("b"), node.find("b"), node.installs()), (0, None, 1));
-    assert_eq!(node.stabilizer.counters().installs, installs + 1);
+    let counters = node.stabilizer.counters();
+    assert_eq!((counters.installs, counters.removals), (installs + 1, 1));
 }
 
 #[test]
@@ -101,7 +102,7 @@ fn a_forged_goodbye_for_a_live_peer_is_counted_and_ignored() {
         node.left("a").pinged("a", true).after(100);
     }
     node.members("a b me");
-    assert!(node.pings("a") <= 12 && ignored(&node).1 <= 3, "{} {:?}", node.pings("a"), ignored(&node));
+    assert!((9..=12).contains(&node.pings("a")) && ignored(&node).1 <= 3, "{} {:?}", node.pings("a"), ignored(&node));
 }
 
 #[test]
