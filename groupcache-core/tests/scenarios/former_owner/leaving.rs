@@ -172,7 +172,9 @@ async fn who_comes_finds_what_has_moved_twice_and_was_handed_over_to_nobody() {
     join(&mut cluster, &mut groups, "c", &loads).await;
     moved_twice.retain(|key| groups[0].owner_of(key).as_str() == "c");
     assert!(moved_twice.len() > 100);
-    get_all(&groups[2], &moved_twice).await;
+    for some in moved_twice.chunks(10) {
+        get_all(&groups[2], some).await;
+    }
     // A busy machine may be late with some answers. All those that were not came from a: b had nothing.
     let (peeked, loaded) = (groups[2].stats().peeked, loads.total() - 3000);
     assert!(peeked > 0 && peeked + loaded == moved_twice.len() as u64, "{peeked}, {loaded} of {}", moved_twice.len());
