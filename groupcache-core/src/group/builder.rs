@@ -12,6 +12,7 @@ use super::{
     batch::Batches,
     former::Formers,
     hand_over::Lists,
+    held::Held,
     hold::Holds,
     mirror::{self, Heat, Mirror},
     protect::{Guard, Protect},
@@ -304,7 +305,7 @@ impl<V: Value> GroupBuilder<V> {
         }
         // Both forms of a value may be held; the heavier form of most types is its text.
         let forms = if V::DECODES_LIKE_A_CLONE { 1 } else { 2 };
-        let largest = forms * shared.local.limits.max_value_bytes as u64;
+        let largest = forms * shared.local.limits.max_value_bytes as u64 + Held::<V>::BESIDE_BYTES as u64;
         let for_copies = if settings.has_hot_copies { capacity / mirror::SHARE } else { 0 };
         let mirror = settings.has_hot_copies.then(|| Mirror::new(for_copies, largest, shared.random()));
         let inner = Arc::new(Inner {

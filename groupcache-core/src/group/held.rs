@@ -25,9 +25,6 @@ pub(super) enum Held<V> {
     Both(Option<Box<Both<V>>>),
 }
 
-/// What the allocator adds to one of two forms.
-const BOTH_BYTES: usize = 8;
-
 /// A value in both its forms.
 #[derive(Debug)]
 pub(super) struct Both<V> {
@@ -66,8 +63,11 @@ impl<V: Value> Held<V> {
         Ok(Self::both(encoded, OnceLock::from(value), weight))
     }
 
+    /// What a value has outside of its entry beside both its forms: what is behind the pointer, and what the allocator adds.
+    pub(super) const BESIDE_BYTES: usize = if V::DECODES_LIKE_A_CLONE { 0 } else { size_of::<Both<V>>() + 8 };
+
     fn both(encoded: Bytes, decoded: OnceLock<V>, weight: usize) -> Self {
-        let heap_bytes = (encoded.len() + BOTH_BYTES + size_of::<Both<V>>()).saturating_add(weight) as u64;
+        let heap_bytes = (encoded.len() + Self::BESIDE_BYTES).saturating_add(weight) as u64;
         Self::Both(Some(Box::new(Both { encoded, decoded, heap_bytes })))
     }
 
