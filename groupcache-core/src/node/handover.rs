@@ -1,7 +1,7 @@
 //! Taking over from former owners what is this node's now, and waiting until others have taken over what was.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -66,33 +66,51 @@ pub(super) async fn take_over(shared: Arc<Shared>) {
                 false => std::future::pending().await,
             }
         };
-        let peers = tokio::select! {
+        tokio::select! {
             changed = news.changed() => match changed {
-                Ok(()) => {
-                    is_due = true;
-                    shared.handover.sources()
-                }
+                Ok(()) => is_due = true,
                 Err(_) => return,
             },
-            // Whoever stays may have more than it has handed over, of whatever change before.
             () = is_quiet => {
                 is_due = false;
-                others(&shared)
+                shared.tasks.run(pull_the_rest(Arc::clone(&shared), Arc::clone(&pulls)));
+                continue;
             }
-        };
-        for peer in peers {
-            let again = pulls.lock().get_mut(&peer).map(|again| *again = true);
-            if again.is_none() {
-                pulls.lock().insert(peer.clone(), false);
+        }
+        for peer in shared.handover.sources() {
+            if begins(&pulls, &peer) {
                 shared.tasks.run(pull_from(Arc::clone(&shared), Arc::clone(&pulls), peer));
             }
         }
     }
 }
 
-fn others(shared: &Shared) -> BTreeSet<PeerId> {
-    let view = shared.view();
-    view.members().iter().filter(|member| member.dial.is_some()).map(|member| member.id.clone()).collect()
+/// Whether a pull is to begin; one that runs begins again at its end.
+fn begins(pulls: &Pulls, peer: &PeerId) -> bool {
+    match pulls.lock().entry(peer.clone()) {
+        Entry::Occupied(mut again) => {
+            again.insert(true);
+            false
+        }
+        Entry::Vacant(free) => {
+            free.insert(false);
+            true
+        }
+    }
+}
+
+/// Whoever stays may have more than it has handed over, of whatever change before. Nobody waits for it: one after the other.
+async fn pull_the_rest(shared: Arc<Shared>, pulls: Pulls) {
+    let number = shared.handover.number();
+    for member in shared.view().members().iter().filter(|member| member.dial.is_some()) {
+        // All of them are asked again when the ring is quiet once more.
+        if shared.handover.number() != number {
+            return;
+        }
+        if begins(&pulls, &member.id) {
+            pull_from(Arc::clone(&shared), Arc::clone(&pulls), member.id.clone()).await;
+        }
+    }
 }
 
 async fn pull_from(shared: Arc<Shared>, pulls: Pulls, peer: PeerId) {
