@@ -224,7 +224,7 @@ fn sources(before: &View, now: &View) -> BTreeSet<PeerId> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         identity::{Incarnation, NodeState},
@@ -232,7 +232,7 @@ mod tests {
     };
 
     /// Node `a` and others, with their shares.
-    fn view(epoch: u64, shares: &[(&str, u8)]) -> View {
+    pub(crate) fn view(epoch: u64, shares: &[(&str, u8)]) -> View {
         let member = |(at, (id, share)): (usize, &(&str, u8))| Member {
             id: PeerId::new(id).unwrap(),
             incarnation: Incarnation(1),

@@ -23,7 +23,7 @@ use tokio::{
 
 use self::{settled::Settled, worth::Worth};
 use super::{
-    Flying, Inner, Settings,
+    Flying, Inner,
     held::{Held, Slot},
     write::Acknowledged,
 };
@@ -34,6 +34,7 @@ use crate::{
     handover::HandOver,
     identity::PeerId,
     loader::LoadReason,
+    membership::stabilizer::Member,
     message::{Answer, Decline, Encoded, Op, Source},
     peer::{
         link::Link,
@@ -178,20 +179,22 @@ impl<V: Value> Inner<V> {
 
     /// A former owner whom another one named: a node knows the views since it came, and not those before.
     fn named(&self, id: PeerId, number: u64, now_ms: u64) -> Option<Asked> {
-        let Settings { name, format, .. } = &self.settings;
-        if !self.formers.may_be_asked(number, &id, now_ms) {
+        self.may_be_asked(self.shared.view().members().iter().find(|member| member.id == id)?, number, now_ms)
+    }
+
+    fn may_be_asked(&self, owner: &Member, number: u64, now_ms: u64) -> Option<Asked> {
+        if !self.formers.may_be_asked(number, &owner.id, now_ms) {
             return None;
         }
-        let view = self.shared.view();
-        let link = self.shared.link(view.members().iter().find(|member| member.id == id)?)?;
-        let may = link.admits() && link.hands_over() && link.offers(name, *format);
-        may.then_some(Asked { number, id, link })
+        let (name, format) = (&self.settings.name, self.settings.format);
+        let link = self.shared.link(owner)?;
+        let may = link.admits() && link.hands_over() && link.offers(name, format);
+        may.then(|| Asked { number, id: owner.id.clone(), link })
     }
 
     /// Who owned a key before this node, and may be asked: the last one first.
     fn formers_of(&self, hash: u64, now_ms: u64) -> Vec<Asked> {
-        let Settings { name, format, scope, .. } = &self.settings;
-        let longest = self.settings.ages.longest();
+        let (scope, longest) = (self.settings.scope, self.settings.ages.longest());
         let mut found: Vec<Asked> = Vec::new();
         for former in self.shared.handover.former().iter() {
             if !former.is_open(now_ms, longest) || self.formers.is_cleared_since(former.since_ms) {
@@ -200,15 +203,10 @@ impl<V: Value> Inner<V> {
             if self.formers.is_settled(former.number, hash) && !mutant!(PeekIgnoresStripes) {
                 break; // and so it is since the older ones
             }
-            let Some(owner) = former.view.owner(*scope, hash).filter(|owner| owner.dial.is_some()) else { continue };
-            if found.iter().any(|other| other.id == owner.id)
-                || !self.formers.may_be_asked(former.number, &owner.id, now_ms)
-            {
-                continue;
+            let Some(owner) = former.view.owner(scope, hash).filter(|owner| owner.dial.is_some()) else { continue };
+            if found.iter().all(|other| other.id != owner.id) {
+                found.extend(self.may_be_asked(owner, former.number, now_ms));
             }
-            let link = self.shared.link(owner);
-            let link = link.filter(|link| link.admits() && link.hands_over() && link.offers(name, *format));
-            found.extend(link.map(|link| Asked { number: former.number, id: owner.id.clone(), link }));
             if found.len() == MAX_ASKED {
                 break;
             }
@@ -334,3 +332,7 @@ impl<V: Value> Inner<V> {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests;
