@@ -306,4 +306,40 @@ mod tests {
         entry.touch(begin_ms);
         assert_eq!((after(0), entry.is_gone(1_100)), (None, true));
     }
+
+    #[test]
+    fn what_was_used_often_lately_counts_more_than_what_was_used_more_often_long_ago() {
+        let entry = |uses: u32, at_ms: u64| {
+            let entry = Entry::new((), Times::until(0, u64::MAX));
+            (0..uses).for_each(|_| entry.touch(at_ms));
+            entry
+        };
+        let minute = 60_000;
+        assert_eq!(entry(0, 0).uses(minute), Some(0));
+        assert_eq!(entry(7, minute).uses(minute), Some(7));
+        assert!(entry(100, minute).uses(10 * minute) < entry(3, 10 * minute).uses(10 * minute));
+        let many = entry(100_000, minute);
+        assert_eq!(many.uses(minute), Some(255), "more than enough");
+        many.handed_over(minute);
+        many.touch(minute);
+        assert_eq!(many.uses(minute), None, "its owner has it");
+    }
+
+    #[test]
+    fn what_is_lent_ends_here_and_is_kept_for_its_owner_and_what_is_capped_is_gone() {
+        let entry = || Entry::new((), Times::until(1000, 100_000));
+        let lent = entry();
+        lent.lend(5000);
+        assert_eq!(
+            (lent.fresh_until_ms(), lent.fresh_at_its_owner_until_ms(), lent.hit_until_ms()),
+            (5000, 100_000, 5000)
+        );
+        assert!(lent.is_expired(5000) && lent.is_gone(5000) && !lent.is_spent(99_999) && lent.is_spent(100_000));
+        let capped = entry();
+        capped.cap(5000);
+        assert_eq!((capped.fresh_at_its_owner_until_ms(), capped.is_spent(5000)), (5000, true));
+        let handed_over = entry();
+        handed_over.handed_over(5000);
+        assert!(!handed_over.is_gone(4999) && handed_over.is_spent(5000));
+    }
 }

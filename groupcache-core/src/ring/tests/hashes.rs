@@ -1,0 +1,58 @@
+//! Hashes and fingerprints.
+
+use super::*;
+
+#[test]
+fn the_fingerprint_changes_with_an_id_or_a_weight() {
+    let sets: [&[(&str, u8)]; 8] = [
+        &[],
+        &[("a", 1)],
+        &[("a", 2)],
+        &[("b", 1)],
+        &[("a", 1), ("b", 1)],
+        &[("a", 2), ("b", 1)],
+        &[("a", 1), ("b", 2)],
+        &[("a", 1), ("b", 1), ("c", 1)],
+    ];
+    let prints: BTreeSet<u64> = sets.iter().map(|set| Ring::new(set.iter().copied()).fingerprint()).collect();
+    assert_eq!(prints.len(), sets.len());
+}
+
+#[test]
+fn the_fingerprint_tells_where_one_id_ends_and_the_next_begins() {
+    let of = |members: &[(&str, u8)]| Ring::new(members.iter().copied()).fingerprint();
+    assert_ne!(of(&[("a", 1), ("bc", 1)]), of(&[("ab", 1), ("c", 1)]));
+    assert_ne!(of(&[("a", 1), ("b", 1)]), of(&[("a\u{1}b", 1)]), "an id that looks like two members");
+    assert_ne!(of(&[("abc", 1)]), of(&[("a", 1), ("b", 1), ("c", 1)]));
+}
+
+#[test]
+fn the_group_takes_part_in_the_hash_of_a_key() {
+    let pairs =
+        [("a", "bc"), ("ab", "c"), ("abc", ""), ("", "abc"), ("b", "bc"), ("a", "bd"), ("a\0", "bc"), ("a", "\0bc")];
+    let hashes: BTreeSet<u64> = pairs.iter().map(|(group, key)| key_hash(group, key.as_bytes())).collect();
+    assert_eq!(hashes.len(), pairs.len());
+}
+
+#[test]
+fn keys_of_every_length_depend_on_their_group() {
+    for len in [0, 1, 3, 4, 8, 9, 16, 17, 128, 129, 240, 241, 1024] {
+        let key = vec![b'k'; len];
+        assert_ne!(key_hash("users", &key), key_hash("orders", &key), "{len} bytes");
+        assert_eq!(key_hash("users", &key), KeyHasher::new("users").hash(&key));
+    }
+}
+
+#[test]
+fn consecutive_keys_are_spread_over_the_peers() {
+    let ring = ring_of(&names(Style::Ordinal, 7, 10));
+    let users = KeyHasher::new("users");
+    for window in 0..20 {
+        let mut counts = [0; 10];
+        for id in 0..100 {
+            let key = (window * 100 + id).to_string();
+            counts[ring.owner(users.hash(key.as_bytes())).unwrap() as usize] += 1;
+        }
+        assert!(counts.iter().all(|&count| count < 30), "100 consecutive ids: {counts:?}");
+    }
+}
