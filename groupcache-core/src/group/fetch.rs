@@ -15,6 +15,7 @@ use super::{
     held::{Held, Slot},
     load::Loading,
     mirror::Mirror,
+    miss::Miss,
 };
 use crate::{
     chain::Chain,
@@ -25,7 +26,11 @@ use crate::{
     loader::LoadReason,
     membership::{stabilizer::Member, view::View},
     message::{Answer, Encoded, Op},
-    peer::table::{Call, NotSent, Outcome as Reached, Reply},
+    peer::{
+        link::Link,
+        table::{Call, NotSent, Outcome as Reached, Reply},
+    },
+    shared::Shared,
     short,
     store::{Entry, Times},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -39,45 +44,55 @@ const DEADLINE_BLUR_MS: u64 = 100;
 pub(super) struct Fetch<V: Value> {
     /// Weak, since the group has the flight: they must not keep each other.
     group: Weak<Inner<V>>,
-    view: Arc<View>,
+    seen: Seen,
     hash: u64,
     chain: Chain,
     begun: Instant,
     deadline_ms: u64,
-    /// The last change before the view was taken.
-    changes: u32,
     /// Rank of the candidate to look at next; 0 = the owner. The one before is the one that was asked last.
     next: AtomicUsize,
     /// A peer was asked and turned out to be unreachable: further attempts come out of the fallback budget.
     has_failed: AtomicBool,
 }
 
+/// A view, and the last change before it was taken.
+#[derive(Clone)]
+pub(super) struct Seen {
+    changes: u32,
+    pub(super) view: Arc<View>,
+}
+
+impl Seen {
+    pub(super) fn now(shared: &Shared) -> Self {
+        let changes = shared.changes.number(); // before the view
+        Self { changes, view: shared.view() }
+    }
+}
+
 impl<V: Value> Inner<V> {
-    /// Joins the fetch of a key, or begins it.
+    /// Joins the fetch of a key, or makes one, which is to begin now.
     pub(super) fn join_fetch(
         self: &Arc<Self>,
         key: &str,
-        hash: u64,
-        view: Arc<View>,
-        changes: u32,
-        chain: Chain,
-        begun: Instant,
+        miss: &Miss,
+        seen: Seen,
+        now: Instant,
+        begin: impl FnOnce(Turn<'_, V>),
     ) -> Loading<V> {
-        let now_ms = self.shared.local.clock.at_ms(begun);
+        let now_ms = self.shared.local.clock.at_ms(now);
         if let Some(mirror) = &self.mirror {
-            mirror.missed(hash, now_ms);
+            mirror.missed(miss.hash, now_ms);
         }
         let mut expired = None;
         let look_again = || self.look_again(key, now_ms, &mut expired);
         let fetch = || {
             Work::Fetch(Fetch {
                 group: Arc::downgrade(self),
-                view,
-                hash,
-                chain,
-                begun,
+                hash: miss.hash,
+                chain: miss.chain.clone(),
+                begun: now,
                 deadline_ms: later(now_ms, self.shared.local.limits.get_deadline),
-                changes,
+                seen,
                 next: AtomicUsize::new(0),
                 has_failed: AtomicBool::new(false),
             })
@@ -93,7 +108,7 @@ impl<V: Value> Inner<V> {
             Join::Began(flight) => {
                 self.counters.fetches.up();
                 if let Some(turn) = Turn::of(&flight, self) {
-                    turn.advance();
+                    begin(turn);
                 }
                 flight
             }
@@ -103,19 +118,19 @@ impl<V: Value> Inner<V> {
 }
 
 /// A fetch that is brought forward.
-struct Turn<'a, V: Value> {
+pub(super) struct Turn<'a, V: Value> {
     group: &'a Arc<Inner<V>>,
-    flight: &'a Flying<V>,
+    pub(super) flight: &'a Flying<V>,
     fetch: &'a Fetch<V>,
 }
 
 impl<'a, V: Value> Turn<'a, V> {
-    fn of(flight: &'a Flying<V>, group: &'a Arc<Inner<V>>) -> Option<Self> {
+    pub(super) fn of(flight: &'a Flying<V>, group: &'a Arc<Inner<V>>) -> Option<Self> {
         if let Work::Fetch(fetch) = &flight.context { Some(Self { group, flight, fetch }) } else { None }
     }
 
     /// Asks the next candidate that can be asked; loads here when it is our turn, or nobody is left.
-    fn advance(&self) {
+    pub(super) fn advance(&self) {
         let (shared, fetch) = (&self.group.shared, self.fetch);
         if shared.tasks.is_closing() {
             return self.land(Err(self.group.closed().into()));
@@ -125,35 +140,42 @@ impl<'a, V: Value> Turn<'a, V> {
             let Some(member) = self.candidate(rank).filter(|member| member.dial.is_some()) else {
                 return self.load_here();
             };
-            let Some(link) = shared.link(member) else { continue };
-            if !link.offers(&self.group.settings.name, self.group.settings.format) {
-                continue; // known from its Hello: it would decline
-            }
+            let Some(link) = self.link(member) else { continue };
             if fetch.has_failed.load(Relaxed) && !shared.may_ask_again() {
                 return self.load_here();
             }
-            let call = Call {
-                op: Op::Get,
-                group: self.group.index(),
-                key: Arc::clone(self.flight.key()),
-                deadline_ms: fetch.deadline_ms,
-                rank,
-                chain: fetch.chain.clone(),
-                reply: Arc::clone(self.flight) as Arc<dyn Reply>,
-            };
-            match link.send(call) {
+            match link.send(self.call(rank)) {
                 Ok(()) => return,
                 Err(NotSent::Open) => {} // routing around it is free
-                Err(NotSent::Full) => {
-                    let error = self.group.overloaded("as many requests wait for the owner as are allowed");
-                    return self.land(Err(error.into()));
-                }
+                Err(NotSent::Full) => return self.land(Err(self.queue_is_full())),
             }
         }
     }
 
+    /// The link to a peer, if it has the group: known from its Hello, or it would decline.
+    pub(super) fn link(&self, member: &Member) -> Option<Arc<Link>> {
+        let settings = &self.group.settings;
+        self.group.shared.link(member).filter(|link| link.offers(&settings.name, settings.format))
+    }
+
+    fn call(&self, rank: usize) -> Call {
+        Call {
+            op: Op::Get,
+            group: self.group.index(),
+            key: Arc::clone(self.flight.key()),
+            deadline_ms: self.fetch.deadline_ms,
+            rank,
+            chain: self.fetch.chain.clone(),
+            reply: Arc::clone(self.flight) as Arc<dyn Reply>,
+        }
+    }
+
+    fn queue_is_full(&self) -> Failure {
+        self.group.overloaded("as many requests wait for the owner as are allowed").into()
+    }
+
     fn candidate(&self, rank: usize) -> Option<&'a Member> {
-        let (view, scope) = (&self.fetch.view, self.group.settings.scope);
+        let (view, scope) = (&self.fetch.seen.view, self.group.settings.scope);
         match rank {
             0 => view.owner(scope, self.fetch.hash), // needs no allocation
             _ => view.candidates(scope, self.fetch.hash).nth(rank),
@@ -201,7 +223,7 @@ impl<'a, V: Value> Turn<'a, V> {
             fresh_until_ms: serve_until_ms,
             serve_until_ms,
             keep_until_ms: later(serve_until_ms, self.group.settings.ages.borrowed),
-            checked: self.fetch.changes,
+            checked: self.fetch.seen.changes,
         }
     }
 
@@ -274,6 +296,21 @@ impl<'a, V: Value> Turn<'a, V> {
                 self.group.counters.fetch_errors.up();
                 self.advance();
             }
+        }
+    }
+}
+
+/// Asks the owner of many keys for all of them, in one frame.
+pub(super) fn ask_together<V: Value>(group: &Arc<Inner<V>>, owner: &Link, flights: &[Flying<V>]) {
+    let turns = || flights.iter().filter_map(|flight| Turn::of(flight, group));
+    let (taken, refused) = match group.shared.tasks.is_closing() {
+        true => (0, Some(NotSent::Open)),
+        false => owner.send_all(turns().map(|turn| turn.call(turn.fetch.next.fetch_add(1, Relaxed)))),
+    };
+    for turn in turns().skip(taken) {
+        match refused {
+            Some(NotSent::Full) => turn.land(Err(turn.queue_is_full())),
+            Some(NotSent::Open) | None => turn.advance(),
         }
     }
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::{
     Failure, Group, Inner, Outcome,
     clear::let_go,
+    fetch::Seen,
     held::{Slot, decode, release_all},
     load::Loading,
     mirror::{HOT_AT_OWNER, Mirror},
@@ -90,14 +91,7 @@ impl<V: Value> Served for Inner<V> {
             let is_mine = self.owns(&self.shared.view_ref(), hash);
             let reason = if is_mine { LoadReason::Owner } else { LoadReason::Fallback };
             match mutant!(ServerForwards) && !is_mine {
-                true => Ok(self.join_fetch(
-                    ask.key,
-                    hash,
-                    self.shared.view(),
-                    self.shared.changes.number(),
-                    ask.chain,
-                    tokio::time::Instant::now(),
-                )),
+                true => self.forward(&ask),
                 false => self.join_load(ask.key, hash, &ask.chain, reason),
             }
         };
@@ -197,6 +191,13 @@ impl<V: Value> Served for Inner<V> {
 }
 
 impl<V: Value> Inner<V> {
+    /// What no node does with a request: the mutant that is to be found.
+    fn forward(self: &Arc<Self>, ask: &Ask<'_>) -> crate::error::Result<Loading<V>> {
+        let now = tokio::time::Instant::now();
+        let miss = self.begin_miss(ask.key, self.span(ask.wait), None)?;
+        Ok(self.join_fetch(ask.key, &miss, Seen::now(&self.shared), now, |turn| turn.advance()))
+    }
+
     /// An entry as it is told to a peer.
     fn told(&self, slot: &Slot<V>, now_ms: u64, source: Source, is_hot: bool) -> Answer {
         let Some(bytes) = slot.payload.encoded() else { return Answer::NotFound };

@@ -155,10 +155,15 @@ impl Link {
         Ok(())
     }
 
-    /// Keeps back what is sent until the guard is dropped, so that it leaves together. Not held across an await.
-    pub(crate) fn cork(self: Arc<Self>) -> Cork {
-        self.table.lock().cork();
-        Cork(self)
+    /// Sends many requests, which leave in one frame. Returns how many were taken, the first of them, and why the rest was
+    /// not.
+    pub(crate) fn send_all(&self, calls: impl Iterator<Item = Call>) -> (usize, Option<NotSent>) {
+        if self.local.in_flight.load(Relaxed) >= self.local.limits.max_in_flight {
+            return (0, Some(NotSent::Full));
+        }
+        let (taken, refused, waker) = self.table.lock().push_all(calls);
+        wake(waker);
+        (taken, refused)
     }
 
     /// Something that every frame carries has changed: send it.
@@ -266,16 +271,6 @@ impl Link {
             }
         }
         false
-    }
-}
-
-/// Many calls are about to be sent at once.
-pub(crate) struct Cork(Arc<Link>);
-
-impl Drop for Cork {
-    fn drop(&mut self) {
-        let waker = self.0.table.lock().uncork();
-        wake(waker);
     }
 }
 

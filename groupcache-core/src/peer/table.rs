@@ -88,9 +88,7 @@ pub(crate) struct Table {
     in_flight: usize,
     max_in_flight: usize,
     queue: VecDeque<Due>,
-    /// Somebody is about to put many calls into it: nothing is sent until they are all there.
-    corked: usize,
-    /// What was put into it so leaves in one frame.
+    /// Many calls were put into it at once: they leave in one frame.
     is_whole: bool,
     /// The stream that is polled for frames, when it has nothing to send.
     pub(crate) waker: Option<Waker>,
@@ -133,7 +131,6 @@ impl Table {
             in_flight: 0,
             max_in_flight,
             queue: VecDeque::new(),
-            corked: 0,
             is_whole: false,
             waker: None,
             connection: 0,
@@ -181,6 +178,25 @@ impl Table {
 
     /// Takes a call, to be sent with the next frame.
     pub(crate) fn push(&mut self, call: Call) -> Result<Option<Waker>, NotSent> {
+        self.put(call)?;
+        Ok(self.waker.take())
+    }
+
+    /// Takes many calls, to be sent together with the next frame: how many it took, the first of them, and why not the rest.
+    pub(crate) fn push_all(&mut self, calls: impl Iterator<Item = Call>) -> (usize, Option<NotSent>, Option<Waker>) {
+        let (mut taken, mut refused) = (0, None);
+        for call in calls {
+            refused = self.put(call).err();
+            if refused.is_some() {
+                break;
+            }
+            taken += 1;
+        }
+        self.is_whole |= taken > 0;
+        (taken, refused, self.waker.take())
+    }
+
+    fn put(&mut self, call: Call) -> Result<(), NotSent> {
         if !self.breaker.admits() {
             return Err(NotSent::Open);
         }
@@ -189,7 +205,7 @@ impl Table {
         }
         let id = self.occupy(InFlight { call, is_repeated: false });
         self.queue.push_back(Due::Request(id));
-        Ok(self.waker.take())
+        Ok(())
     }
 
     fn occupy(&mut self, in_flight: InFlight) -> u64 {
@@ -210,19 +226,7 @@ impl Table {
 
     /// Whether a frame would carry anything now.
     pub(crate) fn has_due(&self) -> bool {
-        self.corked == 0 && (!self.queue.is_empty() || self.watch.is_due || self.pong_due != 0 || self.goodbye_due)
-    }
-
-    /// Keeps everything back; the same number of calls of `uncork` lets it go.
-    pub(crate) fn cork(&mut self) {
-        self.corked += 1;
-    }
-
-    /// See [`cork`](Self::cork).
-    pub(crate) fn uncork(&mut self) -> Option<Waker> {
-        self.corked -= 1;
-        self.is_whole = true;
-        if self.has_due() { self.waker.take() } else { None }
+        !self.queue.is_empty() || self.watch.is_due || self.pong_due != 0 || self.goodbye_due
     }
 
     /// Fills a frame with what is due, up to `max_requests` and [`BATCH_BYTES`].
@@ -230,11 +234,8 @@ impl Table {
         let share = (self.in_flight / SHARES).max(SMALLEST_SHARE);
         let max_requests = if self.is_whole { max_requests } else { max_requests.min(share) };
         let mut bytes = 0;
-        if self.corked == 0 {
-            frame.reserve_requests(self.queue.len().min(max_requests));
-        }
-        // A frame that carries a Hello leaves at once, and what is kept back does not leave with it.
-        while self.corked == 0 && frame.requests() < max_requests && bytes < BATCH_BYTES {
+        frame.reserve_requests(self.queue.len().min(max_requests));
+        while frame.requests() < max_requests && bytes < BATCH_BYTES {
             match self.queue.pop_front() {
                 Some(Due::Cancel(id)) => frame.cancel(id),
                 Some(Due::Request(id)) => {

@@ -47,13 +47,15 @@ struct Scene {
     link: Arc<Link>,
     /// Requests that have reached the peer, by key.
     asked: Mutex<BTreeMap<String, usize>>,
+    /// The keys that each frame asked for.
+    frames: Mutex<Vec<Vec<String>>>,
     answered: AtomicUsize,
 }
 
 impl Scene {
     fn new() -> Arc<Self> {
         let link = Link::new(DialId(1), Target { expected: None, addresses: Vec::new() }, local());
-        Arc::new(Self { link, asked: Mutex::default(), answered: AtomicUsize::new(0) })
+        Arc::new(Self { link, asked: Mutex::default(), frames: Mutex::default(), answered: AtomicUsize::new(0) })
     }
 
     /// A connection that has said Hello: our half of it, as HTTP/2 polls it.
@@ -69,8 +71,8 @@ impl Scene {
         Outbound { link: Arc::clone(&self.link), connection, expected: None }
     }
 
-    /// A request, to its outcome; what is answered is what was asked for.
-    async fn ask(self: Arc<Self>, key: &'static str) -> Outcome {
+    /// A request, and where its outcome will be.
+    fn call(&self, key: &str) -> (Call, oneshot::Receiver<Outcome>) {
         let (told, outcome) = oneshot::channel();
         let call = Call {
             op: Op::Get,
@@ -81,7 +83,18 @@ impl Scene {
             chain: Chain::EMPTY,
             reply: Arc::new(Waiting(Mutex::new(Some(told)))),
         };
+        (call, outcome)
+    }
+
+    /// A request, to its outcome.
+    async fn ask(self: Arc<Self>, key: &'static str) -> Outcome {
+        let (call, outcome) = self.call(key);
         self.link.send(call).expect("there is room");
+        self.answer_of(key, outcome).await
+    }
+
+    /// What is answered is what was asked for.
+    async fn answer_of(&self, key: &str, outcome: oneshot::Receiver<Outcome>) -> Outcome {
         let outcome = outcome.await.expect("told");
         if let Outcome::Answered(answer) = &outcome {
             let Answer::Value(value) = answer else { panic!("{answer:?}") };
@@ -93,6 +106,8 @@ impl Scene {
 
     /// Answers what a frame asks for, each in a task of its own and so in any order; `frame` is what the peer read.
     fn answer(self: &Arc<Self>, frame: Incoming) {
+        let keys = frame.requests.iter().map(|request| String::from_utf8_lossy(&request.key).into_owned());
+        self.frames.lock().push(keys.collect());
         for request in frame.requests {
             let key = String::from_utf8(request.key.to_vec()).expect("a key of ours");
             *self.asked.lock().entry(key).or_default() += 1;
@@ -215,30 +230,29 @@ fn requests_outlive_connections_that_are_renewed() {
     calls_over_connections(End::Renewed);
 }
 
-/// Whoever is corked waits for the last of those who hold things back.
+/// Others send meanwhile, and what was due before them leaves too.
 #[test]
-fn what_was_held_back_leaves_when_the_last_lets_go() {
+fn what_is_sent_together_leaves_in_one_frame() {
     check(|| async {
         let scene = Scene::new();
         let peer = spawn(Arc::clone(&scene).serve(scene.connect()));
-        let asks = ["a", "b"].map(|key| {
+        let alone = spawn(Arc::clone(&scene).ask("alone"));
+        let asks = [["a", "b"], ["c", "d"]].map(|keys| {
             let scene = Arc::clone(&scene);
             spawn(async move {
-                let ask = {
-                    let _cork = Arc::clone(&scene.link).cork();
-                    let mut ask = Box::pin(Arc::clone(&scene).ask(key));
-                    // Sent, and not waited for, within the cork.
-                    assert!(futures_util::poll!(&mut ask).is_pending());
-                    yield_now().await;
-                    assert!(!scene.asked.lock().contains_key(key), "held back");
-                    ask
-                };
-                ask.await
+                let (calls, outcomes): (Vec<_>, Vec<_>) = keys.iter().map(|key| scene.call(key)).unzip();
+                assert_eq!(scene.link.send_all(calls.into_iter()), (2, None));
+                for (key, outcome) in keys.iter().zip(outcomes) {
+                    assert!(matches!(scene.answer_of(key, outcome).await, Outcome::Answered(_)));
+                }
+                let frames = scene.frames.lock();
+                assert!(frames.iter().any(|frame| keys.iter().all(|key| frame.iter().any(|asked| asked == key))));
             })
         });
         for ask in asks {
-            assert!(matches!(ask.await.expect("no panic"), Outcome::Answered(_)));
+            ask.await.expect("no panic");
         }
+        alone.await.expect("no panic");
         scene.link.hang_up();
         peer.await.expect("the stream ends");
     });
