@@ -97,7 +97,7 @@ impl<V: Value> Inner<V> {
                 Some(Err(Failure::Expired(peer))) => return Err(self.timed_out(miss.span.deadline, peer.as_ref())),
                 None => return Err(self.timed_out(miss.span.deadline, None)),
             }
-            entered = self.enter(key, miss, miss.span.begun)?;
+            entered = self.enter(key, miss, Instant::now())?; // or the next fetch would end as it begins
         }
     }
 
