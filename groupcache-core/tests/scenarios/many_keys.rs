@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::{self, Cluster, Gate, Loads, PATIENCE, Proxy, eventually, gated};
-use groupcache_core::{BoxError, Group, Node};
+use groupcache_core::{BoxError, Group, Limits, Node};
 use tokio::time::timeout;
 
 /// The number of the load of this key.
@@ -195,6 +195,37 @@ async fn a_thousand_keys_of_five_nodes_are_four_exchanges_in_order() {
     assert!(again.iter().all(Result::is_ok));
     assert_eq!(loads.total(), 1000);
     assert!(groups[0].get_many(Vec::<String>::new()).await.is_empty());
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_for_which_there_is_no_room_at_their_owner_are_told_so_and_the_rest_is_answered() {
+    let mut limits = Limits::default();
+    limits.max_in_flight_per_peer = 4;
+    let (cluster, loads) = (Cluster::start_with(2, limits).await, Loads::default());
+    let group =
+        |node: &Node| node.group::<String>("data").capacity_bytes(64 << 20).loader_with(loads.clone(), numbered);
+    let groups = cluster.group(|_, node| group(node)).await;
+    let theirs: Vec<_> = keys(100).into_iter().filter(|key| cluster.owner(&groups, key) == 1).take(10).collect();
+    let values = timeout(PATIENCE, groups[0].get_many(&theirs)).await.expect("in time");
+    assert!(values[..4].iter().all(Result::is_ok), "{values:?}");
+    assert!(values[4..].iter().all(|value| value.as_ref().is_err_and(|e| e.is_overloaded())), "{values:?}");
+    assert_eq!(loads.total(), 4, "none in its place");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_an_owner_that_is_known_to_be_gone_are_loaded_here_without_an_exchange() {
+    let (cluster, groups, loads, path) = with_a_path().await;
+    let theirs: Vec<_> = keys(40).into_iter().filter(|key| cluster.owner(&groups, key) == 1).collect();
+    path.stop();
+    get(&groups[0], &theirs[0]).await; // it is noticed by who waits
+    eventually("its absence is noticed", || cluster.nodes[0].members().iter().any(|m| !m.is_reachable)).await;
+    let before = cluster.nodes[0].stats().requests_sent;
+    let values = timeout(PATIENCE, groups[0].get_many(&theirs)).await.expect("in time");
+    assert!(values.iter().all(Result::is_ok), "{values:?}");
+    assert_eq!((loads.total(), cluster.nodes[0].stats().requests_sent), (theirs.len() as u64, before));
+    path.go_on();
     cluster.shutdown().await;
 }
 
