@@ -74,10 +74,12 @@ fn measure(wanted: &[&str]) -> Result<()> {
     }
     let mut throughput = Vec::new();
     if is_wanted("throughput") {
-        for _ in 0..ROUNDS {
-            throughput.push(throughput::measure(&settings, scratch.directory())?);
+        for value_bytes in throughput::SIZES {
+            let measure = |_| throughput::measure(&settings, value_bytes, scratch.directory());
+            let rounds = (0..ROUNDS).map(measure).collect::<Result<Vec<_>>>()?;
+            tell(value_bytes, &rounds);
+            throughput.extend(rounds);
         }
-        tell(&throughput);
     }
     let folder = Path::new("target/bench");
     fs::create_dir_all(folder)?;
@@ -114,18 +116,18 @@ fn line(run: &Run) -> String {
     )
 }
 
-fn tell(rounds: &[Throughput]) {
+fn tell(value_bytes: usize, rounds: &[Throughput]) {
     let spread = |figure: fn(&Throughput) -> f64| {
         let text = |s: Spread| format!("{:.2} ({:.2} to {:.2})", s.median, s.min, s.max);
         Spread::of(rounds.iter().map(figure).collect()).map(text).unwrap_or_default()
     };
-    println!("\n| one of two leaves, with half a gigabyte | |\n|---|---|");
+    println!("\n| one of two leaves, with half a gigabyte in values of {} KiB | |\n|---|---|", value_bytes >> 10);
     println!("| moved, of what it had | {} |", spread(|r| r.moved_bytes as f64 / r.left_bytes as f64));
     println!("| MB/s, from SIGTERM to its end | {} |", spread(|r| r.moved_bytes as f64 / 1e6 / r.seconds));
     println!("| seconds | {} |", spread(|r| r.seconds));
     println!("| cores, of both, beyond what gets take | {} |", spread(|r| r.used_seconds / r.seconds));
     println!(
         "| µs of processor for each value | {} |",
-        spread(|r| r.used_seconds * 1e6 / (r.moved_bytes as f64 / 1024.0))
+        spread(|r| r.used_seconds * 1e6 * r.value_bytes as f64 / r.moved_bytes as f64)
     );
 }

@@ -11,8 +11,11 @@ use crate::Result;
 /// Long enough for a steady figure of what gets take.
 const STEADY: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Half a gigabyte on each of the two.
-const KEYS: usize = 1_000_000;
+/// Sizes of values that it is measured with.
+pub const SIZES: [usize; 3] = [1 << 10, 16 << 10, 64 << 10];
+
+/// Of values on the two together.
+const ALL_BYTES: usize = 1_000_000_000;
 
 /// Nothing expires.
 const LASTS: f64 = 1e7;
@@ -20,6 +23,8 @@ const LASTS: f64 = 1e7;
 /// What a hand-over came to.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Throughput {
+    /// Of each value.
+    pub value_bytes: usize,
     /// Of values, on the process that left.
     pub left_bytes: u64,
     /// Of values, that others took over.
@@ -30,20 +35,21 @@ pub struct Throughput {
     pub used_seconds: f64,
 }
 
-/// Measures it once.
+/// Measures it once, with values of one size. Gets bring as many bytes a second whatever that is.
 ///
 /// # Errors
 /// When a process does not start or end.
-pub fn measure(settings: &Settings, scratch: &Path) -> Result<Throughput> {
+pub fn measure(settings: &Settings, value_bytes: usize, scratch: &Path) -> Result<Throughput> {
     let settings = Settings {
         who: Who::Ours,
         peers: scratch.join("peers"),
-        keys: KEYS,
+        keys: ALL_BYTES / value_bytes,
+        value_bytes,
+        rate: settings.rate * settings.value_bytes as f64 / value_bytes as f64,
         exponent: 0.0, // all alike, so that all are there
         lasts: LASTS,
         ..settings.clone()
     };
-    let value_bytes = settings.value_bytes as u64;
     let mut cluster = Cluster::start(settings, 2)?;
     pause(STEADY / 5);
     let begun = (cluster.record.now(), cluster.record.total());
@@ -56,7 +62,8 @@ pub fn measure(settings: &Settings, scratch: &Path) -> Result<Throughput> {
     let after = cluster.record.total();
     let steady = (from.1.nanoseconds - begun.1.nanoseconds) as f64 / 1e9 / (from.0 - begun.0);
     Ok(Throughput {
-        left_bytes: left * value_bytes,
+        value_bytes,
+        left_bytes: left * value_bytes as u64,
         moved_bytes: after.moved_bytes - from.1.moved_bytes,
         seconds,
         used_seconds: (after.nanoseconds - from.1.nanoseconds) as f64 / 1e9 - steady * (cluster.record.now() - from.0),
