@@ -171,6 +171,8 @@ async fn connect(link: &Arc<Link>) -> Result<Open, Failure> {
         }
         match timeout(CONNECT + HELLO, open(link, &target, address)).await {
             Ok(Ok(open)) => return Ok(open),
+            // That somebody else is at one of its addresses is what the membership must hear, whatever the others say.
+            Ok(Err(_)) | Err(_) if matches!(failure, Failure::Refused(Refusal::WrongId { .. }, _)) => {}
             Ok(Err(why)) => failure = why,
             Err(_) => failure = Failure::NotConnected(format!("{address} did not say Hello within {HELLO:?}")),
         }

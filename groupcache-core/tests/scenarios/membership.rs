@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,7 +10,8 @@ use std::{
 use crate::support::{self, Cluster, Gate, PATIENCE, Peers, eventually, gated, identity};
 use futures_util::poll;
 use groupcache_core::{
-    Group, Node, Peer, PeerId, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait,
+    Address, Group, Identity, Node, Peer, PeerId, PeerSet, Provider, ProviderContext, ProviderError, Signal,
+    async_trait,
 };
 use tokio::time::{Instant, timeout};
 
@@ -19,6 +21,11 @@ async fn start(name: &str, peers: &Peers) -> Node {
 
 fn data(node: &Node, gate: &Gate) -> Group<String> {
     node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated).build().unwrap()
+}
+
+/// Where nobody listens.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// A gate that stands open.
@@ -91,6 +98,33 @@ async fn a_member_that_starts_again_elsewhere_owns_its_keys_as_before() {
     }
     assert_eq!(groups[2].stats().loads, 1, "at its owner, once");
     cluster.shutdown().await;
+}
+
+/// As where a name is given to another host: discovery knows addresses only, and the same ones all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_where_somebody_else_answers_is_theirs_though_the_one_before_had_another_one_too() {
+    let peers = Peers::default();
+    let me = start("me", &peers).await;
+    // Of the two addresses of each, nobody listens at the second.
+    let addresses = [free_address(), free_address()];
+    let start = async |name: &str| {
+        let advertised = addresses.map(Address::from);
+        let identity = Identity::new(addresses[0]).with_id(name).unwrap().with_advertised(advertised).unwrap();
+        Node::builder().identity(identity).provider(peers.clone()).start().await.unwrap()
+    };
+    let first = start("first").await;
+    peers.set(vec![Peer::at(me.address().to_string()).unwrap(), Peer::at(addresses[0].to_string()).unwrap()]);
+    let members = || me.members().into_iter().map(|member| member.id.to_string()).collect::<Vec<_>>();
+    eventually("the first is there", || members() == ["first", "me"]).await;
+
+    drop(first); // without a word
+    let failures = me.stats().connect_failed;
+    eventually("both addresses were tried in vain", || me.stats().connect_failed > failures + 1).await;
+    let second = start("second").await;
+    eventually("the second is there and the first is not", || members() == ["me", "second"]).await;
+    for node in [me, second] {
+        node.shutdown_within(Duration::from_secs(1)).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
