@@ -130,11 +130,28 @@ impl Undelivered {
     }
 
     /// A key of a group has changed, or all have: those that are away do not hear of it.
-    pub(crate) fn passes(&self, group: &Arc<str>, key: Option<&Arc<str>>) {
+    ///
+    /// Those of the writer's view, in the order of their ids, are told by the writer. Returns who is not in it, and in the
+    /// view that the node has now: the writer took its own before.
+    pub(crate) fn passes<'a>(
+        &self,
+        group: &Arc<str>,
+        key: Option<&Arc<str>>,
+        told: impl Iterator<Item = &'a PeerId> + Clone,
+    ) -> Vec<PeerId> {
         let mut state = self.0.lock();
         if !state.departed.is_empty() || !state.strangers.is_empty() {
             state.passed.add(group, key);
         }
+        if state.here.iter().eq(told.clone()) {
+            return Vec::new();
+        }
+        let told: BTreeSet<_> = told.collect();
+        let others: Vec<_> = state.here.iter().filter(|peer| !told.contains(peer)).cloned().collect();
+        for peer in &others {
+            add(state.missed.entry(peer.clone()).or_default(), group, key);
+        }
+        others
     }
 
     /// There is another view: who is in it now, and who no longer is.
@@ -234,6 +251,12 @@ mod tests {
         assert!(matches!(&missed[&orders], Missed::Keys(keys) if keys.len() == 1), "there is room again");
     }
 
+    /// A write by who has the view that the node has now.
+    fn passes(undelivered: &Undelivered, group: &Arc<str>, key: Option<&Arc<str>>) {
+        let here = undelivered.0.lock().here.clone();
+        assert!(undelivered.passes(group, key, here.iter()).is_empty());
+    }
+
     fn here(names: &[&str]) -> BTreeSet<PeerId> {
         names.iter().map(|name| id(name)).collect()
     }
@@ -246,19 +269,19 @@ mod tests {
     fn who_has_left_misses_each_key_that_is_written_until_it_is_back_or_is_given_up() {
         let undelivered = Undelivered::default();
         let users: Arc<str> = "users".into();
-        undelivered.passes(&users, Some(&"1".into()));
+        passes(&undelivered, &users, Some(&"1".into()));
         undelivered.view_changed([id("a"), id("b")].iter(), here(&["c"]), 0);
-        undelivered.passes(&users, Some(&"2".into()));
+        passes(&undelivered, &users, Some(&"2".into()));
         undelivered.met(DialId(7), &id("a"), 500);
         assert_eq!(undelivered.take(&id("a")), [(Arc::clone(&users), keys(&["2"]))].into());
-        undelivered.passes(&users, Some(&"3".into()));
+        passes(&undelivered, &users, Some(&"3".into()));
         undelivered.view_changed([].iter(), here(&["a", "c"]), 1000);
         assert_eq!(
             undelivered.take(&id("a")),
             [(Arc::clone(&users), keys(&["3"]))].into(),
             "before it was in the view"
         );
-        undelivered.passes(&users, None);
+        passes(&undelivered, &users, None);
         undelivered.view_changed([].iter(), here(&["a", "c"]), 3_600_000);
         undelivered.view_changed([].iter(), here(&["a", "b", "c"]), 3_600_001);
         assert!(!undelivered.has_missed(&id("a")) && !undelivered.has_missed(&id("b")), "one was told, one forgotten");
@@ -270,10 +293,10 @@ mod tests {
         let (users, orders): (Arc<str>, Arc<str>) = ("users".into(), "orders".into());
         undelivered.view_changed([].iter(), here(&["me"]), 0);
         undelivered.dialled(DialId(1));
-        undelivered.passes(&users, Some(&"1".into()));
+        passes(&undelivered, &users, Some(&"1".into()));
         undelivered.dialled(DialId(2));
         undelivered.dialled(DialId(3));
-        undelivered.passes(&orders, None);
+        passes(&undelivered, &orders, None);
         assert_eq!(undelivered.strangers(), [DialId(1), DialId(2), DialId(3)]);
         undelivered.met(DialId(1), &id("a"), 10);
         undelivered.met(DialId(2), &id("b"), 10);
@@ -285,10 +308,28 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_or_leaves_while_a_write_is_under_way_misses_it_and_is_named() {
+        let (undelivered, users): (_, Arc<str>) = (Undelivered::default(), "users".into());
+        undelivered.view_changed([].iter(), here(&["a", "b", "me"]), 0);
+        undelivered.view_changed([id("b")].iter(), here(&["a", "me"]), 0);
+        let before = here(&["a", "me"]);
+        // The owner takes its time; meanwhile b is back.
+        undelivered.view_changed([].iter(), here(&["a", "b", "me"]), 0);
+        assert!(!undelivered.has_missed(&id("b")), "nothing was written while it was away");
+        assert_eq!(undelivered.passes(&users, Some(&"1".into()), before.iter()), [id("b")]);
+        assert_eq!(undelivered.take(&id("b")), [(Arc::clone(&users), keys(&["1"]))].into());
+        // And the other way round: the writer has the view without b, which the node is about to install.
+        assert_eq!(undelivered.passes(&users, Some(&"2".into()), before.iter()), [id("b")]);
+        undelivered.view_changed([id("b")].iter(), here(&["a", "me"]), 0);
+        undelivered.view_changed([].iter(), here(&["a", "b", "me"]), 0);
+        assert_eq!(undelivered.take(&id("b")), [(users, keys(&["2"]))].into());
+    }
+
+    #[test]
     fn who_was_expected_where_nobody_answered_is_told_elsewhere() {
         let (undelivered, users) = (Undelivered::default(), Arc::from("users"));
         undelivered.dialled(DialId(1));
-        undelivered.passes(&users, Some(&"1".into()));
+        passes(&undelivered, &users, Some(&"1".into()));
         undelivered.given_up(DialId(1), Some(&id("a")), 0);
         undelivered.dialled(DialId(2));
         undelivered.met(DialId(2), &id("a"), 10);
@@ -300,11 +341,11 @@ mod tests {
         let undelivered = Undelivered::default();
         let [users, orders, items]: [Arc<str>; 3] = ["users".into(), "orders".into(), "items".into()];
         undelivered.dialled(DialId(1));
-        undelivered.passes(&users, Some(&"1".into()));
+        passes(&undelivered, &users, Some(&"1".into()));
         undelivered.dialled(DialId(2));
-        undelivered.passes(&items, Some(&"1".into()));
+        passes(&undelivered, &items, Some(&"1".into()));
         for n in 1..MAX_KEYS {
-            undelivered.passes(&orders, Some(&format!("key-{}", n % 10).into()));
+            passes(&undelivered, &orders, Some(&format!("key-{}", n % 10).into()));
         }
         undelivered.met(DialId(1), &id("a"), 0);
         undelivered.met(DialId(2), &id("b"), 0);

@@ -229,10 +229,12 @@ impl<V: Value> Inner<V> {
         Ok(Invalidated { unreached, views_differed })
     }
 
-    /// Those that are away are told when they come; returns who of them may have something at this moment.
+    /// Those that are away are told when they come; returns who may have something at this moment and is not told by who
+    /// has this view.
     pub(super) fn passes_by(&self, view: &View, key: Option<&Arc<str>>) -> Vec<PeerId> {
-        self.shared.undelivered.passes(&self.settings.name, key);
-        self.shared.strangers(view).collect()
+        let told = view.members().iter().map(|member| &member.id);
+        let others = self.shared.undelivered.passes(&self.settings.name, key, told);
+        self.shared.strangers(view).chain(others).collect()
     }
 
     /// It is told as soon as it can be.
