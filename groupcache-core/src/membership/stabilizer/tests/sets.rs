@@ -44,7 +44,7 @@ fn an_empty_set_is_held() {
     node.set("").after(3_600_000).members("a b me");
     assert_eq!(node.held(), 1);
     let counters = node.stabilizer.counters();
-    assert_eq!((counters.holds, counters.last_set_at), (1, Some(Duration::ZERO)));
+    assert_eq!((counters.sets, counters.holds, counters.last_set_at), (2, 1, Some(Duration::ZERO)));
     // Asked again and again, ever less often: 5, 10, 20, 40, 60, 60...
     assert!((50..90).contains(&node.resolves()), "{}", node.resolves());
 }
@@ -286,6 +286,14 @@ fn hints_that_rotate_for_ever_do_not_grow_for_ever() {
 }
 
 #[test]
+fn those_who_replace_everybody_are_dialled_while_the_others_are_in_their_grace() {
+    let all = |letter: char| (0..1_500).map(|n| format!("@{letter}{n}:1")).collect::<Vec<_>>().join(" ");
+    let mut node = start();
+    node.set(&all('a')).after(1_000).set(&all('b'));
+    assert_eq!(node.dials.len(), 3_000);
+}
+
+#[test]
 fn a_peer_has_at_most_eight_addresses_and_weight_sixteen() {
     let many: Vec<_> = (0..20).map(|n| at(&format!("h{n}:1"))).collect();
     let mut node = start();
@@ -328,6 +336,16 @@ fn the_record_of_an_older_life_is_dialled_last() {
     set.push(Peer::member(id("a"), [at("stale:1")]).with_incarnation(Incarnation(8)));
     node.input(Input::Set(PeerSet::complete(set)));
     assert_eq!(node.dials[&node.dial("a")].1, [at("a:1"), at("stale:1")]);
+}
+
+#[test]
+fn the_record_of_the_same_life_is_dialled_first() {
+    let mut node = cluster_of("a b me");
+    node.says(peer("a").life(9)).after(100).lost("a");
+    let mut set = peers("b me");
+    set.push(Peer::member(id("a"), [at("moved:1")]).with_incarnation(Incarnation(9)));
+    node.input(Input::Set(PeerSet::complete(set)));
+    assert_eq!(node.dials[&node.dial("a")].1, [at("moved:1"), at("a:1")]);
 }
 
 #[test]
