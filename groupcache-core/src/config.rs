@@ -127,7 +127,9 @@ pub struct Limits {
     /// Keys that one connection may declare changed here, by `set` and `remove`, per second; for more, the writer is told that
     /// this node was not reached. Default 50,000.
     pub max_invalidations_per_second: u32,
-    /// Bytes of answers that wait for one peer to read them; more are answered `overloaded`. Default 8 MiB.
+    /// Bytes of answers that wait for one peer to read them; 256 KiB and one answer may come on top. What else it asks for
+    /// waits as long as it goes on to read, and is answered `overloaded` when it has read nothing for a second. Default
+    /// 8 MiB.
     pub max_queued_answer_bytes: usize,
     /// Connections that peers may hold open here. Default 4,096.
     pub max_connections: usize,

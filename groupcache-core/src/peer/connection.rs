@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
-    config::{MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER},
+    config::{BATCH_BYTES, MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER},
     identity::PeerId,
     lines::Lines,
     message::{self, Answer, Decline, GroupName, Hello, Op, Request},
@@ -24,7 +24,7 @@ use crate::{
     served::{Answering, Ask, Registry, Served},
     short,
     sync::{Keyed, Map},
-    wire::Incoming,
+    wire::{Incoming, answer_bytes},
 };
 
 /// What every connection serves from.
@@ -149,13 +149,19 @@ pub(super) fn first_look(
     }
 }
 
-/// Of a larger frame, so many requests are answered before their answers are sent.
+/// Of a larger frame, so many requests are answered before their answers are sent; fewer, if those are long.
 const AT_ONCE: usize = 64;
 
 /// After so many answers they have their turn to be sent before more is read: the peer is at work on them meanwhile.
 const MANY: usize = 8;
 
 type Loads = FuturesUnordered<Pin<Box<dyn Future<Output = (u64, Answer)> + Send>>>;
+
+/// The next that is there, once there is room for what it answers.
+async fn next_of(loads: &mut Loads, outbox: &Outbox) -> Option<(u64, Answer)> {
+    outbox.room().await;
+    loads.next().await
+}
 
 /// How long a connection may live, whatever its peer does.
 pub(super) enum Lifetime {
@@ -255,7 +261,7 @@ impl Connection {
                 () = closing.cancelled() => return self.outbox.close(None),
                 // The peer connects anew, with its certificates of today, and asks again for what it is owed.
                 () = &mut ends => return self.outbox.close(None),
-                Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => {
+                Some((id, answer)) = next_of(&mut self.loads, &self.outbox), if !self.loads.is_empty() => {
                     if self.waiting.remove(&id).is_some() {
                         self.outbox.push(std::iter::once((id, self.sized(answer))));
                     }
@@ -300,14 +306,19 @@ impl Connection {
         let taking = service.registry.takes_many();
         let mut requests = frame.requests.into_iter().enumerate();
         while requests.len() > 0 {
-            let answered = requests.len().min(AT_ONCE);
-            self.answer(requests.by_ref().take(AT_ONCE));
+            let is_much = self.answer(&mut requests);
             if self.outbox.is_overrun() {
                 self.outbox.clear();
                 return Err(Status::resource_exhausted("answers are not read"));
             }
-            if answered >= MANY {
+            if is_much {
                 tokio::task::yield_now().await;
+            }
+            tokio::select! {
+                biased;
+                () = self.outbox.room() => {}
+                () = self.outbox.abandoned() => return Ok(()),
+                () = service.closing.cancelled() => return Ok(()),
             }
         }
         drop(taking);
@@ -319,16 +330,22 @@ impl Connection {
         Ok(())
     }
 
-    /// Answers some requests of a frame, each with its place in it.
-    fn answer(&mut self, requests: impl Iterator<Item = (usize, Request)>) {
-        let mut answers = Vec::with_capacity(AT_ONCE);
-        for (at, request) in requests {
+    /// Answers some requests of a frame, each with its place in it; whether that was much.
+    fn answer(&mut self, requests: &mut impl Iterator<Item = (usize, Request)>) -> bool {
+        let (mut answers, mut bytes, mut looked_at) = (Vec::with_capacity(AT_ONCE), 0, 0);
+        while looked_at < AT_ONCE
+            && bytes < BATCH_BYTES
+            && let Some((at, request)) = requests.next()
+        {
+            looked_at += 1;
             let id = request.id;
             if let Some(answer) = self.look(request, at) {
+                bytes += answer_bytes(&answer);
                 answers.push((id, answer));
             }
         }
         self.outbox.push(answers.into_iter());
+        looked_at >= MANY || bytes >= BATCH_BYTES
     }
 
     /// The answer to a request, unless a load must be waited for.

@@ -8,13 +8,16 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use futures_core::Stream;
+use tokio::{sync::Notify, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
+    clock::later,
     config::{BATCH_BYTES, RETRY_AFTER},
     message::Answer,
     peer::hello::Local,
@@ -25,10 +28,15 @@ use crate::{
 /// Small answers that may wait for a peer on top of the byte limit; one that reads none of them is cut off.
 const MAX_QUEUED_ANSWERS: usize = 1 << 16;
 
+/// A peer that takes none of its answers for so long is told `overloaded` instead of more of them.
+const STUCK: Duration = Duration::from_secs(1);
+
 /// What waits to be sent to one peer.
 pub(crate) struct Outbox {
     local: Arc<Local>,
     queue: Mutex<Queue>,
+    /// Some of it was taken.
+    taken: Notify,
     /// Requests that wait for loads.
     waiting: AtomicUsize,
     /// The stream that sends was dropped: the peer is gone.
@@ -39,6 +47,8 @@ pub(crate) struct Outbox {
 struct Queue {
     answers: VecDeque<(u64, Answer)>,
     bytes: usize,
+    /// When some of them were taken, or there were none.
+    taken_ms: u64,
     pong: u64,
     hello_sent: u64,
     goodbye_due: bool,
@@ -48,25 +58,62 @@ struct Queue {
 
 impl Outbox {
     pub(super) fn new(local: Arc<Local>) -> Self {
-        Self { local, queue: Mutex::default(), waiting: AtomicUsize::new(0), abandoned: CancellationToken::new() }
+        Self {
+            local,
+            queue: Mutex::default(),
+            taken: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            abandoned: CancellationToken::new(),
+        }
     }
 
-    /// Queues answers; those for which there is no room become `overloaded`.
+    /// Queues answers. Where there is no [`room`](Self::room) those that are longer than `overloaded` become that: a write
+    /// that was done is not refused.
     pub(super) fn push(&self, answers: impl ExactSizeIterator<Item = (u64, Answer)>) {
         if answers.len() == 0 {
             return;
         }
+        let now_ms = self.local.clock.now_ms();
         self.change(|queue| {
+            if queue.answers.is_empty() {
+                queue.taken_ms = now_ms;
+            }
+            // For all of them, which are few: those of one turn of the reader.
+            let has_room = self.has_room_in(queue);
             for (id, mut answer) in answers {
-                let mut bytes = answer_bytes(&answer);
-                if queue.bytes + bytes > self.local.limits.max_queued_answer_bytes {
-                    answer = Answer::Overloaded { retry_after: RETRY_AFTER };
-                    bytes = answer_bytes(&answer);
+                let overloaded = Answer::Overloaded { retry_after: RETRY_AFTER };
+                if !has_room && answer_bytes(&answer) > answer_bytes(&overloaded) {
+                    answer = overloaded;
                 }
-                queue.bytes += bytes;
+                queue.bytes += answer_bytes(&answer);
                 queue.answers.push_back((id, answer));
             }
         });
+    }
+
+    /// What is pushed next may go beyond the limit, or a large answer would never be sent.
+    fn has_room_in(&self, queue: &Queue) -> bool {
+        queue.bytes < self.local.limits.max_queued_answer_bytes
+    }
+
+    /// Waits for room, as long as the peer goes on to take its answers. Dropping the future is safe.
+    pub(super) async fn room(&self) {
+        loop {
+            let stuck_ms = {
+                let queue = self.queue.lock();
+                if self.has_room_in(&queue) {
+                    return;
+                }
+                later(queue.taken_ms, STUCK)
+            };
+            if self.local.clock.read_ms() >= stuck_ms {
+                return;
+            }
+            tokio::select! {
+                () = self.taken.notified() => {}
+                () = sleep_until(self.local.clock.instant(stuck_ms)) => {}
+            }
+        }
     }
 
     pub(super) fn now_waiting(&self, requests: usize) {
@@ -172,8 +219,10 @@ impl Stream for Outbound {
             bytes += size;
             answers.push((id, answer));
         }
+        queue.taken_ms = local.clock.now_ms();
         // Written outside of the lock: whoever reads the connection has more of them.
         drop(queue);
+        self.0.taken.notify_one();
         frame.answers(answers);
         Poll::Ready(Some(Ok(frame)))
     }

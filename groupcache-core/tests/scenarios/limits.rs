@@ -8,7 +8,7 @@ use crate::support::{
     raw::{DONE, OVERLOADED, Raw, VALUE, get, hello, statuses},
 };
 use futures_util::FutureExt;
-use groupcache_core::{BoxError, Group, Limits, Node};
+use groupcache_core::{BoxError, Group, Limits, Node, bytes::Bytes};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -68,6 +68,52 @@ async fn one_peer_may_have_so_many_requests_wait_for_loads_and_no_more() {
     assert_eq!(modest.finally(4).await, [VALUE; 4], "another peer has places of its own");
     greedy.asks("again", 4).await;
     assert_eq!(greedy.finally(4).await, [VALUE; 4], "places are given back");
+}
+
+/// As many bytes as the key says.
+async fn as_many(key: &str) -> Result<Bytes, BoxError> {
+    let bytes = key.split('-').next().ok_or("no number")?.parse()?;
+    Ok(vec![b'v'; bytes].into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_reads_its_answers_gets_all_of_them_however_many_bytes_they_are() {
+    let mut limits = Limits::default();
+    limits.max_value_bytes = 16 << 20;
+    let cluster = Cluster::start_with(2, limits).await;
+    let groups = cluster.group(|_, node| node.group::<Bytes>("data").capacity_bytes(1 << 30).loader(as_many)).await;
+    // Of what an owner keeps ready for a peer that does not read, the first is more, and so are the others together.
+    for (bytes, n) in [(9 << 20, 1), (1 << 20, 12), (200 << 10, 60)] {
+        let keys: Vec<_> =
+            (0..).map(|n| format!("{bytes}-{n}")).filter(|key| cluster.owner(&groups, key) == 1).take(n).collect();
+        for what in ["loaded", "from memory"] {
+            let values = timeout(PATIENCE, groups[0].get_many(&keys)).await.expect("in time");
+            let wrong: Vec<_> = values.iter().filter(|v| !v.as_ref().is_ok_and(|v| v.len() == bytes)).collect();
+            assert!(wrong.is_empty(), "{n} values of {bytes} bytes, {what}: {} wrong, {:?}", wrong.len(), wrong[0]);
+        }
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_reads_nothing_is_told_so_and_hears_of_its_writes() {
+    let mut limits = Limits::default();
+    limits.max_queued_answer_bytes = 1 << 20;
+    let node = Node::builder().identity(identity("a")).limits(limits).start().await.unwrap();
+    let group = node.group::<Bytes>("data").capacity_bytes(1 << 30).loader(as_many).build().unwrap();
+    let keys: Vec<_> = (0..40).map(|n| format!("{}-{n}", 200 << 10)).collect();
+    assert!(group.get_many(&keys).await.iter().all(Result::is_ok));
+    let mut deaf = Raw::named(&node, "b").await;
+    let gets = keys.iter().zip(0..).map(|(key, id)| get(id, key));
+    let remove = Request { op: 2, ..get(40, &keys[0]) };
+    deaf.frames.send(Frame { requests: gets.chain([remove]).collect(), ..Frame::default() }).await.unwrap();
+    eventually("its write is done", || group.entries() == 39).await;
+    let answers = statuses(&deaf.hear(41).await.unwrap());
+    let values = answers.iter().filter(|status| **status == VALUE).count();
+    assert!((5..40).contains(&values), "{answers:?}");
+    assert_eq!(answers.iter().filter(|status| **status == OVERLOADED).count(), 40 - values);
+    assert_eq!(answers[40], DONE);
+    assert!(group.get(&keys[0]).await.is_ok());
 }
 
 #[tokio::test]
