@@ -41,6 +41,12 @@ impl<V: Value> Group<V> {
         let mut missing: Vec<_> = outcomes.iter_mut().zip(&keys).filter(|(outcome, _)| outcome.is_none()).collect();
         for some in missing.chunks_mut(AT_ONCE) {
             let left = self.deadline.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                // Nothing is begun that nobody waits for.
+                some.iter_mut()
+                    .for_each(|(outcome, _)| **outcome = Some(Err(self.inner.timed_out(self.deadline, None))));
+                continue;
+            }
             let found = self.miss_many(some.iter().map(|(_, key)| key.as_ref()), left).await;
             for ((outcome, _), found) in some.iter_mut().zip(found) {
                 **outcome = Some(found);

@@ -341,6 +341,21 @@ async fn a_write_that_a_peer_had_no_room_for_is_told_again() {
     cluster.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_whose_turn_does_not_come_in_time_are_not_asked_for() {
+    let (cluster, gate) = (Cluster::start(2).await, Gate::default());
+    let group = |node: &Node| node.group::<String>("data").capacity_bytes(4 << 20).loader_with(gate.clone(), gated);
+    let groups = cluster.group(|_, node| group(node)).await;
+    let quick = groups[0].with_deadline(Duration::from_millis(300));
+    let values = timeout(PATIENCE, quick.get_many(keys(5000))).await.expect("in time");
+    assert_eq!(values.len(), 5000);
+    assert!(values.iter().all(|value| value.as_ref().is_err_and(|e| e.is_timeout())));
+    let (stats, loads) = (groups[0].stats(), gate.loads.total());
+    assert!(stats.fetches <= 1000 && loads <= 1000, "{} fetches, {loads} loads", stats.fetches);
+    gate.open();
+    cluster.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_deadline_without_end_is_one_for_many_keys_too() {
     let (cluster, groups, _) = cluster_of(1).await;
