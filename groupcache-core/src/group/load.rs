@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    Failure, Flying, Inner, Outcome, Work,
+    Flying, Inner, Outcome, Work,
     held::{Held, Slot},
     protect,
 };
@@ -238,16 +238,17 @@ pub(super) fn finish<V: Value>(
     begun: &Begun<V>,
 ) {
     let now_ms = group.shared.local.clock.read_ms();
-    let is_answer = loaded.is_ok();
+    let was_loaded = loaded.is_ok();
     let is_held = group.holds.is_held(flight.key(), flight.begun_ms);
     let loaded = loaded.map(|loaded| if is_held { loaded.do_not_keep() } else { loaded });
     let entry = loaded.and_then(|loaded| group.entry(flight.key(), hash, loaded, now_ms, begun));
+    // What cannot be encoded is none: what was there is not taken away for it.
+    let is_answer = was_loaded && !matches!(&entry, Err(e) if e.is_load_failed());
     let (outcome, keep) = match entry {
         Ok((outcome, keep)) => (outcome, keep),
         Err(error) => (group.or_stale(flight.key(), error, now_ms, begun.previous.as_ref()), None),
     };
     group.formers.settle(&group.shared.handover, hash, now_ms);
-    let is_answer = is_answer && !matches!(&outcome, Err(Failure::Said(e)) if e.is_load_failed());
     let keeps = keep.is_some();
     // An answer that is not to be kept is an answer all the same: what was there before is not true any more.
     let store = || match keep {
@@ -361,7 +362,9 @@ impl<V: Value> Inner<V> {
             self.may_serve(key, slot, now_ms); // it may be gone by what has changed meanwhile
         }
         let usable = previous.filter(|slot| slot.payload.encoded().is_some() && !slot.is_gone(now_ms));
-        let Some(slot) = usable.filter(|_| !self.settings.ages.stale_if_error.is_zero()) else {
+        // One that is too large is an answer, and what was there is not true any more.
+        let is_failure = !error.is_too_large();
+        let Some(slot) = usable.filter(|_| is_failure && !self.settings.ages.stale_if_error.is_zero()) else {
             return Err(error.into());
         };
         self.counters.stale_on_error.up();

@@ -9,7 +9,11 @@ use std::{
 };
 
 use crate::support::{Gate, Loads};
-use groupcache_core::{Error, Group, GroupBuilder, Load, LoadError, LoadReason, Loaded, Loader, Node};
+use groupcache_core::{
+    BoxError, DecodeError, EncodeError, Error, Group, GroupBuilder, Load, LoadError, LoadReason, Loaded, Loader, Node,
+    Value,
+    bytes::{Buf, BufMut, Bytes, BytesMut},
+};
 use tokio::time::sleep;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -258,6 +262,44 @@ async fn an_old_value_is_handed_out_while_the_loader_fails() {
     assert!(get(&group).await.is_err(), "what was removed is not handed out");
     pass(MINUTE * 20).await;
     assert!(get(&group).await.is_err(), "nor what is too old");
+}
+
+/// Cannot be encoded when it is odd.
+#[derive(Clone)]
+struct Even(u64);
+
+impl Value for Even {
+    fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError> {
+        if self.0 % 2 == 1 {
+            return Err(EncodeError::new("it is odd"));
+        }
+        out.put_u64(self.0);
+        Ok(())
+    }
+
+    fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
+        Ok(Self(bytes.get_u64()))
+    }
+
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_encoded_takes_nothing_away() {
+    let node = Node::builder().start().await.unwrap();
+    let loads = Loads::default();
+    let count = async |loads: &Loads, key: &str| Ok::<_, BoxError>(Even(loads.begin(key) + 1));
+    let group = node.group::<Even>("data").capacity_bytes(1 << 20).time_to_live(MINUTE).stale_if_error(MINUTE * 10);
+    let group = group.loader_with(loads.clone(), count).build().unwrap();
+    assert_eq!(group.get("key").await.unwrap().0, 2);
+    pass(MINUTE).await;
+    for _ in 0..2 {
+        assert_eq!((group.get("key").await.unwrap().0, group.entries(), loads.total()), (2, 1, 2));
+    }
+    pass(MINUTE).await;
+    assert_eq!((group.get("key").await.unwrap().0, loads.total()), (4, 3));
 }
 
 #[tokio::test(start_paused = true)]
