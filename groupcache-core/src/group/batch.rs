@@ -4,7 +4,7 @@
 //! gathered and handed to the loader together. Each is a flight of its own all the same: shared by all who ask for its
 //! key, and kept only if no write has passed it.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::join_all};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -80,9 +80,9 @@ impl<V: Value> Inner<V> {
             }
             let mut all = gathering.take();
             while !all.is_empty() {
-                let rest = all.split_off(all.len().min(gathering.batches.max_keys));
-                let some = std::mem::replace(&mut all, rest);
+                let (some, rest) = one_batch(all, gathering.batches.max_keys);
                 group.shared.tasks.load(run(Arc::clone(&group), Arc::clone(&gathering.batches), some));
+                all = rest;
             }
         });
     }
@@ -104,6 +104,12 @@ impl<V: Value> Inner<V> {
         let land: Box<dyn FnOnce() + Send + Sync> = Box::new(move || group.give_up(&flying));
         Waiting { flight, hash, reason, guard: LandOnDrop::new(land) }
     }
+}
+
+/// The first of them, each key once: a key that was written meanwhile is waited for by two flights. The others come next.
+fn one_batch<V: Value>(all: Vec<Waiting<V>>, max_keys: usize) -> (Vec<Waiting<V>>, Vec<Waiting<V>>) {
+    let mut keys = BTreeSet::new();
+    all.into_iter().partition(|waiting| keys.len() < max_keys && keys.insert(Arc::clone(waiting.flight.key())))
 }
 
 /// The task of one batch.
@@ -222,5 +228,43 @@ impl<V: Value> Drop for Gathering<V> {
         if !self.has_taken {
             drop(self.take()); // outside of the lock
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests {
+    use futures_util::poll;
+
+    use super::*;
+    use crate::{BatchLoader, Node};
+
+    /// Remembers what it was asked for.
+    struct Rows(Arc<Mutex<Vec<Vec<String>>>>);
+
+    impl BatchLoader<String> for Rows {
+        async fn load_many(
+            &self,
+            keys: &[&str],
+        ) -> std::result::Result<Vec<std::result::Result<Loaded<String>, LoadError>>, LoadError> {
+            self.0.lock().push(keys.iter().map(|key| (*key).to_owned()).collect());
+            Ok(keys.iter().map(|key| Ok(Loaded::new(format!("row {key}")))).collect())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_written_between_two_gets_is_in_a_batch_of_its_own_for_each() {
+        let node = Node::builder().start().await.unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let group = node.group::<String>("rows").capacity_bytes(1 << 20).batch_loader(Rows(Arc::clone(&asked)));
+        let group = group.build().unwrap();
+        let mut gets = [Box::pin(group.get("k")), Box::pin(group.get("other")), Box::pin(group.get("k"))];
+        let [first, other, second] = &mut gets;
+        assert!(poll!(&mut *first).is_pending() && poll!(&mut *other).is_pending());
+        group.served().invalidate("k");
+        assert!(poll!(&mut *second).is_pending());
+        assert_eq!(first.await.unwrap(), "row k");
+        assert_eq!((other.await.unwrap(), second.await.unwrap()), ("row other".to_owned(), "row k".to_owned()));
+        assert_eq!(*asked.lock(), [vec!["k", "other"], vec!["k"]]);
     }
 }
