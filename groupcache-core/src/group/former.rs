@@ -170,6 +170,8 @@ impl<V: Value> Inner<V> {
                     self.formers.judge(&former, |worth| worth.was_late(now_ms, self.shared.local.clock.read_ms()));
                     return None; // there is no time left for another
                 }
+                // It says nothing of its other keys, or of the next moment.
+                Ok(Ok(Outcome::Answered(Answer::TooLarge | Answer::Overloaded { .. }))) => {}
                 Ok(_) => self.formers.judge(&former, |worth| worth.is_over = true),
             }
         }

@@ -10,7 +10,10 @@ use tokio::task::JoinSet;
 
 use super::stub::{LOADER_ERROR, Scene, Stub, UNSUPPORTED, not_held, value};
 use crate::proto::Answer;
-use crate::support::{Cluster, Loads, eventually};
+use crate::support::{
+    Cluster, Loads, eventually,
+    raw::{OVERLOADED, TOO_LARGE},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_value_is_taken_over_with_its_age_and_what_is_left_of_its_time() {
@@ -98,6 +101,24 @@ async fn a_former_owner_that_fails_or_declines_is_not_asked_again() {
             assert!(scene.group.get(key).await.unwrap().ends_with("by load 1"));
         }
         assert_eq!(scene.stub.peeks().len(), 1, "{failure:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_former_owner_that_has_no_room_or_too_large_a_value_is_asked_for_others() {
+    for status in [OVERLOADED, TOO_LARGE] {
+        let scene = Scene::start().await;
+        let keys = scene.keys_of_a(10);
+        let mut peeks = 0;
+        scene.stub.answers(move |_| {
+            peeks += 1;
+            Some(if peeks == 1 { Answer { status, ..Answer::default() } } else { value("theirs") })
+        });
+        scene.a_drains().await;
+        assert!(scene.group.get(&keys[0]).await.unwrap().ends_with("by load 1"));
+        for key in &keys[1..] {
+            assert_eq!(scene.group.get(key).await.unwrap(), "theirs", "after {status}");
+        }
     }
 }
 
