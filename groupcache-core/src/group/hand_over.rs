@@ -177,7 +177,14 @@ impl<V: Value> Inner<V> {
         }
         self.counters.handed_over.add(entries.len() as u64);
         self.counters.handed_over_bytes.add(entries.iter().map(|handed| handed.bytes.len() as u64).sum());
+        let read_ms = self.shared.local.clock.read_ms();
         self.shared.handover.gives.spend(bytes as u64).await;
+        // They have grown older in the queue.
+        let waited_ms = self.shared.local.clock.read_ms().saturating_sub(read_ms);
+        for handed in &mut entries {
+            handed.age_ms = handed.age_ms.saturating_add(waited_ms);
+            handed.remaining_ms = handed.remaining_ms.map(|left_ms| left_ms.saturating_sub(waited_ms));
+        }
         let next = if entries.is_empty() { 0 } else { of_ring.cursor(at) };
         Answer::Page(Page { entries, next, left: (list.keys.len() - at) as u64 })
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use groupcache_core::{BoxError, Group, Node};
+use groupcache_core::{BoxError, Group, Limits, Node};
 use prost::Message;
 use tokio::{task::JoinSet, time::Instant};
 
@@ -297,6 +297,36 @@ async fn a_page_that_is_asked_for_after_the_ring_has_changed_is_the_first_of_ano
     got.sort();
     its.sort();
     assert!(got == its, "all that b owns now: {} of {}", got.len(), its.len());
+    cluster.shutdown().await;
+}
+
+/// A page waits for its turn when values are handed over slowly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_to_be_handed_over_grows_older() {
+    const LASTS: Duration = Duration::from_secs(60);
+    let mut limits = Limits::default();
+    limits.hand_over_bytes_per_second = 100_000;
+    let (loads, mut cluster) = (Loads::default(), Cluster::start_with(1, limits).await);
+    let large =
+        async |loads: &Loads, key: &str| Ok::<_, BoxError>(format!("{} {}", loads.begin(key), "x".repeat(2000)));
+    let group = |node: &Node| {
+        let group = node.group::<String>("data").capacity_bytes(64 << 20).time_to_live(LASTS);
+        group.loader_with(loads.clone(), large)
+    };
+    let groups = cluster.group(|_, node| group(node)).await;
+    let (keys, loaded) = (keys(400), Instant::now());
+    get_all_twice(&groups[0], &keys).await;
+    let b = Node::builder().identity(identity("b")).provider(cluster.peers.clone()).hand_over(false);
+    cluster.nodes.push(b.start().await.unwrap());
+    let _at_b = group(&cluster.nodes[1]).build().unwrap();
+    cluster.peers.set(cluster.nodes.iter().map(peer).collect());
+    cluster.agree().await;
+    let mut raw = Raw::open(cluster.nodes[0].address(), as_node("b")).await.unwrap();
+    let pages = pages_from(&mut raw, 0, 2).await;
+    let left = LASTS.saturating_sub(loaded.elapsed()).as_millis() as u64;
+    let most =
+        pages[1].entries.iter().filter_map(|handed| handed.remaining_ms).max().expect("values in the second page");
+    assert!(most <= left + 500, "{most} ms of {left} are left"); // the second page waits for two seconds
     cluster.shutdown().await;
 }
 
