@@ -12,8 +12,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    message::{Answer, Decline, Op},
-    peer::table::Outcome,
+    message::Op,
     value::Value,
 };
 
@@ -116,9 +115,7 @@ impl<V: Value> Inner<V> {
             }
         }
         for (id, answer) in told {
-            let nothing_there = Answer::Declined(Decline::UnknownGroup);
-            if !matches!(answer.await, Ok(Outcome::Answered(answer)) if answer == Answer::Done || answer == nothing_there)
-            {
+            if !self.has_dropped(answer.await.ok()) {
                 self.not_told(&id, None);
                 outcome.unreached.push(id);
             }

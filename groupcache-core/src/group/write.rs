@@ -1,6 +1,9 @@
 //! Writes: the acting owner first, then everyone else, so that nobody refills from an owner that does not know yet.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::{sync::oneshot, time::Instant};
 
@@ -208,10 +211,7 @@ impl<V: Value> Inner<V> {
             }
         }
         for (id, answer) in told {
-            // A node without the group holds nothing of it.
-            let nothing_there = Answer::Declined(Decline::UnknownGroup);
-            if !matches!(answer.await, Ok(Outcome::Answered(answer)) if answer == Answer::Done || answer == nothing_there)
-            {
+            if !self.has_dropped(answer.await.ok()) {
                 self.not_told(&id, Some(&key));
                 unreached.push(id);
             }
@@ -227,6 +227,16 @@ impl<V: Value> Inner<V> {
         unreached.sort();
         let views_differed = self.views_differ(&view);
         Ok(Invalidated { unreached, views_differed })
+    }
+
+    /// Whether a node that was told of a write has nothing of before it any more. One without the group holds nothing of it,
+    /// unless it is this node that has it no more: then nobody knows what the write was about.
+    pub(super) fn has_dropped(&self, outcome: Option<Outcome>) -> bool {
+        match outcome {
+            Some(Outcome::Answered(Answer::Done)) => true,
+            Some(Outcome::Answered(Answer::Declined(Decline::UnknownGroup))) => !self.is_removed.load(Relaxed),
+            _ => false,
+        }
     }
 
     /// Those that are away are told when they come; returns who may have something at this moment and is not told by who
@@ -374,5 +384,25 @@ impl Reply for Acknowledged {
         if let Some(waiting) = self.0.lock().take() {
             let _ = waiting.send(outcome);
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests {
+    use super::*;
+    use crate::Node;
+
+    #[tokio::test]
+    async fn who_does_not_know_a_group_that_was_removed_here_may_have_its_values() {
+        let node = Node::builder().start().await.unwrap();
+        let group = node.group::<String>("data").capacity_bytes(1 << 20);
+        let group = group.loader(async |key: &str| Ok::<_, std::io::Error>(key.to_owned())).build().unwrap();
+        let has_dropped = |answer| group.inner.has_dropped(Some(Outcome::Answered(answer)));
+        let unknown = || Answer::Declined(Decline::UnknownGroup);
+        assert!(has_dropped(unknown()) && has_dropped(Answer::Done));
+        assert!(!has_dropped(Answer::Declined(Decline::Closing)) && !group.inner.has_dropped(None));
+        node.remove_group("data");
+        assert!(!has_dropped(unknown()) && has_dropped(Answer::Done));
     }
 }
