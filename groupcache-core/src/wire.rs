@@ -144,6 +144,10 @@ impl Outgoing {
         self.requests
     }
 
+    pub(crate) fn cancels(&self) -> usize {
+        self.cancels.len()
+    }
+
     /// Bytes that it takes, about.
     pub(crate) fn bytes(&self) -> usize {
         let hello = self.hello.as_ref().map_or(0, |hello| 16 + hello.encoded_len());
@@ -185,14 +189,19 @@ impl Incoming {
     /// Reads a frame. What it becomes is bounded: a frame of more parts than a message may have is refused.
     pub(crate) fn read(frame: &Bytes) -> Result<Self, Malformed> {
         let mut read = Self::default();
-        let (mut fields, mut parts) = (Fields(frame), 0);
+        let (mut fields, mut parts, mut hello_bytes) = (Fields(frame), 0, 0);
         while let Some(field) = fields.next()? {
             parts += 1;
             if parts > MAX_PARTS {
                 return Err(Malformed::too_much(format!("a message has more than {MAX_PARTS} parts")));
             }
             match field.tag {
-                tag::HELLO => read.hello.get_or_insert_default().merge(fields.at_most(field, MAX_HELLO_BYTES)?)?,
+                tag::HELLO => {
+                    // It may come in parts, as any message may, and all of them are one.
+                    let part = fields.at_most(field, MAX_HELLO_BYTES - hello_bytes)?;
+                    hello_bytes += part.len();
+                    read.hello.get_or_insert_default().merge(part)?;
+                }
                 tag::FINGERPRINT => read.fingerprint = fields.fixed64(field)?,
                 tag::GOODBYE => {
                     read.goodbye = Some(Incarnation(proto::Goodbye::decode(fields.bytes(field)?)?.incarnation));

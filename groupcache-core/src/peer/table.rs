@@ -235,7 +235,8 @@ impl Table {
         let max_requests = if self.is_whole { max_requests } else { max_requests.min(share) };
         let mut bytes = 0;
         frame.reserve_requests(self.queue.len().min(max_requests));
-        while frame.requests() < max_requests && bytes < BATCH_BYTES {
+        // Cancels count as requests do: they are parts of a frame too, of which a peer takes no more than so many.
+        while frame.requests() + frame.cancels() < max_requests && bytes < BATCH_BYTES {
             match self.queue.pop_front() {
                 Some(Due::Cancel(id)) => frame.cancel(id),
                 Some(Due::Request(id)) => {
@@ -478,6 +479,36 @@ mod tests {
         assert_eq!(table.verdict(3_000), None, "whatever made the reader look");
         assert!(!is_silent_between(&mut table, 3_010, 3_900), "it has its second anew");
         assert!(is_silent_between(&mut table, 3_900, 4_100));
+    }
+
+    #[test]
+    fn many_cancels_leave_in_many_frames() {
+        let mut table = Table::new(20_000);
+        table.connected(0);
+        let call = |_| Call {
+            op: Op::Get,
+            group: 1,
+            key: "key".into(),
+            deadline_ms: 10,
+            rank: 0,
+            chain: Chain::EMPTY,
+            reply: Arc::new(Nobody),
+        };
+        assert_eq!(table.push_all((0..20_000).map(call)).0, 20_000);
+        let sent = |table: &mut Table| {
+            let (mut requests, mut cancels) = (0, 0);
+            while table.has_due() {
+                let mut frame = Outgoing::new(0);
+                table.fill(&mut frame, 1024, 10);
+                assert!(frame.requests() + frame.cancels() <= 1024);
+                requests += frame.requests();
+                cancels += frame.cancels();
+            }
+            (requests, cancels)
+        };
+        assert_eq!(sent(&mut table), (20_000, 0));
+        assert_eq!(table.sweep(10, false).ended.len(), 20_000);
+        assert_eq!(sent(&mut table), (0, 20_000));
     }
 
     #[test]
