@@ -103,7 +103,8 @@ impl Session {
 
     /// Connections of one remote count together: its address, or the network of its IPv6 address.
     fn origin(&self) -> [u8; 8] {
-        let [a, b, c, d, e, f, g, h, ..] = match self.remote.ip() {
+        // A listener for both families sees IPv4 as a part of IPv6.
+        let [a, b, c, d, e, f, g, h, ..] = match self.remote.ip().to_canonical() {
             // In the half that is looked at.
             IpAddr::V4(v4) => {
                 let [a, b, c, d] = v4.octets();
@@ -322,7 +323,8 @@ mod tests {
     #[test]
     fn many_from_one_place_crowd_out_each_other() {
         let sessions = Sessions::new(4);
-        let at = |host: u8| SocketAddr::from(([10, 0, 0, host], 1));
+        // As a listener for both families sees them.
+        let at = |host: u8| SocketAddr::from((std::net::Ipv4Addr::new(10, 0, 0, host).to_ipv6_mapped(), 1));
         let peer = sessions.admit(at(1), 0).expect("a place").0;
         let verified = admit(&sessions, 0);
         verified.is_of(Caller::Verified { ids: None }, 1);
