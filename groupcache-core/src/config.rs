@@ -7,6 +7,9 @@ use crate::error::{Error, Result};
 /// Longest key in bytes; keys are 1 to 1,024 bytes of UTF-8.
 pub const MAX_KEY_BYTES: usize = 1024;
 
+/// Groups of a node: their names are said to every peer.
+pub(crate) const MAX_GROUPS: usize = 1000;
+
 /// Longest chain of nested loads; the hashes of all of them travel with each request.
 pub(crate) const MAX_CHAIN: usize = 8;
 
@@ -128,8 +131,8 @@ pub struct Limits {
     /// this node was not reached. Default 50,000.
     pub max_invalidations_per_second: u32,
     /// Bytes of answers that wait for one peer to read them; 256 KiB and one answer may come on top. What else it asks for
-    /// waits as long as it goes on to read, and is answered `overloaded` when it has read nothing for a second. Default
-    /// 8 MiB.
+    /// waits as long as it goes on to read, and is answered `overloaded` when it has read nothing for a second. Answers
+    /// of loads that end meanwhile may be four times as many. Default 8 MiB.
     pub max_queued_answer_bytes: usize,
     /// Connections that peers may hold open here. Default 4,096.
     pub max_connections: usize,

@@ -14,6 +14,7 @@ use dashmap::{DashMap, Entry};
 
 use crate::{
     chain::Chain,
+    config::MAX_GROUPS,
     error::{Error, Result},
     identity::PeerId,
     message::{Answer, GroupName, Page},
@@ -99,6 +100,8 @@ pub(crate) trait Served: Send + Sync {
     }
     /// The same for all keys.
     fn clear(&self);
+    /// How long a load may take.
+    fn load_deadline(&self) -> Duration;
     /// Stores a value as the acting owner, unless a later write passes it. What was held is dropped at once.
     fn set(self: Arc<Self>, key: &str, value: Bytes) -> Answering;
     /// Gives back the memory of what is of no use any more, a few entries at a time.
@@ -117,9 +120,6 @@ impl Drop for Taking<'_> {
         self.0.fetch_sub(1, Relaxed);
     }
 }
-
-/// Groups of a node: their names are said to every peer.
-const MAX_GROUPS: usize = 1000;
 
 /// The groups of a node.
 pub(crate) struct Registry {

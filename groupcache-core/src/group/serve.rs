@@ -118,6 +118,10 @@ impl<V: Value> Served for Inner<V> {
         self.drop_all();
     }
 
+    fn load_deadline(&self) -> Duration {
+        self.settings.load_deadline
+    }
+
     fn set(self: Arc<Self>, key: &str, value: Bytes) -> Answering {
         let mark = self.drop_written(key);
         let key: Arc<str> = key.into();

@@ -21,6 +21,7 @@ const WATCH_EVERY: u64 = 100;
 
 /// Runs until the node ends.
 pub(super) async fn tick(shared: Arc<Shared>) {
+    let _end = End(Arc::clone(&shared));
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut n: u64 = 0;
@@ -59,6 +60,17 @@ pub(super) async fn tick(shared: Arc<Shared>) {
             shared.registry.all().iter().for_each(|group| group.watch());
             catch_up_with_those_who_missed(&shared);
         }
+    }
+}
+
+/// The node ends, or its runtime does, under callers who have another one: nothing would ever end what they wait for.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.close();
+        self.0.tasks.close(); // first, so that fetches which lose their link now do not begin to load here
+        self.0.links().iter().for_each(|link| link.hang_up());
     }
 }
 

@@ -119,7 +119,7 @@ pub(super) fn first_look(
             if !may_wait() {
                 return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
             }
-            let limit = service.local.limits.load_deadline;
+            let limit = group.load_deadline();
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
             Looked::Wait(Arc::clone(group).load(Ask { key, wait, chain: request.chain }))
         }
@@ -156,12 +156,6 @@ const AT_ONCE: usize = 64;
 const MANY: usize = 8;
 
 type Loads = FuturesUnordered<Pin<Box<dyn Future<Output = (u64, Answer)> + Send>>>;
-
-/// The next that is there, once there is room for what it answers.
-async fn next_of(loads: &mut Loads, outbox: &Outbox) -> Option<(u64, Answer)> {
-    outbox.room().await;
-    loads.next().await
-}
 
 /// How long a connection may live, whatever its peer does.
 pub(super) enum Lifetime {
@@ -261,9 +255,9 @@ impl Connection {
                 () = closing.cancelled() => return self.outbox.close(None),
                 // The peer connects anew, with its certificates of today, and asks again for what it is owed.
                 () = &mut ends => return self.outbox.close(None),
-                Some((id, answer)) = next_of(&mut self.loads, &self.outbox), if !self.loads.is_empty() => {
+                Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => {
                     if self.waiting.remove(&id).is_some() {
-                        self.outbox.push(std::iter::once((id, self.sized(answer))));
+                        self.outbox.push_loaded(id, self.sized(answer));
                     }
                     self.outbox.now_waiting(self.waiting.len());
                 }

@@ -28,6 +28,9 @@ use crate::{
 /// Small answers that may wait for a peer on top of the byte limit; one that reads none of them is cut off.
 const MAX_QUEUED_ANSWERS: usize = 1 << 16;
 
+/// Answers of loads that have ended may be so many times what others may be: nothing can make them wait.
+const LOADED: usize = 4;
+
 /// A peer that takes none of its answers for so long is told `overloaded` instead of more of them.
 const STUCK: Duration = Duration::from_secs(1);
 
@@ -70,6 +73,16 @@ impl Outbox {
     /// Queues answers. Where there is no [`room`](Self::room) those that are longer than `overloaded` become that: a write
     /// that was done is not refused.
     pub(super) fn push(&self, answers: impl ExactSizeIterator<Item = (u64, Answer)>) {
+        self.push_within(self.local.limits.max_queued_answer_bytes, answers);
+    }
+
+    /// Queues the answer of a load that has ended: it is there already, and many may end at once.
+    pub(super) fn push_loaded(&self, id: u64, answer: Answer) {
+        let limit = self.local.limits.max_queued_answer_bytes.saturating_mul(LOADED);
+        self.push_within(limit, std::iter::once((id, answer)));
+    }
+
+    fn push_within(&self, limit: usize, answers: impl ExactSizeIterator<Item = (u64, Answer)>) {
         if answers.len() == 0 {
             return;
         }
@@ -78,8 +91,9 @@ impl Outbox {
             if queue.answers.is_empty() {
                 queue.taken_ms = now_ms;
             }
-            // For all of them, which are few: those of one turn of the reader.
-            let has_room = self.has_room_in(queue);
+            // For all of them, which are few: those of one turn of the reader. What is pushed may go beyond the limit, or a
+            // large answer would never be sent.
+            let has_room = queue.bytes < limit;
             for (id, mut answer) in answers {
                 let overloaded = Answer::Overloaded { retry_after: RETRY_AFTER };
                 if !has_room && answer_bytes(&answer) > answer_bytes(&overloaded) {
@@ -91,17 +105,12 @@ impl Outbox {
         });
     }
 
-    /// What is pushed next may go beyond the limit, or a large answer would never be sent.
-    fn has_room_in(&self, queue: &Queue) -> bool {
-        queue.bytes < self.local.limits.max_queued_answer_bytes
-    }
-
     /// Waits for room, as long as the peer goes on to take its answers. Dropping the future is safe.
     pub(super) async fn room(&self) {
         loop {
             let stuck_ms = {
                 let queue = self.queue.lock();
-                if self.has_room_in(&queue) {
+                if queue.bytes < self.local.limits.max_queued_answer_bytes {
                     return;
                 }
                 later(queue.taken_ms, STUCK)

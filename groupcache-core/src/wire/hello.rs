@@ -2,7 +2,7 @@
 
 use super::{VERSION, proto};
 use crate::{
-    config::{FRAME_SLACK_BYTES, MAX_KEY_BYTES},
+    config::{FRAME_SLACK_BYTES, MAX_GROUPS, MAX_KEY_BYTES},
     identity::{Address, Incarnation, MAX_ADDRESSES, MAX_WEIGHT, NodeState, PeerId, check_name},
     message::{GroupName, Hello},
 };
@@ -80,6 +80,7 @@ pub(super) fn read(hello: proto::Hello) -> Result<Hello, BadHello> {
         groups: hello
             .groups
             .into_iter()
+            .take(MAX_GROUPS)
             .map(|g| GroupName { index: g.index, name: g.name.into(), format: g.format })
             .collect(),
         features: hello.features,

@@ -215,3 +215,24 @@ fn a_long_text_is_cut_between_characters() {
     let Answer::BadRequest(text) = sent(&frame).answers.remove(0).answer else { panic!("it was one") };
     assert_eq!(text, "ü".repeat(512));
 }
+
+#[test]
+fn a_hello_in_many_parts_is_no_larger_than_one() {
+    let part = |n: usize| {
+        let name = "g".repeat(200);
+        let groups = (0..n).map(|index| proto::Group { index: index as u32, name: name.clone(), format: 0 }).collect();
+        let hello = proto::Hello {
+            min_version: 1,
+            max_version: 1,
+            cluster: "users".into(),
+            id: "a".into(),
+            groups,
+            ..proto::Hello::default()
+        };
+        proto::Frame { hello: Some(hello), ..proto::Frame::default() }.encode_to_vec()
+    };
+    let frame = |parts: [usize; 2]| Bytes::from(parts.map(part).concat());
+    let mut read = Incoming::read(&frame([700, 700])).unwrap();
+    assert_eq!(read.hello().unwrap().unwrap().groups.len(), crate::config::MAX_GROUPS, "as many as a node may have");
+    assert!(Incoming::read(&frame([900, 900])).is_err(), "200 KB, twice");
+}

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Cluster, Gate, Loads, PATIENCE, eventually, gated};
+use crate::support::{Cluster, Gate, Loads, PATIENCE, eventually, gated, identity, peer};
 use groupcache_core::{BoxError, Group, Limits, Node};
 use tokio::time::{Instant, timeout};
 
@@ -40,6 +40,22 @@ async fn a_fetch_that_has_to_load_here_ends_by_the_deadline_of_the_get() {
     assert_eq!((gate.loads.total(), stats.fallback_loads), (1, 1), "all of them for one load");
     gate.open();
     assert_eq!(at_b.get(&key).await.unwrap(), format!("{key} by load 1"));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_whose_loads_may_take_longer_has_that_time_for_callers_on_other_nodes_too() {
+    let mut limits = Limits::default();
+    limits.load_deadline = Duration::from_millis(200);
+    let cluster = Cluster::start_with(2, limits).await;
+    let slow = async |key: &str| {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        Ok::<_, BoxError>(key.to_owned())
+    };
+    let group = |node: &Node| node.group::<String>("data").capacity_bytes(1 << 20).load_deadline(LONG).loader(slow);
+    let groups = cluster.group(|_, node| group(node)).await;
+    let key = cluster.key_of(&groups, 1);
+    assert_eq!(timeout(PATIENCE, groups[0].get(&key)).await.expect("in time").unwrap(), key);
     cluster.shutdown().await;
 }
 
@@ -106,6 +122,39 @@ async fn the_end_of_the_runtime_of_a_node_is_an_error_to_callers_on_another() {
     let error = timeout(PATIENCE, group.get("another")).await.expect("in time").expect_err("nothing can be loaded");
     assert!(error.is_closed(), "{error:?}");
     drop(node);
+}
+
+/// Nothing in the process of the callers looks after what the node has asked its peer for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_the_runtime_of_a_node_is_an_error_to_callers_who_wait_for_its_peer() {
+    let mut cluster = Cluster::start(1).await;
+    let (gate, peers) = (Gate::default(), cluster.peers.clone());
+    let at_a = group(&cluster.nodes[0], &gate);
+    peers.set(vec![peer(&cluster.nodes[0])]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (started, at_start) = tokio::sync::oneshot::channel();
+    let (provider, gate_of_b) = (peers.clone(), gate.clone());
+    runtime.spawn(async move {
+        let node = Node::builder().identity(identity("b")).provider(provider).start().await.unwrap();
+        let _ = started.send((group(&node, &gate_of_b), node));
+    });
+    let (at_b, node) = at_start.await.unwrap();
+    peers.change(|peers| peers.push(peer(&node)));
+    cluster.nodes.push(node);
+    cluster.agree().await;
+    cluster.know("data").await;
+    let key = cluster.key_of(&[at_a], 0);
+    let waiting = tokio::spawn({
+        let (group, key) = (at_b.clone(), key.clone());
+        async move { group.get(&key).await }
+    });
+    gate.begun(1).await;
+    runtime.shutdown_background();
+    let error = timeout(PATIENCE, waiting).await.expect("in time").unwrap().expect_err("nobody hears the answer");
+    assert!(error.is_closed(), "{error:?}");
+    let error = timeout(PATIENCE, at_b.get(&key)).await.expect("in time").expect_err("nobody can be asked");
+    assert!(error.is_closed(), "{error:?}");
+    gate.open();
 }
 
 #[tokio::test]
