@@ -177,7 +177,10 @@ async fn load_many<V: Value>(
         group.load_latencies.add(begun.elapsed());
         outcome(group, called, keys.len())
     };
-    group.attempts(&lineage, deadline, call).await
+    // A source that fails for each of its keys has failed.
+    let has_failed =
+        |loaded: &Result<Outcomes<V>>| loaded.as_ref().map_or(true, |all| all.iter().all(|one| one.is_err()));
+    group.attempts(&lineage, deadline, call, has_failed).await
 }
 
 type Called<V> = std::result::Result<

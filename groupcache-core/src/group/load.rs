@@ -185,7 +185,7 @@ async fn load<V: Value>(
         let load = Load::new(flight.key(), &group.settings.name, deadline, reason, previous.as_ref());
         one_attempt(group, &lineage, load, deadline)
     };
-    group.attempts(&lineage, deadline, call).await
+    group.attempts(&lineage, deadline, call, Result::is_err).await
 }
 
 /// Calls the loader once.
@@ -274,6 +274,7 @@ impl<V: Value> Inner<V> {
         lineage: &Arc<Lineage>,
         deadline: Instant,
         mut call: impl FnMut() -> F,
+        has_failed: impl FnOnce(&Result<T>) -> bool,
     ) -> Result<T> {
         let permits = self.permits(lineage, deadline).await?;
         let mut attempt = 0;
@@ -289,13 +290,13 @@ impl<V: Value> Inner<V> {
             sleep_until(again_at).await;
         };
         drop(permits);
-        self.guard.ended(loaded.is_err(), Instant::now());
+        self.guard.ended(has_failed(&loaded), Instant::now());
         loaded
     }
 
     /// Waits until a load may run; an error when its breaker is open, or too many wait.
     async fn permits(&self, lineage: &Arc<Lineage>, deadline: Instant) -> Result<HeldPermits> {
-        self.guard.admit(Instant::now()).map_err(|wait| self.not_admitted(wait))?;
+        self.guard.may_wait(Instant::now()).map_err(|wait| self.not_admitted(wait))?;
         let permits = async {
             // The group's own first: who waits for it keeps none of the node's from other groups.
             let of_group = match &self.guard.permits {
@@ -304,11 +305,14 @@ impl<V: Value> Inner<V> {
             };
             Ok::<_, QueueFull>((of_group, self.shared.permits.acquire(lineage).await?))
         };
-        match timeout_at(deadline, permits).await {
-            Ok(Ok(permits)) => Ok(permits),
-            Ok(Err(_)) => Err(self.overloaded("as many loads wait as are allowed")),
-            Err(_) => Err(self.overloaded("no permit to load came free in time")),
-        }
+        let permits = match timeout_at(deadline, permits).await {
+            Ok(Ok(permits)) => permits,
+            Ok(Err(_)) => return Err(self.overloaded("as many loads wait as are allowed")),
+            Err(_) => return Err(self.overloaded("no permit to load came free in time")),
+        };
+        // Those before it may have failed meanwhile.
+        self.guard.admit(Instant::now()).map_err(|wait| self.not_admitted(wait))?;
+        Ok(permits)
     }
 
     fn not_admitted(&self, wait: Duration) -> Error {

@@ -43,7 +43,12 @@ impl Guard {
         }
     }
 
-    /// Whether a load may begin; otherwise how long none will.
+    /// Whether it makes sense to wait for the permits of a load; otherwise for how long it does not.
+    pub(super) fn may_wait(&self, now: Instant) -> Result<(), Duration> {
+        self.breaker.as_ref().map_or(Ok(()), |breaker| breaker.open_for(now).map_or(Ok(()), Err))
+    }
+
+    /// Whether a load may begin now, with its permits; otherwise how long none will.
     pub(super) fn admit(&self, now: Instant) -> Result<(), Duration> {
         self.breaker.as_ref().map_or(Ok(()), |breaker| breaker.admit(now))
     }
@@ -79,18 +84,28 @@ impl LoadBreaker {
         since.checked_add(self.open_for).unwrap_or(since + Duration::from_secs(86_400))
     }
 
+    fn open_for(&self, now: Instant) -> Option<Duration> {
+        self.open_in(*self.state.lock(), now)
+    }
+
+    fn open_in(&self, state: State, now: Instant) -> Option<Duration> {
+        match state {
+            State::Closed(_) => None,
+            State::Open(until) => (now < until).then(|| until - now),
+            // A probe that never ends, or was given up, must not keep it open for ever.
+            State::Probing(since) => (now < self.end(since)).then(|| self.end(since) - now),
+        }
+    }
+
     fn admit(&self, now: Instant) -> Result<(), Duration> {
         let mut state = self.state.lock();
-        match *state {
-            State::Closed(_) => Ok(()),
-            State::Open(until) if now < until => Err(until - now),
-            // A probe that never ends, or was given up, must not keep it open for ever.
-            State::Probing(since) if now < self.end(since) => Err(self.end(since) - now),
-            State::Open(_) | State::Probing(_) => {
-                *state = State::Probing(now);
-                Ok(())
-            }
+        if let Some(wait) = self.open_in(*state, now) {
+            return Err(wait);
         }
+        if !matches!(*state, State::Closed(_)) {
+            *state = State::Probing(now);
+        }
+        Ok(())
     }
 
     fn ended(&self, has_failed: bool, now: Instant) {

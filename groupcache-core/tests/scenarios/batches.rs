@@ -156,3 +156,13 @@ async fn two_loaders_or_batches_of_nothing_are_refused() {
         assert!(error.is_config() && error.to_string().contains(says), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_batch_that_fails_for_each_of_its_keys_is_a_failure_of_the_source() {
+    let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
+    let group = group(&node, &database).breaker(3, Duration::from_secs(60)).build().unwrap();
+    for n in 0..5 {
+        assert!(get_many(&group, &[format!("bad-{n}"), format!("bad-{n}-too")]).await.iter().all(Result::is_err));
+    }
+    assert_eq!(database.queries(), [2, 2, 2], "it is open then");
+}

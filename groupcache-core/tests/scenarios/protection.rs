@@ -126,6 +126,24 @@ async fn a_source_that_fails_every_time_is_left_alone_until_it_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_waits_when_the_breaker_opens_is_not_loaded() {
+    let source =
+        Source { failures: Arc::new(AtomicU64::new(u64::MAX)), gate: Some(Gate::default()), ..Source::default() };
+    source.gate.as_ref().unwrap().open();
+    let (_node, group) = group(&source, |group| group.max_loads(2).breaker(3, Duration::from_secs(10))).await;
+    let keys: Vec<_> = (0..100).map(|n| format!("key-{n}")).collect();
+    let all = futures_util::future::join_all(keys.iter().map(|key| group.get(key))).await;
+    assert!(all.iter().all(|value| value.as_ref().is_err_and(|e| e.is_load_failed())));
+    assert!((3..=5).contains(&source.loads.total()), "{} loads", source.loads.total());
+    // And a probe is one of those that wait.
+    sleep(Duration::from_secs(10)).await;
+    let before = source.loads.total();
+    let all = futures_util::future::join_all(keys.iter().map(|key| group.get(key))).await;
+    assert!(all.iter().all(Result::is_err));
+    assert_eq!(source.loads.total(), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_the_breaker_is_open_old_values_are_served_where_they_may_be() {
     let source = Source::default();
     let minute = Duration::from_secs(60);
