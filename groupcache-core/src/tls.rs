@@ -360,6 +360,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_was_let_in_before_the_certificates_were_replaced_is_told_though_it_looks_late() {
+        let source = || Source::Key(ClusterKey::new(pki::cluster_key()).unwrap());
+        let keeper = Arc::new(Keeper::new(source(), me()).await.unwrap());
+        let security = crate::net::Security::Tls(Arc::clone(&keeper));
+        let generation = security.generation();
+        assert!(keeper.take(source()).await.unwrap());
+        security.replaced(generation, 0).await;
+        let current = security.replaced(security.generation(), 0);
+        assert!(futures_util::FutureExt::now_or_never(current).is_none(), "those of now are in use");
+    }
+
+    #[tokio::test]
     #[expect(clippy::disallowed_methods, reason = "its own connection")]
     async fn a_node_with_two_keys_shows_each_side_the_certificate_that_it_knows() {
         let [old, new] = [(); 2].map(|()| pki::cluster_key());

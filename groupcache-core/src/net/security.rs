@@ -30,15 +30,16 @@ impl Security {
         }
     }
 
-    /// Returns when the certificates and keys that are in use now have been replaced, and never without them. `spread`,
-    /// of a thousand, is when in the time that connections may live on after that: not all should end in one moment.
+    /// Returns when other certificates and keys are in use than those of a [`generation`](Self::generation), and never
+    /// without them. `spread`, of a thousand, is when in the time that connections may live on after that: not all should
+    /// end in one moment.
     #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "there is nothing to replace"))]
-    pub(crate) async fn replaced(&self, spread: u32) {
+    pub(crate) async fn replaced(&self, generation: u64, spread: u32) {
         match self {
             Self::Open { .. } => std::future::pending().await,
             #[cfg(feature = "tls")]
             Self::Tls(keeper) => {
-                let _ = keeper.generations().changed().await;
+                let _ = keeper.generations().wait_for(|current| *current != generation).await;
                 tokio::time::sleep(super::session::RETIRE_WITHIN * spread / 1000).await;
             }
         }

@@ -162,14 +162,16 @@ pub(super) enum Lifetime {
     /// Until our own listener retires it.
     Ours(CancellationToken),
     /// In a server of the user: until what let it in is replaced.
-    Mounted { security: Security, number: u64 },
+    Mounted { security: Security, generation: u64, number: u64 },
 }
 
 impl Lifetime {
     async fn ends(&self) {
         match self {
             Self::Ours(retired) => retired.cancelled().await,
-            Self::Mounted { security, number } => security.replaced((number.wrapping_mul(7919) % 1000) as u32).await,
+            Self::Mounted { security, generation, number } => {
+                security.replaced(*generation, (number.wrapping_mul(7919) % 1000) as u32).await;
+            }
         }
     }
 

@@ -121,6 +121,9 @@ impl wire::peer_server::Peer for Server {
 
     async fn connect(&self, request: tonic::Request<Streaming<Incoming>>) -> Result<Response<Outbound>, Status> {
         let server = &self.0;
+        // Before it is looked at who sent it: what is replaced from now on, this connection was let in by.
+        let security = server.service.local.security.clone();
+        let generation = security.generation();
         let sender = self.sender(request.extensions())?;
         // Limits are those of a connection: a second stream on it would have them twice.
         let is_first = sender.session.as_ref().is_none_or(|session| session.takes_its_stream());
@@ -156,7 +159,7 @@ impl wire::peer_server::Peer for Server {
         server.connections.insert(number, Arc::clone(&outbox));
         let lifetime = match sender.session {
             Some(session) => Lifetime::Ours(session.retired().clone()),
-            None => Lifetime::Mounted { security: server.service.local.security.clone(), number },
+            None => Lifetime::Mounted { security, generation, number },
         };
         let connection = Connection::new(Arc::clone(&server.service), Arc::clone(&outbox), &hello);
         let registered = Registered(Arc::clone(server), number);
