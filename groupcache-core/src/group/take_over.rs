@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use super::{Inner, held::Slot};
+use super::{
+    Inner,
+    held::{Slot, release},
+};
 use crate::{
     handover::FormerView,
     message::{self, Handed, Page},
@@ -65,15 +68,19 @@ impl<V: Value> Inner<V> {
         let scope = self.settings.scope;
         let was_its = |former: &&FormerView| former.view.owner(scope, hash).is_some_and(|o| o.id == pulled.peer);
         let number = former.iter().find(was_its).map_or(0, |former| former.number);
+        let mut slot = Some(slot);
         let fill = || {
-            // What is there is handed out: it may be the last of it, and is dropped outside of the lock.
+            // What is there is handed out: it may be the last of it, and is let go of outside of the lock.
             let there = self.store.peek(key);
             let is_free = there.as_ref().is_none_or(is_left_over);
             let is_settled = self.formers.is_settled(number, hash) && !mutant!(PullIgnoresStripes);
-            let is_kept = is_free && !is_settled;
-            (there, is_kept.then(|| self.store.insert(key, slot)))
+            let kept = slot.take_if(|_| is_free && !is_settled);
+            (there, kept.map(|slot| self.store.insert(key, slot)))
         };
-        let (_there, inserted) = self.flights.fill(key, pulled.asked_ms, fill)?;
+        let filled = self.flights.fill(key, pulled.asked_ms, fill);
+        release(slot); // not kept
+        let (there, inserted) = filled?;
+        release(there);
         self.stored(key, inserted?, false);
         Some(bytes)
     }

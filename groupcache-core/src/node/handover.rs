@@ -39,8 +39,12 @@ const AGREE: Duration = Duration::from_secs(10);
 /// How long a page may take: its entries are looked for among all others, and pages are sent at a limited rate.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often a peer that is overloaded is asked again for a page.
+/// How often a peer is asked again for a page that is overloaded, or cannot be reached for a moment: once it is given up,
+/// what it has left is loaded anew.
 const ATTEMPTS: u32 = 50;
+
+/// The pause before that, for a peer that names none.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a peer may begin again with its lists, the first time included: each is a change of its ring.
 const BEGINNINGS: u32 = 100;
@@ -114,15 +118,31 @@ async fn pull_the_rest(shared: Arc<Shared>, pulls: Pulls) {
 }
 
 async fn pull_from(shared: Arc<Shared>, pulls: Pulls, peer: PeerId) {
-    loop {
-        pull_all_from(&shared, &peer).await;
-        let mut pulls = pulls.lock();
-        match pulls.get_mut(&peer) {
+    let mut pulling = Pulling { pulls, peer, is_over: false };
+    while !pulling.is_over {
+        pull_all_from(&shared, &pulling.peer).await;
+        let mut pulls = pulling.pulls.lock();
+        match pulls.get_mut(&pulling.peer) {
             Some(again) if *again => *again = false,
             _ => {
-                pulls.remove(&peer);
-                return;
+                pulls.remove(&pulling.peer);
+                pulling.is_over = true;
             }
+        }
+    }
+}
+
+/// A pull that runs. One that ends by a panic of what belongs to a value does not keep the next from beginning.
+struct Pulling {
+    pulls: Pulls,
+    peer: PeerId,
+    is_over: bool,
+}
+
+impl Drop for Pulling {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.pulls.lock().remove(&self.peer);
         }
     }
 }
@@ -171,11 +191,10 @@ async fn pull(
         if !agreed(shared).await {
             return None;
         }
-        let link = link_to(shared, peer).filter(|link| link.offers(&group.name, group.format))?;
         // Before it is asked: what is written from now on is not undone by what comes.
         let (asked_ms, changes) = (shared.local.clock.read_ms(), shared.changes.number());
         let pulled = Pulled { peer: peer.clone(), asked_ms, changes, since_ms };
-        Some((cursor, page(shared, &link, group.index, cursor).await?, pulled))
+        Some((cursor, page(shared, peer, group, cursor).await?, pulled))
     };
     let mut asked = ask(0).await;
     while let Some((cursor, found, pulled)) = asked {
@@ -199,9 +218,7 @@ async fn pull(
         bytes += taken.bytes;
         if taken.is_over || bytes >= room {
             // Or who leaves would wait for this node to ask on.
-            if let Some(link) = link_to(shared, peer) {
-                page(shared, &link, group.index, NO_MORE).await;
-            }
+            page(shared, peer, group, NO_MORE).await;
             break;
         }
         asked = following;
@@ -215,23 +232,34 @@ fn link_to(shared: &Shared, peer: &PeerId) -> Option<Arc<Link>> {
     shared.link(member).filter(|link| link.admits() && link.hands_over())
 }
 
-async fn page(shared: &Shared, link: &Link, group: u32, cursor: u64) -> Option<Page> {
+/// A page may be asked for again: only the cursor of the next one says that it has arrived.
+async fn page(shared: &Shared, peer: &PeerId, group: &GroupName, cursor: u64) -> Option<Page> {
     for _ in 0..ATTEMPTS {
+        // It is gone, or has never had the group, and not only out of reach.
+        let member = shared.view().members().iter().find(|member| member.id == *peer)?.clone();
+        let link = shared.link(&member)?;
+        if link.admits() && !(link.hands_over() && link.offers(&group.name, group.format)) {
+            return None;
+        }
         let (answer, told) = oneshot::channel();
         let call = Call {
             op: Op::HandOff { cursor },
-            group,
+            group: group.index,
             key: "".into(),
             deadline_ms: later(shared.local.clock.read_ms(), PATIENCE),
             rank: 0,
             chain: Chain::EMPTY,
             reply: Arc::new(Told(Mutex::new(Some(answer)))),
         };
-        link.send(call).ok()?;
-        match told.await {
-            Ok(Outcome::Answered(Answer::Page(page))) => return Some(page),
-            Ok(Outcome::Answered(Answer::Overloaded { retry_after })) => sleep(retry_after.min(PATIENCE)).await,
-            _ => return None,
+        let outcome = match link.send(call) {
+            Ok(()) => told.await.ok()?,
+            Err(_) => Outcome::Unreachable,
+        };
+        match outcome {
+            Outcome::Answered(Answer::Page(page)) => return Some(page),
+            Outcome::Answered(Answer::Overloaded { retry_after }) => sleep(retry_after.min(PATIENCE)).await,
+            Outcome::Unreachable => sleep(PAUSE).await,
+            Outcome::Answered(_) | Outcome::Expired => return None,
         }
     }
     None

@@ -1,6 +1,12 @@
 //! Pages of a former owner, as a node takes them over; its counterpart is a stub.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use groupcache_core::{BoxError, Limits, bytes::Bytes};
 use prost::Message;
@@ -8,7 +14,7 @@ use prost::Message;
 use super::peeks::Picky;
 use super::stub::{DECLINED, PAGE, Scene, Stub, UNSUPPORTED, not_held, value};
 use crate::proto::{Answer, Handed, Page, Request};
-use crate::support::eventually;
+use crate::support::{eventually, raw::OVERLOADED};
 
 fn page(entries: Vec<Handed>, next: u64) -> Answer {
     let value = Page { entries, next, left: 0 }.encode_to_vec().into();
@@ -207,6 +213,55 @@ async fn what_panics_when_it_is_read_or_weighed_is_left_out() {
     for (key, value) in keys.iter().zip([&keys[0], &keys[1], "theirs"]) {
         assert_eq!(group.get(key).await.unwrap().0, value);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_panics_when_it_is_let_go_of_ends_nothing() {
+    let scene = Scene::start().await;
+    assert!(scene.b.remove_group("data"));
+    let load = async |_: &(), key: &str| Ok::<_, BoxError>(Picky(key.to_owned()));
+    let group = scene.b.group::<Picky>("data").capacity_bytes(1 << 20).loader_with((), load).build().unwrap();
+    let keys = scene.keys_of_a(2);
+    let (entries, is_there) =
+        (vec![handed(&keys[0], "explosive"), handed(&keys[1], "theirs")], Arc::new(AtomicBool::new(false)));
+    let (mut pages, later) = (in_pages(vec![entries]), Arc::clone(&is_there));
+    scene.stub.answers(move |asked| match asked.op == 4 && !later.load(Relaxed) {
+        true => Some(Answer { status: OVERLOADED, retry_after_ms: 20, ..Answer::default() }),
+        false => pages(asked),
+    });
+    scene.a_drains().await;
+    // Nothing of before that is wanted any more.
+    group.get(&keys[0]).await.unwrap();
+    group.remove(&keys[0]).await.unwrap().log_unreached();
+    tokio::time::sleep(Duration::from_millis(1500)).await; // a page of the second after a write is not taken
+    is_there.store(true, Relaxed);
+    eventually("the second is kept", || group.stats().taken_over == 1).await;
+    assert_eq!((&*group.get(&keys[0]).await.unwrap().0, &*group.get(&keys[1]).await.unwrap().0), (&*keys[0], "theirs"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_for_which_there_is_no_room_at_first_is_asked_for_in_a_moment() {
+    let mut limits = Limits::default();
+    limits.max_in_flight_per_peer = 1;
+    let scene = Scene::with(Stub::new(), |builder| builder.limits(limits)).await;
+    let keys = scene.keys_of_a(100);
+    let (mut pages, asked_first) = (in_pages(vec![all(&keys[1..])]), Arc::new(AtomicU64::new(0)));
+    let first = Arc::clone(&asked_first);
+    scene.stub.answers(move |asked| match asked.op == 0 && asked.role == 0 {
+        true => {
+            first.store(asked.id, Relaxed);
+            None
+        }
+        false => pages(asked),
+    });
+    let waiting = scene.get(&keys[0]);
+    eventually("it is asked for a key", || asked_first.load(Relaxed) > 0).await;
+    scene.a_drains().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(scene.stub.pages().len(), 0, "there is no room");
+    scene.stub.say(Answer { id: asked_first.load(Relaxed), ..value("theirs") });
+    waiting.await.unwrap();
+    eventually("it takes them over", || scene.group.stats().taken_over == 99).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

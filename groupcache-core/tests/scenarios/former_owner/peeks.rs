@@ -204,6 +204,12 @@ impl Value for Picky {
     }
 }
 
+impl Drop for Picky {
+    fn drop(&mut self) {
+        assert!(self.0 != "explosive" || std::thread::panicking(), "as it was asked to");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_read_is_loaded() {
     for theirs in ["panic", "heavy", "\u{0}"] {
