@@ -151,7 +151,7 @@ impl<'a> Node<'a> {
 
     /// When there is something to do though nothing is heard.
     fn wake_at(&self) -> Instant {
-        let asked = self.asked.filter(|asked| !asked.is_overdue).map(|asked| asked.quiet_at.min(asked.end_at));
+        let asked = self.asked.filter(|asked| !asked.is_overdue).map(|asked| asked.due_at(&self.path));
         let all = [asked, self.news_at, self.answer_at, Some(self.heartbeat_at)];
         all.into_iter().flatten().fold(self.look_at, Instant::min)
     }

@@ -6,7 +6,7 @@ use groupcache_core::{Health, ProviderContext};
 use tokio::time::Instant;
 
 use super::Node;
-use crate::bus::Bus;
+use crate::{bus::Bus, path::Path};
 
 /// A question is answered when nothing has been heard for this long, or after `ANSWERS_END`.
 pub(super) const ANSWERS_QUIET: Duration = Duration::from_millis(150);
@@ -26,6 +26,17 @@ pub(super) struct Asked {
     pub(super) is_overdue: bool,
 }
 
+impl Asked {
+    fn at(now: Instant) -> Self {
+        Self { quiet_at: now + ANSWERS_QUIET, end_at: now + ANSWERS_END, is_overdue: false }
+    }
+
+    /// When the collection of answers is to be looked at: silence means something to those alone who can hear.
+    pub(super) fn due_at(&self, path: &Path) -> Instant {
+        if path.good_since().is_some() { self.quiet_at.min(self.end_at) } else { self.end_at }
+    }
+}
+
 impl Node<'_> {
     /// The node doubts a set: what is known is confirmed, or corrected.
     pub(super) async fn look_again(&mut self, cx: &ProviderContext, bus: &mut Bus) {
@@ -42,7 +53,7 @@ impl Node<'_> {
     /// Asks everyone to answer, which is an announcement too, and collects the answers.
     pub(super) async fn ask(&mut self, cx: &ProviderContext, bus: &mut Bus) {
         let now = Instant::now();
-        self.asked = Some(Asked { quiet_at: now + ANSWERS_QUIET, end_at: now + ANSWERS_END, is_overdue: false });
+        self.asked = Some(Asked::at(now));
         self.next_heartbeat(now);
         let said = self.announcement(cx);
         bus.ask(&said).await;
@@ -71,15 +82,52 @@ impl Node<'_> {
     /// Ends the collection of answers: what is known then is all there is, if we are sure to have heard it.
     pub(super) fn collect(&mut self, cx: &ProviderContext, now: Instant) {
         let Some(asked) = self.asked.filter(|asked| !asked.is_overdue) else { return };
-        if self.path.good_since().is_some() && now >= asked.quiet_at.min(asked.end_at) {
+        if now < asked.due_at(&self.path) {
+            return;
+        }
+        if self.path.good_since().is_some() {
             self.asked = None;
             self.is_complete = true;
             self.publish(cx);
             cx.report(Health::Connected);
-        } else if now >= asked.end_at {
+        } else {
             self.asked = Some(Asked { is_overdue: true, ..asked });
             cx.report(Health::Stale(self.silence()));
             self.news();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use groupcache_core::{Address, Incarnation, Me, NodeState, PeerId};
+
+    use super::*;
+    use crate::options::Nats;
+
+    fn me() -> Me {
+        Me {
+            id: PeerId::new("me").unwrap(),
+            cluster: "blue".into(),
+            incarnation: Incarnation(1),
+            state: NodeState::Ready,
+            addresses: vec![Address::new("10.0.0.7:7946").unwrap()],
+            weight: 1,
+            zone: "".into(),
+            is_tls: false,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_does_not_hear_itself_sleeps_until_its_question_ends() {
+        let options = Nats::new("10.0.0.5", "users").unwrap();
+        let mut node = Node::new(&options, &me());
+        let asked = Instant::now();
+        node.asked = Some(Asked::at(asked));
+        (node.look_at, node.heartbeat_at) = (asked + ANSWERS_END * 9, asked + ANSWERS_END * 9);
+        tokio::time::advance(ANSWERS_QUIET + Duration::from_millis(50)).await;
+        assert_eq!(node.wake_at(), asked + ANSWERS_END);
+        node.path.echo(Instant::now());
+        assert!(node.wake_at() <= Instant::now(), "now that it does, nobody has answered");
     }
 }
