@@ -7,7 +7,7 @@
 mod event;
 mod pace;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use tokio::{
@@ -18,7 +18,7 @@ use tokio::{
 use self::{event::Event, pace::Pace};
 use crate::{
     api::{Api, End, Lines, Trouble},
-    object::Object,
+    object::{Content, Object},
     table::MAX_OBJECTS,
 };
 
@@ -234,7 +234,8 @@ impl Watch {
             Err(Trouble::Invalid(why)) => return Ok(self.no_streaming(&why)),
             begun => begun?,
         };
-        let (mut objects, end_at) = (Vec::new(), Instant::now() + INITIAL);
+        // By name: what is sent may change, or go, before all is.
+        let (mut objects, end_at) = (BTreeMap::<Arc<str>, Object>::new(), Instant::now() + INITIAL);
         loop {
             let event = tokio::select! {
                 event = watching.lines.next() => event,
@@ -243,20 +244,24 @@ impl Watch {
             };
             let line = event.map_err(|end| self.api.cannot("watch", &end.to_string()))?;
             match event::read(&self.api, &line) {
-                Event::Put(object) if objects.len() < 2 * MAX_OBJECTS => objects.push(object),
-                Event::Put(_) => {
+                Event::Put(_) if objects.len() >= 2 * MAX_OBJECTS => {
                     let why = format!("it has more than {} objects; narrow the selector", 2 * MAX_OBJECTS);
                     return Err(self.api.cannot("list", &why));
                 }
+                Event::Put(object) if object.content == Content::Garbage => {
+                    objects.entry(Arc::clone(&object.name)).or_insert(object);
+                }
+                Event::Put(object) => _ = objects.insert(Arc::clone(&object.name), object),
+                Event::Removed { name, .. } => _ = objects.remove(&name),
                 Event::Bookmark { version, ends_initial: true } => {
                     watching.version.clone_from(&version);
                     watching.has_news = true;
                     self.state = State::Watching(watching);
-                    return Ok(Some(News::Listed(objects, version)));
+                    return Ok(Some(News::Listed(objects.into_values().collect(), version)));
                 }
                 Event::Trouble(Trouble::Gone) => return Err(self.api.cannot("list", "410: there is no \"now\"")),
                 Event::Trouble(trouble) => return Err(trouble),
-                Event::Removed { .. } | Event::Bookmark { .. } | Event::Nothing => {}
+                Event::Bookmark { .. } | Event::Nothing => {}
                 Event::Garbage => return Err(self.api.cannot("watch", "an event that nobody can read")),
             }
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use discovery_kubernetes::Pods;
 use groupcache_core::Health;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{
@@ -332,4 +332,30 @@ async fn half_of_a_state_that_comes_as_a_watch_is_not_published() {
     let mut eyes = Eyes::open(world.pods().streaming_lists());
     eyes.until(&BOTH).await;
     assert_eq!((eyes.bench.sets(), eyes.pods.stats().failures), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_while_the_first_state_comes_is_not_a_part_of_it() {
+    let mut world = Simulated::new();
+    for (name, ip) in [("p1", "10.0.0.1"), ("p2", "10.0.0.2"), ("p3", "10.0.0.3")] {
+        world.start(name, ip).await;
+    }
+    let line = |kind: &str, object: &Value| json!({ "type": kind, "object": object }).to_string();
+    let pod = |name: &str| world.fake.get("pods", NAMESPACE, name).unwrap();
+    let (p1, p3) = (pod("p1"), pod("p3"));
+    let mut ended = p3.clone();
+    ended["status"]["phase"] = json!("Succeeded");
+    // The fake goes on with those who are still there, and the end of the first state.
+    let says = [line("ADDED", &p1), line("ADDED", &p3), line("DELETED", &p1), line("MODIFIED", &ended)];
+    world.delete("p1").await;
+    world.delete("p3").await;
+    {
+        let mut state = world.fake.world();
+        state.knows_initial_events = true;
+        state.mishaps.push_back(Mishap::Says(says.into()));
+    }
+    let mut eyes = Eyes::open(world.pods().streaming_lists());
+    eyes.until_well().await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((eyes.set(), eyes.pods.stats().lists), (vec!["p2@10.0.0.2".to_owned()], 1));
 }
