@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, str::FromStr, time::Duration};
 
 use groupcache_core::{Address, Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+use hickory_resolver::proto::rr::Name;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
@@ -30,7 +31,8 @@ const ASKED: Duration = Duration::from_secs(1);
 /// each other. (`publishNotReadyAddresses: true` lets peers find each other before they are ready.)
 ///
 /// Addresses are places to dial: the Hello tells who is there, and that two of them are one peer. A node finds out
-/// that one of them is itself. The name servers are those of the system.
+/// that one of them is itself. The name servers are those of the system, and so is the search list for names without a
+/// dot at their end; when one of the names that may be meant cannot be asked for, no other is taken for it.
 ///
 /// ```no_run
 /// use discovery_static::Dns;
@@ -45,6 +47,7 @@ const ASKED: Duration = Duration::from_secs(1);
 pub struct Dns {
     names: Vec<Sought>,
     name_server: Option<SocketAddr>,
+    search: Vec<Name>,
     shortest: Duration,
     longest: Duration,
 }
@@ -59,7 +62,7 @@ impl FromStr for Dns {
         if names.is_empty() {
             return Err(ParseError::name(list, None));
         }
-        Ok(Self { names, name_server: None, shortest: SHORTEST, longest: LONGEST })
+        Ok(Self { names, name_server: None, search: Vec::new(), shortest: SHORTEST, longest: LONGEST })
     }
 }
 
@@ -67,6 +70,13 @@ impl Dns {
     /// Asks this name server only, over UDP and TCP, instead of those of the system.
     pub fn name_server(mut self, address: SocketAddr) -> Self {
         self.name_server = Some(address);
+        self
+    }
+
+    /// Where names may be that this name server is asked for, as in the system's search list; none by default.
+    #[doc(hidden)]
+    pub fn search(mut self, domain: &str) -> Self {
+        self.search.extend(domain.parse::<Name>());
         self
     }
 
@@ -102,7 +112,7 @@ impl Provider for Dns {
         let mut rng = fastrand::Rng::with_seed(me.id.as_str().bytes().fold(me.incarnation.0, |seed, byte| {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte)) // nodes that start together look at different times
         }));
-        let mut resolver = Resolver::new(self.name_server);
+        let mut resolver = Resolver::new(self.name_server, &self.search);
         let mut last: Vec<Option<Found>> = vec![None; self.names.len()];
         let mut published: Option<BTreeSet<Address>> = None;
         let mut said = None;
@@ -125,7 +135,7 @@ impl Provider for Dns {
             }
             if round.problem.is_some() {
                 // The system's name servers may be others by now.
-                resolver = Resolver::new(self.name_server);
+                resolver = Resolver::new(self.name_server, &self.search);
             }
             let ttl = round.ttl.unwrap_or(self.shortest).clamp(self.shortest, self.longest);
             let again = looked + ttl.mul_f64(0.8 + 0.2 * rng.f64());

@@ -10,9 +10,10 @@ use futures_util::{StreamExt, stream};
 use groupcache_core::Address;
 use hickory_resolver::{
     TokioResolver,
-    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig},
+    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     net::{NetError, runtime::TokioRuntimeProvider},
     proto::rr::{Name, RData, RecordType},
+    system_conf::read_system_conf,
 };
 
 /// How long one question may take, and how often it is asked.
@@ -71,12 +72,25 @@ enum Answer<T> {
     Failed(String),
 }
 
-pub(crate) struct Resolver(Result<TokioResolver, String>);
+pub(crate) struct Resolver(Result<System, String>);
+
+struct System {
+    resolver: TokioResolver,
+    search: Search,
+}
+
+/// Names that are not complete, which is to say without a dot at their end.
+struct Search {
+    /// They may be below each of these.
+    domains: Vec<Name>,
+    /// With so many dots in them they are more likely to be complete.
+    dots: usize,
+}
 
 impl Resolver {
-    pub(crate) fn new(name_server: Option<SocketAddr>) -> Self {
-        let builder = match name_server {
-            None => TokioResolver::builder_tokio(),
+    pub(crate) fn new(name_server: Option<SocketAddr>, search: &[Name]) -> Self {
+        let read = match name_server {
+            None => read_system_conf().map_err(|e| e.to_string()),
             Some(address) => {
                 let at = |mut connection: ConnectionConfig| {
                     connection.port = address.port();
@@ -84,18 +98,20 @@ impl Resolver {
                 };
                 let connections = vec![at(ConnectionConfig::udp()), at(ConnectionConfig::tcp())];
                 let server = NameServerConfig::new(address.ip(), true, connections);
-                let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
-                let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-                builder.options_mut().use_hosts_file = ResolveHosts::Never;
-                Ok(builder)
+                let mut options = ResolverOpts::default();
+                options.use_hosts_file = ResolveHosts::Never;
+                Ok((ResolverConfig::from_parts(None, search.to_vec(), vec![server]), options))
             }
         };
-        let built = builder.and_then(|mut builder| {
-            let options = builder.options_mut();
+        let built = read.and_then(|(config, mut options)| {
             options.cache_size = 0; // a question is a question
             options.timeout = TIMEOUT;
             options.attempts = ATTEMPTS;
-            builder.build()
+            let domains = config.domain().into_iter().chain(config.search()).cloned().collect();
+            let search = Search { domains, dots: options.ndots };
+            let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+            let resolver = builder.with_options(options).build().map_err(|e| e.to_string())?;
+            Ok(System { resolver, search })
         });
         Self(built.map_err(|e| format!("the name servers of the system cannot be read ({e}); check /etc/resolv.conf")))
     }
@@ -145,8 +161,8 @@ impl Resolver {
                 found.0.extend(known.map(|known| (host, known.clone())));
                 continue;
             }
-            is_any_found |= matches!(v4, Answer::Records(..)) || matches!(v6, Answer::Records(..));
             is_any_failed |= matches!(v4, Answer::Failed(_)) || matches!(v6, Answer::Failed(_));
+            is_any_found |= matches!(v4, Answer::Records(..)) || matches!(v6, Answer::Records(..));
             let v4 = round.take(&host, v4, known.map(|known| &known.v4));
             let v6 = round.take(&host, v6, known.map(|known| &known.v6));
             found.0.insert(host, Host { v4, v6, ports });
@@ -159,37 +175,87 @@ impl Resolver {
     }
 
     async fn both_kinds(&self, host: String) -> (String, Answer<IpAddr>, Answer<IpAddr>) {
-        let (v4, v6) = tokio::join!(self.addresses(&host, RecordType::A), self.addresses(&host, RecordType::AAAA));
-        (host, v4, v6)
-    }
-
-    async fn addresses(&self, host: &str, kind: RecordType) -> Answer<IpAddr> {
-        self.ask(host, kind, |data| match data {
+        let read = |data: &RData| match data {
             RData::A(ip) => Some(IpAddr::V4(ip.0)),
             RData::AAAA(ip) => Some(IpAddr::V6(ip.0)),
             _ => None,
-        })
-        .await
+        };
+        let (v4, v6) = self.ask(&host, RecordType::A, Some(RecordType::AAAA), read).await;
+        (host, v4, v6)
     }
 
     async fn services(&self, name: &str) -> Answer<(String, u16)> {
-        self.ask(name, RecordType::SRV, |data| match data {
+        let read = |data: &RData| match data {
             RData::SRV(srv) if srv.port > 0 && !srv.target.is_root() => Some((srv.target.to_ascii(), srv.port)),
             _ => None,
-        })
-        .await
+        };
+        self.ask(name, RecordType::SRV, None, read).await.0
     }
 
-    async fn ask<T>(&self, name: &str, kind: RecordType, read: impl Fn(&RData) -> Option<T>) -> Answer<T> {
-        let resolver = match &self.0 {
-            Ok(resolver) => resolver,
-            Err(why) => return Answer::Failed(why.clone()),
+    /// Asks for records of one kind, or of two, of whichever name is meant.
+    ///
+    /// hickory goes through the search list too, but tells only what the last name has come to: that the real name
+    /// could not be asked for is lost when the next one is known not to be there. After a failure only the name as it
+    /// is written is left to be asked for: what another has may be somebody else's.
+    async fn ask<T>(
+        &self,
+        name: &str,
+        kind: RecordType,
+        other: Option<RecordType>,
+        read: impl Fn(&RData) -> Option<T>,
+    ) -> (Answer<T>, Answer<T>) {
+        let failed = |why: String| (Answer::Failed(why.clone()), Answer::Failed(why));
+        let system = match &self.0 {
+            Ok(system) => system,
+            Err(why) => return failed(why.clone()),
         };
-        let name: Name = match name.parse() {
+        let mut written: Name = match name.parse() {
             Ok(name) => name,
-            Err(e) => return Answer::Failed(format!("it is no name ({e})")),
+            Err(e) => return failed(format!("it is no name ({e})")),
         };
-        match resolver.lookup(name, kind).await {
+        let names = system.search.names(&written);
+        written.set_fqdn(true);
+        let mut failure = None;
+        for name in names {
+            if failure.is_some() && name != written {
+                continue;
+            }
+            let other = async {
+                match other {
+                    Some(other) => system.ask(&name, other, &read).await,
+                    None => Answer::None,
+                }
+            };
+            let both = tokio::join!(system.ask(&name, kind, &read), other);
+            match &both {
+                (Answer::Records(..), _) | (_, Answer::Records(..)) => return both,
+                (Answer::None, Answer::None) => {}
+                _ => _ = failure.get_or_insert(both),
+            }
+        }
+        failure.unwrap_or((Answer::None, Answer::None))
+    }
+}
+
+impl Search {
+    /// The complete names that one may stand for, in the order in which the system tries them.
+    fn names(&self, name: &Name) -> Vec<Name> {
+        let mut written = name.clone();
+        written.set_fqdn(true);
+        if name.is_fqdn() {
+            return vec![written];
+        }
+        let longer = self.domains.iter().filter_map(|domain| name.clone().append_domain(domain).ok());
+        let mut names: Vec<Name> = longer.collect();
+        let is_first = usize::from(name.num_labels()) > self.dots || name.is_localhost();
+        names.insert(if is_first { 0 } else { names.len() }, written);
+        names
+    }
+}
+
+impl System {
+    async fn ask<T>(&self, name: &Name, kind: RecordType, read: impl Fn(&RData) -> Option<T>) -> Answer<T> {
+        match self.resolver.lookup(name.clone(), kind).await {
             Ok(lookup) => {
                 let read = |record: &hickory_resolver::proto::rr::Record| Some((read(&record.data)?, record.ttl));
                 let (records, ttls): (Vec<_>, Vec<_>) = lookup.answers().iter().filter_map(read).unzip();

@@ -44,6 +44,10 @@ struct Zone {
     mood: Mood,
     /// Of one kind of record only.
     mood_of: Option<(RecordType, Mood)>,
+    /// And of one name only: all is well with the others.
+    mood_at: Option<&'static str>,
+    /// So many questions for IPv4 addresses are answered with none.
+    denials: u32,
     asked: u32,
 }
 
@@ -56,7 +60,8 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        let zone = Zone { records: BTreeMap::new(), mood: Mood::Well, mood_of: None, asked: 0 };
+        let zone =
+            Zone { records: BTreeMap::new(), mood: Mood::Well, mood_of: None, mood_at: None, denials: 0, asked: 0 };
         let zone = Arc::new(Mutex::new(zone));
         let (socket, listener) = both_sockets().await;
         let address = socket.local_addr().unwrap();
@@ -144,12 +149,17 @@ fn answer(zone: &Mutex<Zone>, question: &[u8]) -> Option<Vec<u8>> {
     zone.asked += 1;
     let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
     answer.add_query(query.clone());
+    let name = query.name().to_ascii().to_lowercase();
     let mood = zone.mood_of.filter(|(kind, _)| *kind == query.query_type()).map_or(zone.mood, |(_, mood)| mood);
-    match mood {
+    if query.query_type() == RecordType::A && zone.denials > 0 {
+        zone.denials -= 1;
+        return answer.to_vec().ok();
+    }
+    match if zone.mood_at.is_none_or(|at| at == name) { mood } else { Mood::Well } {
         Mood::Silent => return None,
         Mood::Nonsense => return Some(vec![7; 40]),
         Mood::Says(code) => answer.metadata.response_code = code,
-        Mood::Well => match zone.records.get(&query.name().to_ascii().to_lowercase()) {
+        Mood::Well => match zone.records.get(&name) {
             None => answer.metadata.response_code = ResponseCode::NXDomain,
             Some(records) => {
                 for (data, ttl) in records.iter().filter(|(data, _)| data.record_type() == query.query_type()) {
@@ -318,6 +328,44 @@ async fn one_kind_of_record_that_fails_keeps_its_own_addresses_while_the_other_g
     until_listed(&mut bench, &["10.0.0.2:1", "[fd00::1]:1"]).await;
     server.set(|zone| zone.mood_of = None);
     until_listed(&mut bench, &["10.0.0.2:1"]).await;
+}
+
+#[tokio::test]
+async fn a_failure_is_not_taken_for_nobody_though_no_search_domain_has_the_name() {
+    let server = Server::start().await;
+    server.addresses(SERVICE, &["10.0.0.1", "fd00::1"], 0);
+    server.set(|zone| (zone.mood, zone.mood_at) = (Mood::Says(ResponseCode::ServFail), Some(SERVICE)));
+    // The first has a dot and is tried as it is at first, the second at last.
+    for name in ["users.test", "users"] {
+        let dns = server.dns(&format!("dns+{name}:1")).search("test.").search("elsewhere.test.");
+        let mut bench = Bench::start(Arc::new(dns)).unwrap();
+        until_stale(&mut bench).await;
+        sleep(FAST * 3).await;
+        assert_eq!(bench.sets(), 0, "{name}: it does not know that it is alone");
+        server.set(|zone| zone.mood = Mood::Well);
+        until_listed(&mut bench, &["10.0.0.1:1", "[fd00::1]:1"]).await;
+        server.set(|zone| zone.mood = Mood::Says(ResponseCode::ServFail));
+        bench.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_kind_of_record_that_fails_keeps_its_own_addresses_though_no_search_domain_has_the_name() {
+    let server = Server::start().await;
+    server.addresses(SERVICE, &["10.0.0.1", "fd00::1"], 0);
+    let dns = server.dns("dns+users.test:1").search("elsewhere.test.");
+    let mut bench = Bench::start(Arc::new(dns)).unwrap();
+    until_listed(&mut bench, &["10.0.0.1:1", "[fd00::1]:1"]).await;
+    server.set(|zone| {
+        zone.mood_of = Some((RecordType::A, Mood::Says(ResponseCode::ServFail)));
+        zone.mood_at = Some(SERVICE);
+    });
+    server.addresses(SERVICE, &["10.0.0.2", "fd00::2"], 0);
+    until_listed(&mut bench, &["10.0.0.1:1", "[fd00::2]:1"]).await;
+    sleep(FAST * 4).await;
+    assert_eq!(listed(&mut bench), ["10.0.0.1:1", "[fd00::2]:1"]);
+    server.set(|zone| zone.mood_of = None);
+    until_listed(&mut bench, &["10.0.0.2:1", "[fd00::2]:1"]).await;
 }
 
 #[tokio::test]
