@@ -25,7 +25,8 @@ const ASKED: Duration = Duration::from_secs(1);
 ///
 /// A name is resolved again when its records expire, but not more often than every 5 s nor less often than every 30 s.
 /// **No answer is no news**: NXDOMAIN, no records, SERVFAIL and time-outs keep the last addresses of that name and of
-/// that kind of record, for a name server that is restarted must not take the cluster with it. So a service that has
+/// that kind of record, for a name server that is restarted must not take the cluster with it. (That a host has no more
+/// addresses of one kind, while it has some of the other, is believed when it is said twice.) So a service that has
 /// lost its last pod keeps its addresses until there are others; nodes notice by themselves that nobody answers there.
 /// Only a node that knows of nobody yet takes NXDOMAIN for what it says, or the first pods of a service would wait for
 /// each other. (`publishNotReadyAddresses: true` lets peers find each other before they are ready.)

@@ -38,15 +38,23 @@ pub(crate) struct Found(BTreeMap<String, Host>);
 
 #[derive(Clone, Debug, Default)]
 struct Host {
-    v4: Vec<IpAddr>,
-    v6: Vec<IpAddr>,
+    v4: Kind,
+    v6: Kind,
     ports: Vec<u16>,
+}
+
+/// The addresses of one kind.
+#[derive(Clone, Debug, Default)]
+struct Kind {
+    ips: Vec<IpAddr>,
+    /// The last answer was that there are none.
+    is_doubted: bool,
 }
 
 impl Found {
     pub(crate) fn addresses(&self) -> Vec<Address> {
         let of = |host: &Host| {
-            let ips: Vec<_> = host.v4.iter().chain(&host.v6).copied().collect();
+            let ips: Vec<_> = host.v4.ips.iter().chain(&host.v6.ips).copied().collect();
             let ports = host.ports.clone();
             ips.into_iter()
                 .flat_map(move |ip| ports.clone().into_iter().map(move |port| SocketAddr::new(ip, port).into()))
@@ -162,9 +170,11 @@ impl Resolver {
                 continue;
             }
             is_any_failed |= matches!(v4, Answer::Failed(_)) || matches!(v6, Answer::Failed(_));
-            is_any_found |= matches!(v4, Answer::Records(..)) || matches!(v6, Answer::Records(..));
-            let v4 = round.take(&host, v4, known.map(|known| &known.v4));
-            let v6 = round.take(&host, v6, known.map(|known| &known.v6));
+            let has_v4 = matches!(v4, Answer::Records(..));
+            let has_v6 = matches!(v6, Answer::Records(..));
+            is_any_found |= has_v4 || has_v6;
+            let v4 = round.take(&host, v4, known.map(|known| &known.v4), has_v6);
+            let v6 = round.take(&host, v6, known.map(|known| &known.v6), has_v4);
             found.0.insert(host, Host { v4, v6, ports });
         }
         if is_any_found {
@@ -296,17 +306,23 @@ impl Round {
         self.problem.get_or_insert_with(|| format!("{name} cannot be resolved ({why}); its last addresses stay"));
     }
 
-    fn take(&mut self, host: &str, answer: Answer<IpAddr>, known: Option<&Vec<IpAddr>>) -> Vec<IpAddr> {
+    /// What is known of one kind of address after an answer; `has_other`: the host has addresses of the other kind.
+    fn take(&mut self, host: &str, answer: Answer<IpAddr>, known: Option<&Kind>, has_other: bool) -> Kind {
+        let known = known.cloned().unwrap_or_default();
         match answer {
             Answer::Records(ips, ttl) => {
                 self.saw(ttl);
-                ips
+                Kind { ips, is_doubted: false }
             }
-            // Of the other kind there are some: a host need not have both.
-            Answer::None => Vec::new(),
+            // A host need not have both, but one that had them is believed only when it says so again.
+            Answer::None if has_other && (known.is_doubted || known.ips.is_empty()) => Kind::default(),
+            Answer::None => {
+                self.saw(Duration::ZERO); // it is asked for again soon
+                Kind { is_doubted: has_other, ..known }
+            }
             Answer::Failed(why) => {
                 self.failed(host, &why);
-                known.cloned().unwrap_or_default()
+                Kind { is_doubted: false, ..known }
             }
         }
     }

@@ -369,6 +369,23 @@ async fn a_kind_of_record_that_fails_keeps_its_own_addresses_though_no_search_do
 }
 
 #[tokio::test]
+async fn that_there_is_none_of_one_kind_is_believed_when_it_is_said_twice() {
+    let server = Server::start().await;
+    server.addresses(SERVICE, &["10.0.0.1", "fd00::1"], 0);
+    let mut bench = Bench::start(Arc::new(server.dns(&format!("dns+{SERVICE}:1")))).unwrap();
+    let both = ["10.0.0.1:1", "[fd00::1]:1"];
+    until_listed(&mut bench, &both).await;
+    let before = server.zone.lock().unwrap().asked;
+    server.set(|zone| zone.denials = 1);
+    while server.zone.lock().unwrap().asked < before + 8 {
+        assert_eq!(listed(&mut bench), both);
+        sleep(Duration::from_millis(5)).await;
+    }
+    server.addresses(SERVICE, &["fd00::1"], 0);
+    until_listed(&mut bench, &["[fd00::1]:1"]).await;
+}
+
+#[tokio::test]
 async fn a_name_that_fails_does_not_keep_the_others_from_being_known() {
     let server = Server::start().await;
     server.addresses(SERVICE, &["10.0.0.1"], 0);
