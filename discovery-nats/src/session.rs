@@ -160,6 +160,7 @@ impl<'a> Node<'a> {
         let now = Instant::now();
         self.announced_at = Some(now);
         self.next_heartbeat(now);
+        self.path.said();
         bus.announce(&self.announcement(cx)).await;
         self.options.counters.published();
     }
@@ -206,7 +207,7 @@ impl<'a> Node<'a> {
             let is_in_time = self.asked.is_some_and(|asked| !asked.is_overdue);
             if is_news && !is_in_time {
                 // What was missed meanwhile is asked for, as soon as it can be heard.
-                self.asked = Some(Asked { quiet_at: now, end_at: now, is_overdue: true });
+                self.asked = Some(Asked { asked_at: now, quiet_at: now, end_at: now, is_overdue: true });
             }
             return;
         }
@@ -296,10 +297,15 @@ impl<'a> Node<'a> {
         if is_connected && self.path.good_since().is_none() && self.path.is_very_late(now) {
             return Some(End::Renew(self.silence()));
         }
-        let expired = self.path.good_since().map_or(0, |since| self.table.expire(now, since));
+        let expired = self.path.heard(now).map_or(0, |(since, until)| self.table.expire(until, since));
         if expired > 0 {
             self.options.counters.expired(expired);
             self.news();
+        }
+        // Whether they are gone, or nobody is heard, tells our own word when it comes back.
+        let is_any_silent = self.path.good_since().is_some_and(|since| self.table.is_any_silent(now, since));
+        if is_any_silent && !self.path.is_pending() {
+            self.announce(cx, bus).await;
         }
         // The path is good again, and what was said meanwhile is not known.
         if self.path.good_since().is_some() && self.asked.is_some_and(|asked| asked.is_overdue) {

@@ -22,6 +22,12 @@ struct Known {
     heard: Instant,
 }
 
+impl Known {
+    fn is_silent(&self, until: Instant, since: Instant) -> bool {
+        until.duration_since(self.heard.max(since)) >= self.said.ttl
+    }
+}
+
 /// What a message has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
@@ -61,12 +67,17 @@ impl Table {
         is_current
     }
 
-    /// Forgets those who have not been heard of for their time to live, counted from `since` at the earliest: what
-    /// was not heard before then says nothing. Tells how many.
-    pub(crate) fn expire(&mut self, now: Instant, since: Instant) -> usize {
+    /// Forgets those who were not heard of for their time to live while everything was heard, from `since` until
+    /// `until`: what was not heard at other times says nothing. Tells how many.
+    pub(crate) fn expire(&mut self, until: Instant, since: Instant) -> usize {
         let before = self.known.len();
-        self.known.retain(|_, known| now.duration_since(known.heard.max(since)) < known.said.ttl);
+        self.known.retain(|_, known| !known.is_silent(until, since));
         before - self.known.len()
+    }
+
+    /// Whether there are some who would expire if everything had been heard until then.
+    pub(crate) fn is_any_silent(&self, until: Instant, since: Instant) -> bool {
+        self.known.values().any(|known| known.is_silent(until, since))
     }
 
     pub(crate) fn peers(&self) -> impl Iterator<Item = Peer> {
@@ -103,6 +114,7 @@ mod tests {
     use groupcache_core::{Address, NodeState};
 
     use super::*;
+    use crate::path::Path;
 
     const TTL: Duration = Duration::from_secs(8);
 
@@ -141,6 +153,49 @@ mod tests {
         let back = start + 10 * TTL;
         assert_eq!(table.expire(back + TTL - Duration::from_millis(1), back), 0, "a time to live from then on");
         assert_eq!(table.expire(back + TTL, back), 1);
+    }
+
+    /// A node that announces itself every 6 s, and a peer that does every 2 s until it dies, over a server that is
+    /// paused for some time: whether the node forgets the peer, and when. All in milliseconds.
+    fn forgotten(pause: std::ops::Range<u64>, dies: u64) -> Option<u64> {
+        let (mut table, start) = (Table::default(), Instant::now());
+        let mut path = Path::new(Duration::from_secs(9), start);
+        for ms in (0..60_000).step_by(50) {
+            let now = start + Duration::from_millis(ms);
+            let has_come = |said: &u64| ms == if pause.contains(said) { pause.end } else { *said };
+            // What the server has held back comes all at once, the peer's words last; it is looked after each.
+            let own = (0..=ms).step_by(6_000).filter(has_come).map(|_| true);
+            let others = (300..=ms.min(dies)).step_by(2_000).filter(has_come).map(|_| false);
+            for is_own in own.chain(others).map(Some).chain([None]) {
+                match is_own {
+                    Some(true) => _ = path.echo(now),
+                    Some(false) => _ = table.hear(said("a", 1, "h:1"), now),
+                    None => {}
+                }
+                path.turned_bad(now);
+                if path.heard(now).is_some_and(|(since, until)| table.expire(until, since) > 0) {
+                    return Some(ms);
+                }
+            }
+        }
+        assert_eq!(table.len(), 1);
+        None
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_pauses_costs_nobody_whose_pace_is_another() {
+        for begin in (12_000..18_000).step_by(500) {
+            for pause in [3_000, 7_000, 8_000, 8_500, 9_000, 10_000, 12_000, 20_000] {
+                let pause = begin + 50..begin + 50 + pause;
+                assert_eq!(forgotten(pause.clone(), u64::MAX), None, "{pause:?}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_dies_is_gone_with_the_first_echo_after_its_time_to_live() {
+        // Heard of for the last time at 20.3 s; there are echoes at 24 s and at 30 s.
+        assert_eq!(forgotten(0..0, 22_000), Some(30_150));
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,6 +20,7 @@ const MANY: usize = 100;
 
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
+    pub(super) asked_at: Instant,
     pub(super) quiet_at: Instant,
     pub(super) end_at: Instant,
     /// The end has passed and nothing has come back; it has been reported.
@@ -28,12 +29,17 @@ pub(super) struct Asked {
 
 impl Asked {
     fn at(now: Instant) -> Self {
-        Self { quiet_at: now + ANSWERS_QUIET, end_at: now + ANSWERS_END, is_overdue: false }
+        Self { asked_at: now, quiet_at: now + ANSWERS_QUIET, end_at: now + ANSWERS_END, is_overdue: false }
     }
 
     /// When the collection of answers is to be looked at: silence means something to those alone who can hear.
     pub(super) fn due_at(&self, path: &Path) -> Instant {
-        if path.good_since().is_some() { self.quiet_at.min(self.end_at) } else { self.end_at }
+        if self.is_heard(path) { self.quiet_at.min(self.end_at) } else { self.end_at }
+    }
+
+    /// The question has come back, or a later word: so would the answers.
+    fn is_heard(&self, path: &Path) -> bool {
+        path.has_echo_since(self.asked_at)
     }
 }
 
@@ -46,8 +52,10 @@ impl Node<'_> {
         if self.table.len() <= MANY || !has_heard_all {
             return self.ask(cx, bus).await;
         }
-        let end_at = now + self.options.pace.heartbeat.mul_f64(1.2);
-        self.asked = Some(Asked { quiet_at: end_at, end_at, is_overdue: false });
+        let heartbeat = self.options.pace.heartbeat;
+        let end_at = now + heartbeat.mul_f64(1.2);
+        self.heartbeat_at = self.heartbeat_at.min(now + heartbeat); // it comes back before then
+        self.asked = Some(Asked { asked_at: now, quiet_at: end_at, end_at, is_overdue: false });
     }
 
     /// Asks everyone to answer, which is an announcement too, and collects the answers.
@@ -55,6 +63,7 @@ impl Node<'_> {
         let now = Instant::now();
         self.asked = Some(Asked::at(now));
         self.next_heartbeat(now);
+        self.path.said();
         let said = self.announcement(cx);
         bus.ask(&said).await;
         self.options.counters.published();
@@ -85,12 +94,15 @@ impl Node<'_> {
         if now < asked.due_at(&self.path) {
             return;
         }
-        if self.path.good_since().is_some() {
+        if asked.is_heard(&self.path) {
             self.asked = None;
             self.is_complete = true;
             self.publish(cx);
             cx.report(Health::Connected);
         } else {
+            if self.path.lose(now) {
+                self.options.counters.lost();
+            }
             self.asked = Some(Asked { is_overdue: true, ..asked });
             cx.report(Health::Stale(self.silence()));
             self.news();
@@ -129,5 +141,17 @@ mod tests {
         assert_eq!(node.wake_at(), asked + ANSWERS_END);
         node.path.echo(Instant::now());
         assert!(node.wake_at() <= Instant::now(), "now that it does, nobody has answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_no_answer_until_something_comes_back_that_was_said_after_the_question() {
+        let mut path = Path::new(ANSWERS_END * 9, Instant::now());
+        path.echo(Instant::now());
+        tokio::time::advance(ANSWERS_QUIET).await;
+        let asked = Asked::at(Instant::now());
+        assert_eq!(asked.due_at(&path), asked.end_at);
+        tokio::time::advance(ANSWERS_QUIET * 2).await;
+        path.echo(Instant::now());
+        assert_eq!(asked.due_at(&path), asked.quiet_at);
     }
 }

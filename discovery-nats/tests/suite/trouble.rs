@@ -165,6 +165,16 @@ async fn a_paused_server_expires_nobody() {
 }
 
 #[tokio::test]
+async fn one_that_dies_is_missed_by_a_node_that_seldom_announces_itself() {
+    let broker = Broker::start().await;
+    let fake = Fake::join(&broker.url(), "users", &member("doomed"), HEARTBEAT).await;
+    let mut bench = bench(nats(&broker).heartbeat(PATIENCE * 2));
+    until_listed(&mut bench, &["doomed", "under-test"]).await;
+    fake.crash();
+    until_listed(&mut bench, &["under-test"]).await;
+}
+
+#[tokio::test]
 async fn applications_and_clusters_on_one_subject_do_not_see_each_other() {
     let broker = Broker::start().await;
     let mut stranger = member("stranger");
