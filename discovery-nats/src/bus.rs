@@ -106,8 +106,8 @@ impl Bus {
     pub(crate) async fn ask(&mut self, said: &Announcement) {
         #[cfg(feature = "kv")]
         if let Some(bucket) = &mut self.bucket {
-            bucket.read_again().await;
-            return within(bucket.put(said)).await;
+            within(bucket.put(said)).await;
+            return bucket.read_again().await;
         }
         publish(&self.client, &self.subjects.query, Some(&self.subjects.answers), said).await;
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::{
     Client,
+    datetime::DateTime,
     jetstream::{
         self,
         kv::{Config, Entry, Operation, Store, Watch},
@@ -34,6 +35,8 @@ pub(crate) struct Bucket {
     watch: Watch,
     /// Of what this node wrote last: it removes that and nothing newer.
     revision: Option<u64>,
+    /// When that was, by the server's clock.
+    written: Option<DateTime>,
 }
 
 impl Bucket {
@@ -71,7 +74,7 @@ impl Bucket {
         };
         let prefix = format!("{}.{}.", token(&options.application), token(&me.cluster));
         let watch = store.watch_with_history(format!("{prefix}>")).await.map_err(|e| cannot("watch", &e))?;
-        Ok(Self { store, prefix, me: me.id.clone(), watch, revision: None })
+        Ok(Self { store, prefix, me: me.id.clone(), watch, revision: None, written: None })
     }
 
     pub(crate) async fn next(&mut self) -> Word {
@@ -81,12 +84,13 @@ impl Bucket {
         }
     }
 
-    fn read(&self, entry: &Entry) -> Word {
+    fn read(&mut self, entry: &Entry) -> Word {
         let id = entry.key.strip_prefix(&self.prefix).and_then(untoken).and_then(|id| PeerId::new(id).ok());
         let Some(id) = id else { return Word::Garbage("its key is no name of a peer") };
         match entry.operation {
             Operation::Put => match Announcement::read(&entry.value) {
-                Ok(said) if said.id == id => Word::Alive(said),
+                Ok(said) if said.id == id && !self.is_left_over(entry, &said) => Word::Alive(said),
+                Ok(said) if said.id == id => Word::Nothing,
                 Ok(_) => Word::Garbage("its key is another peer's"),
                 Err(why) => Word::Garbage(why),
             },
@@ -95,6 +99,14 @@ impl Bucket {
             // all; a server that was down itself tells the same of everybody.
             Operation::Purge => Word::Nothing,
         }
+    }
+
+    /// A bucket that somebody else has made may keep keys for longer than their nodes live.
+    fn is_left_over(&mut self, entry: &Entry, said: &Announcement) -> bool {
+        if said.id == self.me {
+            self.written = Some(entry.created);
+        }
+        self.written.is_some_and(|now| entry.created + said.ttl <= now)
     }
 
     pub(crate) async fn put(&mut self, said: &Announcement) {
@@ -109,8 +121,11 @@ impl Bucket {
         }
     }
 
-    /// Reads all keys again; the watch goes on from there.
+    /// Reads all keys again; the watch goes on from there. What this node has put just now tells how old they are.
     pub(crate) async fn read_again(&mut self) {
+        if let Ok(Some(own)) = self.store.entry(self.key()).await {
+            self.written = Some(own.created);
+        }
         if let Ok(watch) = self.store.watch_with_history(format!("{}>", self.prefix)).await {
             self.watch = watch;
         }

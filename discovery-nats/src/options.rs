@@ -210,7 +210,8 @@ impl Nats {
         self
     }
 
-    /// Uses a JetStream key-value bucket as the store of members, made when it is not there: who is in the cluster can
+    /// Uses a JetStream key-value bucket as the store of members, made when it is not there (in one that is, keys may
+    /// outlive their nodes; those are not taken for members): who is in the cluster can
     /// then be looked at with `nats kv`. Needs JetStream of a server 2.11 or newer; with an older one discovery stays
     /// stale and says so.
     ///

@@ -20,9 +20,11 @@ mod bucket {
             subscribe: ["groupcache-gossip.users.>"]
         } } ] }"#;
 
+    const HEARTBEAT: Duration = Duration::from_millis(500);
+
     fn nats(broker: &Broker) -> Nats {
         let nats = Nats::new(broker.url(), "users").unwrap();
-        let nats = nats.heartbeat(Duration::from_millis(500)).user_and_password("cache", "pa55-w0rd");
+        let nats = nats.heartbeat(HEARTBEAT).user_and_password("cache", "pa55-w0rd");
         nats.key_value("members").unwrap()
     }
 
@@ -70,6 +72,36 @@ mod bucket {
         d.shutdown().await.unwrap();
         eventually("nobody sees d", async || sees(&a, 3) && sees(&b, 3)).await;
         println!("out of every ring {:?} after its shutdown", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_bucket_that_keeps_keys_for_ever_brings_nobody_back() {
+        if version() < (2, 11) {
+            return println!("the server has no buckets whose keys expire with an event");
+        }
+        let broker = Broker::with(r#"jetstream { store_dir: "STORE", max_mem: 64MB, max_file: 64MB }"#).await;
+        let context = async_nats::jetstream::new(as_a_fake(&broker.url()).await);
+        let bucket = async_nats::jetstream::kv::Config { bucket: "members".to_owned(), ..Default::default() };
+        let store = context.create_key_value(bucket).await.unwrap();
+        let put = async |name: &str| {
+            let text = said(&member(name), HEARTBEAT);
+            store.put(format!("users.conformance.{name}"), text.into()).await.unwrap();
+        };
+        put("dead").await;
+        tokio::time::sleep(HEARTBEAT * 5).await; // longer than it is there without another word
+        put("other").await;
+        let nats = Nats::new(broker.url(), "users").unwrap().heartbeat(HEARTBEAT).key_value("members").unwrap();
+        let mut bench = Bench::start(Arc::new(nats)).unwrap();
+        let mut listed = async |sets: u64| -> Vec<String> {
+            eventually("a set is published", async || bench.sets() > sets).await;
+            bench.ask(); // the next one
+            bench.peers().iter().filter_map(|peer| Some(peer.id()?.to_string())).collect()
+        };
+        for sets in 0..3 {
+            let names = listed(sets).await;
+            assert!(!names.contains(&"dead".to_owned()), "{names:?}");
+            assert!(sets > 0 || names.contains(&"other".to_owned()), "{names:?}");
+        }
     }
 
     #[test]
