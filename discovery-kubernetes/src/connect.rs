@@ -23,7 +23,12 @@ const PROGRAM: Duration = Duration::from_secs(30);
 pub(crate) struct Connected {
     pub(crate) client: Client,
     pub(crate) namespaces: Vec<String>,
+    pub(crate) cluster: Cluster,
 }
+
+/// The address of an API server, and who signs its certificates: another one has other versions. Nothing is known of
+/// that where a client is given.
+pub(crate) type Cluster = Option<(http::Uri, Option<Vec<Vec<u8>>>)>;
 
 impl Options {
     /// Makes a client; nothing is asked of the API server yet.
@@ -31,17 +36,19 @@ impl Options {
     /// Each run has its own: dropping it closes the connections that it keeps for later, whose tasks would outlive
     /// the node by minutes. It reads the token of the service account again every minute at least (kube's
     /// `TokenFile`), and the certificates of the authority too; a kubeconfig is read once, so one that has changed is
-    /// read for the next client, which is made when the API server no longer knows the old one's credentials.
+    /// read for the next client, which is made when the API server no longer knows the old one's credentials, or has
+    /// not given a good answer for a minute.
     pub(crate) async fn connect(&self, program: &mut Program) -> Result<Connected, String> {
-        let client = match &self.access.client {
-            Some(client) => client.clone(),
+        let (client, cluster) = match &self.access.client {
+            Some(client) => (client.clone(), None),
             None => {
                 let mut config = self.access.config().await?;
                 config.connect_timeout = Some(CONNECT);
                 // kube would send a request that was refused for overload up to three times more by itself, unknown
                 // to our own back-off.
                 config.default_retry = false;
-                program.client(config).await?
+                let cluster = (config.cluster_url.clone(), config.root_cert.clone());
+                (program.client(config).await?, Some(cluster))
             }
         };
         let own = own_namespace(env::var("POD_NAMESPACE").ok(), client.default_namespace());
@@ -52,7 +59,7 @@ impl Options {
                 namespaces.push(name.clone());
             }
         }
-        Ok(Connected { client, namespaces })
+        Ok(Connected { client, namespaces, cluster })
     }
 }
 
@@ -146,6 +153,15 @@ fn own_namespace(said: Option<String>, default: &str) -> String {
 }
 
 impl Access {
+    /// Whether a kubeconfig says how the API server is reached, which is read for each client.
+    pub(crate) fn is_kubeconfig(&self) -> bool {
+        self.client.is_none() && (self.kubeconfig.is_some() || !self.is_service_account())
+    }
+
+    fn is_service_account(&self) -> bool {
+        self.context.is_none() && env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+    }
+
     /// Not `Config::infer`: it prefers a kubeconfig that happens to lie in a container to the service account.
     async fn config(&self) -> Result<Config, String> {
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
@@ -157,8 +173,7 @@ impl Access {
                 .map_err(|e| format!("{} is no kubeconfig ({}); check the path", path.display(), wrong(&e)))?;
             return Config::from_custom_kubeconfig(read, &options).await.map_err(|e| outside(&e));
         }
-        let is_inside = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-        if is_inside && self.context.is_none() {
+        if self.is_service_account() {
             return Config::incluster().map_err(|e| {
                 format!(
                     "the service account of this pod cannot be used ({}); set automountServiceAccountToken: true",

@@ -1,6 +1,6 @@
 //! What a user says: which pods, which port of them, and how to reach the API server.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use kube::Client;
 
@@ -21,6 +21,8 @@ pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 /// The label that holds the zone: of machines, and since Kubernetes 1.35 of pods too.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
+/// A kubeconfig is read again when no namespace has had a good answer for so long.
+const UNREACHABLE: Duration = Duration::from_secs(60);
 /// Most namespaces; each costs a watch.
 const MAX_NAMESPACES: usize = 64;
 /// Longest value of a label, and longest name of a namespace or a service.
@@ -60,6 +62,7 @@ pub(crate) struct Options {
     pub(crate) is_streaming: bool,
     pub(crate) zones_from_nodes: bool,
     pub(crate) page: u32,
+    pub(crate) unreachable: Duration,
     pub(crate) counters: Counters,
 }
 
@@ -82,6 +85,7 @@ impl Options {
             is_streaming: false,
             zones_from_nodes: false,
             page: 500,
+            unreachable: UNREACHABLE,
             counters: Counters::default(),
         }
     }
@@ -263,6 +267,13 @@ macro_rules! common {
             /// How many objects the API server puts into one page of a list: 10 to 10,000, default 500. A page may have 32 MiB.
             pub fn page_size(mut self, objects: u32) -> Self {
                 self.0.page = objects.clamp(10, 10_000);
+                self
+            }
+
+            /// How long no namespace may have had a good answer until the kubeconfig is read again; default a minute.
+            #[doc(hidden)]
+            pub fn unreachable_for(mut self, time: Duration) -> Self {
+                self.0.unreachable = time;
                 self
             }
 

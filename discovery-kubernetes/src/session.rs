@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     api::Api,
-    connect::Connected,
+    connect::{Cluster, Connected},
     ending::Ending,
     options::Options,
     table::{Merged, Table},
@@ -34,7 +34,7 @@ const GOOD_CLIENT: Duration = Duration::from_secs(60);
 /// Why a client is left.
 pub(crate) enum Over {
     Leaving,
-    /// Its credentials are not good. `was_good`: they were.
+    /// Its credentials are not good, or it leads nowhere. `was_good`: it was.
     Renew {
         why: String,
         was_good: bool,
@@ -63,6 +63,9 @@ pub(crate) struct Session<'a> {
     /// Those whose watch has been open since this client was made.
     well: BTreeSet<usize>,
     namespaces: Vec<String>,
+    cluster: Cluster,
+    /// Since when no namespace has had a good answer, where that is so.
+    silent_since: Option<Instant>,
     /// Where the watch of each namespace is.
     places: BTreeMap<usize, Place>,
 }
@@ -83,16 +86,18 @@ impl<'a> Session<'a> {
             troubles: BTreeMap::new(),
             well: BTreeSet::new(),
             namespaces: Vec::new(),
+            cluster: None,
+            silent_since: None,
             places: BTreeMap::new(),
         }
     }
 
-    /// Lives on a client until its credentials are bad or the node leaves. It spawns nothing: when it is dropped,
+    /// Lives on a client until its credentials are bad, it is of no more use or the node leaves. It spawns nothing: when it is dropped,
     /// everything is.
     pub(crate) async fn live(
         &mut self,
         cx: &mut ProviderContext,
-        Connected { client, namespaces }: Connected,
+        Connected { client, namespaces, cluster }: Connected,
         rng: &mut fastrand::Rng,
     ) -> Over {
         if namespaces != self.namespaces {
@@ -100,6 +105,11 @@ impl<'a> Session<'a> {
             self.namespaces = namespaces;
             self.places.clear();
         }
+        if cluster != self.cluster {
+            self.places.clear();
+            self.cluster = cluster;
+        }
+        self.silent_since = None;
         self.troubles.clear();
         self.well.clear();
         self.zones.begin();
@@ -111,7 +121,7 @@ impl<'a> Session<'a> {
         });
         let (mut all, begun) = (select_all(watches), Instant::now());
         loop {
-            let (wake, end) = (self.news_at, self.ending.next());
+            let (wake, end, renew) = (self.news_at, self.ending.next(), self.renew_at());
             tokio::select! {
                 biased;
                 signal = cx.next() => match signal {
@@ -128,9 +138,12 @@ impl<'a> Session<'a> {
                 () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => self.say_left(cx),
                 Some((number, news)) = all.next() => {
                     if let Some(why) = self.take(cx, number, news) {
-                        let was_good = !self.well.is_empty() && begun.elapsed() >= GOOD_CLIENT;
-                        return Over::Renew { why, was_good };
+                        return self.over(why, begun);
                     }
+                }
+                () = sleep_until(renew.unwrap_or_else(Instant::now)), if renew.is_some() => {
+                    let why = self.troubles.values().next().cloned().unwrap_or_default();
+                    return self.over(why, begun);
                 }
                 found = self.zones.next(&client), if self.zones.is_busy() => {
                     self.zones.found(found);
@@ -138,6 +151,15 @@ impl<'a> Session<'a> {
                 }
             }
         }
+    }
+
+    fn over(&self, why: String, begun: Instant) -> Over {
+        Over::Renew { why, was_good: !self.well.is_empty() && begun.elapsed() >= GOOD_CLIENT }
+    }
+
+    /// When a client is left that leads nowhere: a kubeconfig may name another address by now, or another authority.
+    fn renew_at(&self) -> Option<Instant> {
+        self.silent_since.filter(|_| self.options.access.is_kubeconfig()).map(|since| since + self.options.unreachable)
     }
 
     fn api(&self, client: &Client, number: usize) -> Api {
@@ -154,6 +176,7 @@ impl<'a> Session<'a> {
 
     /// Takes the news of a namespace; tells why the client is no longer good, if it is not.
     fn take(&mut self, cx: &ProviderContext, number: usize, news: News) -> Option<String> {
+        let is_stale = matches!(news, News::Stale(_));
         match news {
             News::Listed(objects, version) => {
                 self.places.insert(number, Place { version, listed_at: Instant::now() });
@@ -180,12 +203,15 @@ impl<'a> Session<'a> {
                 self.troubles.remove(&number);
                 self.report(cx);
             }
-            News::Stale(why) => {
+            News::Stale(why) | News::Busy(why) => {
                 self.troubles.insert(number, why);
                 self.report(cx);
             }
             News::Unknown(why) => return Some(why),
         }
+        // A namespace without troubles that says nothing is a quiet one.
+        let is_silent = is_stale && self.troubles.len() == self.namespaces.len();
+        self.silent_since = is_silent.then(|| self.silent_since.unwrap_or_else(Instant::now));
         None
     }
 

@@ -47,6 +47,8 @@ pub(crate) enum News {
     Well,
     /// Something does not work. It is tried again.
     Stale(String),
+    /// The API server asks us to wait.
+    Busy(String),
     /// The credentials are not good: a new client may have better ones. Nothing comes after this.
     Unknown(String),
 }
@@ -157,6 +159,7 @@ impl Watch {
         match trouble {
             Trouble::Gone => Ok(None),
             Trouble::Unknown(why) => Err(why),
+            Trouble::Other(why, wait) if wait > Duration::ZERO => Ok(Some(News::Busy(why))),
             Trouble::Forbidden(why) | Trouble::Invalid(why) | Trouble::Other(why, _) => Ok(Some(News::Stale(why))),
         }
     }

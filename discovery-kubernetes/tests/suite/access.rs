@@ -7,7 +7,9 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::pki_types::PrivateKeyDer;
 
 use crate::support::{
-    Eyes, NAMESPACE, Scratch, Simulated, World, eventually, kubeconfig,
+    Eyes, NAMESPACE, Scratch, Simulated, World, eventually,
+    fake::Mode,
+    kubeconfig,
     wire::{listen, proxy},
 };
 
@@ -63,6 +65,29 @@ async fn a_token_that_is_no_longer_good_is_read_again() {
     eyes.until(&["p1@10.0.0.1", "p2@10.0.0.2"]).await;
     eyes.until_well().await;
     eyes.bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_names_another_server_is_read_when_the_old_one_gives_no_good_answer() {
+    for mode in [Mode::Down, Mode::Refuses { verb: "", code: 503, body: None }] {
+        let (mut old, mut new) = (Simulated::new(), Simulated::new());
+        old.start("p1", "10.0.0.1").await;
+        new.start("p2", "10.0.0.2").await;
+        let servers = [listen(&old.fake, None).await, listen(&new.fake, None).await];
+        let [at_old, at_new] = servers.each_ref().map(|listening| format!("http://127.0.0.1:{}", listening.port));
+        let scratch = Scratch::new();
+        let path = kubeconfig(&scratch, &at_old, "t0ken-of-users", None);
+        let pods = Pods::new(NAMESPACE, "users").kubeconfig(path);
+        let mut eyes = Eyes::open(pods.unreachable_for(Duration::from_secs(1)));
+        eyes.until(&["p1@10.0.0.1"]).await;
+        eyes.until_well().await;
+        old.fake.set(mode);
+        eyes.until_stale(&["cannot"]).await;
+        kubeconfig(&scratch, &at_new, "t0ken-of-users", None);
+        // Its versions are the same and mean something else.
+        eyes.until(&["p2@10.0.0.2"]).await;
+        eyes.until_well().await;
+    }
 }
 
 #[tokio::test]
