@@ -127,19 +127,27 @@ async fn a_source_that_fails_every_time_is_left_alone_until_it_is_back() {
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_when_the_breaker_opens_is_not_loaded() {
-    let source =
-        Source { failures: Arc::new(AtomicU64::new(u64::MAX)), gate: Some(Gate::default()), ..Source::default() };
-    source.gate.as_ref().unwrap().open();
+    let gate = Gate::default();
+    let source = Source { failures: Arc::new(AtomicU64::new(u64::MAX)), gate: Some(gate.clone()), ..Source::default() };
     let (_node, group) = group(&source, |group| group.max_loads(2).breaker(3, Duration::from_secs(10))).await;
-    let keys: Vec<_> = (0..100).map(|n| format!("key-{n}")).collect();
-    let all = futures_util::future::join_all(keys.iter().map(|key| group.get(key))).await;
-    assert!(all.iter().all(|value| value.as_ref().is_err_and(|e| e.is_load_failed())));
+    let ask = || {
+        let group = group.clone();
+        let get = move |n: u64| {
+            let group = group.clone();
+            async move { group.get(&format!("key-{n}")).await }
+        };
+        tokio::spawn(futures_util::future::join_all((0..100).map(get)))
+    };
+    let all = ask();
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(source.loads.total(), 2, "the others wait for permits");
+    gate.open();
+    assert!(all.await.unwrap().iter().all(|value| value.as_ref().is_err_and(|e| e.is_load_failed())));
     assert!((3..=5).contains(&source.loads.total()), "{} loads", source.loads.total());
-    // And a probe is one of those that wait.
+    // The probe is one of those that wait.
     sleep(Duration::from_secs(10)).await;
     let before = source.loads.total();
-    let all = futures_util::future::join_all(keys.iter().map(|key| group.get(key))).await;
-    assert!(all.iter().all(Result::is_err));
+    assert!(ask().await.unwrap().iter().all(Result::is_err));
     assert_eq!(source.loads.total(), before + 1);
 }
 
