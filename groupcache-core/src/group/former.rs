@@ -145,11 +145,9 @@ impl<V: Value> Inner<V> {
         while let Some(former) = to_ask.pop_front().filter(|_| asked.len() < MAX_ASKED) {
             self.counters.peeks.up();
             asked.push(former.id.clone());
-            let outcome = match self.ask_former(&former.link, flight.key(), now_ms) {
-                Some(answer) => timeout_at(end, answer).await,
-                None => Ok(Ok(Outcome::Unreachable)),
-            };
-            match outcome {
+            // As many requests as are allowed wait for it: that says nothing of what it has.
+            let Some(answer) = self.ask_former(&former.link, flight.key(), now_ms) else { continue };
+            match timeout_at(end, answer).await {
                 Ok(Ok(Outcome::Answered(Answer::Value(value)))) => {
                     referrers.push(former);
                     judge_all(referrers, true);

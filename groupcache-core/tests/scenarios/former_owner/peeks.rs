@@ -1,9 +1,15 @@
 //! Asking the former owner of one key.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use groupcache_core::{
-    BatchLoader, BoxError, DecodeError, EncodeError, LoadError, Loaded, Node, Value,
+    BatchLoader, BoxError, DecodeError, EncodeError, Limits, LoadError, Loaded, Node, Value,
     bytes::{Bytes, BytesMut},
 };
 use tokio::task::JoinSet;
@@ -120,6 +126,35 @@ async fn a_former_owner_that_has_no_room_or_too_large_a_value_is_asked_for_other
             assert_eq!(scene.group.get(key).await.unwrap(), "theirs", "after {status}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_former_owner_that_could_not_be_asked_for_want_of_room_is_asked_for_others() {
+    let mut limits = Limits::default();
+    limits.max_in_flight_per_peer = 1;
+    let scene = Scene::with(Stub::new(), |builder| builder.limits(limits)).await;
+    let (keys, asked_first) = (scene.keys_of_a(20), Arc::new(AtomicU64::new(0)));
+    let first = Arc::clone(&asked_first);
+    scene.stub.answers(move |asked| match (asked.op, asked.role) {
+        (0, 0) => {
+            first.store(asked.id, Relaxed);
+            None
+        }
+        (0, _) => Some(value("theirs")),
+        _ => Some(not_held()),
+    });
+    let waiting = scene.get(&keys[0]);
+    eventually("it is asked for a key", || asked_first.load(Relaxed) > 0).await;
+    scene.a_drains().await;
+    assert!(scene.group.get(&keys[1]).await.unwrap().ends_with("by load 1"));
+    scene.stub.say(Answer { id: asked_first.load(Relaxed), ..value("theirs") });
+    waiting.await.unwrap();
+    // A request for a page may have the one place at some of these moments.
+    let mut theirs = 0;
+    for key in &keys[2..] {
+        theirs += usize::from(scene.group.get(key).await.unwrap() == "theirs");
+    }
+    assert!(theirs > 10, "{theirs} of 18");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
