@@ -180,6 +180,13 @@ impl Lifetime {
     }
 }
 
+/// What becomes of a connection after a frame.
+enum Goes {
+    On,
+    /// It ends, as connections do.
+    NoFurther,
+}
+
 /// One connection that a peer opened, as the task that reads it sees it.
 pub(super) struct Connection {
     service: Arc<Service>,
@@ -244,12 +251,15 @@ impl Connection {
         let closing = self.service.closing.clone();
         let mut next = Some(first);
         loop {
-            if let Some(frame) = next.take()
-                && let Err(status) = self.take(frame, &hello).await
-            {
-                self.service.local.counters.rejected.up();
-                self.outbox.close(Some(status));
-                return;
+            if let Some(frame) = next.take() {
+                match self.take(frame, &hello, ends.as_mut()).await {
+                    Ok(Goes::On) => {}
+                    Ok(Goes::NoFurther) => return self.outbox.close(None),
+                    Err(status) => {
+                        self.service.local.counters.rejected.up();
+                        return self.outbox.close(Some(status));
+                    }
+                }
             }
             let owed = self.pending.front().map(|(due, _)| *due);
             tokio::select! {
@@ -282,8 +292,14 @@ impl Connection {
         }
     }
 
-    /// Takes a frame: answers what it can, and begins to wait for the rest.
-    async fn take(&mut self, mut frame: Incoming, hello: &Hello) -> Result<(), Status> {
+    /// Takes a frame: answers what it can, and begins to wait for the rest. A peer that reads slowly holds it up, and not
+    /// the end of the connection.
+    async fn take(
+        &mut self,
+        mut frame: Incoming,
+        hello: &Hello,
+        mut ends: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Goes, Status> {
         match frame.hello() {
             Some(Ok(again)) if again.id == hello.id => self.take_groups(&again.groups),
             Some(Ok(_)) => return Err(Status::failed_precondition("a connection speaks for one node all its life")),
@@ -313,8 +329,9 @@ impl Connection {
             tokio::select! {
                 biased;
                 () = self.outbox.room() => {}
-                () = self.outbox.abandoned() => return Ok(()),
-                () = service.closing.cancelled() => return Ok(()),
+                () = service.closing.cancelled() => return Ok(Goes::NoFurther),
+                () = &mut ends => return Ok(Goes::NoFurther),
+                () = self.outbox.abandoned() => return Ok(Goes::NoFurther),
             }
         }
         drop(taking);
@@ -323,7 +340,7 @@ impl Connection {
         }
         self.outbox.now_waiting(self.waiting.len());
         self.say_pending(); // here too: frames that come without a pause keep the timer from being looked at
-        Ok(())
+        Ok(Goes::On)
     }
 
     /// Answers some requests of a frame, each with its place in it; whether that was much.
