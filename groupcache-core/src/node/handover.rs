@@ -234,7 +234,11 @@ fn link_to(shared: &Shared, peer: &PeerId) -> Option<Arc<Link>> {
 
 /// A page may be asked for again: only the cursor of the next one says that it has arrived.
 async fn page(shared: &Shared, peer: &PeerId, group: &GroupName, cursor: u64) -> Option<Page> {
-    for _ in 0..ATTEMPTS {
+    for attempt in 0..ATTEMPTS {
+        // Views may differ by now, and then a write need not reach this node.
+        if attempt > 0 && !agreed(shared).await {
+            return None;
+        }
         // It is gone, or has never had the group, and not only out of reach.
         let member = shared.view().members().iter().find(|member| member.id == *peer)?.clone();
         let link = shared.link(&member)?;
