@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{CLUSTER, known::Known, member};
 use crate::{
+    clock,
     error::Error,
     identity::{Incarnation, PeerId},
     membership::{
@@ -105,7 +106,7 @@ impl Bench {
         what: &str,
         condition: impl Fn(&Seen) -> bool,
     ) -> Result<(), String> {
-        let end = Instant::now() + limit;
+        let end = clock::deadline(limit);
         loop {
             let seen = self.seen();
             if condition(&seen) {
@@ -129,7 +130,7 @@ impl Bench {
         what: &str,
         condition: impl Fn(&Seen) -> bool,
     ) -> Result<(), String> {
-        let end = Instant::now() + time;
+        let end = clock::deadline(time);
         loop {
             let seen = self.seen();
             if !condition(&seen) {
@@ -197,7 +198,7 @@ impl Drop for Bench {
 
 /// Waits until there are no more tasks than before. Only of use where the source itself begins none meanwhile.
 pub(super) async fn tasks_end(before: usize, limit: Duration) -> Result<(), String> {
-    let end = Instant::now() + limit;
+    let end = clock::deadline(limit);
     loop {
         let now = Handle::current().metrics().num_alive_tasks();
         if now <= before {

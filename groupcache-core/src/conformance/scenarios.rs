@@ -10,6 +10,7 @@ use super::{
     member,
 };
 use crate::{
+    clock,
     error::Error,
     identity::{Address, Incarnation, NodeState},
     membership::provider::{Health, Me},
@@ -231,7 +232,7 @@ async fn recovery<S: Source>(source: &mut S, timing: Timing, mut members: Vec<Me
         bench.seen();
         bench.health == Some(Health::Connected)
     };
-    let end_at = Instant::now() + timing.recovery;
+    let end_at = clock::deadline(timing.recovery);
     while !is_well(&mut bench) {
         if Instant::now() > end_at {
             return Err(Stop::Failed(format!("well again, and its health is {:?}", bench.health)));
@@ -270,7 +271,7 @@ async fn storm<S: Source>(source: &mut S, timing: Timing) -> Ended {
         source.join(&late).await?;
         members.push(late);
     }
-    bench.until(timing.change * 3, "the whole crowd", |s| s.has_all(&members)).await?;
+    bench.until(timing.change.saturating_mul(3), "the whole crowd", |s| s.has_all(&members)).await?;
     let after = bench.seen().0.count;
     if after - before > u64::from(CROWD) + QUIET_SETS {
         return Err(Stop::Failed(format!("{} sets for {CROWD} joins", after - before)));
