@@ -121,6 +121,7 @@ impl<V: Value> Inner<V> {
             }
         }
         outcome.unreached.sort();
+        outcome.unreached.dedup();
         outcome.views_differed = self.views_differ(&view);
         outcome
     }

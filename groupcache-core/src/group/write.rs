@@ -225,6 +225,7 @@ impl<V: Value> Inner<V> {
             return Err(Error::new(Kind::TooLarge, text));
         }
         unreached.sort();
+        unreached.dedup(); // who comes at this moment may be known in two ways
         let views_differed = self.views_differ(&view);
         Ok(Invalidated { unreached, views_differed })
     }
