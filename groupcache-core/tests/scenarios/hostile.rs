@@ -251,7 +251,7 @@ async fn a_peer_that_reads_no_answers_is_told_overloaded_and_then_cut_off() {
         raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
     }
     serves(&node).await;
-    tokio::time::sleep(Duration::from_millis(1500)).await; // it might still begin to read
+    eventually("all was asked for, and nothing read for a second", || group.stats().served >= 1000).await;
     let answers = raw.hear(1000).await.unwrap();
     let refused = answers.iter().filter(|answer| answer.status == OVERLOADED).count();
     assert!(refused > 500, "{refused} of 1,000 refused");

@@ -314,8 +314,8 @@ async fn what_waits_to_be_handed_over_grows_older() {
         group.loader_with(loads.clone(), large)
     };
     let groups = cluster.group(|_, node| group(node)).await;
-    let (keys, loaded) = (keys(400), Instant::now());
-    get_all_twice(&groups[0], &keys).await;
+    get_all_twice(&groups[0], &keys(400)).await;
+    let loaded = Instant::now(); // or before that
     let b = Node::builder().identity(identity("b")).provider(cluster.peers.clone()).hand_over(false);
     cluster.nodes.push(b.start().await.unwrap());
     let _at_b = group(&cluster.nodes[1]).build().unwrap();
@@ -326,7 +326,7 @@ async fn what_waits_to_be_handed_over_grows_older() {
     let left = LASTS.saturating_sub(loaded.elapsed()).as_millis() as u64;
     let most =
         pages[1].entries.iter().filter_map(|handed| handed.remaining_ms).max().expect("values in the second page");
-    assert!(most <= left + 500, "{most} ms of {left} are left"); // the second page waits for two seconds
+    assert!(most <= left + 1000, "{most} ms of {left} are left"); // the second page waits for two seconds
     cluster.shutdown().await;
 }
 
