@@ -92,8 +92,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Lives on a client until its credentials are bad, it is of no more use or the node leaves. It spawns nothing: when it is dropped,
-    /// everything is.
+    /// Lives on a client until its credentials are bad, it is of no more use, or the node leaves. It spawns nothing: when
+    /// it is dropped, everything is.
     pub(crate) async fn live(
         &mut self,
         cx: &mut ProviderContext,
