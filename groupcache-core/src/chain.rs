@@ -82,13 +82,21 @@ const MAX_SERVED: usize = 64;
 pub(crate) struct Lineage {
     /// The loads it was begun for, and itself.
     chain: Chain,
-    /// Whom it serves beyond those: chains that joined while it ran and still wait, each as often as it joined.
-    joined: Mutex<Vec<u64>>,
+    joined: Mutex<Joiners>,
     /// Keys that its loader is getting now.
     waits: Mutex<Vec<u64>>,
     /// The deepest who waits for it: while it waits for a permit, that pool is its own.
     depth: AtomicUsize,
     deepened: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Joiners {
+    /// Whom a load serves beyond those that it was begun for: chains that joined while it ran and still wait, each as often
+    /// as it joined.
+    hashes: Vec<u64>,
+    /// The first load of its batch, if it is a later one: that one waits for the permit of all of them.
+    leader: Option<Arc<Lineage>>,
 }
 
 /// Two loads wait for each other, or one for itself.
@@ -128,13 +136,13 @@ impl Lineage {
         let mut chain = self.chain.clone();
         let served = chain.served();
         served.depth = u8::try_from(self.depth() + 1).unwrap_or(u8::MAX);
-        self.joined.lock().iter().for_each(|hash| served.add(*hash));
+        self.joined.lock().hashes.iter().for_each(|hash| served.add(*hash));
         chain
     }
 
     /// Its loader is about to get `hash`; the guard ends when it has it.
     pub(crate) fn wait_for(self: &Arc<Self>, hash: u64) -> Result<Waiting, Knot> {
-        if self.chain.contains(hash) || self.joined.lock().contains(&hash) {
+        if self.chain.contains(hash) || self.joined.lock().hashes.contains(&hash) {
             return Err(Knot::Circle);
         }
         self.waits.lock().push(hash);
@@ -156,16 +164,32 @@ impl Lineage {
         let mut joined = self.joined.lock();
         let mut entered = Chain::EMPTY;
         for hash in chain.as_slice() {
-            if joined.len() < MAX_SERVED && !self.chain.contains(*hash) {
-                joined.push(*hash);
+            if joined.hashes.len() < MAX_SERVED && !self.chain.contains(*hash) {
+                joined.hashes.push(*hash);
                 entered.served().add(*hash);
             }
         }
+        self.deepen(chain.depth());
+        let leader = joined.leader.clone();
         drop(joined);
-        if self.depth.fetch_max(chain.depth(), Relaxed) < chain.depth() {
-            self.deepened.notify_one();
+        if let Some(leader) = leader {
+            leader.deepen(chain.depth());
         }
         Ok(Some(Joined { lineage: Arc::clone(self), entered }))
+    }
+
+    /// It is loaded in one batch with another load: whoever waits for it waits for that one too.
+    pub(crate) fn follow(&self, leader: &Arc<Self>) {
+        // Who joins at this moment finds the leader, or is found here.
+        let mut joined = self.joined.lock();
+        joined.leader = Some(Arc::clone(leader));
+        leader.deepen(self.depth());
+    }
+
+    fn deepen(&self, depth: usize) {
+        if self.depth.fetch_max(depth, Relaxed) < depth {
+            self.deepened.notify_one();
+        }
     }
 
     pub(crate) fn depth(&self) -> usize {
@@ -181,8 +205,7 @@ impl Lineage {
 }
 
 /// Takes one of each of `hashes` out of a list.
-fn take_out(list: &Mutex<Vec<u64>>, hashes: &[u64]) {
-    let mut list = list.lock();
+fn take_out(list: &mut Vec<u64>, hashes: &[u64]) {
     for hash in hashes {
         if let Some(at) = list.iter().position(|h| h == hash) {
             list.swap_remove(at);
@@ -199,7 +222,7 @@ pub(crate) struct Joined {
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        take_out(&self.lineage.joined, self.entered.as_slice());
+        take_out(&mut self.lineage.joined.lock().hashes, self.entered.as_slice());
     }
 }
 
@@ -212,12 +235,16 @@ pub(crate) struct Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        take_out(&self.lineage.waits, &[self.hash]);
+        take_out(&mut self.lineage.waits.lock(), &[self.hash]);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
 
     fn load(chain: &[u64], hash: u64) -> Arc<Lineage> {
@@ -264,6 +291,17 @@ mod tests {
         let _joined: Vec<_> = (100..200).map(|user| config.join(&Chain::of(1, [user])).unwrap()).collect();
         let base = Lineage::begin(&config.chain(), 2).expect("a load of depth 2, whoever waits for it");
         assert!(base.wait_for(1).is_err() && base.wait_for(2).is_err() && base.wait_for(100).is_err());
+    }
+
+    #[tokio::test]
+    async fn who_joins_one_load_of_a_batch_raises_the_depth_of_its_first() {
+        let (first, second) = (load(&[], 1), load(&[], 2));
+        let _before = second.join(&Chain::of(1, [7])).unwrap();
+        second.follow(&first);
+        assert_eq!(first.depth(), 1);
+        let _after = second.join(&Chain::of(2, [8])).unwrap();
+        timeout(Duration::from_secs(5), first.deeper_than(1)).await.unwrap();
+        assert_eq!((first.depth(), first.chain().depth()), (2, 3));
     }
 
     #[tokio::test]

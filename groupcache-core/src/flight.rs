@@ -239,12 +239,14 @@ impl<O: Clone, C> Flights<O, C> {
 
     /// Joins the flight of `key`, or begins one.
     ///
-    /// `look_again` runs under the lock: the flight that ended just before may have left what is wanted.
+    /// One that does not suit who comes is detached, and goes on for those who wait for it. `look_again` runs under the
+    /// lock: the flight that ended just before may have left what is wanted.
     pub(crate) fn join<F>(
         &self,
         kind: Kind,
         key: &str,
         now_ms: u64,
+        suits: impl FnOnce(&C) -> bool,
         look_again: impl FnOnce() -> Option<F>,
         context: impl FnOnce() -> C,
     ) -> Join<O, C, F> {
@@ -253,7 +255,7 @@ impl<O: Clone, C> Flights<O, C> {
         if let Some(flight) = shard.table(kind).get(hash, key) {
             // A fetch of the second after a write may carry the older value to those who were there before the
             // write returned; who comes afterwards must not share it.
-            if kind == Kind::Load || !self.is_unsettled(hash, flight.begun_ms) {
+            if (kind == Kind::Load || !self.is_unsettled(hash, flight.begun_ms)) && suits(&flight.context) {
                 return Join::Shared(Arc::clone(flight));
             }
         }
@@ -444,7 +446,7 @@ mod tests {
     }
 
     fn begin_at(flights: &Numbers, kind: Kind, key: &str, now_ms: u64) -> Arc<Flight<u32, ()>> {
-        match flights.join(kind, key, now_ms, || None::<()>, || ()) {
+        match flights.join(kind, key, now_ms, |()| true, || None::<()>, || ()) {
             Join::Began(flight) => flight,
             other => panic!("expected to begin, got {other:?}"),
         }
@@ -454,7 +456,9 @@ mod tests {
     async fn everyone_gets_the_outcome_of_the_first() {
         let flights = flights();
         let first = begin(&flights, Kind::Load, "k");
-        let Join::Shared(second) = flights.join(Kind::Load, "k", 0, || None::<()>, || ()) else { panic!("joins") };
+        let Join::Shared(second) = flights.join(Kind::Load, "k", 0, |()| true, || None::<()>, || ()) else {
+            panic!("joins")
+        };
         let waiting = tokio::spawn(async move { second.outcome().await });
         assert_eq!(flights.land(&first, 7, || "kept"), Some("kept"));
         assert_eq!(waiting.await.unwrap(), 7);
@@ -483,7 +487,8 @@ mod tests {
     #[test]
     fn a_fetch_of_the_second_after_a_write_is_not_joined() {
         let flights = flights();
-        let fetch = |now_ms| matches!(flights.join(Kind::Fetch, "k", now_ms, || None::<()>, || ()), Join::Began(_));
+        let joins = |now_ms| flights.join(Kind::Fetch, "k", now_ms, |()| true, || None::<()>, || ());
+        let fetch = |now_ms| matches!(joins(now_ms), Join::Began(_));
         flights.write("k", 5_000, || ());
         assert!(fetch(5_400) && fetch(5_400), "it may bring what was there before the write");
         assert!(fetch(6_001), "that one too may be older than the end of the write");
@@ -540,7 +545,7 @@ mod tests {
     #[test]
     fn the_last_look_happens_before_a_flight_begins() {
         let flights = flights();
-        assert!(matches!(flights.join(Kind::Load, "k", 0, || Some(3), || ()), Join::Found(3)));
+        assert!(matches!(flights.join(Kind::Load, "k", 0, |()| true, || Some(3), || ()), Join::Found(3)));
         assert!(flights.running(Kind::Load, "k").is_none());
     }
 

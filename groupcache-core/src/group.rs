@@ -123,6 +123,14 @@ impl<V: Value> Work<V> {
     fn lineage(&self) -> Option<&Arc<Lineage>> {
         if let Self::Load(lineage) = self { Some(lineage) } else { None }
     }
+
+    /// How deep the loads are nested that it is known to be done for.
+    fn depth(&self) -> usize {
+        match self {
+            Self::Fetch(fetch) => fetch.depth(),
+            Self::Load(lineage) => lineage.depth(),
+        }
+    }
 }
 
 /// Why a flight ended without a value.

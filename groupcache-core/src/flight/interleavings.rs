@@ -35,7 +35,7 @@ impl Scene {
 
     /// A get, as a group does it: the load is a task of its own.
     async fn get(self: Arc<Self>) -> u64 {
-        let flight = match self.flights.join(Kind::Load, "k", 0, || *self.stored.lock(), || ()) {
+        let flight = match self.flights.join(Kind::Load, "k", 0, |()| true, || *self.stored.lock(), || ()) {
             Join::Found(value) => return value,
             Join::Shared(flight) => flight,
             Join::Began(flight) => {
@@ -62,7 +62,7 @@ impl Scene {
     /// The source changes, and then the cache is told.
     fn write(&self) -> u64 {
         let value = self.source.fetch_add(1, SeqCst) + 1;
-        self.flights.write("k", 0, || *self.stored.lock() = None);
+        self.flights.write("k", 0, |()| true, || *self.stored.lock() = None);
         value
     }
 }

@@ -134,7 +134,9 @@ mod tests {
 
     fn flight() -> (Flights<u32, ()>, Arc<Flight<u32, ()>>) {
         let flights = Flights::new(Arc::new(Stripes::new()), 7);
-        let Join::Began(flight) = flights.join(Kind::Load, "k", 0, || None::<()>, || ()) else { panic!("none runs") };
+        let Join::Began(flight) = flights.join(Kind::Load, "k", 0, |()| true, || None::<()>, || ()) else {
+            panic!("none runs")
+        };
         (flights, flight)
     }
 

@@ -160,10 +160,12 @@ async fn load_many<V: Value>(
     some: &[Waiting<V>],
     keys: &[Arc<str>],
 ) -> Result<Outcomes<V>> {
-    // Those that gather have no callers among loads, or are alone: one lineage says it for all.
-    let Some(lineage) = some.first().and_then(|waiting| waiting.flight.context.lineage().cloned()) else {
+    let mut lineages = some.iter().filter_map(|waiting| waiting.flight.context.lineage());
+    let Some(lineage) = lineages.next().cloned() else {
         return Err(Error::new(Kind::Closed, "the load has no lineage"));
     };
+    // Begun for nobody among loads, or alone: but a load may come to wait for any of them.
+    lineages.for_each(|other| other.follow(&lineage));
     let deadline = clock::deadline(group.settings.load_deadline);
     let keys: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
     let fallbacks = some.iter().filter(|waiting| waiting.reason == LoadReason::Fallback).count();

@@ -55,6 +55,12 @@ pub(super) struct Fetch<V: Value> {
     has_failed: AtomicBool,
 }
 
+impl<V: Value> Fetch<V> {
+    pub(super) fn depth(&self) -> usize {
+        self.chain.depth()
+    }
+}
+
 /// A view, and the last change before it was taken.
 #[derive(Clone)]
 pub(super) struct Seen {
@@ -71,6 +77,9 @@ impl Seen {
 
 impl<V: Value> Inner<V> {
     /// Joins the fetch of a key, or makes one, which is to begin now.
+    ///
+    /// The load at the owner may wait for a permit, and must learn how deep those are nested who wait for it: a fetch for
+    /// shallower ones is not enough. The owner has one load for both.
     pub(super) fn join_fetch(
         self: &Arc<Self>,
         key: &str,
@@ -97,7 +106,8 @@ impl<V: Value> Inner<V> {
                 has_failed: AtomicBool::new(false),
             })
         };
-        let joined = self.flights.join(Table::Fetch, key, now_ms, look_again, fetch);
+        let is_as_deep = |work: &Work<V>| work.depth() >= miss.chain.depth();
+        let joined = self.flights.join(Table::Fetch, key, now_ms, is_as_deep, look_again, fetch);
         drop(expired);
         let flight = match joined {
             Join::Found(slot) => return Loading::Found(slot),

@@ -48,7 +48,7 @@ impl<V: Value> Inner<V> {
         let now_ms = self.shared.local.clock.read_ms();
         let mut expired = None;
         let look_again = || self.look_again(key, now_ms, &mut expired);
-        let joined = self.flights.join(Table::Load, key, now_ms, look_again, || Work::Load(lineage));
+        let joined = self.flights.join(Table::Load, key, now_ms, |_| true, look_again, || Work::Load(lineage));
         drop(expired);
         match joined {
             Join::Found(slot) => Ok(Loading::Found(slot)),
@@ -121,8 +121,8 @@ impl<V: Value> Inner<V> {
         }
         let Ok(lineage) = Lineage::begin(&Chain::EMPTY, self.place.hash(key.as_bytes())) else { return };
         // What is there is not what is looked for.
-        if let Join::Began(flight) = self.flights.join(Table::Load, key, now_ms, || None::<()>, || Work::Load(lineage))
-        {
+        let joined = self.flights.join(Table::Load, key, now_ms, |_| true, || None::<()>, || Work::Load(lineage));
+        if let Join::Began(flight) = joined {
             self.counters.refreshes.up();
             let hash = self.place.hash(key.as_bytes());
             self.begin(flight, hash, LoadReason::Refresh, false);

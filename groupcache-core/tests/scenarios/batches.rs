@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Cluster, Gate, PATIENCE};
-use groupcache_core::{BatchLoader, Group, GroupBuilder, LoadError, Loaded, Node};
+use crate::support::{Cluster, Gate, PATIENCE, eventually};
+use groupcache_core::{BatchLoader, Group, GroupBuilder, Limits, LoadError, Loaded, Node};
 use tokio::time::timeout;
 
 /// Remembers how many keys each of its queries had.
@@ -165,4 +165,30 @@ async fn a_batch_that_fails_for_each_of_its_keys_is_a_failure_of_the_source() {
         assert!(get_many(&group, &[format!("bad-{n}"), format!("bad-{n}-too")]).await.iter().all(Result::is_err));
     }
     assert_eq!(database.queries(), [2, 2, 2], "it is open then");
+}
+
+/// A load that has the last permit needs the second key of a batch which waits for one.
+#[tokio::test]
+async fn a_load_that_needs_a_key_of_a_batch_that_waits_for_a_permit_lets_it_go_first() {
+    let mut limits = Limits::default();
+    limits.max_loads = 1;
+    let (node, database) = (Node::builder().limits(limits).start().await.unwrap(), Database::default());
+    let rows = group(&node, &database).build().unwrap();
+    let pages = node.group::<String>("pages").capacity_bytes(1 << 20);
+    let page = async |(gate, rows): &(Gate, Group<String>), key: &str| {
+        gate.loads.begin(key);
+        gate.pass().await;
+        rows.get("key-1").await
+    };
+    let gate = Gate::default();
+    let pages = pages.loader_with((gate.clone(), rows.clone()), page).build().unwrap();
+
+    let page = tokio::spawn(async move { pages.get("page").await });
+    gate.begun(1).await;
+    let many = tokio::spawn(async move { get_many(&rows, &keys(3)).await });
+    eventually("the batch waits", || node.loads() == (1, 1)).await;
+    gate.open();
+    assert_eq!(page.await.unwrap().expect("it does not wait for itself"), "row key-1");
+    assert!(many.await.unwrap().iter().all(Result::is_ok));
+    assert_eq!(database.queries(), [3]);
 }

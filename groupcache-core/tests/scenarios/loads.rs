@@ -370,3 +370,38 @@ async fn those_who_join_a_load_do_not_count_as_nesting_on_one_node() {
 async fn those_who_join_a_load_do_not_count_as_nesting_on_two_nodes() {
     many_loads_need_one(2).await;
 }
+
+/// A plain get waits for the base, whose owner has no permit left; then a load two deep comes to need it too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nested_get_of_what_is_being_fetched_tells_its_owner_how_deep_it_is() {
+    let mut limits = Limits::default();
+    limits.max_loads = 1;
+    let cluster = Cluster::start_with(2, limits).await;
+    let nested = Nested::default();
+    let each: Vec<_> = cluster.nodes.iter().map(|_| Nested { own: Arc::default(), ..nested.clone() }).collect();
+    let groups = cluster.group(|at, node| node.group("nested").capacity_bytes(1 << 20).loader(each[at].clone())).await;
+    for (nested, group) in each.iter().zip(&groups) {
+        let _ = nested.own.set(group.clone());
+    }
+    let key = |prefix: &'static str, owner: usize| {
+        let mut keys = (0..).map(|n| format!("{prefix}-{n}"));
+        keys.find(|key| cluster.owner(&groups, key) == owner).unwrap()
+    };
+    let (user, config, base) = (key("user", 1), key("config", 0), key("base", 1));
+    let _ = nested.keys.set((config, base.clone()));
+
+    let get = |at: usize, key: String| {
+        let group: Group<String> = groups[at].clone();
+        tokio::spawn(async move { group.get(&key).await })
+    };
+    let user = get(1, user);
+    nested.gate.begun(2).await; // the user, which has the only permit, and the configuration
+    let plain = get(0, base);
+    eventually("the base waits for a permit", || cluster.nodes[1].loads() == (1, 1)).await;
+    nested.gate.open();
+    for value in [user, plain] {
+        assert_eq!(value.await.unwrap().expect("nobody waits for a permit that waits for him"), "the base");
+    }
+    assert_eq!(nested.gate.loads.total(), 3);
+    cluster.shutdown().await;
+}
