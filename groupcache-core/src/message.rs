@@ -128,7 +128,8 @@ pub(crate) enum Answer {
     TooLarge,
     /// Still working on it; the answer follows.
     Pending,
-    Deadline,
+    /// A deadline has passed.
+    Deadline(Whose),
     WrongPeer,
     Unsupported,
     /// Of a write.
@@ -136,6 +137,15 @@ pub(crate) enum Answer {
     /// Of a hand-off.
     Page(Page),
     BadRequest(String),
+}
+
+/// Whose deadline has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// That of the request: the load goes on, and who may wait longer asks again.
+    Asker,
+    /// That of the load, which is over.
+    Load,
 }
 
 /// An encoded value and its times.

@@ -100,8 +100,8 @@ pub(crate) trait Served: Send + Sync {
     }
     /// The same for all keys.
     fn clear(&self);
-    /// How long a load may take.
-    fn load_deadline(&self) -> Duration;
+    /// How long a request may wait for a load: longer than that may take, which says itself when its time is over.
+    fn longest_wait(&self) -> Duration;
     /// Stores a value as the acting owner, unless a later write passes it. What was held is dropped at once.
     fn set(self: Arc<Self>, key: &str, value: Bytes) -> Answering;
     /// Gives back the memory of what is of no use any more, a few entries at a time.

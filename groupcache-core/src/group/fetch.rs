@@ -25,7 +25,7 @@ use crate::{
     identity::PeerId,
     loader::LoadReason,
     membership::{stabilizer::Member, view::View},
-    message::{Answer, Encoded, Op},
+    message::{Answer, Encoded, Op, Whose},
     peer::{
         link::Link,
         table::{Call, NotSent, Outcome as Reached, Reply},
@@ -36,9 +36,6 @@ use crate::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     value::Value,
 };
-
-/// How far the clocks of two nodes may differ in where a deadline is: ticks, and the way of a request.
-const DEADLINE_BLUR_MS: u64 = 100;
 
 /// What a fetch keeps, in its flight.
 pub(super) struct Fetch<V: Value> {
@@ -286,11 +283,8 @@ impl<'a, V: Value> Turn<'a, V> {
                 let text = format!("a value of group {name:?} is larger than its owner's limits.max_value_bytes");
                 self.said(Kind::TooLarge, text);
             }
-            // It ran into our deadline, not into its own: who may wait longer asks again.
-            Answer::Deadline if self.group.shared.now_ms() + DEADLINE_BLUR_MS >= self.fetch.deadline_ms => {
-                self.land(Err(Failure::Expired(self.asked())));
-            }
-            Answer::Deadline => {
+            Answer::Deadline(Whose::Asker) => self.land(Err(Failure::Expired(self.asked()))),
+            Answer::Deadline(Whose::Load) => {
                 self.group.counters.timeouts.up();
                 self.said(Kind::Timeout, format!("the load of a value of group {name:?} ran into its deadline"));
             }

@@ -24,7 +24,7 @@ use crate::{
     flight::{Kind as Table, within},
     identity::PeerId,
     loader::LoadReason,
-    message::{Answer, Decline, Encoded, Page, Source},
+    message::{Answer, Decline, Encoded, Page, Source, Whose},
     served::{Answering, Ask, Progress, Pulled, Served, Taken},
     value::Value,
 };
@@ -102,7 +102,7 @@ impl<V: Value> Served for Inner<V> {
                 Ok(Loading::Found(slot)) => Ok(slot),
                 Ok(Loading::Flight(flight, _joined)) => match within(Some(deadline), flight.outcome()).await {
                     Some(outcome) => outcome,
-                    None => return Answer::Deadline,
+                    None => return Answer::Deadline(Whose::Asker),
                 },
                 Err(error) => Err(error.into()),
             };
@@ -118,8 +118,8 @@ impl<V: Value> Served for Inner<V> {
         self.drop_all();
     }
 
-    fn load_deadline(&self) -> Duration {
-        self.settings.load_deadline
+    fn longest_wait(&self) -> Duration {
+        self.settings.load_deadline.saturating_add(OVERDUE)
     }
 
     fn set(self: Arc<Self>, key: &str, value: Bytes) -> Answering {
@@ -223,7 +223,7 @@ impl<V: Value> Inner<V> {
     fn answer(&self, outcome: Outcome<V>) -> Answer {
         match outcome {
             Ok(slot) => self.told(&slot, self.shared.now_ms(), Source::Loaded, false),
-            Err(Failure::Expired(_)) => Answer::Deadline,
+            Err(Failure::Expired(_)) => Answer::Deadline(Whose::Asker),
             Err(Failure::Said(error)) => answer_of(&error),
         }
     }
@@ -248,7 +248,7 @@ fn answer_of(error: &Error) -> Answer {
         }
         Kind::Overloaded => Answer::Overloaded { retry_after: RETRY_AFTER },
         Kind::TooLarge => Answer::TooLarge,
-        Kind::Timeout => Answer::Deadline,
+        Kind::Timeout => Answer::Deadline(Whose::Load),
         Kind::Closed => Answer::Declined(Decline::Closing),
         Kind::BadKey | Kind::UnknownGroup | Kind::Unreachable | Kind::Unauthenticated | Kind::Config => {
             Answer::LoadFailed { is_transient: false, text: error.to_string() }

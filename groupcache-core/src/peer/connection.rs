@@ -119,7 +119,7 @@ pub(super) fn first_look(
             if !may_wait() {
                 return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
             }
-            let limit = group.load_deadline();
+            let limit = group.longest_wait();
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
             Looked::Wait(Arc::clone(group).load(Ask { key, wait, chain: request.chain }))
         }

@@ -198,7 +198,8 @@ pub struct Answer {
     /// Of LoaderError and Declined, at most 1 KiB.
     #[prost(string, tag = "16")]
     pub text: ::prost::alloc::string::String,
-    /// Of Declined: 1 unknown group, 2 draining, 3 other format, 4 not held, 5 closing.
+    /// Of Declined: 1 unknown group, 2 draining, 3 other format, 4 not held, 5 closing. Of Deadline: 0 that of the request,
+    /// and the load goes on; 1 that of the load.
     #[prost(uint32, tag = "17")]
     pub reason: u32,
     #[prost(uint64, tag = "18")]

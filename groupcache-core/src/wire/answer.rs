@@ -12,7 +12,7 @@ use super::{
 use crate::{
     config::MAX_ERROR_TEXT,
     identity::PeerId,
-    message::{Answer, Decline, Encoded, Handed, Page, Source},
+    message::{Answer, Decline, Encoded, Handed, Page, Source, Whose},
     short,
 };
 
@@ -109,12 +109,12 @@ impl Part for Told<'_> {
                 out.number(tag::REASON, u64::from(decline_number(Decline::NotHeld)));
                 out.bytes(tag::FORMER_OWNER, peer.as_str().as_bytes());
             }
+            Answer::Deadline(whose) => out.number(tag::REASON, u64::from(*whose == Whose::Load)),
             Answer::Overloaded { retry_after } => out.number(tag::RETRY_AFTER_MS, u64::from(millis(*retry_after))),
             Answer::Page(page) => out.part(tag::VALUE, page),
             Answer::NotFound
             | Answer::TooLarge
             | Answer::Pending
-            | Answer::Deadline
             | Answer::WrongPeer
             | Answer::Unsupported
             | Answer::Done => {}
@@ -131,7 +131,7 @@ fn status_of(answer: &Answer) -> u32 {
         Answer::Declined(_) | Answer::Referred(_) => status::DECLINED,
         Answer::TooLarge => status::TOO_LARGE,
         Answer::Pending => status::PENDING,
-        Answer::Deadline => status::DEADLINE,
+        Answer::Deadline(_) => status::DEADLINE,
         Answer::WrongPeer => status::WRONG_PEER,
         Answer::Unsupported => status::UNSUPPORTED,
         Answer::Done => status::DONE,
@@ -209,7 +209,7 @@ pub(super) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
         status::DECLINED => declined(reason, former_owner),
         status::TOO_LARGE => Answer::TooLarge,
         status::PENDING => Answer::Pending,
-        status::DEADLINE => Answer::Deadline,
+        status::DEADLINE => Answer::Deadline(if reason == 1 { Whose::Load } else { Whose::Asker }),
         status::WRONG_PEER => Answer::WrongPeer,
         status::UNSUPPORTED => Answer::Unsupported,
         status::DONE => Answer::Done,

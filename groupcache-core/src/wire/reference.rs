@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use super::{Incoming, Outgoing};
 use crate::{
     chain::Chain,
-    message::{Answer, Op},
+    message::{Answer, Op, Whose},
     proto,
 };
 
@@ -84,7 +84,7 @@ impl Incoming {
                 Answer::Overloaded { .. } => assert_eq!(other.status, 5),
                 Answer::TooLarge => assert_eq!(other.status, 7),
                 Answer::Pending => assert_eq!(other.status, 8),
-                Answer::Deadline => assert_eq!(other.status, 9),
+                Answer::Deadline(whose) => assert_eq!((other.status, other.reason == 1), (9, *whose == Whose::Load)),
                 Answer::WrongPeer => assert_eq!(other.status, 10),
                 Answer::Unsupported => assert_eq!(other.status, 11),
                 Answer::Done => assert_eq!(other.status, 12),

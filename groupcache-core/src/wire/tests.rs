@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     chain::Chain,
     identity::PeerId,
-    message::{Decline, Encoded, Handed, Op, Page, Source},
+    message::{Decline, Encoded, Handed, Op, Page, Source, Whose},
 };
 
 /// What goes out, as it comes and as the generated code reads it.
@@ -76,7 +76,8 @@ fn what_is_answered_comes_as_it_went() {
         Answer::Referred(PeerId::new("a").unwrap()),
         Answer::TooLarge,
         Answer::Pending,
-        Answer::Deadline,
+        Answer::Deadline(Whose::Asker),
+        Answer::Deadline(Whose::Load),
         Answer::WrongPeer,
         Answer::Unsupported,
         Answer::Done,

@@ -43,6 +43,22 @@ async fn a_fetch_that_has_to_load_here_ends_by_the_deadline_of_the_get() {
     cluster.shutdown().await;
 }
 
+/// Both times are over at nearly the same moment, and the caller would have more of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_runs_into_its_own_deadline_at_the_owner_is_not_asked_for_again() {
+    let mut limits = Limits::default();
+    (limits.get_deadline, limits.load_deadline) = (Duration::from_millis(500), Duration::from_millis(450));
+    let cluster = Cluster::start_with(2, limits).await;
+    let gate = Gate::default();
+    let group = |node: &Node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated);
+    let groups = cluster.group(|_, node| group(node)).await;
+    let patient = groups[0].with_deadline(LONG);
+    let error = timeout(PATIENCE, patient.get(&cluster.key_of(&groups, 1))).await.expect("in time");
+    assert!(error.expect_err("the load hangs").is_timeout());
+    assert_eq!(gate.loads.total(), 1);
+    cluster.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_whose_loads_may_take_longer_has_that_time_for_callers_on_other_nodes_too() {
     let mut limits = Limits::default();
