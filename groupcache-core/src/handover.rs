@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     clock::later,
-    identity::PeerId,
+    identity::{NodeState, PeerId},
     membership::view::{Scope, View},
     sync::Mutex,
 };
@@ -210,24 +210,31 @@ fn share_of_me(view: &View) -> u8 {
     view.members().iter().find(|member| member.dial.is_none()).map_or(0, |member| member.share)
 }
 
-/// Who owned before what this node owns now: everyone, when it owns more than before, and else who owns less.
+/// Who may have what this node owns now: everyone, when it owns more than before, and else who owns less, or is new here.
+/// One that drains has not handed over everything yet; who is new may have been there before this node, and was met late.
 fn sources(before: &View, now: &View) -> BTreeSet<PeerId> {
-    let share = |view: &View, id: &PeerId| {
-        view.members().iter().find(|member| member.id == *id).map_or(0, |member| member.share)
-    };
     if share_of_me(now) == 0 {
         return BTreeSet::new();
     }
     let owns_more = share_of_me(now) > share_of_me(before);
-    let others = before.members().iter().filter(|member| member.dial.is_some() && member.share > 0);
-    others.filter(|member| owns_more || share(now, &member.id) < member.share).map(|member| member.id.clone()).collect()
+    let owned = before.members().iter().filter(|member| match owns_more {
+        true => member.share > 0 || member.state == NodeState::Draining,
+        false => share_of(now, &member.id) < member.share,
+    });
+    let new = now.members().iter().filter(|member| member.share > 0 && share_of(before, &member.id) == 0);
+    let others = owned.chain(new).filter(|member| member.dial.is_some());
+    others.map(|member| member.id.clone()).collect()
+}
+
+fn share_of(view: &View, id: &PeerId) -> u8 {
+    view.members().iter().find(|member| member.id == *id).map_or(0, |member| member.share)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::{
-        identity::{Incarnation, NodeState},
+        identity::Incarnation,
         membership::stabilizer::{DialId, Member, MemberSet},
     };
 
@@ -236,7 +243,7 @@ pub(crate) mod tests {
         let member = |(at, (id, share)): (usize, &(&str, u8))| Member {
             id: PeerId::new(id).unwrap(),
             incarnation: Incarnation(1),
-            state: NodeState::Ready,
+            state: if *share > 0 { NodeState::Ready } else { NodeState::Draining },
             weight: 1,
             share: *share,
             zone: "".into(),
@@ -256,7 +263,8 @@ pub(crate) mod tests {
         assert_eq!(of(&[("a", 0), ("b", 1), ("c", 1)], &all), "b c", "it has come");
         assert_eq!(of(&all, &[("a", 1), ("b", 0), ("c", 1)]), "b", "b drains");
         assert_eq!(of(&all, &[("a", 1), ("c", 1)]), "b", "b is gone");
-        assert_eq!(of(&[("a", 1), ("b", 1)], &all), "", "c has come");
+        assert_eq!(of(&[("a", 0), ("b", 0), ("c", 1)], &[("a", 1), ("b", 0), ("c", 1)]), "b c", "and b drains");
+        assert_eq!(of(&[("a", 1), ("b", 1)], &all), "c", "it was met late, or has just come");
         assert_eq!(of(&all, &[("a", 0), ("b", 1), ("c", 1)]), "", "it drains itself");
         assert_eq!(of(&[("a", 1), ("b", 2)], &[("a", 1), ("b", 1)]), "b", "b owns less");
     }

@@ -68,6 +68,27 @@ async fn a_node_that_leaves_hands_everything_over_in_one_call() {
     cluster.shutdown().await;
 }
 
+/// In a rolling update the next one comes while the last one still hands over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_while_another_leaves_takes_over_from_it_too() {
+    let mut limits = Limits::default();
+    limits.hand_over_bytes_per_second = 50_000; // b needs four seconds
+    let (loads, mut cluster) = (Loads::default(), Cluster::start_with(2, limits).await);
+    let mut groups = cluster.group(|_, node| data(node, &loads)).await;
+    let keys = keys(3000);
+    get_all_twice(&groups[0], &keys).await;
+    let (b, its) = (cluster.nodes.pop().unwrap(), groups.pop().unwrap());
+    let (had, begun) = (its.entries() as u64, Instant::now());
+    let leaving = tokio::spawn(async move { b.drain_and_shutdown(Duration::from_secs(20)).await });
+    eventually("b hands over", || its.stats().handed_over > 0).await;
+    join(&mut cluster, &mut groups, "c", &loads).await; // agreed when b is gone
+    leaving.await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "nothing is left to wait for: {:?}", begun.elapsed());
+    let taken = groups.iter().map(|group| group.stats().taken_over);
+    assert!(its.stats().handed_over >= had && taken.sum::<u64>() >= had, "{:?}", groups[1].stats());
+    cluster.shutdown().await;
+}
+
 /// What was handed over is kept for a moment by who had it; so it is when it comes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_gets_back_what_it_has_just_handed_over_keeps_it() {
