@@ -62,6 +62,9 @@ impl<V: Value> Group<V> {
     /// Drops a value at its owner and here, and tells nobody else: one message, and copies of a hot value on other nodes
     /// are served until they end, at most [`borrowed_time_to_live`](crate::GroupBuilder::borrowed_time_to_live).
     ///
+    /// Those who owned the key before, as far as that is ten minutes ago at most, are told as well: the next owner might
+    /// take the old value over from them.
+    ///
     /// # Errors
     /// Those of [`remove`](Self::remove).
     pub async fn remove_lazy(&self, key: &str) -> Result<()> {
@@ -74,6 +77,16 @@ impl<V: Value> Group<V> {
                 group.write_at_owner(&view, &key, Change::Remove { hold: Duration::ZERO }).await?;
             if acting.is_some() {
                 group.drop_written(&key);
+            }
+            let former = group.owned_before(&key);
+            let former = view
+                .members()
+                .iter()
+                .filter(|member| former.contains(&member.id) && Some(&member.id) != acting.as_ref());
+            let remove = || Op::Remove { hold: Duration::ZERO };
+            let told: Vec<_> = former.filter_map(|member| group.tell(member, &key, remove(), 0)).collect();
+            for answer in told {
+                let _ = answer.await; // who cannot be reached hands nothing over either
             }
             Ok(())
         };

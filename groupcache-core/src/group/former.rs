@@ -7,7 +7,7 @@ mod settled;
 mod worth;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -212,6 +212,15 @@ impl<V: Value> Inner<V> {
             }
         }
         found
+    }
+
+    /// Who owned a key in the views that are still looked at, beside this node.
+    pub(super) fn owned_before(&self, key: &str) -> BTreeSet<PeerId> {
+        let (now_ms, hash) = (self.shared.now_ms(), self.place.hash(key.as_bytes()));
+        let former = self.shared.handover.former();
+        let open = former.iter().filter(|former| former.is_open(now_ms, self.settings.ages.longest()));
+        let owners = open.filter_map(|former| former.view.owner(self.settings.scope, hash));
+        owners.filter(|owner| owner.dial.is_some()).map(|owner| owner.id.clone()).collect()
     }
 
     /// Who may have a key that this node has owned and does not have: who owned it before. This node itself, when it had

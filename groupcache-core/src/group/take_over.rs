@@ -62,12 +62,16 @@ impl<V: Value> Inner<V> {
         if !is_wanted || !self.store.peek(key).as_ref().is_none_or(is_left_over) {
             return None;
         }
-        let slot = self.handed(hash, &handed.bytes, handed.age_ms, handed.remaining_ms, pulled.changes)?;
-        let bytes = slot.weight(key);
         // It may be of a change long before the last one: what was loaded or written here since then is newer.
         let scope = self.settings.scope;
         let was_its = |former: &&FormerView| former.view.owner(scope, hash).is_some_and(|o| o.id == pulled.peer);
-        let number = former.iter().find(was_its).map_or(0, |former| former.number);
+        let (number, since_ms) =
+            former.iter().find(was_its).map_or((0, pulled.since_ms), |former| (former.number, former.since_ms));
+        if self.formers.is_cleared_since(since_ms) {
+            return None;
+        }
+        let slot = self.handed(hash, &handed.bytes, handed.age_ms, handed.remaining_ms, pulled.changes)?;
+        let bytes = slot.weight(key);
         let mut slot = Some(slot);
         let fill = || {
             // What is there is handed out: it may be the last of it, and is let go of outside of the lock.

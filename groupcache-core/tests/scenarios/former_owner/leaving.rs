@@ -202,6 +202,31 @@ async fn who_comes_finds_what_has_moved_twice_and_was_handed_over_to_nobody() {
     cluster.shutdown().await;
 }
 
+/// a has had it, b has removed it, and c takes over what a has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_last_owner_has_removed_lazily_does_not_come_from_the_one_before() {
+    let (loads, mut cluster) = (Loads::default(), Cluster::start(1).await);
+    let mut groups = cluster.group(|_, node| data(node, &loads)).await;
+    let mut keys = keys(1000);
+    get_all(&groups[0], &keys).await; // once: b does not take them over as it comes
+    join(&mut cluster, &mut groups, "b", &loads).await;
+    keys.retain(|key| groups[0].owner_of(key).as_str() == "b");
+    let (removed, removed_at) = (keys.clone(), groups[1].clone());
+    for key in &removed {
+        removed_at.remove_lazy(key).await.unwrap();
+    }
+    join(&mut cluster, &mut groups, "c", &loads).await;
+    keys.retain(|key| groups[0].owner_of(key).as_str() == "c");
+    assert!(keys.len() > 50);
+    // It hands over all that it has.
+    cluster.nodes.remove(0).drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
+    for key in &keys {
+        groups[2].get(key).await.unwrap();
+        assert_eq!(loads.of(key), 2, "{key}");
+    }
+    cluster.shutdown().await;
+}
+
 /// As a pod of a StatefulSet does: the ring is the one that was before it left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_starts_again_under_its_name_takes_its_share_over_again() {

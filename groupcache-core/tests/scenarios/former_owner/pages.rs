@@ -95,6 +95,25 @@ async fn what_is_there_is_not_replaced_and_what_makes_no_sense_is_not_kept() {
     assert_eq!(scene.group.get(&keys[0]).await.unwrap(), "first");
 }
 
+/// It may have missed the clear, and is asked once more for some other reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_cleared_after_it_had_moved_does_not_come_with_a_later_hand_over() {
+    let scene = Scene::start().await;
+    let keys = scene.keys_of_a(3);
+    scene.stub.answers(in_pages(Vec::new()));
+    scene.a_drains().await;
+    is_over(&scene, 1).await;
+    scene.group.clear().await.unwrap().log_unreached();
+    tokio::time::sleep(Duration::from_millis(1500)).await; // within a second of a write nothing is taken over at all
+    scene.stub.answers(in_pages(vec![all(&keys)]));
+    // With another group there may be more to take over.
+    let other = scene.b.group::<String>("other").capacity_bytes(1 << 20);
+    let _other = other.loader(async |key: &str| Ok::<_, BoxError>(key.to_owned())).build().unwrap();
+    eventually("it is asked again", || scene.stub.pages().len() >= 2).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!((scene.group.entries(), scene.group.stats().taken_over), (0, 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_written_before_or_while_a_page_is_asked_for_is_not_undone_by_it() {
     let scene = Scene::start().await;
