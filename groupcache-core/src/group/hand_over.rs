@@ -118,27 +118,30 @@ impl<V: Value> Inner<V> {
     /// Every entry that another node owns now, by that node; or those of them that were used lately.
     async fn look_through(&self, is_whole: bool) -> BTreeMap<PeerId, List> {
         let (now_ms, view) = (self.shared.now_ms(), self.shared.view());
-        let mut found: BTreeMap<PeerId, Vec<(u32, Key)>> = BTreeMap::new();
+        // By how often they are used: to sort a million of them would keep others waiting for a tenth of a second.
+        let mut found: BTreeMap<PeerId, BTreeMap<Reverse<u32>, Vec<Key>>> = BTreeMap::new();
         for (looked_at, (key, slot)) in self.store.iter().enumerate() {
             let owner = view.owner(self.settings.scope, self.place.hash(key.as_bytes()));
             if let Some(owner) = owner.filter(|owner| owner.dial.is_some())
                 && let Some(uses) = slot.uses(now_ms).filter(|uses| is_whole || *uses > 0)
                 && self.handed_over_until(&slot, now_ms).is_some()
             {
-                match found.get_mut(&owner.id) {
-                    Some(keys) => keys.push((uses, key)),
-                    None => drop(found.insert(owner.id.clone(), vec![(uses, key)])),
+                if !found.contains_key(&owner.id) {
+                    found.insert(owner.id.clone(), BTreeMap::new());
+                }
+                if let Some(by_uses) = found.get_mut(&owner.id) {
+                    by_uses.entry(Reverse(uses)).or_default().push(key);
                 }
             }
             if looked_at % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
         }
-        let list = |mut keys: Vec<(u32, Key)>| {
-            keys.sort_by_key(|(uses, _)| Reverse(*uses));
-            List { keys: keys.into_iter().map(|(_, key)| key).collect(), ..List::default() }
+        let list = |by_uses: BTreeMap<_, Vec<Key>>| List {
+            keys: by_uses.into_values().flatten().collect(),
+            ..List::default()
         };
-        found.into_iter().map(|(owner, keys)| (owner, list(keys))).collect()
+        found.into_iter().map(|(owner, by_uses)| (owner, list(by_uses))).collect()
     }
 
     /// A page for the node that owns it now. The cursor says that all before it has arrived there.
