@@ -43,7 +43,7 @@ struct State {
 }
 
 /// What a peer has missed, by group.
-type Groups = BTreeMap<Arc<str>, Missed>;
+pub(crate) type Groups = BTreeMap<Arc<str>, Missed>;
 
 #[derive(Debug)]
 struct Away {
@@ -210,14 +210,20 @@ impl Undelivered {
         self.0.lock().strangers.keys().copied().collect()
     }
 
-    /// Whether a peer has missed anything.
-    pub(crate) fn has_missed(&self, peer: &PeerId) -> bool {
-        self.0.lock().missed.contains_key(peer)
+    /// Whether a peer has missed anything of the groups that are here: of others it cannot be told.
+    pub(crate) fn has_missed(&self, peer: &PeerId, is_here: impl Fn(&str) -> bool) -> bool {
+        self.0.lock().missed.get(peer).is_some_and(|groups| groups.keys().any(|group| is_here(group)))
     }
 
-    /// Takes out what this peer has missed; who cannot tell it puts it back.
-    pub(crate) fn take(&self, peer: &PeerId) -> BTreeMap<Arc<str>, Missed> {
-        self.0.lock().missed.remove(peer).unwrap_or_default()
+    /// Takes out what this peer has missed of the groups that are here; who cannot tell it puts it back.
+    pub(crate) fn take(&self, peer: &PeerId, is_here: impl Fn(&str) -> bool) -> Groups {
+        let mut state = self.0.lock();
+        let (taken, left) = state.missed.remove(peer).into_iter().flatten().partition(|(group, _)| is_here(group));
+        let left: Groups = left;
+        if !left.is_empty() {
+            state.missed.insert(peer.clone(), left);
+        }
+        taken
     }
 }
 
@@ -237,16 +243,16 @@ mod tests {
             undelivered.missed(&peer, &users, Some(&format!("key-{n}").into()));
             undelivered.missed(&peer, &users, Some(&"key-1".into()));
         }
-        let missed = undelivered.take(&peer);
+        let missed = undelivered.take(&peer, |_| true);
         assert!(matches!(&missed[&users], Missed::Keys(keys) if keys.len() == MAX_KEYS));
-        assert!(undelivered.take(&peer).is_empty());
+        assert!(undelivered.take(&peer, |_| true).is_empty());
 
         for n in 0..=MAX_KEYS {
             undelivered.missed(&peer, &users, Some(&format!("key-{n}").into()));
         }
         undelivered.missed(&peer, &orders, Some(&"key-1".into()));
         undelivered.missed(&peer, &users, Some(&"key-1".into()));
-        let missed = undelivered.take(&peer);
+        let missed = undelivered.take(&peer, |_| true);
         assert_eq!(missed[&users], Missed::Everything);
         assert!(matches!(&missed[&orders], Missed::Keys(keys) if keys.len() == 1), "there is room again");
     }
@@ -273,18 +279,21 @@ mod tests {
         undelivered.view_changed([id("a"), id("b")].iter(), here(&["c"]), 0);
         passes(&undelivered, &users, Some(&"2".into()));
         undelivered.met(DialId(7), &id("a"), 500);
-        assert_eq!(undelivered.take(&id("a")), [(Arc::clone(&users), keys(&["2"]))].into());
+        assert_eq!(undelivered.take(&id("a"), |_| true), [(Arc::clone(&users), keys(&["2"]))].into());
         passes(&undelivered, &users, Some(&"3".into()));
         undelivered.view_changed([].iter(), here(&["a", "c"]), 1000);
         assert_eq!(
-            undelivered.take(&id("a")),
+            undelivered.take(&id("a"), |_| true),
             [(Arc::clone(&users), keys(&["3"]))].into(),
             "before it was in the view"
         );
         passes(&undelivered, &users, None);
         undelivered.view_changed([].iter(), here(&["a", "c"]), 3_600_000);
         undelivered.view_changed([].iter(), here(&["a", "b", "c"]), 3_600_001);
-        assert!(!undelivered.has_missed(&id("a")) && !undelivered.has_missed(&id("b")), "one was told, one forgotten");
+        assert!(
+            !undelivered.has_missed(&id("a"), |_| true) && !undelivered.has_missed(&id("b"), |_| true),
+            "one was told, one forgotten"
+        );
     }
 
     #[test]
@@ -302,9 +311,9 @@ mod tests {
         undelivered.met(DialId(2), &id("b"), 10);
         undelivered.met(DialId(3), &id("me"), 10); // a hint that was ourselves
         let all = (Arc::clone(&orders), Missed::Everything);
-        assert_eq!(undelivered.take(&id("a")), [(Arc::clone(&users), keys(&["1"])), all.clone()].into());
-        assert_eq!(undelivered.take(&id("b")), [all].into());
-        assert!(!undelivered.has_missed(&id("me")) && undelivered.strangers().is_empty());
+        assert_eq!(undelivered.take(&id("a"), |_| true), [(Arc::clone(&users), keys(&["1"])), all.clone()].into());
+        assert_eq!(undelivered.take(&id("b"), |_| true), [all].into());
+        assert!(!undelivered.has_missed(&id("me"), |_| true) && undelivered.strangers().is_empty());
     }
 
     #[test]
@@ -315,14 +324,14 @@ mod tests {
         let before = here(&["a", "me"]);
         // The owner takes its time; meanwhile b is back.
         undelivered.view_changed([].iter(), here(&["a", "b", "me"]), 0);
-        assert!(!undelivered.has_missed(&id("b")), "nothing was written while it was away");
+        assert!(!undelivered.has_missed(&id("b"), |_| true), "nothing was written while it was away");
         assert_eq!(undelivered.passes(&users, Some(&"1".into()), before.iter()), [id("b")]);
-        assert_eq!(undelivered.take(&id("b")), [(Arc::clone(&users), keys(&["1"]))].into());
+        assert_eq!(undelivered.take(&id("b"), |_| true), [(Arc::clone(&users), keys(&["1"]))].into());
         // And the other way round: the writer has the view without b, which the node is about to install.
         assert_eq!(undelivered.passes(&users, Some(&"2".into()), before.iter()), [id("b")]);
         undelivered.view_changed([id("b")].iter(), here(&["a", "me"]), 0);
         undelivered.view_changed([].iter(), here(&["a", "b", "me"]), 0);
-        assert_eq!(undelivered.take(&id("b")), [(users, keys(&["2"]))].into());
+        assert_eq!(undelivered.take(&id("b"), |_| true), [(users, keys(&["2"]))].into());
     }
 
     #[test]
@@ -333,7 +342,7 @@ mod tests {
         undelivered.given_up(DialId(1), Some(&id("a")), 0);
         undelivered.dialled(DialId(2));
         undelivered.met(DialId(2), &id("a"), 10);
-        assert_eq!(undelivered.take(&id("a")), [(users, keys(&["1"]))].into());
+        assert_eq!(undelivered.take(&id("a"), |_| true), [(users, keys(&["1"]))].into());
     }
 
     #[test]
@@ -349,7 +358,7 @@ mod tests {
         }
         undelivered.met(DialId(1), &id("a"), 0);
         undelivered.met(DialId(2), &id("b"), 0);
-        let (a, b) = (undelivered.take(&id("a")), undelivered.take(&id("b")));
+        let (a, b) = (undelivered.take(&id("a"), |_| true), undelivered.take(&id("b"), |_| true));
         assert_eq!((a[&users].clone(), a[&items].clone()), (Missed::Everything, keys(&["1"])));
         assert_eq!((b.get(&users), b[&items].clone()), (None, keys(&["1"])));
         assert!(matches!(&b[&orders], Missed::Keys(keys) if keys.len() == 10));

@@ -26,11 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Tells it; what it does not acknowledge it has still missed.
 pub(super) async fn catch_up(shared: Arc<Shared>, peer: PeerId, link: Arc<Link>) {
-    let missed = shared.undelivered.take(&peer);
+    let indices: BTreeMap<_, _> = shared.local.hello().groups.iter().map(|g| (Arc::clone(&g.name), g.index)).collect();
+    let missed = shared.undelivered.take(&peer, |group| indices.contains_key(group));
     if missed.is_empty() {
         return;
     }
-    let indices: BTreeMap<_, _> = shared.local.hello().groups.iter().map(|g| (Arc::clone(&g.name), g.index)).collect();
     let mut writes: Vec<(Arc<str>, Option<Arc<str>>)> = Vec::new();
     for (group, missed) in missed {
         match missed {
@@ -43,7 +43,7 @@ pub(super) async fn catch_up(shared: Arc<Shared>, peer: PeerId, link: Arc<Link>)
         let told: Vec<_> = some
             .iter()
             .map(|(group, key)| {
-                let index = *indices.get(group)?; // it was removed meanwhile: nobody has anything of it
+                let index = *indices.get(group)?;
                 Some((group, key, tell(&shared, &link, index, key.as_ref())))
             })
             .collect();

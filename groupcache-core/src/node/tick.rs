@@ -76,8 +76,9 @@ impl Drop for End {
 
 /// A write may not have been taken though the connection lives: a limit was reached, or a deadline passed.
 fn catch_up_with_those_who_missed(shared: &Arc<Shared>) {
+    let is_here = |group: &str| shared.registry.get(group).is_some();
     for member in shared.view().members() {
-        if shared.undelivered.has_missed(&member.id)
+        if shared.undelivered.has_missed(&member.id, is_here)
             && let Some(link) = shared.link(member).filter(|link| link.admits())
         {
             shared.tasks.run(catch_up(Arc::clone(shared), member.id.clone(), link));

@@ -76,3 +76,27 @@ async fn peers_notice_that_a_group_goes_and_comes_back() {
     assert!((1..=2).contains(&again.entries()), "and what was loaded elsewhere meanwhile may be handed over to it");
     cluster.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_peer_has_missed_of_a_group_that_is_removed_is_told_when_it_comes_back() {
+    let (cluster, path) = Cluster::start_with_a_path().await;
+    let gate = Gate::default();
+    gate.open();
+    let groups = cluster
+        .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated))
+        .await;
+    let key = cluster.key_of(&groups, 1);
+    groups[1].get(&key).await.unwrap();
+    path.stop();
+    // Its owner cannot be reached, and this node stands for it.
+    assert_eq!(groups[0].remove(&key).await.unwrap().unreached().len(), 1);
+    assert!(cluster.nodes[0].remove_group("data"));
+    path.cut();
+    path.go_on();
+    eventually("it is there again", || cluster.nodes[0].members().iter().all(|member| member.is_reachable)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await; // missed writes are looked for each second
+    assert_eq!(groups[1].entries(), 1);
+    let _again = data(&cluster.nodes[0], &gate);
+    eventually("b hears of it", || groups[1].entries() == 0).await;
+    cluster.shutdown().await;
+}
