@@ -4,6 +4,7 @@ mod authenticate;
 pub(crate) mod breaker;
 pub(crate) mod client;
 mod connection;
+mod first_look;
 pub(crate) mod hello;
 pub(crate) mod link;
 mod outbox;

@@ -20,7 +20,8 @@ use crate::{
     net::InUse,
     peer::{
         authenticate::{Sender, authenticate},
-        connection::{Connection, Lifetime, Looked, Service, first_look, resolve},
+        connection::{Connection, Lifetime, Service},
+        first_look::{Looked, first_look, resolve},
         hello::{Local, objection},
         outbox::{Outbound, Outbox},
     },

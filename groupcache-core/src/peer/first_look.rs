@@ -1,0 +1,106 @@
+//! What a request is answered without waiting: from memory, or by what it is.
+
+use std::sync::Arc;
+
+use crate::{
+    config::RETRY_AFTER,
+    identity::PeerId,
+    message::{self, Answer, Decline, Op, Request},
+    peer::connection::Service,
+    served::{Answering, Ask, Registry, Served},
+    short,
+};
+
+/// What a request names.
+#[derive(Clone)]
+pub(super) enum Named {
+    Group(Arc<dyn Served>),
+    /// A group of this name, whose values have another format.
+    OtherFormat(Arc<dyn Served>),
+    Unknown,
+}
+
+pub(super) fn resolve(registry: &Registry, name: &str, format: u32) -> Named {
+    match registry.get(name) {
+        None => Named::Unknown,
+        Some(group) if group.format() != format => Named::OtherFormat(group),
+        Some(group) => Named::Group(group),
+    }
+}
+
+/// The outcome of looking at a request without waiting.
+pub(super) enum Looked {
+    Answer(Answer),
+    Wait(Answering),
+}
+
+/// Memory, a remove, or, if the asker may have one more (it is asked for only then), the beginning of a load or of a set.
+pub(super) fn first_look(
+    service: &Service,
+    named: &Named,
+    request: Request,
+    asker: Option<&PeerId>,
+    may_wait: impl FnOnce() -> bool,
+) -> Looked {
+    let declined = |why| Looked::Answer(Answer::Declined(why));
+    if let (Op::Clear, Named::Group(group) | Named::OtherFormat(group)) = (&request.op, named) {
+        group.clear();
+        return Looked::Answer(Answer::Done);
+    }
+    if let Op::HandOff { cursor } = request.op {
+        return match (asker, named) {
+            (None, _) => Looked::Answer(Answer::Unsupported),
+            (_, Named::Unknown) => declined(Decline::UnknownGroup),
+            (_, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
+            (Some(_), _) if !may_wait() => Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER }),
+            (Some(asker), Named::Group(group)) => Looked::Wait(Arc::clone(group).hand_over(asker.clone(), cursor)),
+        };
+    }
+    let key = match message::key(&request.key) {
+        Ok(key) => key,
+        Err(bad) => return Looked::Answer(Answer::BadRequest(bad.text().to_owned())),
+    };
+    match (request.op, named) {
+        (Op::Unknown(_) | Op::HandOff { .. }, _) => Looked::Answer(Answer::Unsupported),
+        (_, Named::Unknown) => declined(Decline::UnknownGroup),
+        (Op::Get | Op::Peek | Op::Former, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
+        (Op::Former, Named::Group(group)) => Looked::Answer(group.former(key)),
+        (Op::Get | Op::Peek, Named::Group(group)) => {
+            if let Some(answer) = Arc::clone(group).hit(key) {
+                return Looked::Answer(answer);
+            }
+            if request.no_load {
+                return declined(Decline::NotHeld);
+            }
+            if !may_wait() {
+                return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
+            }
+            let limit = group.longest_wait();
+            let wait = request.wait.map_or(limit, |wait| wait.min(limit));
+            Looked::Wait(Arc::clone(group).load(Ask { key, wait, chain: request.chain }))
+        }
+        // Answered above; here for a group that is not known.
+        (Op::Clear, _) => declined(Decline::UnknownGroup),
+        (Op::Remove { hold }, Named::Group(group) | Named::OtherFormat(group)) => {
+            group.invalidate_and_hold(key, hold);
+            Looked::Answer(Answer::Done)
+        }
+        (Op::Set(_), Named::OtherFormat(group)) => {
+            group.invalidate(key);
+            declined(Decline::OtherFormat)
+        }
+        (Op::Set(value), Named::Group(group)) => {
+            if value.len() > service.local.limits.max_value_bytes {
+                group.invalidate(key);
+                return Looked::Answer(Answer::TooLarge);
+            }
+            // Decoding takes as long as it takes, and the value is held meanwhile.
+            if !may_wait() {
+                group.invalidate(key);
+                return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
+            }
+            // A copy: a slice would hold the whole frame alive for as long as the value is kept.
+            Looked::Wait(Arc::clone(group).set(key, short::copied(&value)))
+        }
+    }
+}
