@@ -21,7 +21,7 @@ use crate::{
     message::{Answer, GroupName, Hello, Op, Request},
     net::{DEAD, Security},
     peer::{
-        first_look::{Looked, Named, first_look, resolve},
+        first_look::{Again, Looked, Named, first_look, resolve},
         hello::Local,
         outbox::Outbox,
         rate::Rate,
@@ -106,8 +106,10 @@ pub(super) struct Connection {
     groups: Map<u32, (GroupName, Named)>,
     registry_version: u64,
     loads: Loads,
-    /// Requests that wait for a load.
-    waiting: Map<u64, ()>,
+    /// Requests that wait for a load, or for room for its value.
+    waiting: Map<u64, Option<Again>>,
+    /// Those whose load has ended: many may end at once, and the values are not to be in memory twice until they are sent.
+    loaded: VecDeque<u64>,
     /// When each of them is owed a Pending, in order of time.
     pending: VecDeque<(Instant, u64)>,
     /// Largest value that the peer takes.
@@ -128,6 +130,7 @@ impl Connection {
             registry_version: 0,
             loads: Loads::new(),
             waiting: Map::with_hasher(hasher),
+            loaded: VecDeque::new(),
             pending: VecDeque::new(),
             max_value_bytes: hello.max_value_bytes,
             invalidations: Rate::new(),
@@ -177,12 +180,8 @@ impl Connection {
                 () = closing.cancelled() => return self.outbox.close(None),
                 // The peer connects anew, with its certificates of today, and asks again for what it is owed.
                 () = &mut ends => return self.outbox.close(None),
-                Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => {
-                    if self.waiting.remove(&id).is_some() {
-                        self.outbox.push_loaded(id, self.sized(answer));
-                    }
-                    self.outbox.now_waiting(self.waiting.len());
-                }
+                Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => self.has_loaded(id, answer),
+                () = self.outbox.room(), if !self.loaded.is_empty() => self.say_loaded(),
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => {
                         next = Some(frame);
@@ -271,6 +270,28 @@ impl Connection {
         looked_at >= MANY || bytes >= BATCH_BYTES
     }
 
+    /// A load has ended. Without room for its value that is looked for once more when there is room.
+    fn has_loaded(&mut self, id: u64, answer: Answer) {
+        let Some(again) = self.waiting.get(&id) else { return }; // the peer has cancelled it
+        if again.is_some() && matches!(answer, Answer::Value(_)) && !self.outbox.has_room_for_loaded() {
+            self.loaded.push_back(id);
+            return;
+        }
+        self.waiting.remove(&id);
+        self.outbox.push_loaded(id, self.sized(answer));
+        self.outbox.now_waiting(self.waiting.len());
+    }
+
+    /// There is room for a value, or the peer reads nothing.
+    fn say_loaded(&mut self) {
+        let Some(id) = self.loaded.pop_front() else { return };
+        if let Some(again) = self.waiting.remove(&id).flatten() {
+            let answer = self.sized(again.look());
+            self.outbox.push(std::iter::once((id, answer)));
+        }
+        self.outbox.now_waiting(self.waiting.len());
+    }
+
     /// The answer to a request, unless a load must be waited for.
     fn look(&mut self, request: Request, at: usize) -> Option<Answer> {
         if self.is_wrong_peer {
@@ -287,7 +308,7 @@ impl Connection {
         }
         let id = request.id;
         let named = self.groups.get(&request.group).map_or(&Named::Unknown, |(_, named)| named);
-        let has_room = self.loads.len() < self.service.local.limits.max_serving_per_peer;
+        let has_room = self.loads.len() + self.loaded.len() < self.service.local.limits.max_serving_per_peer;
         let mut waiting = None;
         let may_wait = || {
             waiting = self.service.may_wait().filter(|_| has_room);
@@ -295,8 +316,8 @@ impl Connection {
         };
         match first_look(&self.service, named, request, Some(&self.peer), may_wait) {
             Looked::Answer(answer) => Some(self.sized(answer)),
-            Looked::Wait(answering) => {
-                self.waiting.insert(id, ());
+            Looked::Wait(answering, again) => {
+                self.waiting.insert(id, again);
                 self.pending.push_back((Instant::now() + PENDING_AFTER, id));
                 self.loads.push(Box::pin(async move {
                     let _waiting = waiting;

@@ -31,7 +31,20 @@ pub(super) fn resolve(registry: &Registry, name: &str, format: u32) -> Named {
 /// The outcome of looking at a request without waiting.
 pub(super) enum Looked {
     Answer(Answer),
-    Wait(Answering),
+    /// What was asked for, too, if it is in memory once it is loaded.
+    Wait(Answering, Option<Again>),
+}
+
+/// A get that can be answered from memory later.
+pub(super) struct Again {
+    group: Arc<dyn Served>,
+    key: Box<str>,
+}
+
+impl Again {
+    pub(super) fn look(self) -> Answer {
+        self.group.hit(&self.key).unwrap_or(Answer::Overloaded { retry_after: RETRY_AFTER })
+    }
 }
 
 /// Memory, a remove, or, if the asker may have one more (it is asked for only then), the beginning of a load or of a set.
@@ -53,7 +66,9 @@ pub(super) fn first_look(
             (_, Named::Unknown) => declined(Decline::UnknownGroup),
             (_, Named::OtherFormat(_)) => declined(Decline::OtherFormat),
             (Some(_), _) if !may_wait() => Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER }),
-            (Some(asker), Named::Group(group)) => Looked::Wait(Arc::clone(group).hand_over(asker.clone(), cursor)),
+            (Some(asker), Named::Group(group)) => {
+                Looked::Wait(Arc::clone(group).hand_over(asker.clone(), cursor), None)
+            }
         };
     }
     let key = match message::key(&request.key) {
@@ -77,7 +92,8 @@ pub(super) fn first_look(
             }
             let limit = group.longest_wait();
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
-            Looked::Wait(Arc::clone(group).load(Ask { key, wait, chain: request.chain }))
+            let again = Again { group: Arc::clone(group), key: key.into() };
+            Looked::Wait(Arc::clone(group).load(Ask { key, wait, chain: request.chain }), Some(again))
         }
         // Answered above; here for a group that is not known.
         (Op::Clear, _) => declined(Decline::UnknownGroup),
@@ -100,7 +116,7 @@ pub(super) fn first_look(
                 return Looked::Answer(Answer::Overloaded { retry_after: RETRY_AFTER });
             }
             // A copy: a slice would hold the whole frame alive for as long as the value is kept.
-            Looked::Wait(Arc::clone(group).set(key, short::copied(&value)))
+            Looked::Wait(Arc::clone(group).set(key, short::copied(&value)), None)
         }
     }
 }

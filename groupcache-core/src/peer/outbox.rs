@@ -76,10 +76,18 @@ impl Outbox {
         self.push_within(self.local.limits.max_queued_answer_bytes, answers);
     }
 
-    /// Queues the answer of a load that has ended: it is there already, and many may end at once.
+    /// Queues the answer of a load that has ended: it is there already.
     pub(super) fn push_loaded(&self, id: u64, answer: Answer) {
-        let limit = self.local.limits.max_queued_answer_bytes.saturating_mul(LOADED);
-        self.push_within(limit, std::iter::once((id, answer)));
+        self.push_within(self.limit_of_loaded(), std::iter::once((id, answer)));
+    }
+
+    /// Whether the answer of a load that has ended would not become `overloaded`.
+    pub(super) fn has_room_for_loaded(&self) -> bool {
+        self.queue.lock().bytes < self.limit_of_loaded()
+    }
+
+    fn limit_of_loaded(&self) -> usize {
+        self.local.limits.max_queued_answer_bytes.saturating_mul(LOADED)
     }
 
     fn push_within(&self, limit: usize, answers: impl ExactSizeIterator<Item = (u64, Answer)>) {

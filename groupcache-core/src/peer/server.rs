@@ -187,7 +187,7 @@ impl wire::peer_server::Peer for Server {
         };
         let answer = match first_look(&server.service, &group, request, None, may_wait) {
             Looked::Answer(answer) => answer,
-            Looked::Wait(answering) => answering.await,
+            Looked::Wait(answering, _) => answering.await,
         };
         Ok(Response::new(UnaryAnswer(answer)))
     }

@@ -95,6 +95,37 @@ async fn a_peer_that_reads_its_answers_gets_all_of_them_however_many_bytes_they_
     cluster.shutdown().await;
 }
 
+/// As many bytes as the key says, once the gate is open.
+async fn as_many_at_once(gate: &Gate, key: &str) -> Result<Bytes, BoxError> {
+    gate.loads.begin(key);
+    gate.pass().await;
+    as_many(key).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_gets_all_values_whose_loads_end_in_one_moment_however_many_bytes_they_are() {
+    let mut limits = Limits::default();
+    limits.max_queued_answer_bytes = 1 << 20; // and four times that, of what was just loaded
+    let (cluster, gate) = (Cluster::start_with(2, limits).await, Gate::default());
+    let group =
+        |node: &Node| node.group::<Bytes>("data").capacity_bytes(1 << 30).loader_with(gate.clone(), as_many_at_once);
+    let groups = cluster.group(|_, node| group(node)).await;
+    let bytes = 200 << 10;
+    let keys = (0..).map(|n| format!("{bytes}-{n}")).filter(|key| cluster.owner(&groups, key) == 1);
+    let keys: Vec<_> = keys.take(100).collect();
+    let values = tokio::spawn({
+        let asks = groups[0].clone();
+        async move { timeout(PATIENCE, asks.get_many(&keys)).await.expect("in time") }
+    });
+    gate.begun(100).await;
+    gate.open();
+    let values = values.await.unwrap();
+    let wrong: Vec<_> = values.iter().filter(|value| !value.as_ref().is_ok_and(|v| v.len() == bytes)).collect();
+    assert!(wrong.is_empty(), "{} wrong: {:?}", wrong.len(), wrong[0]);
+    assert_eq!(gate.loads.total(), 100);
+    cluster.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_peer_that_reads_nothing_is_told_so_and_hears_of_its_writes() {
     let mut limits = Limits::default();
