@@ -9,7 +9,7 @@ use groupcache_core::Incarnation;
 use groupcache_core::{Health, Me, Peer, PeerSet, ProviderContext, Signal};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use self::questions::{ANSWERS_QUIET, Asked, MAX_ANSWERS};
+use self::questions::{Asked, MAX_ANSWERS};
 use crate::{
     announcement::Announcement,
     bus::{Bus, Word},
@@ -203,17 +203,12 @@ impl<'a> Node<'a> {
             Word::Nothing | Word::Lost => return,
         };
         if said.from == self.nonce {
-            let is_news = self.path.echo(now);
-            let is_in_time = self.asked.is_some_and(|asked| !asked.is_overdue);
-            if is_news && !is_in_time {
-                // What was missed meanwhile is asked for, as soon as it can be heard.
-                self.asked = Some(Asked { asked_at: now, quiet_at: now, end_at: now, is_overdue: true });
-            }
+            self.hear_myself(now);
             return;
         }
         counters.heard();
         if let Some(asked) = &mut self.asked {
-            asked.quiet_at = now + ANSWERS_QUIET;
+            asked.heard(now);
         }
         if is_goodbye {
             if self.table.goodbye(&said.id, said.incarnation) {

@@ -9,7 +9,7 @@ use super::Node;
 use crate::{bus::Bus, path::Path};
 
 /// A question is answered when nothing has been heard for this long, or after `ANSWERS_END`.
-pub(super) const ANSWERS_QUIET: Duration = Duration::from_millis(150);
+const ANSWERS_QUIET: Duration = Duration::from_millis(150);
 const ANSWERS_END: Duration = Duration::from_secs(1);
 /// When more questions than this wait, one heartbeat answers them all.
 pub(super) const MAX_ANSWERS: usize = 8;
@@ -25,11 +25,35 @@ pub(super) struct Asked {
     pub(super) end_at: Instant,
     /// The end has passed and nothing has come back; it has been reported.
     pub(super) is_overdue: bool,
+    /// Nobody is asked: the heartbeats until the end are the answers, however long the pauses between them.
+    is_of_heartbeats: bool,
 }
 
 impl Asked {
     fn at(now: Instant) -> Self {
-        Self { asked_at: now, quiet_at: now + ANSWERS_QUIET, end_at: now + ANSWERS_END, is_overdue: false }
+        let (quiet_at, end_at) = (now + ANSWERS_QUIET, now + ANSWERS_END);
+        Self { asked_at: now, quiet_at, end_at, is_overdue: false, is_of_heartbeats: false }
+    }
+
+    /// See [`is_of_heartbeats`](Self::is_of_heartbeats).
+    fn of_heartbeats(now: Instant, end_at: Instant) -> Self {
+        Self { asked_at: now, quiet_at: end_at, end_at, is_overdue: false, is_of_heartbeats: true }
+    }
+
+    /// One that is to be put as soon as what this node says is heard.
+    fn overdue(now: Instant) -> Self {
+        Self { is_overdue: true, ..Self::at(now) }
+    }
+
+    /// Others have been asked, and their answers may still come.
+    fn is_under_way(&self) -> bool {
+        !self.is_overdue && !self.is_of_heartbeats
+    }
+
+    /// Somebody was heard: others may be about to answer.
+    pub(super) fn heard(&mut self, now: Instant) {
+        // Never earlier than it was: heartbeats come seconds apart, and silence between two of them says nothing.
+        self.quiet_at = self.quiet_at.max(now + ANSWERS_QUIET);
     }
 
     /// When the collection of answers is to be looked at: silence means something to those alone who can hear.
@@ -46,16 +70,36 @@ impl Asked {
 impl Node<'_> {
     /// The node doubts a set: what is known is confirmed, or corrected.
     pub(super) async fn look_again(&mut self, cx: &ProviderContext, bus: &mut Bus) {
-        let now = Instant::now();
+        if !self.waits_for_heartbeats(Instant::now()) {
+            self.ask(cx, bus).await;
+        }
+    }
+
+    /// Whether a doubt is answered by what the peers say anyway.
+    fn waits_for_heartbeats(&mut self, now: Instant) -> bool {
         let has_heard_all =
             self.path.good_since().is_some_and(|since| now.duration_since(since) > self.options.pace.ttl);
         if self.table.len() <= MANY || !has_heard_all {
-            return self.ask(cx, bus).await;
+            return false;
         }
-        let heartbeat = self.options.pace.heartbeat;
-        let end_at = now + heartbeat.mul_f64(1.2);
-        self.heartbeat_at = self.heartbeat_at.min(now + heartbeat); // it comes back before then
-        self.asked = Some(Asked { asked_at: now, quiet_at: end_at, end_at, is_overdue: false });
+        // One that is under way goes on: doubts may come more often than such a question takes, and begun anew each time
+        // it would have no end.
+        if self.asked.is_none_or(|asked| asked.is_overdue) {
+            let heartbeat = self.options.pace.heartbeat;
+            self.heartbeat_at = self.heartbeat_at.min(now + heartbeat); // it comes back before the end
+            self.asked = Some(Asked::of_heartbeats(now, now + heartbeat.mul_f64(1.2)));
+        }
+        true
+    }
+
+    /// What this node said has come back.
+    pub(super) fn hear_myself(&mut self, now: Instant) {
+        let is_news = self.path.echo(now);
+        let is_asked = self.asked.is_some_and(|asked| asked.is_under_way());
+        if is_news && !is_asked {
+            // What was missed meanwhile is asked for, as soon as it can be heard.
+            self.asked = Some(Asked::overdue(now));
+        }
     }
 
     /// Asks everyone to answer, which is an announcement too, and collects the answers.
@@ -115,7 +159,7 @@ mod tests {
     use groupcache_core::{Address, Incarnation, Me, NodeState, PeerId};
 
     use super::*;
-    use crate::options::Nats;
+    use crate::{announcement::Announcement, options::Nats};
 
     fn me() -> Me {
         Me {
@@ -141,6 +185,51 @@ mod tests {
         assert_eq!(node.wake_at(), asked + ANSWERS_END);
         node.path.echo(Instant::now());
         assert!(node.wake_at() <= Instant::now(), "now that it does, nobody has answered");
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A node that announces itself rarely, as do its many peers, and that has heard all of them.
+    async fn one_of_many(options: &Nats) -> Node<'_> {
+        let mut node = Node::new(options, &me());
+        node.path.echo(Instant::now());
+        for n in 0..=MANY {
+            let me = Me { id: PeerId::new(format!("peer-{n}")).unwrap(), ..me() };
+            node.table.hear(Announcement::of(&me, options.pace.ttl, "other"), Instant::now());
+        }
+        tokio::time::advance(options.pace.ttl + Duration::from_secs(1)).await;
+        node
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn with_many_peers_a_question_lasts_until_all_have_had_their_heartbeat_and_no_longer() {
+        let options = Nats::new("10.0.0.5", "users").unwrap().heartbeat(LONG);
+        let mut node = one_of_many(&options).await;
+        let end = Instant::now() + LONG.mul_f64(1.2);
+        for second in 0..72 {
+            // The doubt is said again, sooner than the question ends.
+            if second % 50 == 0 {
+                assert!(node.waits_for_heartbeats(Instant::now()), "nobody is asked");
+            }
+            // Two peers are heard, less than a second apart, and our own heartbeat has come back.
+            node.hear_myself(Instant::now());
+            for apart in [300, 700] {
+                node.asked.as_mut().unwrap().heard(Instant::now());
+                tokio::time::advance(Duration::from_millis(apart)).await;
+                assert_eq!(node.asked.unwrap().due_at(&node.path), end, "after {second} s");
+            }
+        }
+        assert_eq!(Instant::now(), end);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_missed_while_heartbeats_were_waited_for_is_asked_for() {
+        let options = Nats::new("10.0.0.5", "users").unwrap().heartbeat(LONG);
+        let mut node = one_of_many(&options).await;
+        assert!(node.waits_for_heartbeats(Instant::now()));
+        assert!(node.path.lose(Instant::now()));
+        node.hear_myself(Instant::now());
+        assert!(node.asked.unwrap().is_overdue, "all are asked at the next look");
     }
 
     #[tokio::test(start_paused = true)]
