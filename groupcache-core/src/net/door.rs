@@ -47,8 +47,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// The pause after an error of the listener: out of descriptors, most likely, and they come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long connections may live on after the node: for what HTTP/2 has yet to send.
-const LINGER: Duration = Duration::from_millis(500);
+/// How long connections may live on after the node, and one that is given up after that: for what HTTP/2 has yet to send.
+pub(super) const LINGER: Duration = Duration::from_millis(500);
 
 /// How long a refused peer is given to read why.
 const LAST_WORDS: Duration = Duration::from_millis(200);

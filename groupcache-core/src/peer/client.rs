@@ -14,6 +14,7 @@ use std::{
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_core::Stream;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::DropGuard;
 use tonic::{Code, Status, Streaming};
 
 use crate::{
@@ -155,6 +156,8 @@ enum Failure {
 
 /// A connection whose peer has said Hello.
 struct Open {
+    /// The connection is closed when this is dropped.
+    of_use: DropGuard,
     inbound: Streaming<Incoming>,
     hello: Hello,
     /// What else the first frame said.
@@ -184,6 +187,7 @@ async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Op
     let local = &link.local;
     let not_connected = |why: &dyn std::fmt::Display| Failure::NotConnected(format!("{address}: {why}"));
     let attempt = Attempt::new(&link.bytes_read);
+    let of_use = attempt.of_use();
     let channel = local.net.channel(address.as_str(), &local.limits, &attempt).map_err(|e| not_connected(&e))?;
     let failed = |status: &Status| failure(address, &attempt, status);
     let mut client = peer_client::PeerClient::new(channel)
@@ -213,7 +217,7 @@ async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Op
         let text = format!("{address} is {} and not {expected}: the address was given to another node", hello.id);
         return Err(Failure::Refused(Refusal::WrongId { found: Some(hello.id) }, text));
     }
-    Ok(Open { inbound, hello, first })
+    Ok(Open { of_use, inbound, hello, first })
 }
 
 /// What an attempt that failed before the Hello came to. HTTP/2 knows little of what lies below it.
@@ -234,7 +238,7 @@ fn failure(address: &Address, attempt: &Attempt, status: &Status) -> Failure {
 
 /// Reads one connection to its end.
 async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
-    let Open { mut inbound, hello, first } = open;
+    let Open { of_use: _of_use, mut inbound, hello, first } = open;
     take_hello(link, &hello);
     let id = hello.id.clone();
     link.local.counters.connected.up();

@@ -1,7 +1,6 @@
 //! Peers that are wire-compatible and of no use: callers do not pay for them.
 
 use std::{
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -14,7 +13,7 @@ use crate::proto::{
     self, Answer, Frame, GetRequest, Hello,
     peer_server::{Peer as Service, PeerServer},
 };
-use crate::support::{self, Cluster, Gate, Peers, eventually, gated, identity, name};
+use crate::support::{self, Cluster, Gate, Peers, Proxy, eventually, gated, identity, name};
 use groupcache_core::{Group, MAX_WEIGHT, Node, Peer, PeerId};
 use tokio::{
     sync::{mpsc, watch},
@@ -28,6 +27,12 @@ type Frames = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
 
 /// A node `a` that is none.
 trait Odd: Send + Sync + 'static {
+    /// What it takes of a stream before it has read any of it.
+    const WINDOW: u32 = 65_535;
+
+    /// Whether it says Hello.
+    const GREETS: bool = true;
+
     /// The share of the keys that it asks for.
     fn weight(&self) -> u32 {
         1
@@ -55,7 +60,8 @@ impl<O: Odd> Service for Server<O> {
             groups: vec![proto::Group { index: 1, name: "data".into(), format: 0 }],
             ..Hello::default()
         };
-        let first = tokio_stream::once(Ok(Frame { hello: Some(hello), ..Frame::default() }));
+        let first = O::GREETS.then(|| Ok(Frame { hello: Some(hello), ..Frame::default() }));
+        let first = tokio_stream::iter(first);
         Ok(Response::new(Box::pin(first.chain(self.0.goes_on(request.into_inner())))))
     }
 
@@ -64,28 +70,36 @@ impl<O: Odd> Service for Server<O> {
     }
 }
 
+/// Lets such a peer listen; the path to it.
+async fn listen<O: Odd>(peer: &Arc<O>) -> Proxy {
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let path = Proxy::start(incoming.local_addr().unwrap()).await;
+    let service = PeerServer::new(Server(Arc::clone(peer)));
+    let mut server = tonic::transport::Server::builder().initial_stream_window_size(O::WINDOW);
+    tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
+    path
+}
+
 /// Node `b`, of which every other key belongs to such a peer.
 struct Scene {
     b: Node,
     group: Group<String>,
+    /// What lies between it and the peer.
+    path: Proxy,
     _peers: Peers,
 }
 
 impl Scene {
     async fn start(peer: &Arc<impl Odd>) -> Self {
-        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address: SocketAddr = incoming.local_addr().unwrap();
-        let service = PeerServer::new(Server(Arc::clone(peer)));
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-
+        let path = listen(peer).await;
         let peers = Peers::default();
         let b = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
         let gate = Gate::default();
         gate.open();
         let group = b.group::<String>("data").capacity_bytes(256 << 20).loader_with(gate, gated).build().unwrap();
-        peers.set(vec![Peer::member(PeerId::new("a").unwrap(), [address.into()]), support::peer(&b)]);
+        peers.set(vec![Peer::member(PeerId::new("a").unwrap(), [path.address.into()]), support::peer(&b)]);
         eventually("it is a member, since it said Hello", || b.members().len() == 2).await;
-        Self { b, group, _peers: peers }
+        Self { b, group, path, _peers: peers }
     }
 
     fn keys_of_a(&self) -> impl Iterator<Item = String> {
@@ -191,7 +205,41 @@ async fn a_peer_that_reads_nothing_is_silent_though_no_ping_can_be_sent_to_it() 
     for written in writes.join_all().await {
         assert_eq!(written.expect("stored here").unreached(), [PeerId::new("a").unwrap()]);
     }
+    deaf.speaks.send_replace(true);
+    // It has kept what it has not read, and waits for more: nobody but us closes the connection.
+    eventually("it is connected again", || {
+        deaf.unread.lock().unwrap().len() > 1 && scene.b.members().iter().all(|member| member.is_reachable)
+    })
+    .await;
+    eventually("the connection that was given up is closed", || scene.path.open() == 1).await;
     for key in &keys {
         assert_eq!(scene.group.get(key).await.expect("served here").len(), 900 << 10);
     }
+}
+
+/// Answers without a Hello, and takes not even ours.
+#[derive(Default)]
+struct Mute {
+    unread: Mutex<Vec<Streaming<Frame>>>,
+}
+
+impl Odd for Mute {
+    const WINDOW: u32 = 0;
+    const GREETS: bool = false;
+
+    fn goes_on(&self, inbound: Streaming<Frame>) -> Frames {
+        self.unread.lock().unwrap().push(inbound);
+        Box::pin(tokio_stream::pending())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_takes_not_even_a_hello_is_left_with_no_connection() {
+    let mute = Arc::new(Mute::default());
+    let (path, peers) = (listen(&mute).await, Peers::default());
+    peers.set(vec![Peer::member(PeerId::new("a").unwrap(), [path.address.into()])]);
+    let b = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
+    eventually("it is dialled again and again", || mute.unread.lock().unwrap().len() == 3).await;
+    peers.set(vec![support::peer(&b)]);
+    eventually("all are closed", || path.open() == 0).await;
 }
