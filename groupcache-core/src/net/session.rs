@@ -28,7 +28,8 @@ pub(crate) const MAX_UNPROVEN: usize = 512;
 /// How long a connection may carry nothing: before its first accepted request, and between unary gets.
 const UNUSED: Duration = Duration::from_secs(10);
 
-/// No byte for this long from a peer with an open stream: our clients ping every second.
+/// No byte for this long on a connection with a stream of frames: a peer pings every second. A client of the unary
+/// service has nothing to say while it waits.
 pub(crate) const DEAD: Duration = Duration::from_secs(30);
 
 /// Connections that were made with certificates or keys that have been replaced end within this time, one by one.
@@ -51,6 +52,7 @@ pub(crate) struct Session {
     uses: AtomicUsize,
     begun_uses: AtomicU64,
     bytes: AtomicU64,
+    /// Its stream of frames has begun: it is a peer's, and peers ping.
     has_stream: AtomicBool,
     cut: CancellationToken,
     retired: CancellationToken,
@@ -236,7 +238,7 @@ impl Sessions {
             watch.look(now_ms);
             let session = &watch.session;
             let is_unused = now_ms.saturating_sub(watch.used_ms) >= ms(UNUSED);
-            let is_dead = now_ms.saturating_sub(watch.heard_ms) >= ms(DEAD);
+            let is_dead = session.has_stream.load(Relaxed) && now_ms.saturating_sub(watch.heard_ms) >= ms(DEAD);
             if session.proof.get().is_some_and(|(_, of)| *of != generation) {
                 watch.old_since_ms.get_or_insert(now_ms);
             }
@@ -355,6 +357,7 @@ mod tests {
         let (unused, unary, silent, alive) =
             (admit(&sessions, 0), admit(&sessions, 0), admit(&sessions, 0), admit(&sessions, 0));
         let _uses = [InUse::begin(&silent), InUse::begin(&alive)];
+        assert!(silent.takes_its_stream() && alive.takes_its_stream());
         for now_ms in (0..=30_000).step_by(1000) {
             alive.read(1);
             unused.read(1); // however much it says
@@ -366,6 +369,20 @@ mod tests {
             let cut = |session: &Session| session.is_cut().is_cancelled();
             let expected = (now_ms >= 10_000, now_ms >= 19_000, now_ms >= 30_000, false);
             assert_eq!((cut(&unused), cut(&unary), cut(&silent), cut(&alive)), expected, "after {now_ms} ms");
+        }
+    }
+
+    #[test]
+    fn a_client_that_says_nothing_while_it_waits_for_its_answer_is_not_dead() {
+        let sessions = Sessions::new(8);
+        let client = admit(&sessions, 0);
+        let mut waits = Some(InUse::begin(&client));
+        for now_ms in (0..=80_000).step_by(1000) {
+            if now_ms == 60_000 {
+                waits = None;
+            }
+            sessions.sweep(now_ms, 0);
+            assert_eq!(client.is_cut().is_cancelled(), now_ms >= 69_000, "after {now_ms} ms, {waits:?}");
         }
     }
 

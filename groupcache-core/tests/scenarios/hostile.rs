@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::proto::{self, Frame, GetRequest, Hello, Request};
 use crate::support::{
-    self, Loads, PATIENCE, Peers, eventually, identity,
+    self, Gate, Loads, PATIENCE, Peers, eventually, gated, identity,
     raw::{
         BAD_REQUEST, DECLINED, DONE, OVERLOADED, Raw, TOO_LARGE, UNSUPPORTED, VALUE, WRONG_PEER, client, get, hello,
         statuses,
@@ -309,6 +309,25 @@ async fn the_unary_get_answers_as_precisely() {
     }
     let other = client.get(GetRequest { cluster: "orders".into(), ..ask }).await.expect_err("another cluster");
     assert_eq!(other.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_unary_get_need_say_nothing_meanwhile() {
+    const LONG: Duration = Duration::from_secs(90);
+    let (node, gate) = (Node::builder().start().await.unwrap(), Gate::default());
+    let group = node.group::<String>("data").capacity_bytes(1 << 20).load_deadline(LONG * 2);
+    let _group = group.loader_with(gate.clone(), gated).build().unwrap();
+    let mut client = client(node.address()).await;
+    let ask = GetRequest { cluster: "default".into(), group: "data".into(), key: "k".into(), ..GetRequest::default() };
+    let ask = GetRequest { deadline_ms: LONG.as_millis() as u32 * 2, ..ask };
+    let answer = tokio::spawn(async move { client.get(ask).await });
+    gate.begun(1).await;
+    // The listener looks at its connections each second of these, and nothing comes from a socket.
+    tokio::time::pause();
+    tokio::time::sleep(LONG).await;
+    tokio::time::resume();
+    gate.open();
+    assert_eq!(answer.await.unwrap().expect("it is connected").into_inner().status, VALUE);
 }
 
 #[tokio::test]
