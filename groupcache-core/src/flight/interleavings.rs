@@ -62,7 +62,7 @@ impl Scene {
     /// The source changes, and then the cache is told.
     fn write(&self) -> u64 {
         let value = self.source.fetch_add(1, SeqCst) + 1;
-        self.flights.write("k", 0, |()| true, || *self.stored.lock() = None);
+        self.flights.write("k", 0, || *self.stored.lock() = None);
         value
     }
 }
