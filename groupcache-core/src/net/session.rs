@@ -25,7 +25,7 @@ use crate::{
 /// Connections that have not carried an accepted request yet.
 pub(crate) const MAX_UNPROVEN: usize = 512;
 
-/// How long a connection may carry nothing: before its first accepted request, and between unary gets.
+/// How long a connection may carry nothing: before its first accepted request, whatever it says, and between unary gets.
 const UNUSED: Duration = Duration::from_secs(10);
 
 /// No byte for this long on a connection with a stream of frames: a peer pings every second. A client of the unary
@@ -237,7 +237,9 @@ impl Sessions {
         for watch in open.sessions.values_mut() {
             watch.look(now_ms);
             let session = &watch.session;
-            let is_unused = now_ms.saturating_sub(watch.used_ms) >= ms(UNUSED);
+            // Who reads a long answer slowly says how far it has come, after the get itself is over.
+            let last_ms = if session.is_proven() { watch.used_ms.max(watch.heard_ms) } else { watch.used_ms };
+            let is_unused = now_ms.saturating_sub(last_ms) >= ms(UNUSED);
             let is_dead = session.has_stream.load(Relaxed) && now_ms.saturating_sub(watch.heard_ms) >= ms(DEAD);
             if session.proof.get().is_some_and(|(_, of)| *of != generation) {
                 watch.old_since_ms.get_or_insert(now_ms);
@@ -383,6 +385,20 @@ mod tests {
             }
             sessions.sweep(now_ms, 0);
             assert_eq!(client.is_cut().is_cancelled(), now_ms >= 69_000, "after {now_ms} ms, {waits:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_reads_its_answer_slowly_is_not_cut_off() {
+        let sessions = Sessions::new(8);
+        let client = admit(&sessions, 0);
+        drop(InUse::begin(&client));
+        for now_ms in (0..=60_000).step_by(1000) {
+            if now_ms <= 40_000 && now_ms % 5_000 == 0 {
+                client.read(13); // it has room for more
+            }
+            sessions.sweep(now_ms, 0);
+            assert_eq!(client.is_cut().is_cancelled(), now_ms >= 50_000, "after {now_ms} ms");
         }
     }
 
