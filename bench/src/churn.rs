@@ -4,6 +4,7 @@
 //! all contestants look at it equally often.
 
 pub mod cluster;
+pub mod floor;
 pub mod plot;
 pub mod pod;
 pub mod record;

@@ -6,7 +6,9 @@ use std::{fs, path::Path};
 use bench::{
     Result,
     churn::{
-        Settings, Who, plot, pod,
+        Settings, Who,
+        floor::{self, Floor, Into},
+        plot, pod,
         record::Run,
         scenarios::Scenario,
         throughput::{self, Throughput},
@@ -39,6 +41,7 @@ struct Results<'a> {
     machine: String,
     runs: &'a [Run],
     throughput: &'a [Throughput],
+    floor: &'a [Floor],
 }
 
 fn main() -> Result<()> {
@@ -50,6 +53,7 @@ fn main() -> Result<()> {
             runtime.shutdown_background(); // a thread that waits for standard input would keep it
             ended
         }
+        ["floor", value_bytes, into] => floor::run(value_bytes.parse()?, into),
         wanted => measure(wanted),
     }
 }
@@ -72,18 +76,23 @@ fn measure(wanted: &[&str]) -> Result<()> {
             runs.push(run);
         }
     }
-    let mut throughput = Vec::new();
+    let (mut throughput, mut floor) = (Vec::new(), Vec::new());
     if is_wanted("throughput") {
         for value_bytes in throughput::SIZES {
             let measure = |_| throughput::measure(&settings, value_bytes, scratch.directory());
             let rounds = (0..ROUNDS).map(measure).collect::<Result<Vec<_>>>()?;
             tell(value_bytes, &rounds);
             throughput.extend(rounds);
+            for into in [Into::Fresh, Into::Same] {
+                let rounds = (0..ROUNDS).map(|_| floor::measure(value_bytes, into)).collect::<Result<Vec<_>>>()?;
+                tell_floor(into, &rounds);
+                floor.extend(rounds);
+            }
         }
     }
     let folder = Path::new("target/bench");
     fs::create_dir_all(folder)?;
-    let all = Results { machine: machine::described(), runs: &runs, throughput: &throughput };
+    let all = Results { machine: machine::described(), runs: &runs, throughput: &throughput, floor: &floor };
     fs::write(folder.join("churn.json"), serde_json::to_vec_pretty(&all)?)?;
     if !runs.is_empty() {
         fs::write(folder.join("churn.svg"), plot::svg(&runs))?;
@@ -116,11 +125,13 @@ fn line(run: &Run) -> String {
     )
 }
 
+fn spread<T>(rounds: &[T], figure: impl Fn(&T) -> f64) -> String {
+    let text = |s: Spread| format!("{:.2} ({:.2} to {:.2})", s.median, s.min, s.max);
+    Spread::of(rounds.iter().map(figure).collect()).map(text).unwrap_or_default()
+}
+
 fn tell(value_bytes: usize, rounds: &[Throughput]) {
-    let spread = |figure: fn(&Throughput) -> f64| {
-        let text = |s: Spread| format!("{:.2} ({:.2} to {:.2})", s.median, s.min, s.max);
-        Spread::of(rounds.iter().map(figure).collect()).map(text).unwrap_or_default()
-    };
+    let spread = |figure: fn(&Throughput) -> f64| spread(rounds, figure);
     println!("\n| one of two leaves, with half a gigabyte in values of {} KiB | |\n|---|---|", value_bytes >> 10);
     println!("| moved, of what it had | {} |", spread(|r| r.moved_bytes as f64 / r.left_bytes as f64));
     println!("| MB/s, from SIGTERM to its end | {} |", spread(|r| r.moved_bytes as f64 / 1e6 / r.seconds));
@@ -130,4 +141,10 @@ fn tell(value_bytes: usize, rounds: &[Throughput]) {
         "| µs of processor for each value | {} |",
         spread(|r| r.used_seconds * 1e6 * r.value_bytes as f64 / r.moved_bytes as f64)
     );
+}
+
+fn tell_floor(into: Into, rounds: &[Floor]) {
+    let used = spread(rounds, |r| r.used_seconds * 1e6 * r.value_bytes as f64 / r.bytes as f64);
+    let pace = spread(rounds, |r| r.bytes as f64 / 1e6 / r.seconds);
+    println!("| a bare socket, into {}: µs of processor for each value, MB/s | {used}, {pace} |", into.described());
 }
