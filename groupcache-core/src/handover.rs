@@ -42,6 +42,11 @@ const REMEMBERED_AT_LEAST: usize = 8;
 /// lately: in a deploy what they get now would move once more in a moment, with those that leave.
 const QUIET: Duration = Duration::from_secs(30);
 
+/// For so long after it has come a node takes those it meets for the first time for former owners that it should have met
+/// before. Later they are new, or were cut off: what they have of then is asked for when the ring is quiet, once they
+/// have heard of the writes that they have missed.
+const NEW_HERE: Duration = Duration::from_secs(60);
+
 /// How far whoever spends may be ahead of its pace.
 const SLACK: Duration = Duration::from_millis(10);
 
@@ -56,6 +61,8 @@ pub(crate) struct HandOver {
     open_until_ms: AtomicU64,
     /// The number of the newest.
     number: AtomicU64,
+    /// When this node came to own something; 0 = it has not yet.
+    came_ms: AtomicU64,
     /// Who may have what is this node's now.
     sources: Mutex<BTreeSet<PeerId>>,
     /// The same of the last change, whether it was taken out or not.
@@ -118,6 +125,7 @@ impl HandOver {
             former: ArcSwap::default(),
             open_until_ms: AtomicU64::new(0),
             number: AtomicU64::new(0),
+            came_ms: AtomicU64::new(0),
             sources: Mutex::default(),
             last: Mutex::default(),
             news: watch::Sender::new(()),
@@ -142,6 +150,7 @@ impl HandOver {
         // its share: they had its keys.
         let knew_others = before.members().iter().any(|member| member.dial.is_some() && member.share > 0);
         let before = if share_of_me(now) > 0 && (share_of_me(&before) == 0 || !knew_others) {
+            self.came_ms.store(now_ms.max(1), Relaxed);
             Arc::new(now.without_me(before.epoch))
         } else {
             before
@@ -150,7 +159,8 @@ impl HandOver {
         if !self.is_on || is_same || before.owners(Scope::Cluster) == 0 {
             return;
         }
-        let sources = sources(&before, now);
+        let is_new_here = now_ms < later(self.came_ms.load(Relaxed), NEW_HERE);
+        let sources = sources(&before, now, is_new_here);
         let number = self.number() + 1;
         let mut all = vec![FormerView { number, view: before, since_ms: now_ms }];
         let others = self.former.load_full();
@@ -210,9 +220,9 @@ fn share_of_me(view: &View) -> u8 {
     view.members().iter().find(|member| member.dial.is_none()).map_or(0, |member| member.share)
 }
 
-/// Who may have what this node owns now: everyone, when it owns more than before, and else who owns less, or is new here.
-/// One that drains has not handed over everything yet; who is new may have been there before this node, and was met late.
-fn sources(before: &View, now: &View) -> BTreeSet<PeerId> {
+/// Who may have what this node owns now: everyone, when it owns more than before, and else who owns less, or was met late by
+/// a node that is new here. One that drains has not handed over everything yet.
+fn sources(before: &View, now: &View, is_new_here: bool) -> BTreeSet<PeerId> {
     if share_of_me(now) == 0 {
         return BTreeSet::new();
     }
@@ -221,8 +231,8 @@ fn sources(before: &View, now: &View) -> BTreeSet<PeerId> {
         true => member.share > 0 || member.state == NodeState::Draining,
         false => share_of(now, &member.id) < member.share,
     });
-    let new = now.members().iter().filter(|member| member.share > 0 && share_of(before, &member.id) == 0);
-    let others = owned.chain(new).filter(|member| member.dial.is_some());
+    let met = now.members().iter().filter(|member| member.share > 0 && share_of(before, &member.id) == 0);
+    let others = owned.chain(met.filter(|_| is_new_here)).filter(|member| member.dial.is_some());
     others.map(|member| member.id.clone()).collect()
 }
 
@@ -256,7 +266,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_mine_now_was_everyones_when_i_came_and_the_leavers_when_others_left() {
         let of = |before: &[(&str, u8)], now: &[(&str, u8)]| {
-            let sources = sources(&view(1, before), &view(2, now));
+            let sources = sources(&view(1, before), &view(2, now), false);
             sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
         let all = [("a", 1), ("b", 1), ("c", 1)];
@@ -264,7 +274,7 @@ pub(crate) mod tests {
         assert_eq!(of(&all, &[("a", 1), ("b", 0), ("c", 1)]), "b", "b drains");
         assert_eq!(of(&all, &[("a", 1), ("c", 1)]), "b", "b is gone");
         assert_eq!(of(&[("a", 0), ("b", 0), ("c", 1)], &[("a", 1), ("b", 0), ("c", 1)]), "b c", "and b drains");
-        assert_eq!(of(&[("a", 1), ("b", 1)], &all), "c", "it was met late, or has just come");
+        assert_eq!(of(&[("a", 1), ("b", 1)], &all), "", "c has come");
         assert_eq!(of(&all, &[("a", 0), ("b", 1), ("c", 1)]), "", "it drains itself");
         assert_eq!(of(&[("a", 1), ("b", 2)], &[("a", 1), ("b", 1)]), "b", "b owns less");
     }
@@ -302,6 +312,19 @@ pub(crate) mod tests {
         assert!(handover.former().is_empty());
         changes(&all[1..], &all, 30, end_ms);
         assert_eq!(handover.former().len(), 1);
+    }
+
+    #[test]
+    fn whom_a_node_meets_late_it_takes_over_from_too_as_long_as_it_is_new_itself() {
+        for (met_ms, sources) in [(59_999, "c"), (61_000, "")] {
+            let handover = HandOver::new(true, 1);
+            let change = |before: &[(&str, u8)], now: &[(&str, u8)], at_ms| {
+                handover.changes(Arc::new(view(1, before)), &view(2, now), Scope::Cluster, at_ms);
+                handover.sources().iter().map(ToString::to_string).collect::<String>()
+            };
+            assert_eq!(change(&[("a", 0), ("b", 1)], &[("a", 1), ("b", 1)], 1000), "b");
+            assert_eq!(change(&[("a", 1), ("b", 1)], &[("a", 1), ("b", 1), ("c", 1)], met_ms), sources);
+        }
     }
 
     #[test]
