@@ -204,7 +204,10 @@ impl Incoming {
                 }
                 tag::FINGERPRINT => read.fingerprint = fields.fixed64(field)?,
                 tag::GOODBYE => {
-                    read.goodbye = Some(Incarnation(proto::Goodbye::decode(fields.bytes(field)?)?.incarnation));
+                    // In parts as well: one that says nothing takes nothing back.
+                    let mut goodbye = proto::Goodbye { incarnation: read.goodbye.map_or(0, |before| before.0) };
+                    goodbye.merge(fields.bytes(field)?)?;
+                    read.goodbye = Some(Incarnation(goodbye.incarnation));
                 }
                 tag::REQUESTS => {
                     let request = request::read(frame, Fields(fields.bytes(field)?))?;

@@ -93,6 +93,18 @@ fn what_is_answered_comes_as_it_went() {
     assert_eq!(arrived.into_iter().map(|answered| answered.answer).collect::<Vec<_>>(), answers);
 }
 
+#[test]
+fn a_goodbye_in_parts_is_one() {
+    let frame = |goodbye: &[u8]| [&[0x1a, goodbye.len() as u8], goodbye].concat();
+    let of_nine = proto::Goodbye { incarnation: 9 }.encode_to_vec();
+    for parts in [vec![frame(&of_nine), frame(&[])], vec![frame(&[]), frame(&of_nine)]] {
+        let bytes = Bytes::from(parts.concat());
+        let read = Incoming::read(&bytes).unwrap();
+        assert_eq!(read.goodbye, Some(Incarnation(9)));
+        read.assert_is(&proto::Frame::decode(bytes).unwrap());
+    }
+}
+
 /// A caller that keeps a value of 100 bytes, or a copy of a hot one, would keep up to 256 KiB with it.
 #[test]
 fn a_short_value_does_not_hold_the_frame_that_it_came_in() {
