@@ -163,9 +163,11 @@ impl NodeBuilder {
         let shared =
             Arc::new(Shared::new(Arc::clone(&local), View::new(1, MemberSet::default()), runtime, hands_over, rng));
         let tasks = &shared.tasks;
+        let (arrivals, arrival_feed) = mpsc::channel(EVENT_QUEUE);
         let server = Server::new(
             Arc::clone(&local),
             Arc::clone(&shared.registry),
+            arrivals,
             tasks.others.clone(),
             tasks.closing.clone(),
             Keyed(shared.random()),
@@ -224,7 +226,12 @@ impl NodeBuilder {
             }
         }
         let membership = Membership::new(Arc::clone(&shared), stabilizer, events, ask_feed, me, reached, status);
-        tasks.run(membership.run(Feeds { provider: provider_feed, commands: command_feed, events: event_feed }));
+        tasks.run(membership.run(Feeds {
+            provider: provider_feed,
+            commands: command_feed,
+            events: event_feed,
+            arrivals: arrival_feed,
+        }));
         node.settled().await?;
         tracing::info!(id = %node.id(), address = %node.address(), "started");
         Ok(node)

@@ -30,7 +30,8 @@ use crate::{
 /// How often the stabilizer is told that time passes.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Events of links that wait for the membership task; a link waits when they are full.
+/// Events of links that wait for the membership task, where a link waits when they are full; and arrivals, which are
+/// forgotten then.
 pub(super) const EVENT_QUEUE: usize = 1024;
 
 /// What the node tells its membership task.
@@ -54,6 +55,8 @@ pub(super) struct Feeds {
     pub(super) provider: ProviderFeed,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) events: mpsc::Receiver<(DialId, LinkEvent)>,
+    /// Who has connected to this node.
+    pub(super) arrivals: mpsc::Receiver<PeerId>,
 }
 
 pub(super) struct Membership {
@@ -121,6 +124,10 @@ impl Membership {
                     }
                 },
                 Some((dial, event)) = feeds.events.recv() => self.heard(dial, event),
+                Some(id) = feeds.arrivals.recv() => {
+                    self.arrived(&id);
+                    None
+                }
             };
             if let Some(input) = input {
                 self.step(input);
@@ -285,6 +292,18 @@ impl Membership {
                 Input::Fingerprint { id: who?, fingerprint }
             }
         })
+    }
+
+    /// Who connects to this node is there: whom we have dialled in vain is dialled again now. Whose a hint is is not
+    /// known before somebody answers there.
+    fn arrived(&self, id: &PeerId) {
+        let may_be_theirs = |link: &&Arc<Link>| link.target().expected.as_ref().is_none_or(|expected| expected == id);
+        self.shared
+            .links()
+            .iter()
+            .filter(may_be_theirs)
+            .filter(|link| !link.admits())
+            .for_each(|link| link.has_arrived());
     }
 
     fn take_health(&mut self, health: Health) {

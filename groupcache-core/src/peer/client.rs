@@ -13,7 +13,7 @@ use std::{
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_core::Stream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::DropGuard;
 use tonic::{Code, Status, Streaming};
 
@@ -80,12 +80,35 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
         if link.is_gone() {
             return;
         }
-        if !pause.is_zero() {
-            let _ = timeout(pause, link.retry.notified()).await;
+        if !pause.is_zero() && rest(&link, pause).await == Rest::Arrival {
+            pauses = self::pauses(seed);
         }
         if link.is_gone() {
             return;
         }
+    }
+}
+
+/// How the pause between two attempts ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Rest {
+    Over,
+    /// The peer has connected to us.
+    Arrival,
+}
+
+/// Waits before the next attempt.
+async fn rest(link: &Link, pause: Duration) -> Rest {
+    let arrival = async {
+        // Anybody may connect any number of times, in the name of this peer too where nobody shows who it is.
+        sleep(RECONNECT_MIN).await;
+        link.arrival.notified().await;
+    };
+    tokio::select! {
+        biased;
+        () = link.retry.notified() => Rest::Over,
+        () = arrival => Rest::Arrival,
+        () = sleep(pause) => Rest::Over,
     }
 }
 
@@ -390,7 +413,25 @@ impl Stream for Outbound {
 
 #[cfg(all(test, not(shuttle)))]
 mod tests {
-    use super::{RECONNECT_MAX, RECONNECT_MIN, pauses};
+    use std::{sync::Arc, time::Duration};
+
+    use tokio::{
+        sync::mpsc::{self, Receiver},
+        time::{Instant, sleep},
+    };
+
+    use super::{RECONNECT_MAX, RECONNECT_MIN, keep, pauses};
+    use crate::{
+        config::Limits,
+        identity::Address,
+        membership::stabilizer::DialId,
+        net::Security,
+        peer::{
+            hello::Local,
+            link::{Link, LinkEvent, Target},
+        },
+        testing::hello,
+    };
 
     #[test]
     fn pauses_grow_to_the_longest_and_not_beyond() {
@@ -400,5 +441,53 @@ mod tests {
             assert!(pauses.iter().all(|pause| *pause <= RECONNECT_MAX), "{pauses:?}");
             assert!(pauses[20..].iter().all(|pause| *pause >= RECONNECT_MAX / 2), "{pauses:?}");
         }
+    }
+
+    /// A timer may be a millisecond late, and an attempt that is refused takes a moment.
+    const SLACK: Duration = Duration::from_millis(10);
+
+    type Events = Receiver<(DialId, LinkEvent)>;
+
+    /// A link to where nobody listens, and what it says.
+    fn in_vain() -> (Arc<Link>, Events) {
+        let local = Arc::new(Local::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }));
+        let target = Target { expected: None, addresses: vec![Address::new("127.0.0.1:1").unwrap()] };
+        let link = Link::new(DialId(1), target, local);
+        let (events, feed) = mpsc::channel(1024);
+        tokio::spawn(keep(Arc::clone(&link), events, 7));
+        (link, feed)
+    }
+
+    async fn failures(events: &mut Events, n: usize) {
+        for _ in 0..n {
+            assert!(matches!(events.recv().await, Some((_, LinkEvent::Failed(_)))));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_has_arrived_is_dialled_now_and_then_after_short_pauses() {
+        let (link, mut events) = in_vain();
+        failures(&mut events, 10).await;
+        let begun = Instant::now();
+        link.has_arrived();
+        failures(&mut events, 1).await;
+        assert!(begun.elapsed() <= RECONNECT_MIN + SLACK, "{:?}", begun.elapsed());
+        failures(&mut events, 1).await;
+        assert!(begun.elapsed() <= 3 * RECONNECT_MIN + 2 * SLACK, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_arrives_all_the_time_is_dialled_no_more_often_than_at_first() {
+        let (link, mut events) = in_vain();
+        failures(&mut events, 10).await;
+        for _ in 0..1000 {
+            link.has_arrived();
+            sleep(Duration::from_millis(1)).await;
+        }
+        let mut attempts = 0;
+        while events.try_recv().is_ok() {
+            attempts += 1;
+        }
+        assert!((2..=1000 / RECONNECT_MIN.as_millis()).contains(&attempts), "{attempts}");
     }
 }

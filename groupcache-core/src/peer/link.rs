@@ -75,6 +75,8 @@ pub(crate) struct Link {
     pub(super) look: Notify,
     /// The next attempt to connect is to be made now.
     pub(super) retry: Notify,
+    /// The peer has connected to us.
+    pub(super) arrival: Notify,
     /// Why the last attempt failed, while there is no connection.
     pub(super) failure: Mutex<Option<Error>>,
 }
@@ -97,6 +99,7 @@ impl Link {
             bytes_noted: AtomicU64::new(0),
             look: Notify::new(),
             retry: Notify::new(),
+            arrival: Notify::new(),
             failure: Mutex::default(),
         })
     }
@@ -236,6 +239,11 @@ impl Link {
     pub(crate) fn retarget(&self, target: Target) {
         self.target.store(Arc::new(target));
         self.retry.notify_one();
+    }
+
+    /// The peer has connected to us: it is there, and need not be waited for.
+    pub(crate) fn has_arrived(&self) {
+        self.arrival.notify_one();
     }
 
     /// Ends it: who waits is told, and the task of [`keep`] returns.

@@ -10,12 +10,13 @@ use std::sync::{
 };
 
 use dashmap::DashMap;
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Response, Status, Streaming};
 
 use crate::{
     config::CLIENT_HELLO,
+    identity::PeerId,
     lines::Lines,
     net::InUse,
     peer::{
@@ -39,13 +40,16 @@ struct Inner {
     connections: DashMap<u64, Arc<Outbox>, Keyed>,
     next_connection: AtomicU64,
     open: AtomicUsize,
+    arrivals: mpsc::Sender<PeerId>,
     tasks: TaskTracker,
 }
 
 impl Server {
+    /// `arrivals` is told who has connected to this node.
     pub(crate) fn new(
         local: Arc<Local>,
         registry: Arc<Registry>,
+        arrivals: mpsc::Sender<PeerId>,
         tasks: TaskTracker,
         closing: CancellationToken,
         hasher: Keyed,
@@ -62,6 +66,7 @@ impl Server {
             connections: sharded(hasher),
             next_connection: AtomicU64::new(1),
             open: AtomicUsize::new(0),
+            arrivals,
             tasks,
         }))
     }
@@ -154,6 +159,7 @@ impl wire::peer_server::Peer for Server {
             return Err(self.turned_away(Status::unauthenticated(why)));
         }
         server.service.local.counters.accepted.up();
+        let _ = server.arrivals.try_send(hello.id.clone()); // full = whom it helps is dialled a little later
         let in_use = sender.session.as_ref().map(InUse::begin);
         let outbox = Arc::new(Outbox::new(Arc::clone(&server.service.local)));
         let number = server.next_connection.fetch_add(1, Relaxed);

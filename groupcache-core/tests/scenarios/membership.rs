@@ -127,6 +127,32 @@ async fn an_address_where_somebody_else_answers_is_theirs_though_the_one_before_
     }
 }
 
+/// Listed by name, and by address alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_connects_to_a_node_that_has_dialled_it_in_vain_need_not_wait_for_the_next_time() {
+    let by_name = |address| Peer::member(PeerId::new("late").unwrap(), [Address::from(address)]);
+    let by_address = |address: SocketAddr| Peer::at(address.to_string()).unwrap();
+    let scenes: [&dyn Fn(SocketAddr) -> Peer; 2] = [&by_name, &by_address];
+    for record in scenes {
+        let address = free_address();
+        let peers = Peers::default();
+        let me = start("me", &peers).await;
+        peers.set(vec![support::peer(&me), record(address)]);
+        // After seven failures the next dial is two seconds away or more.
+        eventually("it was dialled in vain", || me.stats().connect_failed == 7).await;
+
+        let begun = Instant::now();
+        let identity = Identity::new(address).with_id("late").unwrap();
+        let late = Node::builder().identity(identity).provider(peers.clone()).start().await.unwrap();
+        eventually("it is dialled", || me.members().iter().any(|m| m.id.as_str() == "late" && m.is_reachable)).await;
+        assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+        assert_eq!(me.stats().connect_failed, 7);
+        for node in [me, late] {
+            node.shutdown().await.unwrap();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_shut_down_leaves_at_once_and_its_keys_move() {
     let mut cluster = Cluster::start(3).await;
