@@ -294,16 +294,14 @@ impl Membership {
         })
     }
 
-    /// Who connects to this node is there: whom we have dialled in vain is dialled again now. Whose a hint is is not
-    /// known before somebody answers there.
+    /// Who connects to this node is there: whom we have dialled in vain is dialled again soon. Whose a hint is is not known
+    /// before somebody answers there.
     fn arrived(&self, id: &PeerId) {
-        let may_be_theirs = |link: &&Arc<Link>| link.target().expected.as_ref().is_none_or(|expected| expected == id);
-        self.shared
-            .links()
-            .iter()
-            .filter(may_be_theirs)
-            .filter(|link| !link.admits())
-            .for_each(|link| link.has_arrived());
+        for link in self.shared.links().iter().filter(|link| !link.admits()) {
+            if link.target().expected.as_ref().is_none_or(|expected| expected == id) {
+                link.hurry();
+            }
+        }
     }
 
     fn take_health(&mut self, health: Health) {

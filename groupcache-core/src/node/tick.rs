@@ -50,6 +50,10 @@ pub(super) async fn tick(shared: Arc<Shared>) {
             shared.is_cut_off.store(true, Relaxed);
             cut_off(&shared, "no peer can be reached");
         }
+        if connected > 0 && !was_connected {
+            // It was not the others that were away.
+            shared.links().iter().filter(|link| !link.admits()).for_each(|link| link.hurry());
+        }
         was_connected = connected > 0;
         if connected > 0 || lost == 0 {
             shared.is_cut_off.store(false, Relaxed);

@@ -75,8 +75,8 @@ pub(crate) struct Link {
     pub(super) look: Notify,
     /// The next attempt to connect is to be made now.
     pub(super) retry: Notify,
-    /// The peer has connected to us.
-    pub(super) arrival: Notify,
+    /// The peer may be back: what is left of the pause before the next attempt is too long.
+    pub(super) hurried: Notify,
     /// Why the last attempt failed, while there is no connection.
     pub(super) failure: Mutex<Option<Error>>,
 }
@@ -99,7 +99,7 @@ impl Link {
             bytes_noted: AtomicU64::new(0),
             look: Notify::new(),
             retry: Notify::new(),
-            arrival: Notify::new(),
+            hurried: Notify::new(),
             failure: Mutex::default(),
         })
     }
@@ -241,9 +241,9 @@ impl Link {
         self.retry.notify_one();
     }
 
-    /// The peer has connected to us: it is there, and need not be waited for.
-    pub(crate) fn has_arrived(&self) {
-        self.arrival.notify_one();
+    /// The peer may be back: the next attempt need not wait as long as after the last one.
+    pub(crate) fn hurry(&self) {
+        self.hurried.notify_one();
     }
 
     /// Ends it: who waits is told, and the task of [`keep`] returns.

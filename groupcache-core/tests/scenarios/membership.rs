@@ -129,7 +129,7 @@ async fn an_address_where_somebody_else_answers_is_theirs_though_the_one_before_
 
 /// Listed by name, and by address alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_connects_to_a_node_that_has_dialled_it_in_vain_need_not_wait_for_the_next_time() {
+async fn who_connects_to_a_node_that_has_dialled_it_in_vain_is_dialled_again_soon() {
     let by_name = |address| Peer::member(PeerId::new("late").unwrap(), [Address::from(address)]);
     let by_address = |address: SocketAddr| Peer::at(address.to_string()).unwrap();
     let scenes: [&dyn Fn(SocketAddr) -> Peer; 2] = [&by_name, &by_address];
@@ -150,6 +150,32 @@ async fn who_connects_to_a_node_that_has_dialled_it_in_vain_need_not_wait_for_th
         for node in [me, late] {
             node.shutdown().await.unwrap();
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_reaches_one_peer_again_tries_the_others_soon() {
+    let closes = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let attempt = async || drop(closes.accept().await.unwrap());
+    let (peers, address) = (Peers::default(), free_address());
+    let me = start("me", &peers).await;
+    let other = Peer::member(PeerId::new("other").unwrap(), [closes.local_addr().unwrap().into()]);
+    let first = Peer::member(PeerId::new("first").unwrap(), [address.into()]);
+    peers.set(vec![support::peer(&me), first, other]);
+    // After seven of them the next is two seconds away or more.
+    for _ in 0..7 {
+        timeout(PATIENCE, attempt()).await.unwrap();
+    }
+
+    let begun = Instant::now();
+    let identity = Identity::new(address).with_id("first").unwrap();
+    let mine = Peers::default();
+    mine.set(vec![support::peer(&me)]);
+    let first = Node::builder().identity(identity).provider(mine).start().await.unwrap();
+    timeout(PATIENCE, attempt()).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    for node in [me, first] {
+        node.shutdown().await.unwrap();
     }
 }
 
