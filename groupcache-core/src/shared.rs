@@ -184,6 +184,11 @@ impl Shared {
         self.links_by_id.insert(id.clone(), Arc::clone(link));
     }
 
+    /// Whether there is a connection to a peer.
+    pub(crate) fn reaches(&self, id: &PeerId) -> bool {
+        self.links_by_id.get(id).is_some_and(|link| link.admits())
+    }
+
     /// Peers that discovery names and that have not answered yet, by their ids or addresses, unless they are in the view.
     pub(crate) fn strangers(&self, view: &View) -> impl Iterator<Item = PeerId> {
         let targets = self.undelivered.strangers().into_iter().filter_map(|dial| self.link_of(dial));

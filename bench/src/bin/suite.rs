@@ -72,7 +72,7 @@ fn remotes() -> Vec<remote::Section> {
             and_paced: true,
             ..section(
                 "half of the load",
-                &[Remote::Ours, Remote::Unary, Remote::MemcachedPipelined],
+                &[Remote::Ours, Remote::Unary, Remote::MemcachedPipelined, Remote::EchoPipelined],
                 vec![(100, vec![64, 512])],
             )
         },

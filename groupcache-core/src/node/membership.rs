@@ -55,7 +55,7 @@ pub(super) struct Feeds {
     pub(super) provider: ProviderFeed,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) events: mpsc::Receiver<(DialId, LinkEvent)>,
-    /// Who has connected to this node.
+    /// Who has connected to this node, or speaks again after a silence.
     pub(super) arrivals: mpsc::Receiver<PeerId>,
 }
 
@@ -294,9 +294,12 @@ impl Membership {
         })
     }
 
-    /// Who connects to this node is there: whom we have dialled in vain is dialled again soon. Whose a hint is is not known
-    /// before somebody answers there.
+    /// Who comes is there: whom we have dialled in vain is dialled again soon. Whose a hint is is not known before somebody
+    /// answers there.
     fn arrived(&self, id: &PeerId) {
+        if self.shared.reaches(id) {
+            return; // most of the time: an idle peer says something now and then
+        }
         for link in self.shared.links().iter().filter(|link| !link.admits()) {
             if link.target().expected.as_ref().is_none_or(|expected| expected == id) {
                 link.hurry();

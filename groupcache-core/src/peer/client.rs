@@ -42,8 +42,8 @@ const MANY_ANSWERS: usize = 8;
 /// How long callers may wait for a broken connection to be replaced.
 const MENDING: Duration = Duration::from_secs(1);
 
-/// What of a pause is waited for in any case: anybody may connect in the name of a peer any number of times, where nobody shows
-/// who it is, and nobody knows whose a hint is.
+/// An eighth of a pause is waited for in any case: where nobody shows who it is, anybody may connect in the name of a peer
+/// any number of times, and who connects may be somebody else than the peer behind a hint.
 const HURRIED: u32 = 8;
 
 /// How long they may wait for the attempt to begin: the first pause, and no later one.

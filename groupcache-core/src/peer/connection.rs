@@ -10,12 +10,15 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
-    config::{BATCH_BYTES, MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER},
+    config::{BATCH_BYTES, MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER, SILENCE},
     identity::PeerId,
     lines::Lines,
     message::{Answer, GroupName, Hello, Op, Request},
@@ -35,6 +38,7 @@ use crate::{
 pub(super) struct Service {
     pub(super) local: Arc<Local>,
     pub(super) registry: Arc<Registry>,
+    pub(super) arrivals: mpsc::Sender<PeerId>,
     pub(super) closing: CancellationToken,
     pub(super) hasher: Keyed,
     /// Requests of all peers that wait for loads here.
@@ -43,6 +47,11 @@ pub(super) struct Service {
 }
 
 impl Service {
+    /// A peer has connected to this node, or speaks again after it was silent: so it can be dialled.
+    pub(super) fn has_come(&self, peer: &PeerId) {
+        let _ = self.arrivals.try_send(peer.clone()); // full = it is dialled a little later
+    }
+
     /// A place among the requests that wait for loads here; given back when it is dropped.
     pub(super) fn may_wait(&self) -> Option<Waiting> {
         let waiting = Waiting(Arc::clone(&self.waiting));
@@ -185,7 +194,10 @@ impl Connection {
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => {
                         next = Some(frame);
-                        heard = Instant::now();
+                        let before = std::mem::replace(&mut heard, Instant::now());
+                        if heard - before > SILENCE {
+                            self.service.has_come(&self.peer); // what we had open to it may be closed
+                        }
                     }
                     Ok(None) => return self.outbox.close(None),
                     Err(status) => {

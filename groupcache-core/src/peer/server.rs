@@ -40,12 +40,11 @@ struct Inner {
     connections: DashMap<u64, Arc<Outbox>, Keyed>,
     next_connection: AtomicU64,
     open: AtomicUsize,
-    arrivals: mpsc::Sender<PeerId>,
     tasks: TaskTracker,
 }
 
 impl Server {
-    /// `arrivals` is told who has connected to this node.
+    /// `arrivals` is told who has connected to this node, and who speaks again after a silence.
     pub(crate) fn new(
         local: Arc<Local>,
         registry: Arc<Registry>,
@@ -58,6 +57,7 @@ impl Server {
             service: Arc::new(Service {
                 local,
                 registry,
+                arrivals,
                 closing,
                 hasher,
                 waiting: Arc::default(),
@@ -66,7 +66,6 @@ impl Server {
             connections: sharded(hasher),
             next_connection: AtomicU64::new(1),
             open: AtomicUsize::new(0),
-            arrivals,
             tasks,
         }))
     }
@@ -159,7 +158,7 @@ impl wire::peer_server::Peer for Server {
             return Err(self.turned_away(Status::unauthenticated(why)));
         }
         server.service.local.counters.accepted.up();
-        let _ = server.arrivals.try_send(hello.id.clone()); // full = whom it helps is dialled a little later
+        server.service.has_come(&hello.id);
         let in_use = sender.session.as_ref().map(InUse::begin);
         let outbox = Arc::new(Outbox::new(Arc::clone(&server.service.local)));
         let number = server.next_connection.fetch_add(1, Relaxed);

@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{self, Cluster, Gate, PATIENCE, Peers, eventually, gated, identity};
+use crate::proto;
+use crate::support::{
+    self, Cluster, Gate, PATIENCE, Peers, eventually, gated, identity,
+    raw::{self, Raw},
+};
 use futures_util::poll;
 use groupcache_core::{
     Address, Group, Identity, Node, Peer, PeerId, PeerSet, Provider, ProviderContext, ProviderError, Signal,
@@ -138,41 +142,73 @@ async fn who_connects_to_a_node_that_has_dialled_it_in_vain_is_dialled_again_soo
         let peers = Peers::default();
         let me = start("me", &peers).await;
         peers.set(vec![support::peer(&me), record(address)]);
-        // After seven failures the next dial is two seconds away or more.
-        eventually("it was dialled in vain", || me.stats().connect_failed == 7).await;
+        eventually("it was dialled in vain", || me.stats().connect_failed == MANY_ATTEMPTS as u64).await;
 
         let begun = Instant::now();
         let identity = Identity::new(address).with_id("late").unwrap();
         let late = Node::builder().identity(identity).provider(peers.clone()).start().await.unwrap();
         eventually("it is dialled", || me.members().iter().any(|m| m.id.as_str() == "late" && m.is_reachable)).await;
         assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
-        assert_eq!(me.stats().connect_failed, 7);
+        assert_eq!(me.stats().connect_failed, MANY_ATTEMPTS as u64);
         for node in [me, late] {
             node.shutdown().await.unwrap();
         }
     }
 }
 
+/// Where every connection is closed.
+struct Closes(tokio::net::TcpListener);
+
+impl Closes {
+    async fn listen() -> Self {
+        Self(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    fn named(&self, name: &str) -> Peer {
+        Peer::member(PeerId::new(name).unwrap(), [self.0.local_addr().unwrap().into()])
+    }
+
+    async fn attempts(&self, n: usize) {
+        for _ in 0..n {
+            drop(timeout(PATIENCE, self.0.accept()).await.unwrap().unwrap());
+        }
+    }
+}
+
+/// After so many attempts the next is two seconds away or more.
+const MANY_ATTEMPTS: usize = 7;
+
+/// As after a pause of its process: it takes its own connections to be open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_speaks_again_to_a_node_that_has_dialled_it_in_vain_is_dialled_again_soon() {
+    let (peers, silent) = (Peers::default(), Closes::listen().await);
+    let me = start("me", &peers).await;
+    let hello = proto::Hello { id: "silent".into(), ..raw::hello() };
+    let its = Raw::open(me.address(), proto::Frame { hello: Some(hello), ..proto::Frame::default() }).await.unwrap();
+    peers.set(vec![support::peer(&me), silent.named("silent")]);
+    silent.attempts(MANY_ATTEMPTS).await;
+
+    let begun = Instant::now();
+    its.frames.send(proto::Frame::default()).await.unwrap();
+    silent.attempts(1).await;
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    me.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_reaches_one_peer_again_tries_the_others_soon() {
-    let closes = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let attempt = async || drop(closes.accept().await.unwrap());
-    let (peers, address) = (Peers::default(), free_address());
+    let (peers, other, address) = (Peers::default(), Closes::listen().await, free_address());
     let me = start("me", &peers).await;
-    let other = Peer::member(PeerId::new("other").unwrap(), [closes.local_addr().unwrap().into()]);
     let first = Peer::member(PeerId::new("first").unwrap(), [address.into()]);
-    peers.set(vec![support::peer(&me), first, other]);
-    // After seven of them the next is two seconds away or more.
-    for _ in 0..7 {
-        timeout(PATIENCE, attempt()).await.unwrap();
-    }
+    peers.set(vec![support::peer(&me), first, other.named("other")]);
+    other.attempts(MANY_ATTEMPTS).await;
 
     let begun = Instant::now();
     let identity = Identity::new(address).with_id("first").unwrap();
     let mine = Peers::default();
     mine.set(vec![support::peer(&me)]);
     let first = Node::builder().identity(identity).provider(mine).start().await.unwrap();
-    timeout(PATIENCE, attempt()).await.unwrap();
+    other.attempts(1).await;
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
     for node in [me, first] {
         node.shutdown().await.unwrap();
