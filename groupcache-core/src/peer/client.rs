@@ -408,7 +408,7 @@ impl Stream for Outbound {
 
 #[cfg(all(test, not(shuttle)))]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{net::SocketAddr, sync::Arc, time::Duration};
 
     use tokio::{
         sync::mpsc::{self, Receiver},
@@ -443,7 +443,8 @@ mod tests {
     /// A link to where nobody listens, and what it says.
     fn in_vain() -> (Arc<Link>, Events) {
         let local = Arc::new(Local::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }));
-        let target = Target { expected: None, addresses: vec![Address::new("127.0.0.1:1").unwrap()] };
+        let nobody = Address::from(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let target = Target { expected: None, addresses: vec![nobody] };
         let link = Link::new(DialId(1), target, local);
         let (events, feed) = mpsc::channel(1024);
         tokio::spawn(keep(Arc::clone(&link), events, 7));
