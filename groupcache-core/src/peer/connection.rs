@@ -247,12 +247,16 @@ impl Connection {
             if is_much {
                 tokio::task::yield_now().await;
             }
-            tokio::select! {
-                biased;
-                () = self.outbox.room() => {}
-                () = service.closing.cancelled() => return Ok(Goes::NoFurther),
-                () = &mut ends => return Ok(Goes::NoFurther),
-                () = self.outbox.abandoned() => return Ok(Goes::NoFurther),
+            loop {
+                tokio::select! {
+                    biased;
+                    () = self.outbox.room() => break,
+                    // Or the values of all loads that end meanwhile would be kept.
+                    Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => self.has_loaded(id, answer),
+                    () = service.closing.cancelled() => return Ok(Goes::NoFurther),
+                    () = &mut ends => return Ok(Goes::NoFurther),
+                    () = self.outbox.abandoned() => return Ok(Goes::NoFurther),
+                }
             }
         }
         drop(taking);

@@ -44,7 +44,13 @@ const BOUND: u64 = 64 * MIB;
 /// Keys that begin so have values of 60 KiB.
 const LARGE: &str = "large";
 
+/// Those of them whose load takes a moment.
+const SLOW: &str = "large and slow";
+
 async fn by_key((): &(), key: &str) -> Result<String, BoxError> {
+    if key.starts_with(SLOW) {
+        sleep(Duration::from_millis(100)).await;
+    }
     Ok(if key.starts_with(LARGE) { key.repeat((60 << 10) / key.len()) } else { key.to_owned() })
 }
 
@@ -263,6 +269,28 @@ async fn answers_that_a_peer_never_reads() {
         let _ = timeout(Duration::from_millis(20), deaf.frames.send(Frame { requests, ..Frame::default() })).await;
     }
     scene.end("answers that a peer never reads").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn loads_that_end_while_a_peer_is_waited_for_to_read() {
+    let mut scene = Scene::start(None).await;
+    let deaf = Raw::greeted(scene.address).await;
+    let frame = |requests| Frame { requests, ..Frame::default() };
+    deaf.frames.send(frame(vec![get(9999, LARGE)])).await.unwrap();
+    let before = scene.report("report").served;
+    scene.reports("one is in memory", |report| report.served >= before + 200).await; // most are the good peer's
+    for at in 0..40 {
+        let requests = (0..50).map(|n| get(at * 50 + n, format!("{SLOW}-{at}-{n}"))).collect();
+        deaf.frames.send(frame(requests)).await.unwrap();
+    }
+    // More than may wait to be sent.
+    for at in 40..44 {
+        let requests = (0..50).map(|n| get(at * 50 + n, LARGE)).collect();
+        deaf.frames.send(frame(requests)).await.unwrap();
+    }
+    scene.reports("all 120 MiB were loaded", |report| report.served >= before + 2000).await;
+    scene.is_of_use().await;
+    scene.end("loads that end while a peer is waited for to read").await;
 }
 
 /// A connection of HTTP/2 that may open as many streams at once as it likes.
