@@ -4,33 +4,34 @@
 //! next message takes up to 256 of them at a time, and the task that reads the answers tells whoever waits. So a
 //! request costs no task, no timer and no channel, and what 64 callers ask at once is one message.
 
+mod dial;
+#[cfg(all(test, shuttle))]
+mod interleavings;
+mod outbound;
+#[cfg(all(test, not(shuttle)))]
+mod tests;
+
 use std::{
-    pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
-    task::{Context, Poll},
     time::Duration,
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use futures_core::Stream;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::DropGuard;
-use tonic::{Code, Status, Streaming};
 
+use self::dial::{Failure, Open, connect};
 use crate::{
-    config::{BATCH_REQUESTS, CONNECT, HELLO, RECONNECT_MAX, RECONNECT_MIN},
+    config::{BATCH_REQUESTS, RECONNECT_MAX, RECONNECT_MIN},
     error::{Error, Kind},
-    identity::{Address, NodeState, PeerId},
+    identity::NodeState,
     membership::stabilizer::Refusal,
     message::{Answer, Hello},
-    net::Attempt,
     peer::{
         breaker::{Breaker, End},
-        hello::objection,
-        link::{Link, LinkEvent, LinkEvents, Target, tell, wake},
+        link::{Link, LinkEvent, LinkEvents, tell, wake},
         table::{Ended, Outcome},
     },
-    wire::{Answered, Incoming, Outgoing, peer_client},
+    wire::{Answered, Incoming},
 };
 
 /// A connection that lived this long was a good one: the next attempt comes at once, the pauses begin anew.
@@ -167,93 +168,6 @@ async fn send(events: &LinkEvents, link: &Link, event: LinkEvent) {
     let _ = events.send((link.dial, event)).await;
 }
 
-enum Failure {
-    NotConnected(String),
-    Refused(Refusal, String),
-}
-
-/// A connection whose peer has said Hello.
-struct Open {
-    /// The connection is closed when this is dropped.
-    of_use: DropGuard,
-    inbound: Streaming<Incoming>,
-    hello: Hello,
-    /// What else the first frame said.
-    first: Incoming,
-}
-
-/// Tries the addresses in turn until one says Hello.
-async fn connect(link: &Arc<Link>) -> Result<Open, Failure> {
-    let target = link.target.load_full();
-    let mut failure = Failure::NotConnected("it has no address".to_owned());
-    for address in &target.addresses {
-        if link.is_gone() {
-            return Err(failure);
-        }
-        match timeout(CONNECT + HELLO, open(link, &target, address)).await {
-            Ok(Ok(open)) => return Ok(open),
-            // That somebody else is at one of its addresses is what the membership must hear, whatever the others say.
-            Ok(Err(_)) | Err(_) if matches!(failure, Failure::Refused(Refusal::WrongId { .. }, _)) => {}
-            Ok(Err(why)) => failure = why,
-            Err(_) => failure = Failure::NotConnected(format!("{address} did not say Hello within {HELLO:?}")),
-        }
-    }
-    Err(failure)
-}
-
-async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Open, Failure> {
-    let local = &link.local;
-    let not_connected = |why: &dyn std::fmt::Display| Failure::NotConnected(format!("{address}: {why}"));
-    let attempt = Attempt::new(&link.bytes_read);
-    let of_use = attempt.of_use();
-    let channel = local.net.channel(address.as_str(), &local.limits, &attempt).map_err(|e| not_connected(&e))?;
-    let failed = |status: &Status| failure(address, &attempt, status);
-    let mut client = peer_client::PeerClient::new(channel)
-        .max_decoding_message_size(local.limits.max_message_bytes())
-        .max_encoding_message_size(local.limits.max_message_bytes());
-    let (connection, waker) = link.table.lock().begin_connection();
-    wake(waker);
-    let outbound = Outbound { link: Arc::clone(link), connection, expected: target.expected.clone() };
-    let mut inbound = match client.connect(outbound).await {
-        Ok(response) => response.into_inner(),
-        Err(status) => return Err(failed(&status)),
-    };
-    let first = inbound.message().await.map_err(|status| failed(&status))?;
-    let first = first.and_then(|mut frame| frame.hello().map(|hello| (hello, frame)));
-    let Some((hello, first)) = first else {
-        let text = format!("{address} answers, and not with a Hello: is it a groupcache node?");
-        return Err(Failure::Refused(Refusal::Rejected, text));
-    };
-    let hello = hello.map_err(|bad| Failure::Refused(Refusal::NoCommonVersion, bad.0))?;
-    if let Some(why) = objection(&local.hello(), &hello) {
-        return Err(Failure::Refused(Refusal::OtherCluster, why));
-    }
-    if let Some(why) = attempt.server().objection(&hello.id) {
-        return Err(Failure::Refused(Refusal::Untrusted, format!("{address}: {why}")));
-    }
-    if let Some(expected) = target.expected.as_ref().filter(|expected| **expected != hello.id) {
-        let text = format!("{address} is {} and not {expected}: the address was given to another node", hello.id);
-        return Err(Failure::Refused(Refusal::WrongId { found: Some(hello.id) }, text));
-    }
-    Ok(Open { of_use, inbound, hello, first })
-}
-
-/// What an attempt that failed before the Hello came to. HTTP/2 knows little of what lies below it.
-fn failure(address: &Address, attempt: &Attempt, status: &Status) -> Failure {
-    match (attempt.trouble(), status.code()) {
-        (Some(trouble), _) if trouble.is_about_trust() => {
-            Failure::Refused(Refusal::Untrusted, format!("{address}: {trouble}"))
-        }
-        (Some(trouble), _) => Failure::NotConnected(format!("{address}: {trouble}")),
-        // The server's own words; a transport that fails says Unavailable or Unknown.
-        (None, Code::FailedPrecondition) => Failure::Refused(Refusal::Rejected, status.message().to_owned()),
-        (None, Code::Unauthenticated) => {
-            Failure::Refused(Refusal::Untrusted, format!("{address}: {}", status.message()))
-        }
-        (None, _) => Failure::NotConnected(format!("{address}: {}", status.message())),
-    }
-}
-
 /// Reads one connection to its end.
 async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
     let Open { of_use: _of_use, mut inbound, hello, first } = open;
@@ -353,131 +267,4 @@ fn take(link: &Link, frame: Incoming) -> Option<LinkEvent> {
         return Some(LinkEvent::Fingerprint(frame.fingerprint));
     }
     None
-}
-
-#[cfg(all(test, shuttle))]
-mod interleavings;
-
-/// Our half of a connection: yields a frame whenever something is due.
-struct Outbound {
-    link: Arc<Link>,
-    connection: u64,
-    expected: Option<PeerId>,
-}
-
-impl Stream for Outbound {
-    type Item = Outgoing;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
-        let local = &self.link.local;
-        let mut frame = Outgoing::new(local.fingerprint());
-        {
-            let mut table = self.link.table.lock();
-            // Read under the lock: a change after it finds the waker there.
-            let version = local.version();
-            if !table.is_current(self.connection) {
-                return Poll::Ready(None);
-            }
-            let is_greeted = table.hello_sent == version;
-            // Requests wait until the peer has said Hello: until then the breaker is not closed.
-            let may_ask = table.breaker == Breaker::Closed;
-            if is_greeted && !(may_ask && table.has_due()) {
-                table.waker = Some(cx.waker().clone());
-                return Poll::Pending;
-            }
-            table.hello_sent = version;
-            if may_ask {
-                let max = self.link.max_requests.load(Relaxed) as usize;
-                table.fill(&mut frame, max, local.clock.now_ms());
-                if std::mem::take(&mut table.goodbye_due) {
-                    frame.goodbye(local.hello().incarnation);
-                }
-            }
-            if !is_greeted {
-                let hello = Hello { expected: self.expected.clone(), ..Hello::clone(&local.hello()) };
-                frame.hello(&hello, local.limits.max_in_flight_per_peer);
-            }
-        }
-        if frame.requests() > 0 {
-            local.counters.frames_sent.up();
-            local.counters.requests_sent.add(frame.requests() as u64);
-        }
-        Poll::Ready(Some(frame))
-    }
-}
-
-#[cfg(all(test, not(shuttle)))]
-mod tests {
-    use std::{net::SocketAddr, sync::Arc, time::Duration};
-
-    use tokio::{
-        sync::mpsc::{self, Receiver},
-        time::{Instant, sleep},
-    };
-
-    use super::{HURRIED, RECONNECT_MAX, RECONNECT_MIN, keep, pauses};
-    use crate::{
-        config::Limits,
-        identity::Address,
-        membership::stabilizer::DialId,
-        net::Security,
-        peer::{
-            hello::Local,
-            link::{Link, LinkEvent, Target},
-        },
-        testing::hello,
-    };
-
-    #[test]
-    fn pauses_grow_to_the_longest_and_not_beyond() {
-        for seed in 0..100 {
-            let pauses: Vec<_> = pauses(seed).take(40).collect();
-            assert!((RECONNECT_MIN..=2 * RECONNECT_MIN).contains(&pauses[0]), "{pauses:?}");
-            assert!(pauses.iter().all(|pause| *pause <= RECONNECT_MAX), "{pauses:?}");
-            assert!(pauses[20..].iter().all(|pause| *pause >= RECONNECT_MAX / 2), "{pauses:?}");
-        }
-    }
-
-    type Events = Receiver<(DialId, LinkEvent)>;
-
-    /// A link to where nobody listens, and what it says.
-    fn in_vain() -> (Arc<Link>, Events) {
-        let local = Arc::new(Local::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }));
-        let nobody = Address::from(SocketAddr::from(([127, 0, 0, 1], 1)));
-        let target = Target { expected: None, addresses: vec![nobody] };
-        let link = Link::new(DialId(1), target, local);
-        let (events, feed) = mpsc::channel(1024);
-        tokio::spawn(keep(Arc::clone(&link), events, 7));
-        (link, feed)
-    }
-
-    async fn failures(events: &mut Events, n: usize) {
-        for _ in 0..n {
-            assert!(matches!(events.recv().await, Some((_, LinkEvent::Failed(_)))));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_may_be_back_is_not_waited_for_as_long() {
-        let (link, mut events) = in_vain();
-        failures(&mut events, 10).await;
-        let begun = Instant::now();
-        link.hurry();
-        failures(&mut events, 1).await;
-        let slack = Duration::from_millis(10); // timers may be a millisecond late, and an attempt takes a moment
-        assert!(begun.elapsed() <= RECONNECT_MAX / HURRIED + slack, "{:?}", begun.elapsed());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_may_be_back_all_the_time_is_not_dialled_all_the_time() {
-        let (link, mut events) = in_vain();
-        failures(&mut events, 10).await;
-        let time = 4 * RECONNECT_MAX;
-        for _ in 0..time.as_millis() {
-            link.hurry();
-            sleep(Duration::from_millis(1)).await;
-        }
-        let attempts = std::iter::from_fn(|| events.try_recv().ok()).count() as u32;
-        assert!((4 * HURRIED - 4..=4 * HURRIED * 2).contains(&attempts), "{attempts}");
-    }
 }

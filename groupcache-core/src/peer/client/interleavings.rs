@@ -15,7 +15,7 @@ use futures_core::Stream;
 use shuttle::future::{spawn, yield_now};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Outbound, finish, take};
+use super::{finish, outbound::Outbound, take};
 use crate::{
     chain::Chain,
     interleavings::{check, local, pass},

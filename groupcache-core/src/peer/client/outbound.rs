@@ -1,0 +1,64 @@
+//! Our half of a connection: what waits for the peer, when HTTP/2 asks for it.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+
+use crate::{
+    identity::PeerId,
+    message::Hello,
+    peer::{breaker::Breaker, link::Link},
+    wire::Outgoing,
+};
+
+/// Yields a frame whenever something is due.
+pub(super) struct Outbound {
+    pub(super) link: Arc<Link>,
+    pub(super) connection: u64,
+    pub(super) expected: Option<PeerId>,
+}
+
+impl Stream for Outbound {
+    type Item = Outgoing;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
+        let local = &self.link.local;
+        let mut frame = Outgoing::new(local.fingerprint());
+        {
+            let mut table = self.link.table.lock();
+            // Read under the lock: a change after it finds the waker there.
+            let version = local.version();
+            if !table.is_current(self.connection) {
+                return Poll::Ready(None);
+            }
+            let is_greeted = table.hello_sent == version;
+            // Requests wait until the peer has said Hello: until then the breaker is not closed.
+            let may_ask = table.breaker == Breaker::Closed;
+            if is_greeted && !(may_ask && table.has_due()) {
+                table.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            table.hello_sent = version;
+            if may_ask {
+                let max = self.link.max_requests.load(Relaxed) as usize;
+                table.fill(&mut frame, max, local.clock.now_ms());
+                if std::mem::take(&mut table.goodbye_due) {
+                    frame.goodbye(local.hello().incarnation);
+                }
+            }
+            if !is_greeted {
+                let hello = Hello { expected: self.expected.clone(), ..Hello::clone(&local.hello()) };
+                frame.hello(&hello, local.limits.max_in_flight_per_peer);
+            }
+        }
+        if frame.requests() > 0 {
+            local.counters.frames_sent.up();
+            local.counters.requests_sent.add(frame.requests() as u64);
+        }
+        Poll::Ready(Some(frame))
+    }
+}
