@@ -83,16 +83,20 @@ impl Results {
 
     /// One contestant over another, round by round.
     pub fn ratio(&self, section: &str, cell: &str, figure: &str, one: &str, other: &str) -> Option<Spread> {
-        let others = self.by_round(section, cell, other, figure);
-        let ones = self.by_round(section, cell, one, figure);
-        Spread::of(ones.into_iter().filter_map(|(round, one)| Some(one / others.get(&round)?)).collect())
+        let of = |who| self.by_round(section, cell, who, figure);
+        round_by_round(of(one), &of(other))
     }
 
     /// One cell over another, of one contestant, round by round.
     pub fn ratio_of_cells(&self, section: &str, one: &str, other: &str, figure: &str, who: &str) -> Option<Spread> {
-        let others = self.by_round(section, other, who, figure);
-        let ones = self.by_round(section, one, who, figure);
-        Spread::of(ones.into_iter().filter_map(|(round, one)| Some(one / others.get(&round)?)).collect())
+        let of = |cell| self.by_round(section, cell, who, figure);
+        round_by_round(of(one), &of(other))
+    }
+
+    /// One figure over another, of one contestant in one cell, round by round.
+    pub fn ratio_of_figures(&self, section: &str, cell: &str, who: &str, one: &str, other: &str) -> Option<Spread> {
+        let of = |figure| self.by_round(section, cell, who, figure);
+        round_by_round(of(one), &of(other))
     }
 
     fn distinct(&self, section: &str, of: impl Fn(&Sample) -> &str) -> Vec<String> {
@@ -143,6 +147,10 @@ impl Results {
     }
 }
 
+fn round_by_round(ones: BTreeMap<usize, f64>, others: &BTreeMap<usize, f64>) -> Option<Spread> {
+    Spread::of(ones.into_iter().filter_map(|(round, one)| Some(one / others.get(&round)?)).collect())
+}
+
 /// A number as people read it: with commas between thousands.
 pub fn thousands(number: f64, digits: usize) -> String {
     let plain = format!("{number:.digits$}");
@@ -155,4 +163,21 @@ pub fn thousands(number: f64, digits: usize) -> String {
         text.push(digit);
     }
     if rest.is_empty() { text } else { format!("{text}.{rest}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_is_that_of_its_own_round() {
+        let mut results = Results::default();
+        // In the second round everything is late, and the tail no longer than usual.
+        for (round, (p50, p99)) in [(100.0, 200.0), (5000.0, 10_000.0), (100.0, 400.0)].into_iter().enumerate() {
+            let figures = [("p50_us".to_owned(), p50), ("p99_us".to_owned(), p99)].into();
+            results.add("section", "cell", "who", round, figures);
+        }
+        let ratio = results.ratio_of_figures("section", "cell", "who", "p99_us", "p50_us").unwrap();
+        assert_eq!((ratio.min, ratio.median, ratio.max), (2.0, 2.0, 4.0));
+    }
 }

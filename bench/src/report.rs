@@ -71,12 +71,10 @@ fn bars() -> Vec<Bar> {
 }
 
 fn spread(results: &Results, bar: &Bar) -> Option<Spread> {
-    let Some((one, other)) = bar.figure.split_once(" / ") else {
-        return results.ratio(bar.section, &bar.cell, bar.figure, bar.one, bar.other);
-    };
-    let of = |figure| results.spread(bar.section, &bar.cell, bar.one, figure);
-    let (one, other) = (of(one)?, of(other)?);
-    Some(Spread { median: one.median / other.median, min: one.min / other.median, max: one.max / other.median })
+    match bar.figure.split_once(" / ") {
+        Some((one, other)) => results.ratio_of_figures(bar.section, &bar.cell, bar.one, one, other),
+        None => results.ratio(bar.section, &bar.cell, bar.figure, bar.one, bar.other),
+    }
 }
 
 fn verdicts(results: &Results) -> String {
