@@ -69,7 +69,8 @@ async fn a_load_that_a_clear_has_passed_is_for_those_who_waited_and_nobody_else(
     cluster.shutdown().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+// On one thread, so that how many removes share a frame is not up to how busy the machine is.
+#[tokio::test]
 async fn many_keys_are_removed_side_by_side_and_a_bad_one_spoils_nothing() {
     let (cluster, groups, _) = cluster_of(3).await;
     for key in keys(1000) {
@@ -82,7 +83,7 @@ async fn many_keys_are_removed_side_by_side_and_a_bad_one_spoils_nothing() {
     let told = groups[0].remove_many(keys(1000)).await.unwrap();
     assert!(told.is_complete());
     let frames = cluster.nodes[0].stats().frames_sent - frames;
-    assert!(frames < 1000, "{frames} frames for 2,000 removes");
+    assert!(frames < 400, "{frames} frames for 2,000 removes");
     assert_eq!(groups.iter().map(Group::entries).sum::<usize>(), 0);
     assert!(groups[0].remove_many(Vec::<String>::new()).await.unwrap().is_complete());
     cluster.shutdown().await;
