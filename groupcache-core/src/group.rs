@@ -185,7 +185,6 @@ impl<V: Value> Group<V> {
     /// The first step of a get: what memory knows.
     fn hit(&self, key: &str) -> Option<Result<V>> {
         let group = &self.inner;
-        group.counters.gets.up();
         // 1. Memory.
         let now_ms = group.shared.now_ms();
         if let Some(slot) = group.store.get(key, now_ms)
@@ -217,6 +216,7 @@ impl<V: Value> Group<V> {
             group.counters.borrowed_hits.up();
             return Some(Ok(value));
         }
+        group.counters.misses.up();
         None
     }
 

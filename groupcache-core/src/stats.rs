@@ -36,9 +36,13 @@ impl Counter {
     }
 }
 
-/// Declares live counters and the snapshot that users see, from one list.
+/// Declares live counters and the snapshot that users see, with sums of two of them, from one list.
 macro_rules! counters {
-    ($(#[$live_doc:meta])* $live:ident, $(#[$doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+    (
+        $(#[$live_doc:meta])* $live:ident,
+        $(#[$doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident,)* }
+        $(and { $($(#[$sum_doc:meta])* $sum:ident = $first:ident + $second:ident,)* })?
+    ) => {
         $(#[$live_doc])*
         #[derive(Debug, Default)]
         pub(crate) struct $live { $(pub(crate) $field: Counter,)* }
@@ -46,18 +50,22 @@ macro_rules! counters {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
-        pub struct $snapshot { $($(#[$field_doc])* pub $field: u64,)* }
+        pub struct $snapshot {
+            $($($(#[$sum_doc])* pub $sum: u64,)*)?
+            $($(#[$field_doc])* pub $field: u64,)*
+        }
 
         impl $live {
             pub(crate) fn snapshot(&self) -> $snapshot {
-                $snapshot { $($field: self.$field.get(),)* ..Default::default() }
+                $(let $field = self.$field.get();)*
+                $snapshot { $($($sum: $first + $second,)*)? $($field,)* }
             }
         }
 
         impl $snapshot {
             /// Name and value of each counter, for exporters.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($field), self.$field),)*].into_iter()
+                [$($((stringify!($sum), self.$sum),)*)? $((stringify!($field), self.$field),)*].into_iter()
             }
         }
     };
@@ -68,10 +76,10 @@ counters! {
     GroupCounters,
     /// Counters of one group on this node, since it was built.
     GroupStats {
-        /// Gets that callers of this node made; `gets - hits` missed.
-        gets,
         /// Gets answered from this node's memory.
         hits,
+        /// Gets that were not.
+        misses,
         /// Hits on copies of hot values that other nodes own.
         borrowed_hits,
         /// Hits on values past their time to live, which are served while a younger one is loaded.
@@ -134,6 +142,9 @@ counters! {
         writes,
         /// Entries that were dropped because a peer said that they had changed.
         invalidated,
+    } and {
+        /// Gets that callers of this node made. It has no counter: a hit writes to one, not to two.
+        gets = hits + misses,
     }
 }
 
@@ -222,5 +233,9 @@ mod tests {
         counters.loads.add(3);
         assert_eq!(counters.snapshot().loads, 3);
         assert!(counters.snapshot().iter().any(|(name, n)| name == "loads" && n == 3));
+        counters.hits.add(5);
+        counters.misses.add(2);
+        assert_eq!(counters.snapshot().gets, 7);
+        assert_eq!(counters.snapshot().iter().next(), Some(("gets", 7)));
     }
 }
