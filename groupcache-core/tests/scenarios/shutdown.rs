@@ -88,6 +88,20 @@ async fn a_node_that_is_shut_down_waits_for_its_own_gets() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_shut_down_waits_for_what_it_loads_in_the_place_of_an_owner_that_is_lost_meanwhile() {
+    let mut scene = Scene::start().await;
+    let mut closing = shut_down(&scene.nodes[1]);
+    is_closing(&scene.groups[1]).await;
+    assert!(timeout(LOOK, &mut closing).await.is_err(), "no load runs here, and it waits for the owner");
+    drop(scene.nodes.remove(0));
+    scene.gate.begun(2).await;
+    assert!(timeout(LOOK, &mut closing).await.is_err(), "it waits for the load");
+    scene.gate.open();
+    closing.await.unwrap();
+    assert!(scene.get.await.unwrap().expect("a value").ends_with("by load 2"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_shut_down_gives_the_answers_that_it_owes() {
     let scene = Scene::start().await;
     let mut closing = shut_down(&scene.nodes[0]);
