@@ -110,7 +110,7 @@ impl Clock {
 }
 
 /// How long this machine was suspended since it was started, never told too long.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(simulation)))]
 fn suspended_since_boot() -> Duration {
     use rustix::time::{ClockId, Timespec, clock_gettime};
     let duration = |time: Timespec| Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32);
@@ -119,8 +119,8 @@ fn suspended_since_boot() -> Duration {
     with_suspensions.saturating_sub(duration(clock_gettime(ClockId::Monotonic)))
 }
 
-/// Elsewhere it is not known: entries age while the process runs.
-#[cfg(not(target_os = "linux"))]
+/// Elsewhere it is not known: entries age while the process runs. And simulated time is not that of a machine.
+#[cfg(any(not(target_os = "linux"), simulation))]
 fn suspended_since_boot() -> Duration {
     Duration::ZERO
 }
