@@ -123,9 +123,13 @@ impl Inner {
             self.shared.tasks.loads.is_empty() && self.server.owes() == 0 && links.iter().all(|l| l.in_flight() == 0)
         };
         // Twice: what a peer that is lost was asked for is in no table until its load begins here, a moment later.
-        let mut looks = 0;
-        while looks < 2 {
-            looks = if is_quiet() { looks + 1 } else { 0 };
+        let mut was_quiet = false;
+        loop {
+            let is_quiet = is_quiet();
+            if is_quiet && was_quiet {
+                return;
+            }
+            was_quiet = is_quiet;
             tokio::time::sleep(LOOK).await;
         }
     }
