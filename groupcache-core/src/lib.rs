@@ -56,6 +56,7 @@ extern crate self as groupcache_core;
 #[macro_use]
 mod mutants;
 
+mod backoff;
 mod chain;
 mod changes;
 mod clock;

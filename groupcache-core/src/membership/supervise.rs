@@ -2,7 +2,6 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::FutureExt;
 use tokio::{
     sync::{mpsc, watch},
@@ -10,6 +9,7 @@ use tokio::{
 };
 
 use crate::{
+    backoff::pauses,
     config::WITHDRAW,
     identity::PeerId,
     membership::provider::{Health, Provider, ProviderHandle},
@@ -34,7 +34,8 @@ pub(crate) async fn supervise(
     mut leaving: watch::Receiver<bool>,
     seed: u64,
 ) {
-    let mut next_pauses = pauses(seed);
+    let anew = || pauses(RESTART_MIN, RESTART_MAX, seed);
+    let mut next_pauses = anew();
     loop {
         let (cx, ask) = handle.context();
         asks.send_replace(Some(ask));
@@ -60,7 +61,7 @@ pub(crate) async fn supervise(
         };
         restarts();
         if begun.elapsed() >= GOOD_RUN {
-            next_pauses = pauses(seed);
+            next_pauses = anew();
         }
         let pause = next_pauses.next().unwrap_or(RESTART_MAX);
         tracing::warn!(provider = provider.name(), error = %why, ?pause, "discovery failed; the last set of peers stays, it is run again");
@@ -73,28 +74,7 @@ pub(crate) async fn supervise(
     }
 }
 
-fn pauses(seed: u64) -> impl Iterator<Item = Duration> {
-    // The jitter comes on top, and is as long at most.
-    let builder = ExponentialBuilder::default().with_min_delay(RESTART_MIN).with_max_delay(RESTART_MAX / 2);
-    builder.without_max_times().with_jitter().with_jitter_seed(seed).build()
-}
-
 /// Returns when the node leaves, or is gone. (The guard that `wait_for` gives must not live in a select.)
 async fn left(leaving: &mut watch::Receiver<bool>) {
     let _ = leaving.wait_for(|leaving| *leaving).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{RESTART_MAX, RESTART_MIN, pauses};
-
-    #[test]
-    fn pauses_grow_to_the_longest_and_not_beyond() {
-        for seed in 0..100 {
-            let pauses: Vec<_> = pauses(seed).take(40).collect();
-            assert!((RESTART_MIN..=2 * RESTART_MIN).contains(&pauses[0]), "{pauses:?}");
-            assert!(pauses.iter().all(|pause| *pause <= RESTART_MAX), "{pauses:?}");
-            assert!(pauses[20..].iter().all(|pause| *pause >= RESTART_MAX / 2), "{pauses:?}");
-        }
-    }
 }

@@ -16,11 +16,11 @@ use std::{
     time::Duration,
 };
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::dial::{Failure, Open, connect};
 use crate::{
+    backoff::pauses,
     config::{BATCH_REQUESTS, RECONNECT_MAX, RECONNECT_MIN},
     error::{Error, Kind},
     identity::NodeState,
@@ -52,7 +52,8 @@ const MENDING_PAUSE: Duration = Duration::from_millis(2 * RECONNECT_MIN.as_milli
 
 /// Keeps the link up until it is hung up: connects, reads, and connects again with back-off and jitter.
 pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
-    let mut pauses = pauses(seed);
+    let anew = || pauses(RECONNECT_MIN, RECONNECT_MAX, seed);
+    let mut pauses = anew();
     loop {
         let is_mending = link.table.lock().breaker == Breaker::Mending;
         let attempt = connect(&link);
@@ -68,7 +69,7 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
                 let end = converse(&link, open, &events).await;
                 let was_good = began.elapsed() >= GOOD_CONNECTION;
                 if was_good {
-                    pauses = self::pauses(seed);
+                    pauses = anew();
                 }
                 // One attempt at once after a good connection: whoever waits is owed its outcome.
                 let is_owed = end == End::Renewed || (was_good && end == End::Broken);
@@ -150,17 +151,6 @@ async fn fail(link: &Link, failure: Failure, events: &LinkEvents) {
     let (LinkEvent::Refused(_, text) | LinkEvent::Failed(text)) = &event else { return };
     *link.failure.lock() = Some(Error::new(kind, text.clone()));
     send(events, link, event).await;
-}
-
-fn pauses(seed: u64) -> impl Iterator<Item = Duration> {
-    // Without a seed its jitter comes from a generator of the thread, which no simulation could repeat.
-    ExponentialBuilder::default()
-        .with_min_delay(RECONNECT_MIN)
-        .with_max_delay(RECONNECT_MAX / 2) // the jitter comes on top, and is as long at most
-        .without_max_times()
-        .with_jitter()
-        .with_jitter_seed(seed)
-        .build()
 }
 
 async fn send(events: &LinkEvents, link: &Link, event: LinkEvent) {

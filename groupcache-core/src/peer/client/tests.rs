@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{HURRIED, RECONNECT_MAX, RECONNECT_MIN, keep, pauses};
+use super::{HURRIED, RECONNECT_MAX, keep};
 use crate::{
     config::Limits,
     identity::Address,
@@ -19,16 +19,6 @@ use crate::{
     },
     testing::hello,
 };
-
-#[test]
-fn pauses_grow_to_the_longest_and_not_beyond() {
-    for seed in 0..100 {
-        let pauses: Vec<_> = pauses(seed).take(40).collect();
-        assert!((RECONNECT_MIN..=2 * RECONNECT_MIN).contains(&pauses[0]), "{pauses:?}");
-        assert!(pauses.iter().all(|pause| *pause <= RECONNECT_MAX), "{pauses:?}");
-        assert!(pauses[20..].iter().all(|pause| *pause >= RECONNECT_MAX / 2), "{pauses:?}");
-    }
-}
 
 type Events = Receiver<(DialId, LinkEvent)>;
 
