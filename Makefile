@@ -131,7 +131,7 @@ bench-churn:
 bench-overload:
 	@$(CARGO) run --quiet --release -p bench --bin overload
 
-# Each target of fuzz/ for SECONDS_EACH; `make test` runs the same ones on their inputs and on damaged ones.
+# Each target of verification/fuzz/ for SECONDS_EACH; `make test` runs the same ones on their inputs and on damaged ones.
 fuzz: export SECONDS_EACH ?= 60
 fuzz:
 	@tools/fuzz
@@ -170,7 +170,7 @@ mutants: export CARGO := $(CARGO)
 mutants: export TARGET := $(TARGET)
 mutants: export SIMULATION := $(SIMULATION)
 mutants: sim-build
-	@simulation/mutants
+	@verification/simulation/mutants
 
 lint:
 	$(CARGO) fmt --all --check

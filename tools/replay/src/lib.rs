@@ -1,4 +1,4 @@
-//! The fuzz targets as tests: the inputs of `fuzz/corpus`, what becomes of them when they are damaged, and noise.
+//! The fuzz targets as tests: the inputs of `verification/fuzz/corpus`, what becomes of them when they are damaged, and noise.
 //!
 //! It looks for new paths no more than a dice does; `make fuzz` does, with the same targets.
 
@@ -15,12 +15,12 @@ const SLOWEST: Duration = Duration::from_secs(10);
 /// The longest input.
 const LONGEST: usize = 64 << 10;
 
-/// Runs `target` on each file of `fuzz/corpus/<name>`, and on `cases` inputs that are made of them.
+/// Runs `target` on each file of `verification/fuzz/corpus/<name>`, and on `cases` inputs that are made of them.
 ///
 /// # Panics
 /// When the target does, when it takes too long or too much memory, and when there are no files.
 pub fn replay(name: &str, cases: usize, target: impl Fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../verification/fuzz/corpus").join(name);
     let mut seeds: Vec<_> = fs::read_dir(&folder)
         .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
         .map(|file| fs::read(file.expect("a file").path()).expect("it can be read"))
