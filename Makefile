@@ -186,6 +186,7 @@ lint:
 	$(CARGO) clippy -p discovery-nats --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --all-features --no-deps
 	$(CARGO) run --quiet -p codegen -- --check
+	$(CARGO) run --quiet -p prose
 
 doc:
 	$(CARGO) doc --workspace --all-features --no-deps
