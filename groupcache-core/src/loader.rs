@@ -5,8 +5,8 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    chain::{CURRENT, Lineage},
     error::BoxError,
+    flight::nesting::{CURRENT, LoadContext},
     value::{Json, Prost, Value},
 };
 
@@ -134,7 +134,7 @@ impl<'a, V> Load<'a, V> {
     /// Gets within the loader itself carry it already. A spawned task that gets from a group outside of a
     /// scope works too, but a circle of loads through it ends by its deadline instead of at once.
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F, V> {
-        let lineage = Lineage::current();
+        let lineage = LoadContext::current();
         async move {
             match lineage {
                 Some(lineage) => CURRENT.scope(lineage, future).await,

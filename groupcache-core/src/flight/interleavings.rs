@@ -7,8 +7,8 @@ use std::sync::{
 
 use shuttle::future::spawn;
 
-use super::{Flights, Join, Kind, LandOnDrop, Stripes};
-use crate::{interleavings::check, sync::Mutex};
+use crate::flight::{CompleteOnDrop, Flights, InvalidationStripes, Join, Kind};
+use crate::{runtime::sync::Mutex, testing::interleavings::check};
 
 /// A group of one key, whose source is a counter.
 struct Scene {
@@ -25,7 +25,7 @@ struct Scene {
 impl Scene {
     fn new() -> Arc<Self> {
         Arc::new(Self {
-            flights: Flights::new(Arc::new(Stripes::new()), 1),
+            flights: Flights::new(Arc::new(InvalidationStripes::new()), 1),
             stored: Mutex::new(None),
             loads: AtomicU64::new(0),
             load: Mutex::new(None),
@@ -38,18 +38,18 @@ impl Scene {
         let flight = match self.flights.join(Kind::Load, "k", 0, |()| true, || *self.stored.lock(), || ()) {
             Join::Found(value) => return value,
             Join::Shared(flight) => flight,
-            Join::Began(flight) => {
+            Join::Started(flight) => {
                 let (scene, flight_of_load) = (Arc::clone(&self), Arc::clone(&flight));
                 let (of_guard, flight_of_guard) = (Arc::clone(&self), Arc::clone(&flight));
                 // Before the task begins: it may be dropped before it is polled once.
-                let guard = LandOnDrop::new(move || {
-                    of_guard.flights.land(&flight_of_guard, u64::MAX, || ());
+                let guard = CompleteOnDrop::new(move || {
+                    of_guard.flights.complete(&flight_of_guard, u64::MAX, || ());
                 });
                 let load = spawn(async move {
                     scene.loads.fetch_add(1, SeqCst);
                     let value = scene.source.load(SeqCst);
                     shuttle::future::yield_now().await;
-                    scene.flights.land(&flight_of_load, value, || *scene.stored.lock() = Some(value));
+                    scene.flights.complete(&flight_of_load, value, || *scene.stored.lock() = Some(value));
                     guard.defuse();
                 });
                 *self.load.lock() = Some(load);

@@ -6,8 +6,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use super::Flight;
-use crate::sync::Mutex;
+use crate::flight::Flight;
+use crate::runtime::sync::Mutex;
 
 /// Those to be woken when the flight lands, each by a number of its own.
 #[derive(Debug, Default)]
@@ -114,8 +114,8 @@ mod tests {
         task::Wake,
     };
 
-    use super::super::{Flights, Join, Kind, Stripes};
     use super::*;
+    use crate::flight::{Flights, InvalidationStripes, Join, Kind};
 
     #[derive(Default)]
     struct Woken(AtomicU64);
@@ -133,8 +133,8 @@ mod tests {
     }
 
     fn flight() -> (Flights<u32, ()>, Arc<Flight<u32, ()>>) {
-        let flights = Flights::new(Arc::new(Stripes::new()), 7);
-        let Join::Began(flight) = flights.join(Kind::Load, "k", 0, |()| true, || None::<()>, || ()) else {
+        let flights = Flights::new(Arc::new(InvalidationStripes::new()), 7);
+        let Join::Started(flight) = flights.join(Kind::Load, "k", 0, |()| true, || None::<()>, || ()) else {
             panic!("none runs")
         };
         (flights, flight)
@@ -152,7 +152,7 @@ mod tests {
         for _ in 0..3 {
             assert!(waiting.iter_mut().zip(&woken).all(|(waiting, woken)| poll(waiting, woken).is_pending()));
         }
-        flights.land(&flight, 5, || ());
+        flights.complete(&flight, 5, || ());
         assert!(woken.iter().all(|woken| woken.times() == 1));
         assert!(waiting.iter_mut().zip(&woken).all(|(waiting, woken)| poll(waiting, woken) == Poll::Ready(5)));
         assert_eq!(poll(&mut Box::pin(flight.outcome()), &woken[0]), Poll::Ready(5), "who comes later finds it");
@@ -166,7 +166,7 @@ mod tests {
         assert!(waiting.iter_mut().zip(&woken).all(|(waiting, woken)| poll(waiting, woken).is_pending()));
         drop(waiting.remove(2));
         drop(waiting.remove(0));
-        flights.land(&flight, 5, || ());
+        flights.complete(&flight, 5, || ());
         assert_eq!(woken.iter().map(|woken| woken.times()).collect::<Vec<_>>(), [0, 1, 0, 1]);
         assert_eq!(Arc::strong_count(&woken[0]), 1, "nothing of it is left");
     }
@@ -177,7 +177,7 @@ mod tests {
         let (before, after) = (Arc::<Woken>::default(), Arc::<Woken>::default());
         let mut waiting = Box::pin(flight.outcome());
         assert!(poll(&mut waiting, &before).is_pending() && poll(&mut waiting, &after).is_pending());
-        flights.land(&flight, 5, || ());
+        flights.complete(&flight, 5, || ());
         assert_eq!((before.times(), after.times()), (0, 1));
     }
 }

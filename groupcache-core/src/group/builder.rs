@@ -1,48 +1,18 @@
 //! Builds a group: name, budget, loader; everything else has a default.
 
-use std::{
-    fmt,
-    marker::PhantomData,
-    sync::{Arc, OnceLock, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
-use super::{
-    Group, Inner,
-    batch::Batches,
-    former::Formers,
-    hand_over::Lists,
-    held::Held,
-    hold::Holds,
-    mirror::{self, Heat, Mirror},
-    protect::{Guard, Protect},
-    times::Ages,
-};
 use crate::{
+    cache::freshness::FreshnessPolicy,
+    context::NodeContext,
+    engine::{Engine, LoadPolicy, Loaders, Settings},
     error::{Error, Result},
-    flight::Flights,
+    group::Group,
     identity::check_name,
-    latency::Histogram,
     loader::{BatchLoader, LoadFnWith, Loader, NoLoader, SharedBatchLoader, SharedLoader, Typed, WithState},
     membership::view::Scope,
-    ring::KeyHasher,
-    shared::Shared,
-    stats::GroupCounters,
-    store::Store,
     value::Value,
 };
-
-/// What a group was built with.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    pub(crate) name: Arc<str>,
-    pub(crate) format: u32,
-    pub(crate) ages: Ages,
-    pub(crate) load_deadline: Duration,
-    pub(crate) has_hot_copies: bool,
-    pub(crate) scope: Scope,
-    pub(crate) protect: Protect,
-}
 
 /// Keys of one call of a batch loader: what a query with a list of keys takes in its stride.
 const MAX_BATCH: usize = 100;
@@ -50,7 +20,7 @@ const MAX_BATCH: usize = 100;
 /// Collects what a group needs; made by [`Node::group`](crate::Node::group).
 #[must_use = "a group exists once build() is called"]
 pub struct GroupBuilder<V: Value> {
-    shared: Arc<Shared>,
+    context: Arc<NodeContext>,
     settings: Settings,
     capacity_bytes: Option<u64>,
     loader: Option<SharedLoader<V>>,
@@ -60,19 +30,19 @@ pub struct GroupBuilder<V: Value> {
 }
 
 impl<V: Value> GroupBuilder<V> {
-    pub(crate) fn new(shared: Arc<Shared>, name: &str) -> Self {
-        let load_deadline = shared.local.limits.load_deadline;
+    pub(crate) fn new(context: Arc<NodeContext>, name: &str) -> Self {
+        let load_deadline = context.local.limits.load_deadline;
         let settings = Settings {
             name: name.into(),
             format: 0,
-            ages: Ages::default(),
+            ages: FreshnessPolicy::default(),
             load_deadline,
-            has_hot_copies: true,
+            has_replicas: true,
             scope: Scope::Cluster,
-            protect: Protect::default(),
+            protect: LoadPolicy::default(),
         };
         Self {
-            shared,
+            context,
             settings,
             capacity_bytes: None,
             loader: None,
@@ -139,7 +109,7 @@ impl<V: Value> GroupBuilder<V> {
     /// Default true. A write drops them as it drops the originals. Hot is a key that is asked for often and far more than
     /// most: where thousands of keys are asked for alike, each stays at its owner.
     pub fn hot_copies(mut self, keep: bool) -> Self {
-        self.settings.has_hot_copies = keep;
+        self.settings.has_replicas = keep;
         self
     }
 
@@ -254,99 +224,68 @@ impl<V: Value> GroupBuilder<V> {
     /// time is zero, or the node has a group of this name already;
     /// [`is_closed`](Error::is_closed) when the node was shut down.
     pub fn build(self) -> Result<Group<V>> {
-        let Self { shared, settings, capacity_bytes, loader, batch_loader, max_batch, .. } = self;
+        self.check()?;
+        let Self { context, settings, capacity_bytes, loader, batch_loader, max_batch, .. } = self;
         let name = Arc::clone(&settings.name);
-        check_name("group name", &name)?;
-        let missing = |what: &str| Error::config(format!("group {name:?} has no {what}"));
-        let loader: SharedLoader<V> = match (loader, &batch_loader) {
-            (Some(_), Some(_)) => {
-                return Err(Error::config(format!(
-                    "group {name:?} has two loaders; keep .loader(...) or .batch_loader(...)"
-                )));
-            }
-            (None, Some(_)) if max_batch == 0 => {
-                return Err(Error::config(format!(
-                    "group {name:?} loads batches of no keys; give .max_batch(...) at least 1"
-                )));
-            }
-            (None, Some(_)) => Arc::new(NoLoader),
-            (loader, None) => loader
-                .ok_or_else(|| missing("loader: add .loader(...), .loader_with(state, ...) or .batch_loader(...)"))?,
-        };
-        let capacity = capacity_bytes.filter(|bytes| *bytes > 0);
-        let capacity = capacity.ok_or_else(|| missing("capacity: add .capacity_bytes(64 << 20)"))?;
-        let ages = &settings.ages;
-        if [ages.time_to_live, ages.max_time_to_live, ages.negative].contains(&Some(Duration::ZERO)) {
-            return Err(Error::config(format!("group {name:?} keeps nothing: its time to live is zero")));
-        }
-        if !(0.0..=1.0).contains(&ages.jitter) {
-            return Err(Error::config(format!(
-                "the jitter of group {name:?} is {}; give it a share from 0 to 1",
-                ages.jitter
-            )));
-        }
-        let protect = &settings.protect;
-        if protect.max_loads == Some(0) || protect.breaker.is_some_and(|(n, open)| n == 0 || open.is_zero()) {
-            return Err(Error::config(format!("group {name:?} can load nothing: a limit of its loads is 0")));
-        }
-        if settings.load_deadline.is_zero() {
-            return Err(Error::config(format!("group {name:?} can load nothing: its load deadline is zero")));
-        }
         if settings.scope == Scope::Zone {
-            if shared.local.hello().zone.is_empty() {
-                return Err(Error::config(format!(
-                    "group {name:?} is per zone and this node has none: start it with an identity.with_zone(...)"
-                )));
-            }
-            shared.prepare(Scope::Zone);
+            context.prepare(Scope::Zone);
         }
-        if shared.is_closed() {
+        if context.is_closed() {
             return Err(Error::new(crate::error::Kind::Closed, "the node was shut down; start another one"));
         }
-        // Both forms of a value may be held; the heavier form of most types is its text.
-        let forms = if V::DECODES_LIKE_A_CLONE { 1 } else { 2 };
-        let largest = forms * shared.local.limits.max_value_bytes as u64 + Held::<V>::BESIDE_BYTES as u64;
-        let for_copies = if settings.has_hot_copies { capacity / mirror::SHARE } else { 0 };
-        let mirror = settings.has_hot_copies.then(|| Mirror::new(for_copies, largest, shared.random()));
-        let inner = Arc::new(Inner {
-            index: OnceLock::new(),
-            store: Store::new(capacity - for_copies, largest, shared.random()),
-            mirror,
-            asked: Heat::new(),
-            flights: Flights::new(Arc::clone(&shared.stripes), shared.random()),
-            loader,
-            batches: batch_loader.map(|loader| Arc::new(Batches::new(loader, max_batch))),
-            guard: Guard::new(&settings.protect, shared.local.limits.max_queued_loads),
-            place: KeyHasher::new(&name),
-            holds: Holds::default(),
-            formers: Formers::default(),
-            lists: Lists::default(),
-            counters: GroupCounters::default(),
-            load_latencies: Histogram::new(),
-            peer_latencies: Histogram::new(),
-            evictions: OnceLock::new(),
-            is_removed: AtomicBool::new(false),
-            settings,
-            shared: Arc::clone(&shared),
-        });
-        let group = Group::of(Arc::clone(&inner));
-        let index = shared.registry.add(&name, group.served())?;
-        let _ = inner.index.set(index);
-        if shared.is_closed() {
-            // Closed meanwhile, perhaps after it took all groups out: nobody else would take this one.
-            shared.registry.remove(&name);
-            return Err(inner.closed());
+        let single = loader.unwrap_or_else(|| Arc::new(NoLoader));
+        let loaders = Loaders { single, batch: batch_loader.map(|loader| (loader, max_batch)) };
+        let engine = Engine::new(Arc::clone(&context), settings, capacity_bytes.unwrap_or(0), loaders);
+        let group = Group::of(Arc::clone(&engine));
+        engine.set_index(context.registry.add(&name, group.service())?);
+        if context.is_closed() {
+            // The node was closed meanwhile, perhaps after it took all groups out: nobody else would take this one out.
+            context.registry.remove(&name);
+            return Err(engine.errors.closed());
         }
-        shared.local.change(|hello| hello.groups = shared.registry.names());
-        shared.handover.begin_again(shared.now_ms());
+        context.local.change(|hello| hello.groups = context.registry.names());
+        context.handover.begin_again(context.now_ms());
         Ok(group)
     }
-}
 
-impl<V: Value> Inner<V> {
-    /// Its index in our Hello; 0, which names no group, until it is in it.
-    pub(super) fn index(&self) -> u32 {
-        self.index.get().copied().unwrap_or(0)
+    /// Returns an error that says what to change if the group cannot be built.
+    fn check(&self) -> Result<()> {
+        let Settings { name, ages, protect, .. } = &self.settings;
+        check_name("group name", name)?;
+        let missing = |what: &str| Err(Error::config(format!("group {name:?} has no {what}")));
+        let refused = |why: String| Err(Error::config(format!("group {name:?} {why}")));
+        match (&self.loader, &self.batch_loader) {
+            (Some(_), Some(_)) => {
+                return refused("has two loaders; keep .loader(...) or .batch_loader(...)".to_owned());
+            }
+            (None, None) => {
+                return missing("loader: add .loader(...), .loader_with(state, ...) or .batch_loader(...)");
+            }
+            (None, Some(_)) if self.max_batch == 0 => {
+                return refused("loads batches of no keys; give .max_batch(...) at least 1".to_owned());
+            }
+            _ => {}
+        }
+        if self.capacity_bytes.is_none_or(|bytes| bytes == 0) {
+            return missing("capacity: add .capacity_bytes(64 << 20)");
+        }
+        if [ages.time_to_live, ages.max_time_to_live, ages.negative].contains(&Some(Duration::ZERO)) {
+            return refused("keeps nothing: its time to live is zero".to_owned());
+        }
+        if !(0.0..=1.0).contains(&ages.jitter) {
+            let text = format!("the jitter of group {name:?} is {}; give it a share from 0 to 1", ages.jitter);
+            return Err(Error::config(text));
+        }
+        if protect.max_loads == Some(0) || protect.breaker.is_some_and(|(n, open)| n == 0 || open.is_zero()) {
+            return refused("can load nothing: a limit of its loads is 0".to_owned());
+        }
+        if self.settings.load_deadline.is_zero() {
+            return refused("can load nothing: its load deadline is zero".to_owned());
+        }
+        if self.settings.scope == Scope::Zone && self.context.local.hello().zone.is_empty() {
+            return refused("is per zone and this node has none: start it with an identity.with_zone(...)".to_owned());
+        }
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     identity::{Address, Incarnation, NodeState, PeerId},
-    sync::Mutex,
+    runtime::sync::Mutex,
 };
 
 /// Any error of a provider: what failed and what to do, in one sentence.
@@ -391,7 +391,7 @@ impl fmt::Display for NodeState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{identity::PeerId, testing::hello};
+    use crate::{identity::PeerId, testing::unit::hello};
 
     fn begin() -> (ProviderContext, ProviderFeed) {
         let hello = hello("me");

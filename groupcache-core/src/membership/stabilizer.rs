@@ -21,17 +21,17 @@ use std::{
     time::Duration,
 };
 
-use self::{
+use crate::identity::{Address, Incarnation, NodeState, PeerId};
+use crate::membership::stabilizer::{
     asking::Asking,
     dials::{Aim, Dials, Link},
     listing::Listing,
 };
-pub(crate) use self::{
+pub(crate) use crate::membership::stabilizer::{
     events::{Action, Counters, DialId, HelloFacts, Input, Refusal, Warning},
     listing::distinct,
     members::{Member, MemberSet},
 };
-use crate::identity::{Address, Incarnation, NodeState, PeerId};
 
 /// A member list is installed when nothing has changed for this long: peers that connect together enter together.
 const SETTLE_QUIET: Duration = Duration::from_millis(50);

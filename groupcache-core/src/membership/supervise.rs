@@ -9,10 +9,10 @@ use tokio::{
 };
 
 use crate::{
-    backoff::pauses,
-    config::WITHDRAW,
     identity::PeerId,
+    limits::WITHDRAW,
     membership::provider::{Health, Provider, ProviderHandle},
+    runtime::backoff::pauses,
 };
 
 /// First and longest pause before a provider is run again.

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
 
 #[cfg(feature = "tls")]
-use super::security::keep_up_to_date;
-use super::{
+use crate::node::security::keep_up_to_date;
+use crate::node::{
     Inner, Node,
     handover::take_over,
     membership::{EVENT_QUEUE, Feeds, Membership, Status, facts},
@@ -20,28 +20,29 @@ use super::{
     supervise::supervise,
     tick::{announce, sweep, tick},
 };
+#[cfg(feature = "tls")]
+use crate::transport::{
+    Security,
+    tls::{ClusterKey, MutualTls, Source},
+};
 use crate::{
-    clock,
-    config::{Limits, MAX_REQUESTS_PER_FRAME, START},
+    context::NodeContext,
     error::{Error, Kind, Result},
     identity::{Identity, Incarnation, NodeState},
+    limits::{Limits, MAX_REQUESTS_PER_FRAME, START},
     membership::{
         provider::{Me, PeerSet, Provider, ProviderHandle, Published},
         stabilizer::{MemberSet, Stabilizer},
         view::View,
     },
-    message::Hello,
-    net::{self, Doorkeeper, TcpListener},
-    peer::{hello::Local, server::Server, service::PeerService},
+    peer::{
+        local::LocalNode,
+        server::{Server, service::PeerService},
+    },
+    protocol::{message::Hello, wire},
     ring,
-    shared::Shared,
-    sync::Keyed,
-    wire,
-};
-#[cfg(feature = "tls")]
-use crate::{
-    net::Security,
-    tls::{ClusterKey, MutualTls, Source},
+    runtime::{clock, sync::Keyed},
+    transport::{self, Doorkeeper, TcpListener},
 };
 
 /// Streams that one connection may carry: the data plane is one, the rest are unary gets of clients that are no peers.
@@ -159,9 +160,14 @@ impl NodeBuilder {
         let hands_over = !self.keeps_to_itself;
         let hello = hello_of(&identity, &self.limits, hands_over);
         let stabilizer = Stabilizer::new(facts(&hello), rng.fork());
-        let local = Arc::new(Local::new(hello, self.limits, security));
-        let shared =
-            Arc::new(Shared::new(Arc::clone(&local), View::new(1, MemberSet::default()), runtime, hands_over, rng));
+        let local = Arc::new(LocalNode::new(hello, self.limits, security));
+        let shared = Arc::new(NodeContext::new(
+            Arc::clone(&local),
+            View::new(1, MemberSet::default()),
+            runtime,
+            hands_over,
+            rng,
+        ));
         let tasks = &shared.tasks;
         let (arrivals, arrival_feed) = mpsc::channel(EVENT_QUEUE);
         let server = Server::new(
@@ -285,7 +291,7 @@ async fn listen(identity: &mut Identity) -> Result<TcpListener> {
         );
         Error::caused(Kind::Config, text, e)
     };
-    let listener = net::listen(wanted).await.map_err(cannot)?;
+    let listener = transport::listen(wanted).await.map_err(cannot)?;
     identity.bound_to(listener.local_addr().map_err(cannot)?);
     Ok(listener)
 }
@@ -324,7 +330,7 @@ fn me_of(identity: &Identity, hello: &Hello, is_tls: bool) -> Me {
 
 /// HTTP/2 with our limits, and what it serves.
 fn router(server: &Server, limits: &Limits) -> Router {
-    let window = net::stream_window(limits);
+    let window = transport::stream_window(limits);
     tonic::transport::Server::builder()
         .initial_stream_window_size(window)
         .initial_connection_window_size(window.saturating_mul(2))
@@ -352,7 +358,7 @@ fn serve(node: &Node, listener: TcpListener) {
     let (local, tasks) = (&inner.shared.local, &inner.shared.tasks);
     let router = router(&inner.server, &local.limits);
     let stop = inner.stop_serving.clone();
-    let accepting = net::open(
+    let accepting = transport::open(
         listener,
         Doorkeeper {
             security: local.security.clone(),

@@ -6,25 +6,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::oneshot,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::Node;
+use crate::node::Node;
 use crate::{
-    chain::Chain,
-    clock::later,
-    config::HAND_OVER,
+    context::NodeContext,
     identity::PeerId,
-    message::{Answer, GroupName, NO_MORE, Op, Page},
+    limits::HAND_OVER,
     peer::{
-        link::Link,
-        table::{Call, Outcome, Reply},
+        client::{link::Link, request_table::Outcome},
+        group_service::{GroupService, PageRequest, Progress},
     },
-    served::{Progress, Pulled, Served},
-    shared::Shared,
-    sync::Mutex,
+    protocol::message::{Answer, GroupName, NO_MORE, Op, Page},
+    runtime::{clock::later, sync::Mutex},
 };
 
 /// How often it is looked whether all nodes agree on who owns what.
@@ -59,7 +53,7 @@ const BAR: usize = 20;
 type Pulls = Arc<Mutex<BTreeMap<PeerId, bool>>>;
 
 /// Pulls from former owners whenever there are any. Runs until the node ends.
-pub(super) async fn take_over(shared: Arc<Shared>) {
+pub(super) async fn take_over(shared: Arc<NodeContext>) {
     let mut news = shared.handover.news();
     let pulls = Pulls::default();
     let mut is_due = false;
@@ -104,7 +98,7 @@ fn begins(pulls: &Pulls, peer: &PeerId) -> bool {
 }
 
 /// Whoever stays may have more than it has handed over, of whatever change before. Nobody waits for it: one after the other.
-async fn pull_the_rest(shared: Arc<Shared>, pulls: Pulls) {
+async fn pull_the_rest(shared: Arc<NodeContext>, pulls: Pulls) {
     let number = shared.handover.number();
     for member in shared.view().members().iter().filter(|member| member.dial.is_some()) {
         // All of them are asked again when the ring is quiet once more.
@@ -117,7 +111,7 @@ async fn pull_the_rest(shared: Arc<Shared>, pulls: Pulls) {
     }
 }
 
-async fn pull_from(shared: Arc<Shared>, pulls: Pulls, peer: PeerId) {
+async fn pull_from(shared: Arc<NodeContext>, pulls: Pulls, peer: PeerId) {
     let mut pulling = Pulling { pulls, peer, is_over: false };
     while !pulling.is_over {
         pull_all_from(&shared, &pulling.peer).await;
@@ -148,7 +142,7 @@ impl Drop for Pulling {
 }
 
 /// All groups of one former owner, one after the other.
-async fn pull_all_from(shared: &Arc<Shared>, peer: &PeerId) {
+async fn pull_all_from(shared: &Arc<NodeContext>, peer: &PeerId) {
     let since_ms = shared.local.clock.read_ms();
     let (mut kept, mut bytes) = (0, 0);
     for group in shared.registry.names() {
@@ -163,13 +157,13 @@ async fn pull_all_from(shared: &Arc<Shared>, peer: &PeerId) {
 }
 
 /// Whether everyone who is connected has the same owners in mind: then everyone tells this node what is written.
-fn is_agreed(shared: &Shared) -> bool {
+fn is_agreed(shared: &NodeContext) -> bool {
     let view = shared.view();
     let is_same = |link: Arc<Link>| !link.admits() || link.fingerprint() == view.fingerprint();
     view.members().iter().all(|member| shared.link(member).is_none_or(is_same))
 }
 
-async fn agreed(shared: &Shared) -> bool {
+async fn agreed(shared: &NodeContext) -> bool {
     let agreed = async {
         while !is_agreed(shared) {
             sleep(LOOK).await;
@@ -180,10 +174,10 @@ async fn agreed(shared: &Shared) -> bool {
 
 /// One group of one former owner; returns how many entries were kept, and their bytes.
 async fn pull(
-    shared: &Arc<Shared>,
+    shared: &Arc<NodeContext>,
     peer: &PeerId,
     group: &GroupName,
-    served: &Arc<dyn Served>,
+    served: &Arc<dyn GroupService>,
     since_ms: u64,
 ) -> (u64, u64) {
     let (mut kept, mut bytes, mut beginnings, room) = (0, 0, 0, served.room());
@@ -193,13 +187,13 @@ async fn pull(
         }
         // Before it is asked: what is written from now on is not undone by what comes.
         let (asked_ms, changes) = (shared.local.clock.read_ms(), shared.changes.number());
-        let pulled = Pulled { peer: peer.clone(), asked_ms, changes, since_ms };
+        let pulled = PageRequest { peer: peer.clone(), asked_ms, changes, since_ms };
         Some((cursor, page(shared, peer, group, cursor).await?, pulled))
     };
     let mut asked = ask(0).await;
     while let Some((cursor, found, pulled)) = asked {
         let (next, sent) = (found.next, found.entries.iter().map(|handed| handed.bytes.len() as u64).sum());
-        let take = Arc::clone(served).take_over(found, pulled);
+        let take = Arc::clone(served).store_page(found, pulled);
         // Its ring has changed, and it has begun again with other lists.
         let begins_again = next >> 32 != cursor >> 32 && next > 0;
         beginnings += u32::from(begins_again);
@@ -226,14 +220,14 @@ async fn pull(
     (kept, bytes)
 }
 
-fn link_to(shared: &Shared, peer: &PeerId) -> Option<Arc<Link>> {
+fn link_to(shared: &NodeContext, peer: &PeerId) -> Option<Arc<Link>> {
     let view = shared.view();
     let member = view.members().iter().find(|member| member.id == *peer)?;
     shared.link(member).filter(|link| link.admits() && link.hands_over())
 }
 
 /// A page may be asked for again: only the cursor of the next one says that it has arrived.
-async fn page(shared: &Shared, peer: &PeerId, group: &GroupName, cursor: u64) -> Option<Page> {
+async fn page(shared: &NodeContext, peer: &PeerId, group: &GroupName, cursor: u64) -> Option<Page> {
     for attempt in 0..ATTEMPTS {
         // Views may differ by now, and then a write need not reach this node.
         if attempt > 0 && !agreed(shared).await {
@@ -245,19 +239,10 @@ async fn page(shared: &Shared, peer: &PeerId, group: &GroupName, cursor: u64) ->
         if link.admits() && !(link.hands_over() && link.offers(&group.name, group.format)) {
             return None;
         }
-        let (answer, told) = oneshot::channel();
-        let call = Call {
-            op: Op::HandOff { cursor },
-            group: group.index,
-            key: "".into(),
-            deadline_ms: later(shared.local.clock.read_ms(), PATIENCE),
-            rank: 0,
-            chain: Chain::EMPTY,
-            reply: Arc::new(Told(Mutex::new(Some(answer)))),
-        };
-        let outcome = match link.send(call) {
-            Ok(()) => told.await.ok()?,
-            Err(_) => Outcome::Unreachable,
+        let end_ms = later(shared.local.clock.read_ms(), PATIENCE);
+        let outcome = match link.request(Op::ReadPage { cursor }, group.index, &"".into(), end_ms, 0) {
+            Some(pending) => pending.await.ok()?,
+            None => Outcome::Unreachable,
         };
         match outcome {
             Outcome::Answered(Answer::Page(page)) => return Some(page),
@@ -267,16 +252,6 @@ async fn page(shared: &Shared, peer: &PeerId, group: &GroupName, cursor: u64) ->
         }
     }
     None
-}
-
-struct Told(Mutex<Option<oneshot::Sender<Outcome>>>);
-
-impl Reply for Told {
-    fn reply(self: Arc<Self>, outcome: Outcome, _: Instant) {
-        if let Some(waiting) = self.0.lock().take() {
-            let _ = waiting.send(outcome);
-        }
-    }
 }
 
 impl Node {
@@ -312,7 +287,7 @@ impl Node {
 }
 
 /// How far the hand-over of all groups is. Makes the lists where there are none.
-async fn progress(shared: &Arc<Shared>) -> Progress {
+async fn progress(shared: &Arc<NodeContext>) -> Progress {
     let mut all = Progress::default();
     for group in shared.registry.names() {
         let Some(served) = shared.registry.get(&group.name) else { continue };
@@ -321,7 +296,7 @@ async fn progress(shared: &Arc<Shared>) -> Progress {
         let found = match served.progress(&is_reached) {
             Some(found) => Some(found),
             None => {
-                Arc::clone(&served).list().await;
+                Arc::clone(&served).build_plan().await;
                 served.progress(&is_reached)
             }
         };

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
-use super::{Inner, Node, handover::share_of, membership::Command};
+use crate::node::{Inner, Node, handover::share_of, membership::Command};
 use crate::{
-    config::{DRAIN, WITHDRAW},
     error::Result,
     flight::within,
     identity::NodeState,
-    peer::link::Link,
+    limits::{DRAIN, WITHDRAW},
+    peer::client::link::Link,
 };
 
 /// How often a condition of other nodes is looked at while leaving.

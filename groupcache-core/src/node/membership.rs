@@ -11,20 +11,20 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::catch_up::catch_up;
+use crate::node::replay::catch_up;
 use crate::{
+    context::NodeContext,
     identity::{Address, NodeState, PeerId},
     membership::{
         provider::{Health, Me, PeerSet, ProviderFeed, Report},
         stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Refusal, Stabilizer, Warning},
         view::View,
     },
-    message::Hello,
-    peer::{
-        client::keep,
+    peer::client::{
+        keep,
         link::{Link, LinkEvent, LinkEvents, Target},
     },
-    shared::Shared,
+    protocol::message::Hello,
 };
 
 /// How often the stabilizer is told that time passes.
@@ -60,7 +60,7 @@ pub(super) struct Feeds {
 }
 
 pub(super) struct Membership {
-    shared: Arc<Shared>,
+    shared: Arc<NodeContext>,
     stabilizer: Stabilizer,
     links: LinkEvents,
     pings: mpsc::Sender<(PeerId, bool)>,
@@ -77,7 +77,7 @@ pub(super) struct Membership {
 
 impl Membership {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<NodeContext>,
         stabilizer: Stabilizer,
         links: LinkEvents,
         asks: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,

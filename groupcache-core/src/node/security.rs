@@ -6,16 +6,18 @@ use std::{sync::Arc, time::Duration};
 #[cfg(feature = "tls")]
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+#[cfg(feature = "tls")]
+use crate::{
+    context::NodeContext,
+    transport::{
+        RETIRE_WITHIN,
+        tls::{ClusterKey, Keeper, Me, Source},
+    },
+};
 use crate::{
     error::{Error, Result},
     identity::Identity,
-    net::Security,
-};
-#[cfg(feature = "tls")]
-use crate::{
-    net::RETIRE_WITHIN,
-    shared::Shared,
-    tls::{ClusterKey, Keeper, Me, Source},
+    transport::Security,
 };
 
 /// How often files with certificates and keys are read again. Certificates live for hours at least.
@@ -130,7 +132,7 @@ fn check_exposure(identity: &Identity, is_insecure: bool, is_mounted: bool) -> R
 
 /// Reads files again, and makes connections anew when what was read has changed. Runs until the node ends.
 #[cfg(feature = "tls")]
-pub(super) async fn keep_up_to_date(shared: Arc<Shared>, keeper: Arc<Keeper>) {
+pub(super) async fn keep_up_to_date(shared: Arc<NodeContext>, keeper: Arc<Keeper>) {
     tokio::join!(reread(&keeper), renew(&shared, &keeper));
 }
 
@@ -157,7 +159,7 @@ async fn reread(keeper: &Keeper) {
 
 /// Our own connections are made anew one by one; those that peers made retire at the door.
 #[cfg(feature = "tls")]
-async fn renew(shared: &Shared, keeper: &Keeper) {
+async fn renew(shared: &NodeContext, keeper: &Keeper) {
     let mut generations = keeper.generations();
     while generations.changed().await.is_ok() {
         let generation = *generations.borrow_and_update();

@@ -10,7 +10,7 @@ use crate::{
         provider::{Provider, ProviderHandle},
         supervise,
     },
-    peer::hello::Local,
+    peer::local::LocalNode,
 };
 
 /// Runs until the node leaves and the provider has withdrawn, or has taken too long to.
@@ -18,7 +18,7 @@ pub(super) async fn supervise(
     provider: Arc<dyn Provider>,
     handle: ProviderHandle,
     asks: Asks,
-    local: Arc<Local>,
+    local: Arc<LocalNode>,
     leaving: watch::Receiver<bool>,
     seed: u64,
 ) {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     Group, Node,
     membership::{stabilizer::MemberSet, view::View},
-    testing::support::{Cluster, Gate, Loads, eventually},
+    testing::unit::support::{Cluster, Gate, Loads, eventually},
 };
 
 const LOAD: Duration = Duration::from_millis(300);
@@ -119,10 +119,10 @@ async fn a_fetch_that_began_while_a_write_was_under_way_is_not_shared_after_it()
     let before = get(&groups[0]);
     gate.begun(1).await;
     // The write has come to b; b asks a, which it has not come to yet.
-    groups[1].served().invalidate(&key);
+    groups[1].service().invalidate(&key);
     let meanwhile = get(&groups[1]);
     eventually("the fetch waits for the load", || groups[0].stats().shared_flights == 1).await;
-    groups[0].served().invalidate(&key);
+    groups[0].service().invalidate(&key);
     // The write has come to everyone: what began before it is not for those who come now.
     assert_eq!(get(&groups[1]).await.unwrap(), "2");
     assert_eq!(get(&groups[0]).await.unwrap(), "2");
@@ -139,6 +139,6 @@ async fn the_watch_over_loads_bears_a_deadline_without_end() {
     let echo = async |key: &str| Ok::<_, crate::BoxError>(key.to_owned());
     let group = node.group::<String>("data").capacity_bytes(1 << 20).load_deadline(Duration::MAX).loader(echo);
     let group = group.build().unwrap();
-    group.served().watch(); // what the tick does; it must not end by it
+    group.service().watch(); // what the tick does; it must not end by it
     assert_eq!(group.get("key").await.unwrap(), "key");
 }

@@ -7,8 +7,10 @@ use std::{
 
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::catch_up::catch_up;
-use crate::{changes::Change, clock::Punctuality, config::TICK, peer::server::Server, shared::Shared};
+use crate::node::replay::catch_up;
+use crate::{
+    cache::revalidation::Change, context::NodeContext, limits::TICK, peer::server::Server, runtime::clock::Punctuality,
+};
 
 /// How often what has expired is looked for: one look at a million entries takes a seventh of a second of one core.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -20,7 +22,7 @@ const CUT_OFF: Duration = Duration::from_secs(2);
 const WATCH_EVERY: u64 = 100;
 
 /// Runs until the node ends.
-pub(super) async fn tick(shared: Arc<Shared>) {
+pub(super) async fn tick(shared: Arc<NodeContext>) {
     let _end = End(Arc::clone(&shared));
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -68,7 +70,7 @@ pub(super) async fn tick(shared: Arc<Shared>) {
 }
 
 /// The node ends, or its runtime does, under callers who have another one: nothing would ever end what they wait for.
-struct End(Arc<Shared>);
+struct End(Arc<NodeContext>);
 
 impl Drop for End {
     fn drop(&mut self) {
@@ -79,7 +81,7 @@ impl Drop for End {
 }
 
 /// A write may not have been taken though the connection lives: a limit was reached, or a deadline passed.
-fn catch_up_with_those_who_missed(shared: &Arc<Shared>) {
+fn catch_up_with_those_who_missed(shared: &Arc<NodeContext>) {
     let is_here = |group: &str| shared.registry.get(group).is_some();
     for member in shared.view().members() {
         if shared.undelivered.has_missed(&member.id, is_here)
@@ -91,7 +93,7 @@ fn catch_up_with_those_who_missed(shared: &Arc<Shared>) {
 }
 
 /// Gives back the memory of what has expired. Runs until the node ends.
-pub(super) async fn sweep(shared: Arc<Shared>) {
+pub(super) async fn sweep(shared: Arc<NodeContext>) {
     loop {
         sleep(SWEEP).await;
         shared.handover.sweep(shared.now_ms());
@@ -102,14 +104,14 @@ pub(super) async fn sweep(shared: Arc<Shared>) {
 }
 
 /// Writes may have passed this node by: what it holds is served for a short time only.
-fn cut_off(shared: &Shared, why: &str) {
+fn cut_off(shared: &NodeContext, why: &str) {
     shared.changes.happened(Change::CutOff, shared.now_ms());
     shared.local.counters.cut_off.up();
     tracing::warn!("{why}: what this node holds may have changed meanwhile, and is served for a short time only");
 }
 
 /// Sends the Hello again on every connection when it has changed.
-pub(super) async fn announce(shared: Arc<Shared>, server: Server) {
+pub(super) async fn announce(shared: Arc<NodeContext>, server: Server) {
     let mut changes = shared.local.changes();
     while changes.changed().await.is_ok() {
         shared.links().iter().for_each(|link| link.nudge());

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{KeyHasher, Ring};
+use crate::ring::{KeyHasher, Ring};
 
 const KEYS: usize = 1 << 16;
 const LOOK_UPS: usize = 5_000_000;

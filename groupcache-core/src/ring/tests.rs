@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use proptest::prelude::*;
 
-use super::*;
+use crate::ring::*;
 
 /// SplitMix64: the sets of names below must be the same in every run and with every version of a crate.
 struct Random(u64);

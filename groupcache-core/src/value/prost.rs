@@ -5,7 +5,7 @@ use std::{fmt, mem::size_of, ops::Deref, sync::Arc};
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 
-use super::{DecodeError, EncodeError, SHARED_BYTES, Value};
+use crate::value::{DecodeError, EncodeError, SHARED_BYTES, Value};
 
 /// A value that is a protobuf message on the wire and a shared `T` in memory.
 ///

@@ -50,6 +50,6 @@ mod zones;
 /// Included and not a module by path: the formatter follows those, and the code must stay as it was generated.
 #[allow(missing_docs, reason = "generated")]
 mod proto {
-    include!("../../src/proto/groupcache.v1.rs");
-    include!("../../src/proto/plain.rs");
+    include!("../../src/protocol/proto/groupcache.v1.rs");
+    include!("../../src/protocol/proto/plain.rs");
 }

@@ -1,4 +1,4 @@
-//! Writes the code in `groupcache-core/src/proto` from the `.proto` file beside it; no protoc is needed.
+//! Writes the code in `groupcache-core/src/protocol/proto` from the `.proto` file beside it; no protoc is needed.
 //!
 //! `make proto` runs it. With `--check` it writes nothing and fails when the checked-in code differs.
 use std::{env, error::Error, fs, path::Path, process::ExitCode};
@@ -11,7 +11,7 @@ const GENERATED: [&str; 4] = ["groupcache.v1.rs", "client.rs", "server.rs", "pla
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../groupcache-core");
-    let checked_in = core.join("src/proto");
+    let checked_in = core.join("src/protocol/proto");
     let out = env::temp_dir().join(format!("groupcache-codegen-{}", std::process::id()));
     fs::create_dir_all(&out)?;
     generate(&core.join("proto"), &out)?;
@@ -77,13 +77,13 @@ fn write_service(descriptors: &FileDescriptorSet, side: Side, out: &Path, file: 
 }
 
 fn method_of(method: &MethodDescriptorProto, side: Side, comment: &str) -> Method {
-    let (sent, read) = ("crate::wire::Outgoing", "crate::wire::Incoming");
+    let (sent, read) = ("crate::protocol::wire::Outgoing", "crate::protocol::wire::Incoming");
     let message = |path: &str| path.replace(".groupcache.v1.", "super::");
     let (input, output) = match (method.client_streaming(), side) {
         (_, Side::Plain) => (message(method.input_type()), message(method.output_type())),
         (true, Side::Client) => (sent.to_owned(), read.to_owned()),
         (true, Side::Server) => (read.to_owned(), sent.to_owned()),
-        (false, _) => ("crate::wire::GetRequest".to_owned(), "crate::wire::UnaryAnswer".to_owned()),
+        (false, _) => ("crate::protocol::wire::GetRequest".to_owned(), "crate::protocol::wire::UnaryAnswer".to_owned()),
     };
     let mut generated = Method::builder()
         .name(method.name().to_lowercase())
@@ -91,7 +91,7 @@ fn method_of(method: &MethodDescriptorProto, side: Side, comment: &str) -> Metho
         .comment(comment)
         .input_type(input)
         .output_type(output)
-        .codec_path(if side == Side::Plain { "tonic_prost::ProstCodec" } else { "crate::codec::Codec" });
+        .codec_path(if side == Side::Plain { "tonic_prost::ProstCodec" } else { "crate::protocol::codec::Codec" });
     if method.client_streaming() {
         generated = generated.client_streaming();
     }

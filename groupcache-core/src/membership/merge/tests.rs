@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::*;
+use crate::membership::merge::*;
 use crate::{
     identity::{Address, Incarnation, NodeState},
     membership::provider::{Me, ProviderHandle},

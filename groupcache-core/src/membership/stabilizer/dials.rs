@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{
+use crate::identity::{Address, PeerId};
+use crate::membership::stabilizer::{
     events::{DialId, Refusal},
     listing::MAX_PEERS,
 };
-use crate::identity::{Address, PeerId};
 
 /// Most targets at a time. A set that replaces everybody needs room for the old and the new ones while the old
 /// are in their grace.

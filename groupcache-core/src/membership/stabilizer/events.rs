@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::members::MemberSet;
+use crate::membership::stabilizer::members::MemberSet;
 use crate::{
     identity::{Address, Incarnation, MAX_ADDRESSES, MAX_WEIGHT, NodeState, PeerId},
     membership::provider::PeerSet,

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{
+use crate::identity::{Address, Incarnation, PeerId};
+use crate::membership::stabilizer::{
     Alias, Entry, FORMER_LIVES, SelfListed, Stabilizer, Standing, Whose,
     dials::{Aim, Link},
     events::{Action, DialId, HelloFacts, Refusal, Warning},
 };
-use crate::identity::{Address, Incarnation, PeerId};
 
 /// After another node answered under our id: longer than the longest back-off until it answers again.
 const RIVAL_MEMORY: Duration = Duration::from_secs(60);

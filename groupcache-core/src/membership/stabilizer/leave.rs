@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{
+use crate::identity::{Incarnation, PeerId};
+use crate::membership::stabilizer::{
     Entry, Probe, Removals, Stabilizer, Standing, Whose,
     dials::{Aim, Link},
     events::{Action, Warning},
 };
-use crate::identity::{Incarnation, PeerId};
 
 /// How long a missing peer stays: longer than a pod's record takes to be rewritten.
 const GRACE: Duration = Duration::from_secs(5);

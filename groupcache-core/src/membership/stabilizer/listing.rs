@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::dials::Aim;
+use crate::membership::stabilizer::dials::Aim;
 use crate::{
     identity::{Address, Incarnation, MAX_ADDRESSES, PeerId},
     membership::provider::Peer,

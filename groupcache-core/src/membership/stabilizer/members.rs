@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::events::{DialId, HelloFacts};
 use crate::identity::{Address, Incarnation, NodeState, PeerId};
+use crate::membership::stabilizer::events::{DialId, HelloFacts};
 
 /// One member, as the view should have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,12 @@ pub(crate) struct MemberSet {
 }
 
 impl Member {
+    /// Whether this is the local node.
+    #[inline]
+    pub(crate) fn is_local(&self) -> bool {
+        self.dial.is_none()
+    }
+
     pub(super) fn new(facts: &HelloFacts, dial: Option<DialId>) -> Self {
         Self {
             id: facts.id.clone(),

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Probe, Removals, SelfListed, Stabilizer, Standing, Whose, dials::Aim, events::Warning, listing::Listing};
+use crate::membership::stabilizer::{
+    Probe, Removals, SelfListed, Stabilizer, Standing, Whose, dials::Aim, events::Warning, listing::Listing,
+};
 use crate::{identity::PeerId, membership::provider::PeerSet};
 
 impl Stabilizer {

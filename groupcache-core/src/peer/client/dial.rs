@@ -6,38 +6,40 @@ use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
 use tonic::{Code, Status, Streaming};
 
-use super::outbound::Outbound;
+use crate::peer::client::outbound::Outbound;
 use crate::{
-    config::{CONNECT, HELLO},
     identity::Address,
+    limits::{CONNECT, HELLO},
     membership::stabilizer::Refusal,
-    message::Hello,
-    net::Attempt,
     peer::{
-        hello::objection,
-        link::{Link, Target, wake},
+        client::link::{Link, Target, wake},
+        local::objection,
     },
-    wire::{Incoming, peer_client},
+    protocol::{
+        message::Hello,
+        wire::{Incoming, peer_client},
+    },
+    transport::Attempt,
 };
 
 /// Why there is no connection.
-pub(super) enum Failure {
+pub(crate) enum Failure {
     NotConnected(String),
     Refused(Refusal, String),
 }
 
 /// A connection whose peer has said Hello.
-pub(super) struct Open {
+pub(crate) struct Open {
     /// The connection is closed when this is dropped.
-    pub(super) of_use: DropGuard,
-    pub(super) inbound: Streaming<Incoming>,
-    pub(super) hello: Hello,
+    pub(crate) of_use: DropGuard,
+    pub(crate) inbound: Streaming<Incoming>,
+    pub(crate) hello: Hello,
     /// What else the first frame said.
-    pub(super) first: Incoming,
+    pub(crate) first: Incoming,
 }
 
 /// Tries the addresses in turn until one says Hello.
-pub(super) async fn connect(link: &Arc<Link>) -> Result<Open, Failure> {
+pub(crate) async fn connect(link: &Arc<Link>) -> Result<Open, Failure> {
     let target = link.target.load_full();
     let mut failure = Failure::NotConnected("it has no address".to_owned());
     for address in &target.addresses {

@@ -15,19 +15,21 @@ use futures_core::Stream;
 use shuttle::future::{spawn, yield_now};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{finish, outbound::Outbound, take};
+use crate::peer::client::{finish, outbound::Outbound, take};
 use crate::{
-    chain::Chain,
-    interleavings::{check, local, pass},
     membership::stabilizer::DialId,
-    message::{Answer, Encoded, Op, Source},
-    peer::{
+    peer::client::{
         breaker::End,
         link::{Link, Target, wake},
-        table::{Call, Outcome, Reply},
+        request_table::{Call, Outcome, Reply},
     },
-    sync::Mutex,
-    wire::{Incoming, Outgoing},
+    protocol::{
+        chain::LoadChain,
+        message::{Answer, Encoded, Op, Source},
+        wire::{Incoming, Outgoing},
+    },
+    runtime::sync::Mutex,
+    testing::interleavings::{check, local, pass},
 };
 
 const DEADLINE: Duration = Duration::from_millis(100);
@@ -80,7 +82,7 @@ impl Scene {
             key: key.into(),
             deadline_ms: self.link.local.clock.now_ms() + DEADLINE.as_millis() as u64,
             rank: 0,
-            chain: Chain::EMPTY,
+            chain: LoadChain::EMPTY,
             reply: Arc::new(Waiting(Mutex::new(Some(told)))),
         };
         (call, outcome)

@@ -10,16 +10,15 @@ use futures_core::Stream;
 
 use crate::{
     identity::PeerId,
-    message::Hello,
-    peer::{breaker::Breaker, link::Link},
-    wire::Outgoing,
+    peer::client::{breaker::Breaker, link::Link},
+    protocol::{message::Hello, wire::Outgoing},
 };
 
 /// Yields a frame whenever something is due.
-pub(super) struct Outbound {
-    pub(super) link: Arc<Link>,
-    pub(super) connection: u64,
-    pub(super) expected: Option<PeerId>,
+pub(crate) struct Outbound {
+    pub(crate) link: Arc<Link>,
+    pub(crate) connection: u64,
+    pub(crate) expected: Option<PeerId>,
 }
 
 impl Stream for Outbound {

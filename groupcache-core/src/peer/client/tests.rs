@@ -7,24 +7,24 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{HURRIED, RECONNECT_MAX, keep};
+use crate::peer::client::{HURRIED, RECONNECT_MAX, keep};
 use crate::{
-    config::Limits,
     identity::Address,
+    limits::Limits,
     membership::stabilizer::DialId,
-    net::Security,
     peer::{
-        hello::Local,
-        link::{Link, LinkEvent, Target},
+        client::link::{Link, LinkEvent, Target},
+        local::LocalNode,
     },
-    testing::hello,
+    testing::unit::hello,
+    transport::Security,
 };
 
 type Events = Receiver<(DialId, LinkEvent)>;
 
 /// A link to where nobody listens, and what it says.
 fn in_vain() -> (Arc<Link>, Events) {
-    let local = Arc::new(Local::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }));
+    let local = Arc::new(LocalNode::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }));
     let nobody = Address::from(SocketAddr::from(([127, 0, 0, 1], 1)));
     let target = Target { expected: None, addresses: vec![nobody] };
     let link = Link::new(DialId(1), target, local);

@@ -1,6 +1,6 @@
 //! Whoever knows the same members has the same ring, whatever order or history they came in.
 
-use super::*;
+use crate::ring::tests::*;
 
 fn members() -> impl Strategy<Value = Vec<(String, u8)>> {
     prop::collection::btree_map("[a-z0-9.:-]{1,9}", 0_u8..4, 1..8).prop_map(|map| map.into_iter().collect())

@@ -1,6 +1,6 @@
 //! Points that fall together.
 
-use super::*;
+use crate::ring::tests::*;
 
 /// Points at positions that were chosen instead of hashed; the slots are those of "a", "b", "c".
 fn ring(points: &[(u32, u32)]) -> Ring {

@@ -1,6 +1,6 @@
 //! Where keys lay when the placement was fixed: another version of this crate must not move them.
 
-use super::*;
+use crate::ring::tests::*;
 
 const HEADER: &str = "\
 # Where the ring places keys: 1,000 keys in six sets of members. Fields are separated by tabs.

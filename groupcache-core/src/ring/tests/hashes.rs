@@ -1,6 +1,6 @@
 //! Hashes and fingerprints.
 
-use super::*;
+use crate::ring::tests::*;
 
 #[test]
 fn the_fingerprint_changes_with_an_id_or_a_weight() {

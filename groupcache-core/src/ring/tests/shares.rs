@@ -1,6 +1,6 @@
 //! How evenly keys are spread.
 
-use super::*;
+use crate::ring::tests::*;
 
 /// Mean and maximum over the sets of what the busiest peer carries, in 1/10,000 of the average peer.
 fn busiest(peers: usize, sets: u64, styles: impl Fn(u64) -> Style) -> (u64, u64) {

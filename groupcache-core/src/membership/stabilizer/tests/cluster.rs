@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    super::{Action, DialId, HelloFacts, Input},
-    script::{Script, at, peer, start_with},
-};
 use crate::identity::NodeState;
+use crate::membership::stabilizer::{
+    Action, DialId, HelloFacts, Input,
+    tests::script::{Script, at, peer, start_with},
+};
 
 /// Nodes `n0`, `n1`, … at `n0:1`, `n1:1`, …; a message takes one round of ten milliseconds.
 struct Cluster {

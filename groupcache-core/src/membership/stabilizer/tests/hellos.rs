@@ -1,8 +1,8 @@
 //! Who answers: a peer, somebody else, an older or newer life of it, or this node itself.
 
-use super::{
-    super::{Action, Input, Refusal, Warning},
-    script::{MY_LIFE, at, cluster_of, id, peer, peers, start},
+use crate::membership::stabilizer::{
+    Action, Input, Refusal, Warning,
+    tests::script::{MY_LIFE, at, cluster_of, id, peer, peers, start},
 };
 use crate::{
     identity::Incarnation,

@@ -1,10 +1,10 @@
 //! How members leave, and how they do not.
 
-use super::{
-    super::{Action, Input, Warning},
-    script::{Script, cluster_of, id, peer},
-};
 use crate::identity::Incarnation;
+use crate::membership::stabilizer::{
+    Action, Input, Warning,
+    tests::script::{Script, cluster_of, id, peer},
+};
 
 fn ignored(node: &Script) -> (u64, usize) {
     (node.stabilizer.counters().ignored_goodbyes, node.warnings(|w| matches!(w, Warning::IgnoredGoodbye { .. })))

@@ -5,9 +5,10 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    super::{Action, DialId, HelloFacts, Input, Refusal, dials::MAX_DIALS},
-    script::{MY_LIFE, Script, at, id, peer, start},
+use crate::membership::stabilizer::{
+    Action, DialId, HelloFacts, Input, Refusal,
+    dials::MAX_DIALS,
+    tests::script::{MY_LIFE, Script, at, id, peer, start},
 };
 use crate::{
     identity::{Incarnation, NodeState, PeerId},

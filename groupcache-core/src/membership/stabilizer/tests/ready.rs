@@ -1,10 +1,10 @@
 //! When this node becomes Ready, and who owns keys.
 
-use super::{
-    super::{Action, Input},
-    script::{MY_LIFE, cluster_of, peer, start, start_with},
-};
 use crate::identity::NodeState::{Draining, Joining, Ready};
+use crate::membership::stabilizer::{
+    Action, Input,
+    tests::script::{MY_LIFE, cluster_of, peer, start, start_with},
+};
 
 #[test]
 fn a_node_without_peers_is_ready_with_its_first_complete_set() {

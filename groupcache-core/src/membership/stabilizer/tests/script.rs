@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::super::{Action, DialId, HelloFacts, Input, MemberSet, Refusal, Stabilizer, Warning};
+use crate::membership::stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Refusal, Stabilizer, Warning};
 use crate::{
     identity::{Address, Incarnation, NodeState, PeerId},
     membership::provider::{Peer, PeerSet},

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{
-    super::{Action, Input, Warning},
-    script::{at, cluster_of, id, peer, peers, start},
+use crate::membership::stabilizer::{
+    Action, Input, Warning,
+    tests::script::{at, cluster_of, id, peer, peers, start},
 };
 use crate::{
     identity::Incarnation,

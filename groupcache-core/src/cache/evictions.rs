@@ -1,0 +1,98 @@
+//! Evictions: the events of entries that leave memory by themselves.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{Ordering::SeqCst, fence},
+};
+
+use tokio::sync::broadcast::{self, error::RecvError};
+
+/// Events that wait for a slow reader; beyond them the oldest are lost.
+const WAITING_EVENTS: usize = 4096;
+
+/// Reason why an entry left memory by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Eviction {
+    /// Other entries needed its room.
+    Room,
+    /// Its age: the entry was too old to be of any use.
+    Age,
+}
+
+/// An entry that left memory by itself; neither a write nor a younger value took its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Evicted {
+    /// Key of the entry.
+    pub key: Arc<str>,
+    /// Bytes that the entry took of the budget.
+    pub bytes: u64,
+    /// Reason of the eviction.
+    pub why: Eviction,
+    /// Whether the entry was a replica of a hot value that another node owns.
+    pub is_borrowed: bool,
+}
+
+/// Stream of the entries that leave this node's memory by themselves; made by [`Group::evictions`](crate::Group::evictions).
+#[derive(Debug)]
+pub struct Evictions {
+    events: broadcast::Receiver<Option<Evicted>>,
+    is_over: bool,
+    lost: u64,
+}
+
+impl Evictions {
+    /// Waits for the next event and returns it; `None` once the group was removed or its node was shut down.
+    ///
+    /// Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<Evicted> {
+        while !self.is_over {
+            match self.events.recv().await {
+                Ok(Some(evicted)) => return Some(evicted),
+                Ok(None) | Err(RecvError::Closed) => self.is_over = true,
+                Err(RecvError::Lagged(lost)) => self.lost += lost,
+            }
+        }
+        None
+    }
+
+    /// Returns how many events were lost because more than 4,096 waited to be read.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+}
+
+/// Sender of the events of one group; the channel is made for the first reader.
+#[derive(Debug, Default)]
+pub(crate) struct EvictionEvents(OnceLock<broadcast::Sender<Option<Evicted>>>);
+
+impl EvictionEvents {
+    /// Subscribes to the events from now on; `is_closed` tells whether the group has ended.
+    pub(crate) fn subscribe(&self, is_closed: impl FnOnce() -> bool) -> Evictions {
+        let events = self.0.get_or_init(|| broadcast::Sender::new(WAITING_EVENTS)).subscribe();
+        // The end may have been sent before. Because `close` has a fence too, either it finds this channel or this
+        // reader finds the group closed.
+        fence(SeqCst);
+        if is_closed() {
+            self.close();
+        }
+        Evictions { events, is_over: false, lost: 0 }
+    }
+
+    /// Sends an event if anybody reads.
+    pub(crate) fn send(&self, event: impl FnOnce() -> Evicted) {
+        if let Some(events) = self.0.get().filter(|events| events.receiver_count() > 0) {
+            // Fails only when the last reader has left meanwhile.
+            let _ = events.send(Some(event()));
+        }
+    }
+
+    /// Sends the last event, after which readers get `None`.
+    pub(crate) fn close(&self) {
+        fence(SeqCst);
+        if let Some(events) = self.0.get() {
+            let _ = events.send(None);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+mod budget;
+mod locks;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc as StdArc, OnceLock, Weak, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::cache::store::*;
+
+const NEVER: u64 = u64::MAX;
+const MIB: u64 = 1 << 20;
+
+/// The overhead of the entries that most tests store.
+const OVERHEAD: u64 = Entry::<OfSize>::OVERHEAD_BYTES;
+
+/// Stands for a value of any size: only its weight is large.
+#[derive(Debug)]
+struct OfSize {
+    id: u64,
+    heap_bytes: u64,
+}
+
+impl HeapSize for OfSize {
+    fn heap_bytes(&self) -> u64 {
+        self.heap_bytes
+    }
+}
+
+fn entry(id: u64, heap_bytes: u64, expires_at_ms: u64) -> Slot<OfSize> {
+    Slot::new(Entry::new(OfSize { id, heap_bytes }, Times::until(0, expires_at_ms)))
+}
+
+/// The heap bytes with which an entry of `key` weighs exactly `weight`.
+fn heap_for(key: &str, weight: u64) -> u64 {
+    weight - OVERHEAD - key.len() as u64
+}
+
+fn put(store: &Store<OfSize>, key: &str, id: u64, heap_bytes: u64) -> Admission {
+    store.insert(key, entry(id, heap_bytes, NEVER)).admission
+}
+
+/// Runs `body` on its own thread and fails when it does not end: a deadlock must not hang the tests.
+fn within_a_minute(body: impl FnOnce() + Send + 'static) {
+    let (done, wait) = mpsc::channel();
+    let run = move || {
+        body();
+        let _ = done.send(());
+    };
+    let thread = thread::Builder::new().spawn(run).unwrap();
+    let ended = wait.recv_timeout(Duration::from_secs(60));
+    assert_ne!(ended, Err(mpsc::RecvTimeoutError::Timeout), "deadlock");
+    thread.join().unwrap();
+}
+
+#[test]
+fn shards_follow_budget_and_largest_value() {
+    let shards = |capacity, max_value| Store::<OfSize>::new(capacity, max_value, 1).cache.num_shards();
+    assert_eq!(shards(0, MIB), 1);
+    assert_eq!(shards(3 * MIB, 0), 1, "a small budget is not divided");
+    assert_eq!(shards(64 * MIB, MIB), 32);
+    assert_eq!(shards(64 * MIB, 2 * MIB), 16);
+    assert_eq!(shards(64 * MIB, 64 * MIB), 1, "the largest value does not fit even here");
+    assert_eq!(shards(1 << 30, MIB), 64);
+    assert_eq!(shards(NEVER, MIB), 64);
+    assert_eq!(shards(NEVER, NEVER), 1);
+    let largest = hot_bytes(4 * MIB);
+    assert_eq!((shards_for(256 * MIB, largest), shards_for(256 * MIB, largest + 1)), (64, 32), "it fits, and just not");
+}
+
+#[test]
+fn all_that_is_there_is_shown_and_handed_out_in_the_end() {
+    let store = Store::new(64 * MIB, MIB, 1);
+    let keys: Vec<_> = (0..100).map(|n| format!("key-{n:02}")).collect();
+    keys.iter().for_each(|key| assert_eq!(put(&store, key, 1, 100), Admission::Kept));
+    let sorted = |items: Vec<Item<OfSize>>| items.into_iter().map(|(key, _)| key.into()).collect::<BTreeSet<String>>();
+    assert!(sorted(store.iter().collect()).iter().eq(&keys));
+    assert!(sorted(store.clear()).iter().eq(&keys));
+    assert_eq!((store.len(), store.iter().count()), (0, 0));
+}
+
+#[test]
+fn largest_entry_of_a_small_group_is_most_of_its_budget() {
+    let store = Store::new(3 * MIB, MIB, 1);
+    let limit = store.max_entry_bytes();
+    assert!(limit * 10 >= 3 * MIB * 9, "{limit}");
+    assert_eq!(put(&store, "other", 1, 100), Admission::Kept);
+    assert_eq!(put(&store, "large", 2, heap_for("large", limit)), Admission::Kept);
+    assert_eq!(store.get("large", 0).unwrap().payload.id, 2);
+    assert_eq!(put(&store, "large", 3, heap_for("large", limit + 1)), Admission::TooLarge);
+    assert!(store.get("large", 0).is_none(), "the older value is stale");
+    assert_eq!(store.get("other", 0).unwrap().payload.id, 1, "a refused entry evicts nobody");
+}
+
+#[test]
+fn capacity_zero_keeps_nothing() {
+    let store = Store::new(0, MIB, 1);
+    assert_eq!(put(&store, "", 1, 0), Admission::TooLarge);
+    assert!(store.get("", 0).is_none());
+    assert_eq!((store.len(), store.bytes(), store.capacity(), store.max_entry_bytes()), (0, 0, 0, 0));
+}
+
+#[test]
+fn weight_that_overflows_is_too_large() {
+    let store = Store::new(NEVER, MIB, 1);
+    assert_eq!(put(&store, "k", 1, NEVER), Admission::TooLarge);
+    assert_eq!(put(&store, "k", 2, store.max_entry_bytes()), Admission::TooLarge);
+    assert_eq!(put(&store, "k", 3, MIB), Admission::Kept);
+    assert_eq!(store.bytes(), MIB + 1 + OVERHEAD);
+}
+
+#[test]
+fn nothing_is_allocated_for_entries_that_are_not_there() {
+    for capacity in [3 * MIB, 64 * MIB, 1 << 40] {
+        assert_eq!(Store::<OfSize>::new(capacity, MIB, 1).cache.memory_used().total(), 0);
+    }
+}
+
+#[test]
+fn slots_are_what_the_overhead_was_measured_with() {
+    let store = Store::<OfSize>::new(1 << 30, MIB, 1);
+    for id in 0..1_000 {
+        assert_eq!(put(&store, &format!("{id}"), id, 0), Admission::Kept);
+    }
+    // When this fails, measure SLOT_BYTES again.
+    assert_eq!(store.cache.memory_used().entries, 56 * 1_000);
+}
+
+#[test]
+fn small_hot_entries_survive_a_scan() {
+    let store = Store::new(MIB, MIB, 1);
+    let hot: Vec<String> = (0..100).map(|id| format!("hot{id}")).collect();
+    hot.iter().for_each(|key| assert_eq!(put(&store, key, 0, 100), Admission::Kept));
+    for id in 0..20_000 {
+        let _ = put(&store, &format!("scan{id}"), id, 100);
+        hot.iter().for_each(|key| drop(store.get(key, 0)));
+    }
+    assert!(hot.iter().all(|key| store.get(key, 0).is_some()));
+    assert!(store.bytes() * 10 > MIB * 9, "the budget is used");
+}
+
+#[test]
+fn seed_decides_where_a_key_goes() {
+    let place = |seed| {
+        let store = Store::<OfSize>::new(1 << 30, MIB, seed);
+        (0..64).map(|id| store.cache.shard_index(format!("{id}").as_str())).collect::<Vec<_>>()
+    };
+    assert_eq!(place(1), place(1), "two runs of one simulation agree");
+    assert_ne!(place(1), place(2));
+    let shards: std::collections::BTreeSet<_> = place(1).into_iter().collect();
+    assert!(shards.len() > 30, "keys spread over the shards: {}", shards.len());
+}
+
+#[test]
+fn a_store_that_is_closed_keeps_nothing_more_and_hands_it_back() {
+    let store = Store::new(1 << 20, 1 << 10, 1);
+    assert_eq!(put(&store, "before", 1, 100), Admission::Kept);
+    store.close();
+    let refused = entry(2, 100, NEVER);
+    let inserted = store.insert("after", Arc::clone(&refused));
+    assert_eq!(inserted.admission, Admission::Closed);
+    assert_eq!(Arc::strong_count(&refused), 2, "it is dropped by the caller, and not here");
+    assert_eq!((store.len(), inserted.evicted("after").count()), (1, 0), "what is there stays until it is cleared");
+    assert_eq!(store.clear().len(), 1);
+}
+
+#[test]
+fn expired_entry_is_a_miss_from_its_first_millisecond() {
+    let store = Store::new(MIB, MIB, 1);
+    drop(store.insert("k", entry(1, 10, 100)));
+    assert_eq!(store.get("k", 99).unwrap().payload.id, 1);
+    assert!(store.get("k", 100).is_none());
+    assert_eq!(store.len(), 1, "until it is swept");
+    drop(store.insert("k", entry(2, 10, 0)));
+    assert!(store.get("k", 0).is_none());
+    drop(store.insert("k", entry(3, 10, NEVER)));
+    assert_eq!(store.get("k", NEVER - 1).unwrap().payload.id, 3);
+}
+
+#[test]
+fn what_is_served_on_is_no_hit_when_it_is_of_no_use_any_more() {
+    let entry = entry(1, 10, 100);
+    entry.serve_on(500);
+    assert_eq!((entry.hit_until_ms(), entry.is_expired(99), entry.is_expired(100)), (100, false, true));
+}
+
+#[test]
+fn fresh_entry_that_replaced_an_expired_one_survives() {
+    let store = Store::new(MIB, MIB, 1);
+    drop(store.insert("k", entry(1, 10, 100)));
+    let seen = store.peek("k").unwrap();
+    // Between a get's look and its removal another thread stores a fresh value.
+    drop(store.insert("k", entry(2, 10, 300)));
+    assert!(store.remove_same("k", &seen).is_none());
+    assert_eq!(store.get("k", 200).unwrap().payload.id, 2);
+    let seen = store.peek("k").unwrap();
+    assert_eq!(store.remove_same("k", &seen).unwrap().payload.id, 2);
+    assert!(store.peek("k").is_none());
+}
+
+#[test]
+fn peek_shows_an_expired_entry_and_leaves_it() {
+    let store = Store::new(MIB, MIB, 1);
+    drop(store.insert("k", entry(1, 10, 100)));
+    assert!(store.peek("k").unwrap().is_expired(100));
+    assert_eq!(store.len(), 1);
+}

@@ -1,0 +1,113 @@
+//! Entries of a group: how a loaded, written or received value becomes an entry with its times.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bytes::Bytes;
+
+use crate::{
+    cache::{
+        payload::{Payload, Slot},
+        store::{Entry, Times},
+    },
+    engine::{
+        Engine, Outcome,
+        load::{LoadStart, panic_text},
+    },
+    error::{Error, Kind, Result},
+    loader::{Keep, Loaded, What},
+    protocol::message::Encoded,
+    runtime::small_bytes,
+    value::Value,
+};
+
+/// Returns the times of an entry that is loaded now, or `None` if it is not kept. This node's own view decides who owns
+/// the key.
+fn times<V: Value>(engine: &Engine<V>, keep: Keep, is_value: bool, now_ms: u64, hash: u64) -> Option<Times> {
+    let checked = engine.context.changes.number(); // before the view
+    let (random, limit) = (engine.context.random_share(), engine.ownership.keep_limit(hash));
+    let times = engine.settings.ages.times(keep, is_value, now_ms, random, limit)?;
+    Some(Times { checked, ..times })
+}
+
+/// Makes the entry of a value that is set.
+pub(crate) fn of_set<V: Value>(engine: &Engine<V>, key: &str, hash: u64, now_ms: u64, value: V) -> Result<Slot<V>> {
+    let times = times(engine, Keep::AsTheGroup, true, now_ms, hash).unwrap_or_else(|| Times::until(now_ms, now_ms));
+    of_value(engine, key, value, times)
+}
+
+/// Makes the outcome of a load for its waiters, and the entry to cache, if any.
+pub(crate) fn of_load<V: Value>(
+    engine: &Engine<V>,
+    key: &str,
+    hash: u64,
+    loaded: Loaded<V>,
+    now_ms: u64,
+    start: &LoadStart<V>,
+) -> Result<(Outcome<V>, Option<Slot<V>>)> {
+    let is_value = !matches!(loaded.what, What::NotFound);
+    // Checked as of the beginning of the load, which may have missed the changes since.
+    let times = times(engine, loaded.keep, is_value, now_ms, hash);
+    let times = times.map(|times| Times { checked: start.changes, ..times });
+    let is_kept = times.is_some();
+    let times = times.unwrap_or_else(|| Times::until(now_ms, now_ms));
+    let slot = match loaded.what {
+        What::Value(value) => of_value(engine, key, value, times)?,
+        What::NotFound => {
+            let negative = is_kept.then(|| Slot::new(Entry::new(Payload::NOTHING, times)));
+            return Ok((Err(engine.errors.not_found().into()), negative));
+        }
+        What::Unchanged => {
+            let previous = start.previous.as_ref().filter(|slot| slot.payload.encoded().is_some());
+            let previous = previous.ok_or_else(|| engine.errors.nothing_unchanged())?;
+            Slot::new(Entry::new(previous.payload.again(), times))
+        }
+    };
+    Ok((Ok(Slot::clone(&slot)), is_kept.then_some(slot)))
+}
+
+/// Makes the entry of a value that another node has handed over; `None` when it cannot be used here.
+///
+/// `changes` is the number of the last change when the value was asked for: later ones may concern it.
+pub(crate) fn of_handover<V: Value>(engine: &Engine<V>, hash: u64, value: &Encoded, changes: u32) -> Option<Slot<V>> {
+    of_page(engine, hash, &value.bytes, value.age_ms, value.remaining_ms, changes)
+}
+
+/// Makes the entry of a value of a page; see [`of_handover`].
+pub(crate) fn of_page<V: Value>(
+    engine: &Engine<V>,
+    hash: u64,
+    bytes: &Bytes,
+    age_ms: u64,
+    remaining_ms: Option<u64>,
+    changes: u32,
+) -> Option<Slot<V>> {
+    if bytes.len() > engine.context.local.limits.max_value_bytes {
+        return None;
+    }
+    let (now_ms, limit) = (engine.context.local.clock.read_ms(), engine.ownership.keep_limit(hash));
+    let times = engine.settings.ages.of_handed(age_ms, remaining_ms, now_ms, limit)?;
+    // A copy, because a slice would keep the whole frame in memory as long as the value.
+    let payload = Payload::<V>::handed(small_bytes::copied(bytes)).ok()?;
+    Some(Slot::new(Entry::new(payload, Times { checked: changes, ..times })))
+}
+
+/// Makes the entry of a value of this node, checked against the largest value that may be sent.
+fn of_value<V: Value>(engine: &Engine<V>, key: &str, value: V, times: Times) -> Result<Slot<V>> {
+    let name = &engine.settings.name;
+    let text = || format!("a value of group {name:?} could not be encoded");
+    let payload = match catch_unwind(AssertUnwindSafe(|| Payload::of(value))) {
+        Ok(Ok(payload)) => payload,
+        Ok(Err(e)) => return Err(Error::caused(Kind::LoadFailed { is_transient: false }, text(), e)),
+        Err(panic) => return Err(Error::caused(Kind::LoadFailed { is_transient: false }, text(), panic_text(&*panic))),
+    };
+    let max = engine.context.local.limits.max_value_bytes;
+    let len = payload.encoded().map_or(0, Bytes::len);
+    tracing::trace!(group = &**name, key, value = &*payload.beginning(), bytes = len, "cache.insert");
+    if len > max {
+        let text = format!(
+            "a value of group {name:?} has {len} bytes and limits.max_value_bytes is {max}; raise it on every node, or store less"
+        );
+        return Err(Error::new(Kind::TooLarge, text));
+    }
+    Ok(Slot::new(Entry::new(payload, times)))
+}

@@ -1,0 +1,169 @@
+//! The steps of a get, in order: memory, the view, the owner, the loader.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    cache::payload::{NoValue, Slot},
+    engine::{
+        Engine, Failure, fetch,
+        load::{self, Dispatched},
+        lookup::Purpose,
+    },
+    error::{Error, Kind, Result},
+    flight::{
+        nesting::{LoadContext, WaitGuard},
+        within,
+    },
+    loader::LoadReason,
+    protocol::chain::LoadChain,
+    runtime::clock::{self, later},
+    value::Value,
+};
+
+/// The time in which a get must end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    pub(crate) begun: Instant,
+    limit: Duration,
+    end: Instant,
+    end_ms: u64,
+}
+
+/// A get that memory did not answer.
+pub(crate) struct PendingGet {
+    pub(crate) deadline: Deadline,
+    pub(crate) hash: u64,
+    pub(crate) chain: LoadChain,
+    /// Entry of this get in the load that asks for the key, if a load does.
+    _waiting: Option<WaitGuard>,
+}
+
+impl<V: Value> Engine<V> {
+    /// Step 1: returns what memory knows of a key, an owned entry before a replica.
+    pub(crate) fn hit(self: &Arc<Self>, key: &str) -> Option<Result<V>> {
+        let now_ms = self.context.now_ms();
+        if let Ok(slot) = self.lookup(key, now_ms, Purpose::Serve) {
+            match slot.payload.value() {
+                Ok(value) => {
+                    self.counters.hits.up();
+                    slot.touch(now_ms);
+                    load::refresh_if_due(self, key, &slot, now_ms);
+                    return Some(Ok(value));
+                }
+                Err(NoValue::NotFound) => {
+                    self.counters.hits.up();
+                    return Some(Err(self.errors.not_found()));
+                }
+                Err(NoValue::Undecodable(_)) => {}
+            }
+        }
+        if let Ok(slot) = self.lookup(key, now_ms, Purpose::ServeReplica)
+            && let Ok(value) = slot.payload.value()
+        {
+            self.counters.hits.up();
+            self.counters.borrowed_hits.up();
+            return Some(Ok(value));
+        }
+        self.counters.misses.up();
+        None
+    }
+
+    /// Steps 2 to 4, for a key that memory does not know.
+    pub(crate) async fn miss(self: &Arc<Self>, key: &str, limit: Duration) -> Result<V> {
+        let pending = self.begin(key, self.deadline(limit), LoadContext::current().as_ref())?;
+        let dispatched = self.dispatch(key, &pending, pending.deadline.begun)?;
+        self.finish(key, &pending, dispatched).await
+    }
+
+    /// Starts the time of a get. The clock is read once, because a read is a tenth of what else a remote get costs here.
+    pub(crate) fn deadline(&self, limit: Duration) -> Deadline {
+        let begun = Instant::now();
+        let end_ms = later(self.context.local.clock.at_ms(begun), limit);
+        Deadline { begun, limit, end: clock::after(begun, limit), end_ms }
+    }
+
+    /// Checks the key, and records in the load that asks for it, if a load does, that the load waits.
+    pub(crate) fn begin(&self, key: &str, deadline: Deadline, asker: Option<&Arc<LoadContext>>) -> Result<PendingGet> {
+        self.check(key)?;
+        let hash = self.ownership.hash(key);
+        let waiting = asker.map(|load| load.wait_for(hash)).transpose().map_err(|e| self.errors.nesting(e))?;
+        let chain = asker.map_or(LoadChain::EMPTY, |load| load.chain());
+        Ok(PendingGet { deadline, hash, chain, _waiting: waiting })
+    }
+
+    /// Joins or begins the load (step 4) of a key that this node owns, or the fetch (step 3) of any other; does not wait.
+    fn dispatch(self: &Arc<Self>, key: &str, pending: &PendingGet, now: Instant) -> Result<Dispatched<V>> {
+        let snapshot = self.ownership.snapshot(); // step 2: the view is taken once
+        if self.ownership.owns(&snapshot.view, pending.hash) {
+            load::join(self, key, pending.hash, &pending.chain, LoadReason::Owner)
+        } else {
+            Ok(fetch::join(self, key, pending, snapshot, now, |step| step.advance()))
+        }
+    }
+
+    /// Waits for a flight, and dispatches again when the flight's deadline ended before the caller's.
+    pub(crate) async fn finish(
+        self: &Arc<Self>,
+        key: &str,
+        pending: &PendingGet,
+        mut dispatched: Dispatched<V>,
+    ) -> Result<V> {
+        let (clock, deadline) = (&self.context.local.clock, &pending.deadline);
+        loop {
+            let (flight, _joined) = match dispatched {
+                Dispatched::Found(slot) => return self.value_of(key, pending, &slot).await,
+                Dispatched::Flight(flight, joined) => (flight, joined),
+            };
+            // A fetch ends by itself within its deadline: only a caller that waits for less needs a timer.
+            let fetch_ends_ms = later(flight.begun_ms, self.context.local.limits.get_deadline);
+            let needs_timer = flight.context.load_context().is_some() || deadline.end_ms < fetch_ends_ms;
+            let outcome = if needs_timer && !mutant!(DeadlineIgnored) {
+                // Boxed, because every get that waits has room for all branches of this future.
+                Box::pin(timeout_at(deadline.end, flight.outcome())).await.ok()
+            } else {
+                Some(flight.outcome().await)
+            };
+            match outcome {
+                Some(Ok(slot)) => return self.value_of(key, pending, &slot).await,
+                Some(Err(Failure::Final(error))) => return Err(error),
+                Some(Err(Failure::Expired(_))) if clock.read_ms() < deadline.end_ms => self.check(key)?,
+                Some(Err(Failure::Expired(peer))) => return Err(self.errors.timed_out(deadline.limit, peer.as_ref())),
+                None => return Err(self.errors.timed_out(deadline.limit, None)),
+            }
+            dispatched = self.dispatch(key, pending, Instant::now())?; // with the time of now, or the fetch ends at once
+        }
+    }
+
+    /// Returns the decoded value. A peer's value that does not decode here is loaded here.
+    async fn value_of(self: &Arc<Self>, key: &str, pending: &PendingGet, slot: &Slot<V>) -> Result<V> {
+        match slot.payload.value() {
+            Ok(value) => Ok(value),
+            Err(NoValue::NotFound) => Err(self.errors.not_found()),
+            Err(NoValue::Undecodable(undecodable)) => {
+                self.counters.undecodable.up();
+                let name = &self.settings.name;
+                tracing::debug!(group = %name, error = %undecodable, "the value of a peer does not decode and is loaded here");
+                Box::pin(self.load_decodable(key, pending)).await
+            }
+        }
+    }
+
+    async fn load_decodable(self: &Arc<Self>, key: &str, pending: &PendingGet) -> Result<V> {
+        let loaded = match load::join(self, key, pending.hash, &pending.chain, LoadReason::Fallback)? {
+            Dispatched::Found(slot) => slot,
+            Dispatched::Flight(flight, _joined) => match within(Some(pending.deadline.end), flight.outcome()).await {
+                Some(Ok(slot)) => slot,
+                Some(Err(Failure::Final(error))) => return Err(error),
+                Some(Err(Failure::Expired(_))) | None => return Err(self.errors.timed_out(Duration::ZERO, None)),
+            },
+        };
+        loaded.payload.value().map_err(|no_value| match no_value {
+            NoValue::NotFound => self.errors.not_found(),
+            NoValue::Undecodable(e) => {
+                Error::caused(Kind::LoadFailed { is_transient: false }, "the value cannot be decoded again", e)
+            }
+        })
+    }
+}

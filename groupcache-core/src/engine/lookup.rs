@@ -1,0 +1,46 @@
+//! Lookup: the one way in which an engine reads local memory.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::{
+    cache::{payload::Slot, replicas::Replicas},
+    engine::Engine,
+    value::Value,
+};
+
+/// Purpose of a lookup; it decides which entries are usable and whether the lookup counts as a use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// An entry is handed to a caller or a peer. Counts as a use.
+    Serve,
+    /// A replica is handed to a caller. Counts as a use.
+    ServeReplica,
+    /// A flight is about to begin, under the lock of its shard; the flight before it may have left an entry.
+    BeginFlight,
+    /// A loader wants the previous value, which may be stale.
+    Previous,
+}
+
+impl<V: Value> Engine<V> {
+    /// Returns the entry of `key` if it is usable for `purpose`; otherwise the unusable entry, if there is one.
+    ///
+    /// The unusable entry is handed out because it may be the last reference to a value: the caller drops it after its
+    /// own locks are released.
+    pub(crate) fn lookup(&self, key: &str, now_ms: u64, purpose: Purpose) -> Result<Slot<V>, Option<Slot<V>>> {
+        let slot = match purpose {
+            Purpose::Serve => self.cache.owned.get(key, now_ms),
+            Purpose::ServeReplica => {
+                self.cache.replicas.as_ref().and_then(|replicas: &Replicas<V>| replicas.get(key, now_ms))
+            }
+            Purpose::BeginFlight | Purpose::Previous => self.cache.owned.peek(key),
+        };
+        let slot = slot.ok_or(None)?;
+        let may_serve = self.ownership.may_serve(key, &slot, now_ms);
+        let is_usable = match purpose {
+            Purpose::Serve | Purpose::ServeReplica => may_serve && !self.is_removed.load(Relaxed),
+            Purpose::BeginFlight => may_serve && !slot.is_expired(now_ms) && !self.flights.is_clearing(),
+            Purpose::Previous => !slot.is_gone(now_ms) && !self.flights.is_clearing(),
+        };
+        if is_usable { Ok(slot) } else { Err(Some(slot)) }
+    }
+}

@@ -1,0 +1,176 @@
+//! The engine of a group: how it answers gets, runs loads and carries out writes on this node.
+//!
+//! A get reads down: [`get`] is its steps, [`fetch`] asks the owner, [`load`] runs the loader. Each component keeps its
+//! own state and locks: the cache, the control of loads, the ownership of keys, and the hand-over. Two locks nest in one
+//! order only: the shard of a flight, then the store.
+
+mod batch;
+mod entry;
+mod errors;
+mod fetch;
+mod get;
+pub(crate) mod get_many;
+#[cfg(all(test, shuttle))]
+mod interleavings;
+mod load;
+mod load_control;
+mod lookup;
+mod ownership;
+pub(crate) mod peek;
+mod peer_api;
+mod previous_owner;
+mod receive;
+mod send;
+mod settings;
+pub(crate) mod write;
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+pub(crate) use self::{
+    batch::Batches,
+    load_control::{LoadControl, LoadPolicy},
+    ownership::Ownership,
+    settings::Settings,
+};
+use self::{errors::GroupErrors, fetch::Fetch};
+use crate::{
+    cache::{
+        Cache,
+        payload::{Payload, Slot},
+    },
+    context::NodeContext,
+    error::{Error, Result},
+    flight::{Flight, Flights, nesting::LoadContext},
+    handover::GroupHandover,
+    identity::PeerId,
+    loader::{SharedBatchLoader, SharedLoader},
+    runtime::{histogram::Histogram, stats::GroupCounters},
+    value::Value,
+    write::delete_hold::DeleteHolds,
+};
+
+/// A group on this node: its components, and the flights that connect them.
+pub(crate) struct Engine<V: Value> {
+    pub(crate) settings: Settings,
+    /// Index of the group in this node's Hello.
+    index: OnceLock<u32>,
+    pub(crate) context: Arc<NodeContext>,
+    pub(crate) cache: Cache<V>,
+    pub(crate) flights: Flights<Outcome<V>, Work<V>>,
+    pub(crate) loads: LoadControl<V>,
+    pub(crate) ownership: Ownership,
+    pub(crate) handover: GroupHandover,
+    pub(crate) holds: DeleteHolds,
+    pub(crate) counters: Arc<GroupCounters>,
+    pub(crate) peer_latencies: Histogram,
+    pub(crate) errors: Arc<GroupErrors>,
+    /// Whether the group was taken out of its node.
+    pub(crate) is_removed: AtomicBool,
+}
+
+/// Outcome of a flight.
+pub(crate) type Outcome<V> = std::result::Result<Slot<V>, Failure>;
+
+/// A flight of a group.
+pub(crate) type GroupFlight<V> = Arc<Flight<Outcome<V>, Work<V>>>;
+
+/// Work of a flight.
+pub(crate) enum Work<V: Value> {
+    /// A request to a peer.
+    Fetch(Fetch<V>),
+    /// A call of the loader.
+    Load(Arc<LoadContext>),
+}
+
+impl<V: Value> Work<V> {
+    fn load_context(&self) -> Option<&Arc<LoadContext>> {
+        if let Self::Load(context) = self { Some(context) } else { None }
+    }
+
+    /// Returns the depth of the deepest nested load that is known to wait for this work.
+    fn depth(&self) -> usize {
+        match self {
+            Self::Fetch(fetch) => fetch.depth(),
+            Self::Load(context) => context.depth(),
+        }
+    }
+}
+
+/// Reason why a flight ended without a value.
+#[derive(Clone, Debug)]
+pub(crate) enum Failure {
+    /// The error of every waiter.
+    Final(Error),
+    /// The flight's own deadline passed while this peer, or this node, was at work. A caller that may wait longer asks
+    /// again.
+    Expired(Option<PeerId>),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// Source of a group's values, as the builder was given it.
+pub(crate) struct Loaders<V: Value> {
+    pub(crate) single: SharedLoader<V>,
+    /// A batch loader, with the most keys of one call.
+    pub(crate) batch: Option<(SharedBatchLoader<V>, usize)>,
+}
+
+impl<V: Value> Engine<V> {
+    /// Makes the engine of a group that is not announced yet.
+    pub(crate) fn new(context: Arc<NodeContext>, settings: Settings, capacity: u64, loaders: Loaders<V>) -> Arc<Self> {
+        // Both forms of a value may be held; the heavier form of most types is its text.
+        let forms = if V::DECODES_LIKE_A_CLONE { 1 } else { 2 };
+        let largest = forms * context.local.limits.max_value_bytes as u64 + Payload::<V>::BESIDE_BYTES as u64;
+        let counters = Arc::<GroupCounters>::default();
+        let errors = Arc::new(GroupErrors::new(Arc::clone(&settings.name), Arc::clone(&counters)));
+        let (scope, replica_time_to_live) = (settings.scope, settings.ages.borrowed);
+        Arc::new(Self {
+            index: OnceLock::new(),
+            cache: Cache::new(capacity, largest, settings.has_replicas, || context.random(), Arc::clone(&counters)),
+            flights: Flights::new(Arc::clone(&context.stripes), context.random()),
+            loads: LoadControl::new(&context, &settings, loaders, &errors, &counters),
+            ownership: Ownership::new(Arc::clone(&context), scope, &settings.name, replica_time_to_live),
+            handover: GroupHandover::default(),
+            holds: DeleteHolds::default(),
+            counters,
+            peer_latencies: Histogram::new(),
+            errors,
+            is_removed: AtomicBool::new(false),
+            settings,
+            context,
+        })
+    }
+
+    /// Returns the index of the group in this node's Hello; 0, which names no group, until the group is announced.
+    pub(crate) fn index(&self) -> u32 {
+        self.index.get().copied().unwrap_or(0)
+    }
+
+    pub(crate) fn set_index(&self, index: u32) {
+        let _ = self.index.set(index);
+    }
+
+    /// Returns an error if `key` is no key, or the group has ended.
+    pub(crate) fn check(&self, key: &str) -> Result<()> {
+        GroupErrors::check_key(key)?;
+        self.check_open()
+    }
+
+    /// Returns an error if the group has ended.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.is_removed.load(Relaxed) {
+            Err(self.errors.removed())
+        } else if self.context.is_closed() {
+            Err(self.errors.closed())
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Ownership: which node a key belongs to, and whether an entry may still be served after a change of the view.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::{
+    cache::{payload::Slot, revalidation::ChangesSince},
+    context::NodeContext,
+    membership::{
+        stabilizer::Member,
+        view::{Scope, View},
+    },
+    ring::KeyHasher,
+    runtime::clock::later,
+};
+
+/// A view, and the number of the last change before it was taken.
+#[derive(Clone)]
+pub(crate) struct ViewSnapshot {
+    pub(crate) changes: u32,
+    pub(crate) view: Arc<View>,
+}
+
+/// The owners of a group's keys, as the view of this node has them.
+pub(crate) struct Ownership {
+    context: Arc<NodeContext>,
+    /// Whether a key has one owner in the cluster or one in each zone.
+    pub(crate) scope: Scope,
+    place: KeyHasher,
+    replica_time_to_live: Duration,
+}
+
+impl Ownership {
+    pub(crate) fn new(context: Arc<NodeContext>, scope: Scope, group: &str, replica_time_to_live: Duration) -> Self {
+        Self { context, scope, place: KeyHasher::new(group), replica_time_to_live }
+    }
+
+    /// Returns the point of a key on the ring.
+    pub(crate) fn hash(&self, key: &str) -> u64 {
+        self.place.hash(key.as_bytes())
+    }
+
+    /// Takes the view, after the number of the last change: an entry with an older number is only checked once more.
+    pub(crate) fn snapshot(&self) -> ViewSnapshot {
+        let changes = self.context.changes.number();
+        ViewSnapshot { changes, view: self.context.view() }
+    }
+
+    /// Returns the owner of a key when another node owns it.
+    pub(crate) fn peer_owner<'v>(&self, view: &'v View, hash: u64) -> Option<&'v Member> {
+        view.owner(self.scope, hash).filter(|owner| !owner.is_local())
+    }
+
+    /// Returns the `rank`-th candidate of a key; rank 0 is the owner.
+    pub(crate) fn candidate<'v>(&self, view: &'v View, hash: u64, rank: usize) -> Option<&'v Member> {
+        match rank {
+            0 => view.owner(self.scope, hash), // needs no allocation
+            _ => view.candidates(self.scope, hash).nth(rank),
+        }
+    }
+
+    /// Whether this node owns a key in `view`.
+    pub(crate) fn owns(&self, view: &View, hash: u64) -> bool {
+        self.peer_owner(view, hash).is_none()
+    }
+
+    /// Whether this node owns a key now.
+    pub(crate) fn is_mine(&self, hash: u64) -> bool {
+        self.owns(&self.context.view_ref(), hash)
+    }
+
+    /// Returns how long a value may be kept at most: a limit exists for keys of other nodes, and for all keys while this
+    /// node is partitioned, because it receives no writes then.
+    pub(crate) fn keep_limit(&self, hash: u64) -> Option<Duration> {
+        let view = self.context.view_ref();
+        let fallback = self.peer_owner(&view, hash).map(|owner| self.context.fallback_cap(owner));
+        let partitioned = self.context.is_cut_off.load(Relaxed).then_some(self.replica_time_to_live);
+        match (fallback, partitioned) {
+            (Some(fallback), Some(partitioned)) => Some(fallback.min(partitioned)),
+            (limit, other) => limit.or(other),
+        }
+    }
+
+    /// Returns whether an entry may be served after all changes of the view. In quiet times two numbers are compared.
+    #[inline]
+    pub(crate) fn may_serve<V>(&self, key: &str, slot: &Slot<V>, now_ms: u64) -> bool {
+        let number = self.context.changes.number();
+        slot.checked.load(Relaxed) == number || self.revalidate(key, slot, now_ms, number)
+    }
+
+    /// Checks an entry against the changes since its last check. An entry whose key has moved is orphaned: it is served
+    /// for the time of a replica, counted from the first change. The same holds for every entry after a partition.
+    fn revalidate<V>(&self, key: &str, slot: &Slot<V>, now_ms: u64, number: u32) -> bool {
+        match self.context.changes.since(slot.checked.load(Relaxed)) {
+            ChangesSince::Nothing => {} // another caller has checked it meanwhile
+            ChangesSince::TooMuch => slot.cap(0),
+            ChangesSince::Changes { first_ms, cut_off_ms } => {
+                if let Some(cut_off_ms) = cut_off_ms {
+                    slot.cap(later(cut_off_ms, self.replica_time_to_live));
+                }
+                if !self.is_mine(self.hash(key)) {
+                    slot.lend(later(first_ms, self.replica_time_to_live));
+                }
+            }
+        }
+        slot.checked.store(number, Relaxed);
+        !slot.is_expired(now_ms)
+    }
+}

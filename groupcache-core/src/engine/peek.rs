@@ -1,0 +1,37 @@
+//! Peek: reads memory here and at the owner, and loads nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+
+use crate::{
+    cache::{
+        payload::{Payload, Slot},
+        store::{Entry, Times},
+    },
+    engine::{Engine, lookup::Purpose},
+    error::Result,
+    peer::client::request_table::Outcome,
+    protocol::message::{Answer, Op},
+    runtime::clock::later,
+    value::Value,
+};
+
+/// Returns the entry of `key` from local memory or from its owner's; `None` also when the owner does not answer in time.
+pub(crate) async fn peek<V: Value>(engine: &Engine<V>, key: &str, limit: Duration) -> Result<Option<Slot<V>>> {
+    engine.check(key)?;
+    let now_ms = engine.context.now_ms();
+    let local =
+        engine.lookup(key, now_ms, Purpose::Serve).or_else(|_| engine.lookup(key, now_ms, Purpose::ServeReplica));
+    if let Ok(slot) = local {
+        return Ok(Some(slot));
+    }
+    let view = engine.context.view();
+    let Some(owner) = engine.ownership.peer_owner(&view, engine.ownership.hash(key)) else { return Ok(None) };
+    let Some(link) = engine.context.link(owner) else { return Ok(None) };
+    let end_ms = later(engine.context.local.clock.read_ms(), limit);
+    let Some(answer) = link.request(Op::Peek, engine.index(), &Arc::from(key), end_ms, 0) else { return Ok(None) };
+    let Ok(Ok(Outcome::Answered(Answer::Value(value)))) = timeout(limit, answer).await else { return Ok(None) };
+    let now_ms = engine.context.now_ms();
+    Ok(Some(Slot::new(Entry::new(Payload::received(value.bytes), Times::until(now_ms, now_ms)))))
+}

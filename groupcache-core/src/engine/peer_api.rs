@@ -1,0 +1,259 @@
+//! The engine as peers use it: the object-safe service of a group.
+
+use std::{
+    error::Error as _,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use crate::{
+    cache::{
+        self,
+        payload::{Slot, decode},
+        replicas::HOT_AT_OWNER,
+    },
+    engine::{
+        Engine, Failure, Outcome, entry, fetch,
+        load::{self, Dispatched},
+        lookup::Purpose,
+        previous_owner, receive, send, write,
+    },
+    error::{Error, Kind, Result},
+    flight::{Kind as Table, within},
+    identity::PeerId,
+    limits::{MAX_ERROR_TEXT, RETRY_AFTER},
+    loader::LoadReason,
+    peer::group_service::{GroupService, LoadRequest, PageRequest, PageResult, Progress, ResponseFuture},
+    protocol::message::{Answer, DeadlineOwner, Decline, Encoded, Page, Source},
+    runtime::clock::{self, NEVER, later},
+    value::Value,
+};
+
+/// Time for which a peer may keep a replica of a stale value: a younger one is on its way.
+const STALE_REPLICA_MS: u64 = 1000;
+
+/// A load that is this much past its deadline blocks its thread, because it was told to stop and did not.
+const OVERDUE: Duration = Duration::from_secs(1);
+
+impl<V: Value> GroupService for Engine<V> {
+    fn format(&self) -> u32 {
+        self.settings.format
+    }
+
+    fn cached_response(self: Arc<Self>, key: &str) -> Option<Answer> {
+        self.counters.served.up();
+        let now_ms = self.context.now_ms();
+        let hash = self.ownership.hash(key);
+        self.cache.requests.touch(hash, now_ms);
+        let slot = self.lookup(key, now_ms, Purpose::Serve).ok()?;
+        self.counters.served_hits.up();
+        slot.touch(now_ms);
+        load::refresh_if_due(&self, key, &slot, now_ms);
+        let is_hot = self.cache.requests.is_hot(hash, now_ms, HOT_AT_OWNER);
+        Some(encode_entry(&self, &slot, now_ms, Source::Memory, is_hot))
+    }
+
+    fn read_as_previous_owner(&self, key: &str) -> Answer {
+        previous_owner::answer(self, key)
+    }
+
+    fn page(self: Arc<Self>, to: PeerId, cursor: u64) -> ResponseFuture {
+        // In a task of its own, because copying a page takes a while and the connection has others to answer.
+        let page = send::page(self, to, cursor);
+        Box::pin(async move { tokio::spawn(page).await.unwrap_or(Answer::Declined(Decline::Other)) })
+    }
+
+    fn build_plan(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move { send::build_plan(&self).await })
+    }
+
+    fn progress(&self, is_reached: &dyn Fn(&PeerId) -> bool) -> Option<Progress> {
+        send::current_plan(self).progress(is_reached)
+    }
+
+    fn room(&self) -> u64 {
+        receive::room(self)
+    }
+
+    fn store_page(
+        self: Arc<Self>,
+        page: Page,
+        request: PageRequest,
+    ) -> Pin<Box<dyn Future<Output = PageResult> + Send>> {
+        Box::pin(receive::store_page(self, page, request))
+    }
+
+    fn load(self: Arc<Self>, request: LoadRequest<'_>) -> ResponseFuture {
+        let dispatched = match begin_load(&self, &request) {
+            Ok(dispatched) => dispatched,
+            Err(decline) => return Box::pin(std::future::ready(Answer::Declined(decline))),
+        };
+        // Begun above, not at the first poll: a request is older than what follows it on the connection.
+        let deadline = clock::deadline(request.wait);
+        Box::pin(async move {
+            let outcome = match dispatched {
+                Ok(Dispatched::Found(slot)) => Ok(slot),
+                Ok(Dispatched::Flight(flight, _joined)) => match within(Some(deadline), flight.outcome()).await {
+                    Some(outcome) => outcome,
+                    None => return Answer::Deadline(DeadlineOwner::Asker),
+                },
+                Err(error) => Err(error.into()),
+            };
+            encode_outcome(&self, outcome)
+        })
+    }
+
+    fn invalidate_and_hold(&self, key: &str, hold: Duration) {
+        write::drop_and_hold(self, key, hold);
+    }
+
+    fn clear(&self) {
+        write::drop_all(self);
+    }
+
+    fn longest_wait(&self) -> Duration {
+        self.settings.load_deadline.saturating_add(OVERDUE)
+    }
+
+    fn set(self: Arc<Self>, key: &str, value: Bytes) -> ResponseFuture {
+        let token = write::drop_written(&self, key);
+        let key: Arc<str> = key.into();
+        let store = move || {
+            let (now_ms, hash) = (self.context.local.clock.read_ms(), self.ownership.hash(&key));
+            let Ok(value) = decode::<V>(value) else { return Answer::Declined(Decline::OtherFormat) };
+            let Ok(slot) = entry::of_set(&self, &key, hash, now_ms, value) else {
+                return Answer::Declined(Decline::OtherFormat);
+            };
+            // A write that a later one has passed is done: the later one stands.
+            if let Some(inserted) = self.flights.finish_write(token, || self.cache.owned.insert(&key, slot)) {
+                self.cache.after_insert(&key, inserted, false);
+            }
+            Answer::Done
+        };
+        if V::DECODES_LIKE_A_CLONE {
+            return Box::pin(std::future::ready(store()));
+        }
+        // Not in the task that reads the connection, because decoding is user code and may take long.
+        Box::pin(async move { tokio::spawn(async move { store() }).await.unwrap_or(Answer::Declined(Decline::Other)) })
+    }
+
+    fn sweep(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            let now_ms = self.context.now_ms();
+            // A load that still runs began when its hold was on.
+            let longest_ms = self.settings.load_deadline.as_millis() as u64;
+            self.holds.sweep(now_ms.saturating_sub(longest_ms));
+            self.handover.previous.sweep(&self.context.handover);
+            self.handover.plans.sweep(now_ms);
+            self.cache.sweep(&self.context.local.clock).await;
+        })
+    }
+
+    fn watch(&self) {
+        let now_ms = self.context.now_ms();
+        for flight in self.flights.all(Table::Load) {
+            let overdue_ms = later(flight.begun_ms, self.settings.load_deadline.saturating_add(OVERDUE));
+            if overdue_ms <= now_ms && flight.first_time_overdue() {
+                self.counters.overdue_loads.up();
+                tracing::warn!(
+                    group = %self.settings.name,
+                    "a load runs past its deadline: its loader blocks its thread; move what blocks to spawn_blocking"
+                );
+            }
+        }
+    }
+
+    fn close(self: Arc<Self>) {
+        self.is_removed.store(!self.context.is_closed(), Relaxed);
+        for table in [Table::Fetch, Table::Load] {
+            for flight in self.flights.all(table) {
+                self.flights.complete(&flight, Err(self.errors.closed().into()), || ());
+            }
+        }
+        // A flight that still finds the cache open inserts under the shard lock; the clear takes the same lock afterwards.
+        self.flights.clear(self.context.local.clock.read_ms(), || self.cache.close());
+        self.cache.events.close();
+        cache::drop_in_background(self.cache.clear());
+    }
+}
+
+/// Joins or begins the load for a peer's request; a draining node only joins loads that run already.
+fn begin_load<V: Value>(
+    engine: &Arc<Engine<V>>,
+    request: &LoadRequest<'_>,
+) -> std::result::Result<Result<Dispatched<V>>, Decline> {
+    if engine.context.is_draining() {
+        let running = engine.flights.running(Table::Load, request.key).ok_or(Decline::Draining)?;
+        return Ok(Ok(Dispatched::Flight(running, None)));
+    }
+    if engine.context.is_closed() {
+        return Err(Decline::Closing);
+    }
+    let hash = engine.ownership.hash(request.key);
+    let is_mine = engine.ownership.is_mine(hash);
+    if mutant!(ServerForwards) && !is_mine {
+        let deadline = engine.deadline(request.wait);
+        return Ok(engine.begin(request.key, deadline, None).map(|pending| {
+            let snapshot = engine.ownership.snapshot();
+            fetch::join(engine, request.key, &pending, snapshot, pending.deadline.begun, |step| step.advance())
+        }));
+    }
+    let reason = if is_mine { LoadReason::Owner } else { LoadReason::Fallback };
+    Ok(load::join(engine, request.key, hash, &request.chain, reason))
+}
+
+/// Encodes an entry as the response to a peer.
+fn encode_entry<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64, source: Source, is_hot: bool) -> Answer {
+    let Some(bytes) = slot.payload.encoded() else { return Answer::NotFound };
+    let fresh_until_ms = slot.fresh_until_ms();
+    let remaining_ms = (fresh_until_ms != NEVER).then(|| fresh_until_ms.saturating_sub(now_ms));
+    let replica_ms = engine.settings.ages.borrowed.as_millis() as u64;
+    // A stale value that is served may have replicas too, or a hot key would burden its owner for the time of a refresh.
+    let stale_ms = slot.hit_until_ms().saturating_sub(now_ms).min(STALE_REPLICA_MS);
+    Answer::Value(Encoded {
+        bytes: bytes.clone(),
+        age_ms: now_ms.saturating_sub(slot.loaded_at_ms),
+        remaining_ms,
+        borrow_ms: remaining_ms.map_or(replica_ms, |remaining_ms| remaining_ms.max(stale_ms).min(replica_ms)),
+        is_hot,
+        source,
+    })
+}
+
+fn encode_outcome<V: Value>(engine: &Engine<V>, outcome: Outcome<V>) -> Answer {
+    match outcome {
+        Ok(slot) => encode_entry(engine, &slot, engine.context.now_ms(), Source::Loaded, false),
+        Err(Failure::Expired(_)) => Answer::Deadline(DeadlineOwner::Asker),
+        Err(Failure::Final(error)) => encode_error(&error),
+    }
+}
+
+/// Encodes an error as the response to a peer.
+fn encode_error(error: &Error) -> Answer {
+    match error.kind() {
+        Kind::NotFound => Answer::NotFound,
+        Kind::LoadFailed { is_transient } => {
+            // The chain of causes is all that the peer will know of the error.
+            let mut text = String::new();
+            let mut cause = error.source();
+            while let Some(e) = cause.filter(|_| text.len() < MAX_ERROR_TEXT) {
+                if !text.is_empty() {
+                    text.push_str(": ");
+                }
+                text.push_str(&e.to_string());
+                cause = e.source();
+            }
+            Answer::LoadFailed { is_transient, text: if text.is_empty() { error.to_string() } else { text } }
+        }
+        Kind::Overloaded => Answer::Overloaded { retry_after: RETRY_AFTER },
+        Kind::TooLarge => Answer::TooLarge,
+        Kind::Timeout => Answer::Deadline(DeadlineOwner::Load),
+        Kind::Closed => Answer::Declined(Decline::Closing),
+        Kind::BadKey | Kind::UnknownGroup | Kind::Unreachable | Kind::Unauthenticated | Kind::Config => {
+            Answer::LoadFailed { is_transient: false, text: error.to_string() }
+        }
+    }
+}

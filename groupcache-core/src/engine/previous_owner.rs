@@ -1,0 +1,220 @@
+//! Previous-owner reads: the owner of a key before this node is asked, from its memory only, for a value that would be
+//! loaded otherwise.
+//!
+//! Only a value that no write can have undone is asked for, and only for a key that was neither written nor loaded here
+//! since it may have moved: an older value of a previous owner must not come back after that.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    cache::payload::Slot,
+    engine::{Engine, GroupFlight, entry, lookup::Purpose, send},
+    identity::PeerId,
+    loader::LoadReason,
+    membership::stabilizer::Member,
+    peer::client::{link::Link, request_table::Outcome},
+    protocol::message::{Answer, Decline, Encoded, Op, Source},
+    runtime::clock::later,
+    value::Value,
+};
+
+/// Time for all previous owners of a key together: they read memory only, and a loader may be as fast.
+const READ_DEADLINE: Duration = Duration::from_millis(20);
+
+/// Maximum number of previous owners that are asked for one key, in order, those included that another one has named.
+const MAX_ASKED: usize = 3;
+
+/// A previous owner that may be asked.
+struct Candidate {
+    /// Number of the previous view in which it owned the key.
+    number: u64,
+    id: PeerId,
+    link: Arc<Link>,
+}
+
+/// Returns whether previous owners may have the value of a load that is about to begin.
+pub(crate) fn may_have_moved<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, reason: LoadReason) -> bool {
+    let is_open = || engine.context.handover.is_open(flight.begun_ms) && !engine.context.is_draining();
+    reason == LoadReason::Owner && is_open()
+}
+
+/// Completes a flight with the value of a previous owner, instead of a load. Returns `false` when none has it, and the
+/// flight still runs.
+pub(crate) async fn take<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64, changes: u32) -> bool {
+    let value = read(engine, flight, hash).await;
+    value.is_some_and(|value| complete(engine, flight, hash, &value, changes))
+}
+
+/// Asks the previous owners of a key, one after the other, and returns the first value.
+async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) -> Option<Encoded> {
+    let now_ms = engine.context.local.clock.read_ms();
+    if engine.flights.may_be_undone(flight) && !mutant!(PeekIgnoresStripes) {
+        return None;
+    }
+    let has_previous = || engine.lookup(flight.key(), engine.context.now_ms(), Purpose::Previous).is_ok();
+    if engine.holds.is_held(flight.key(), flight.begun_ms) || has_previous() {
+        return None;
+    }
+    let owners = &engine.handover.previous;
+    let end = Instant::now() + READ_DEADLINE;
+    let mut to_ask = VecDeque::from(candidates(engine, hash, now_ms));
+    let (mut asked, mut referrers): (Vec<PeerId>, Vec<Candidate>) = (Vec::new(), Vec::new());
+    // The outcome shows whether a previous owner was worth a request, whichever node had the value in the end.
+    let judge_all = |referrers: Vec<Candidate>, is_found| {
+        for referrer in referrers {
+            owners.judge(referrer.number, &referrer.id, |peer| peer.answered(is_found));
+        }
+    };
+    while let Some(candidate) = to_ask.pop_front().filter(|_| asked.len() < MAX_ASKED) {
+        engine.counters.peeks.up();
+        asked.push(candidate.id.clone());
+        let Candidate { number, id, link } = &candidate;
+        // A full queue says nothing about what the previous owner has.
+        let end_ms = later(now_ms, READ_DEADLINE);
+        let Some(pending) = link.request(Op::ReadAsPreviousOwner, engine.index(), flight.key(), end_ms, 0) else {
+            continue;
+        };
+        match timeout_at(end, pending).await {
+            Ok(Ok(Outcome::Answered(Answer::Value(value)))) => {
+                referrers.push(candidate);
+                judge_all(referrers, true);
+                return Some(value);
+            }
+            Ok(Ok(Outcome::Answered(Answer::Referred(named)))) => {
+                if named == *id {
+                    to_ask.clear(); // values of the owners before it are older than the one that it had
+                } else if !asked.contains(&named) && to_ask.iter().all(|other| other.id != named) {
+                    to_ask.extend(referred(engine, &named, *number, now_ms));
+                }
+                referrers.push(candidate);
+            }
+            Ok(Ok(Outcome::Answered(Answer::Declined(Decline::NotCached)))) => {
+                owners.judge(*number, id, |peer| peer.answered(false));
+            }
+            Ok(Ok(Outcome::Expired)) | Err(_) => {
+                owners.judge(*number, id, |peer| peer.was_late(now_ms, engine.context.local.clock.read_ms()));
+                return None; // there is no time left for another
+            }
+            // Neither says anything about other keys, or about the next moment.
+            Ok(Ok(Outcome::Answered(Answer::TooLarge | Answer::Overloaded { .. }))) => {}
+            Ok(_) => owners.judge(*number, id, |peer| peer.is_over = true),
+        }
+    }
+    judge_all(referrers, false);
+    None
+}
+
+/// Returns a previous owner that another one has named: a node knows the views since it joined, and not those before.
+fn referred<V: Value>(engine: &Engine<V>, id: &PeerId, number: u64, now_ms: u64) -> Option<Candidate> {
+    candidate(engine, engine.context.view().members().iter().find(|member| member.id == *id)?, number, now_ms)
+}
+
+fn candidate<V: Value>(engine: &Engine<V>, owner: &Member, number: u64, now_ms: u64) -> Option<Candidate> {
+    if !engine.handover.previous.may_be_asked(number, &owner.id, now_ms) {
+        return None;
+    }
+    let (name, format) = (&engine.settings.name, engine.settings.format);
+    let link = engine.context.link(owner)?;
+    let may = link.admits() && link.hands_over() && link.offers(name, format);
+    may.then(|| Candidate { number, id: owner.id.clone(), link })
+}
+
+/// Returns the previous owners of a key that may be asked, the last one first.
+fn candidates<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Vec<Candidate> {
+    let (owners, longest) = (&engine.handover.previous, engine.settings.ages.longest());
+    let mut found: Vec<Candidate> = Vec::new();
+    for previous in engine.context.handover.former().iter() {
+        if !previous.is_open(now_ms, longest) || owners.is_cleared_since(previous.since_ms) {
+            continue;
+        }
+        if owners.is_overwritten(previous.number, hash) && !mutant!(PeekIgnoresStripes) {
+            break; // and so it is since the older views
+        }
+        let Some(owner) = engine.ownership.peer_owner(&previous.view, hash) else { continue };
+        if found.iter().all(|other| other.id != owner.id) {
+            found.extend(candidate(engine, owner, previous.number, now_ms));
+        }
+        if found.len() == MAX_ASKED {
+            break;
+        }
+    }
+    found
+}
+
+/// Returns the other nodes that owned a key in the previous views that are still read.
+pub(crate) fn owned_before<V: Value>(engine: &Engine<V>, key: &str) -> BTreeSet<PeerId> {
+    let (now_ms, hash) = (engine.context.now_ms(), engine.ownership.hash(key));
+    let previous = engine.context.handover.former();
+    let open = previous.iter().filter(|previous| previous.is_open(now_ms, engine.settings.ages.longest()));
+    open.filter_map(|previous| engine.ownership.peer_owner(&previous.view, hash))
+        .map(|owner| owner.id.clone())
+        .collect()
+}
+
+/// Returns the peer to ask for a key that this node owned and does not hold: its previous owner, or this node's own id if
+/// it has written or loaded the key since, which tells the asker to stop.
+fn referral<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Option<PeerId> {
+    let (owners, longest) = (&engine.handover.previous, engine.settings.ages.longest());
+    let mut was_mine = engine.ownership.is_mine(hash);
+    for previous in engine.context.handover.former().iter() {
+        if !previous.is_open(now_ms, longest) || owners.is_cleared_since(previous.since_ms) {
+            continue;
+        }
+        if owners.is_overwritten(previous.number, hash) && !mutant!(PeekIgnoresStripes) {
+            return Some(engine.context.local.hello().id.clone());
+        }
+        match previous.view.owner(engine.ownership.scope, hash) {
+            Some(owner) if owner.is_local() => was_mine = true,
+            Some(owner) if was_mine => return Some(owner.id.clone()),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Completes a flight with the value of a previous owner. Returns `false` when the value is of no use, and the flight
+/// still runs.
+fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64, value: &Encoded, changes: u32) -> bool {
+    let Some(slot) = entry::of_handover(engine, hash, value, changes) else { return false };
+    engine.counters.peeked.up();
+    let keep = || engine.cache.owned.insert(flight.key(), Slot::clone(&slot));
+    match engine.flights.complete(flight, Ok(Slot::clone(&slot)), keep) {
+        Some(inserted) => engine.cache.after_insert(flight.key(), inserted, false),
+        None => engine.counters.passed_by_a_write.up(),
+    }
+    true
+}
+
+/// Answers a read of a key's current owner: the cached value with its remaining time, or a referral. Never loads.
+pub(crate) fn answer<V: Value>(engine: &Engine<V>, key: &str) -> Answer {
+    if !engine.context.handover.is_on {
+        return Answer::Unsupported;
+    }
+    if !send::may_send(engine) {
+        return Answer::Declined(Decline::NotCached);
+    }
+    let now_ms = engine.context.now_ms();
+    let slot = engine.cache.owned.peek(key);
+    match slot.and_then(|slot| send::sendable(engine, &slot, now_ms)) {
+        Some((bytes, age_ms, remaining_ms)) => {
+            engine.counters.handed_over.up();
+            engine.counters.handed_over_bytes.add(bytes.len() as u64);
+            let source = Source::Memory;
+            Answer::Value(Encoded { bytes, age_ms, remaining_ms, borrow_ms: 0, is_hot: false, source })
+        }
+        None => {
+            let referral = referral(engine, engine.ownership.hash(key), now_ms);
+            referral.map_or(Answer::Declined(Decline::NotCached), Answer::Referred)
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests;

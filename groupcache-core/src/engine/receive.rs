@@ -1,0 +1,93 @@
+//! Receiving: values of previous owners are stored where nothing is, and where no write can have undone them.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use crate::{
+    cache::payload::{Slot, release},
+    engine::{Engine, entry},
+    handover::PreviousView,
+    peer::group_service::{PageRequest, PageResult},
+    protocol::message::{self, Handed, Page},
+    value::Value,
+};
+
+/// Number of entries that are stored before other tasks get their turn: some tens of microseconds.
+const STORED_AT_ONCE: usize = 64;
+
+/// A hand-over may evict at most 1/SHARE of the budget. Entries arrive most-used first, so later ones must not evict
+/// earlier ones.
+const SHARE: u64 = 4;
+
+/// Returns how many bytes may be received now.
+pub(crate) fn room<V: Value>(engine: &Engine<V>) -> u64 {
+    let capacity = engine.cache.owned.capacity();
+    capacity.saturating_sub(engine.cache.owned.bytes()) + capacity / SHARE
+}
+
+/// Stores the entries of a page that are still wanted.
+pub(crate) async fn store_page<V: Value>(engine: Arc<Engine<V>>, page: Page, request: PageRequest) -> PageResult {
+    let mut result = PageResult::default();
+    let previous_views = engine.context.handover.former();
+    for (n, handed) in page.entries.into_iter().enumerate() {
+        // Before the first entry too, because the next page is requested meanwhile.
+        if n % STORED_AT_ONCE == 0 {
+            tokio::task::yield_now().await;
+        }
+        // After a write of all keys, nothing that other nodes have from before it is wanted.
+        if engine.handover.previous.is_cleared_since(request.since_ms) || engine.is_removed.load(Relaxed) {
+            result.is_over = true;
+            break;
+        }
+        if let Some(bytes) = store_entry(&engine, &handed, &request, &previous_views) {
+            result.kept += 1;
+            result.bytes += bytes;
+            engine.counters.taken_over.up();
+            engine.counters.taken_over_bytes.add(handed.bytes.len() as u64);
+        }
+    }
+    result
+}
+
+/// Stores one entry of a page and returns what it takes of the budget; `None` when it is not kept.
+fn store_entry<V: Value>(
+    engine: &Engine<V>,
+    handed: &Handed,
+    request: &PageRequest,
+    previous_views: &[PreviousView],
+) -> Option<u64> {
+    let key = message::key(&handed.key).ok()?;
+    let hash = engine.ownership.hash(key);
+    let now_ms = engine.context.now_ms();
+    let is_wanted = engine.ownership.is_mine(hash) && !engine.holds.is_held(key, request.asked_ms);
+    // An entry that this node has sent away itself is about to end, and is replaced when it comes back.
+    let is_left_over = |slot: &Slot<V>| slot.is_expired(now_ms) || slot.is_lent();
+    if !is_wanted || !engine.cache.owned.peek(key).as_ref().is_none_or(is_left_over) {
+        return None;
+    }
+    // The value may be of a change long before the last one: what was loaded or written here since then is newer.
+    let was_its = |previous: &&PreviousView| {
+        previous.view.owner(engine.ownership.scope, hash).is_some_and(|owner| owner.id == request.peer)
+    };
+    let previous = previous_views.iter().find(was_its);
+    let (number, since_ms) = previous.map_or((0, request.since_ms), |previous| (previous.number, previous.since_ms));
+    if engine.handover.previous.is_cleared_since(since_ms) {
+        return None;
+    }
+    let slot = entry::of_page(engine, hash, &handed.bytes, handed.age_ms, handed.remaining_ms, request.changes)?;
+    let bytes = slot.weight(key);
+    let mut slot = Some(slot);
+    let fill = || {
+        // The entry that is there is handed out: this may be the last reference, which is dropped outside of the lock.
+        let there = engine.cache.owned.peek(key);
+        let is_free = there.as_ref().is_none_or(is_left_over);
+        let is_overwritten = engine.handover.previous.is_overwritten(number, hash) && !mutant!(PullIgnoresStripes);
+        let kept = slot.take_if(|_| is_free && !is_overwritten);
+        (there, kept.map(|slot| engine.cache.owned.insert(key, slot)))
+    };
+    let filled = engine.flights.fill(key, request.asked_ms, fill);
+    release(slot); // not kept
+    let (there, inserted) = filled?;
+    release(there);
+    engine.cache.after_insert(key, inserted?, false);
+    Some(bytes)
+}

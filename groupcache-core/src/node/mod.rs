@@ -1,0 +1,353 @@
+//! A node: one process of the service, with its groups, its peers and its server.
+
+mod builder;
+mod handover;
+mod lifecycle;
+mod membership;
+mod replay;
+mod security;
+mod supervise;
+#[cfg(test)]
+mod tests;
+mod tick;
+
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use crate::node::builder::NodeBuilder;
+use crate::node::membership::{Command, Status};
+#[cfg(feature = "tls")]
+use crate::transport::{
+    Security,
+    tls::{ClusterKey, Keeper, MutualTls, Source},
+};
+use crate::{
+    context::NodeContext,
+    error::{Error, Kind, Result},
+    group::GroupBuilder,
+    identity::{Address, Identity, Incarnation, NodeState, PeerId},
+    limits::{DRAIN, Limits},
+    peer::{
+        client::link::Link,
+        server::{Server, service::PeerService},
+    },
+    runtime::stats::NodeStats,
+    value::Value,
+};
+
+/// How long [`Node::shutdown`] lets owed answers and loads finish.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// How often the groups of the peers are looked at while a node waits to be ready.
+const READY_LOOK: Duration = Duration::from_millis(10);
+
+/// One process of a service, as a member of the cluster.
+///
+/// A cheap handle; the node lives until [`shutdown`](Self::shutdown), or until the last handle is dropped, which
+/// ends it without a word to its peers.
+///
+/// ```
+/// # use groupcache_core::Node;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
+/// let node = Node::builder().start().await?; // alone on a free port of loopback
+/// println!("{} answers peers on {}", node.id(), node.address());
+/// node.shutdown().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<NodeContext>,
+    identity: Identity,
+    server: Server,
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Status>,
+    /// Tells the provider to withdraw.
+    leaving: watch::Sender<bool>,
+    /// Cancelled when the provider has withdrawn.
+    withdrawn: CancellationToken,
+    /// Stops the listener and ends the connections that are left.
+    stop_serving: CancellationToken,
+    /// Where its peer service is mounted, if it does not listen itself.
+    mounted: Option<PeerService>,
+}
+
+/// A member of the cluster, as this node sees it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemberInfo {
+    /// Its id.
+    pub id: PeerId,
+    /// What it says of itself.
+    pub state: NodeState,
+    /// Which life of that id.
+    pub incarnation: Incarnation,
+    /// Whether keys are its own.
+    pub owns: bool,
+    /// Whether requests can be sent to it now; always true for this node itself.
+    pub is_reachable: bool,
+    /// Whether it is this node.
+    pub is_me: bool,
+}
+
+/// What discovery has said so far, and what was made of it; counts are since the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiscoveryInfo {
+    /// Since the last complete set that was believed; `None` before the first. A provider that publishes only
+    /// changes may be silent for long and well.
+    pub last_set_age: Option<Duration>,
+    /// Sets that lost most peers at once and were held back.
+    pub held_sets: u64,
+    /// Goodbyes that were not acted upon at once, because the peer still answered or had started again.
+    pub ignored_goodbyes: u64,
+    /// New addresses of peers that still answered at their old ones.
+    pub ignored_addresses: u64,
+    /// Connections that one side refused: another cluster, another id, no common version.
+    pub refusals: u64,
+    /// Hellos of an older life of a connected peer.
+    pub older_lives: u64,
+    /// Times that the provider was asked to look again.
+    pub resolves: u64,
+    /// Peers that left.
+    pub removals: u64,
+}
+
+/// A peer that discovery names and that there is no connection to.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Unconnected {
+    /// Its id, where discovery knows it.
+    pub id: Option<PeerId>,
+    /// Where it was dialled.
+    pub addresses: Vec<Address>,
+    /// Why the last attempt failed: [`is_unauthenticated`](Error::is_unauthenticated) when the two do not trust each
+    /// other, [`is_unreachable`](Error::is_unreachable) otherwise. Attempts go on.
+    pub error: Error,
+}
+
+impl Node {
+    /// Begins to build a node; every setting has a default.
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::default()
+    }
+
+    /// Begins to build a group of this node.
+    ///
+    /// All nodes of a service build the same groups. One that is built later, or on some nodes only, works: a
+    /// node asks only those peers that have it.
+    pub fn group<V: Value>(&self, name: &str) -> GroupBuilder<V> {
+        GroupBuilder::new(Arc::clone(&self.inner.shared), name)
+    }
+
+    /// Takes a group out of the node; its memory is freed, a moment later where there are many entries, and who waits for
+    /// it gets an error with [`is_closed`](Error::is_closed). Returns whether there was one.
+    pub fn remove_group(&self, name: &str) -> bool {
+        let shared = &self.inner.shared;
+        let Some(group) = shared.registry.remove(name) else { return false };
+        group.close();
+        shared.local.change(|hello| hello.groups = shared.registry.names());
+        true
+    }
+
+    /// The id that the ring places it by.
+    pub fn id(&self) -> PeerId {
+        self.inner.identity.id()
+    }
+
+    /// Where it listens for peers.
+    pub fn address(&self) -> SocketAddr {
+        self.inner.identity.listen()
+    }
+
+    /// What it says of itself now.
+    pub fn state(&self) -> NodeState {
+        self.inner.shared.local.hello().state
+    }
+
+    /// The limits that it was started with.
+    pub fn limits(&self) -> &Limits {
+        &self.inner.shared.local.limits
+    }
+
+    /// Everyone in the view, sorted by id; this node is always among them.
+    pub fn members(&self) -> Vec<MemberInfo> {
+        let shared = &self.inner.shared;
+        let info = |member: &crate::membership::stabilizer::Member| MemberInfo {
+            id: member.id.clone(),
+            state: member.state,
+            incarnation: member.incarnation,
+            owns: member.share > 0,
+            is_reachable: member.dial.is_none() || shared.link(member).is_some_and(|link| link.admits()),
+            is_me: member.dial.is_none(),
+        };
+        shared.view().members().iter().map(info).collect()
+    }
+
+    /// Peers that discovery names and that there is no connection to, each with the reason. Empty when all is well.
+    pub fn unconnected(&self) -> Vec<Unconnected> {
+        let failures = self.inner.shared.links().into_iter().filter_map(|link| link.failure());
+        failures
+            .map(|(target, error)| Unconnected { id: target.expected, addresses: target.addresses, error })
+            .collect()
+    }
+
+    /// Reads the files with certificates and keys again, instead of waiting up to 10 s for it. New connections use them at
+    /// once, those made before end one by one within 50 s. Returns whether there was anything new.
+    ///
+    /// # Errors
+    /// [`is_config`](Error::is_config) when they cannot be used; those in use stay. Also without TLS.
+    #[cfg(feature = "tls")]
+    pub async fn reload_tls(&self) -> Result<bool> {
+        self.keeper()?.reload().await
+    }
+
+    /// Puts other certificates, authorities or names in the place of those in use, as [`reload_tls`](Self::reload_tls).
+    ///
+    /// # Errors
+    /// As [`reload_tls`](Self::reload_tls).
+    #[cfg(feature = "tls")]
+    pub async fn set_mutual_tls(&self, tls: MutualTls) -> Result<bool> {
+        self.keeper()?.take(Source::Certificates(tls)).await
+    }
+
+    /// Puts other cluster keys in the place of those in use, as [`reload_tls`](Self::reload_tls).
+    ///
+    /// # Errors
+    /// As [`reload_tls`](Self::reload_tls).
+    #[cfg(feature = "tls")]
+    pub async fn set_cluster_key(&self, key: ClusterKey) -> Result<bool> {
+        if self.inner.mounted.is_some() {
+            return Err(Error::config(
+                "a peer service that is mounted shows your server's certificate: set_mutual_tls(...)",
+            ));
+        }
+        self.keeper()?.take(Source::Key(key)).await
+    }
+
+    #[cfg(feature = "tls")]
+    fn keeper(&self) -> Result<&Keeper> {
+        match &self.inner.shared.local.security {
+            Security::Tls(keeper) => Ok(keeper),
+            Security::Open { .. } => Err(Error::config(
+                "this node was started without TLS; start it with cluster_key(...) or mutual_tls(...)",
+            )),
+        }
+    }
+
+    /// How many connected peers have this group, in any format.
+    pub fn peers_with_group(&self, name: &str) -> usize {
+        self.inner.shared.links().iter().filter(|link| link.admits() && link.offers_any(name)).count()
+    }
+
+    /// The fingerprint of its ring: two nodes with the same one give every key the same owner.
+    pub fn fingerprint(&self) -> u64 {
+        self.inner.shared.view_ref().fingerprint()
+    }
+
+    /// How many views there have been; a number of this node alone.
+    pub fn epoch(&self) -> u64 {
+        self.inner.shared.view_ref().epoch
+    }
+
+    /// What has been counted since the start.
+    pub fn stats(&self) -> NodeStats {
+        self.inner.shared.local.counters.snapshot()
+    }
+
+    /// What discovery has said so far, and what was made of it.
+    pub fn discovery(&self) -> DiscoveryInfo {
+        let shared = &self.inner.shared;
+        let counted = *shared.membership.lock();
+        let now = shared.local.clock.elapsed();
+        DiscoveryInfo {
+            last_set_age: counted.last_set_at.map(|at| now.saturating_sub(at)),
+            held_sets: counted.holds,
+            ignored_goodbyes: counted.ignored_goodbyes,
+            ignored_addresses: counted.ignored_addresses,
+            refusals: counted.refusals,
+            older_lives: counted.old_lives,
+            resolves: counted.resolves,
+            removals: counted.removals,
+        }
+    }
+
+    /// Loads that run on this node now, and loads that wait for a permit.
+    pub fn loads(&self) -> (usize, usize) {
+        let shared = &self.inner.shared;
+        shared.permits.in_use(shared.local.limits.max_loads)
+    }
+
+    /// Requests of this node that peers have not answered yet.
+    pub fn in_flight(&self) -> usize {
+        self.inner.shared.links().iter().map(|link| link.in_flight()).sum()
+    }
+
+    /// Waits until this node is Ready, sees at least `members` Ready members, itself included, and the groups that
+    /// it has are known to be on as many.
+    ///
+    /// Until then a key may be loaded by more than one node. It waits as long as that takes: bound it by a
+    /// time-out. Dropping the future is safe.
+    ///
+    /// # Errors
+    /// [`is_closed`](Error::is_closed) when the node is shut down meanwhile, or was before.
+    pub async fn ready(&self, members: usize) -> Result<()> {
+        let shared = &self.inner.shared;
+        let mut status = self.inner.status.clone();
+        loop {
+            let waited = status.wait_for(|s| s.is_ready && s.ready_members >= members).await;
+            waited.map(drop).map_err(|_| self.closed())?;
+            // The last status outlives the task that set it.
+            if shared.is_closed() {
+                return Err(self.closed());
+            }
+            let groups = shared.registry.names();
+            let has_all = |link: &Arc<Link>| link.admits() && groups.iter().all(|g| link.offers(&g.name, g.format));
+            if shared.links().iter().filter(|link| has_all(link)).count() + 1 >= members {
+                return Ok(());
+            }
+            tokio::time::sleep(READY_LOOK).await;
+        }
+    }
+
+    /// Stops owning keys: says so to peers and provider, and waits until the peers that are connected have taken it
+    /// out of their rings, at most 3 s.
+    ///
+    /// Its own gets go on, and peers are answered from memory and from loads that run. There is no way back.
+    ///
+    /// # Errors
+    /// [`is_closed`](Error::is_closed) when it was shut down.
+    pub async fn drain(&self) -> Result<()> {
+        self.drain_within(DRAIN).await
+    }
+
+    /// Leaves the cluster: drains, refuses gets, lets owed answers and loads finish for up to 10 s, withdraws the
+    /// announcement, says goodbye and closes.
+    ///
+    /// Calling it again, or dropping its future, is safe; a future that is dropped leaves the node where it was.
+    ///
+    /// # Errors
+    /// None at present; a node that is closed already stays so.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.shutdown_within(SHUTDOWN).await
+    }
+
+    fn closed(&self) -> Error {
+        Error::new(Kind::Closed, format!("node {} was shut down", self.id()))
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.id())
+            .field("address", &self.address())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,266 @@
+//! The client of one peer: one connection, one stream of frames each way, kept up until the peer is none any more.
+//!
+//! Callers put requests into the [`Table`](crate::peer::client::request_table::Table) and go; the stream that HTTP/2 polls for our
+//! next message takes up to 256 of them at a time, and the task that reads the answers tells whoever waits. So a
+//! request costs no task, no timer and no channel, and what 64 callers ask at once is one message.
+
+pub(crate) mod breaker;
+mod dial;
+#[cfg(all(test, shuttle))]
+mod interleavings;
+pub(crate) mod link;
+mod outbound;
+pub(crate) mod request;
+pub(crate) mod request_table;
+#[cfg(all(test, not(shuttle)))]
+mod tests;
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::peer::client::dial::{Failure, Open, connect};
+use crate::{
+    error::{Error, Kind},
+    identity::NodeState,
+    limits::{BATCH_REQUESTS, RECONNECT_MAX, RECONNECT_MIN},
+    membership::stabilizer::Refusal,
+    peer::client::{
+        breaker::{Breaker, End},
+        link::{Link, LinkEvent, LinkEvents, tell, wake},
+        request_table::{Ended, Outcome},
+    },
+    protocol::{
+        message::{Answer, Hello},
+        wire::{Answered, Incoming},
+    },
+    runtime::backoff::pauses,
+};
+
+/// A connection that lived this long was a good one: the next attempt comes at once, the pauses begin anew.
+const GOOD_CONNECTION: Duration = Duration::from_secs(1);
+
+/// After a frame with so many answers, those who were told have their turn before the next is read.
+const MANY_ANSWERS: usize = 8;
+
+/// How long callers may wait for a broken connection to be replaced.
+const MENDING: Duration = Duration::from_secs(1);
+
+/// An eighth of a pause is waited for in any case: where nobody shows who it is, anybody may connect in the name of a peer
+/// any number of times, and who connects may be somebody else than the peer behind a hint.
+const HURRIED: u32 = 8;
+
+/// How long they may wait for the attempt to begin: the first pause, and no later one.
+const MENDING_PAUSE: Duration = Duration::from_millis(2 * RECONNECT_MIN.as_millis() as u64);
+
+/// Keeps the link up until it is hung up: connects, reads, and connects again with back-off and jitter.
+pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
+    let anew = || pauses(RECONNECT_MIN, RECONNECT_MAX, seed);
+    let mut pauses = anew();
+    loop {
+        let is_mending = link.table.lock().breaker == Breaker::Mending;
+        let attempt = connect(&link);
+        let attempt = match is_mending {
+            true => timeout(MENDING, attempt)
+                .await
+                .unwrap_or_else(|_| Err(Failure::NotConnected("it did not come back at once".to_owned()))),
+            false => attempt.await,
+        };
+        let pause = match attempt {
+            Ok(open) => {
+                let began = Instant::now();
+                let end = converse(&link, open, &events).await;
+                let was_good = began.elapsed() >= GOOD_CONNECTION;
+                if was_good {
+                    pauses = anew();
+                }
+                // One attempt at once after a good connection: whoever waits is owed its outcome.
+                let is_owed = end == End::Renewed || (was_good && end == End::Broken);
+                let pause = if is_owed { Duration::ZERO } else { pauses.next().unwrap_or(RECONNECT_MAX) };
+                let end = if end == End::Broken && pause > MENDING_PAUSE { End::Fickle } else { end };
+                finish(&link, end, &events).await;
+                pause
+            }
+            Err(failure) => {
+                fail(&link, failure, &events).await;
+                pauses.next().unwrap_or(RECONNECT_MAX)
+            }
+        };
+        if link.is_gone() {
+            return;
+        }
+        if !pause.is_zero() {
+            rest(&link, pause).await;
+        }
+        if link.is_gone() {
+            return;
+        }
+    }
+}
+
+/// Waits before the next attempt; not so long when the peer may be back.
+async fn rest(link: &Link, pause: Duration) {
+    let hurried = async {
+        sleep(pause / HURRIED).await;
+        link.hurried.notified().await;
+    };
+    tokio::select! {
+        biased;
+        () = link.retry.notified() => {}
+        () = hurried => {}
+        () = sleep(pause) => {}
+    }
+}
+
+/// A connection has ended: its calls wait for the next one, or are told.
+async fn finish(link: &Link, end: End, events: &LinkEvents) {
+    let counters = &link.local.counters;
+    if end != End::Renewed {
+        counters.lost.up();
+    }
+    if end == End::Silent {
+        counters.silent.up();
+    }
+    // The table is changed before the membership hears of it: it may ping the peer at once.
+    let (ended, waker) = {
+        let mut table = link.table.lock();
+        let ended = table.ended(end, link.local.clock.now_ms());
+        // Its stream sleeps until it is woken, and holds the socket open until it ends.
+        let (_, waker) = table.begin_connection();
+        (ended, waker)
+    };
+    wake(waker);
+    tell(ended);
+    if end != End::Renewed {
+        send(events, link, LinkEvent::Lost).await;
+    }
+}
+
+async fn fail(link: &Link, failure: Failure, events: &LinkEvents) {
+    let ended = link.table.lock().failed(link.local.clock.now_ms());
+    tell(ended);
+    let counters = &link.local.counters;
+    let (kind, event) = match failure {
+        Failure::Refused(why, text) => {
+            counters.refused.up();
+            let kind = if why == Refusal::Untrusted { Kind::Unauthenticated } else { Kind::Unreachable };
+            (kind, LinkEvent::Refused(why, text))
+        }
+        Failure::NotConnected(why) => {
+            counters.connect_failed.up();
+            (Kind::Unreachable, LinkEvent::Failed(why))
+        }
+    };
+    let (LinkEvent::Refused(_, text) | LinkEvent::Failed(text)) = &event else { return };
+    *link.failure.lock() = Some(Error::new(kind, text.clone()));
+    send(events, link, event).await;
+}
+
+async fn send(events: &LinkEvents, link: &Link, event: LinkEvent) {
+    // The membership task is gone only when the node is.
+    let _ = events.send((link.dial, event)).await;
+}
+
+/// Reads one connection to its end.
+async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
+    let Open { of_use: _of_use, mut inbound, hello, first } = open;
+    take_hello(link, &hello);
+    let id = hello.id.clone();
+    link.local.counters.connected.up();
+    *link.failure.lock() = None;
+    // Before the membership hears of it: once the peer is in the view, requests must flow.
+    let waker = {
+        let mut table = link.table.lock();
+        table.connected(link.local.clock.now_ms());
+        table.waker.take()
+    };
+    wake(waker);
+    send(events, link, LinkEvent::Hello(hello)).await;
+    let mut next = Some(first);
+    loop {
+        if let Some(frame) = next.take() {
+            let answers = frame.answers.len();
+            if let Some(event) = take(link, frame) {
+                send(events, link, event).await;
+            }
+            if answers >= MANY_ANSWERS {
+                // Those who were told ask for more, and that is sent, while the peer is at work on the rest.
+                tokio::task::yield_now().await;
+            }
+        }
+        let frame = tokio::select! {
+            biased;
+            frame = inbound.message() => frame,
+            () = link.look.notified() => match link.table.lock().verdict(link.local.clock.now_ms()) {
+                Some(end) => return end,
+                None => continue,
+            },
+        };
+        let mut frame = match frame {
+            Ok(Some(frame)) => frame,
+            Ok(None) | Err(_) => return End::Broken,
+        };
+        match frame.hello() {
+            Some(Ok(hello)) if hello.id == id => {
+                take_hello(link, &hello);
+                send(events, link, LinkEvent::Hello(hello)).await;
+            }
+            // A connection speaks for one node all its life.
+            Some(_) => return End::Broken,
+            None => {}
+        }
+        // However much a peer says: the branch that waits to look may never have its turn.
+        if let Some(end) = link.table.lock().dismissal() {
+            return end;
+        }
+        next = Some(frame);
+    }
+}
+
+fn take_hello(link: &Link, hello: &Hello) {
+    link.offers.store(Arc::new(hello.groups.iter().map(|g| (Arc::clone(&g.name), g.format)).collect()));
+    link.max_requests.store(hello.max_requests_per_frame.min(BATCH_REQUESTS) as u64, Relaxed);
+    link.max_value_bytes.store(hello.max_value_bytes as u64, Relaxed);
+    link.features.store(hello.features, Relaxed);
+    link.leaves.store(hello.state == NodeState::Draining, Relaxed);
+    link.fingerprint.store(hello.fingerprint, Relaxed);
+}
+
+/// Takes everything else that a frame says; returns what the membership should hear.
+fn take(link: &Link, frame: Incoming) -> Option<LinkEvent> {
+    let counters = &link.local.counters;
+    let mut ended = Ended::with_capacity(frame.answers.len());
+    let waker = {
+        let mut table = link.table.lock();
+        table.read(link.local.clock.now_ms(), frame.pong);
+        for Answered { id, answer, is_known } in frame.answers {
+            if !is_known {
+                counters.unknown_answers.up();
+            }
+            if answer == Answer::Pending {
+                counters.pending.up(); // it is at work on it; what counts is that it said something
+            } else {
+                ended.extend(table.answered(id).map(|reply| (reply, Outcome::Answered(answer))));
+            }
+        }
+        if frame.ping == 0 {
+            None
+        } else {
+            table.pong_due = frame.ping;
+            table.waker.take()
+        }
+    };
+    wake(waker);
+    tell(ended);
+    if let Some(incarnation) = frame.goodbye {
+        link.leaves.store(true, Relaxed);
+        return Some(LinkEvent::Goodbye(incarnation));
+    }
+    if link.fingerprint.swap(frame.fingerprint, Relaxed) != frame.fingerprint {
+        return Some(LinkEvent::Fingerprint(frame.fingerprint));
+    }
+    None
+}

@@ -1,0 +1,528 @@
+//! What waits for one peer: requests in flight, the queue of what is to be sent, and the watch over silence.
+//!
+//! Pure bookkeeping under one lock; the client drives it. Ids hold a slot and its generation, so a late answer
+//! to a slot that was given away is recognised.
+
+use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    limits::{BATCH_BYTES, IDLE_PING, QUIET, SILENCE},
+    peer::client::breaker::{Breaker, End},
+    protocol::{
+        chain::LoadChain,
+        message::{Answer, Op},
+        wire::{Asked, Outgoing},
+    },
+};
+
+/// What many callers ask at the same time leaves in so many frames, or the peer would be idle while those who were
+/// answered ask again, and we while it answers all of them.
+const SHARES: usize = 4;
+
+/// A frame of fewer requests costs more than it brings.
+const SMALLEST_SHARE: usize = 16;
+
+/// A request to a peer, until it is answered.
+pub(crate) struct Call {
+    pub(crate) op: Op,
+    /// Index of the group in our own Hello.
+    pub(crate) group: u32,
+    pub(crate) key: Arc<str>,
+    /// Coarse time.
+    pub(crate) deadline_ms: u64,
+    /// 0 = asked as the owner, n = as the n-th successor.
+    pub(crate) rank: usize,
+    pub(crate) chain: LoadChain,
+    pub(crate) reply: Arc<dyn Reply>,
+}
+
+/// Who is told the outcome of a call, once, and when that was. It runs in the task that reads the connection and must
+/// not block.
+pub(crate) trait Reply: Send + Sync {
+    fn reply(self: Arc<Self>, outcome: Outcome, at: Instant);
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Answered(Answer),
+    /// The peer cannot be reached; a successor may be asked.
+    Unreachable,
+    /// The deadline passed while the peer was alive; nobody else is asked.
+    Expired,
+}
+
+/// Why a call was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotSent {
+    /// The breaker is open.
+    Open,
+    /// As many calls wait for this peer as are allowed.
+    Full,
+}
+
+/// Calls that have ended, and whom to tell; told outside of the lock.
+pub(crate) type Ended = Vec<(Arc<dyn Reply>, Outcome)>;
+
+struct Slot {
+    generation: u32,
+    call: Option<InFlight>,
+}
+
+struct InFlight {
+    call: Call,
+    /// It was asked again after its connection broke; it is not asked a third time.
+    is_repeated: bool,
+}
+
+/// Something to be sent.
+enum Due {
+    Request(u64),
+    Cancel(u64),
+}
+
+pub(crate) struct Table {
+    pub(crate) breaker: Breaker,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    in_flight: usize,
+    max_in_flight: usize,
+    queue: VecDeque<Due>,
+    /// Many calls were put into it at once: they leave in one frame.
+    is_whole: bool,
+    /// The stream that is polled for frames, when it has nothing to send.
+    pub(crate) waker: Option<Waker>,
+    /// Which connection is the current one; streams of former ones end.
+    connection: u64,
+    /// Why the current connection is to be ended by its reader.
+    verdict: Option<End>,
+    /// Version of the Hello that was sent last on it.
+    pub(crate) hello_sent: u64,
+    pub(crate) goodbye_due: bool,
+    pub(crate) pong_due: u64,
+    watch: SilenceWatch,
+}
+
+/// Ping and silence.
+#[derive(Debug, Default)]
+struct SilenceWatch {
+    last_ping: u64,
+    /// A ping that is to be sent with the next frame.
+    is_due: bool,
+    /// When the outstanding ping was sent, or we last stood still since.
+    since_ms: Option<u64>,
+    last_read_ms: u64,
+    reads: u64,
+}
+
+/// What the watch over a connection found.
+pub(crate) struct Swept {
+    pub(crate) ended: Ended,
+    /// The peer may be silent: the reader should look.
+    pub(crate) may_be_silent: bool,
+}
+
+impl Table {
+    pub(crate) fn new(max_in_flight: usize) -> Self {
+        Self {
+            breaker: Breaker::Connecting,
+            slots: Vec::new(),
+            free: Vec::new(),
+            in_flight: 0,
+            max_in_flight,
+            queue: VecDeque::new(),
+            is_whole: false,
+            waker: None,
+            connection: 0,
+            verdict: None,
+            hello_sent: 0,
+            goodbye_due: false,
+            pong_due: 0,
+            watch: SilenceWatch::default(),
+        }
+    }
+
+    /// Begins a new connection; the stream of the former one, woken by the waker, ends.
+    pub(crate) fn begin_connection(&mut self) -> (u64, Option<Waker>) {
+        self.connection += 1;
+        self.hello_sent = 0;
+        self.verdict = None;
+        (self.connection, self.waker.take())
+    }
+
+    /// Whether the stream of this connection still has something to say.
+    pub(crate) fn is_current(&self, connection: u64) -> bool {
+        self.connection == connection && self.breaker != Breaker::Gone
+    }
+
+    /// Ends the current connection as soon as its reader looks.
+    pub(crate) fn dismiss(&mut self) {
+        self.verdict = Some(End::Dismissed);
+    }
+
+    /// Puts a new connection in the place of the current one; what waits is asked again on it.
+    pub(crate) fn renew(&mut self) {
+        self.verdict.get_or_insert(End::Renewed);
+    }
+
+    /// What the reader, having read all there is, should do with the connection. Silence is judged here, by the
+    /// reader, because only a read that found nothing proves it.
+    pub(crate) fn verdict(&mut self, now_ms: u64) -> Option<End> {
+        self.dismissal().or_else(|| self.watch.is_silent(now_ms).then_some(End::Silent))
+    }
+
+    /// Why the current connection is to end, whatever comes on it.
+    pub(crate) fn dismissal(&self) -> Option<End> {
+        if self.breaker == Breaker::Gone { Some(End::Dismissed) } else { self.verdict }
+    }
+
+    /// Takes a call, to be sent with the next frame.
+    pub(crate) fn push(&mut self, call: Call) -> Result<Option<Waker>, NotSent> {
+        self.put(call)?;
+        Ok(self.waker.take())
+    }
+
+    /// Takes many calls, to be sent together with the next frame: how many it took, the first of them, and why not the rest.
+    pub(crate) fn push_all(&mut self, calls: impl Iterator<Item = Call>) -> (usize, Option<NotSent>, Option<Waker>) {
+        let (mut taken, mut refused) = (0, None);
+        for call in calls {
+            refused = self.put(call).err();
+            if refused.is_some() {
+                break;
+            }
+            taken += 1;
+        }
+        self.is_whole |= taken > 0;
+        (taken, refused, self.waker.take())
+    }
+
+    fn put(&mut self, call: Call) -> Result<(), NotSent> {
+        if !self.breaker.admits() {
+            return Err(NotSent::Open);
+        }
+        if self.in_flight >= self.max_in_flight {
+            return Err(NotSent::Full);
+        }
+        let id = self.occupy(InFlight { call, is_repeated: false });
+        self.queue.push_back(Due::Request(id));
+        Ok(())
+    }
+
+    fn occupy(&mut self, in_flight: InFlight) -> u64 {
+        self.in_flight += 1;
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, call: None });
+            self.slots.len() as u32 - 1
+        });
+        match self.slots.get_mut(at as usize) {
+            Some(slot) => {
+                slot.generation = slot.generation.wrapping_add(1);
+                slot.call = Some(in_flight);
+                u64::from(slot.generation) << 32 | u64::from(at)
+            }
+            None => 0, // not reached: the slot was made or freed before
+        }
+    }
+
+    /// Whether a frame would carry anything now.
+    pub(crate) fn has_due(&self) -> bool {
+        !self.queue.is_empty() || self.watch.is_due || self.pong_due != 0 || self.goodbye_due
+    }
+
+    /// Fills a frame with what is due, up to `max_requests` and [`BATCH_BYTES`].
+    pub(crate) fn fill(&mut self, frame: &mut Outgoing, max_requests: usize, now_ms: u64) {
+        let share = (self.in_flight / SHARES).max(SMALLEST_SHARE);
+        let max_requests = if self.is_whole { max_requests } else { max_requests.min(share) };
+        let mut bytes = 0;
+        frame.reserve_requests(self.queue.len().min(max_requests));
+        // Cancels count as requests do: they are parts of a frame too, of which a peer takes no more than so many.
+        while frame.requests() + frame.cancels() < max_requests && bytes < BATCH_BYTES {
+            match self.queue.pop_front() {
+                Some(Due::Cancel(id)) => frame.cancel(id),
+                Some(Due::Request(id)) => {
+                    if let Some(InFlight { call, .. }) = self.slot(id) {
+                        let wait = Duration::from_millis(call.deadline_ms.saturating_sub(now_ms));
+                        let Call { op, group, key, rank, chain, .. } = call;
+                        let asked = Asked { id, op, group: *group, key, wait, rank: *rank, chain };
+                        bytes += asked.bytes();
+                        frame.request(&asked);
+                    }
+                }
+                None => break,
+            }
+        }
+        self.is_whole &= !self.queue.is_empty();
+        let quiet = now_ms.saturating_sub(self.watch.last_read_ms) >= QUIET.as_millis() as u64;
+        if self.watch.is_due || (frame.requests() > 0 && quiet && self.watch.since_ms.is_none()) {
+            self.watch.is_due = false;
+            self.watch.last_ping += 1;
+            self.watch.since_ms = self.watch.since_ms.or(Some(now_ms));
+            frame.ping(self.watch.last_ping);
+        }
+        frame.pong(std::mem::take(&mut self.pong_due));
+    }
+
+    fn slot(&self, id: u64) -> Option<&InFlight> {
+        let slot = self.slots.get((id & 0xffff_ffff) as usize)?;
+        (u64::from(slot.generation) == id >> 32).then_some(slot.call.as_ref()).flatten()
+    }
+
+    fn take(&mut self, id: u64) -> Option<Call> {
+        let at = (id & 0xffff_ffff) as usize;
+        let slot = self.slots.get_mut(at).filter(|slot| u64::from(slot.generation) == id >> 32)?;
+        let in_flight = slot.call.take()?;
+        self.in_flight -= 1;
+        self.free.push(at as u32);
+        Some(in_flight.call)
+    }
+
+    /// A frame was read.
+    pub(crate) fn read(&mut self, now_ms: u64, pong: u64) {
+        self.watch.reads += 1;
+        self.heard(now_ms);
+        if pong == self.watch.last_ping {
+            self.watch.since_ms = None;
+        }
+    }
+
+    /// Bytes have come, if not yet a whole frame.
+    pub(crate) fn heard(&mut self, now_ms: u64) {
+        self.watch.last_read_ms = now_ms;
+        self.watch.since_ms = self.watch.since_ms.map(|_| now_ms);
+    }
+
+    /// An answer: whom to tell, if anybody still waits.
+    pub(crate) fn answered(&mut self, id: u64) -> Option<Arc<dyn Reply>> {
+        self.take(id).map(|call| call.reply)
+    }
+
+    /// Looks after deadlines and silence; called every 10 ms. `we_stood_still`: this process did not run, so
+    /// nothing that was not heard counts.
+    pub(crate) fn sweep(&mut self, now_ms: u64, we_stood_still: bool) -> Swept {
+        let mut ended = Ended::new();
+        if self.in_flight > 0 {
+            let expired = |(at, slot): (usize, &Slot)| {
+                let call = slot.call.as_ref()?;
+                (call.call.deadline_ms <= now_ms).then_some(u64::from(slot.generation) << 32 | at as u64)
+            };
+            let ids: Vec<u64> = self.slots.iter().enumerate().filter_map(expired).collect();
+            for id in ids {
+                ended.extend(self.take(id).map(|call| (call.reply, Outcome::Expired)));
+                self.queue.push_back(Due::Cancel(id));
+            }
+        }
+        Swept {
+            ended,
+            may_be_silent: self.breaker == Breaker::Closed
+                && self.watch.sweep(now_ms, self.in_flight > 0, we_stood_still),
+        }
+    }
+
+    /// A new connection said Hello: what waited for it is sent now.
+    pub(crate) fn connected(&mut self, now_ms: u64) {
+        self.breaker = self.breaker.connected();
+        self.watch.since_ms = None;
+        self.watch.reads += 1;
+        self.watch.last_read_ms = now_ms;
+    }
+
+    /// The connection ended; returns the calls that must not wait for another.
+    pub(crate) fn ended(&mut self, end: End, now_ms: u64) -> Ended {
+        self.breaker = self.breaker.ended(end, now_ms);
+        self.watch.since_ms = None;
+        self.watch.is_due = false;
+        self.queue.clear();
+        if !self.breaker.admits() {
+            return self.drain();
+        }
+        let mut ended = Ended::new();
+        for at in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(at) else { continue };
+            let id = u64::from(slot.generation) << 32 | at as u64;
+            match &mut slot.call {
+                Some(in_flight) if !in_flight.is_repeated || end == End::Renewed => {
+                    in_flight.is_repeated |= end != End::Renewed;
+                    self.queue.push_back(Due::Request(id));
+                }
+                Some(_) => ended.extend(self.take(id).map(|call| (call.reply, Outcome::Unreachable))),
+                None => {}
+            }
+        }
+        ended
+    }
+
+    /// An attempt to connect failed.
+    pub(crate) fn failed(&mut self, now_ms: u64) -> Ended {
+        self.breaker = self.breaker.failed(now_ms);
+        self.drain()
+    }
+
+    /// The peer is none any more.
+    pub(crate) fn gone(&mut self) -> Ended {
+        self.breaker = Breaker::Gone;
+        self.drain()
+    }
+
+    fn drain(&mut self) -> Ended {
+        self.queue.clear();
+        let ids: Vec<u64> = (0..self.slots.len() as u64)
+            .filter_map(|at| self.slots.get(at as usize).map(|slot| u64::from(slot.generation) << 32 | at))
+            .collect();
+        ids.into_iter().filter_map(|id| self.take(id)).map(|call| (call.reply, Outcome::Unreachable)).collect()
+    }
+
+    /// Sends a ping with the next frame.
+    pub(crate) fn ask_for_ping(&mut self) {
+        self.watch.is_due = true;
+    }
+
+    /// How often something was read.
+    pub(crate) fn reads(&self) -> u64 {
+        self.watch.reads
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl SilenceWatch {
+    fn sweep(&mut self, now_ms: u64, somebody_waits: bool, we_stood_still: bool) -> bool {
+        let Some(since_ms) = self.since_ms else {
+            let silent_for = now_ms.saturating_sub(self.last_read_ms);
+            let ping_after = if somebody_waits { QUIET } else { IDLE_PING };
+            if silent_for >= ping_after.as_millis() as u64 {
+                self.is_due = true;
+                // From when it is due: a peer that reads nothing may keep the ping from ever being sent.
+                self.since_ms = Some(now_ms);
+            }
+            return false;
+        };
+        if we_stood_still {
+            // What the peer sent meanwhile has not been read yet: it gets its second anew.
+            self.since_ms = Some(now_ms);
+            return false;
+        }
+        now_ms.saturating_sub(since_ms) >= SILENCE.as_millis() as u64
+    }
+
+    fn is_silent(&self, now_ms: u64) -> bool {
+        self.since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= SILENCE.as_millis() as u64)
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table")
+            .field("breaker", &self.breaker)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody waits for it.
+    struct Nobody;
+
+    impl Reply for Nobody {
+        fn reply(self: Arc<Self>, _: Outcome, _: Instant) {}
+    }
+
+    fn connected(now_ms: u64) -> Table {
+        let mut table = Table::new(8);
+        table.connected(now_ms);
+        let call = Call {
+            op: Op::Get,
+            group: 1,
+            key: "key".into(),
+            deadline_ms: u64::MAX,
+            rank: 0,
+            chain: LoadChain::EMPTY,
+            reply: Arc::new(Nobody),
+        };
+        table.push(call).expect("room");
+        table
+    }
+
+    /// Ticks from one time to another; whether the peer was silent at some of them.
+    fn is_silent_between(table: &mut Table, from_ms: u64, to_ms: u64) -> bool {
+        let silent = |now_ms| table.sweep(now_ms, false).may_be_silent && table.verdict(now_ms) == Some(End::Silent);
+        (from_ms..to_ms).step_by(10).any(silent)
+    }
+
+    #[test]
+    fn a_ping_that_is_never_taken_is_waited_for_as_long_as_one_that_was_sent() {
+        // The window of HTTP/2 is full: no frame is filled any more, with or without the ping.
+        let mut table = connected(0);
+        assert!(!is_silent_between(&mut table, 0, 1_050));
+        assert!(is_silent_between(&mut table, 1_050, 1_150), "a second after the ping was due");
+    }
+
+    #[test]
+    fn bytes_of_an_answer_that_is_not_complete_are_a_sign_of_life() {
+        let mut table = connected(0);
+        for now_ms in (0..5_000).step_by(500) {
+            table.heard(now_ms);
+            assert!(!is_silent_between(&mut table, now_ms, now_ms + 500));
+        }
+        assert!(is_silent_between(&mut table, 5_000, 6_000), "and their absence is not");
+    }
+
+    #[test]
+    fn what_we_did_not_read_while_we_stood_still_is_not_held_against_the_peer() {
+        let mut table = connected(0);
+        assert!(!is_silent_between(&mut table, 0, 200));
+        assert!(!table.sweep(3_000, true).may_be_silent);
+        assert_eq!(table.verdict(3_000), None, "whatever made the reader look");
+        assert!(!is_silent_between(&mut table, 3_010, 3_900), "it has its second anew");
+        assert!(is_silent_between(&mut table, 3_900, 4_100));
+    }
+
+    #[test]
+    fn many_cancels_leave_in_many_frames() {
+        let mut table = Table::new(20_000);
+        table.connected(0);
+        let call = |_| Call {
+            op: Op::Get,
+            group: 1,
+            key: "key".into(),
+            deadline_ms: 10,
+            rank: 0,
+            chain: LoadChain::EMPTY,
+            reply: Arc::new(Nobody),
+        };
+        assert_eq!(table.push_all((0..20_000).map(call)).0, 20_000);
+        let sent = |table: &mut Table| {
+            let (mut requests, mut cancels) = (0, 0);
+            while table.has_due() {
+                let mut frame = Outgoing::new(0);
+                table.fill(&mut frame, 1024, 10);
+                assert!(frame.requests() + frame.cancels() <= 1024);
+                requests += frame.requests();
+                cancels += frame.cancels();
+            }
+            (requests, cancels)
+        };
+        assert_eq!(sent(&mut table), (20_000, 0));
+        assert_eq!(table.sweep(10, false).ended.len(), 20_000);
+        assert_eq!(sent(&mut table), (0, 20_000));
+    }
+
+    #[test]
+    fn a_new_connection_ends_the_stream_of_the_former_and_its_verdict() {
+        let mut table = connected(0);
+        let (first, _) = table.begin_connection();
+        table.waker = Some(Waker::noop().clone());
+        table.dismiss();
+        assert_eq!(table.verdict(0), Some(End::Dismissed));
+        let (second, waker) = table.begin_connection();
+        assert!(waker.is_some(), "it sleeps, and must be woken to end");
+        assert!(!table.is_current(first) && table.is_current(second));
+        assert_eq!(table.verdict(0), None);
+    }
+}

@@ -1,0 +1,295 @@
+//! What a peer answers.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::protocol::wire::{
+    MAX_PARTS,
+    field::{Fields, Malformed, Part, Sink},
+    millis,
+};
+use crate::{
+    identity::PeerId,
+    limits::MAX_ERROR_TEXT,
+    protocol::message::{Answer, DeadlineOwner, Decline, Encoded, Handed, Page, Source},
+    runtime::small_bytes,
+};
+
+/// Bytes that an answer takes in a frame, about.
+pub(crate) fn answer_bytes(answer: &Answer) -> usize {
+    48 + match answer {
+        Answer::Value(value) => value.bytes.len(),
+        Answer::LoadFailed { text, .. } | Answer::BadRequest(text) => text.len().min(MAX_ERROR_TEXT),
+        Answer::Page(page) => page.entries.iter().map(handed_bytes).sum(),
+        _ => 0,
+    }
+}
+
+/// Bytes that a value takes in a page, about.
+pub(crate) fn handed_bytes(handed: &Handed) -> usize {
+    24 + handed.key.len() + handed.bytes.len()
+}
+
+mod status {
+    pub(crate) const VALUE: u32 = 1;
+    pub(crate) const NOT_FOUND: u32 = 3;
+    pub(crate) const LOADER_ERROR: u32 = 4;
+    pub(crate) const OVERLOADED: u32 = 5;
+    pub(crate) const DECLINED: u32 = 6;
+    pub(crate) const TOO_LARGE: u32 = 7;
+    pub(crate) const PENDING: u32 = 8;
+    pub(crate) const DEADLINE: u32 = 9;
+    pub(crate) const WRONG_PEER: u32 = 10;
+    pub(crate) const UNSUPPORTED: u32 = 11;
+    pub(crate) const DONE: u32 = 12;
+    pub(crate) const BAD_REQUEST: u32 = 13;
+    pub(crate) const PAGE: u32 = 14;
+}
+
+/// Numbers of the fields of an answer.
+mod tag {
+    pub(crate) const ID: u32 = 1;
+    pub(crate) const STATUS: u32 = 2;
+    pub(crate) const VALUE: u32 = 3;
+    pub(crate) const AGE_MS: u32 = 8;
+    pub(crate) const REMAINING_MS: u32 = 9;
+    pub(crate) const BORROW_FOR_MS: u32 = 12;
+    pub(crate) const HOT_RATE: u32 = 13;
+    pub(crate) const SOURCE: u32 = 14;
+    pub(crate) const TRANSIENT: u32 = 15;
+    pub(crate) const TEXT: u32 = 16;
+    pub(crate) const REASON: u32 = 17;
+    pub(crate) const RETRY_AFTER_MS: u32 = 18;
+    pub(crate) const FORMER_OWNER: u32 = 19;
+}
+
+/// Numbers of the fields of a page.
+mod page_tag {
+    pub(crate) const ENTRIES: u32 = 1;
+    pub(crate) const NEXT: u32 = 2;
+    pub(crate) const LEFT: u32 = 3;
+}
+
+/// Numbers of the fields of what it hands over.
+mod handed_tag {
+    pub(crate) const KEY: u32 = 1;
+    pub(crate) const VALUE: u32 = 2;
+    pub(crate) const AGE_MS: u32 = 3;
+    pub(crate) const REMAINING_MS: u32 = 4;
+}
+
+/// An answer that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told<'a>(pub(crate) u64, pub(crate) &'a Answer);
+
+impl Part for Told<'_> {
+    fn write(&self, out: &mut impl Sink) {
+        let Self(id, answer) = *self;
+        out.number(tag::ID, id);
+        out.number(tag::STATUS, u64::from(status_of(answer)));
+        match answer {
+            Answer::Value(value) => {
+                out.bytes(tag::VALUE, &value.bytes);
+                out.number(tag::AGE_MS, value.age_ms);
+                if let Some(remaining_ms) = value.remaining_ms {
+                    out.present(tag::REMAINING_MS, remaining_ms);
+                }
+                out.number(tag::BORROW_FOR_MS, value.borrow_ms);
+                out.number(tag::HOT_RATE, u64::from(value.is_hot));
+                out.number(tag::SOURCE, u64::from(value.source == Source::Loaded));
+            }
+            Answer::LoadFailed { is_transient, text } => {
+                out.number(tag::TRANSIENT, u64::from(*is_transient));
+                out.bytes(tag::TEXT, shortened(text).as_bytes());
+            }
+            Answer::BadRequest(text) => out.bytes(tag::TEXT, shortened(text).as_bytes()),
+            Answer::Declined(why) => out.number(tag::REASON, u64::from(decline_number(*why))),
+            Answer::Referred(peer) => {
+                out.number(tag::REASON, u64::from(decline_number(Decline::NotCached)));
+                out.bytes(tag::FORMER_OWNER, peer.as_str().as_bytes());
+            }
+            Answer::Deadline(whose) => out.number(tag::REASON, u64::from(*whose == DeadlineOwner::Load)),
+            Answer::Overloaded { retry_after } => out.number(tag::RETRY_AFTER_MS, u64::from(millis(*retry_after))),
+            Answer::Page(page) => out.part(tag::VALUE, page),
+            Answer::NotFound
+            | Answer::TooLarge
+            | Answer::Pending
+            | Answer::WrongPeer
+            | Answer::Unsupported
+            | Answer::Done => {}
+        }
+    }
+}
+
+fn status_of(answer: &Answer) -> u32 {
+    match answer {
+        Answer::Value(_) => status::VALUE,
+        Answer::NotFound => status::NOT_FOUND,
+        Answer::LoadFailed { .. } => status::LOADER_ERROR,
+        Answer::Overloaded { .. } => status::OVERLOADED,
+        Answer::Declined(_) | Answer::Referred(_) => status::DECLINED,
+        Answer::TooLarge => status::TOO_LARGE,
+        Answer::Pending => status::PENDING,
+        Answer::Deadline(_) => status::DEADLINE,
+        Answer::WrongPeer => status::WRONG_PEER,
+        Answer::Unsupported => status::UNSUPPORTED,
+        Answer::Done => status::DONE,
+        Answer::BadRequest(_) => status::BAD_REQUEST,
+        Answer::Page(_) => status::PAGE,
+    }
+}
+
+impl Part for Page {
+    fn write(&self, out: &mut impl Sink) {
+        self.entries.iter().for_each(|handed| out.part(page_tag::ENTRIES, handed));
+        out.number(page_tag::NEXT, self.next);
+        out.number(page_tag::LEFT, self.left);
+    }
+}
+
+impl Part for Handed {
+    fn write(&self, out: &mut impl Sink) {
+        out.bytes(handed_tag::KEY, &self.key);
+        out.bytes(handed_tag::VALUE, &self.bytes);
+        out.number(handed_tag::AGE_MS, self.age_ms);
+        if let Some(remaining_ms) = self.remaining_ms {
+            out.present(handed_tag::REMAINING_MS, remaining_ms);
+        }
+    }
+}
+
+/// An answer as it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answered {
+    pub(crate) id: u64,
+    pub(crate) answer: Answer,
+    /// Its status is one that we know.
+    pub(crate) is_known: bool,
+}
+
+/// Reads an answer, which is a part of `frame`. Fields that are not used here are not looked at.
+pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Malformed> {
+    let (mut id, mut status, mut age_ms, mut remaining_ms, mut borrow_ms) = (0, 0, 0, None, 0);
+    let (mut hot_rate, mut source, mut is_transient, mut reason, mut retry_after_ms) = (0, 0, false, 0, 0);
+    let (mut value, mut text, mut former_owner): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
+    while let Some(field) = fields.next()? {
+        match field.tag {
+            tag::ID => id = fields.number(field)?,
+            tag::STATUS => status = fields.number32(field)?,
+            tag::VALUE => value = fields.bytes(field)?,
+            tag::AGE_MS => age_ms = fields.number(field)?,
+            tag::REMAINING_MS => remaining_ms = Some(fields.number(field)?),
+            tag::BORROW_FOR_MS => borrow_ms = fields.number(field)?,
+            tag::HOT_RATE => hot_rate = fields.number32(field)?,
+            tag::SOURCE => source = fields.number32(field)?,
+            tag::TRANSIENT => is_transient = fields.flag(field)?,
+            tag::TEXT => text = fields.bytes(field)?,
+            tag::REASON => reason = fields.number32(field)?,
+            tag::RETRY_AFTER_MS => retry_after_ms = fields.number(field)?,
+            tag::FORMER_OWNER => former_owner = fields.bytes(field)?,
+            _ => fields.pass_over(field)?,
+        }
+    }
+    let text = || shortened(&String::from_utf8_lossy(text.get(..MAX_ERROR_TEXT).unwrap_or(text))).to_owned();
+    let answer = match status {
+        status::VALUE => Answer::Value(Encoded {
+            bytes: small_bytes::part(frame, value),
+            age_ms,
+            remaining_ms,
+            borrow_ms,
+            is_hot: hot_rate > 0,
+            source: if source == 1 { Source::Loaded } else { Source::Memory },
+        }),
+        status::NOT_FOUND => Answer::NotFound,
+        status::LOADER_ERROR => Answer::LoadFailed { is_transient, text: text() },
+        status::OVERLOADED => {
+            Answer::Overloaded { retry_after: Duration::from_millis(retry_after_ms.min(u64::from(u32::MAX))) }
+        }
+        status::DECLINED => declined(reason, former_owner),
+        status::TOO_LARGE => Answer::TooLarge,
+        status::PENDING => Answer::Pending,
+        status::DEADLINE => Answer::Deadline(if reason == 1 { DeadlineOwner::Load } else { DeadlineOwner::Asker }),
+        status::WRONG_PEER => Answer::WrongPeer,
+        status::UNSUPPORTED => Answer::Unsupported,
+        status::DONE => Answer::Done,
+        status::BAD_REQUEST => Answer::BadRequest(text()),
+        status::PAGE => match read_page(frame, Fields(value)) {
+            Ok(page) => Answer::Page(page),
+            Err(_) => return Ok(Answered { id, answer: Answer::Declined(Decline::Other), is_known: false }),
+        },
+        _ => return Ok(Answered { id, answer: Answer::Declined(Decline::Other), is_known: false }),
+    };
+    Ok(Answered { id, answer, is_known: true })
+}
+
+fn read_page(frame: &Bytes, mut fields: Fields<'_>) -> Result<Page, Malformed> {
+    let mut page = Page::default();
+    while let Some(field) = fields.next()? {
+        match field.tag {
+            page_tag::ENTRIES if page.entries.len() == MAX_PARTS => {
+                return Err(Malformed::too_much(format!("a page has more than {MAX_PARTS} entries")));
+            }
+            page_tag::ENTRIES => page.entries.push(read_handed(frame, Fields(fields.bytes(field)?))?),
+            page_tag::NEXT => page.next = fields.number(field)?,
+            page_tag::LEFT => page.left = fields.number(field)?,
+            _ => fields.pass_over(field)?,
+        }
+    }
+    Ok(page)
+}
+
+fn read_handed(frame: &Bytes, mut fields: Fields<'_>) -> Result<Handed, Malformed> {
+    let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
+    let (mut age_ms, mut remaining_ms) = (0, None);
+    while let Some(field) = fields.next()? {
+        match field.tag {
+            handed_tag::KEY => key = fields.bytes(field)?,
+            handed_tag::VALUE => value = fields.bytes(field)?,
+            handed_tag::AGE_MS => age_ms = fields.number(field)?,
+            handed_tag::REMAINING_MS => remaining_ms = Some(fields.number(field)?),
+            _ => fields.pass_over(field)?,
+        }
+    }
+    Ok(Handed { key: frame.slice_ref(key), bytes: frame.slice_ref(value), age_ms, remaining_ms })
+}
+
+fn declined(reason: u32, former_owner: &[u8]) -> Answer {
+    let why = read_decline(reason);
+    let peer = std::str::from_utf8(former_owner).ok().and_then(|id| PeerId::new(id).ok());
+    match peer.filter(|_| why == Decline::NotCached) {
+        Some(peer) => Answer::Referred(peer),
+        None => Answer::Declined(why),
+    }
+}
+
+fn decline_number(why: Decline) -> u32 {
+    match why {
+        Decline::Other => 0,
+        Decline::UnknownGroup => 1,
+        Decline::Draining => 2,
+        Decline::OtherFormat => 3,
+        Decline::NotCached => 4,
+        Decline::Closing => 5,
+    }
+}
+
+fn read_decline(number: u32) -> Decline {
+    match number {
+        1 => Decline::UnknownGroup,
+        2 => Decline::Draining,
+        3 => Decline::OtherFormat,
+        4 => Decline::NotCached,
+        5 => Decline::Closing,
+        _ => Decline::Other,
+    }
+}
+
+/// At most [`MAX_ERROR_TEXT`] bytes, cut between characters.
+fn shortened(text: &str) -> &str {
+    let mut end = text.len().min(MAX_ERROR_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
+}

@@ -1,0 +1,96 @@
+//! What is read and written by hand, beside what the code reads and writes that is generated of the `.proto` file.
+#![allow(clippy::expect_used, clippy::allow_attributes, reason = "built for tests and fuzzers only")]
+
+use bytes::{Bytes, BytesMut};
+
+use crate::protocol::wire::{Incoming, Outgoing};
+use crate::protocol::{
+    chain::LoadChain,
+    message::{Answer, DeadlineOwner, Op},
+    proto,
+};
+
+impl Outgoing {
+    /// As it is sent.
+    pub(crate) fn written(&self) -> Bytes {
+        let mut bytes = BytesMut::new();
+        self.write(&mut bytes);
+        bytes.freeze()
+    }
+
+    /// As it is read where it arrives.
+    pub(crate) fn arrived(&self) -> Incoming {
+        Incoming::read(&self.written()).expect("what is written can be read")
+    }
+}
+
+impl Incoming {
+    /// Checks that it says what the generated code has read of the same bytes.
+    pub(crate) fn assert_is(&self, frame: &proto::Frame) {
+        assert_eq!(self.hello, frame.hello);
+        assert_eq!(self.goodbye.map(|incarnation| incarnation.0), frame.goodbye.map(|goodbye| goodbye.incarnation));
+        assert_eq!((self.fingerprint, self.ping, self.pong), (frame.fingerprint, frame.ping, frame.pong));
+        assert_eq!(self.cancels, frame.cancels);
+        assert_eq!((self.requests.len(), self.answers.len()), (frame.requests.len(), frame.answers.len()));
+        for (read, other) in self.requests.iter().zip(&frame.requests) {
+            assert_eq!((read.id, read.group, &read.key), (other.id, other.group, &other.key));
+            assert_eq!(
+                (&read.chain, read.no_load),
+                (&LoadChain::of(other.depth, other.chain.iter().copied()), other.no_load)
+            );
+            assert_eq!(read.wait.map_or(0, |wait| wait.as_millis()), u128::from(other.deadline_ms));
+            match &read.op {
+                Op::Get => assert!(other.op == 0 && !(other.role == 1000 && other.no_load)),
+                Op::ReadAsPreviousOwner => assert_eq!((other.op, other.role, other.no_load), (0, 1000, true)),
+                Op::Set(value) => assert_eq!((1, value), (other.op, &other.value)),
+                Op::Remove { hold } => assert_eq!((2, hold.as_millis()), (other.op, u128::from(other.hold_ms))),
+                Op::Clear => assert_eq!(other.op, 3),
+                Op::ReadPage { cursor } => assert_eq!((4, *cursor), (other.op, other.cursor)),
+                Op::Unknown(number) => assert!(*number == other.op && *number > 4),
+                Op::Peek => unreachable!("it is a get with a flag"),
+            }
+        }
+        for (read, other) in self.answers.iter().zip(&frame.answers) {
+            assert_eq!(read.id, other.id);
+            match &read.answer {
+                Answer::Value(value) => {
+                    assert_eq!((1, &value.bytes), (other.status, &other.value));
+                    assert_eq!((value.age_ms, value.remaining_ms), (other.age_ms, other.remaining_ms));
+                    assert_eq!((value.borrow_ms, value.is_hot), (other.borrow_for_ms, other.hot_rate > 0));
+                }
+                Answer::LoadFailed { is_transient, text } => {
+                    assert_eq!((4, *is_transient), (other.status, other.transient));
+                    assert!(other.text.starts_with(text));
+                }
+                Answer::BadRequest(text) => assert!(other.status == 13 && other.text.starts_with(text)),
+                Answer::Page(page) => {
+                    assert_eq!(other.status, 14);
+                    let other: proto::Page = prost::Message::decode(other.value.clone()).expect("it was read");
+                    assert_eq!(
+                        (page.next, page.left, page.entries.len()),
+                        (other.next, other.left, other.entries.len())
+                    );
+                    for (read, other) in page.entries.iter().zip(&other.entries) {
+                        assert_eq!((&read.key, &read.bytes), (&other.key, &other.value));
+                        assert_eq!((read.age_ms, read.remaining_ms), (other.age_ms, other.remaining_ms));
+                    }
+                }
+                Answer::Referred(peer) => {
+                    assert_eq!((other.status, other.reason), (6, 4));
+                    assert_eq!(peer.as_str(), other.former_owner);
+                }
+                Answer::Declined(_) => assert!(other.status == 6 || !read.is_known),
+                Answer::NotFound => assert_eq!(other.status, 3),
+                Answer::Overloaded { .. } => assert_eq!(other.status, 5),
+                Answer::TooLarge => assert_eq!(other.status, 7),
+                Answer::Pending => assert_eq!(other.status, 8),
+                Answer::Deadline(whose) => {
+                    assert_eq!((other.status, other.reason == 1), (9, *whose == DeadlineOwner::Load))
+                }
+                Answer::WrongPeer => assert_eq!(other.status, 10),
+                Answer::Unsupported => assert_eq!(other.status, 11),
+                Answer::Done => assert_eq!(other.status, 12),
+            }
+        }
+    }
+}

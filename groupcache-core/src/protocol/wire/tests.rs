@@ -1,0 +1,254 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::protocol::wire::*;
+use crate::{
+    identity::PeerId,
+    protocol::{
+        chain::LoadChain,
+        message::{DeadlineOwner, Decline, Encoded, Handed, Op, Page, Source},
+    },
+};
+
+/// What goes out, as it comes and as the generated code reads it.
+fn sent(frame: &Outgoing) -> Incoming {
+    let (arrived, bytes) = (frame.arrived(), frame.written());
+    arrived.assert_is(&proto::Frame::decode(bytes.clone()).unwrap());
+    assert!(bytes.len() <= frame.bytes(), "room for {} of {} bytes is made", frame.bytes(), bytes.len());
+    arrived
+}
+
+fn request<'a>(op: &'a Op, key: &'a str, chain: &'a LoadChain) -> Asked<'a> {
+    Asked { id: 7 << 32, op, group: 1, key, wait: Duration::from_millis(20), rank: 2, chain }
+}
+
+fn value(bytes: impl Into<Bytes>, remaining_ms: Option<u64>) -> Answer {
+    let bytes = bytes.into();
+    Answer::Value(Encoded { bytes, age_ms: 5, remaining_ms, borrow_ms: 6, is_hot: true, source: Source::Loaded })
+}
+
+#[test]
+fn what_is_asked_comes_as_it_went() {
+    let chain = LoadChain::of(2, [u64::MAX, 1]);
+    let hold = Duration::from_secs(1);
+    for op in [
+        Op::Get,
+        Op::Peek,
+        Op::ReadAsPreviousOwner,
+        Op::ReadPage { cursor: u64::MAX },
+        Op::Set(Bytes::from_static(b"value")),
+        Op::Set(Bytes::from(vec![7; 100_000])),
+        Op::Remove { hold },
+        Op::Remove { hold: Duration::ZERO },
+        Op::Clear,
+        Op::Unknown(77),
+    ] {
+        for (key, chain) in [("k", &chain), ("", &LoadChain::EMPTY), (&*"ü".repeat(512), &chain)] {
+            let mut frame = Outgoing::new(3);
+            frame.request(&request(&op, key, chain));
+            let arrived = sent(&frame).requests.remove(0);
+            // From memory only is a flag of a get.
+            let (read, no_load) =
+                if op == Op::Peek { (Op::Get, true) } else { (op.clone(), op == Op::ReadAsPreviousOwner) };
+            assert_eq!((arrived.op, arrived.no_load, arrived.id), (read, no_load, 7 << 32));
+            assert_eq!((&*arrived.key, &arrived.chain), (key.as_bytes(), chain));
+            assert_eq!(arrived.wait, Some(Duration::from_millis(20)));
+        }
+    }
+}
+
+#[test]
+fn what_is_answered_comes_as_it_went() {
+    let handed = |key: &'static str, remaining_ms| Handed {
+        key: key.into(),
+        bytes: Bytes::from(vec![9; 300]),
+        age_ms: 1,
+        remaining_ms,
+    };
+    let answers = [
+        value("v", Some(0)),
+        value("", None),
+        value(vec![1; 5000], Some(u64::MAX)),
+        Answer::NotFound,
+        Answer::LoadFailed { is_transient: true, text: "t".into() },
+        Answer::Overloaded { retry_after: Duration::from_millis(7) },
+        Answer::Declined(Decline::Draining),
+        Answer::Declined(Decline::Other),
+        Answer::Referred(PeerId::new("a").unwrap()),
+        Answer::TooLarge,
+        Answer::Pending,
+        Answer::Deadline(DeadlineOwner::Asker),
+        Answer::Deadline(DeadlineOwner::Load),
+        Answer::WrongPeer,
+        Answer::Unsupported,
+        Answer::Done,
+        Answer::BadRequest("b".into()),
+        Answer::Page(Page { entries: vec![handed("a", Some(5)), handed("b", None)], next: 7, left: 3 }),
+        Answer::Page(Page::default()),
+    ];
+    let mut frame = Outgoing::new(3);
+    answers.iter().zip(1..).for_each(|(answer, id)| frame.answer(id, answer.clone()));
+    let mut arrived = sent(&frame).answers;
+    arrived.sort_by_key(|answered| answered.id); // long ones are the last of a frame
+    assert!(arrived.iter().zip(1..).all(|(answered, id)| answered.id == id && answered.is_known));
+    assert_eq!(arrived.into_iter().map(|answered| answered.answer).collect::<Vec<_>>(), answers);
+}
+
+#[test]
+fn a_goodbye_in_parts_is_one() {
+    let frame = |goodbye: &[u8]| [&[0x1a, goodbye.len() as u8], goodbye].concat();
+    let of_nine = proto::Goodbye { incarnation: 9 }.encode_to_vec();
+    for parts in [vec![frame(&of_nine), frame(&[])], vec![frame(&[]), frame(&of_nine)]] {
+        let bytes = Bytes::from(parts.concat());
+        let read = Incoming::read(&bytes).unwrap();
+        assert_eq!(read.goodbye, Some(Incarnation(9)));
+        read.assert_is(&proto::Frame::decode(bytes).unwrap());
+    }
+}
+
+/// A caller that keeps a value of 100 bytes, or a copy of a hot one, would keep up to 256 KiB with it.
+#[test]
+fn a_short_value_does_not_hold_the_frame_that_it_came_in() {
+    for (len, is_held) in [(100, false), (4000, false), (5000, true)] {
+        let mut frame = Outgoing::new(3);
+        frame.answer(1, value(vec![1; len], None));
+        frame.answer(2, value(vec![2; 100_000], None));
+        let bytes = frame.written();
+        let kept = Incoming::read(&bytes).unwrap().answers.remove(0);
+        assert_eq!(bytes.is_unique(), !is_held, "{len}");
+        drop(kept);
+    }
+}
+
+#[test]
+fn all_that_one_frame_can_say_is_said() {
+    let mut frame = Outgoing::new(u64::MAX);
+    frame.goodbye(Incarnation(9));
+    [1, 1 << 60].into_iter().for_each(|id| frame.cancel(id));
+    frame.ping(5);
+    frame.pong(6);
+    frame.request(&request(&Op::Get, "k", &LoadChain::EMPTY));
+    frame.answer(4, Answer::Done);
+    let arrived = sent(&frame);
+    assert_eq!((arrived.fingerprint, arrived.goodbye), (u64::MAX, Some(Incarnation(9))));
+    assert_eq!((arrived.cancels, arrived.ping, arrived.pong), (vec![1, 1 << 60], 5, 6));
+    assert_eq!((arrived.requests.len(), arrived.answers.len()), (1, 1));
+    assert_eq!(sent(&Outgoing::default()), Incoming::default());
+}
+
+/// What the generated code writes: all fields of a newer version, or of another implementation, among them.
+#[test]
+fn what_others_write_is_read() {
+    let message = proto::Frame {
+        fingerprint: 1,
+        requests: vec![
+            proto::Request {
+                id: 1,
+                key: "k".into(),
+                chain: (0..40).collect(),
+                traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+                if_version: Some(proto::Version { incarnation: 1, seq: 2 }),
+                multi_id: 5,
+                depth: 300,
+                ..proto::Request::default()
+            },
+            proto::Request::default(),
+        ],
+        answers: vec![
+            proto::Answer { status: 99, value: "v".into(), ..proto::Answer::default() },
+            proto::Answer {
+                id: 2,
+                status: 1,
+                parts: 3,
+                version: Some(proto::Version::default()),
+                ..Default::default()
+            },
+        ],
+        cancels: vec![3, 4],
+        ..proto::Frame::default()
+    };
+    let read = Incoming::read(&message.encode_to_vec().into()).unwrap();
+    read.assert_is(&message);
+    assert_eq!(read.answers[0].answer, Answer::Declined(Decline::Other), "an unknown status");
+    assert!(!read.answers[0].is_known && read.answers[1].is_known);
+}
+
+fn refused(message: &proto::Frame) -> Option<String> {
+    Incoming::read(&message.encode_to_vec().into()).err().map(|malformed| malformed.to_string())
+}
+
+#[test]
+fn what_is_small_and_would_become_large_is_refused() {
+    let requests = |n| proto::Frame { requests: vec![proto::Request::default(); n], ..Default::default() };
+    assert_eq!(refused(&requests(MAX_PARTS)), None);
+    assert!(refused(&requests(MAX_PARTS + 1)).unwrap().contains("parts"));
+    let cancels = |n| proto::Frame { cancels: vec![1; n], ..Default::default() };
+    assert_eq!(refused(&cancels(MAX_PARTS)), None);
+    assert!(refused(&cancels(1 << 20)).unwrap().contains("part 6"));
+    let hello = proto::Hello { groups: vec![proto::Group::default(); 1 << 20], ..proto::Hello::default() };
+    assert!(refused(&proto::Frame { hello: Some(hello), ..Default::default() }).unwrap().contains("part 1"));
+    let value = proto::Answer { value: vec![0; 1 << 20].into(), ..proto::Answer::default() };
+    assert_eq!(refused(&proto::Frame { answers: vec![value], ..Default::default() }), None, "a value is what it is");
+}
+
+#[test]
+fn a_page_with_more_parts_than_a_message_may_have_is_not_read() {
+    for (entries, is_read) in [(MAX_PARTS, true), (MAX_PARTS + 1, false)] {
+        let page = proto::Page { entries: vec![proto::Handed::default(); entries], next: 0, left: 0 };
+        let answer = proto::Answer { status: 14, value: page.encode_to_vec().into(), ..Default::default() };
+        let message = proto::Frame { answers: vec![answer], ..Default::default() };
+        let read = Incoming::read(&message.encode_to_vec().into()).unwrap();
+        assert_eq!(read.answers[0].is_known, is_read, "{entries}");
+    }
+}
+
+#[test]
+fn no_bytes_are_read_otherwise_than_by_the_generated_code() {
+    let mut frame = Outgoing::new(1);
+    let chain = LoadChain::of(1, [5]);
+    frame.request(&request(&Op::Set(Bytes::from_static(b"v")), "key", &chain));
+    frame.answer(4, value("v", Some(0)));
+    frame.cancel(9);
+    let whole = frame.written();
+    let mut rng = fastrand::Rng::with_seed(1);
+    for _ in 0..200_000 {
+        let mut bytes = whole.to_vec();
+        for _ in 0..rng.usize(0..4) {
+            let at = rng.usize(..bytes.len());
+            bytes[at] = rng.u8(..);
+        }
+        bytes.truncate(rng.usize(..=bytes.len()));
+        crate::testing::fuzz::wire(&bytes);
+    }
+}
+
+#[test]
+fn a_long_text_is_cut_between_characters() {
+    let mut frame = Outgoing::new(0);
+    frame.answer(1, Answer::BadRequest("ü".repeat(1000)));
+    let Answer::BadRequest(text) = sent(&frame).answers.remove(0).answer else { panic!("it was one") };
+    assert_eq!(text, "ü".repeat(512));
+}
+
+#[test]
+fn a_hello_in_many_parts_is_no_larger_than_one() {
+    let part = |n: usize| {
+        let name = "g".repeat(200);
+        let groups = (0..n).map(|index| proto::Group { index: index as u32, name: name.clone(), format: 0 }).collect();
+        let hello = proto::Hello {
+            min_version: 1,
+            max_version: 1,
+            cluster: "users".into(),
+            id: "a".into(),
+            groups,
+            ..proto::Hello::default()
+        };
+        proto::Frame { hello: Some(hello), ..proto::Frame::default() }.encode_to_vec()
+    };
+    let frame = |parts: [usize; 2]| Bytes::from(parts.map(part).concat());
+    let mut read = Incoming::read(&frame([700, 700])).unwrap();
+    assert_eq!(read.hello().unwrap().unwrap().groups.len(), crate::limits::MAX_GROUPS, "as many as a node may have");
+    assert!(Incoming::read(&frame([900, 900])).is_err(), "200 KB, twice");
+}

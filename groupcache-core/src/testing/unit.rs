@@ -1,0 +1,29 @@
+//! Helpers of the unit tests.
+
+#[path = "../../tests/scenarios/support/mod.rs"]
+pub(crate) mod support;
+
+use crate::{
+    identity::{Incarnation, NodeState, PeerId},
+    protocol::message::Hello,
+};
+
+/// A plain Hello of a Ready node.
+pub(crate) fn hello(id: &str) -> Hello {
+    Hello {
+        cluster: "default".into(),
+        id: PeerId::new(id).expect("a good id"),
+        expected: None,
+        incarnation: Incarnation(1),
+        state: NodeState::Ready,
+        weight: 1,
+        zone: "".into(),
+        addresses: Vec::new(),
+        ring_algorithm: crate::ring::ALGORITHM,
+        fingerprint: 0,
+        max_requests_per_frame: 1024,
+        max_value_bytes: 1 << 20,
+        groups: Vec::new(),
+        features: 0,
+    }
+}

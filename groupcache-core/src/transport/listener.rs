@@ -1,0 +1,351 @@
+//! The listener for peers: accepts, shakes hands, and hands on what may become a connection of a peer.
+//!
+//! Nothing that one connection does ends the listener or keeps another waiting: each handshake is a task of its
+//! own, with a deadline.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_core::Stream as Incoming;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::TaskTracker,
+};
+use tonic::transport::server::Connected;
+
+use crate::transport::{
+    TcpListener, TcpStream,
+    attempt::{TLS_ALERT, TLS_HANDSHAKE},
+    security::Security,
+    session::{Session, Sessions},
+    stream::Stream,
+};
+use crate::{
+    limits::HANDSHAKE,
+    runtime::{
+        log_limit::LogRateLimit,
+        stats::{Counter, NodeCounters},
+    },
+    transport::handshake::Trouble,
+};
+
+/// Connections that HTTP/2 has not taken over yet.
+const ACCEPTED_QUEUE: usize = 16;
+
+/// How often connections are looked after.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// The pause after an error of the listener: out of descriptors, most likely, and they come back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long connections may live on after the node, and one that is given up after that: for what HTTP/2 has yet to send.
+pub(crate) const LINGER: Duration = Duration::from_millis(500);
+
+/// How long a refused peer is given to read why.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// A refusal that a TLS client understands: an alert, `handshake_failure` (RFC 8446, section 6).
+const TLS_REFUSAL: [u8; 7] = [TLS_ALERT, 3, 3, 0, 2, 2, 40];
+
+/// Empty SETTINGS of HTTP/2 (RFC 9113, section 6.5): what no TLS client takes for TLS.
+const PLAIN_REFUSAL: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+/// What the listener of a node needs of it.
+pub(crate) struct Doorkeeper {
+    pub(crate) security: Security,
+    pub(crate) max_connections: usize,
+    pub(crate) counters: Arc<NodeCounters>,
+    pub(crate) tasks: TaskTracker,
+    /// Ends the listener, and handshakes that are under way.
+    pub(crate) stop: CancellationToken,
+}
+
+/// Begins to accept; what has shaken hands comes out of the stream.
+pub(crate) fn open(listener: TcpListener, keeper: Doorkeeper) -> Accepting {
+    let (accepted, feed) = mpsc::channel(ACCEPTED_QUEUE);
+    let sessions = Sessions::new(keeper.max_connections);
+    let door = Arc::new(Door { sessions, keeper, begun: Instant::now(), lines: LogRateLimit::default(), accepted });
+    door.keeper.tasks.spawn(Arc::clone(&door).run(listener));
+    Accepting(feed)
+}
+
+struct Door {
+    sessions: Sessions,
+    keeper: Doorkeeper,
+    begun: Instant,
+    lines: LogRateLimit,
+    accepted: mpsc::Sender<Accepted>,
+}
+
+impl Door {
+    async fn run(self: Arc<Self>, listener: TcpListener) {
+        let mut sweeps = interval(SWEEP);
+        sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.keeper.stop.cancelled() => {
+                    // The last words are on their way; who does not read them would hold the connection for ever.
+                    let _ = timeout(LINGER, self.sessions.all_gone()).await;
+                    return self.sessions.cut_all();
+                }
+                _ = sweeps.tick() => self.sessions.sweep(self.now_ms(), self.keeper.security.generation()),
+                accepted = listener.accept() => match accepted {
+                    Ok((tcp, remote)) => self.admit(tcp, remote),
+                    Err(e) => {
+                        self.lines.write(|suppressed| {
+                            tracing::warn!(error = %e, suppressed, "a connection could not be accepted; the listener goes on");
+                        });
+                        self.sessions.make_room();
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
+        match self.sessions.admit(remote, self.now_ms()) {
+            Ok((session, crowded_out)) => {
+                if let Some(crowded_out) = crowded_out {
+                    self.refused(crowded_out.remote, &Trouble::CrowdedOut);
+                }
+                let admitted = Admitted { door: Arc::clone(self), session };
+                self.keeper.tasks.spawn(admitted.shake_hands(tcp));
+            }
+            Err(trouble) => self.refused(remote, &trouble),
+        }
+    }
+
+    fn refused(&self, remote: SocketAddr, trouble: &Trouble) {
+        counter(&self.keeper.counters, trouble).up();
+        self.lines.write(|suppressed| {
+            tracing::warn!(%remote, error = %trouble, suppressed, "refused a connection");
+        });
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+}
+
+fn counter<'a>(counters: &'a NodeCounters, trouble: &Trouble) -> &'a Counter {
+    match trouble {
+        Trouble::OneSideIsPlain { .. } => &counters.refused_plain,
+        Trouble::OtherTls(_) => &counters.refused_tls,
+        Trouble::Certificate(_) => &counters.refused_certificates,
+        Trouble::Name(_) => &counters.refused_names,
+        Trouble::RefusesUs(_) => &counters.refused_by_peers,
+        Trouble::TooLate => &counters.handshake_timeouts,
+        Trouble::CrowdedOut => &counters.crowded_out,
+        Trouble::Broken(_) => &counters.handshakes_broken,
+    }
+}
+
+/// A connection that has a place; it is given back when this is dropped.
+struct Admitted {
+    door: Arc<Door>,
+    session: Arc<Session>,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.door.sessions.forget(&self.session);
+    }
+}
+
+impl Admitted {
+    async fn shake_hands(self, mut tcp: TcpStream) {
+        let Doorkeeper { security, stop, .. } = &self.door.keeper;
+        let handshake = async {
+            // Small answers must not wait for the acknowledgement of those before them.
+            tcp.set_nodelay(true).map_err(|e| Trouble::of(&e))?;
+            if let Err(trouble) = first_byte(security, &mut tcp).await {
+                let words: &[u8] = if security.is_open() { &PLAIN_REFUSAL } else { &TLS_REFUSAL };
+                last_words(&mut tcp, words).await;
+                return Err(trouble);
+            }
+            match security.accept(tcp).await {
+                Ok(accepted) => Ok(accepted),
+                Err((trouble, tcp)) => {
+                    if let Some(mut tcp) = tcp {
+                        last_words(&mut tcp, &[]).await; // the alert has been sent
+                    }
+                    Err(trouble)
+                }
+            }
+        };
+        let cut = self.session.is_cut().clone();
+        let shaken = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = cut.cancelled() => return, // it was said why
+            shaken = timeout(HANDSHAKE, handshake) => shaken.unwrap_or(Err(Trouble::TooLate)),
+        };
+        match shaken {
+            Ok((stream, caller, generation)) => {
+                self.session.is_of(caller, generation);
+                let accepted = self.door.accepted.clone();
+                let _ = accepted.send(Accepted { stream, cut: Box::pin(cut.cancelled_owned()), place: self }).await;
+            }
+            Err(trouble) => self.door.refused(self.session.remote, &trouble),
+        }
+    }
+}
+
+/// Whether both sides speak TLS, or neither does.
+async fn first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), Trouble> {
+    let mut first = [0];
+    if tcp.peek(&mut first).await.map_err(|e| Trouble::of(&e))? == 0 {
+        return Err(Trouble::Broken("it was closed before anything was said".to_owned()));
+    }
+    let they_speak_tls = first == [TLS_HANDSHAKE];
+    match they_speak_tls == security.is_open() {
+        true => Err(Trouble::OneSideIsPlain { they_speak_tls }),
+        false => Ok(()),
+    }
+}
+
+/// Says this, and gives the other side time to read it. Closed with something unread, the connection would be reset,
+/// and what was said last be lost.
+async fn last_words(tcp: &mut TcpStream, words: &[u8]) {
+    let said = async {
+        tcp.write_all(words).await?;
+        tcp.shutdown().await?;
+        let mut rest = [0; 1024];
+        while tcp.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Whoever does not wait for it does not want to know.
+    let _ = timeout(LAST_WORDS, said).await;
+}
+
+/// Connections that have shaken hands.
+pub(crate) struct Accepting(mpsc::Receiver<Accepted>);
+
+impl Incoming for Accepting {
+    type Item = io::Result<Accepted>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(cx).map(|accepted| accepted.map(Ok))
+    }
+}
+
+/// A connection that has shaken hands, as HTTP/2 reads and writes it; every request on it finds its [`Session`].
+pub(crate) struct Accepted {
+    stream: Stream,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    place: Admitted,
+}
+
+impl Accepted {
+    /// Both directions ask: one that waits for a peer to read would not notice otherwise.
+    fn is_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl Connected for Accepted {
+    type ConnectInfo = Arc<Session>;
+
+    fn connect_info(&self) -> Arc<Session> {
+        Arc::clone(&self.place.session)
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.is_cut(cx)?;
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.place.session.read(buf.filled().len() - before);
+        read
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.is_cut(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_cut(cx)?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_cut(cx)?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.is_cut(cx)?;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(any(shuttle, simulation)))]
+mod tests {
+    use super::*;
+    use crate::transport;
+
+    fn keeper(stop: &CancellationToken) -> Doorkeeper {
+        Doorkeeper {
+            security: Security::Open { is_insecure: true },
+            max_connections: 4,
+            counters: Arc::default(),
+            tasks: TaskTracker::new(),
+            stop: stop.clone(),
+        }
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "somebody who knocks at the door")]
+    async fn a_listener_that_ends_waits_for_its_connections_and_not_for_long() {
+        for (linger, is_left) in [(Duration::ZERO, false), (LINGER, true)] {
+            let listener = transport::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let stop = CancellationToken::new();
+            let keeper = keeper(&stop);
+            let tasks = keeper.tasks.clone();
+            let mut accepting = open(listener, keeper);
+            let mut peer = TcpStream::connect(address).await.unwrap();
+            peer.write_all(b"PRI").await.unwrap();
+            let accepted = accepting.0.recv().await.expect("it has shaken hands");
+            let accepted = is_left.then_some(accepted);
+            tokio::time::pause(); // from here on nothing comes from a socket
+            let begun = Instant::now();
+            stop.cancel();
+            tasks.close();
+            tasks.wait().await;
+            // A timer is late by less than a millisecond.
+            assert_eq!(begun.elapsed().as_millis() / 2, linger.as_millis() / 2);
+            tokio::time::resume();
+            assert!(accepted.is_none_or(|accepted| accepted.place.session.is_cut().is_cancelled()), "it is cut then");
+        }
+    }
+}

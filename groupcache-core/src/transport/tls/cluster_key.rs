@@ -1,0 +1,317 @@
+//! A key that the nodes of a cluster share: the seed of an authority of their own.
+
+use std::{env, fmt, path::PathBuf, sync::Arc};
+
+use data_encoding::{BASE64, BASE64_NOPAD, BASE64URL, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ED25519, SanType,
+};
+use ring::{
+    hkdf::{HKDF_SHA256, KeyType, Prk, Salt},
+    rand::{SecureRandom, SystemRandom},
+};
+use rustls::{
+    DistinguishedName, RootCertStore,
+    crypto::ring::sign::any_supported_type,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    sign::CertifiedKey,
+};
+use zeroize::Zeroizing;
+
+use crate::error::{BoxError, Error, Kind, Result};
+use crate::transport::tls::{Material, Me, Own, digest, names::Name, read_file, verify::Trust};
+
+/// Bytes of a key, at least: who can guess it is a peer, and an attacker may guess offline.
+const MIN_BYTES: usize = 32;
+
+/// Keys that may be active at once: the one in use, and the one before or after it.
+const MAX_KEYS: usize = 2;
+
+/// Different bytes that 32 random ones hold at least. Fewer come once in 10^11 keys; a password comes with fewer.
+const MIN_DIFFERENT: usize = 16;
+
+/// What separates this use of the key from any other.
+const SALT: &[u8] = b"groupcache v1 cluster key";
+
+/// Ed25519 private key in PKCS #8 (RFC 8410, section 7): what stands before the seed.
+const PKCS8_ED25519: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+
+/// What is written out in a segment of a URI's path.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Where to get one, for messages.
+const MAKE: &str = "make one with: head -c 32 /dev/urandom | base64";
+
+/// TLS between peers with nothing but a secret that all nodes of a cluster share.
+///
+/// At least 32 random bytes, written in hexadecimal or base64; `head -c 32 /dev/urandom | base64` makes one. The key
+/// and the name of the cluster are the seed of an authority (HKDF-SHA-256, Ed25519) that every node computes for
+/// itself and that issues the node its certificate, in memory. Who has another key, or another cluster name, is not
+/// let in. Certificates do not expire, so no wall clock has to be right; to shut somebody out, change the key.
+///
+/// To change it, give every node both, `new,old`, in any order of nodes; then the new one alone. A node that has two
+/// shows each peer the certificate that the peer knows. Files are read again every 10 s, and connections made
+/// with what was replaced end within 50 s, one by one and without a failed get.
+///
+/// ```
+/// # use groupcache_core::{ClusterKey, Node};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
+/// let key = ClusterKey::new("1kzNdPkhZJ6L4bmd8bcPYQmCxp8eI2a7A1yj3uVJ2Yk=")?;
+/// let node = Node::builder().cluster_key(key).start().await?;
+/// # node.shutdown().await }
+/// ```
+#[derive(Clone)]
+pub struct ClusterKey {
+    from: From,
+}
+
+#[derive(Clone)]
+enum From {
+    Memory(Arc<[Secret]>),
+    File(PathBuf),
+}
+
+/// Overwritten when it is dropped, and never printed.
+type Secret = Zeroizing<Vec<u8>>;
+
+impl ClusterKey {
+    /// One key, or two while they change: `new,old`, separated by a comma or white space.
+    ///
+    /// # Errors
+    /// [`is_config`](Error::is_config) when a key is shorter than 32 bytes, is not random, or cannot be read; the text
+    /// says how to make one, and never what was given.
+    pub fn new(text: impl AsRef<str>) -> Result<Self> {
+        Ok(Self { from: From::Memory(parse(text.as_ref())?.into()) })
+    }
+
+    /// The same, from a file that is read when the node starts, and again every 10 s.
+    pub fn from_file(path: impl Into<PathBuf>) -> Self {
+        Self { from: From::File(path.into()) }
+    }
+
+    /// From `GROUPCACHE_CLUSTER_KEY`, or from the file that `GROUPCACHE_CLUSTER_KEY_FILE` names; `None` when neither
+    /// is set. A node that is told nothing else looks here by itself.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_env() -> Result<Option<Self>> {
+        let of = |e: Error| Error::caused(Kind::Config, format!("GROUPCACHE_CLUSTER_KEY: {e}"), e);
+        if let Some(text) = env::var_os("GROUPCACHE_CLUSTER_KEY").filter(|text| !text.is_empty()) {
+            let text = Zeroizing::new(text.to_string_lossy().into_owned());
+            return Self::new(text.as_str()).map(Some).map_err(of);
+        }
+        let file = env::var_os("GROUPCACHE_CLUSTER_KEY_FILE").filter(|path| !path.is_empty());
+        Ok(file.map(|path| Self::from_file(PathBuf::from(path))))
+    }
+
+    /// A new random key, in base64, for those who generate one in code.
+    ///
+    /// # Errors
+    /// [`is_config`](Error::is_config) when the system has no random numbers.
+    pub fn random() -> Result<String> {
+        let mut bytes = Zeroizing::new([0; MIN_BYTES]);
+        let filled = SystemRandom::new().fill(bytes.as_mut());
+        filled.map_err(|_| Error::config("the system gives no random numbers; is /dev/urandom missing?"))?;
+        Ok(BASE64.encode(bytes.as_ref()))
+    }
+
+    pub(crate) fn is_read_from_a_file(&self) -> bool {
+        matches!(self.from, From::File(_))
+    }
+
+    /// `None` when it is what had this digest.
+    pub(crate) async fn read(&self, me: &Me, known: &[u8]) -> Result<Option<Material>> {
+        let keys = match &self.from {
+            From::Memory(keys) => Arc::clone(keys),
+            From::File(path) => {
+                let bytes = read_file("the cluster key", path).await?;
+                let text = std::str::from_utf8(&bytes).map_err(|_| unreadable())?;
+                let of = |e: Error| Error::caused(Kind::Config, format!("{}: {e}", path.display()), e);
+                parse(text).map_err(of)?.into()
+            }
+        };
+        let digest = digest(keys.iter().map(|key| key.as_slice()));
+        if digest == known {
+            return Ok(None);
+        }
+        let failed = |e: BoxError| Error::caused(Kind::Config, "no certificate can be issued from the cluster key", e);
+        let (own, roots) = material(&keys, me).map_err(failed)?;
+        let name = Name::parse(&format!("{}{{id}}", origin(&me.cluster)))?;
+        let trust = Arc::new(Trust::new(roots, vec![name])?);
+        Ok(Some(Material { own: Own(own), trust, digest }))
+    }
+}
+
+/// The keys of a text.
+fn parse(text: &str) -> Result<Vec<Secret>> {
+    let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
+    let keys: Vec<_> = words.map(key).collect::<Result<_>>()?;
+    match keys.len() {
+        0 => Err(Error::config(format!("there is no cluster key in it; {MAKE}"))),
+        n if n > MAX_KEYS => {
+            Err(Error::config(format!("{n} cluster keys are more than {MAX_KEYS}: the new one, and the one before it")))
+        }
+        _ => Ok(keys),
+    }
+}
+
+/// Hexadecimal where it can be that, else base64 of either alphabet, padded or not.
+fn key(word: &str) -> Result<Secret> {
+    let word = word.as_bytes();
+    let encodings = [&HEXLOWER_PERMISSIVE, &BASE64, &BASE64_NOPAD, &BASE64URL, &BASE64URL_NOPAD];
+    let decoded = encodings.iter().find_map(|encoding| encoding.decode(word).ok());
+    let key = Zeroizing::new(decoded.ok_or_else(unreadable)?);
+    if key.len() < MIN_BYTES {
+        return Err(Error::config(format!("a cluster key of {} bytes is too short; {MAKE}", key.len())));
+    }
+    let mut different = Zeroizing::new(key.to_vec());
+    different.sort_unstable();
+    different.dedup();
+    if different.len() < MIN_DIFFERENT {
+        return Err(Error::config(format!("this cluster key is not random, and can be guessed; {MAKE}")));
+    }
+    Ok(key)
+}
+
+fn unreadable() -> Error {
+    Error::config(format!("a cluster key is at least {MIN_BYTES} random bytes in hexadecimal or base64; {MAKE}"))
+}
+
+/// What every node derives from the same key.
+struct Authority {
+    params: CertificateParams,
+    key: Zeroizing<KeyPair>,
+    certificate: rcgen::Certificate,
+}
+
+type Certificates = Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>;
+
+/// A certificate of each key, and the authorities of all.
+fn material(keys: &[Secret], me: &Me) -> Result<(Certificates, RootCertStore), BoxError> {
+    let mut roots = RootCertStore::empty();
+    let mut own = Vec::new();
+    for key in keys {
+        let authority = authority(key, &me.cluster)?;
+        let mut name = RootCertStore::empty();
+        name.add(authority.certificate.der().clone())?;
+        roots.add(authority.certificate.der().clone())?;
+        let name: Option<DistinguishedName> = name.subjects().into_iter().next();
+        own.push((name, Arc::new(issue(&authority, me)?)));
+    }
+    Ok((own, roots))
+}
+
+/// The authority of a key and a cluster. Its name tells authorities apart and gives nothing of the key away.
+fn authority(key: &[u8], cluster: &str) -> Result<Authority, BoxError> {
+    let secret = Salt::new(HKDF_SHA256, SALT).extract(key);
+    let seed: Zeroizing<[u8; 32]> = expand(&secret, &[b"authority", cluster.as_bytes()])?;
+    let label: Zeroizing<[u8; 8]> = expand(&secret, &[b"name", cluster.as_bytes()])?;
+    let mut params = CertificateParams::default();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("groupcache {}", HEXLOWER_PERMISSIVE.encode(label.as_ref())));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let mut pkcs8 = Zeroizing::new(PKCS8_ED25519.to_vec());
+    pkcs8.extend_from_slice(seed.as_ref());
+    let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()), &PKCS_ED25519)?;
+    let key = Zeroizing::new(key); // it overwrites nothing by itself
+    let certificate = params.self_signed(&*key)?;
+    Ok(Authority { params, key, certificate })
+}
+
+/// A certificate of a node, with a key that never leaves this process.
+fn issue(authority: &Authority, me: &Me) -> Result<CertifiedKey, BoxError> {
+    let pair = Zeroizing::new(KeyPair::generate_for(&PKCS_ED25519)?);
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "groupcache peer");
+    let name = format!("{}{}", origin(&me.cluster), utf8_percent_encode(me.id.as_str(), ESCAPED));
+    params.subject_alt_names = vec![SanType::URI(name.try_into()?)];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let issuer = Issuer::from_params(&authority.params, &*authority.key);
+    let certificate = params.signed_by(&*pair, &issuer)?;
+    let private = Zeroizing::new(PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der())));
+    Ok(CertifiedKey::new(vec![certificate.der().clone()], any_supported_type(&private)?))
+}
+
+/// What the names of a cluster's certificates begin with.
+fn origin(cluster: &str) -> String {
+    format!("groupcache://{}/", HEXLOWER_PERMISSIVE.encode(cluster.as_bytes()))
+}
+
+fn expand<const N: usize>(secret: &Prk, info: &[&[u8]]) -> Result<Zeroizing<[u8; N]>, BoxError> {
+    struct Bytes(usize);
+    impl KeyType for Bytes {
+        fn len(&self) -> usize {
+            self.0
+        }
+    }
+    let mut out = Zeroizing::new([0; N]);
+    let expanded = secret.expand(info, Bytes(N)).and_then(|okm| okm.fill(out.as_mut()));
+    expanded.map_err(|_| "the cluster key cannot be expanded")?;
+    Ok(out)
+}
+
+impl fmt::Debug for ClusterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("ClusterKey");
+        match &self.from {
+            From::Memory(keys) => out.field("keys", &keys.len()),
+            From::File(path) => out.field("file", path),
+        };
+        out.finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "d64ccd74f921649e8be1b99df1b70f610982c69f1e2366bb035ca3dee549d989";
+
+    fn refused(text: &str) -> String {
+        let error = ClusterKey::new(text).expect_err("refused");
+        assert!(error.is_config());
+        error.to_string()
+    }
+
+    #[test]
+    fn a_key_is_32_random_bytes_in_hexadecimal_or_base64() {
+        let bytes = key(HEX).unwrap();
+        for encoding in [&BASE64, &BASE64_NOPAD, &BASE64URL, &BASE64URL_NOPAD] {
+            assert_eq!(key(&encoding.encode(&bytes)).unwrap(), bytes);
+        }
+        assert_eq!(key(&HEX.to_uppercase()).unwrap(), bytes);
+        assert_eq!(parse(&format!(" {HEX},\n{}\n", ClusterKey::random().unwrap())).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_key_that_will_not_do_is_refused_with_the_way_to_make_one_and_without_the_key() {
+        let short = &HEX[..62];
+        for text in ["", "   ", short, "correct horse battery staple", &"00".repeat(32), &"password".repeat(8)] {
+            let said = refused(text);
+            assert!(said.contains("/dev/urandom"), "{said}");
+            assert!(text.trim().is_empty() || !said.contains(text), "{said}");
+        }
+        assert!(refused(short).contains("31 bytes"));
+        assert!(refused(&[HEX; 3].join(",")).contains("3 cluster keys"));
+        assert!(!format!("{:?}", ClusterKey::new(HEX).unwrap()).contains(&HEX[..8]));
+    }
+
+    #[test]
+    fn key_and_cluster_name_make_the_authority() {
+        let other = ClusterKey::random().unwrap();
+        let public = |key_text: &str, cluster: &str| {
+            let authority = authority(&key(key_text).unwrap(), cluster).unwrap();
+            let mut roots = RootCertStore::empty();
+            roots.add(authority.certificate.der().clone()).unwrap();
+            roots.roots.remove(0).subject_public_key_info.to_vec()
+        };
+        assert_eq!(public(HEX, "users"), public(HEX, "users"), "every node computes the same");
+        assert_ne!(public(HEX, "users"), public(HEX, "orders"));
+        assert_ne!(public(HEX, "users"), public(&other, "users"));
+    }
+}

@@ -1,0 +1,194 @@
+//! Which names of certificates are let in: DNS names and URIs such as SPIFFE ids, with wildcards of one label.
+
+use percent_encoding::percent_decode_str;
+
+use crate::error::{Error, Result};
+
+/// A name, or a pattern of names. DNS names may have `*` or `{id}` for their first label, URIs for whole segments
+/// of their path; each stands for exactly one. What `{id}` stands for must be the id of the peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    Dns(Vec<Part>),
+    Uri {
+        /// Scheme and authority, in lower case.
+        origin: String,
+        path: Vec<Part>,
+    },
+}
+
+/// A label, or a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Is(String),
+    Any,
+    Id,
+}
+
+/// A name of a certificate matched: the id in it, where the pattern says that there is one.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Matched {
+    pub(crate) id: Option<String>,
+}
+
+impl Name {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let bad = |why: &str| {
+            Error::config(format!(
+                "{text:?} is no peer name: {why}; write a DNS name such as *.peers.example.org, or a URI such as \
+                 spiffe://example.org/cache/{{id}}"
+            ))
+        };
+        if text.matches("{id}").count() > 1 {
+            return Err(bad("there is one id in a name"));
+        }
+        if let Some((scheme, rest)) = text.split_once("://") {
+            let (authority, path) = rest.split_once('/').ok_or_else(|| bad("a URI needs a path"))?;
+            if scheme.is_empty() || authority.is_empty() || is_wild(authority) {
+                return Err(bad("scheme and authority are written out"));
+            }
+            let origin = format!("{scheme}://{authority}").to_ascii_lowercase();
+            let path: Vec<_> = path.split('/').map(part).collect();
+            let odd = |part: &Part| matches!(part, Part::Is(text) if is_wild(text) || text.contains(['?', '#']));
+            if path.iter().any(odd) || path.contains(&Part::Is(String::new())) {
+                return Err(bad("a wildcard is a whole segment, and no segment is empty"));
+            }
+            return Ok(Self::Uri { origin, path });
+        }
+        let labels: Vec<_> = text.to_ascii_lowercase().split('.').map(part).collect();
+        let is_label = |part: &Part| matches!(part, Part::Is(l) if !l.is_empty() && l.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)));
+        match labels.split_first() {
+            _ if text.parse::<std::net::IpAddr>().is_ok() => Err(bad("an address says where a peer is, not who")),
+            Some((first, rest)) if is_label(first) && rest.iter().all(is_label) => Ok(Self::Dns(labels)),
+            Some((Part::Any | Part::Id, rest)) if !rest.is_empty() && rest.iter().all(is_label) => {
+                Ok(Self::Dns(labels))
+            }
+            _ => Err(bad("labels are letters, digits, - and _; only the first may be * or {id}, and not alone")),
+        }
+    }
+
+    /// Whether a DNS name of a certificate is let in; it may be a wildcard itself.
+    pub(crate) fn matches_dns(&self, shown: &str) -> Option<Matched> {
+        let Self::Dns(labels) = self else { return None };
+        let shown: Vec<_> = shown.split('.').collect();
+        if shown.len() != labels.len() {
+            return None;
+        }
+        let mut id = None;
+        for (at, (label, shown)) in labels.iter().zip(shown).enumerate() {
+            match label {
+                // RFC 6125, section 6.4.3: a certificate for *.x is one for each label before x.
+                Part::Is(label) if label.eq_ignore_ascii_case(shown) || (at == 0 && shown == "*") => {}
+                Part::Any => {}
+                Part::Id if shown != "*" => id = Some(shown.to_owned()),
+                Part::Is(_) | Part::Id => return None,
+            }
+        }
+        Some(Matched { id })
+    }
+
+    /// Whether a URI of a certificate is let in.
+    pub(crate) fn matches_uri(&self, shown: &str) -> Option<Matched> {
+        let Self::Uri { origin, path } = self else { return None };
+        let (scheme, rest) = shown.split_once("://")?;
+        let (authority, shown_path) = rest.split_once('/')?;
+        let shown_path: Vec<_> = shown_path.split('/').collect();
+        if format!("{scheme}://{authority}").to_ascii_lowercase() != *origin || shown_path.len() != path.len() {
+            return None;
+        }
+        let mut id = None;
+        for (part, shown) in path.iter().zip(shown_path) {
+            match part {
+                Part::Is(text) if text == shown => {}
+                Part::Any if !shown.is_empty() => {}
+                Part::Id => id = Some(percent_decode_str(shown).decode_utf8().ok()?.into_owned()),
+                Part::Is(_) | Part::Any => return None,
+            }
+        }
+        Some(Matched { id })
+    }
+}
+
+fn part(text: &str) -> Part {
+    match text {
+        "*" => Part::Any,
+        "{id}" => Part::Id,
+        text => Part::Is(text.to_owned()),
+    }
+}
+
+fn is_wild(text: &str) -> bool {
+    text.contains(['*', '{', '}'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dns(pattern: &str, shown: &str) -> Option<Option<String>> {
+        Name::parse(pattern).unwrap().matches_dns(shown).map(|matched| matched.id)
+    }
+
+    fn uri(pattern: &str, shown: &str) -> Option<Option<String>> {
+        Name::parse(pattern).unwrap().matches_uri(shown).map(|matched| matched.id)
+    }
+
+    #[test]
+    fn a_wildcard_is_one_label() {
+        assert_eq!(dns("cache.example.org", "Cache.Example.ORG"), Some(None));
+        assert_eq!(dns("*.example.org", "a.example.org"), Some(None));
+        for other in ["example.org", "b.a.example.org", "a.example.com", "aexample.org", ".a.example.org", ""] {
+            assert_eq!(dns("*.example.org", other), None, "{other:?}");
+        }
+        assert_eq!(dns("a.example.org", "*.example.org"), Some(None), "a certificate for all of them");
+        assert_eq!(dns("a.example.org", "a.*.org"), None, "only as the first label");
+    }
+
+    #[test]
+    fn an_id_is_what_it_stands_for() {
+        assert_eq!(dns("{id}.peers", "users-0.peers"), Some(Some("users-0".into())));
+        assert_eq!(dns("{id}.peers", "*.peers"), None, "that would be any id");
+        let spiffe = "spiffe://example.org/ns/*/cache/{id}";
+        assert_eq!(uri(spiffe, "spiffe://Example.org/ns/prod/cache/users-0"), Some(Some("users-0".into())));
+        assert_eq!(
+            uri(spiffe, "spiffe://example.org/ns/prod/cache/10.0.0.7%3A7946"),
+            Some(Some("10.0.0.7:7946".into()))
+        );
+        for other in [
+            "spiffe://example.org/ns/prod/cache",
+            "spiffe://example.org/ns/prod/cache/a/b",
+            "spiffe://example.org/ns//cache/a",
+            "spiffe://example.com/ns/prod/cache/a",
+            "https://example.org/ns/prod/cache/a",
+            "spiffe://example.org/NS/prod/cache/a",
+            "spiffe://example.org/ns/prod/cache/%ff",
+            "users-0.peers",
+        ] {
+            assert_eq!(uri(spiffe, other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_would_let_in_too_much_or_nobody_is_refused() {
+        for bad in [
+            "",
+            "*",
+            "{id}",
+            "*.*.org",
+            "a.*.org",
+            "10.0.0.7",
+            "::1",
+            "a b",
+            "*a.org",
+            "a..org",
+            "spiffe://example.org",
+            "spiffe://x/{id}/{id}",
+            "spiffe://*/a",
+            "spiffe://example.org/a*",
+            "spiffe://example.org//a",
+            "://a/b",
+            "spiffe://x/y?z",
+        ] {
+            assert!(Name::parse(bad).unwrap_err().is_config(), "{bad:?}");
+        }
+    }
+}

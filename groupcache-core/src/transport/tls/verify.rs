@@ -1,0 +1,167 @@
+//! Whom a node trusts: certificates of its authorities, if one of their names is let in.
+
+use std::sync::Arc;
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, OtherError, RootCertStore,
+    SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::{
+        ParsedCertificate, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use webpki::EndEntityCert;
+
+use crate::transport::tls::{names::Name, provider};
+use crate::{
+    error::{Error, Kind, Result},
+    transport::handshake::{Caller, Trouble, explain},
+};
+
+/// Whom a node trusts.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    roots: Arc<RootCertStore>,
+    /// The names of the authorities: a peer that has several certificates shows one of theirs.
+    authorities: Vec<DistinguishedName>,
+    names: Vec<Name>,
+    clients: Arc<dyn ClientCertVerifier>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Trust {
+    pub(crate) fn new(roots: RootCertStore, names: Vec<Name>) -> Result<Self> {
+        let (roots, authorities) = (Arc::new(roots.clone()), roots.subjects());
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider()).build();
+        let clients = clients.map_err(|e| Error::caused(Kind::Config, "these authorities cannot be trusted", e))?;
+        let algorithms = provider().signature_verification_algorithms;
+        Ok(Self { roots, authorities, names, clients, algorithms })
+    }
+
+    /// Who shows this chain: which of its names are let in, and the ids that they carry.
+    pub(crate) fn name(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, Trouble> {
+        let shown = chain.first().ok_or_else(|| Trouble::Certificate("it shows no certificate".to_owned()))?;
+        let unreadable = |e| Trouble::Certificate(format!("its certificate cannot be read: {e}"));
+        let shown = EndEntityCert::try_from(shown).map_err(unreadable)?;
+        // webpki asks to be asked for one name at a time, which knows no patterns; it has checked that the
+        // authority may speak for each of these names.
+        let dns: Vec<_> = shown.valid_dns_names().collect();
+        let uris: Vec<_> = shown.valid_uri_names().collect();
+        let by_dns = dns.iter().flat_map(|shown| self.names.iter().filter_map(|name| name.matches_dns(shown)));
+        let by_uri = uris.iter().flat_map(|shown| self.names.iter().filter_map(|name| name.matches_uri(shown)));
+        let matched: Vec<_> = by_dns.chain(by_uri).collect();
+        if matched.is_empty() {
+            let shown: Vec<_> = dns.into_iter().chain(uris).collect();
+            let shown = if shown.is_empty() { "no DNS name and no URI".to_owned() } else { shown.join(", ") };
+            return Err(Trouble::Name(format!("its certificate is for {shown}, and peer_names lets none of that in")));
+        }
+        let ids: Vec<_> = matched.into_iter().filter_map(|matched| matched.id).collect();
+        Ok(Caller::Verified { ids: if ids.is_empty() { None } else { Some(ids) } })
+    }
+
+    /// Checks a chain that was shown to somebody else's TLS server, which has seen that its owner has the key.
+    pub(crate) fn check_client(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, Trouble> {
+        let (shown, rest) =
+            chain.split_first().ok_or_else(|| Trouble::Certificate("it shows no certificate".to_owned()))?;
+        let checked = self.clients.verify_client_cert(shown, rest, UnixTime::now());
+        checked.map_err(|e| explain(&e))?;
+        self.name(chain)
+    }
+
+    /// The name alone, once authority and dates are known to be good.
+    fn admit(&self, shown: &CertificateDer<'_>) -> Result<(), TlsError> {
+        let refused = |trouble| TlsError::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(trouble))));
+        self.name(std::slice::from_ref(shown)).map(drop).map_err(refused)
+    }
+}
+
+impl ServerCertVerifier for Trust {
+    /// The name that was dialled is of no interest: it may be an address, and says nothing of who is there.
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        let parsed = ParsedCertificate::try_from(shown)?;
+        rustls::client::verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &self.roots,
+            rest,
+            now,
+            self.algorithms.all,
+        )?;
+        self.admit(shown)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+
+    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
+        Some(&self.authorities)
+    }
+}
+
+impl ClientCertVerifier for Trust {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.authorities
+    }
+
+    fn verify_client_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, TlsError> {
+        let verified = self.clients.verify_client_cert(shown, rest, now)?;
+        self.admit(shown)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
