@@ -1,4 +1,4 @@
-//! The daemon of the library: a thread that speaks multicast DNS, ended when this is dropped.
+//! Daemon: owns the thread of the mdns-sd library that speaks multicast DNS, and ends the thread when dropped.
 
 use std::time::Duration;
 
@@ -7,13 +7,14 @@ use tokio::time::{sleep, timeout};
 
 use crate::{interfaces::Seen, options::Mdns};
 
-/// How often the daemon looks at the interfaces, in seconds.
+/// Seconds between two looks of the daemon at the network interfaces.
 const LOOK: u32 = 1;
-/// How long a peer has to confirm a record. Shorter, and one that is there is given up: it answers once a second.
+/// Time that a peer has to confirm a record. A peer answers at most once per second (RFC 6762), so a shorter time would
+/// give up live peers.
 pub(crate) const VERIFY: Duration = Duration::from_secs(2);
-/// How long the daemon may take to do what it is told.
+/// Maximum time that the daemon may take to confirm a command.
 const OBEYS: Duration = Duration::from_millis(200);
-/// The library says each goodbye again after 120 ms.
+/// Wait after a goodbye, because the library sends each goodbye a second time after 120 ms.
 const GOODBYE_AGAIN: Duration = Duration::from_millis(150);
 
 pub(crate) struct Daemon {
@@ -21,11 +22,12 @@ pub(crate) struct Daemon {
     domain: String,
 }
 
-/// Why the daemon did not take a command.
+/// Reason why the daemon did not accept a command.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// It has too many others to do.
+    /// Full command queue of the daemon; a later attempt may succeed.
     Busy,
+    /// End of the daemon, with the text for the log.
     Ended(String),
 }
 
@@ -39,7 +41,7 @@ impl From<mdns_sd::Error> for Refused {
 }
 
 impl Daemon {
-    /// Begins on the interfaces that the options allow, and notes which those are.
+    /// Starts the daemon on the interfaces that the options allow, and records in `seen` which interfaces are used.
     pub(crate) fn begin(options: &Mdns, seen: &Seen) -> Result<(Self, Receiver<DaemonEvent>), Refused> {
         let inner = ServiceDaemon::new_with_port(options.port)?;
         let this = Self { inner, domain: options.domain() };
@@ -50,19 +52,20 @@ impl Daemon {
             seen.note(&interface.name, is_used);
             is_used
         });
-        // The last word on an interface wins.
+        // The last rule that matches an interface wins.
         this.inner.disable_interface(IfKind::All)?;
         this.inner.enable_interface(IfKind::Predicate(is_used))?;
         let monitor = this.inner.monitor()?;
         Ok((this, monitor))
     }
 
-    /// Lists all that is known again, and asks the network again. Ends the subscription before it.
+    /// Subscribes to the service: the daemon lists all known instances again and queries the network again. Ends the
+    /// previous subscription.
     pub(crate) fn browse(&self) -> Result<Receiver<ServiceEvent>, Refused> {
         Ok(self.inner.browse(&self.domain)?)
     }
 
-    /// As [`browse`](Self::browse), with nothing remembered: everybody answers.
+    /// Forgets all known instances and subscribes as [`browse`](Self::browse) does, so that every node answers.
     pub(crate) fn forget_and_browse(&self) -> Result<Receiver<ServiceEvent>, Refused> {
         self.inner.stop_browse(&self.domain)?;
         self.browse()
@@ -72,12 +75,12 @@ impl Daemon {
         Ok(self.inner.register(info)?)
     }
 
-    /// Asks the network whether the record is still true; it is removed if nobody says so.
+    /// Queries the network for the record, which the daemon removes unless an answer confirms it within [`VERIFY`].
     pub(crate) fn verify(&self, instance: &str) -> Result<(), Refused> {
         Ok(self.inner.verify(instance.to_owned(), VERIFY)?)
     }
 
-    /// Withdraws the record, and waits until the goodbye has been said.
+    /// Withdraws the record, waits until both goodbyes are sent, and ends the daemon.
     pub(crate) async fn withdraw(&self, instance: &str) {
         let Ok(done) = self.inner.unregister(instance) else { return };
         if timeout(OBEYS, done.recv_async()).await.is_ok() {
@@ -91,7 +94,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // What is announced still is withdrawn with it.
+        // The shutdown withdraws records that are still announced.
         let _ = self.inner.shutdown();
     }
 }

@@ -1,8 +1,8 @@
-//! What is wrong with the options.
+//! Error: the error type of the options.
 
 use std::{error::Error, fmt};
 
-/// An option that cannot be used: what is wrong and what to write instead.
+/// An invalid option. The text names the fault and the value to use instead.
 #[derive(Debug)]
 pub struct MdnsError(String);
 

@@ -1,4 +1,4 @@
-//! Which network interfaces are used, and which addresses are believed.
+//! Interfaces: decides which network interfaces are used and which addresses of peers are accepted.
 
 use std::{
     collections::BTreeSet,
@@ -6,8 +6,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Interfaces of containers, virtual machines and tunnels, by how their names begin: peers are not behind them, and
-/// their addresses are the same on many machines.
+/// Prefixes of the names of interfaces that belong to containers, virtual machines and tunnels. No peer is behind such
+/// an interface, and its addresses are the same on many machines.
 const SKIPPED: [&str; 30] = [
     "docker",
     "br-",
@@ -41,16 +41,17 @@ const SKIPPED: [&str; 30] = [
     "llw",
 ];
 
-/// What a user says of interfaces and addresses.
+/// Rules of the user for interfaces and addresses.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
-    /// These and no others; empty = all that are not skipped.
+    /// Names of the only interfaces to use. Empty means all interfaces that no rule skips.
     pub(crate) only: BTreeSet<String>,
+    /// Names of interfaces to skip; they win over `only`.
     pub(crate) skip: BTreeSet<String>,
     pub(crate) has_loopback: bool,
     pub(crate) has_ipv4: bool,
     pub(crate) has_ipv6: bool,
-    /// Addresses of the whole world are believed.
+    /// Whether public addresses are accepted.
     pub(crate) has_public: bool,
 }
 
@@ -62,14 +63,14 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// Whether the daemon shall talk on this address of an interface.
+    /// Returns whether the daemon uses this address of an interface.
     pub(crate) fn uses(&self, name: &str, ip: IpAddr) -> bool {
         let has_family = if ip.is_ipv4() { self.has_ipv4 } else { self.has_ipv6 };
         if !has_family || self.skip.contains(name) {
             return false;
         }
         if ip.is_loopback() {
-            // Linux does not deliver multicast of IPv6 to itself on loopback.
+            // Linux does not deliver IPv6 multicast on loopback back to the sending machine.
             return ip.is_ipv4() && (self.has_loopback || self.only.contains(name));
         }
         if !self.only.is_empty() {
@@ -78,25 +79,26 @@ impl Rules {
         !SKIPPED.iter().any(|begin| name.starts_with(begin))
     }
 
-    /// Whether a peer is believed to be at this address.
+    /// Returns whether an address in a record is accepted.
     pub(crate) fn believes(&self, ip: IpAddr) -> bool {
         if ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
             return false;
         }
         if ip.is_loopback() {
-            // As in `uses`.
+            // For the reason in `uses`.
             return ip.is_ipv4() && self.has_ipv4 && self.listens_on_loopback();
         }
         match ip {
             IpAddr::V4(ip) => self.has_ipv4 && (self.has_public || ip.is_private() || ip.is_link_local()),
             IpAddr::V6(ip) => {
-                // An IPv4 address in disguise is not what it looks like.
+                // An IPv4-mapped address would evade the rules for IPv4.
                 self.has_ipv6 && ip.to_ipv4_mapped().is_none() && (self.has_public || is_local(ip))
             }
         }
     }
 
-    /// The address to dial a machine at that has all of these.
+    /// Returns the best of a machine's addresses to dial: an accepted one that needs no scope, with IPv4 link-local and
+    /// loopback last. `None` where there is none.
     pub(crate) fn best(&self, ips: impl Iterator<Item = IpAddr>) -> Option<IpAddr> {
         let has_scope = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
         let is_last = |ip: &IpAddr| matches!(ip, IpAddr::V4(ip) if ip.is_link_local());
@@ -112,7 +114,7 @@ fn is_local(ip: Ipv6Addr) -> bool {
     ip.is_unicast_link_local() || ip.is_unique_local()
 }
 
-/// The interfaces that were used and those that were not, as the daemon last looked at them; for what is logged.
+/// Names of the interfaces that the daemon has used or skipped so far, for the log.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen(Arc<Mutex<BTreeSet<(bool, String)>>>);
 
@@ -124,7 +126,7 @@ impl Seen {
         }
     }
 
-    /// The interfaces that were used, and those that were not for any of their addresses.
+    /// Returns the interfaces with at least one used address, and the interfaces with none.
     pub(crate) fn names(&self) -> (Vec<String>, Vec<String>) {
         let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let used: Vec<_> = seen.iter().filter(|(used, _)| *used).map(|(_, name)| name.clone()).collect();
@@ -141,8 +143,9 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// Checks the default rules against names of physical interfaces and of skipped ones.
     #[test]
-    fn interfaces_of_containers_and_tunnels_and_loopback_are_skipped() {
+    fn container_tunnel_and_loopback_interfaces_are_skipped() {
         let rules = Rules::default();
         for name in ["eth0", "enp3s0", "wlan0", "en0", "eno1", "Ethernet", "br0"] {
             assert!(rules.uses(name, ip("192.168.1.7")) && rules.uses(name, ip("fe80::1")), "{name}");
@@ -153,6 +156,7 @@ mod tests {
         assert!(!rules.uses("lo", ip("127.0.0.1")));
     }
 
+    /// Checks the lists of names, the switches of the address families and both ways to use loopback.
     #[test]
     fn interfaces_are_chosen_by_name_and_family() {
         let only = Rules { only: ["docker0".to_owned()].into(), ..Rules::default() };
@@ -161,23 +165,27 @@ mod tests {
         assert!(!skip.uses("eth1", ip("10.0.0.1")) && skip.uses("eth0", ip("10.0.0.1")));
         let both = Rules { only: ["eth0".to_owned()].into(), skip: ["eth0".to_owned()].into(), ..Rules::default() };
         assert!(!both.uses("eth0", ip("10.0.0.1")));
-        let old = Rules { has_ipv6: false, ..Rules::default() };
-        assert!(old.uses("eth0", ip("10.0.0.1")) && !old.uses("eth0", ip("fe80::1")) && !old.believes(ip("fe80::1")));
-        let new = Rules { has_ipv4: false, ..Rules::default() };
-        assert!(!new.uses("eth0", ip("10.0.0.1")) && new.uses("eth0", ip("fe80::1")) && !new.believes(ip("10.0.0.1")));
+        let v4_only = Rules { has_ipv6: false, ..Rules::default() };
+        assert!(v4_only.uses("eth0", ip("10.0.0.1")) && !v4_only.uses("eth0", ip("fe80::1")));
+        assert!(!v4_only.believes(ip("fe80::1")));
+        let v6_only = Rules { has_ipv4: false, ..Rules::default() };
+        assert!(!v6_only.uses("eth0", ip("10.0.0.1")) && v6_only.uses("eth0", ip("fe80::1")));
+        assert!(!v6_only.believes(ip("10.0.0.1")));
         for loopback in [
             Rules { has_loopback: true, ..Rules::default() },
             Rules { only: ["lo".to_owned()].into(), ..Rules::default() },
         ] {
             assert!(loopback.uses("lo", ip("127.0.0.1")) && !loopback.uses("lo", ip("::1")));
             assert!(loopback.believes(ip("127.0.0.1")) && !loopback.believes(ip("::1")));
-            let new = Rules { has_ipv4: false, ..loopback };
-            assert!(!new.uses("lo", ip("127.0.0.1")) && !new.believes(ip("127.0.0.1")));
+            let v6_only = Rules { has_ipv4: false, ..loopback };
+            assert!(!v6_only.uses("lo", ip("127.0.0.1")) && !v6_only.believes(ip("127.0.0.1")));
         }
     }
 
+    /// Checks that private and link-local addresses are always accepted, public ones only with the switch, and
+    /// unspecified, multicast, broadcast and IPv4-mapped ones never.
     #[test]
-    fn addresses_of_the_whole_world_are_believed_only_on_request() {
+    fn public_addresses_are_accepted_only_if_enabled() {
         let private = ["10.1.2.3", "172.16.0.1", "192.168.1.7", "169.254.9.9", "fe80::1", "fd00::7"];
         let public = ["203.0.113.9", "8.8.8.8", "172.32.0.1", "2001:db8::1"];
         let never = ["0.0.0.0", "255.255.255.255", "224.0.0.251", "::", "ff02::fb", "::ffff:10.0.0.1"];
@@ -194,8 +202,9 @@ mod tests {
         assert!(!open.believes(ip("127.0.0.1")) && !open.believes(ip("::1")), "loopback has a switch of its own");
     }
 
+    /// Checks that IPv4 is preferred to IPv6, addresses without a scope to IPv4 link-local ones, and all to loopback.
     #[test]
-    fn the_best_address_is_one_that_others_can_dial() {
+    fn best_address_is_dialable_by_other_machines() {
         let best = |rules: &Rules, ips: &[&str]| rules.best(ips.iter().map(|text| ip(text)));
         let rules = Rules { has_loopback: true, ..Rules::default() };
         let all = ["127.0.0.1", "fe80::1", "fd00::7", "169.254.1.1", "192.168.1.7", "203.0.113.7"];
@@ -205,8 +214,9 @@ mod tests {
         assert_eq!(best(&Rules::default(), &all[..2]), None);
     }
 
+    /// Checks that an interface with a used and a skipped address is listed as used only.
     #[test]
-    fn an_interface_with_an_address_that_is_used_is_used() {
+    fn interface_with_a_used_address_is_not_listed_as_skipped() {
         let seen = Seen::default();
         for (name, is_used) in [("lo", false), ("eth0", true), ("eth0", false), ("docker0", false), ("lo", false)] {
             seen.note(name, is_used);

@@ -1,12 +1,13 @@
 //! Discovery by multicast DNS for groupcache: the nodes of one network segment find each other with no configuration.
 //!
-//! Applications name it through `groupcache-discovery`, as `groupcache_discovery::mdns`.
+//! Applications use this crate through `groupcache-discovery`, as `groupcache_discovery::mdns`.
 //!
-//! A laptop, a lab, an office: what is on one segment is one cluster, with no server and no list. Each node announces
-//! itself as a service of the type `_groupcache._tcp` (DNS-SD) and browses for the others; one that starts is known
-//! within a second. **Who is alive is decided by the connections between the nodes, never by multicast alone**: a
-//! peer that is connected stays when its record is lost, and one that cannot be reached is asked for, and gone when
-//! nobody answers for it, however long its record would live. While this node does not hear itself, it drops nobody.
+//! The nodes of one cluster name on one network segment (a laptop, a lab, an office) form one cluster, with no server
+//! and no list of peers. Each node announces itself as a service of the type `_groupcache._tcp` (DNS-SD) and browses
+//! for the others, so that a node is known within a second of its start. **Connections between the nodes decide which
+//! peers are alive, multicast alone never does.** A connected peer stays when its record is lost. A peer that cannot be
+//! reached is queried for, and dropped when no answer confirms its record, even if the time to live of the record has
+//! not ended. While a node does not receive its own announcement, it drops no peer.
 //!
 //! ```no_run
 //! use discovery_mdns::Mdns;
@@ -17,26 +18,26 @@
 //! # node.shutdown().await?; Ok(()) }
 //! ```
 //!
-//! The node must listen where its peers can dial: [`Mdns::address`] is the address of the machine on the network, and what
-//! `DiscoveryConfig::identity` of `groupcache-discovery` takes where `NODE_IP` says nothing.
+//! The node must listen on an address that its peers can dial. [`Mdns::address`] returns the address of this machine on
+//! the network, and `DiscoveryConfig::identity` of `groupcache-discovery` uses that address where `NODE_IP` is not set.
 //!
-//! # What is announced
+//! # Announced record
 //!
-//! The instance is called by the id of the node; with a hash where the id cannot be a name in DNS (capitals, dots), and where
-//! the cluster is not `default`. The cluster is a subtype of the service. The TXT record has `txtvers`, `id`,
-//! `cluster`, `inc` (its incarnation), `state`, `pv` (the protocol), `weight`, `tls` and `zone`. It can be looked at with
-//! `avahi-browse -rt _groupcache._tcp`, or `dns-sd -B _groupcache._tcp`.
+//! The instance name is the id of the node. A hash is added where the id cannot be a name in DNS (capitals, dots) and
+//! where the cluster is not `default`. The cluster is a subtype of the service. The TXT record has `txtvers`, `id`,
+//! `cluster`, `inc` (the incarnation), `state`, `pv` (the protocol), `weight`, `tls` and `zone`. The commands
+//! `avahi-browse -rt _groupcache._tcp` and `dns-sd -B _groupcache._tcp` show the announced records.
 //!
-//! # What is believed
+//! # Accepted records
 //!
-//! Anybody on the segment can announce anything. A record without TXT, of another cluster, or without an address that
-//! is private or link-local is ignored; the others are places to dial. Who gets in is decided by the handshake of the
-//! connection: with a cluster key or certificates, nobody else does.
+//! Any machine on the segment can announce any record. A record without TXT, of another cluster, or without an address
+//! that is private or link-local is ignored. Every other record names a target to dial. The handshake of the connection
+//! decides whether the target is admitted: with a cluster key or certificates, only nodes that hold them are.
 //!
-//! # Where it does not work
+//! # Networks without multicast
 //!
-//! Where there is no multicast: clouds, Kubernetes, Docker's default bridge, and guests of many wireless networks. The
-//! node says so in one line, and serves alone. Discovery over NATS, Kubernetes, DNS or a list works there.
+//! Clouds, Kubernetes, Docker's default bridge and guests of many wireless networks have no multicast. The node reports
+//! that in one line of the log and serves alone. Discovery over NATS, Kubernetes, DNS or a list works there.
 
 mod daemon;
 mod error;

@@ -1,4 +1,4 @@
-//! What a user says: which service, which interfaces, which addresses.
+//! Options: the service, the interfaces and the addresses that the user chooses.
 
 use std::{fmt, net::IpAddr};
 
@@ -8,18 +8,18 @@ use crate::{
     stats::{Counters, MdnsStats},
 };
 
-/// Longest name of a service, without the underscore (RFC 6763).
+/// Maximum length of a service name in bytes, without the underscore (RFC 6763).
 const MAX_SERVICE: usize = 15;
-/// The port of multicast DNS.
+/// Port of multicast DNS.
 const PORT: u16 = 5353;
-/// The one domain of multicast DNS (RFC 6762).
+/// Only domain of multicast DNS (RFC 6762).
 const DOMAIN: &str = "local";
 
 /// A provider that finds peers on the local network segment.
 ///
 /// Nodes find each other when they have the same service name and the same cluster (the cluster is part of the node's
-/// identity), and are on the same segment. Everything has a default. A network without multicast is never an error:
-/// the node serves alone, and says so once.
+/// identity), and are on the same segment. Every option has a default. A network without multicast is never an error,
+/// because the node then serves alone and logs that once.
 #[derive(Clone)]
 pub struct Mdns {
     pub(crate) service: String,
@@ -30,10 +30,11 @@ pub struct Mdns {
 }
 
 impl Mdns {
-    /// The service name that is used where none is given.
+    /// Default service name.
     pub const SERVICE: &str = "_groupcache._tcp";
 
-    /// Over all interfaces but those of containers, tunnels and loopback.
+    /// Creates a provider that uses all interfaces except loopback and the interfaces of containers, virtual machines
+    /// and tunnels.
     pub fn new() -> Self {
         Self {
             service: Self::SERVICE.to_owned(),
@@ -44,11 +45,14 @@ impl Mdns {
         }
     }
 
-    /// Under which name the nodes announce themselves, such as `_users._tcp`; default [`SERVICE`](Self::SERVICE).
+    /// Sets the service name under which the nodes announce themselves, such as `_users._tcp`. Default:
+    /// [`SERVICE`](Self::SERVICE).
+    ///
+    /// A name has 1 to 15 letters, digits and single hyphens, with at least one letter, between `_` and `._tcp`. The
+    /// domain `.local` may follow, because multicast DNS has no other domain.
     ///
     /// # Errors
-    /// When it is none: 1 to 15 letters, digits and single hyphens, at least one letter, between `_` and `._tcp`. It may end in
-    /// the domain `.local`; multicast DNS knows no other.
+    /// Returns an error for an invalid name. The text names the broken rule.
     ///
     /// ```
     /// # use discovery_mdns::Mdns;
@@ -58,104 +62,107 @@ impl Mdns {
     pub fn service(mut self, name: impl AsRef<str>) -> Result<Self, MdnsError> {
         let given = name.as_ref();
         let bad = |why: &str| {
-            MdnsError::new(format!("{given:?} is no service name: {why}; write one such as {}", Self::SERVICE))
+            MdnsError::new(format!("invalid service name {given:?}: {why}; use a name such as {}", Self::SERVICE))
         };
         let text = given.trim().trim_end_matches('.').to_ascii_lowercase();
-        let (service, domain) = text.split_once("._tcp").ok_or_else(|| bad("it has no ._tcp"))?;
+        let (service, domain) = text.split_once("._tcp").ok_or_else(|| bad("there is no ._tcp"))?;
         if !matches!(domain.strip_prefix('.').unwrap_or(domain), "" | DOMAIN) {
-            return Err(bad("the domain of multicast DNS is local, and no other"));
+            return Err(bad("the only domain of multicast DNS is local"));
         }
-        let name = service.strip_prefix('_').ok_or_else(|| bad("it does not begin with _"))?;
+        let name = service.strip_prefix('_').ok_or_else(|| bad("the first character is not _"))?;
         if name.is_empty() || name.len() > MAX_SERVICE {
-            return Err(bad("it has more than 15 characters, or none"));
+            return Err(bad("the part before ._tcp has more than 15 characters or none"));
         }
         let is_good = |c: char| c.is_ascii_alphanumeric() || c == '-';
         if !name.chars().all(is_good) || !name.chars().any(|c| c.is_ascii_alphabetic()) {
-            return Err(bad("it has other characters than letters, digits and hyphens, or no letter"));
+            return Err(bad("only letters, digits and hyphens are allowed, with at least one letter"));
         }
         if name.starts_with('-') || name.ends_with('-') || name.contains("--") {
-            return Err(bad("a hyphen stands between letters or digits"));
+            return Err(bad("a hyphen must stand between letters or digits"));
         }
         self.service = format!("_{name}._tcp");
         Ok(self)
     }
 
-    /// The UDP port; default 5353, on which everybody else speaks multicast DNS. Nodes with another one find each
-    /// other and are seen by nobody else.
+    /// Sets the UDP port. Default: 5353, the port of all multicast DNS software. Range: 1 to 65,535. Nodes with another
+    /// port find only each other, and no other software sees them.
     ///
     /// # Errors
-    /// When it is 0.
+    /// Returns an error for port 0.
     pub fn port(mut self, port: u16) -> Result<Self, MdnsError> {
         if port == 0 {
-            return Err(MdnsError::new("port 0 is no port that nodes could share: leave it at 5353, or name another"));
+            return Err(MdnsError::new(
+                "invalid port 0: nodes cannot share it; leave the port at 5353 or choose another one",
+            ));
         }
         self.port = port;
         Ok(self)
     }
 
-    /// Talks on these interfaces and on no others, whatever they are: `["eth0"]`. `lo` is loopback.
+    /// Uses these interfaces and no others, for example `["eth0"]`. Interfaces of containers and tunnels are used if
+    /// named here. `lo` is loopback. Default: all interfaces except the ones that [`new`](Self::new) leaves out.
     pub fn interfaces(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.rules.only = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Does not talk on these interfaces. Those of containers, virtual machines and tunnels are left out anyway.
+    /// Leaves out these interfaces. Default: none beside loopback and the interfaces of containers, virtual machines
+    /// and tunnels, which are left out without being named.
     pub fn skip_interfaces(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.rules.skip = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Talks on loopback too: for processes of one machine that listen on 127.0.0.1.
+    /// Uses loopback too, for processes of one machine that listen on 127.0.0.1. Default: off.
     pub fn loopback(mut self) -> Self {
         self.rules.has_loopback = true;
         self
     }
 
-    /// Does not use IPv6.
+    /// Uses IPv4 and not IPv6. Default: both.
     pub fn ipv4_only(mut self) -> Self {
         (self.rules.has_ipv4, self.rules.has_ipv6) = (true, false);
         self
     }
 
-    /// Does not use IPv4.
+    /// Uses IPv6 and not IPv4. Default: both.
     pub fn ipv6_only(mut self) -> Self {
         (self.rules.has_ipv4, self.rules.has_ipv6) = (false, true);
         self
     }
 
-    /// Believes records with any address. Default: private and link-local ones only, since anybody on the segment can
-    /// announce anything.
+    /// Accepts records with public addresses too. Default: only private and link-local addresses are accepted, because
+    /// any machine on the segment can announce any address.
     pub fn public_addresses(mut self) -> Self {
         self.rules.has_public = true;
         self
     }
 
-    /// Announces the addresses of the interfaces, as they are at any time, instead of those that the node's identity
-    /// has: for a node that listens on all of them, on a machine whose addresses change. The port is that of the
-    /// identity.
+    /// Announces the current addresses of the interfaces instead of the addresses in the node's identity. The port
+    /// still comes from the identity. Default: off. Suits a node that listens on all interfaces of a machine with
+    /// changing addresses.
     pub fn follow_interfaces(mut self) -> Self {
         self.follows_interfaces = true;
         self
     }
 
-    /// An address of this machine that others on the segment can dial: the best of those that
-    /// [`follow_interfaces`](Self::follow_interfaces) would announce and that needs no scope, IPv4 first. `None` where
-    /// there is none.
+    /// Returns an address of this machine that peers on the segment can dial, IPv4 first. `None` where there is none.
     ///
-    /// For a node that is told nothing, and listens there. An address that is given to the machine later needs a new
-    /// start.
+    /// The address is the best one among the addresses without a scope that
+    /// [`follow_interfaces`](Self::follow_interfaces) would announce. A node without a configured address listens
+    /// there. An address that the machine gets later takes effect only after a restart of the node.
     pub fn address(&self) -> Option<IpAddr> {
         let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
         let usable = interfaces.iter().filter(|i| i.is_oper_up() && !i.is_p2p() && self.rules.uses(&i.name, i.ip()));
         self.rules.best(usable.map(|interface| interface.ip()))
     }
 
-    /// What has been counted so far.
+    /// Returns the counts of this provider and its clones so far.
     pub fn stats(&self) -> MdnsStats {
         self.counters.read()
     }
 
-    /// The service with its domain, as the daemon wants it.
+    /// Returns the service name with its domain, in the form that the daemon expects.
     pub(crate) fn domain(&self) -> String {
         format!("{}.{DOMAIN}.", self.service)
     }
@@ -181,8 +188,9 @@ impl fmt::Debug for Mdns {
 mod tests {
     use super::*;
 
+    /// Checks that valid names get the domain and that each rule for names has a text of its own.
     #[test]
-    fn a_service_name_is_checked_and_may_have_its_domain() {
+    fn service_name_is_checked_and_may_include_the_domain() {
         let service = |name: &str| Mdns::new().service(name).map(|mdns| mdns.domain());
         assert_eq!(Mdns::new().domain(), "_groupcache._tcp.local.");
         for good in ["_users._tcp", " _Users._tcp.local ", "_users._tcp.local."] {
@@ -191,15 +199,15 @@ mod tests {
         assert!(service("_a2345678901234-._tcp").is_err() && service("_a23456789012345._tcp").is_ok());
         for (bad, why) in [
             ("", "no ._tcp"),
-            ("users._tcp", "begin with _"),
+            ("users._tcp", "first character"),
             ("_users._udp", "no ._tcp"),
             ("_._tcp", "or none"),
             ("_a234567890123456._tcp", "more than 15"),
             ("_two words._tcp", "letters"),
             ("_a.b._tcp", "letters"),
-            ("_12._tcp", "no letter"),
+            ("_12._tcp", "at least one letter"),
             ("_a--b._tcp", "hyphen"),
-            ("_users._tcp.example.org", "local, and no other"),
+            ("_users._tcp.example.org", "only domain"),
         ] {
             let error = service(bad).unwrap_err().to_string();
             assert!(error.contains(why) && error.contains("_groupcache._tcp"), "{bad}: {error}");

@@ -1,4 +1,4 @@
-//! One run: a daemon of its own, until the node leaves.
+//! Provider: one run with a daemon of its own, until the node leaves.
 
 use groupcache_core::{Provider, ProviderContext, ProviderError, async_trait};
 
@@ -19,10 +19,12 @@ impl Provider for Mdns {
         let seen = Seen::default();
         let (daemon, monitor) = match Daemon::begin(self, &seen) {
             Ok(begun) => begun,
-            Err(Refused::Busy) => return Err("the thread of multicast DNS does not begin".into()),
+            Err(Refused::Busy) => {
+                return Err("the thread of multicast DNS did not start: its command queue is full".into());
+            }
             Err(Refused::Ended(why)) => return Err(why.into()),
         };
-        // Dropped at whatever point this future is, and the thread with it.
+        // Dropping this future at any point drops the session, and the daemon ends its thread.
         let session = Session::new(self, daemon, monitor, seen, &cx.me());
         Box::pin(session.live(&mut cx)).await
     }

@@ -1,4 +1,5 @@
-//! What nodes say of themselves, as a service record: versioned, small, and read with suspicion.
+//! Record: writes the service record of this node and reads those of its peers, which are versioned, small and not
+//! trusted.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
@@ -8,20 +9,20 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{interfaces::Rules, options::Mdns};
 
-/// The one version of the TXT record that is written and read.
+/// Only version of the TXT record that is written and read.
 const VERSION: &str = "1";
-/// The protocol between the nodes, for people who look: nodes agree on it when they shake hands.
+/// Version of the peer protocol, for people that read the record. Nodes agree on a version in the handshake.
 const PROTOCOL: &str = "1";
-/// Most addresses that are read of one peer.
+/// Maximum number of addresses that are read per peer.
 const MAX_ADDRESSES: usize = 8;
-/// Most bytes of a label of a DNS name.
+/// Maximum bytes of a label in a DNS name.
 const MAX_LABEL: usize = 63;
-/// Most bytes of `key=value` in a TXT record.
+/// Maximum bytes of `key=value` in a TXT record.
 const MAX_PROPERTY: usize = 255;
-/// The cluster of nodes that name none; its instances are called by the id alone.
+/// Cluster of nodes without a configured one; its instance names are ids alone.
 const DEFAULT_CLUSTER: &str = "default";
 
-/// One peer, as its record tells.
+/// Contents of the record of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) id: PeerId,
@@ -31,11 +32,12 @@ pub(crate) struct Record {
     pub(crate) addresses: Vec<Address>,
 }
 
-/// Why a record is none of ours.
+/// Reason why a record is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unusable {
-    /// It is of another cluster.
+    /// Record of another cluster.
     Stranger,
+    /// Record that cannot be read, with the reason.
     Garbage(&'static str),
 }
 
@@ -44,7 +46,7 @@ impl Record {
         Self::from_parts(&service.txt_properties, service.port, places(service), cluster, rules)
     }
 
-    /// Reads what anybody may have announced.
+    /// Reads the parts of a record, which any machine may have announced.
     fn from_parts(
         txt: &TxtProperties,
         port: u16,
@@ -54,26 +56,31 @@ impl Record {
     ) -> Result<Self, Unusable> {
         let get = |key: &str| txt.get_property_val_str(key);
         match get("cluster") {
-            None => return Err(Unusable::Garbage("its TXT record names no cluster, or there is none")),
+            None => return Err(Unusable::Garbage("there is no TXT record, or it names no cluster")),
             Some(other) if other != cluster => return Err(Unusable::Stranger),
             Some(_) => {}
         }
         if get("txtvers") != Some(VERSION) {
-            return Err(Unusable::Garbage("its TXT record is of another version; nodes need releases that overlap"));
+            return Err(Unusable::Garbage(
+                "the TXT record has another version; run releases with a common version on all nodes",
+            ));
         }
-        let id = get("id").and_then(|id| PeerId::new(id).ok()).ok_or(Unusable::Garbage("its id is none"))?;
+        let id =
+            get("id").and_then(|id| PeerId::new(id).ok()).ok_or(Unusable::Garbage("the id is missing or invalid"))?;
         let incarnation = get("inc").and_then(|inc| inc.parse().ok()).map(Incarnation);
         let addresses = addresses(port, places, rules);
         if addresses.is_empty() {
-            return Err(Unusable::Garbage("it has no port, or no address that is private or link-local"));
+            return Err(Unusable::Garbage(
+                "there is no port or no accepted address; private and link-local ones are accepted by default",
+            ));
         }
         Ok(Self {
             id,
-            incarnation: incarnation.ok_or(Unusable::Garbage("its incarnation is no number"))?,
+            incarnation: incarnation.ok_or(Unusable::Garbage("the incarnation is missing or not a number"))?,
             state: match get("state") {
                 Some("joining") => NodeState::Joining,
                 Some("draining") => NodeState::Draining,
-                // One that a later release adds is of a node that is there; its Hello says the rest.
+                // A state of a later release belongs to a live node, and the Hello of that node has the details.
                 _ => NodeState::Ready,
             },
             zone: get("zone").unwrap_or_default().to_owned(),
@@ -88,7 +95,7 @@ impl Record {
     }
 }
 
-/// The addresses of a service, each with the interface that it was heard on.
+/// Returns the addresses of a service, IPv6 ones with the index of the interface that received them.
 fn places(service: &ResolvedService) -> Vec<(IpAddr, u32)> {
     let place = |ip: &ScopedIp| match ip {
         ScopedIp::V6(ip) => (IpAddr::V6(*ip.addr()), ip.scope_id().index),
@@ -97,7 +104,7 @@ fn places(service: &ResolvedService) -> Vec<(IpAddr, u32)> {
     service.addresses.iter().map(place).collect()
 }
 
-/// Those that are believed, IPv4 first, then those that need no scope; in one order at every look.
+/// Returns the accepted addresses, IPv4 first and those with a scope last. The order is the same for each reading.
 fn addresses(port: u16, mut places: Vec<(IpAddr, u32)>, rules: &Rules) -> Vec<Address> {
     if port == 0 {
         return Vec::new();
@@ -125,24 +132,24 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     }
 }
 
-/// The record of this node.
+/// Returns the record of this node. The error says why the node cannot be announced and what to change.
 pub(crate) fn announcement(me: &Me, options: &Mdns) -> Result<ServiceInfo, String> {
     let (port, ips) = published(me, options)?;
     let domain = format!("_{}._sub.{}", label(&me.cluster, &[]), options.domain());
     let txt = txt(me)?;
     let name = instance(me);
     let info = ServiceInfo::new(&domain, &name, &host(me), ips.as_deref().unwrap_or_default(), port, txt.as_slice());
-    let info = info.map_err(|e| format!("this node cannot be announced: {e}"))?;
+    let info = info.map_err(|e| format!("cannot announce this node: {e}"))?;
     Ok(if ips.is_none() { info.enable_addr_auto() } else { info })
 }
 
-/// The port, and the addresses; those of the interfaces where there are none.
+/// Returns the port and the addresses to announce. `None` means the current addresses of the interfaces.
 fn published(me: &Me, options: &Mdns) -> Result<(u16, Option<Vec<IpAddr>>), String> {
     let sockets: Vec<SocketAddr> = me.addresses.iter().filter_map(|address| address.as_str().parse().ok()).collect();
     let Some(first) = sockets.first() else {
         return Err(format!(
-            "this node is announced nowhere: multicast DNS tells IP addresses and no names, and its addresses are {:?}; \
-             advertise one of this machine on the network",
+            "cannot announce this node: multicast DNS carries IP addresses and no names, but the node has only {:?}; \
+             advertise an IP address of this machine on the network",
             me.addresses
         ));
     };
@@ -154,14 +161,14 @@ fn published(me: &Me, options: &Mdns) -> Result<(u16, Option<Vec<IpAddr>>), Stri
     if !ips.iter().any(|ip| options.rules.believes(*ip)) {
         return Err(if ips.iter().all(IpAddr::is_loopback) {
             format!(
-                "this node is announced nowhere: it listens on {first}, where no other machine reaches it; connect this \
-                 machine to a network and set NODE_IP to its address there, or switch loopback on (GROUPCACHE_MDNS_LOOPBACK=1) for \
-                 processes of one machine"
+                "cannot announce this node: it listens on {first}, which no other machine reaches; connect this \
+                 machine to a network and set NODE_IP to its address there, or enable loopback \
+                 (GROUPCACHE_MDNS_LOOPBACK=1) for processes of one machine"
             )
         } else {
             format!(
-                "this node is announced nowhere: nobody believes its addresses {ips:?}; listen on a private one, or switch \
-                 public addresses (GROUPCACHE_MDNS_PUBLIC_ADDRESSES=1) or the other family of addresses on, at all nodes"
+                "cannot announce this node: peers do not accept its addresses {ips:?}; listen on a private address, or \
+                 enable public addresses (GROUPCACHE_MDNS_PUBLIC_ADDRESSES=1) or the other address family on all nodes"
             )
         });
     }
@@ -183,36 +190,38 @@ fn txt(me: &Me) -> Result<Vec<(&'static str, String)>, String> {
         txt.push(("zone", me.zone.to_string()));
     }
     let is_long = |(key, value): &(&str, String)| key.len() + 1 + value.len() > MAX_PROPERTY;
-    // The zone is a hint, the others are not.
+    // Only the zone is a hint, so only the zone may be left out.
     txt.retain(|property| property.0 != "zone" || !is_long(property));
     match txt.iter().find(|property| is_long(property)) {
         Some((key, value)) => Err(format!(
-            "this node is announced nowhere: its {key} has {} bytes, which is more than a TXT record holds; shorten it",
+            "cannot announce this node: its {key} has {} bytes, but a TXT record has room for {MAX_PROPERTY} with the \
+             key; shorten it",
             value.len()
         )),
         None => Ok(txt),
     }
 }
 
-/// What the node is called among all services of this name: its id, with the cluster where that has a name.
+/// Returns the instance name of the node: its id, with a hash of id and cluster unless the cluster is the default.
 fn instance(me: &Me) -> String {
     match &*me.cluster {
         DEFAULT_CLUSTER => label(me.id.as_str(), &[]),
-        // The same id in two clusters of a segment is two nodes.
+        // Two clusters on one segment may have nodes of equal ids.
         cluster => label(me.id.as_str(), cluster.as_bytes()),
     }
 }
 
-/// Each life has a host name of its own, so that its addresses are not mixed with those of the last one.
+/// Returns the host name, which differs for each incarnation so that addresses of two incarnations are not mixed.
 fn host(me: &Me) -> String {
     let life = format!("{}\n{}\n{}", me.id, me.cluster, me.incarnation.0);
     format!("groupcache-{:016x}.local.", xxh3_64(life.as_bytes()))
 }
 
-/// A name as one label, or as much of it as can be one with a hash of it and of `more`.
+/// Returns `name` if it is a valid label and `more` is empty. Otherwise returns its first 40 characters, with invalid
+/// ones replaced, and a hash of `name` and `more`.
 ///
-/// Capitals are no difference in DNS; dots and backslashes are, and the library can neither ask nor answer for a name
-/// with them.
+/// DNS ignores case, so capitals would not tell two names apart. The library can neither query for a name with dots or
+/// backslashes nor answer for it.
 fn label(name: &str, more: &[u8]) -> String {
     let is_good = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '-' | '_' | ':');
     if more.is_empty() && name.len() < MAX_LABEL && name.chars().all(is_good) {
@@ -223,7 +232,8 @@ fn label(name: &str, more: &[u8]) -> String {
     format!("{good}-{:016x}", xxh3_64(&whole))
 }
 
-/// Whether the library can ask the network for this instance: it takes each dot in its name for the end of a label.
+/// Returns whether the library can query the network for this instance. The library takes each dot in the name for the
+/// end of a label.
 pub(crate) fn can_be_asked_for(instance: &str, domain: &str) -> bool {
     instance.strip_suffix(domain).is_some_and(|rest| {
         let label = rest.strip_suffix('.').unwrap_or(rest);

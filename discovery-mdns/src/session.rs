@@ -1,4 +1,5 @@
-//! What a node does on its segment: it announces itself, listens, asks for whom it misses, and says goodbye.
+//! Session: announces the node on its segment, follows the records of its peers, verifies peers that the node cannot
+//! reach, and withdraws the record when the node leaves.
 
 mod due;
 mod heard;
@@ -25,16 +26,16 @@ use crate::{
     table::Table,
 };
 
-/// How often records, connections and questions are looked at.
+/// Interval of the checks of records, connections and verifications.
 const LOOK: Duration = Duration::from_millis(100);
-/// Changes that come together are published together: the addresses of the two families of a peer, for instance.
+/// Debounce of published sets, so that changes close in time (IPv4 and IPv6 addresses of a peer) make one set.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// A change is announced once more, with all that belongs to it, after this time. For the second after the library has
-/// said again what is new, which is the TXT record alone and 1.1 s later, its answers are without that record.
+/// Delay after which a change is announced a second time, as a whole record. The library itself repeats only the
+/// changed TXT record, 1.1 s after the change, and for a second after that its answers leave the TXT record out.
 const AGAIN: Duration = Duration::from_millis(2_500);
 
-/// One run of the provider.
+/// State of one run of the provider.
 pub(crate) struct Session<'a> {
     options: &'a Mdns,
     daemon: Daemon,
@@ -46,36 +47,38 @@ pub(crate) struct Session<'a> {
     rng: fastrand::Rng,
     table: Table,
     path: Path,
-    /// The incarnations under which this run has announced the node: records with them are our own.
+    /// Incarnations under which this run has announced the node. Records of these incarnations are its own.
     lives: BTreeSet<Incarnation>,
-    /// What the daemon calls us, once it has been told.
+    /// Instance name under which the daemon announces this node, once it has accepted the record.
     registered: Option<String>,
-    /// Why it cannot be told.
+    /// Reason why this node cannot be announced.
     unpublished: Option<String>,
-    /// When it is told again what we are.
+    /// Time at which the record is given to the daemon.
     register_at: Option<Instant>,
+    /// Time at which the last change is announced a second time; see [`AGAIN`].
     again_at: Option<Instant>,
-    /// Instances that were resolved without a TXT record, and since when.
+    /// Instances that were resolved without a TXT record, with the time of the first such event.
     bare: BTreeMap<String, Instant>,
-    /// When what the library remembers may be forgotten because of those.
+    /// Time from which the library's cache may be dropped because of `bare` instances.
     forget_at: Instant,
-    /// From when on a listing without a peer says something: what was forgotten is not in it.
+    /// Time from which a listing counts. Earlier listings miss instances that were dropped from the cache.
     listings_count_from: Instant,
-    /// When all is listed and asked for again: the daemon itself asks ever less often, up to once an hour.
+    /// Time of the next listing and query. The daemon's own queries become rarer, down to one per hour.
     browse_at: Instant,
-    /// Peers that the node misses and whose records are to be verified, and those that are, until when.
+    /// Peers that the node asked for and that are to be verified.
     to_verify: BTreeSet<PeerId>,
+    /// Peers under verification, with the end of each verification.
     verified: BTreeMap<PeerId, Instant>,
     begun: Instant,
     look_at: Instant,
-    /// Something has changed, and is published at that time.
+    /// Time at which a changed set is published.
     news_at: Option<Instant>,
-    /// The node has asked, and gets a set even if nothing has changed.
+    /// Time at which a request of the node is answered with a set, even if nothing has changed.
     answer_at: Option<Instant>,
-    /// A complete set has been published: from then on every set is complete.
+    /// Whether sets are complete, as all are after the first complete one.
     is_complete: bool,
     published: Option<Vec<Peer>>,
-    /// It has been said that nobody else is heard, or somebody is.
+    /// Whether the one check that may log that this node is alone has run.
     is_alone_told: bool,
 }
 
@@ -114,11 +117,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Lives until the node leaves, or the daemon ends.
+    /// Runs until the node leaves or the daemon ends.
     pub(crate) async fn live(mut self, cx: &mut ProviderContext) -> Result<(), ProviderError> {
         loop {
             self.act(cx)?;
-            // The channels of the library never let others have their turn.
+            // The channels of the library do not yield to other tasks.
             consume_budget().await;
             let wake = self.wake_at();
             tokio::select! {
@@ -132,7 +135,7 @@ impl<'a> Session<'a> {
                     }
                     Signal::MeChanged => {
                         self.register_at = Some(Instant::now());
-                        self.news(); // our own record is part of what we publish
+                        self.news(); // published sets include this node
                     }
                     Signal::Resolve(ids) => self.look_again(cx, ids),
                 },
@@ -143,7 +146,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// When there is something to do though nothing is heard.
+    /// Returns the time of the next action that needs no event.
     fn wake_at(&self) -> Instant {
         let all = [self.news_at, self.answer_at, self.register_at, self.again_at];
         all.into_iter().flatten().fold(self.look_at.min(self.browse_at), Instant::min)
@@ -153,8 +156,8 @@ impl<'a> Session<'a> {
         self.news_at.get_or_insert(Instant::now() + SETTLE);
     }
 
-    /// Tells the daemon what we are. Only the first time are the others asked whether the name is free: each time
-    /// would keep a change of state from them for a second.
+    /// Gives the record of this node to the daemon. Only the first registration probes whether the name is free,
+    /// because a probe would delay a change of state by a second.
     fn register(&mut self, cx: &ProviderContext) -> Result<(), ProviderError> {
         let me = cx.me();
         let mut info = match announcement(&me, self.options) {

@@ -1,29 +1,29 @@
-//! What the provider counts.
+//! Statistics: the counters of a provider.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// What a provider has counted since it was made; clones of a provider count together.
+/// Counts of a provider since its creation. Clones of a provider share their counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MdnsStats {
-    /// Records of peers that were read.
+    /// Number of records of peers that were read.
     pub heard: u64,
-    /// Records of nodes of other clusters.
+    /// Number of records of nodes in other clusters.
     pub strangers: u64,
-    /// Records that nobody can use: another version of the TXT, no address that is accepted.
+    /// Number of unusable records, for example with another version of the TXT record or no accepted address.
     pub garbage: u64,
-    /// Records that came without TXT; those of nodes are heard again with it.
+    /// Number of records that arrived without TXT. The records of nodes arrive again with TXT.
     pub bare: u64,
-    /// Records of peers that have gone: withdrawn, expired, or not confirmed when asked for.
+    /// Number of records of peers that were withdrawn, expired or not confirmed by a verification.
     pub lost: u64,
-    /// Peers that were asked for, since the node could not reach them.
+    /// Number of records that were verified because the node could not reach their peers.
     pub verified: u64,
-    /// Times that discovery began anew, because its events came faster than they were read.
+    /// Number of times that discovery restarted because its events arrived faster than they were read.
     pub reopened: u64,
-    /// Times that what this node announces stopped coming back to it.
+    /// Number of times that this node stopped receiving its own announcement.
     pub outages: u64,
 }
 
@@ -51,11 +51,11 @@ impl Counters {
         self.0.strangers.fetch_add(1, Relaxed);
     }
 
-    /// Counts it, and says so now and then: the 1st, 2nd, 4th, 8th…
+    /// Counts an unusable record, and logs the 1st, 2nd, 4th, 8th and so on.
     pub(crate) fn garbage(&self, instance: &str, why: &str) {
         let before = self.0.garbage.fetch_add(1, Relaxed);
         if (before + 1).is_power_of_two() {
-            tracing::warn!(count = before + 1, ?instance, why, "a record of this service cannot be used");
+            tracing::warn!(count = before + 1, ?instance, why, "ignored an unusable record of this service");
         }
     }
 

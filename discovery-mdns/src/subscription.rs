@@ -1,41 +1,42 @@
-//! What the daemon tells of the service, over one subscription after the other.
+//! Subscription: the daemon's events about the service, read from successive subscriptions.
 
 use mdns_sd::{Receiver, ResolvedService, ServiceEvent};
 
-/// What was heard.
+/// Event of a subscription.
 #[derive(Debug)]
 pub(crate) enum Word {
     Resolved(Box<ResolvedService>),
     Removed(String),
-    /// All that was known when this listing was asked for has been said.
+    /// End of the listing with this number: all instances known at its start have been reported.
     Listed(u64),
-    /// The daemon has closed the subscription: its events came faster than they were read.
+    /// The daemon has closed the subscription because its events arrived faster than they were read.
     Closed,
+    /// Event without meaning for discovery.
     Nothing,
 }
 
-/// The subscription that is read, and the one after it.
+/// Current subscription and its successor.
 #[derive(Debug, Default)]
 pub(crate) struct Subscription {
     current: Option<Receiver<ServiceEvent>>,
     next: Option<Receiver<ServiceEvent>>,
     listing: u64,
-    /// How often the daemon has said that a search begins.
+    /// Number of `SearchStarted` events of the daemon on the current subscription.
     starts: u32,
 }
 
 impl Subscription {
-    /// The listing that is read now.
+    /// Returns the number of the current listing.
     pub(crate) fn listing(&self) -> u64 {
         self.listing
     }
 
-    /// Goes on with this one, once all that came on the one before has been read.
+    /// Switches to `events` once all events of the current subscription have been read.
     pub(crate) fn renew(&mut self, events: Receiver<ServiceEvent>) {
         self.next = Some(events);
     }
 
-    /// Waits for the next event. Dropping the future loses none; it never ends while there is no subscription.
+    /// Waits for the next event. Dropping the future loses no event. The future never completes without a subscription.
     pub(crate) async fn next(&mut self) -> Word {
         loop {
             if self.current.is_none()
@@ -60,7 +61,7 @@ impl Subscription {
         match event {
             ServiceEvent::ServiceResolved(service) => Word::Resolved(service),
             ServiceEvent::ServiceRemoved(_, instance) => Word::Removed(instance),
-            // Said when a search begins, followed by all that is known, and again with each question to the network.
+            // Sent when a search begins, followed by all known instances, and again with each query to the network.
             ServiceEvent::SearchStarted(_) => {
                 self.starts += 1;
                 if self.starts == 2 { Word::Listed(self.listing) } else { Word::Nothing }

@@ -1,4 +1,4 @@
-//! Who has been heard of: pure, told what time it is.
+//! Table: the records of the peers. A pure state machine; callers pass the time.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,15 +7,15 @@ use tokio::time::Instant;
 
 use crate::record::Record;
 
-/// Most records; a node takes no more peers from a provider.
+/// Maximum number of records. A node accepts no more peers from a provider.
 const MAX_RECORDS: usize = 2_000;
-/// Records that are lost together are judged together: this node may have lost its own with them.
+/// Time to collect lost records before their peers are dropped, because this node may lose its own record with them.
 const SETTLE: Duration = Duration::from_millis(100);
-/// A peer whose record is gone and that is reached for all that is not dropped before its connection has been down
-/// for this long: it may only be connecting anew.
+/// Time that the connection to a peer without a record must be down before the peer is dropped. A shorter interruption
+/// may be a reconnection.
 const RECONNECTING: Duration = Duration::from_secs(3);
 
-/// The records of the cluster, by the name of their instance.
+/// Records of the cluster, by instance name.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     known: BTreeMap<String, Known>,
@@ -24,27 +24,27 @@ pub(crate) struct Table {
 #[derive(Debug)]
 struct Known {
     record: Record,
-    /// The last listing that it was in.
+    /// Number of the last listing that contained the record.
     listing: u64,
     lost: Option<Lost>,
 }
 
-/// The record is no more.
+/// Loss of a record.
 #[derive(Clone, Copy, Debug)]
 struct Lost {
     since: Instant,
-    /// When the node had a connection to the peer, though.
+    /// Last time at which the node had a connection to the peer after the loss.
     reached: Option<Instant>,
 }
 
-/// What a record has changed.
+/// Effect of a received record on the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
-    /// A peer that is new, or says something new of itself.
+    /// Record of a new peer, or a changed record.
     News,
-    /// Nothing new: it is still there.
+    /// Record without a change.
     Same,
-    /// One record too many.
+    /// Record beyond [`MAX_RECORDS`], which is not kept.
     Ignored,
 }
 
@@ -65,21 +65,22 @@ impl Table {
         }
     }
 
-    /// The record is gone. Tells whether it was known, and not known to be gone.
+    /// Marks a record as lost. Returns whether the record was known and not lost.
     pub(crate) fn lose(&mut self, instance: &str, now: Instant) -> bool {
         let Some(known) = self.known.get_mut(instance).filter(|known| known.lost.is_none()) else { return false };
         known.lost = Some(Lost { since: now, reached: None });
         true
     }
 
-    /// A listing is over: what was not in it is gone. Tells how many those are.
+    /// Marks the records as lost that the finished listing did not contain. Returns their number.
     pub(crate) fn listed(&mut self, listing: u64, now: Instant) -> usize {
         let missing = |known: &&mut Known| known.lost.is_none() && known.listing < listing;
         let lost = Some(Lost { since: now, reached: None });
         self.known.values_mut().filter(missing).map(|known| known.lost = lost).count()
     }
 
-    /// Forgets those whose record was gone and that the node does not reach. Tells how many.
+    /// Drops peers with a lost record that the node does not reach, after [`SETTLE`], or [`RECONNECTING`] after the
+    /// last connection. Returns their number.
     pub(crate) fn drop_gone(&mut self, now: Instant, reaches: impl Fn(&PeerId) -> bool) -> usize {
         let before = self.known.len();
         self.known.retain(|_, known| {
@@ -95,7 +96,7 @@ impl Table {
         before - self.known.len()
     }
 
-    /// The instances of a peer that are not known to be gone.
+    /// Returns the instance names of a peer, without lost records.
     pub(crate) fn instances_of(&self, id: &PeerId) -> Vec<String> {
         let is_of = |(_, known): &(&String, &Known)| known.record.id == *id && known.lost.is_none();
         self.known.iter().filter(is_of).map(|(instance, _)| instance.clone()).collect()
@@ -116,10 +117,10 @@ mod tests {
 
     use super::*;
 
-    fn record(id: &str, life: u64) -> Record {
+    fn record(id: &str, incarnation: u64) -> Record {
         Record {
             id: PeerId::new(id).unwrap(),
-            incarnation: Incarnation(life),
+            incarnation: Incarnation(incarnation),
             state: NodeState::Ready,
             zone: String::new(),
             addresses: vec![Address::new("10.0.0.7:1").unwrap()],
@@ -130,71 +131,74 @@ mod tests {
         table.peers().filter_map(|peer| peer.id().map(PeerId::to_string)).collect()
     }
 
-    fn nobody(_: &PeerId) -> bool {
+    fn reaches_none(_: &PeerId) -> bool {
         false
     }
 
-    fn only(name: &'static str) -> impl Fn(&PeerId) -> bool {
+    fn reaches_only(name: &'static str) -> impl Fn(&PeerId) -> bool {
         move |id| id.as_str() == name
     }
 
-    /// `a` and `b` in the first listing, at the time that is told.
-    fn two() -> (Table, Instant) {
+    /// Returns a table with `a` and `b` from the first listing, and the current time.
+    fn table_of_two() -> (Table, Instant) {
         let mut table = Table::default();
         assert_eq!(table.hear("a.local.", record("a", 1), 1), Heard::News);
         assert_eq!(table.hear("b.local.", record("b", 1), 1), Heard::News);
         (table, Instant::now())
     }
 
+    /// Checks that an unreachable peer is dropped `SETTLE` after its record was lost, and a loss counts once.
     #[tokio::test(start_paused = true)]
-    async fn a_record_that_is_gone_takes_its_peer_with_it_when_nobody_reaches_that() {
-        let (mut table, now) = two();
-        assert!(table.lose("a.local.", now) && !table.lose("a.local.", now) && !table.lose("stranger.local.", now));
-        assert_eq!(table.drop_gone(now + SETTLE / 2, nobody), 0, "what goes with it is waited for");
-        assert_eq!(table.drop_gone(now + SETTLE, nobody), 1);
+    async fn unreachable_peer_is_dropped_with_its_record() {
+        let (mut table, now) = table_of_two();
+        assert!(table.lose("a.local.", now) && !table.lose("a.local.", now) && !table.lose("unknown.local.", now));
+        assert_eq!(table.drop_gone(now + SETTLE / 2, reaches_none), 0, "other losses may follow within this time");
+        assert_eq!(table.drop_gone(now + SETTLE, reaches_none), 1);
         assert_eq!(ids(&table), ["b"]);
     }
 
+    /// Checks that a connected peer stays without a record, and is dropped `RECONNECTING` after its connection ended.
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_is_reached_stays_without_a_record_until_its_connection_is_down_for_good() {
-        let (mut table, now) = two();
+    async fn reachable_peer_stays_without_a_record() {
+        let (mut table, now) = table_of_two();
         table.lose("a.local.", now);
         for second in 0..600 {
             let now = now + Duration::from_secs(second);
-            assert_eq!(table.drop_gone(now, only("a")), 0);
+            assert_eq!(table.drop_gone(now, reaches_only("a")), 0);
         }
         let down = now + Duration::from_secs(599);
-        assert_eq!(table.drop_gone(down + RECONNECTING - Duration::from_millis(1), nobody), 0);
-        assert_eq!(table.drop_gone(down + RECONNECTING, nobody), 1);
+        assert_eq!(table.drop_gone(down + RECONNECTING - Duration::from_millis(1), reaches_none), 0);
+        assert_eq!(table.drop_gone(down + RECONNECTING, reaches_none), 1);
     }
 
+    /// Checks that a record received again undoes its loss without counting as news.
     #[tokio::test(start_paused = true)]
-    async fn a_record_that_is_back_is_as_good_as_before() {
-        let (mut table, now) = two();
+    async fn returned_record_undoes_its_loss() {
+        let (mut table, now) = table_of_two();
         table.lose("a.local.", now);
         assert!(table.instances_of(&PeerId::new("a").unwrap()).is_empty());
         assert_eq!(table.hear("a.local.", record("a", 1), 1), Heard::Same);
-        assert_eq!(table.drop_gone(now + SETTLE, nobody), 0);
+        assert_eq!(table.drop_gone(now + SETTLE, reaches_none), 0);
         assert_eq!(table.instances_of(&PeerId::new("a").unwrap()), ["a.local."]);
         assert_eq!(table.hear("a.local.", record("a", 2), 1), Heard::News);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_missing_from_a_later_listing_is_gone() {
-        let (mut table, now) = two();
+    async fn record_missing_from_a_later_listing_is_lost() {
+        let (mut table, now) = table_of_two();
         table.hear("b.local.", record("b", 1), 2);
         assert_eq!((table.listed(1, now), table.listed(2, now), table.listed(2, now)), (0, 1, 0));
-        table.drop_gone(now + SETTLE, nobody);
+        table.drop_gone(now + SETTLE, reaches_none);
         assert_eq!(ids(&table), ["b"]);
     }
 
     #[test]
-    fn records_have_a_limit() {
+    fn new_records_beyond_the_limit_are_ignored() {
         let mut table = Table::default();
         for n in 0..MAX_RECORDS {
             table.hear(&format!("p{n}"), record(&format!("p{n}"), 1), 1);
         }
         assert_eq!(table.hear("one more", record("x", 1), 1), Heard::Ignored);
-        assert_eq!(table.hear("p0", record("p0", 2), 1), Heard::News, "those who are known are heard");
+        assert_eq!(table.hear("p0", record("p0", 2), 1), Heard::News, "known peers may still change their records");
     }
 }

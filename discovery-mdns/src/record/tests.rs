@@ -31,7 +31,7 @@ fn read_back(info: ServiceInfo) -> Result<Record, Unusable> {
     Record::read(&info.as_resolved_service(), "default", &Rules::default())
 }
 
-/// A record that is good but for these properties.
+/// Returns a valid TXT record with these properties replaced or added; a value of "-" leaves the property out.
 fn txt_with(properties: &[(&str, &str)]) -> TxtProperties {
     let mut all = vec![("txtvers", "1"), ("id", "a"), ("cluster", "default"), ("inc", "1")];
     all.retain(|(key, _)| !properties.iter().any(|(other, _)| other == key));
@@ -49,8 +49,9 @@ fn read(txt: &TxtProperties, port: u16, places: &[&str]) -> Result<Record, Unusa
     Record::from_parts(txt, port, places, "default", &Rules::default())
 }
 
+/// Checks the written TXT record, names and subtype, and that reading gives the node back.
 #[test]
-fn what_is_announced_is_read() {
+fn announced_record_is_read_back() {
     let info = announced(&me());
     let txt: Vec<_> = info.get_properties().iter().map(|p| format!("{}={}", p.key(), p.val_str())).collect();
     let whole = "txtvers=1 id=users-0 cluster=default inc=7 state=draining pv=1 weight=2 tls=1 zone=a";
@@ -66,28 +67,30 @@ fn what_is_announced_is_read() {
     assert_eq!(record.peer().zone(), Some("a"));
 }
 
+/// Checks that a record of a later release is read: unknown properties are ignored, an unknown state counts as ready.
 #[test]
-fn a_later_release_may_say_more() {
+fn unknown_properties_and_states_are_accepted() {
     let more = txt_with(&[("mood", "deep"), ("state", "asleep"), ("pv", "9")]);
     let record = read(&more, 1, &["10.0.0.1"]).unwrap();
     assert_eq!((record.state, record.zone.as_str()), (NodeState::Ready, ""));
 }
 
+/// Checks the reason for each kind of unusable record, and that a record of another cluster is told apart.
 #[test]
-fn what_is_none_of_ours_is_refused_with_a_reason() {
+fn unusable_record_is_refused_with_a_reason() {
     let cases = [
         (TxtProperties::new(), "names no cluster"),
         (txt_with(&[("cluster", "-")]), "names no cluster"),
         (txt_with(&[("txtvers", "2")]), "another version"),
         (txt_with(&[("txtvers", "-")]), "another version"),
-        (txt_with(&[("id", "two words")]), "id is none"),
-        (txt_with(&[("id", "-")]), "id is none"),
+        (txt_with(&[("id", "two words")]), "id is missing or invalid"),
+        (txt_with(&[("id", "-")]), "id is missing or invalid"),
         (txt_with(&[("inc", "-1")]), "incarnation"),
         (txt_with(&[("inc", "-")]), "incarnation"),
     ];
     for (txt, why) in cases {
-        let Err(Unusable::Garbage(said)) = read(&txt, 1, &["10.0.0.1"]) else { panic!("{txt:?} is read") };
-        assert!(said.contains(why), "{txt:?}: {said}");
+        let Err(Unusable::Garbage(reason)) = read(&txt, 1, &["10.0.0.1"]) else { panic!("{txt:?} is read") };
+        assert!(reason.contains(why), "{txt:?}: {reason}");
     }
     assert_eq!(read(&txt_with(&[("cluster", "other")]), 1, &["10.0.0.1"]), Err(Unusable::Stranger));
     let good = txt_with(&[]);
@@ -96,8 +99,9 @@ fn what_is_none_of_ours_is_refused_with_a_reason() {
     }
 }
 
+/// Checks that unaccepted addresses and duplicates are dropped, and that at most [`MAX_ADDRESSES`] remain.
 #[test]
-fn addresses_that_are_believed_come_in_one_order_and_link_local_ones_keep_their_scope() {
+fn addresses_are_sorted_and_link_local_ones_keep_their_scope() {
     let places = ["fe80::7", "fd00::7", "203.0.113.7", "10.0.0.7", "10.0.0.6", "10.0.0.7"];
     let record = read(&txt_with(&[]), 7946, &places).unwrap();
     let text: Vec<_> = record.addresses.iter().map(Address::as_str).collect();
@@ -107,8 +111,9 @@ fn addresses_that_are_believed_come_in_one_order_and_link_local_ones_keep_their_
     assert_eq!(read(&txt_with(&[]), 1, &many).unwrap().addresses.len(), MAX_ADDRESSES);
 }
 
+/// Checks that distinct nodes get distinct names, and that the library can query for each name.
 #[test]
-fn an_instance_is_called_by_its_id_or_by_what_dns_can_take_of_it() {
+fn instance_name_is_the_id_or_a_valid_label_with_a_hash() {
     let name = |id: &str, cluster: &str| instance(&named(id, cluster));
     assert_eq!(name("users-0", "default"), "users-0");
     assert_eq!(name("10:7946_x", "default"), "10:7946_x");
@@ -138,14 +143,15 @@ fn an_instance_is_called_by_its_id_or_by_what_dns_can_take_of_it() {
 }
 
 #[test]
-fn each_life_has_a_host_of_its_own() {
-    let host_of = |life| announced(&Me { incarnation: Incarnation(life), ..me() }).get_hostname().to_owned();
+fn each_incarnation_has_a_host_name_of_its_own() {
+    let host_of = |number| announced(&Me { incarnation: Incarnation(number), ..me() }).get_hostname().to_owned();
     assert_eq!(host_of(1), host_of(1));
     assert_ne!(host_of(1), host_of(2));
 }
 
+/// Checks that the error names the remedy, and that the remedy works.
 #[test]
-fn a_node_that_cannot_be_announced_is_told_why() {
+fn unusable_identity_gives_an_error_with_the_remedy() {
     let why = |me: &Me, mdns: Mdns| announcement(me, &mdns).map(|info| info.get_fullname().to_owned()).unwrap_err();
     assert!(why(&at(&["127.0.0.1:7946"]), Mdns::new()).contains("GROUPCACHE_MDNS_LOOPBACK=1"));
     assert!(why(&at(&["203.0.113.7:7946"]), Mdns::new()).contains("public"));
@@ -163,8 +169,9 @@ fn a_node_that_cannot_be_announced_is_told_why() {
     assert!(announced(&zone).get_property("zone").is_none(), "a hint that does not fit is left out");
 }
 
+/// Checks that only addresses with the first port are announced, because a service has one port.
 #[test]
-fn the_addresses_are_those_of_the_identity_or_of_the_interfaces() {
+fn addresses_come_from_the_identity_or_the_interfaces() {
     let info = announced(&at(&["10.0.0.7:7946", "10.0.0.8:7946", "10.0.0.9:1"]));
     assert_eq!((info.get_port(), info.get_addresses().len(), info.is_addr_auto()), (7946, 2, false));
     for (me, mdns) in [(at(&["0.0.0.0:7946"]), Mdns::new()), (me(), Mdns::new().follow_interfaces())] {
@@ -176,8 +183,9 @@ fn the_addresses_are_those_of_the_identity_or_of_the_interfaces() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// Checks that arbitrary bytes are read or refused without a panic.
     #[test]
-    fn any_bytes_are_a_record_within_the_limits_or_refused(
+    fn arbitrary_bytes_do_not_panic(
         bytes in proptest::collection::vec(any::<u8>(), 0..600),
         port in any::<u16>(),
         places in proptest::collection::vec((any::<std::net::IpAddr>(), any::<u32>()), 0..20),
@@ -186,8 +194,9 @@ proptest! {
         let _ = Record::from_parts(&txt, port, places, "default", &Rules::default());
     }
 
+    /// Checks that a valid record with one byte changed and the end cut off is refused or within all limits.
     #[test]
-    fn a_damaged_record_is_a_record_within_the_limits_or_refused(
+    fn damaged_record_is_refused_or_within_the_limits(
         at in 0_usize..120, byte in any::<u8>(), cut in 0_usize..140,
         port in 0_u16..3, places in proptest::collection::vec((any::<std::net::IpAddr>(), any::<u32>()), 0..20),
     ) {

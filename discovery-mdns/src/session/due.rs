@@ -1,4 +1,4 @@
-//! What is done when its time has come.
+//! Due actions: what a session does at a given time, without an event.
 
 use std::time::Duration;
 
@@ -11,26 +11,28 @@ use crate::{
     record::can_be_asked_for,
 };
 
-/// After this the first set is complete: all have been asked twice, and have had time to answer.
+/// Time after the start at which the first complete set is published: every node has been queried twice and has had
+/// time to answer.
 const FIRST_SET: Duration = Duration::from_millis(1_200);
-/// How often all is listed and asked for again, give or take a third; and while nothing is heard.
+/// Mean interval of listings and queries. Each interval varies at random by up to a third.
 const BROWSE: Duration = Duration::from_secs(15);
+/// Interval of listings and queries while the node does not receive its own announcement.
 pub(super) const RETRY: Duration = Duration::from_secs(3);
-/// How long a question to the network takes to be answered by those who are there.
+/// Time in which the live peers answer a query to the network.
 const ANSWERS: Duration = Duration::from_millis(300);
-/// How long a record may be without TXT before it is asked for anew, and how often that is done at most: it costs an
-/// answer of everybody.
+/// Time that a record may lack its TXT before all records are queried again.
 const BARE: Duration = Duration::from_secs(4);
+/// Minimum interval of such queries, because each one costs an answer of every node.
 const FORGET_AGAIN: Duration = Duration::from_secs(60);
-/// When what was forgotten is known again: the network has been asked four times by then.
+/// Time after which dropped records are known again, because the network has been queried four times.
 const RELISTED: Duration = Duration::from_secs(10);
-/// Most records that are verified at one look: the daemon takes a hundred commands at a time.
+/// Maximum number of peers to verify per check, because the daemon queues at most 100 commands.
 const VERIFY_AT_ONCE: usize = 16;
-/// When to say that nobody else has been heard.
+/// Time after the start at which a node without peers logs that it is alone.
 const ALONE: Duration = Duration::from_secs(10);
 
 impl Session<'_> {
-    /// Does what is due.
+    /// Does everything that is due.
     pub(super) fn act(&mut self, cx: &ProviderContext) -> Result<(), ProviderError> {
         let now = Instant::now();
         if self.register_at.is_some_and(|at| now >= at) {
@@ -50,7 +52,7 @@ impl Session<'_> {
         }
         if self.answer_at.is_some_and(|at| now >= at) {
             self.answer_at = None;
-            // Nothing could be looked at, so there is no answer.
+            // No check was possible without multicast, so there is no answer.
             if self.path.is_good() {
                 self.publish(cx, true);
             }
@@ -69,7 +71,7 @@ impl Session<'_> {
             Err(Refused::Busy) => self.browse_at = now + LOOK,
             Err(Refused::Ended(why)) => return Err(why.into()),
         }
-        // An announcement that was never heard may never have been sent.
+        // The announcement may never have been sent, so it is given to the daemon again.
         let is_old = now >= self.begun + RETRY;
         if is_old && !self.path.is_good() && self.registered.is_some() {
             self.register_at.get_or_insert(now);
@@ -97,7 +99,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The node asks for some peers, or for all: what is known is verified where the node cannot do that itself.
+    /// Starts an answer to the node, which asks for some peers or for all. Known peers without a connection are
+    /// verified.
     pub(super) fn look_again(&mut self, cx: &ProviderContext, ids: Vec<PeerId>) {
         let now = Instant::now();
         self.browse_at = now;
@@ -113,7 +116,7 @@ impl Session<'_> {
         self.verified.retain(|_, until| now < *until);
         for _ in 0..VERIFY_AT_ONCE {
             let Some(id) = self.to_verify.pop_first() else { break };
-            // It may have answered since the node asked.
+            // The peer may have connected since the node asked.
             if cx.reaches(&id) {
                 continue;
             }
@@ -123,17 +126,18 @@ impl Session<'_> {
                 }
                 match self.daemon.verify(&instance) {
                     Ok(()) => self.options.counters.verified(),
-                    Err(Refused::Busy) => return Ok(()), // the node asks again
+                    Err(Refused::Busy) => return Ok(()), // the node will ask again
                     Err(Refused::Ended(why)) => return Err(why.into()),
                 }
             }
-            // One at a time: the answers to two that overlap are too few for both.
+            // A peer has one verification at a time, because two that overlap would share too few answers.
             self.verified.insert(id, now + VERIFY + ANSWERS);
         }
         Ok(())
     }
 
-    /// The library never asks for a TXT record alone that an answer was without. What it has forgotten it asks for.
+    /// Drops the library's cache if a TXT record stays missing. The library never queries for a missing TXT record
+    /// alone, but it queries for everything that is not in its cache.
     fn forget_if_bare(&mut self, now: Instant) -> Result<(), ProviderError> {
         let is_due = self.bare.values().any(|since| now >= *since + BARE);
         if !is_due || now < self.forget_at {
@@ -162,8 +166,8 @@ impl Session<'_> {
             tracing::warn!(
                 cluster = self.cluster,
                 interfaces = ?used,
-                "nobody else is heard by multicast DNS, and this node serves alone; where there is no multicast (clouds, \
-                 Kubernetes, Docker's default bridge) use nats, kubernetes, dns or a list of peers"
+                "nobody else is heard by multicast DNS, so this node serves alone; in networks without multicast \
+                 (clouds, Kubernetes, Docker's default bridge) use nats, kubernetes, dns or a list of peers"
             );
         }
     }
@@ -171,12 +175,13 @@ impl Session<'_> {
     fn silence(&self) -> String {
         let (used, skipped) = self.seen.names();
         let found = match used.is_empty() {
-            true => "there is no interface for it".to_owned(),
-            false => format!("what this node announces does not come back to it on {}", used.join(", ")),
+            true => "there is no usable interface".to_owned(),
+            false => format!("this node does not receive its own announcement on {}", used.join(", ")),
         };
         format!(
-            "no multicast: {found} (not used: {}), so it serves alone; name other interfaces, or use nats, kubernetes, dns or a list of peers where there is none (clouds, Kubernetes, \
-             Docker's default bridge)",
+            "no multicast: {found} (skipped: {}), so this node serves alone; choose other interfaces, or in networks \
+             without multicast (clouds, Kubernetes, Docker's default bridge) use nats, kubernetes, dns or a list of \
+             peers",
             skipped.join(", ")
         )
     }

@@ -1,4 +1,4 @@
-//! What is heard from the daemon.
+//! Received events: what a session does with the events of the daemon.
 
 use groupcache_core::{Health, ProviderContext};
 use mdns_sd::{DaemonEvent, RecvError, ResolvedService};
@@ -11,7 +11,7 @@ use crate::{
     table::Heard,
 };
 
-/// Most instances without TXT that are remembered.
+/// Maximum number of instances without TXT to remember.
 const MAX_BARE: usize = 100;
 
 impl Session<'_> {
@@ -28,7 +28,7 @@ impl Session<'_> {
             }
             Word::Closed => {
                 self.options.counters.reopened();
-                // What was said meanwhile is in the next listing.
+                // The next listing contains the events that were lost.
                 self.browse_at = now + LOOK;
             }
             Word::Nothing => {}
@@ -48,12 +48,12 @@ impl Session<'_> {
         match Record::read(service, &self.cluster, &self.options.rules) {
             Ok(record) if record.id == cx.me().id && self.lives.contains(&record.incarnation) => {
                 if self.path.echo(instance, now) {
-                    // What was said while nothing could be heard.
+                    // Records may have been announced while this node received none.
                     self.browse_at = now;
                     cx.report(Health::Connected);
                 }
             }
-            // One of our id and of another life goes to the node: it may be another process.
+            // A record of this node's id and another incarnation goes to the node, because another process may run.
             Ok(record) => {
                 counters.heard();
                 if self.table.hear(instance, record, self.events.listing()) == Heard::News {
@@ -65,7 +65,7 @@ impl Session<'_> {
                     Unusable::Stranger => counters.stranger(),
                     Unusable::Garbage(why) => counters.garbage(instance, why),
                 }
-                // Whatever it is now, it is not the record that it was.
+                // The usable record of this instance, if any, has been replaced.
                 if self.table.lose(instance, now) {
                     self.options.counters.lost();
                 }
@@ -79,8 +79,8 @@ impl Session<'_> {
             self.options.counters.outage();
             self.browse_at = self.browse_at.min(now + RETRY);
             cx.report(Health::Stale(
-                "what this node announces does not come back to it any more: its network interfaces are down, or multicast \
-                 is; the last set of peers stays"
+                "this node no longer receives its own announcement; check its network interfaces and multicast; the \
+                 last set of peers stays"
                     .to_owned(),
             ));
         }
@@ -94,11 +94,11 @@ impl Session<'_> {
             Ok(DaemonEvent::NameChange(change)) => tracing::warn!(
                 name = ?change.original,
                 instead = ?change.new_name,
-                "another service on this network has the name of this node; give each node its own NODE_NAME"
+                "another service on this network has the name of this node; set a different NODE_NAME for each node"
             ),
-            Ok(DaemonEvent::Error(e)) => tracing::warn!(error = %e, "multicast DNS"),
+            Ok(DaemonEvent::Error(e)) => tracing::warn!(error = %e, "multicast DNS reported an error"),
             Ok(_) => {}
-            // The daemon has ended, which the next command will tell.
+            // The daemon has ended; the next command to it fails and ends the run.
             Err(RecvError::Disconnected) => self.browse_at = Instant::now(),
         }
     }

@@ -1,4 +1,5 @@
-//! Beside avahi, which most Linux machines have: it lists our nodes, we find what it publishes, and both live on one host.
+//! Interoperation with avahi, which most Linux machines run: each side finds the services of the other, on two hosts
+//! and on one.
 
 use std::{
     fs,
@@ -15,7 +16,7 @@ use segment::{Families, Host, Segment};
 
 use crate::support::PATIENCE;
 
-/// A process that is killed when this is dropped.
+/// Process that is killed on drop.
 struct Process(Child);
 
 impl Drop for Process {
@@ -25,7 +26,7 @@ impl Drop for Process {
     }
 }
 
-/// An avahi-daemon of a host, with a D-Bus of its own: neither touches those of this machine.
+/// An avahi-daemon on a host, with a D-Bus of its own, so that the ones of this machine are not touched.
 struct Avahi<'a> {
     host: &'a Host,
     scratch: PathBuf,
@@ -33,7 +34,7 @@ struct Avahi<'a> {
 }
 
 impl<'a> Avahi<'a> {
-    /// `None`, and a line that says so, where it is not installed.
+    /// Starts avahi on the host. Prints a line and returns `None` where a program of it is not installed.
     fn on(host: &'a Host, name: &str) -> Option<Self> {
         let is_there = |name: &&str| ["/usr/sbin", "/usr/bin"].iter().any(|dir| Path::new(dir).join(name).exists());
         let missing =
@@ -63,11 +64,11 @@ impl<'a> Avahi<'a> {
         let dbus = format!("dbus-daemon --nofork --nopidfile --config-file={}", bus.display());
         self.spawn(&dbus);
         let socket = self.scratch.join("bus");
-        eventually("the bus is there", || socket.exists());
+        eventually("the socket of the bus exists", || socket.exists());
         let config = "[server]\nuse-ipv4=yes\nuse-ipv6=yes\nallow-interfaces=eth0\nenable-dbus=yes\n[publish]\n[wide-area]\n\
                       enable-wide-area=no\n";
         let config = self.write("avahi.conf", config);
-        // It keeps its files in /run, which this process has to itself.
+        // The daemon keeps its files in /run, so this process gets a /run of its own.
         let daemon = format!(
             "mount -t tmpfs tmpfs /run && exec avahi-daemon -f {} --no-drop-root --no-chroot --no-rlimits",
             config.display()
@@ -86,7 +87,7 @@ impl<'a> Avahi<'a> {
         path
     }
 
-    /// A shell command on the host, which becomes the program that it names.
+    /// Returns a shell command on the host. The shell is replaced by the named program.
     fn command(&self, line: &str) -> Command {
         let mut command = self.host.command("sh");
         command.args(["-c", &format!("exec {line}")]).env("DBUS_SYSTEM_BUS_ADDRESS", self.bus());
@@ -99,7 +100,7 @@ impl<'a> Avahi<'a> {
         self.processes.push(Process(child));
     }
 
-    /// What it prints; `None` when it fails.
+    /// Runs a program and returns its output, or `None` if the program fails.
     fn run(&self, line: &str) -> Option<String> {
         let mut child = self.command(line).stdout(Stdio::piped()).spawn().unwrap();
         let mut text = String::new();
@@ -107,6 +108,7 @@ impl<'a> Avahi<'a> {
         child.wait().unwrap().success().then_some(text)
     }
 
+    /// Returns whether one service in avahi's list contains all words.
     fn lists(&self, words: &[&str]) -> bool {
         let listed = self.run("avahi-browse -rtp _groupcache._tcp").unwrap_or_default();
         let resolved: Vec<_> = listed.lines().filter(|line| line.starts_with('=')).collect();
@@ -116,7 +118,7 @@ impl<'a> Avahi<'a> {
 
 impl Drop for Avahi<'_> {
     fn drop(&mut self) {
-        // The daemon before its bus.
+        // The daemon ends before its bus.
         while self.processes.pop().is_some() {}
         let _ = fs::remove_dir_all(&self.scratch);
     }
@@ -131,7 +133,7 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Duration {
     begun.elapsed()
 }
 
-/// A provider on a host, which listens on loopback of that host and announces the addresses of the interfaces.
+/// Provider on a host. The node of the bench has a loopback address, so tests announce the addresses of the interfaces.
 struct Provider {
     runtime: tokio::runtime::Runtime,
     bench: Bench,
@@ -151,15 +153,17 @@ impl Provider {
     }
 }
 
+/// Checks that avahi lists the node with its TXT record, subtype and both address families, and that the provider
+/// finds, verifies and loses a service that avahi publishes.
 #[test]
-fn avahi_lists_our_nodes_and_what_it_publishes_is_found() {
+fn provider_and_avahi_find_each_others_services() {
     let Some(segment) = Segment::of(2, Families::Both) else { return };
     let [here, there] = segment.hosts() else { unreachable!("there are two") };
     let Some(avahi) = Avahi::on(there, "interop") else { return };
     let mut provider = Provider::on(here, Mdns::new().follow_interfaces());
     let ours =
         ["under-test", "\"txtvers=1\"", "\"id=under-test\"", "\"cluster=conformance\"", "\"state=ready\"", "\"tls=0\""];
-    // Which of the addresses it shows, avahi chooses.
+    // Avahi chooses which addresses to show.
     for family in ["=;eth0;IPv4;", "=;eth0;IPv6;"] {
         let took =
             eventually("avahi lists the node with its TXT", || avahi.lists(&[&ours[..], &[family, ";7946;"]].concat()));
@@ -172,32 +176,34 @@ fn avahi_lists_our_nodes_and_what_it_publishes_is_found() {
     let published =
         avahi.command(&format!("avahi-publish -s theirs _groupcache._tcp 7946 {txt}")).stdout(Stdio::null()).spawn();
     let published = Process(published.unwrap());
-    let took = eventually("it is found", || provider.names().contains(&"theirs".to_owned()));
+    let took = eventually("the published service is found", || provider.names().contains(&"theirs".to_owned()));
     println!("found {took:?} after it was published (figure: 0.8 s)");
     let theirs = provider.bench.peers().into_iter().find(|peer| peer.id().is_some_and(|id| id.as_str() == "theirs"));
     let addresses: Vec<_> = theirs.unwrap().addresses().iter().map(ToString::to_string).collect();
     let is_of_host = |address: &String| address.starts_with("10.77.0.2:") || address.starts_with("[f");
     assert!(addresses.iter().all(is_of_host) && !addresses.is_empty(), "{addresses:?}");
-    // Asked for, it is confirmed by avahi.
+    // Avahi answers the verification of its service.
     provider.bench.ask_for([groupcache_core::PeerId::new("theirs").unwrap()]);
     std::thread::sleep(Duration::from_secs(3));
-    assert!(provider.names().contains(&"theirs".to_owned()), "a peer that is there is confirmed");
+    assert!(provider.names().contains(&"theirs".to_owned()), "a live service is confirmed");
     drop(published);
-    eventually("it is gone", || !provider.names().contains(&"theirs".to_owned()));
+    eventually("the withdrawn service is gone", || !provider.names().contains(&"theirs".to_owned()));
 
     let Provider { runtime, bench } = provider;
     runtime.block_on(bench.stop());
-    eventually("avahi lists it no more", || !avahi.lists(&["under-test"]));
+    eventually("avahi no longer lists the node", || !avahi.lists(&["under-test"]));
 }
 
+/// Checks that avahi and the provider on its host list a process on the same host and one on another host.
 #[test]
-fn several_processes_live_beside_avahi_on_one_host() {
+fn several_processes_share_a_host_with_avahi() {
     let Some(segment) = Segment::of(2, Families::V4) else { return };
     let [here, there] = segment.hosts() else { unreachable!("there are two") };
     let Some(avahi) = Avahi::on(here, "beside") else { return };
-    // What is announced is told apart by avahi, by the others on this host, and by those on another.
     let mut first = Provider::on(here, Mdns::new().follow_interfaces());
-    eventually("it hears itself beside avahi", || first.bench.health() == Some(Health::Connected));
+    eventually("the provider receives its own announcement beside avahi", || {
+        first.bench.health() == Some(Health::Connected)
+    });
     let announced = |host: &Host, name: &str, address: &str| {
         let (name, ip) = (name.to_owned(), address.parse().unwrap());
         host.enter(|| {
@@ -218,6 +224,6 @@ fn several_processes_live_beside_avahi_on_one_host() {
     });
     println!("all listed beside avahi after {took:?}");
     for name in ["beside", "under-test", "far"] {
-        eventually("avahi on this host lists all of them, too", || avahi.lists(&[name]));
+        eventually("avahi on this host lists each of them", || avahi.lists(&[name]));
     }
 }

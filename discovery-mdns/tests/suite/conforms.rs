@@ -1,4 +1,4 @@
-//! The suite that every provider passes: on loopback everywhere, and with an interface that goes down where it can.
+//! Conformance: the suite for all providers, on loopback, and on Linux with an interface that goes down.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -11,16 +11,17 @@ use segment::{Families, Segment};
 
 use crate::support::{Announcer, free_port, has_multicast};
 
-/// Loopback; in a network namespace, it can go down.
+/// Source on loopback, which can go down in a network namespace.
 struct Loopback {
     port: u16,
-    /// One for each, so that it can crash; those of a crowd share one.
+    /// Announcers of single members, so that each member can crash.
     announcers: BTreeMap<PeerId, Announcer>,
+    /// Announcer shared by the members beyond [`OWN_ANNOUNCERS`].
     crowd: Option<Announcer>,
     link: Option<Link>,
 }
 
-/// The loopback interface of this namespace.
+/// Loopback interface of this network namespace.
 struct Link;
 
 impl Link {
@@ -44,8 +45,8 @@ impl Drop for Loopback {
     }
 }
 
-/// So many members have daemons of their own.
-const ALONE: usize = 5;
+/// Maximum number of members with an announcer of their own.
+const OWN_ANNOUNCERS: usize = 5;
 
 #[async_trait]
 impl Source for Loopback {
@@ -53,7 +54,7 @@ impl Source for Loopback {
         Arc::new(Mdns::new().port(self.port).unwrap().loopback())
     }
 
-    /// A goodbye counts after a second (RFC 6762), and two machines in one take their time.
+    /// Returns limits that allow for goodbyes, which take effect after a second (RFC 6762), and for a slow machine.
     fn timing(&self) -> Timing {
         let s = Duration::from_secs;
         Timing { first_set: s(5), change: s(5), crash: s(10), recovery: s(12), ..Timing::default() }
@@ -61,7 +62,7 @@ impl Source for Loopback {
 
     async fn join(&mut self, member: &Me) -> Result<(), Cannot> {
         let port = self.port;
-        let has_own = self.announcers.contains_key(&member.id) || self.announcers.len() < ALONE;
+        let has_own = self.announcers.contains_key(&member.id) || self.announcers.len() < OWN_ANNOUNCERS;
         let announcer = match has_own {
             true => self.announcers.entry(member.id.clone()).or_insert_with(|| Announcer::new(port)),
             false => self.crowd.get_or_insert_with(|| Announcer::new(port)),
@@ -81,12 +82,12 @@ impl Source for Loopback {
     }
 
     async fn fail(&mut self) -> Result<(), Cannot> {
-        self.link.as_ref().ok_or(Cannot("the loopback of this machine stays up"))?.set("down");
+        self.link.as_ref().ok_or(Cannot("the loopback interface of this machine must stay up"))?.set("down");
         Ok(())
     }
 
     async fn refuse(&mut self) -> Result<(), Cannot> {
-        Err(Cannot("a network segment refuses nobody"))
+        Err(Cannot("a network segment refuses no node"))
     }
 
     async fn mend(&mut self, members: &[Me]) {
@@ -108,7 +109,7 @@ impl Source for Loopback {
         };
         announcer.register("bare", "bare.local.", &here, 1, &[]);
         announcer.register("future", "future.local.", &here, 1, &[("txtvers", "2".to_owned())]);
-        announcer.register("stranger", "stranger.local.", &here, 1, &of_member("other"));
+        announcer.register("unlisted", "unlisted.local.", &here, 1, &of_member("other"));
         let public = ["203.0.113.7".parse().unwrap()];
         announcer.register("public", "public.local.", &public, 1, &of_member("conformance"));
         Ok(())
@@ -117,20 +118,20 @@ impl Source for Loopback {
     fn knows_dual_stack(&self) -> Result<(), Cannot> {
         match &self.link {
             Some(_) => Ok(()),
-            None => Err(Cannot("loopback has no multicast of IPv6")),
+            None => Err(Cannot("loopback has no IPv6 multicast")),
         }
     }
 }
 
 #[tokio::test]
-async fn it_conforms_on_loopback() {
+async fn provider_conforms_on_loopback() {
     if has_multicast() {
         println!("{}", conform(async || Loopback::new(None)).await.passed().unwrap());
     }
 }
 
 #[test]
-fn it_conforms_on_a_host_whose_interface_goes_down() {
+fn provider_conforms_when_the_interface_goes_down() {
     let Some(segment) = Segment::of(1, Families::V6) else { return };
     let host = &segment.hosts()[0];
     host.ip(&["address", "add", "fd00::1/64", "dev", "eth0", "nodad"]);

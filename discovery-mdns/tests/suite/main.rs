@@ -1,8 +1,8 @@
-//! The provider on loopback, and on a network segment of its own where there can be one.
+//! Tests of the provider on loopback and, where the machine allows it, on a network segment of their own.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
-    reason = "tests, helpers included; those beside avahi drive processes in real time"
+    reason = "tests and their helpers may panic, and the tests with avahi drive processes in real time"
 )]
 
 use read_along as _;

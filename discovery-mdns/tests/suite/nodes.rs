@@ -1,4 +1,4 @@
-//! Nodes that find each other: on loopback, and by link-local addresses alone.
+//! Nodes: whole nodes find each other on loopback and by link-local addresses alone.
 
 use std::{
     net::{Ipv6Addr, SocketAddr},
@@ -28,7 +28,7 @@ fn sees(node: &Node, members: usize) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nodes_of_one_machine_are_one_cluster_and_one_that_leaves_is_in_no_ring() {
+async fn nodes_of_one_machine_join_and_leave_one_cluster() {
     if !has_multicast() {
         return;
     }
@@ -55,7 +55,7 @@ async fn nodes_of_one_machine_are_one_cluster_and_one_that_leaves_is_in_no_ring(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_nodes_of_one_id_are_told_apart_by_the_second_one() {
+async fn second_node_with_the_same_id_does_not_start() {
     if !has_multicast() {
         return;
     }
@@ -68,40 +68,41 @@ async fn two_nodes_of_one_id_are_told_apart_by_the_second_one() {
     a.shutdown().await.unwrap();
 }
 
-/// A node on all interfaces of a host, and what runs it.
-fn on(host: &segment::Host, name: &str) -> (Runtime, Node, Group<String>) {
+/// Starts a node on all interfaces of a host, with a runtime of its own.
+fn start_on(host: &segment::Host, name: &str) -> (Runtime, Node, Group<String>) {
     host.enter(|| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let identity = Identity::new(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 7946))).with_id(name).unwrap();
-        // Where it listens is nowhere to dial; the records of the interfaces are.
+        // The unspecified address cannot be dialled, so the provider announces the addresses of the interfaces.
         let identity = identity.with_advertised([Address::new("[::]:7946").unwrap()]).unwrap();
         let (node, group) = runtime.block_on(start(identity, Mdns::new().ipv6_only()));
         (runtime, node, group)
     })
 }
 
+/// Checks that nodes with link-local addresses alone reach each other by scope, and again at new addresses.
 #[test]
-fn nodes_with_link_local_addresses_alone_reach_each_other_by_their_scope_and_follow_a_change_of_address() {
+fn link_local_nodes_find_each_other_after_an_address_change() {
     let Some(segment) = Segment::of(2, Families::V6) else { return };
     for host in segment.hosts() {
         host.ip(&["address", "delete", &format!("{}/64", host.address()), "dev", "eth0"]);
     }
-    let [(runtime, a, _), (other, b, group)] = [on(&segment.hosts()[0], "a"), on(&segment.hosts()[1], "b")];
+    let [(runtime, a, _), (other, b, group)] = [start_on(&segment.hosts()[0], "a"), start_on(&segment.hosts()[1], "b")];
     runtime.block_on(async {
         eventually("they see each other", async || sees(&a, 2) && sees(&b, 2)).await;
         for n in 0..20 {
             assert_eq!(group.get(&format!("k{n}")).await.unwrap(), format!("value of k{n}"));
         }
     });
-    // The address changes under a node that runs.
+    // The address changes while the node runs.
     segment.hosts()[1].ip(&["address", "flush", "dev", "eth0"]);
     segment.hosts()[1].ip(&["address", "add", "fd77::99/64", "dev", "eth0", "nodad"]);
     segment.hosts()[0].ip(&["address", "add", "fd77::98/64", "dev", "eth0", "nodad"]);
     runtime.block_on(async {
-        // Longer than a connection to where nobody is any more can be taken for one.
+        // Longer than a connection to an address without a node can appear to work.
         sleep(Duration::from_secs(5)).await;
         let took = eventually("they see each other again", async || sees(&a, 2) && sees(&b, 2)).await;
-        println!("found at its new address {took:?} after those 5 s");
+        println!("found at its new address {took:?} after a wait of 5 s");
         for n in 100..120 {
             assert_eq!(group.get(&format!("k{n}")).await.unwrap(), format!("value of k{n}"));
         }

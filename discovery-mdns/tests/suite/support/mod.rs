@@ -1,4 +1,5 @@
-//! Nodes that are announced by the library alone, as another implementation would: what is tested is not used.
+//! Announcer: announces nodes with the mdns-sd library alone, as another implementation would, without the code under
+//! test.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
@@ -9,12 +10,15 @@ use groupcache_core::Me;
 use mdns_sd::{IfKind, ServiceDaemon, ServiceInfo};
 use tokio::time::{Instant, sleep};
 
-/// Long enough for anything that works, on a busy machine with two cores.
+/// Maximum wait for a condition, long enough for a busy machine with two cores.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) const SERVICE: &str = "_groupcache._tcp.local.";
 
-/// Waits for a condition and tells how long it took; says which one when it does not come.
+/// Waits until the condition holds and returns the time that took.
+///
+/// # Panics
+/// With `what`, if the condition does not hold within [`PATIENCE`].
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
     let begun = Instant::now();
     while !condition().await {
@@ -24,25 +28,25 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
     begun.elapsed()
 }
 
-/// A UDP port that nobody has: a world of its own, even beside a daemon on 5353.
+/// Returns an unused UDP port, which separates a test from other tests and from a daemon on 5353.
 pub(crate) fn free_port() -> u16 {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     socket.local_addr().unwrap().port()
 }
 
-/// Whether multicast on loopback comes back; else says that the test is left out.
+/// Returns whether multicast on loopback is received. Otherwise prints that the test is left out.
 pub(crate) fn has_multicast() -> bool {
-    let comes_back = || {
+    let send_and_receive = || {
         let group = Ipv4Addr::new(224, 0, 0, 251);
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.join_multicast_v4(&group, &Ipv4Addr::LOCALHOST)?;
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-        // The kernel chooses the interface by the address of the sender.
+        // The kernel chooses the interface by the sender's address.
         let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         sender.send_to(b"echo", SocketAddr::from((group, socket.local_addr()?.port())))?;
         socket.recv(&mut [0; 4])
     };
-    match comes_back() {
+    match send_and_receive() {
         Ok(_) => true,
         Err(e) => {
             segment::leave_out(&format!("needs multicast on loopback: {e}"));
@@ -51,18 +55,18 @@ pub(crate) fn has_multicast() -> bool {
     }
 }
 
-/// A daemon that announces nodes.
+/// Daemon that announces nodes.
 pub(crate) struct Announcer(ServiceDaemon);
 
 impl Announcer {
-    /// On all interfaces that it finds.
+    /// Starts a daemon on all interfaces.
     pub(crate) fn new(port: u16) -> Self {
         let daemon = ServiceDaemon::new_with_port(port).unwrap();
         daemon.set_ip_check_interval(1).unwrap();
         Self(daemon)
     }
 
-    /// Announces this, or announces it anew.
+    /// Announces a node, or replaces its announcement.
     pub(crate) fn announce(&self, member: &Me) {
         let txt = [
             ("txtvers", "1".to_owned()),
@@ -74,7 +78,7 @@ impl Announcer {
         let sockets: Vec<SocketAddr> = member.addresses.iter().map(|a| a.as_str().parse().unwrap()).collect();
         let ips: Vec<_> = sockets.iter().map(SocketAddr::ip).collect();
         let port = sockets.first().unwrap().port();
-        // Each life has a host of its own, as those of nodes have.
+        // Each incarnation has a host name of its own, as in the records of nodes.
         let host = format!("{}-{}.local.", member.id, member.incarnation.0);
         self.register(member.id.as_str(), &host, &ips, port, &txt);
     }
@@ -83,17 +87,17 @@ impl Announcer {
         let mut info = ServiceInfo::new(SERVICE, name, host, ips, port, txt).unwrap();
         info.set_requires_probe(false);
         while self.0.register(info.clone()).is_err() {
-            std::thread::yield_now(); // it takes a hundred commands at a time
+            std::thread::yield_now(); // the daemon queues at most 100 commands
         }
     }
 
-    /// Says goodbye for this one.
+    /// Withdraws the record of a node with a goodbye.
     pub(crate) fn withdraw(&self, name: &str) {
         let done = self.0.unregister(&format!("{name}.{SERVICE}")).unwrap();
         done.recv().unwrap();
     }
 
-    /// Ends without a word.
+    /// Stops answering without a goodbye.
     pub(crate) fn crash(self) {
         self.0.disable_interface(IfKind::All).unwrap();
     }
