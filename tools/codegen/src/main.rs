@@ -1,12 +1,13 @@
-//! Writes the code in `groupcache-core/src/protocol/proto` from the `.proto` file beside it; no protoc is needed.
+//! Codegen: writes the code in `groupcache-core/src/protocol/proto` from the `.proto` file in `groupcache-core/proto`, without
+//! protoc.
 //!
-//! `make proto` runs it. With `--check` it writes nothing and fails when the checked-in code differs.
+//! `make proto` runs this program. With `--check` the program writes nothing, and fails if the checked-in code differs.
 use std::{env, error::Error, fs, path::Path, process::ExitCode};
 
 use prost_types::{FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto};
 use tonic_build::manual::{Builder, Method, Service};
 
-/// The messages, the two sides of the service, and both with the messages as they are.
+/// Generated files: the messages, the client, the server, and client and server with plain prost messages.
 const GENERATED: [&str; 4] = ["groupcache.v1.rs", "client.rs", "server.rs", "plain.rs"];
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -23,7 +24,10 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             fs::write(&checked_in, fresh)?;
             println!("wrote {}", checked_in.display());
         } else if fs::read_to_string(&checked_in).ok().as_deref() != Some(fresh.as_str()) {
-            eprintln!("{} differs from what the .proto file gives: run `make proto`", checked_in.display());
+            eprintln!(
+                "{} differs from the code generated from the .proto file; run `make proto`",
+                checked_in.display()
+            );
             exit = ExitCode::FAILURE;
         }
     }
@@ -41,23 +45,27 @@ fn generate(protos: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
         write_service(&descriptors, side, out, file)?;
     }
     descriptors.file.iter_mut().for_each(|file| file.service.clear());
-    // Values and keys become slices of what they are read from.
+    // `bytes` fields become `Bytes`, so that keys and values are slices of the received buffer.
     tonic_prost_build::configure().bytes(".").out_dir(out).compile_fds(descriptors)?;
     Ok(())
 }
 
+/// Part of the service to generate.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
-    /// It sends `Outgoing` of `wire`, and reads `Incoming`. The unary twins are for other languages.
+    /// Client of the streaming methods, which sends `Outgoing` of `wire` and reads `Incoming`. The unary methods are
+    /// for other languages.
     Client,
+    /// Server of all methods, with the types of `wire`.
     Server,
-    /// Both, with the generated messages and their codec: for tests that speak the protocol as no node would.
+    /// Client and server with the generated messages and their codec, for tests that send what no node sends.
     Plain,
 }
 
-/// One side of the service.
+/// Writes one side of the service to `file`.
 fn write_service(descriptors: &FileDescriptorSet, side: Side, out: &Path, file: &str) -> Result<(), Box<dyn Error>> {
-    let described = descriptors.file.iter().find(|file| !file.service.is_empty()).ok_or("there is no service")?;
+    let described =
+        descriptors.file.iter().find(|file| !file.service.is_empty()).ok_or("the .proto file has no service")?;
     for (at, service) in described.service.iter().enumerate() {
         let mut generated = Service::builder().name(service.name()).package(described.package());
         for (n, method) in service.method.iter().enumerate() {
@@ -101,9 +109,9 @@ fn method_of(method: &MethodDescriptorProto, side: Side, comment: &str) -> Metho
     generated.build()
 }
 
-/// What stands above a method in the file.
+/// Returns the comment above a method in the `.proto` file.
 fn comment(file: &FileDescriptorProto, service: usize, method: usize) -> String {
-    // Field 6 of a file are its services, field 2 of a service its methods.
+    // In a descriptor, field 6 of a file holds the services, and field 2 of a service holds the methods.
     let path = [6, service as i32, 2, method as i32];
     let locations = file.source_code_info.iter().flat_map(|info| &info.location);
     let comment = locations.filter(|at| at.path == path).find_map(|at| at.leading_comments.clone());

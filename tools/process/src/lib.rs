@@ -1,6 +1,7 @@
-//! Real processes for tests: started, read, signalled, and never left behind.
+//! Process: starts, reads and signals real processes for tests, and kills them on drop.
 //!
-//! A test has its processes read along: `.vars([("RUST_LOG", read_along::RUST_LOG)]).reads(read_along::says)`.
+//! A test checks the log of its processes for secrets with two calls on [`Start`]:
+//! `.vars([("RUST_LOG", read_along::RUST_LOG)]).reads(read_along::says)`.
 #![expect(clippy::disallowed_methods, reason = "drives processes from outside, in real time")]
 
 mod log;
@@ -25,17 +26,20 @@ pub use crate::{
     start::Start,
 };
 
-/// Long enough for anything that works, on a busy machine with two cores.
+/// Maximum wait of [`eventually`]: 30 s, long enough for a busy machine with two cores.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits for a condition, and says which one when it does not come; tells how long it took.
+/// Waits until the condition holds and returns the time that took.
+///
+/// # Panics
+/// With `what`, if the condition does not hold within [`PATIENCE`].
 pub fn eventually(what: &str, condition: impl FnMut() -> bool) -> Duration {
     let begun = Instant::now();
     assert!(within(PATIENCE, condition), "not within {PATIENCE:?}: {what}");
     begun.elapsed()
 }
 
-/// Whether a condition comes true in time.
+/// Waits until the condition holds and returns `true`, or `false` at the end of `limit`.
 pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
     loop {
@@ -49,55 +53,58 @@ pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// A process and everything that it started; killed when it is dropped.
+/// A process with the processes that it started. All of them are killed on drop.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
     readers: Vec<JoinHandle<()>>,
-    /// What it writes to standard output.
+    /// Lines of the standard output.
     pub out: Log,
-    /// What it writes to standard error; the same as `out` where [`Start::one_log`] said so.
+    /// Lines of the standard error; the same log as `out` after [`Start::one_log`].
     pub err: Log,
 }
 
 impl Process {
-    /// Its id.
+    /// Returns the id of the process.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    /// Sends it and everything that it started a signal, as a terminal does.
+    /// Sends a signal to the process and to the processes that it started, as a terminal does.
     pub fn signal_group(&self, signal: Signal) {
         kill_process_group(self.pid(), signal).unwrap();
     }
 
-    /// Writes a line to its standard input, if [`Start::listens`] said that it has one; whether it could be written.
+    /// Writes a line to the standard input. Returns `false` if that fails or if [`Start::listens`] was not called.
     pub fn tell(&mut self, line: &str) -> bool {
         self.stdin.as_mut().is_some_and(|stdin| writeln!(stdin, "{line}").and_then(|()| stdin.flush()).is_ok())
     }
 
-    /// Whether it has not ended yet.
+    /// Returns whether the process has not ended yet.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits until it has ended and everything that it wrote is in the log.
+    /// Waits until the process has ended and its output is complete in the logs.
+    ///
+    /// # Panics
+    /// If the process still runs after `limit`.
     pub fn ends_within(&mut self, limit: Duration) -> ExitStatus {
         let ended = within(limit, || !self.is_running());
-        assert!(ended, "still runs after {limit:?}; it wrote {:#?} {:#?}", self.out.lines(), self.err.lines());
+        assert!(ended, "process still runs after {limit:?}; output: {:#?} {:#?}", self.out.lines(), self.err.lines());
         for reader in self.readers.drain(..) {
             reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
         self.child.wait().unwrap()
     }
 
-    /// The processes that it started itself.
+    /// Returns the ids of the direct child processes.
     pub fn children(&self) -> Vec<String> {
         let pid = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
@@ -108,12 +115,12 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.readers.is_empty() {
-            return; // it has ended, and its number may be another's by now
+            return; // the process has ended, and its id may belong to another one
         }
         let _ = kill_process_group(self.pid(), Signal::KILL);
         let _ = self.child.wait();
-        // A line that no test may see is seen here at the latest.
+        // A panic of a reader at a forbidden line surfaces here at the latest.
         let was_read = self.readers.drain(..).map(JoinHandle::join).all(|read| read.is_ok());
-        assert!(was_read || std::thread::panicking(), "what it wrote could not be read to its end");
+        assert!(was_read || std::thread::panicking(), "output of the process could not be read to its end");
     }
 }

@@ -1,4 +1,4 @@
-//! What processes write.
+//! Log: the lines that processes write.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -8,22 +8,22 @@ use std::{
 
 use crate::start::Reads;
 
-/// Lines that processes wrote; a clone is the same log, so that several processes may share one.
+/// Lines that processes wrote. Clones share the lines, so several processes may write to one log.
 #[derive(Clone, Debug, Default)]
 pub struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    /// All of them so far.
+    /// Returns all lines so far.
     pub fn lines(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }
 
-    /// How many contain this text.
+    /// Returns the number of lines that contain the text.
     pub fn count(&self, text: &str) -> usize {
         self.0.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }
 
-    /// Whether one does.
+    /// Returns whether a line contains the text.
     pub fn said(&self, text: &str) -> bool {
         self.count(text) > 0
     }

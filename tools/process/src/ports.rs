@@ -1,13 +1,13 @@
-//! Ports of loopback.
+//! Ports: free ports of loopback.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::atomic::{AtomicU16, Ordering::Relaxed},
 };
 
-/// The first of so many consecutive ports that nobody listens on and no other test of this program takes.
+/// Returns the first of `n` consecutive free ports, which no other call in this program gets.
 ///
-/// They are below those that the system gives to whoever asks for a free one.
+/// The ports are below the range from which the system assigns free ports.
 pub fn free_ports(n: u16) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let begin = 10_000 + (std::process::id() % 1000) as u16 * 20;
@@ -19,12 +19,12 @@ pub fn free_ports(n: u16) -> u16 {
     }
 }
 
-/// Whether nobody listens on it.
+/// Returns whether no process listens on the port.
 pub fn is_free(port: u16) -> bool {
     TcpListener::bind(local(port)).is_ok()
 }
 
-/// That port of loopback.
+/// Returns the IPv4 loopback address with the port.
 pub fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }

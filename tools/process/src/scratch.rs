@@ -1,28 +1,28 @@
-//! Files of one test.
+//! Scratch: the files of one test.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-/// A directory of one test; removed when it is dropped.
+/// A directory for the files of one test, which is removed on drop.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// One below `CARGO_TARGET_TMPDIR`, which the caller has from `env!`.
+    /// Creates a directory below `below`; callers pass `env!("CARGO_TARGET_TMPDIR")`.
     pub fn new(below: impl AsRef<Path>, test: &str) -> Self {
         let path = below.as_ref().join(format!("{test}-{}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    /// Itself.
+    /// Returns the path of the directory.
     pub fn directory(&self) -> &Path {
         &self.0
     }
 
-    /// A name in it.
+    /// Returns the path of a file in the directory.
     pub fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().unwrap().to_owned()
     }

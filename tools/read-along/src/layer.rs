@@ -1,4 +1,4 @@
-//! The log of this process.
+//! Layer: checks the log of this process.
 
 use std::fmt::{Debug, Write};
 
@@ -16,12 +16,12 @@ use tracing_subscriber::{
 
 use crate::{KEY, TELLER, VALUE, abort, is_secret, secrets::shown_by};
 
-/// Everything that this process logs is read; with `RUST_LOG` it is shown too.
+/// Installs the global subscriber, which checks every event and, if `RUST_LOG` is set, also prints events.
 #[ctor::ctor(unsafe)]
 fn start() {
     let read = tracing_subscriber::registry().with(reader());
-    // Not an `Option` of a layer: with a `None` beside it, the filter of the reader no longer keeps the spans of
-    // HTTP/2 from being made, and these take a third of a node's time.
+    // No `Option` of a layer, because beside a `None` layer the reader's filter no longer prevents the spans of HTTP/2
+    // from being made, which takes a third of a node's time.
     match std::env::var_os("RUST_LOG") {
         None => read.init(),
         Some(_) => {
@@ -31,11 +31,12 @@ fn start() {
     }
 }
 
-/// Reads along beside the other layers of a subscriber that a test has for its own threads.
+/// Returns the checking layer, for a test with a subscriber of its own for its threads.
 pub fn reader<S: Subscriber + for<'a> LookupSpan<'a>>() -> impl Layer<S> {
     Reader.with_filter(Targets::new().with_default(Level::INFO).with_target(TELLER, Level::TRACE))
 }
 
+/// Layer that learns keys and values at TRACE and looks for them at INFO and above.
 struct Reader;
 
 impl<S: Subscriber> Layer<S> for Reader {
@@ -47,12 +48,12 @@ impl<S: Subscriber> Layer<S> for Reader {
             return;
         }
         if let Some(secret) = shown_by(&text.text) {
-            abort(secret, format_args!("and is logged at {}: {}", metadata.level(), text.text));
+            abort(secret, format_args!("and was logged at {}: {}", metadata.level(), text.text));
         }
     }
 }
 
-/// The fields of an event, in a line.
+/// Fields of an event, as one line.
 struct Text {
     text: String,
     learns: bool,

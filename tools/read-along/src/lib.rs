@@ -1,9 +1,10 @@
-//! Reads along in the log of every test: a key, a value or a secret at INFO or above ends the process with that line.
+//! Read-along: checks the log of every test. A key, a value or a secret at INFO or above ends the process with that
+//! line.
 //!
-//! A test program takes part by naming it, once: `use read_along as _;`. No test can forget to.
+//! A test program takes part through one line, `use read_along as _;`, so that no single test can forget to.
 //!
-//! What must not be seen is learnt from the log itself: at TRACE the core tells each key and value that passes
-//! through a load or a write. Passwords, private keys and the like are told by the tests that make them.
+//! Keys and values are learnt from the log itself, because at TRACE the core logs each key and value of a load or a
+//! write. Tests pass the passwords, private keys and similar secrets that they make to [`is_secret`].
 
 use std::io::Write;
 
@@ -15,17 +16,17 @@ pub use layer::reader;
 pub use line::says;
 pub use secrets::is_secret;
 
-/// What a process of its own is given as `RUST_LOG`, so that [`says`] has what to learn from.
+/// Value of `RUST_LOG` for a separate process, with the TRACE events from which [`says`] learns.
 pub const RUST_LOG: &str = "info,groupcache_core::group=trace";
 
-/// Ends this process. A panic would be caught with those of loaders and tasks, and what a test prints with `eprintln`
-/// is kept until it has ended, which it does not.
+/// Ends this process. A panic would be caught together with the panics of loaders and tasks. Output of `eprintln` would
+/// be lost, because the test harness keeps it until the end of the test.
 fn abort(secret: &str, how: std::fmt::Arguments<'_>) -> ! {
-    let _ = writeln!(std::io::stderr(), "{secret:?} is a key, a value or a secret, {how}");
+    let _ = writeln!(std::io::stderr(), "{secret:?} is a key, a value or a secret {how}");
     std::process::abort();
 }
 
-/// The module that tells keys and values, and the names of the fields that it tells them in.
+/// Module of the core that logs keys and values, followed by the names of the fields.
 const TELLER: &str = "groupcache_core::group";
 const KEY: &str = "key";
 const VALUE: &str = "value";

@@ -1,22 +1,22 @@
-//! What must not be seen.
+//! Secrets: the texts that no log line may show.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{LazyLock, Mutex},
 };
 
-/// More would only cost memory.
+/// Maximum number of secrets; further ones would only cost memory.
 const MAX_SECRETS: usize = 200_000;
 
-/// Shorter ones are found by accident: a port, a word, a name of a node.
+/// Minimum length of a secret. Shorter texts appear by accident, for example as a port, a word or the name of a node.
 const MIN_CHARS: usize = 6;
 
-/// Longer ones are compared by their beginning.
+/// Maximum length of a stored secret. Longer secrets are compared by their beginning.
 const MAX_BYTES: usize = 40;
 
 static SECRETS: LazyLock<Mutex<Secrets>> = LazyLock::new(Mutex::default);
 
-/// By their lengths in bytes, so that a text is searched in time that does not depend on how many there are.
+/// Secrets by length in bytes, so that the time of a search does not depend on their number.
 #[derive(Default)]
 struct Secrets {
     by_length: BTreeMap<usize, BTreeSet<String>>,
@@ -27,7 +27,7 @@ impl Secrets {
     fn learn(&mut self, secret: &str) {
         let end = (0..=MAX_BYTES).rev().find(|at| secret.is_char_boundary(*at)).unwrap_or(0);
         let secret = &secret[..end];
-        // A word of a sentence, or a number, may stand in a log for another reason.
+        // Words and numbers alone may stand in a log for another reason.
         let is_telling = secret.contains(char::is_alphabetic) && secret.contains(|c: char| !c.is_alphabetic());
         if secret.chars().count() < MIN_CHARS || !is_telling || self.count == MAX_SECRETS {
             return;
@@ -46,13 +46,14 @@ impl Secrets {
     }
 }
 
-/// A secret: each of its lines. Those that frame a PEM block say nothing.
+/// Adds each line of a text to the secrets, except the framing lines of a PEM block. Lines shorter than 6 characters
+/// and plain words or numbers are ignored.
 pub fn is_secret(text: &str) {
     let mut secrets = SECRETS.lock().unwrap();
     text.lines().filter(|line| !line.starts_with("-----")).for_each(|line| secrets.learn(line));
 }
 
-/// What of the secrets a text shows.
+/// Returns the first secret in a text.
 pub(crate) fn shown_by(text: &str) -> Option<&str> {
     SECRETS.lock().unwrap().first_in(text)
 }
@@ -62,7 +63,7 @@ mod tests {
     use super::{Secrets, is_secret, shown_by};
 
     #[test]
-    fn words_and_numbers_alone_are_none() {
+    fn words_and_numbers_are_not_secrets() {
         let mut secrets = Secrets::default();
         for text in ["", "k-1", "serving", "1234567", "127.0.0.1:7946", "é", "-----"] {
             secrets.learn(text);
@@ -71,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn they_are_found_wherever_they_stand_and_however_long_they_are() {
+    fn secrets_are_found_at_any_place_and_length() {
         let long = format!("é{}", "1x".repeat(100));
         is_secret(&format!("-----BEGIN KEY-----\nMC4CAQAw\n-----END KEY-----\nkey of 7\n{long}"));
         for text in ["error=\"MC4CAQAw\"", "get(key of 7)", &format!("value={long}")] {

@@ -1,29 +1,29 @@
-//! The fuzz targets as tests: the inputs of `verification/fuzz/corpus`, what becomes of them when they are damaged, and noise.
+//! Replay: runs fuzz targets as tests, on the inputs of `verification/fuzz/corpus` and on damaged copies with noise.
 //!
-//! It looks for new paths no more than a dice does; `make fuzz` does, with the same targets.
+//! The damage is random and not guided by coverage. `make fuzz` runs the same targets with coverage.
 
 use std::{fs, path::Path, time::Duration};
 
 use fastrand::Rng;
 
-/// Growth of the process that fails a test.
+/// Growth of the process memory that fails a test.
 const MAX_GROWTH_BYTES: u64 = 512 << 20;
 
-/// The time of one input that fails a test; on a machine that is busy, since nothing takes a thousandth of it.
+/// Time for one input that fails a test. No input needs a thousandth of this limit, which allows for a busy machine.
 const SLOWEST: Duration = Duration::from_secs(10);
 
-/// The longest input.
+/// Maximum length of an input in bytes.
 const LONGEST: usize = 64 << 10;
 
-/// Runs `target` on each file of `verification/fuzz/corpus/<name>`, and on `cases` inputs that are made of them.
+/// Runs `target` on each file of `verification/fuzz/corpus/<name>`, and on `cases` damaged copies of these files.
 ///
 /// # Panics
-/// When the target does, when it takes too long or too much memory, and when there are no files.
+/// If the target panics, takes 10 s for an input or lets the process grow by 512 MiB, and if there are no files.
 pub fn replay(name: &str, cases: usize, target: impl Fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../verification/fuzz/corpus").join(name);
     let mut seeds: Vec<_> = fs::read_dir(&folder)
         .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
-        .map(|file| fs::read(file.expect("a file").path()).expect("it can be read"))
+        .map(|file| fs::read(file.expect("a directory entry").path()).expect("a readable file"))
         .collect();
     assert!(!seeds.is_empty(), "no files in {}", folder.display());
     seeds.sort();
@@ -40,19 +40,19 @@ pub fn replay(name: &str, cases: usize, target: impl Fn(&[u8])) {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "real time is what an input may not take much of")]
+#[expect(clippy::disallowed_methods, reason = "the limit of an input is real time")]
 fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-/// What the process has in memory; 0 where that cannot be read.
+/// Returns the resident memory of the process, or 0 where the memory cannot be read.
 fn resident_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = status.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
     pages * 4096
 }
 
-/// An input that was a good one.
+/// Returns a copy of a seed with one to five random changes.
 fn damaged(seeds: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
     let mut input = rng.choice(seeds).cloned().unwrap_or_default();
     for _ in 0..rng.usize(1..6) {
@@ -73,7 +73,7 @@ fn damaged(seeds: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
                 let noise: Vec<u8> = (0..rng.usize(..32)).map(|_| rng.u8(..)).collect();
                 input.splice(at..at, noise);
             }
-            // What is odd where a length or a number is read.
+            // Extreme values for code that reads a length or a number.
             4 => drop(
                 input.splice(at..at, if rng.bool() { *b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01" } else { [0; 10] }),
             ),

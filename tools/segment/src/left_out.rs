@@ -1,22 +1,23 @@
-//! Where there can be no segment, and how that is told.
+//! Left out: decides whether a machine can have segments, and reports a test that was left out.
 
 use std::{io::Write, path::Path, process::Command, sync::OnceLock};
 
 use crate::{Families, Segment, ip};
 
-/// How the names of our namespaces begin.
+/// Prefix of the names of namespaces that this crate creates.
 pub(crate) const PREFIX: &str = "gcseg-";
 
-/// Says that the test that runs on this thread is left out, and why, in the words in which the harness says it of
-/// ignored tests: `tools/test` counts both. The test ends then, and the harness takes it for passed.
+/// Prints that the test on this thread is left out, with the reason, in the format of the harness for ignored tests.
+///
+/// `tools/test` counts lines of both. The caller then returns from the test, which the harness counts as passed.
 pub fn leave_out(why: &str) {
     let thread = std::thread::current();
     let line = format!("\ntest {} ... ignored, {why}\n", thread.name().unwrap_or("of a segment"));
-    // Not `println!`, which the harness keeps to itself.
+    // The harness captures the output of `println!`.
     let _ = std::io::stdout().lock().write_all(line.as_bytes());
 }
 
-/// Why there can be none; found out once.
+/// Returns the reason why this machine can have no segment; checked once per process.
 pub(crate) fn reason() -> Option<&'static str> {
     static REASON: OnceLock<Option<String>> = OnceLock::new();
     REASON.get_or_init(find_out).as_deref()
@@ -24,7 +25,7 @@ pub(crate) fn reason() -> Option<&'static str> {
 
 fn find_out() -> Option<String> {
     if cfg!(not(target_os = "linux")) {
-        return Some("network namespaces are a thing of Linux".to_owned());
+        return Some("needs Linux, for network namespaces".to_owned());
     }
     if !rustix::process::geteuid().is_root() {
         return Some("needs root, for network namespaces".to_owned());
@@ -36,7 +37,7 @@ fn find_out() -> Option<String> {
     Segment::make(1, Families::Both).err().map(|why| format!("needs network namespaces and a bridge: {why}"))
 }
 
-/// Removes what processes that were killed have left.
+/// Removes namespaces of processes that were killed.
 fn remove_leftovers() {
     let Ok(list) = Command::new("ip").args(["netns", "list"]).output() else { return };
     let list = String::from_utf8_lossy(&list.stdout).into_owned();

@@ -1,7 +1,7 @@
-//! A network segment for tests: namespaces joined by a bridge, each of which can be cut off.
+//! Segment: a network segment for tests, made of namespaces joined by a bridge, each of which can be disconnected.
 //!
-//! It wants Linux, root and iproute2 (`make deps` installs it). Where it cannot be had, [`Segment::of`] prints what
-//! `tools/test` reads as a test that was left out, with the reason, and gives none.
+//! A segment needs Linux, root and iproute2 (`make deps` installs iproute2). Where one of them is missing,
+//! [`Segment::of`] returns `None` and prints a line that `tools/test` counts as a test that was left out.
 
 mod left_out;
 
@@ -13,25 +13,25 @@ use std::{
 
 pub use left_out::leave_out;
 
-/// Which addresses the hosts of a segment have.
+/// Address families of the hosts of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Families {
-    /// IPv4, and no IPv6 at all.
+    /// IPv4 only; IPv6 is disabled.
     V4,
-    /// IPv6, and no IPv4.
+    /// IPv6 only.
     V6,
-    /// Both.
+    /// IPv4 and IPv6.
     Both,
 }
 
-/// Hosts on one segment; everything is removed when it is dropped, also by a test that panics.
+/// Hosts on one segment. Dropping the segment removes everything, also when a test panics.
 #[derive(Debug)]
 pub struct Segment {
     switch: Namespace,
     hosts: Vec<Host>,
 }
 
-/// One host: a network namespace with a loopback and an `eth0`.
+/// A host: a network namespace with loopback and an `eth0`.
 #[derive(Debug)]
 pub struct Host {
     namespace: Namespace,
@@ -44,18 +44,22 @@ pub struct Host {
 struct Namespace(String);
 
 impl Segment {
-    /// So many hosts on one segment; `None`, and a line that says why, where there can be none.
+    /// Creates a segment with this number of hosts. Prints the reason and returns `None` where the machine cannot have
+    /// one.
+    ///
+    /// # Panics
+    /// If the machine can have segments but this one cannot be made.
     pub fn of(hosts: u8, families: Families) -> Option<Self> {
         if let Some(why) = left_out::reason() {
             leave_out(why);
             return None;
         }
-        Some(Self::make(hosts, families).unwrap_or_else(|why| panic!("the segment cannot be made: {why}")))
+        Some(Self::make(hosts, families).unwrap_or_else(|why| panic!("cannot make the segment: {why}")))
     }
 
     fn make(hosts: u8, families: Families) -> Result<Self, String> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        // Unique on this machine, and short: what is left of a process that was killed can be told by its number.
+        // Unique on this machine, and short. The process id lets a later process find the leftovers of a killed one.
         let name = format!("{}{}-{}", left_out::PREFIX, std::process::id(), NEXT.fetch_add(1, Relaxed));
         let switch = Namespace::new(format!("{name}-sw"))?;
         ip(&["-n", &switch.0, "link", "add", "br0", "type", "bridge"])?;
@@ -70,7 +74,7 @@ impl Segment {
         Ok(segment)
     }
 
-    /// The hosts.
+    /// Returns the hosts.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
     }
@@ -86,7 +90,7 @@ impl Host {
             self.enter(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"))
                 .map_err(|e| e.to_string())?;
         } else {
-            // Addresses are there at once, instead of after a second in which they are tested.
+            // Without duplicate address detection, which takes a second, addresses are usable at once.
             self.enter(|| std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0")).map_err(|e| e.to_string())?;
         }
         self.give_addresses()?;
@@ -98,7 +102,7 @@ impl Host {
         ip(&["-n", name, "link", "set", "eth0", "up"])?;
         for address in self.addresses() {
             let (bits, nodad) = if address.is_ipv4() { (24, &[][..]) } else { (64, &["nodad"][..]) };
-            // Replaced, not added: those of IPv4 outlive an interface that is down.
+            // Addresses are replaced and not added, because IPv4 addresses survive an interface that goes down.
             let text = format!("{address}/{bits}");
             let words = ["-n", name, "address", "replace", &text, "dev", "eth0"];
             ip(&[&words[..], nodad].concat())?;
@@ -110,7 +114,7 @@ impl Host {
         format!("port{}", self.number)
     }
 
-    /// Its addresses on the segment, IPv4 first.
+    /// Returns the addresses of the host on the segment, IPv4 first.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let v4 = IpAddr::V4(Ipv4Addr::new(10, 77, 0, self.number));
         let v6 = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(self.number)));
@@ -121,19 +125,19 @@ impl Host {
         }
     }
 
-    /// The first of its addresses.
+    /// Returns the first address of the host.
     pub fn address(&self) -> IpAddr {
         self.addresses()[0]
     }
 
-    /// A program that will run on this host. Its process is the program itself.
+    /// Returns a command that runs a program on this host. The spawned process becomes the program itself.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace.0]).arg(program).stdin(Stdio::null());
         command
     }
 
-    /// Does something on this host, on a thread of its own; threads that this one begins are on the host, too.
+    /// Runs `work` on this host, on a new thread. Threads that `work` starts run on the host too.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let path = format!("/run/netns/{}", self.namespace.0);
         let entered = || {
@@ -144,34 +148,35 @@ impl Host {
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Gives the interface more addresses, or takes some: `["address", "add", "10.77.0.9/24", "dev", "eth0"]`.
+    /// Runs `ip` on this host, for example to change addresses: `["address", "add", "10.77.0.9/24", "dev", "eth0"]`.
     pub fn ip(&self, words: &[&str]) {
         run(&[&["-n", &self.namespace.0], words].concat());
     }
 
-    /// Takes the interface down, as a cable that is pulled out does.
+    /// Takes the interface down, like a pulled cable.
     pub fn down(&self) {
         run(&["-n", &self.namespace.0, "link", "set", "eth0", "down"]);
     }
 
-    /// Takes it up again, with its addresses.
+    /// Takes the interface up again, with its addresses.
     pub fn up(&self) {
         self.give_addresses().unwrap_or_else(|why| panic!("{why}"));
     }
 
-    /// Cuts the host off: its interface stays up, and nothing gets through.
+    /// Disconnects the host. The interface stays up, and no packet passes.
     pub fn cut(&self) {
         run(&["-n", &self.switch, "link", "set", &self.port(), "nomaster"]);
     }
 
-    /// Ends the cut.
+    /// Reconnects the host.
     pub fn heal(&self) {
         run(&["-n", &self.switch, "link", "set", &self.port(), "master", "br0"]);
     }
 
-    /// Cuts one way: what this host sends to the other one vanishes, what it receives from there does not.
+    /// Drops packets from this host to the other one. Packets in the other direction still pass.
     pub fn cut_to(&self, other: &Host) {
-        // A station that nobody is: the bridge hands the packets to everyone, and everyone drops them.
+        // No host has this hardware address, so the bridge sends the packets to all hosts, and all of them drop the
+        // packets.
         for address in other.addresses() {
             let address = address.to_string();
             let station = ["lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent"];
@@ -179,17 +184,17 @@ impl Host {
         }
     }
 
-    /// Ends the cut to that host.
+    /// Delivers packets from this host to the other one again.
     pub fn heal_to(&self, other: &Host) {
         for address in other.addresses() {
             self.ip(&["neigh", "del", &address.to_string(), "dev", "eth0"]);
         }
     }
 
-    /// Runs a program on this host to its end.
+    /// Runs a program on this host and waits for its end.
     ///
     /// # Errors
-    /// What it wrote to standard error, when it does not end well.
+    /// Returns the standard error of the program if the program fails.
     pub fn run(&self, words: &[&str]) -> Result<(), String> {
         let (program, arguments) = words.split_first().ok_or("no program")?;
         let output = self.command(program).args(arguments).output().map_err(|e| format!("{program}: {e}"))?;
@@ -209,7 +214,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // Its interfaces go with it, and their other ends with them.
+        // Deleting the namespace deletes its interfaces and the other ends of its veth pairs.
         let _ = ip(&["netns", "delete", &self.0]);
     }
 }
@@ -225,7 +230,7 @@ fn enter(path: &str) -> std::io::Result<()> {
     Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
-/// There is no segment to enter.
+/// Returns an error, because only Linux has network namespaces.
 #[cfg(not(target_os = "linux"))]
 fn enter(_: &str) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
@@ -237,7 +242,7 @@ fn run(words: &[&str]) {
 
 fn ip(words: &[&str]) -> Result<(), String> {
     let output = Command::new("ip").args(words).stdin(Stdio::null()).output();
-    let output = output.map_err(|e| format!("ip, which make deps installs: {e}"))?;
+    let output = output.map_err(|e| format!("cannot run ip: {e}; make deps installs it"))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(format!("ip {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim())),
