@@ -1,15 +1,15 @@
-# What people and CI type. Needs Rust from rustup, make, bash and a C compiler (for SQLite, in the examples).
+# Commands for people and CI. Needs Rust from rustup, make, bash and a C compiler (for SQLite, in the examples).
 
-# Of `make run`: how many processes, and the first of their ports.
+# Options of `make run`: number of processes, and the first port of each kind.
 NODES ?= 3
 HTTP_PORT ?= 8080
 GROUP_PORT ?= 7946
-# Of `make run-nats`, beside those.
+# Further option of `make run-nats`.
 NATS_PORT ?= 4222
-# Of `make run-axum-https`: the first of two ports.
+# Option of `make run-axum-https`: the first of two ports.
 HTTPS_PORT ?= 8443
 
-# Of `make chaos`: names of faults (all of them), gets per second of each of five processes, seconds of each fault.
+# Options of `make chaos`: names of faults (empty: all), gets per second of each of five processes, seconds per fault.
 FAULTS ?=
 RATE ?= 2000
 DURING ?= 30
@@ -17,42 +17,42 @@ DURING ?= 30
 CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-# Debian packages that tests want beyond the above.
+# Debian packages that tests need beyond the tools named above.
 PACKAGES = nats-server iproute2 iptables avahi-daemon avahi-utils dbus
 
 .PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory bench-churn measure-ring interleavings chaos bench-overload fuzz sim sim-build sim-seed mutants
 
 help:
-	@echo 'make run              three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
-	@echo 'make run-mdns         the same, found by multicast DNS on loopback'
-	@echo 'make run-nats         the same, found over a nats-server that it starts too (NATS_PORT=4222)'
-	@echo 'make compose-up       three containers and nginx on 8080 (compose-down; PREBUILT=1 where no registry can be reached)'
-	@echo 'make minikube-run     the same on minikube, from an image that it builds (minikube-logs, minikube-clean)'
-	@echo 'make run-typed        examples/typed: protobuf messages from a database, by two nodes in one program'
-	@echo 'make run-custom-provider  examples/custom-provider: peers from an HTTP endpoint, by a provider in twenty lines'
-	@echo 'make run-axum-https   examples/axum-https: two processes in axum, HTTPS for users, mutual TLS for peers (HTTPS_PORT=8443)'
-	@echo 'make run-rest-api-cache   examples/rest-api-cache: the API of GitHub behind a cache (GITHUB_API_TOKEN, if there is one)'
-	@echo 'make test             all tests, and whether the generated code is up to date; names what it left out'
-	@echo 'make lint             formatting, clippy and docs with warnings denied, every feature alone'
-	@echo 'make doc              the documentation, in $(TARGET)/doc'
-	@echo 'make proto            generates the protocol code again from its .proto file'
-	@echo 'make measure-ring     how evenly the ring spreads keys: 200 sets of names of each style and size; how fast it is'
-	@echo 'make bench            against memcached, Redis, the crate groupcache 0.3 and bare parts: half an hour, on two cores'
-	@echo '                      (BENCH="remote local" for some, ROUNDS=1, SECONDS_EACH=0.3)'
-	@echo 'make bench-hit-ratio  how often a get finds its value in memory, against plain LRU of the same bytes'
-	@echo 'make bench-memory     what a million entries take, against what is accounted'
-	@echo 'make bench-churn      what deploys cost the backend, hand-over on and off and the crate groupcache 0.3: 25 minutes'
-	@echo 'make chaos            five processes under load, and fault after fault: ten minutes (FAULTS=kill,cut RATE=2000 DURING=30)'
-	@echo 'make bench-overload   an owner asked for ten times what it can load; all peers gone for 30 s'
-	@echo 'make fuzz             cargo-fuzz on what anybody may send, a minute for each of seven targets (SECONDS_EACH=60)'
-	@echo 'make interleavings    flights, store, view and requests to peers under 10,000 orders of their locks each; part of make test'
-	@echo 'make sim              10,000 simulated clusters under faults, judged by the promises (SEEDS=200, FROM=1; builds everything once more)'
-	@echo 'make sim-seed SEED=7  one of them, with what happens in it'
-	@echo 'make mutants          known bugs, put in one at a time: what finds each, and after how many seeds'
-	@echo 'make deps             what tests and lints want beyond the compiler'
-	@echo 'make clean            removes what was built'
+	@echo 'make run              runs three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
+	@echo 'make run-mdns         runs the same processes with discovery by multicast DNS on loopback'
+	@echo 'make run-nats         starts a nats-server and runs the same processes with discovery over NATS (NATS_PORT=4222)'
+	@echo 'make compose-up       runs three containers and nginx on 8080 (end: compose-down; without a registry: PREBUILT=1)'
+	@echo 'make minikube-run     builds an image and runs three pods on minikube (then minikube-logs, minikube-clean)'
+	@echo 'make run-typed        runs examples/typed: protobuf messages from a database, with two nodes in one program'
+	@echo 'make run-custom-provider  runs examples/custom-provider: peers from an HTTP endpoint, with a provider of 20 lines'
+	@echo 'make run-axum-https   runs examples/axum-https: two processes, HTTPS for users, mutual TLS for peers (HTTPS_PORT=8443)'
+	@echo 'make run-rest-api-cache   runs examples/rest-api-cache: the API of GitHub behind a cache (optional: GITHUB_API_TOKEN)'
+	@echo 'make test             runs all tests, checks that generated code is up to date, names tests that were left out'
+	@echo 'make lint             checks formatting, clippy and docs with warnings denied, each feature alone, and prose'
+	@echo 'make doc              writes the documentation to $(TARGET)/doc'
+	@echo 'make proto            generates the protocol code from its .proto file'
+	@echo 'make measure-ring     measures the speed of the ring and its spread of keys (200 sets of names per style and size)'
+	@echo 'make bench            compares with memcached, Redis, the crate groupcache 0.3 and bare parts: 30 minutes on two cores'
+	@echo '                      (BENCH="remote local" for a selection, ROUNDS=1, SECONDS_EACH=0.3)'
+	@echo 'make bench-hit-ratio  measures the share of gets that memory answers, against plain LRU of the same bytes'
+	@echo 'make bench-memory     compares the memory of a million entries with the accounted bytes'
+	@echo 'make bench-churn      measures backend loads in deploys, with hand-over, without, and with groupcache 0.3: 25 minutes'
+	@echo 'make chaos            runs five processes under load and faults, 10 minutes (FAULTS=kill,cut RATE=2000 DURING=30)'
+	@echo 'make bench-overload   requests ten times the load capacity of an owner, and takes all peers away for 30 s'
+	@echo 'make fuzz             runs cargo-fuzz on untrusted input, one minute per target for seven targets (SECONDS_EACH=60)'
+	@echo 'make interleavings    tests flights, store, view and requests to peers under 10,000 lock orders each; part of make test'
+	@echo 'make sim              simulates 10,000 clusters under faults, judged by the promises, in a separate build (SEEDS=200, FROM=1)'
+	@echo 'make sim-seed SEED=7  simulates one cluster and prints its events'
+	@echo 'make mutants          puts in known bugs one at a time, and prints which check finds each and after how many seeds'
+	@echo 'make deps             installs packages and components that tests and lints need beyond the compiler'
+	@echo 'make clean            removes the build output'
 
-# Started by make itself, with neither cargo nor a shell in between: signals reach the launcher.
+# Make starts the launcher directly, without cargo or a shell in between, so that signals reach the launcher.
 run: export NODES := $(NODES)
 run: export HTTP_PORT := $(HTTP_PORT)
 run: export GROUP_PORT := $(GROUP_PORT)
@@ -107,11 +107,11 @@ run-rest-api-cache:
 test:
 	@tools/test
 
-# A measurement, not a test: tools/test leaves it out and says so.
+# Measurements, no tests: tools/test leaves them out and names them.
 measure-ring:
 	$(CARGO) test --release -p groupcache-core --lib -- --ignored --nocapture in_200_sets_of_each_style of_an_owner_and_of_a_ring
 
-# memcached and Redis take part where they are installed; the suite names those that are not.
+# memcached and Redis take part where they are installed. The suite names a missing one.
 bench:
 	@$(CARGO) build --quiet --release -p bench --bin suite --bin allocations
 	@$(TARGET)/release/allocations
@@ -123,7 +123,8 @@ bench-hit-ratio:
 bench-memory:
 	@$(CARGO) run --quiet --release -p bench --bin memory
 
-# Ten real processes; target/bench/churn.svg is the plot. CHURN="(a)" for one of its parts, WHO=ours for one of the three.
+# Runs ten real processes and writes the plot target/bench/churn.svg. `CHURN="(a)"` selects one part, `WHO=ours` one of
+# the three contestants.
 bench-churn:
 	@$(CARGO) build --quiet --release -p bench --bin churn
 	@$(TARGET)/release/churn $(if $(CHURN),"$(CHURN)")
@@ -131,16 +132,17 @@ bench-churn:
 bench-overload:
 	@$(CARGO) run --quiet --release -p bench --bin overload
 
-# Each target of verification/fuzz/ for SECONDS_EACH; `make test` runs the same ones on their inputs and on damaged ones.
+# Runs each target of verification/fuzz/ for SECONDS_EACH. `make test` runs the same targets on checked-in inputs and on
+# damaged copies.
 fuzz: export SECONDS_EACH ?= 60
 fuzz:
 	@tools/fuzz
 
-# A build of its own: the locks of the core are other ones. Half a minute on two cores, and three for the build.
+# A separate build, because the core uses the locks of a checker. Takes 30 s on two cores, and 3 minutes for the build.
 interleavings:
 	@RUSTFLAGS='--cfg shuttle' $(CARGO) test --profile simulation -p groupcache-core --lib --target-dir $(TARGET)/shuttle interleavings
 
-# The build of the tests: whether gets fail is looked at, and not how fast they could be.
+# Uses the build of the tests, because the run checks whether gets fail and not how fast they are.
 chaos: export FAULTS := $(FAULTS)
 chaos: export RATE := $(RATE)
 chaos: export DURING := $(DURING)
@@ -148,7 +150,7 @@ chaos:
 	@$(CARGO) build -p chaos
 	@$(TARGET)/debug/chaos
 
-# A build of its own too: sockets, clocks and the order of tasks are simulated.
+# A separate build too, in which sockets, clocks and the order of tasks are simulated.
 SIMULATED = RUSTFLAGS='--cfg simulation --cfg tokio_unstable' $(CARGO)
 SIMULATED_ARGUMENTS = --profile simulation -p simulation --target-dir $(TARGET)/simulation
 SIMULATION = $(TARGET)/simulation/simulation/simulation
