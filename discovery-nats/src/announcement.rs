@@ -1,20 +1,20 @@
-//! What nodes say of themselves, as JSON: versioned, small, and read with suspicion.
+//! Announcements of nodes: their JSON encoding, which is versioned and small, and the checks when one is read.
 
 use std::time::Duration;
 
 use groupcache_core::{Address, Incarnation, Me, NodeState, Peer, PeerId};
 use serde::{Deserialize, Serialize};
 
-/// The one version that is written and read.
+/// Version that is written, and the only one that is read.
 const VERSION: u32 = 1;
-/// Longest message.
+/// Maximum length of a message, in bytes.
 pub(crate) const MAX_BYTES: usize = 1024;
-/// Most addresses that are read of one peer.
+/// Maximum number of addresses of one peer. Further addresses are left out.
 const MAX_ADDRESSES: usize = 8;
-/// What the time to live of a message is taken for, at least and at most.
+/// Range of the time to live. A value outside of it is read as the nearer end.
 const TTL: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
 
-/// One node, as it announces itself.
+/// Announcement of one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Announcement {
     pub(crate) id: PeerId,
@@ -23,13 +23,13 @@ pub(crate) struct Announcement {
     pub(crate) state: NodeState,
     pub(crate) zone: String,
     pub(crate) weight: u8,
-    /// How long it is there after this message, unless it is heard again.
+    /// Time for which the node counts as present after this message, unless another message arrives.
     pub(crate) ttl: Duration,
-    /// The run of the provider that wrote it: how a node knows its own messages.
+    /// Random name of the provider run that wrote the message, by which a node recognises its own messages.
     pub(crate) from: String,
 }
 
-/// The form on the wire. Fields that are not known are ignored, those that may be missing have a default.
+/// Form on the wire. Unknown fields are ignored, and optional fields have a default.
 #[derive(Serialize, Deserialize)]
 struct Written {
     v: u32,
@@ -64,7 +64,7 @@ impl Announcement {
         }
     }
 
-    /// The message. One that would be too long goes without its zone, then without its last addresses.
+    /// Encodes the message. A message over [`MAX_BYTES`] loses its zone first, and then its last addresses.
     pub(crate) fn write(&self) -> Vec<u8> {
         let mut written = Written {
             v: VERSION,
@@ -78,7 +78,7 @@ impl Announcement {
             from: self.from.clone(),
         };
         loop {
-            // It has no map with keys that are no strings, which is what could fail.
+            // Encoding fails only for a map with keys that are not strings, and `Written` has no map.
             let bytes = serde_json::to_vec(&written).unwrap_or_default();
             if bytes.len() <= MAX_BYTES {
                 return bytes;
@@ -86,30 +86,34 @@ impl Announcement {
             if !written.zone.is_empty() {
                 written.zone.clear();
             } else if written.addrs.pop().is_none() {
-                return bytes; // not reached: what is left has 253 bytes of id and some numbers
+                return bytes; // not reached: the rest is an id of at most 253 bytes and some numbers
             }
         }
     }
 
-    /// Reads a message of anybody.
+    /// Decodes a message from any sender. The error is the reason for which the message is ignored.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, &'static str> {
         if bytes.len() > MAX_BYTES {
-            return Err("it is longer than 1 KiB");
+            return Err("the message is longer than 1 KiB");
         }
-        // A list would be read as the fields in their order.
+        // Serde reads a JSON array as the fields in their order, so anything but an object is refused here.
         if bytes.trim_ascii_start().first() != Some(&b'{') {
-            return Err("it is no JSON object with a version");
+            return Err("the message is not a JSON object with a version");
         }
         #[derive(Deserialize)]
         struct Version {
             v: u32,
         }
-        let Version { v } = serde_json::from_slice(bytes).map_err(|_| "it is no JSON object with a version")?;
+        let Version { v } =
+            serde_json::from_slice(bytes).map_err(|_| "the message is not a JSON object with a version")?;
         if v != VERSION {
-            return Err("it is of another version; all nodes of a cluster need releases that overlap");
+            return Err(
+                "the message has another version; run releases that share a version on all nodes of the cluster",
+            );
         }
-        let written: Written = serde_json::from_slice(bytes).map_err(|_| "a field is missing or of another type")?;
-        let id = PeerId::new(&written.id).map_err(|_| "its id is none")?;
+        let written: Written =
+            serde_json::from_slice(bytes).map_err(|_| "a field of the message is missing or has another type")?;
+        let id = PeerId::new(&written.id).map_err(|_| "the message has an invalid peer id")?;
         let addresses = written.addrs.iter().take(MAX_ADDRESSES).filter_map(|a| Address::new(a).ok());
         let mut distinct: Vec<Address> = Vec::new();
         for address in addresses {
@@ -118,7 +122,7 @@ impl Announcement {
             }
         }
         if distinct.is_empty() {
-            return Err("it has no address");
+            return Err("the message has no valid address");
         }
         Ok(Self {
             id,
@@ -127,7 +131,8 @@ impl Announcement {
             state: match written.state.as_str() {
                 "joining" => NodeState::Joining,
                 "draining" => NodeState::Draining,
-                // One that a later release adds is of a node that is there; its Hello says the rest.
+                // A state that a later release adds belongs to a node that is present. The Hello of the node carries
+                // its state.
                 _ => NodeState::Ready,
             },
             zone: written.zone,
@@ -163,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn encoded_announcement_decodes_to_itself() {
         let bytes = announcement().write();
         assert_eq!(
             String::from_utf8(bytes.clone()).unwrap(),
@@ -172,29 +177,30 @@ mod tests {
         assert_eq!(Announcement::read(&bytes).unwrap(), announcement());
     }
 
+    /// Checks that a message of a later release, with more fields and another state, is read.
     #[test]
-    fn a_later_release_may_say_more() {
+    fn unknown_fields_and_states_are_accepted() {
         let more =
             br#"{"v":1,"id":"a","inc":1,"addrs":["h:1"],"state":"asleep","ttl_ms":1,"mood":{"deep":[1]},"zone":"z"}"#;
         let read = Announcement::read(more).unwrap();
         assert_eq!((read.state, read.weight), (NodeState::Ready, 1));
-        assert_eq!(read.ttl, Duration::from_millis(100), "too short a time to live would expire between heartbeats");
+        assert_eq!(read.ttl, Duration::from_millis(100), "a shorter time to live would end between two heartbeats");
     }
 
     #[test]
     fn garbage_is_refused_with_a_reason() {
         let bad: &[(&[u8], &str)] = &[
-            (b"", "no JSON"),
-            (b"hello", "no JSON"),
-            (b"[1]", "no JSON"),
-            (b"{}", "no JSON"),
+            (b"", "not a JSON object"),
+            (b"hello", "not a JSON object"),
+            (b"[1]", "not a JSON object"),
+            (b"{}", "not a JSON object"),
             (br#"{"v":2,"id":"a"}"#, "another version"),
             (br#"{"v":1,"id":"a"}"#, "missing"),
-            (br#"{"v":1,"id":"two words","inc":1,"addrs":["h:1"],"state":"ready","ttl_ms":1}"#, "id"),
+            (br#"{"v":1,"id":"two words","inc":1,"addrs":["h:1"],"state":"ready","ttl_ms":1}"#, "peer id"),
             (br#"{"v":1,"id":"a","inc":-1,"addrs":["h:1"],"state":"ready","ttl_ms":1}"#, "type"),
-            (br#"{"v":1,"id":"a","inc":1,"addrs":["h","x:0"],"state":"ready","ttl_ms":1}"#, "no address"),
-            (br#"{"v":1,"id":"a","inc":1,"addrs":[],"state":"ready","ttl_ms":1}"#, "no address"),
-            (&[b'['; 1000], "no JSON"),
+            (br#"{"v":1,"id":"a","inc":1,"addrs":["h","x:0"],"state":"ready","ttl_ms":1}"#, "no valid address"),
+            (br#"{"v":1,"id":"a","inc":1,"addrs":[],"state":"ready","ttl_ms":1}"#, "no valid address"),
+            (&[b'['; 1000], "not a JSON object"),
             (&[b'{'; 2000], "1 KiB"),
         ];
         for (bytes, why) in bad {
@@ -204,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_never_longer_than_it_may_be() {
+    fn long_announcement_is_cut_to_the_limit() {
         let long = |n: usize| Address::new(format!("{}.example:7946", "x".repeat(180 + n))).unwrap();
         let mut announcement = announcement();
         announcement.id = PeerId::new("i".repeat(253)).unwrap();
@@ -213,7 +219,7 @@ mod tests {
         let bytes = announcement.write();
         assert!(bytes.len() <= MAX_BYTES, "{}", bytes.len());
         let read = Announcement::read(&bytes).unwrap();
-        assert_eq!(read.addresses.first(), announcement.addresses.first(), "the best address stays");
+        assert_eq!(read.addresses.first(), announcement.addresses.first(), "the first address is the best and stays");
         assert_eq!(read.zone, "");
     }
 
@@ -221,12 +227,12 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn any_bytes_are_an_announcement_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..1_200)) {
+        fn arbitrary_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..1_200)) {
             let _ = Announcement::read(&bytes);
         }
 
         #[test]
-        fn a_damaged_message_is_an_announcement_within_the_limits_or_an_error(
+        fn damaged_message_is_read_within_limits_or_refused(
             at in 0_usize..140, byte in any::<u8>(), cut in 0_usize..160,
         ) {
             let mut bytes = announcement().write();

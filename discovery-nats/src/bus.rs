@@ -1,4 +1,4 @@
-//! How messages travel: as plain messages on subjects, or through a bucket.
+//! Transport of announcements: plain messages on subjects, or keys of a bucket.
 
 use std::time::Duration;
 
@@ -9,22 +9,23 @@ use tokio::time::timeout;
 
 use crate::{announcement::Announcement, options::Nats, subjects::Subjects};
 
-/// A client that is not connected takes messages into a queue, and then waits.
+/// Maximum time for one publish. A client that is not connected puts messages into a queue, and blocks when the queue
+/// is full.
 const PUBLISH: Duration = Duration::from_millis(250);
 
-/// What was heard.
+/// Event from the subjects or from the bucket.
 #[derive(Debug)]
 pub(crate) enum Word {
     Alive(Announcement),
     Goodbye(Announcement),
-    /// Somebody asks who is there, and where the answers should go.
+    /// Question for the announcements of all nodes, with the subject for the answers.
     Question(Announcement, Option<String>),
-    /// A peer has withdrawn what it announced; which life of it, nobody knows.
+    /// Deletion of a peer's key. The bucket does not report the incarnation.
     #[cfg(feature = "kv")]
     Gone(groupcache_core::PeerId),
     Garbage(&'static str),
     Nothing,
-    /// The connection is gone.
+    /// Loss of the connection.
     Lost,
 }
 
@@ -43,7 +44,7 @@ pub(crate) struct Bus {
 
 impl Bus {
     pub(crate) async fn open(options: &Nats, client: Client, subjects: &Subjects, me: &Me) -> Result<Self, String> {
-        let _ = (options, me); // what only the features read
+        let _ = (options, me); // read by optional features only
         #[cfg(feature = "kv")]
         let bucket = match &options.bucket {
             Some(name) => Some(crate::kv::Bucket::open(&client, name, options, me).await?),
@@ -68,7 +69,7 @@ impl Bus {
         })
     }
 
-    /// Waits for the next word; dropping the future loses none.
+    /// Waits for the next event. Dropping the future loses no event.
     pub(crate) async fn next(&mut self) -> Word {
         #[cfg(feature = "kv")]
         if let Some(bucket) = &mut self.bucket {
@@ -90,7 +91,7 @@ impl Bus {
             _ if subject == self.subjects.heartbeat || subject == self.subjects.answers => Word::Alive(said),
             _ if subject == self.subjects.goodbye => Word::Goodbye(said),
             _ if subject == self.subjects.query => Word::Question(said, message.reply.map(|to| to.to_string())),
-            // Of a later release.
+            // A subject that a later release adds.
             _ => Word::Nothing,
         }
     }
@@ -116,7 +117,8 @@ impl Bus {
         publish(&self.client, &to, None, said).await;
     }
 
-    /// Tells whether the server is known to have it; if not, it has it when it comes back.
+    /// Sends a goodbye. Returns true if nothing is left to wait for, and false if the server has the goodbye only once
+    /// its echo arrives.
     pub(crate) async fn say_goodbye(&mut self, said: &Announcement) -> bool {
         #[cfg(feature = "kv")]
         if let Some(bucket) = &mut self.bucket {
@@ -127,7 +129,7 @@ impl Bus {
         false
     }
 
-    /// Whether there is a connection now, and whether it is another than at the last look.
+    /// Returns whether the client is connected, and whether the connection is another one than at the previous call.
     pub(crate) fn look(&mut self) -> (bool, bool) {
         let connects = connects(&self.client);
         let is_new = connects != self.connects;
@@ -136,7 +138,7 @@ impl Bus {
     }
 }
 
-/// Everything that is said in this cluster, and what is said to this node.
+/// Subscribes to all messages of this cluster and to the answers for this node.
 async fn listen(client: &Client, subjects: &Subjects) -> Result<Words, String> {
     let subscribe = async |subject: &str| {
         let subscribed = client.subscribe(subject.to_owned()).await;
@@ -165,7 +167,8 @@ fn connects(client: &Client) -> u64 {
     client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed)
 }
 
-/// What takes longer than it may is not repeated: the next heartbeat says the same.
+/// Runs a publish for at most [`PUBLISH`]. A publish that takes longer is not repeated, because the next heartbeat
+/// carries the same content.
 async fn within(publishing: impl Future<Output = ()>) {
     let _ = timeout(PUBLISH, publishing).await;
 }

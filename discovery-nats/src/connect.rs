@@ -1,4 +1,4 @@
-//! Connections to the servers: one after the other, each with what went wrong on it.
+//! Connections to the servers, one after the other, each with the errors that were reported on it.
 
 use std::{
     error::Error,
@@ -14,35 +14,36 @@ use tokio::sync::watch;
 
 use crate::options::{Login, Nats};
 
-/// How long one server may take to answer and to sign us in.
+/// Maximum time for one server to answer and to authenticate this node.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How often a silent server is pinged by the client; two pings without an answer end the connection.
+/// Interval at which the client pings a silent server. Two pings without an answer end the connection.
 const PING: Duration = Duration::from_secs(5);
-/// Messages that wait to be read; 2,000 peers send fewer in 2 s.
+/// Maximum number of unread messages of a subscription; 2,000 peers send fewer in 2 s.
 const QUEUE: usize = 4_096;
-/// The first attempt after a lost connection is spread over this time: all nodes have lost it at once.
+/// Maximum random delay before each attempt of the client to reconnect, because all nodes lose a server at once.
 const SPREAD: Duration = Duration::from_millis(250);
 
-/// What a connection has been told since it was made.
+/// Errors and warnings of a connection since it was made.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Noted {
-    /// The last error that the server sent.
+    /// Last error that the server sent.
     pub(crate) problem: Option<String>,
-    /// How many messages were dropped since we read too slowly.
+    /// Number of reports that messages were dropped because this node reads too slowly.
     pub(crate) dropped: u64,
-    /// The server is about to shut down.
+    /// Whether the server is about to shut down.
     pub(crate) is_lame_duck: bool,
 }
 
-/// One connection. It is made anew by us when it is lost, and not for ever by the client: a client that reconnects
-/// does not notice that it has been dropped, and says nothing about why a server refuses it.
+/// Connection to a server. When it is lost, the client tries each server once more, and then the provider makes a new
+/// connection. A client that reconnects for ever does not notice that its handle was dropped, and does not report why a
+/// server refuses it.
 pub(crate) struct Connection {
     pub(crate) client: Client,
     pub(crate) noted: watch::Receiver<Noted>,
 }
 
 impl Nats {
-    /// Connects once, to whichever server answers.
+    /// Connects once, to the first server that answers.
     pub(crate) async fn connect(&self, inbox: &str, name: &str, seed: u64) -> Result<Connection, String> {
         if let Some(client) = &self.client {
             return Ok(Connection { client: client.clone(), noted: watch::channel(Noted::default()).1 });
@@ -58,7 +59,7 @@ impl Nats {
             .connection_timeout(CONNECT)
             .ping_interval(PING)
             .subscription_capacity(QUEUE)
-            // One round of all servers; then the client gives up and we begin again.
+            // The client makes one round of all servers and gives up. The provider then begins again.
             .max_reconnects(self.servers.len())
             .reconnect_delay_callback(move |attempt| {
                 let is_first = !spread.load(Relaxed);
@@ -106,7 +107,7 @@ impl Nats {
         })
     }
 
-    /// What is wrong and what to do about it.
+    /// Describes a connection error and its remedy.
     fn explain(&self, error: &ConnectError) -> String {
         let causes = std::iter::successors(error.source(), |cause| (*cause).source());
         let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
@@ -134,7 +135,7 @@ fn tls(at: &str, text: &str) -> String {
 fn take_note(note: &watch::Sender<Noted>, event: Event) {
     note.send_if_modified(|noted| {
         match event {
-            // It is not repeated for each message; one reason is enough.
+            // The client may leave out some of these events, so one is reason enough to ask all peers again.
             Event::ServerError(ServerError::SlowConsumer(_)) | Event::SlowConsumer(_) => noted.dropped += 1,
             Event::ServerError(error) => noted.problem = Some(error.to_string()),
             Event::LameDuckMode => noted.is_lame_duck = true,
@@ -144,12 +145,13 @@ fn take_note(note: &watch::Sender<Noted>, event: Event) {
     });
 }
 
-/// A part of `most` that depends on the seed alone.
+/// Returns a part of `most` that depends on the seed alone.
 pub(crate) fn jitter(seed: u64, most: Duration) -> Duration {
     most.mul_f64(fastrand::Rng::with_seed(seed).f64())
 }
 
-/// How long to wait before one more round of all servers.
+/// Returns the pause before another round of all servers: a random 50 % to 100 % of 100 ms, doubled for each round up
+/// to 1 s.
 pub(crate) fn pause(round: u32, rng: &mut fastrand::Rng) -> Duration {
     let longest = Duration::from_secs(1);
     let full = Duration::from_millis(100).saturating_mul(2_u32.saturating_pow(round.min(8))).min(longest);

@@ -1,8 +1,8 @@
-//! What is wrong with the options.
+//! Errors of the options.
 
 use std::{error::Error, fmt};
 
-/// An option that cannot be used: what is wrong and what to write instead.
+/// Error of an option that cannot be used. The text names the problem and the value to write instead.
 #[derive(Debug)]
 pub struct NatsError(String);
 

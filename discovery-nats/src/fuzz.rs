@@ -1,4 +1,4 @@
-//! What anybody may send to the subjects of a cluster.
+//! Fuzz target: messages that anybody may send to the subjects of a cluster.
 #![allow(missing_docs, clippy::allow_attributes, reason = "built for tests and fuzzers only")]
 
 use groupcache_core::Incarnation;
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{announcement::Announcement, table::Table};
 
-/// A message.
+/// Reads a message, and checks its limits and that the table of peers takes it.
 pub fn message(bytes: &[u8]) {
     let Ok(said) = Announcement::read(bytes) else { return };
     assert!((1..=8).contains(&said.addresses.len()));

@@ -1,4 +1,4 @@
-//! A JetStream key-value bucket as the store of members: one key for each node, written again at each heartbeat.
+//! JetStream key-value bucket as the store of members: one key per node, written again at each heartbeat.
 
 use std::time::Duration;
 
@@ -21,27 +21,27 @@ use crate::{
     subjects::{token, untoken},
 };
 
-/// Removed keys are told of for as long.
+/// Time for which the server keeps the marker of a deleted key.
 const MARKERS: Duration = Duration::from_secs(60);
-/// How long the server may take to answer.
+/// Maximum time for the server to answer a request.
 const REQUEST: Duration = Duration::from_secs(2);
 
-/// The keys of one cluster in the bucket.
+/// Keys of one cluster in the bucket.
 pub(crate) struct Bucket {
     store: Store,
-    /// `application.cluster.`
+    /// Prefix of the keys: `application.cluster.`
     prefix: String,
     me: PeerId,
     watch: Watch,
-    /// Of what this node wrote last: it removes that and nothing newer.
+    /// Revision of this node's last put. A removal deletes this revision, and none that is newer.
     revision: Option<u64>,
-    /// When that was, by the server's clock.
+    /// Time of this node's last put, by the clock of the server.
     written: Option<DateTime>,
 }
 
 impl Bucket {
     pub(crate) async fn open(client: &Client, name: &str, options: &Nats, me: &Me) -> Result<Self, String> {
-        // Before that a key that expires is an event for nobody.
+        // Servers before 2.11 send no event when a key expires.
         if !client.is_server_compatible(2, 11, 0) {
             return Err(format!(
                 "the NATS server is version {}, and the key-value bucket {name:?} needs 2.11 or newer; leave the bucket out of the options, or update the server",
@@ -69,7 +69,7 @@ impl Bucket {
                     limit_markers: Some(MARKERS),
                     ..Config::default()
                 };
-                context.create_key_value(config).await.map_err(|e| cannot("make", &e))?
+                context.create_key_value(config).await.map_err(|e| cannot("create", &e))?
             }
         };
         let prefix = format!("{}.{}.", token(&options.application), token(&me.cluster));
@@ -86,22 +86,24 @@ impl Bucket {
 
     fn read(&mut self, entry: &Entry) -> Word {
         let id = entry.key.strip_prefix(&self.prefix).and_then(untoken).and_then(|id| PeerId::new(id).ok());
-        let Some(id) = id else { return Word::Garbage("its key is no name of a peer") };
+        let Some(id) = id else { return Word::Garbage("the key of the message is not a peer id") };
         match entry.operation {
             Operation::Put => match Announcement::read(&entry.value) {
                 Ok(said) if said.id == id && !self.is_left_over(entry, &said) => Word::Alive(said),
                 Ok(said) if said.id == id => Word::Nothing,
-                Ok(_) => Word::Garbage("its key is another peer's"),
+                Ok(_) => Word::Garbage("the key of the message belongs to another peer"),
                 Err(why) => Word::Garbage(why),
             },
             Operation::Delete => Word::Gone(id),
-            // The server has not heard of it for as long as keys live. So have we not, if we have heard anything at
-            // all; a server that was down itself tells the same of everybody.
+            // The key was not written for the maximum age of keys. The event needs no action, because the table of
+            // peers expires the peer too, unless this node has received nothing either. A server that was down itself
+            // purges the keys of all peers.
             Operation::Purge => Word::Nothing,
         }
     }
 
-    /// A bucket that somebody else has made may keep keys for longer than their nodes live.
+    /// Returns whether an entry has outlived its node. A bucket that somebody else has created may keep keys for
+    /// longer. The age of an entry is measured from this node's own last entry, which is recorded here.
     fn is_left_over(&mut self, entry: &Entry, said: &Announcement) -> bool {
         if said.id == self.me {
             self.written = Some(entry.created);
@@ -121,7 +123,8 @@ impl Bucket {
         }
     }
 
-    /// Reads all keys again; the watch goes on from there. What this node has put just now tells how old they are.
+    /// Reads all keys again, and continues to watch from there. The key that this node has just put gives the age of
+    /// the others.
     pub(crate) async fn read_again(&mut self) {
         if let Ok(Some(own)) = self.store.entry(self.key()).await {
             self.written = Some(own.created);

@@ -1,12 +1,12 @@
 //! Discovery over NATS for groupcache: the nodes announce themselves to each other.
 //!
-//! Applications name it through `groupcache-discovery`, as `groupcache_discovery::nats`.
+//! Applications reach this crate through `groupcache-discovery`, as `groupcache_discovery::nats`.
 //!
-//! It needs plain publish and subscribe of any NATS server of version 2, no JetStream. Each node of an application
-//! announces itself every 2 s; one that has not been heard of for 8 s is gone, one that says goodbye is gone at once.
-//! **The broker is not part of the cache**: while it is down, paused or out of reach, the nodes keep the peers they
-//! know, and go on. What a node cannot hear it does not believe: it expires nobody unless its own announcements come
-//! back to it.
+//! The provider needs plain publish and subscribe of any NATS server of version 2, and no JetStream. Each node of an
+//! application announces itself every 2 s. A peer expires 8 s after its last message, and leaves at once when it says
+//! goodbye. **The broker is not part of the cache.** While the broker is down, paused or unreachable, the nodes keep
+//! the peers that they know, and go on. A node expires peers only while its own announcements come back to it, because
+//! otherwise silence proves nothing.
 //!
 //! ```no_run
 //! use discovery_nats::Nats;
@@ -21,8 +21,8 @@
 //! # Permissions
 //!
 //! The account of the nodes must be allowed to publish and to subscribe below one subject, and nothing else: the
-//! subject and the application, as in `groupcache-gossip.users.>`. [`Nats::permission`] tells it for a provider.
-//! (A key-value bucket and a micro service need more: see the methods `key_value` and `micro_service`.)
+//! subject and the application, as in `groupcache-gossip.users.>`. [`Nats::permission`] returns this subject for a
+//! provider. (A key-value bucket and a micro service need more: see the methods `key_value` and `micro_service`.)
 //!
 //! ```text
 //! permissions: { publish: ["groupcache-gossip.users.>"], subscribe: ["groupcache-gossip.users.>"] }

@@ -1,4 +1,4 @@
-//! The node as a NATS micro service: `nats micro ls` lists it, `nats micro info` tells its id and its addresses.
+//! The node as a NATS micro service: `nats micro ls` lists it, and `nats micro info` shows its id and its addresses.
 
 use async_nats::{
     Client,
@@ -9,7 +9,7 @@ use groupcache_core::Me;
 
 use crate::subjects::token;
 
-/// Registered until it is dropped.
+/// Registration of the micro service, which ends when it is dropped.
 pub(crate) struct Service(Option<service::Service>);
 
 impl Service {
@@ -23,13 +23,13 @@ impl Service {
             .metadata(said.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
             .start(name, env!("CARGO_PKG_VERSION"))
             .await;
-        started.map(|service| Self(Some(service))).map_err(|e| format!("cannot register the micro service ({e})"))
+        started.map(|service| Self(Some(service))).map_err(|e| format!("cannot register the micro service ({e}); check that the account may subscribe to $SRV.> and publish _INBOX.>"))
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // It would go on answering. To stop it waits for nothing.
+        // A dropped service goes on answering. The future of `stop` never waits, so one poll is enough.
         if let Some(service) = self.0.take() {
             let _ = service.stop().now_or_never();
         }

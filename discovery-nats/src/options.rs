@@ -1,4 +1,4 @@
-//! What a user says: which servers, who we are to them, and which subject.
+//! Options of the provider: servers, credentials, TLS, subject and heartbeat.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -11,18 +11,18 @@ use crate::{
     table::Pace,
 };
 
-/// Most server addresses.
+/// Maximum number of server addresses.
 const MAX_SERVERS: usize = 32;
-/// Shortest and longest time between two heartbeats.
+/// Range of the time between two heartbeats.
 const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(60);
 
-/// A provider that finds peers over NATS.
+/// Provider that finds peers over NATS.
 ///
-/// Nodes find each other when they have the same subject, the same application and the same cluster (the cluster is
-/// part of the node's identity). Others on the same server do not see each other.
+/// Nodes find each other if they have the same subject, the same application and the same cluster. (The cluster is part
+/// of the node's identity.) Other nodes on the same server do not see them.
 ///
-/// A server that cannot be reached is never an error: the node serves alone, or with the peers that it knows, and
-/// joins when the server comes. What is wrong is logged, once, as a discovery that is stale.
+/// A server that cannot be reached is never an error: the node serves alone, or with the peers that it knows, and joins
+/// when the server comes up. The problem is logged, once, as stale discovery.
 #[derive(Clone)]
 pub struct Nats {
     pub(crate) servers: Vec<ServerAddr>,
@@ -39,7 +39,7 @@ pub struct Nats {
     pub(crate) is_micro: bool,
 }
 
-/// Who this node is to the server.
+/// Credentials of this node at the server.
 #[derive(Clone, Default)]
 pub(crate) enum Login {
     #[default]
@@ -61,17 +61,19 @@ pub(crate) struct Tls {
 }
 
 impl Nats {
-    /// The name of the subject that is used where none is given.
+    /// Default subject.
     pub const SUBJECT: &str = "groupcache-gossip";
 
-    /// Over the servers `nats://host:port`, separated by commas, for the nodes of one application.
+    /// Returns a provider over the servers `nats://host:port`, separated by commas, for the nodes of one application.
     ///
-    /// The port is 4222 where it is missing; `tls://` asks for TLS. Servers that these know of are used too. The first
-    /// address with `user:password@` or `token@` says how to sign in to all of them; both as they are written there,
-    /// so characters that an address cannot hold need [`user_and_password`](Self::user_and_password).
+    /// Default port: 4222. The scheme `tls://` requires TLS. Further servers that these servers report are used too.
+    /// The first address with `user:password@` or `token@` gives the credentials for all servers. User, password and
+    /// token are used as they are written there, so characters that an address cannot hold need
+    /// [`user_and_password`](Self::user_and_password).
     ///
     /// # Errors
-    /// When a server is no address, there is none or there are more than 32, or the application has no name.
+    /// Returns an error if a server is not an address, if there are no servers or more than 32, or if the application
+    /// has an empty name or one of more than 128 bytes.
     ///
     /// ```
     /// # use discovery_nats::Nats;
@@ -83,7 +85,7 @@ impl Nats {
         let mut parsed = Vec::new();
         for item in items {
             let server: ServerAddr = item.parse().map_err(|_| bad_server(item))?;
-            // An address with a user and a password must not be repeated in an error.
+            // The error must not repeat an address with a user and a password.
             if !matches!(server.scheme(), "nats" | "tls") || server.host().is_empty() {
                 return Err(bad_server(item));
             }
@@ -91,11 +93,11 @@ impl Nats {
         }
         if parsed.is_empty() || parsed.len() > MAX_SERVERS {
             return Err(NatsError::new(format!(
-                "there are {} NATS servers: name 1 to {MAX_SERVERS}, such as nats://10.0.0.5:4222",
+                "the list has {} NATS servers; name 1 to {MAX_SERVERS}, such as nats://10.0.0.5:4222",
                 parsed.len()
             )));
         }
-        // The client takes no notice of what an address says of a user.
+        // The client ignores the user in an address.
         let login = parsed.iter().find_map(|server| {
             let user = server.username().filter(|user| !user.is_empty())?.to_owned();
             Some(match server.password() {
@@ -107,14 +109,15 @@ impl Nats {
         Ok(Self { login: login.unwrap_or_default(), ..this })
     }
 
-    /// Over a client that the application has already; its servers, credentials and TLS are its own affair.
+    /// Returns a provider over a client of the application, for the nodes of one application. Servers, credentials and
+    /// TLS remain those of the client.
     ///
-    /// It needs the permissions of [`permission`](Self::permission), and must not be closed or drained while the
-    /// node lives. A client with `no_echo` cannot be used: a node must hear itself. This is the one place where a
-    /// type of `async-nats` is named; it is that of version 0.51.
+    /// The client needs the permissions of [`permission`](Self::permission), and must not be closed or drained while
+    /// the node lives. A client with `no_echo` cannot be used, because a node must receive its own messages. No other
+    /// method names a type of `async-nats`. The version of `async-nats` is 0.51.
     ///
     /// # Errors
-    /// When the application has no name.
+    /// Returns an error if the application has an empty name or one of more than 128 bytes.
     pub fn from_client(client: Client, application: impl Into<String>) -> Result<Self, NatsError> {
         Self::with(Vec::new(), Some(client), application.into())
     }
@@ -122,7 +125,7 @@ impl Nats {
     fn with(servers: Vec<ServerAddr>, client: Option<Client>, application: String) -> Result<Self, NatsError> {
         if application.is_empty() || application.len() > 128 {
             return Err(NatsError::new(
-                "the application has no name, or one of more than 128 bytes: give it a short one",
+                "the name of the application is empty or longer than 128 bytes; set a name of 1 to 128 bytes",
             ));
         }
         Ok(Self {
@@ -141,10 +144,11 @@ impl Nats {
         })
     }
 
-    /// Below which subject the nodes talk; default [`SUBJECT`](Self::SUBJECT).
+    /// Sets the subject below which the nodes exchange messages. Default: [`SUBJECT`](Self::SUBJECT).
     ///
     /// # Errors
-    /// When it is none: it has wildcards, white space or an empty part.
+    /// Returns an error if the subject has wildcards, white space, characters beyond ASCII, an empty part, the part
+    /// `$SYS` or more than 128 bytes.
     pub fn subject(mut self, subject: impl Into<String>) -> Result<Self, NatsError> {
         self.subject = subject.into();
         subjects::check(&self.subject)?;
@@ -170,62 +174,65 @@ impl Nats {
         self
     }
 
-    /// Signs in with a credentials file (a JWT and its nkey); read again for each new connection.
+    /// Signs in with a credentials file (a JWT and its nkey), which is read again for each new connection.
     #[cfg(feature = "credentials")]
     pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.login = Login::CredentialsFile(path.into());
         self
     }
 
-    /// Talks TLS or not at all. (A server that asks for TLS gets it in any case.)
+    /// Requires TLS. (A server that asks for TLS gets it in any case.)
     pub fn require_tls(mut self) -> Self {
         self.tls.is_required = true;
         self
     }
 
-    /// Begins with TLS, for servers with `handshake_first`.
+    /// Begins each connection with TLS, for servers with `handshake_first`, and requires TLS.
     pub fn tls_first(mut self) -> Self {
         self.tls.is_required = true;
         self.tls.is_first = true;
         self
     }
 
-    /// Trusts the certificates of this PEM file, and no others, to sign those of servers; read again for each new
-    /// connection. Default: those that the system trusts.
+    /// Trusts the authorities in this PEM file, and no others, to sign the certificates of servers. The file is read
+    /// again for each new connection. Default: the authorities that the system trusts.
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
         self.tls.roots.push(path.into());
         self
     }
 
-    /// Shows servers this certificate (mTLS); both are PEM files.
+    /// Presents this certificate to servers (mTLS). Certificate and key are PEM files.
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.tls.client = Some((certificate.into(), key.into()));
         self
     }
 
-    /// How often this node announces itself: 50 ms to 60 s, default 2 s; ± 20 % each time. It is gone for the others
-    /// when four in a row are missing. Nodes may differ in it.
+    /// Sets how often this node announces itself. Default: 2 s. Range: 50 ms to 60 s. Values outside of the range
+    /// become its nearer end, and each interval varies by ± 20 %. The other nodes expire this node when four
+    /// announcements in a row are missing. Nodes of one cluster may have different intervals.
     pub fn heartbeat(mut self, every: Duration) -> Self {
         self.pace = Pace::every(every.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()));
         self
     }
 
-    /// Uses a JetStream key-value bucket as the store of members, made when it is not there (in one that is, keys may
-    /// outlive their nodes; those are not taken for members): who is in the cluster can
-    /// then be looked at with `nats kv`. Needs JetStream of a server 2.11 or newer; with an older one discovery stays
-    /// stale and says so.
+    /// Uses a JetStream key-value bucket as the store of members, so that `nats kv` shows the members of the cluster.
+    /// The bucket is created if it does not exist. In an existing bucket keys may outlive their nodes, and such keys
+    /// are not taken for members. A bucket needs JetStream of a server 2.11 or newer. With an older server discovery
+    /// stays stale, and its health gives the reason.
     ///
-    /// The account also needs to publish `$JS.API.>`, `$JS.FC.>` and `$KV.<bucket>.>`. All nodes of a cluster must agree: those
-    /// with a bucket do not hear those without.
+    /// The account also needs to publish `$JS.API.>`, `$JS.FC.>` and `$KV.<bucket>.>`. All nodes of a cluster must use
+    /// the same bucket or none, because nodes with a bucket and nodes without one do not see each other.
     ///
     /// # Errors
-    /// When it is no name of a bucket: letters, digits, `-` and `_`.
+    /// Returns an error if the name is not one of a bucket: 1 to 64 letters, digits, `-` and `_`.
     #[cfg(feature = "kv")]
     pub fn key_value(mut self, bucket: impl Into<String>) -> Result<Self, NatsError> {
         let bucket = bucket.into();
         let is_good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
         if bucket.is_empty() || bucket.len() > 64 || !bucket.bytes().all(is_good) {
-            return Err(NatsError::new(format!("{bucket:?} is no bucket: write letters, digits, - and _")));
+            return Err(NatsError::new(format!(
+                "{bucket:?} is not a bucket name; write 1 to 64 letters, digits, - and _"
+            )));
         }
         self.bucket = Some(bucket);
         Ok(self)
@@ -239,27 +246,27 @@ impl Nats {
         self
     }
 
-    /// The subject that the account of the nodes must be allowed to publish and to subscribe, such as
+    /// Returns the subject that the account of the nodes must be allowed to publish and to subscribe, such as
     /// `groupcache-gossip.users.>`.
     pub fn permission(&self) -> String {
         permission(&self.subject, &self.application)
     }
 
-    /// What has been counted so far.
+    /// Returns the counters of this provider and its clones.
     pub fn stats(&self) -> NatsStats {
         self.counters.read()
     }
 }
 
-/// Without what was written: it may hold a password.
+/// Returns the error for an address, without its user part, because that may hold a password.
 fn bad_server(item: &str) -> NatsError {
     let shown = item.rsplit_once('@').map_or(item, |(_, host)| host);
     NatsError::new(format!(
-        "{shown:?} is no NATS server: write nats://host:port or tls://host:port, separated by commas"
+        "{shown:?} is not a NATS server; write nats://host:port or tls://host:port, separated by commas"
     ))
 }
 
-/// Without credentials.
+/// Leaves out the credentials.
 impl fmt::Debug for Nats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let servers: Vec<_> = self.servers.iter().map(|s| format!("{}:{}", s.host(), s.port())).collect();
@@ -276,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_are_checked_and_no_secret_is_shown() {
+    fn servers_are_checked_without_showing_secrets() {
         let good = Nats::new(" nats://user:secret@10.0.0.5 , tls://b.example:4223,c", "users").unwrap();
         assert_eq!(good.servers.len(), 3);
         assert_eq!(good.permission(), "groupcache-gossip.users.>");

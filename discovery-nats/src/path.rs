@@ -1,39 +1,42 @@
-//! Whether this node hears what it says: the path through the server, there and back. Pure.
+//! Path through the server and back: whether this node receives its own messages. Pure, with the time as an argument.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What was held up together with an echo is read within this time, in whatever order it comes.
+/// Time in which the messages that were held up together with an echo are read, in any order.
 const BACKLOG: Duration = Duration::from_millis(150);
 
-/// A node subscribes to what it publishes. What it does not hear back in time it may not have heard of others
-/// either, whatever the connection claims: a server that hangs, a permission that is missing, our own long pause.
+/// Record of the echoes of this node's messages.
+///
+/// A node subscribes to the subject that it publishes to. If its own message does not come back in time, messages of
+/// peers may be missing too, whatever the connection reports: a server hangs, a permission is missing, or this process
+/// has paused.
 #[derive(Debug)]
 pub(crate) struct Path {
-    /// How late an echo may be.
+    /// Maximum delay of an echo.
     patience: Duration,
     last_echo: Instant,
-    /// Since when everything has been heard; `None` while it is not.
+    /// Time from which on all messages have been received, or `None` while some may be missing.
     good_since: Option<Instant>,
-    /// Something has been said that has not come back.
+    /// Whether a message was sent and no echo has arrived since.
     is_awaited: bool,
-    /// An echo up to which everything has been heard, as soon as what came with it is read.
+    /// Time of an echo that proves all earlier messages to be received once [`BACKLOG`] has passed.
     proof: Option<Instant>,
 }
 
 impl Path {
-    /// Not good until the first echo.
+    /// Returns a path that becomes good with its first echo.
     pub(crate) fn new(patience: Duration, now: Instant) -> Self {
         Self { patience, last_echo: now, good_since: None, is_awaited: false, proof: None }
     }
 
-    /// Something has been said that should come back.
+    /// Records that a message was sent, which should come back.
     pub(crate) fn said(&mut self) {
         self.is_awaited = true;
     }
 
-    /// Something that this node said has come back; tells whether that is news.
+    /// Records an echo. Returns whether the path becomes good with it.
     pub(crate) fn echo(&mut self, now: Instant) -> bool {
         self.last_echo = now;
         let is_news = self.good_since.is_none();
@@ -43,13 +46,14 @@ impl Path {
         is_news
     }
 
-    /// The connection was lost, or messages were: nothing is certain until the next echo. Tells whether that is news.
+    /// Records a loss of the connection or of messages, after which nothing is certain until the next echo. Returns
+    /// whether the path was good.
     pub(crate) fn lose(&mut self, now: Instant) -> bool {
-        self.last_echo = now; // the time until the next one is counted from here
+        self.last_echo = now; // the delay of the next echo is counted from here
         self.end()
     }
 
-    /// Tells whether the path has turned bad just now.
+    /// Returns whether the path becomes bad with this call, because an echo is late.
     pub(crate) fn turned_bad(&mut self, now: Instant) -> bool {
         self.is_late(now) && self.end()
     }
@@ -59,30 +63,32 @@ impl Path {
         self.good_since.take().is_some()
     }
 
-    /// From when to when everything has been heard, once for an echo. What was said after it may be held up by the
-    /// server, however good the path seems: the next echo may be due much later than the words of others.
+    /// Returns the span of time in which all messages have been received, once per echo. The server may hold up
+    /// messages that were sent after the echo, however good the path seems, because the next echo may be due much later
+    /// than messages of peers.
     pub(crate) fn heard(&mut self, now: Instant) -> Option<(Instant, Instant)> {
         let since = self.good_since?;
         let until = self.proof.take_if(|echo| now.duration_since(*echo) >= BACKLOG)?;
         Some((since, until))
     }
 
-    /// Whether it will be known soon up to when everything has been heard.
+    /// Returns whether the next span of complete reception will be known soon.
     pub(crate) fn is_pending(&self) -> bool {
         self.is_awaited || self.proof.is_some()
     }
 
-    /// Whether something has come back since then, and nothing was lost.
+    /// Returns whether an echo has arrived at or after `at`, and nothing was lost since.
     pub(crate) fn has_echo_since(&self, at: Instant) -> bool {
         self.good_since.is_some() && self.last_echo >= at
     }
 
-    /// No echo has come for longer than it may take.
+    /// Returns whether no echo has arrived for longer than the maximum delay.
     pub(crate) fn is_late(&self, now: Instant) -> bool {
         now.duration_since(self.last_echo) > self.patience
     }
 
-    /// No echo has come for so long that the connection is not worth keeping.
+    /// Returns whether no echo has arrived for so long, three times the maximum delay, that the connection is not worth
+    /// keeping.
     pub(crate) fn is_very_late(&self, now: Instant) -> bool {
         now.duration_since(self.last_echo) > self.patience * 3
     }
@@ -97,19 +103,19 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_path_is_good_from_the_first_echo_until_one_is_late() {
+    async fn path_is_good_from_first_echo_until_one_is_late() {
         let (patience, start) = (Duration::from_secs(3), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut path = Path::new(patience, start);
         assert_eq!(path.good_since(), None);
         assert!(path.echo(at(1)));
-        assert!(!path.echo(at(3)), "no news");
+        assert!(!path.echo(at(3)), "the path was good already");
         assert_eq!(path.good_since(), Some(at(1)));
         assert!(!path.turned_bad(at(6)));
         assert!(path.turned_bad(at(7)));
-        assert!(!path.turned_bad(at(8)), "once");
+        assert!(!path.turned_bad(at(8)), "the loss is reported once");
         assert!(path.echo(at(20)));
-        assert_eq!(path.good_since(), Some(at(20)), "what was not heard before says nothing");
+        assert_eq!(path.good_since(), Some(at(20)), "silence before the echo proves nothing");
         assert!(path.lose(at(21)));
         assert_eq!(path.good_since(), None);
     }

@@ -1,4 +1,4 @@
-//! Connects, again and again, and lives on each connection for as long as it lasts.
+//! Provider loop: connects again and again, and runs a session on each connection for as long as it lasts.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::{
     session::{End, Node},
 };
 
-/// A connection that lived for so long was a good one: the next attempts come quickly again.
+/// Lifetime after which a connection counts as good, so that the pauses between attempts are short again.
 const GOOD_CONNECTION: Duration = Duration::from_secs(5);
-const CLOSED: &str = "the NATS client that was given is closed; keep it open while the node lives";
+const CLOSED: &str = "the NATS client of the application is closed; keep it open while the node lives";
 
 #[async_trait]
 impl Provider for Nats {
@@ -36,7 +36,7 @@ impl Provider for Nats {
                 Ok(connection) => {
                     let begun = Instant::now();
                     let end = Box::pin(node.live(&mut cx, connection)).await;
-                    // A server that ends each connection at once is not asked again and again.
+                    // The pauses keep growing for a server that ends each connection at once.
                     round = if begun.elapsed() > GOOD_CONNECTION { 0 } else { round };
                     match end {
                         End::Leaving => return Ok(()),

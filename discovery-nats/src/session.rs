@@ -1,4 +1,4 @@
-//! What a node does on a connection: it announces itself, listens, asks, answers, and says goodbye.
+//! Session of a node on one connection: announcements, questions, answers, expiry and the goodbye.
 
 mod questions;
 
@@ -20,42 +20,43 @@ use crate::{
     table::{Heard, Table},
 };
 
-/// Changes that come together are published together.
+/// Time in which changes are collected to be published together.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Answers are spread over this time, since all nodes hear a question at once.
+/// Maximum random delay of an answer, because all nodes receive a question at once.
 const ANSWER_SPREAD: Duration = Duration::from_millis(50);
-/// How often the connection and the expiry of peers are looked at.
+/// Interval of the checks of the connection and of the expiry of peers.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long the goodbye may take to come back, which tells that the server has it.
+/// Maximum time for the goodbye to come back, which proves that the server has it.
 const GOODBYE: Duration = Duration::from_millis(400);
 
-/// Why a connection is left.
+/// Reason for the end of a session.
 pub(crate) enum End {
     Leaving,
-    /// Make a new one.
+    /// The connection must be replaced, for the given reason.
     Renew(String),
-    /// The client is not ours, and it is closed.
+    /// The client belongs to the application, and is closed.
     Closed,
 }
 
-/// What outlives a connection.
+/// State of the provider that outlives a connection.
 pub(crate) struct Node<'a> {
     options: &'a Nats,
     pub(crate) subjects: Subjects,
-    /// Tells our own messages from those of others, another node of our id included.
+    /// Random name by which this run tells its own messages from others, even those of another node with the same id.
     nonce: String,
     pub(crate) rng: fastrand::Rng,
     table: Table,
     path: Path,
-    /// A complete set has been published: from then on every set is complete, for nobody is forgotten unheard.
+    /// Whether a complete set has been published. Every later set is complete too, because no peer expires while
+    /// messages may be missing.
     is_complete: bool,
-    /// Answers to the last question are being collected.
+    /// Collection of answers to the last question.
     asked: Option<Asked>,
-    /// Something has changed, and is published at that time.
+    /// Time at which pending changes are published.
     news_at: Option<Instant>,
     heartbeat_at: Instant,
     announced_at: Option<Instant>,
-    /// Questions of others: where the answers go, and when.
+    /// Subjects for the answers to questions of other nodes, which are sent at `answer_at`.
     questions: Vec<String>,
     answer_at: Option<Instant>,
     look_at: Instant,
@@ -66,7 +67,7 @@ impl<'a> Node<'a> {
         let mut rng = fastrand::Rng::new();
         let nonce: String = std::iter::repeat_with(|| rng.alphanumeric()).take(12).collect();
         let now = Instant::now();
-        // A heartbeat comes back within a fraction of the time between two.
+        // A heartbeat comes back within a fraction of the time between two heartbeats.
         let patience = options.pace.heartbeat.mul_f64(1.5) + Duration::from_millis(50);
         Self {
             options,
@@ -86,7 +87,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Lives on a connection until it is lost or the node leaves.
+    /// Runs on a connection until the connection is lost or the node leaves.
     pub(crate) async fn live(&mut self, cx: &mut ProviderContext, connection: Connection) -> End {
         let Connection { client, mut noted } = connection;
         let me = cx.me();
@@ -113,7 +114,7 @@ impl<'a> Node<'a> {
                     }
                     Signal::MeChanged => {
                         self.announce(cx, &mut bus).await;
-                        self.news(); // our own record is part of what we publish
+                        self.news(); // the published set includes this node's own record
                     }
                     Signal::Resolve(_) => self.look_again(cx, &mut bus).await,
                 },
@@ -149,7 +150,7 @@ impl<'a> Node<'a> {
         End::Renew("the connection to the NATS server is lost; the last set of peers stays".to_owned())
     }
 
-    /// When there is something to do though nothing is heard.
+    /// Returns the next time at which there is work although no event arrives.
     fn wake_at(&self) -> Instant {
         let asked = self.asked.filter(|asked| !asked.is_overdue).map(|asked| asked.due_at(&self.path));
         let all = [asked, self.news_at, self.answer_at, Some(self.heartbeat_at)];
@@ -228,11 +229,13 @@ impl<'a> Node<'a> {
         if has_dropped && self.path.lose(Instant::now()) {
             self.options.counters.lost();
             tracing::warn!(
-                "messages of peers came faster than they were read; nobody expires until all have been asked"
+                "messages of peers were dropped because this node reads too slowly; no peer expires until all have been asked"
             );
         }
         if noted.is_lame_duck && self.options.servers.len() > 1 {
-            return Some(End::Renew("the NATS server is about to shut down; another one is connected to".to_owned()));
+            return Some(End::Renew(
+                "the NATS server is about to shut down; this node connects to another one".to_owned(),
+            ));
         }
         if let Some(problem) = noted.problem {
             cx.report(Health::Stale(self.refused(&problem)));
@@ -242,15 +245,15 @@ impl<'a> Node<'a> {
 
     fn refused(&self, problem: &str) -> String {
         if !problem.to_lowercase().contains("permission") {
-            return format!("the NATS server says {problem:?}");
+            return format!("the NATS server reports {problem:?}; check its log");
         }
         let permission = self.options.permission();
         format!(
-            "the NATS server says {problem:?}; the account of the nodes must be allowed to publish and to subscribe {permission:?}"
+            "the NATS server reports {problem:?}; the account of the nodes must be allowed to publish and to subscribe {permission:?}"
         )
     }
 
-    /// Does what is due.
+    /// Does the work that is due.
     async fn act(&mut self, cx: &ProviderContext, bus: &mut Bus) -> Option<End> {
         let now = Instant::now();
         if now >= self.look_at {
@@ -272,7 +275,7 @@ impl<'a> Node<'a> {
         None
     }
 
-    /// Looks after the connection and the expiry of peers.
+    /// Checks the connection and expires peers.
     async fn look(&mut self, cx: &ProviderContext, bus: &mut Bus, now: Instant) -> Option<End> {
         let (is_connected, is_new) = bus.look();
         if !is_connected && self.path.lose(now) {
@@ -297,12 +300,12 @@ impl<'a> Node<'a> {
             self.options.counters.expired(expired);
             self.news();
         }
-        // Whether they are gone, or nobody is heard, tells our own word when it comes back.
+        // The echo of an announcement shows whether silent peers are gone or no messages arrive at all.
         let is_any_silent = self.path.good_since().is_some_and(|since| self.table.is_any_silent(now, since));
         if is_any_silent && !self.path.is_pending() {
             self.announce(cx, bus).await;
         }
-        // The path is good again, and what was said meanwhile is not known.
+        // The path is good again, and messages of the time before are missing.
         if self.path.good_since().is_some() && self.asked.is_some_and(|asked| asked.is_overdue) {
             self.ask(cx, bus).await;
         }
@@ -311,7 +314,7 @@ impl<'a> Node<'a> {
 
     fn silence(&self) -> String {
         format!(
-            "what this node publishes does not come back from the NATS server: it hangs, or the account may not publish and subscribe {:?}",
+            "messages of this node do not come back from the NATS server; check that it answers and that the account may publish and subscribe {:?}",
             self.options.permission()
         )
     }
@@ -324,7 +327,7 @@ impl<'a> Node<'a> {
             let this = Peer::member(me.id, me.addresses).with_incarnation(me.incarnation).with_state(me.state);
             cx.publish(PeerSet::complete(std::iter::once(this).chain(self.table.peers()).collect()));
         } else if is_overdue {
-            // Heard though we are not: they are there, whoever else is.
+            // Messages of these peers arrive although no echo does, so these peers are present. More may exist.
             cx.publish(PeerSet::partial(self.table.peers().collect()));
         }
     }
@@ -335,7 +338,7 @@ impl<'a> Node<'a> {
             if bus.say_goodbye(&said).await {
                 return;
             }
-            // The server has it when it comes back: only then may the connection be closed.
+            // The echo of the goodbye proves that the server has it. The connection may be closed only then.
             loop {
                 match bus.next().await {
                     Word::Lost => return,

@@ -1,25 +1,25 @@
-//! What the provider counts.
+//! Counters of the provider.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// What a provider has counted since it was made; clones of a provider count together.
+/// Counters of a provider since it was made. Clones of a provider share them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NatsStats {
-    /// Messages of peers that were read.
+    /// Number of messages of peers that were read.
     pub heard: u64,
-    /// Messages that nobody can read: no JSON, another version, no address, longer than 1 KiB.
+    /// Number of messages that cannot be read: over 1 KiB, no JSON object, another version, a bad field, or no address.
     pub garbage: u64,
-    /// Messages that came out of order or from beyond the limit of peers.
+    /// Number of messages of a stale incarnation, or of a peer beyond the limit of 2,000.
     pub ignored: u64,
-    /// Messages that were published.
+    /// Number of messages that were published.
     pub published: u64,
-    /// Peers that have not been heard of for their time to live.
+    /// Number of peers that expired because no message of theirs arrived within their time to live.
     pub expired: u64,
-    /// Times that the connection, or the path through the server, was lost.
+    /// Number of times that the connection, or the path through the server, was lost.
     pub lost: u64,
 }
 
@@ -41,11 +41,15 @@ impl Counters {
         self.0.heard.fetch_add(1, Relaxed);
     }
 
-    /// Counts it, and says so now and then: the 1st, 2nd, 4th, 8th…
+    /// Counts an unreadable message, and logs the 1st, 2nd, 4th, 8th and so on.
     pub(crate) fn garbage(&self, why: &str) {
         let before = self.0.garbage.fetch_add(1, Relaxed);
         if (before + 1).is_power_of_two() {
-            tracing::warn!(count = before + 1, why, "a message on the subject of this cluster cannot be read");
+            tracing::warn!(
+                count = before + 1,
+                why,
+                "unreadable message on the subject of this cluster; check what publishes there"
+            );
         }
     }
 

@@ -1,20 +1,20 @@
-//! Where the messages of one cluster of one application go.
+//! Subjects for the messages of one cluster of one application.
 
 use crate::error::NatsError;
 
-/// The subjects of one cluster: `subject.application.cluster` and, below it, one for each kind of message.
+/// Subjects of one cluster: `subject.application.cluster` and, below it, one for each kind of message.
 #[derive(Clone, Debug)]
 pub(crate) struct Subjects {
     pub(crate) heartbeat: String,
     pub(crate) goodbye: String,
     pub(crate) query: String,
-    /// All of the three.
+    /// Subject that matches the three above.
     pub(crate) all: String,
-    /// Where answers to this node's questions go; a random name, so that nobody else listens there.
+    /// Subject for answers to this node's questions. The name is random, so that no other node subscribes to it.
     pub(crate) answers: String,
-    /// What all answers are sent below.
+    /// Beginning of all subjects for answers.
     answers_prefix: String,
-    /// What libraries use for answers to requests: within the permission that the nodes have anyway.
+    /// Inbox of libraries for answers to requests, within the permission that the nodes have anyway.
     pub(crate) inbox: String,
 }
 
@@ -32,20 +32,22 @@ impl Subjects {
         }
     }
 
-    /// Whether an answer may be sent there: a message must not make this node publish where it likes.
+    /// Returns whether `subject` is one for answers in this cluster. Otherwise a message could make this node publish
+    /// anywhere.
     pub(crate) fn is_answer(&self, subject: &str) -> bool {
         let name = subject.strip_prefix(&self.answers_prefix);
         name.is_some_and(|name| !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric()))
     }
 }
 
-/// The subject that an account must be allowed to use.
+/// Returns the subject that an account must be allowed to use.
 pub(crate) fn permission(subject: &str, application: &str) -> String {
     format!("{subject}.{}.>", token(application))
 }
 
-/// A name as one token of a subject (and of a key of a bucket): letters, digits, `-` and `_` stay as they are, all
-/// else is `=` and two hexadecimal digits. So `*`, `>`, dots and other letters are safe, and no two names are one.
+/// Returns a name as one token of a subject and of a bucket's key. Letters, digits, `-` and `_` stay as they are, and
+/// any other byte becomes `=` and two hexadecimal digits. Therefore `*`, `>`, dots and other letters are safe, and no
+/// two names have the same token.
 pub(crate) fn token(name: &str) -> String {
     let mut token = String::with_capacity(name.len());
     for byte in name.bytes() {
@@ -58,7 +60,7 @@ pub(crate) fn token(name: &str) -> String {
     token
 }
 
-/// The name that a token stands for.
+/// Returns the name that a token stands for.
 #[cfg(feature = "kv")]
 pub(crate) fn untoken(token: &str) -> Option<String> {
     let mut name = Vec::with_capacity(token.len());
@@ -81,7 +83,7 @@ pub(crate) fn check(subject: &str) -> Result<(), NatsError> {
     };
     if subject.len() > 128 || !subject.split('.').all(is_token) {
         return Err(NatsError::new(format!(
-            "{subject:?} is no subject: write names separated by dots, without wildcards and white space, such as groupcache-gossip"
+            "{subject:?} is not a valid subject; write names separated by dots, without wildcards and white space, such as groupcache-gossip"
         )));
     }
     Ok(())
@@ -92,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_any_kind_are_one_token_and_stay_apart() {
+    fn name_is_one_token_and_stays_distinct() {
         assert_eq!(token("users-2_b"), "users-2_b");
         assert_eq!(token("a.b*>c ä="), "a=2eb=2a=3ec=20=c3=a4=3d");
         assert_ne!(token("a=2e"), token("a."));
@@ -103,7 +105,7 @@ mod tests {
 
     #[cfg(feature = "kv")]
     #[test]
-    fn a_token_tells_the_name_again() {
+    fn token_decodes_to_its_name() {
         for name in ["users-2_b", "a.b*>c ä=", "10.0.0.7:7946"] {
             assert_eq!(untoken(&token(name)).as_deref(), Some(name));
         }
@@ -111,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_go_nowhere_but_below_the_subject_of_the_cluster() {
+    fn answer_outside_the_cluster_subject_is_refused() {
         let subjects = Subjects::new("gossip", "users", "default", "n0");
         assert!(subjects.is_answer(&subjects.answers));
         assert!(subjects.is_answer("gossip.users.default.to.abc123"));
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_of_the_user_is_checked() {
+    fn invalid_subject_is_refused() {
         assert!(check("groupcache-gossip").is_ok());
         assert!(check("team.caches").is_ok());
         for bad in ["", "a..b", "a.", "a.*", ">", "two words", &"x".repeat(200)] {

@@ -1,4 +1,4 @@
-//! Who is there? This node asks it, and answers it.
+//! Questions to all nodes for their announcements, and answers to the questions of others.
 
 use std::time::Duration;
 
@@ -8,24 +8,27 @@ use tokio::time::Instant;
 use super::Node;
 use crate::{bus::Bus, path::Path};
 
-/// A question is answered when nothing has been heard for this long, or after `ANSWERS_END`.
+/// Silence after which a question counts as answered.
 const ANSWERS_QUIET: Duration = Duration::from_millis(150);
+/// Time after which a question ends in any case.
 const ANSWERS_END: Duration = Duration::from_secs(1);
-/// When more questions than this wait, one heartbeat answers them all.
+/// Number of waiting questions above which one heartbeat answers them all.
 pub(super) const MAX_ANSWERS: usize = 8;
-/// Such a heartbeat is not sent more often than this: when a server comes back, all nodes ask at once.
+/// Minimum time between two such heartbeats, because all nodes ask at once when a server comes back.
 const CROWD_PAUSE: Duration = Duration::from_millis(500);
-/// With more peers than this, a node that doubts a set waits for their heartbeats instead of asking them all.
+/// Number of peers above which a node that doubts a set waits for heartbeats instead of asking all peers.
 const MANY: usize = 100;
 
+/// Collection of answers to a question.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
     pub(super) asked_at: Instant,
     pub(super) quiet_at: Instant,
     pub(super) end_at: Instant,
-    /// The end has passed and nothing has come back; it has been reported.
+    /// Whether the end has passed without an echo, which has been reported.
     pub(super) is_overdue: bool,
-    /// Nobody is asked: the heartbeats until the end are the answers, however long the pauses between them.
+    /// Whether no question was sent. The heartbeats until the end are the answers, however long the pauses between
+    /// them.
     is_of_heartbeats: bool,
 }
 
@@ -35,74 +38,77 @@ impl Asked {
         Self { asked_at: now, quiet_at, end_at, is_overdue: false, is_of_heartbeats: false }
     }
 
-    /// See [`is_of_heartbeats`](Self::is_of_heartbeats).
+    /// Returns a collection of heartbeats; see [`is_of_heartbeats`](Self::is_of_heartbeats).
     fn of_heartbeats(now: Instant, end_at: Instant) -> Self {
         Self { asked_at: now, quiet_at: end_at, end_at, is_overdue: false, is_of_heartbeats: true }
     }
 
-    /// One that is to be put as soon as what this node says is heard.
+    /// Returns a question that is to be sent as soon as this node's messages come back.
     fn overdue(now: Instant) -> Self {
         Self { is_overdue: true, ..Self::at(now) }
     }
 
-    /// Others have been asked, and their answers may still come.
+    /// Returns whether peers have been asked and their answers may still arrive.
     fn is_under_way(&self) -> bool {
         !self.is_overdue && !self.is_of_heartbeats
     }
 
-    /// Somebody was heard: others may be about to answer.
+    /// Waits longer after a message of a peer, because other peers may be about to answer.
     pub(super) fn heard(&mut self, now: Instant) {
-        // Never earlier than it was: heartbeats come seconds apart, and silence between two of them says nothing.
+        // The time never moves back, because heartbeats are seconds apart and silence between two of them proves
+        // nothing.
         self.quiet_at = self.quiet_at.max(now + ANSWERS_QUIET);
     }
 
-    /// When the collection of answers is to be looked at: silence means something to those alone who can hear.
+    /// Returns the time at which the collection is checked. Silence ends it only after an echo, which proves that this
+    /// node receives messages.
     pub(super) fn due_at(&self, path: &Path) -> Instant {
         if self.is_heard(path) { self.quiet_at.min(self.end_at) } else { self.end_at }
     }
 
-    /// The question has come back, or a later word: so would the answers.
+    /// Returns whether the question, or a later message of this node, has come back, so that answers would arrive too.
     fn is_heard(&self, path: &Path) -> bool {
         path.has_echo_since(self.asked_at)
     }
 }
 
 impl Node<'_> {
-    /// The node doubts a set: what is known is confirmed, or corrected.
+    /// Confirms or corrects the known peers, because the node doubts a set.
     pub(super) async fn look_again(&mut self, cx: &ProviderContext, bus: &mut Bus) {
         if !self.waits_for_heartbeats(Instant::now()) {
             self.ask(cx, bus).await;
         }
     }
 
-    /// Whether a doubt is answered by what the peers say anyway.
+    /// Returns whether heartbeats answer a doubt, and collects them if so. The table must have more than [`MANY`]
+    /// peers, and messages must have been received for a whole time to live.
     fn waits_for_heartbeats(&mut self, now: Instant) -> bool {
         let has_heard_all =
             self.path.good_since().is_some_and(|since| now.duration_since(since) > self.options.pace.ttl);
         if self.table.len() <= MANY || !has_heard_all {
             return false;
         }
-        // One that is under way goes on: doubts may come more often than such a question takes, and begun anew each time
-        // it would have no end.
+        // A running collection goes on. Doubts may arrive more often than a collection takes, so that one that began
+        // again at each doubt would never end.
         if self.asked.is_none_or(|asked| asked.is_overdue) {
             let heartbeat = self.options.pace.heartbeat;
-            self.heartbeat_at = self.heartbeat_at.min(now + heartbeat); // it comes back before the end
+            self.heartbeat_at = self.heartbeat_at.min(now + heartbeat); // its echo arrives before the end
             self.asked = Some(Asked::of_heartbeats(now, now + heartbeat.mul_f64(1.2)));
         }
         true
     }
 
-    /// What this node said has come back.
+    /// Records that a message of this node has come back.
     pub(super) fn hear_myself(&mut self, now: Instant) {
         let is_news = self.path.echo(now);
         let is_asked = self.asked.is_some_and(|asked| asked.is_under_way());
         if is_news && !is_asked {
-            // What was missed meanwhile is asked for, as soon as it can be heard.
+            // The messages that were missed are asked for as soon as answers can be received.
             self.asked = Some(Asked::overdue(now));
         }
     }
 
-    /// Asks everyone to answer, which is an announcement too, and collects the answers.
+    /// Asks all nodes to answer, and collects the answers. The question is an announcement too.
     pub(super) async fn ask(&mut self, cx: &ProviderContext, bus: &mut Bus) {
         let now = Instant::now();
         self.asked = Some(Asked::at(now));
@@ -132,7 +138,8 @@ impl Node<'_> {
         }
     }
 
-    /// Ends the collection of answers: what is known then is all there is, if we are sure to have heard it.
+    /// Ends the collection of answers when it is due. The known peers are then complete, if an echo proves that answers
+    /// were received.
     pub(super) fn collect(&mut self, cx: &ProviderContext, now: Instant) {
         let Some(asked) = self.asked.filter(|asked| !asked.is_overdue) else { return };
         if now < asked.due_at(&self.path) {
@@ -175,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_that_does_not_hear_itself_sleeps_until_its_question_ends() {
+    async fn node_without_echo_sleeps_until_its_question_ends() {
         let options = Nats::new("10.0.0.5", "users").unwrap();
         let mut node = Node::new(&options, &me());
         let asked = Instant::now();
@@ -184,13 +191,14 @@ mod tests {
         tokio::time::advance(ANSWERS_QUIET + Duration::from_millis(50)).await;
         assert_eq!(node.wake_at(), asked + ANSWERS_END);
         node.path.echo(Instant::now());
-        assert!(node.wake_at() <= Instant::now(), "now that it does, nobody has answered");
+        assert!(node.wake_at() <= Instant::now(), "after the echo, silence means that no peer answers");
     }
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// A node that announces itself rarely, as do its many peers, and that has heard all of them.
-    async fn one_of_many(options: &Nats) -> Node<'_> {
+    /// Returns a node that announces itself rarely, as do its many peers, and that has received messages of all of
+    /// them.
+    async fn node_with_many_peers(options: &Nats) -> Node<'_> {
         let mut node = Node::new(options, &me());
         node.path.echo(Instant::now());
         for n in 0..=MANY {
@@ -201,17 +209,19 @@ mod tests {
         node
     }
 
+    /// Checks that a node with many peers collects heartbeats until all peers have sent theirs, and no longer, even if
+    /// the doubt is repeated meanwhile.
     #[tokio::test(start_paused = true)]
-    async fn with_many_peers_a_question_lasts_until_all_have_had_their_heartbeat_and_no_longer() {
+    async fn heartbeat_collection_lasts_one_heartbeat_interval() {
         let options = Nats::new("10.0.0.5", "users").unwrap().heartbeat(LONG);
-        let mut node = one_of_many(&options).await;
+        let mut node = node_with_many_peers(&options).await;
         let end = Instant::now() + LONG.mul_f64(1.2);
         for second in 0..72 {
-            // The doubt is said again, sooner than the question ends.
+            // The doubt is repeated before the collection ends.
             if second % 50 == 0 {
-                assert!(node.waits_for_heartbeats(Instant::now()), "nobody is asked");
+                assert!(node.waits_for_heartbeats(Instant::now()), "no question is sent");
             }
-            // Two peers are heard, less than a second apart, and our own heartbeat has come back.
+            // Messages of two peers arrive less than a second apart, and this node's own heartbeat comes back.
             node.hear_myself(Instant::now());
             for apart in [300, 700] {
                 node.asked.as_mut().unwrap().heard(Instant::now());
@@ -223,17 +233,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_missed_while_heartbeats_were_waited_for_is_asked_for() {
+    async fn loss_while_collecting_heartbeats_leads_to_a_question() {
         let options = Nats::new("10.0.0.5", "users").unwrap().heartbeat(LONG);
-        let mut node = one_of_many(&options).await;
+        let mut node = node_with_many_peers(&options).await;
         assert!(node.waits_for_heartbeats(Instant::now()));
         assert!(node.path.lose(Instant::now()));
         node.hear_myself(Instant::now());
-        assert!(node.asked.unwrap().is_overdue, "all are asked at the next look");
+        assert!(node.asked.unwrap().is_overdue, "all peers are asked at the next check");
     }
 
+    /// Checks that silence ends a question only after the echo of a message that was sent after the question.
     #[tokio::test(start_paused = true)]
-    async fn silence_is_no_answer_until_something_comes_back_that_was_said_after_the_question() {
+    async fn silence_is_no_answer_before_an_echo_of_the_question() {
         let mut path = Path::new(ANSWERS_END * 9, Instant::now());
         path.echo(Instant::now());
         tokio::time::advance(ANSWERS_QUIET).await;

@@ -1,4 +1,5 @@
-//! Nodes of a cluster over a server that comes and goes: they find each other fast, and lose nobody with it.
+//! Nodes of a cluster over a server that stops and starts. Nodes find each other fast, and none is lost with the
+//! server.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +24,7 @@ fn sees(node: &Node, members: usize) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_joins_is_in_every_ring_at_once_and_one_that_leaves_in_none() {
+async fn joining_node_enters_and_leaving_node_leaves_every_ring() {
     let broker = Broker::start().await;
     let (a, _) = node(&broker.url(), "a").await;
     let (b, _) = node(&broker.url(), "b").await;
@@ -45,18 +46,18 @@ async fn a_node_that_joins_is_in_every_ring_at_once_and_one_that_leaves_in_none(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_that_starts_before_its_server_forms_when_the_server_comes() {
+async fn cluster_forms_when_its_server_starts_late() {
     let mut broker = Broker::down("");
     let (a, group) = node(&broker.url(), "a").await;
     let (b, _) = node(&broker.url(), "b").await;
-    assert_eq!(group.get("k").await.unwrap(), "value of k", "it serves alone");
+    assert_eq!(group.get("k").await.unwrap(), "value of k", "a node serves alone");
     broker.up().await;
     let begun = Instant::now();
-    eventually("they see each other", async || sees(&a, 2) && sees(&b, 2)).await;
-    println!("formed {:?} after the server came", begun.elapsed());
+    eventually("both nodes see each other", async || sees(&a, 2) && sees(&b, 2)).await;
+    println!("formed {:?} after the server started", begun.elapsed());
 }
 
-/// Every node asks for keys, old and new, all the time; the first failure is kept.
+/// Gets of old and new keys at every node, in rounds of 5 ms. The first failure is kept.
 struct Traffic(tokio::task::JoinHandle<()>, Arc<std::sync::Mutex<(u64, Option<String>)>>);
 
 impl Traffic {
@@ -88,8 +89,9 @@ impl Traffic {
     }
 }
 
-/// Three nodes with traffic; the server is away for `outage` while nobody may be lost, and then all is well.
-async fn outlives(outage: Duration, broker: &mut Broker, servers: &str, away: fn(&mut Broker), back: AsyncBack) {
+/// Runs three nodes with traffic while the server is away for `outage`. Checks that no member is lost meanwhile, and
+/// that a fourth node joins when the server is back.
+async fn survive_outage(outage: Duration, broker: &mut Broker, servers: &str, away: fn(&mut Broker), back: AsyncBack) {
     let (a, ga) = node(servers, "a").await;
     let (b, gb) = node(servers, "b").await;
     let (c, gc) = node(servers, "c").await;
@@ -107,11 +109,11 @@ async fn outlives(outage: Duration, broker: &mut Broker, servers: &str, away: fn
     back(broker).await;
     let returned = Instant::now();
     let (d, gd) = node(servers, "d").await;
-    eventually("all see who joined then", async || all_see(4) && sees(&d, 4)).await;
-    println!("right {:?} after the server was back (figure: 3 s)", returned.elapsed());
+    eventually("all see the node that joined afterwards", async || all_see(4) && sees(&d, 4)).await;
+    println!("complete {:?} after the server was back (figure: 3 s)", returned.elapsed());
     assert!(returned.elapsed() < Duration::from_secs(10));
     gd.get("k1").await.unwrap();
-    // One that crashes now must still be noticed, and nobody else go with it.
+    // No node has removed a member, so that the outage has cost none.
     let removed: u64 = nodes.iter().map(|node| node.discovery().removals).sum();
     assert_eq!(removed, 0);
     traffic.end();
@@ -120,64 +122,65 @@ async fn outlives(outage: Duration, broker: &mut Broker, servers: &str, away: fn
 type AsyncBack = for<'a> fn(&'a mut Broker) -> futures_util::future::BoxFuture<'a, ()>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_for_half_a_minute_takes_nobody_with_it() {
+async fn server_killed_for_30_s_costs_no_member() {
     let mut broker = Broker::start().await;
     let servers = broker.url();
     let back: AsyncBack = |broker| Box::pin(broker.up());
-    outlives(Duration::from_secs(30), &mut broker, &servers, Broker::kill, back).await;
+    survive_outage(Duration::from_secs(30), &mut broker, &servers, Broker::kill, back).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_comes_back_elsewhere_in_the_list_takes_nobody_with_it() {
+async fn server_back_at_another_address_costs_no_member() {
     let mut broker = Broker::start().await;
     let next = free_port();
     let servers = format!("{},nats://127.0.0.1:{next}", broker.url());
     let away: fn(&mut Broker) = |broker| {
         broker.kill();
-        // The test gave the second address to the nodes before.
+        // The list of servers that the nodes have includes this port.
         let port = broker.next_port.unwrap();
         broker.move_to(port);
     };
     broker.next_port = Some(next);
     let back: AsyncBack = |broker| Box::pin(broker.up());
-    outlives(Duration::from_secs(30), &mut broker, &servers, away, back).await;
+    survive_outage(Duration::from_secs(30), &mut broker, &servers, away, back).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_hangs_for_twenty_seconds_takes_nobody_with_it() {
+async fn server_hung_for_20_s_costs_no_member() {
     let mut broker = Broker::start().await;
     let servers = broker.url();
     let back: AsyncBack = |broker| {
         broker.resume();
         Box::pin(std::future::ready(()))
     };
-    outlives(Duration::from_secs(20), &mut broker, &servers, |broker| broker.pause(), back).await;
+    survive_outage(Duration::from_secs(20), &mut broker, &servers, |broker| broker.pause(), back).await;
 }
 
 #[tokio::test]
-async fn one_that_dies_without_a_word_is_gone_after_four_heartbeats() {
+async fn crashed_peer_is_gone_after_four_heartbeats() {
     let broker = Broker::start().await;
     let fake = Fake::join(&broker.url(), "users", &member("doomed"), Duration::from_secs(2)).await;
     let nats = Nats::new(broker.url(), "users").unwrap();
     let mut bench = groupcache_core::conformance::Bench::start(Arc::new(nats)).unwrap();
-    eventually("it is listed", async || bench.peers().len() == 2).await;
+    eventually("the peer is listed", async || bench.peers().len() == 2).await;
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     fake.crash();
-    let took = eventually("it is not", async || bench.peers().len() == 1).await;
-    println!("gone {took:?} after it died (figure: 8.5 s)");
+    let took = eventually("the peer is not listed any more", async || bench.peers().len() == 1).await;
+    println!("gone {took:?} after the crash (figure: 8.5 s)");
     assert!(took > Duration::from_secs(5) && took < Duration::from_secs(12), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_announces_each_change_at_once_and_says_goodbye_before_it_goes() {
+async fn node_announces_each_state_and_says_goodbye() {
     use futures_util::StreamExt;
     let broker = Broker::start().await;
-    let client = crate::support::as_a_fake(&broker.url()).await;
+    let client = crate::support::fake_client(&broker.url()).await;
     let mut said = client.subscribe("groupcache-gossip.users.default.*").await.unwrap();
     client.flush().await.unwrap();
     let begun = Instant::now();
     let (a, _) = node(&broker.url(), "a").await;
-    // Who leaves at once may have nothing to say between: what is announced is the state of that moment.
+    // The node leaves only after its state `ready` was announced. Otherwise the announcements might skip that state,
+    // because each carries the state of its moment.
     let (leave, told_to_leave) = tokio::sync::oneshot::channel();
     let mut leave = Some(leave);
     let leaving = tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! The conformance suite of providers.
+//! Conformance suite of providers, over plain messages and over a bucket.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -8,9 +8,9 @@ use groupcache_core::{
     conformance::{Cannot, Source, Timing, conform},
 };
 
-use crate::support::{Broker, Fake, as_a_fake};
+use crate::support::{Broker, Fake, fake_client};
 
-/// Much faster than the default: the suite waits for expiry again and again.
+/// Interval of heartbeats, much shorter than the default because the suite waits for expiry again and again.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
 struct OverNats {
@@ -89,7 +89,7 @@ impl Source for OverNats {
     }
 
     async fn garbage(&mut self) -> Result<(), Cannot> {
-        let client = as_a_fake(&self.broker.url()).await;
+        let client = fake_client(&self.broker.url()).await;
         for subject in ["hb", "bye", "q", "strange"] {
             for text in ["", "{", "hello", "{\"v\":9}", "{\"v\":1,\"id\":\"member-0\"}"] {
                 let subject = format!("groupcache-gossip.users.conformance.{subject}");
@@ -108,7 +108,7 @@ async fn nats_conforms() {
     report.passed().unwrap();
 }
 
-/// The suite once more, with a bucket as the store; on a server that is too old there is nothing to run.
+/// Conformance suite with a bucket as the store. A server that is too old has nothing to run.
 #[cfg(feature = "kv")]
 mod with_a_bucket {
     use std::collections::BTreeMap;
@@ -121,7 +121,7 @@ mod with_a_bucket {
 
     const CONFIG: &str = r#"jetstream { store_dir: "STORE", max_mem: 64MB, max_file: 64MB }"#;
 
-    /// A member writes its key again and again, as a node does.
+    /// Member that writes its key again and again, as a node does.
     struct Member(JoinHandle<()>);
 
     impl Drop for Member {
@@ -137,7 +137,7 @@ mod with_a_bucket {
 
     impl Bucket {
         async fn store(&self) -> Store {
-            let context = jetstream::new(as_a_fake(&self.broker.url()).await);
+            let context = jetstream::new(fake_client(&self.broker.url()).await);
             let bucket = jetstream::kv::Config {
                 bucket: "members".to_owned(),
                 history: 1,
@@ -171,7 +171,7 @@ mod with_a_bucket {
         }
 
         async fn join(&mut self, member: &Me) -> Result<(), Cannot> {
-            let (store, key, said) = (self.store().await, key(member), crate::support::said(member, HEARTBEAT));
+            let (store, key, said) = (self.store().await, key(member), crate::support::announcement(member, HEARTBEAT));
             let task = tokio::spawn(async move {
                 loop {
                     let _ = store.put(&key, said.clone().into()).await;
@@ -222,9 +222,9 @@ mod with_a_bucket {
     }
 
     #[tokio::test]
-    async fn a_bucket_conforms() {
+    async fn bucket_conforms() {
         if version() < (2, 11) {
-            return println!("the server has no buckets whose keys expire with an event");
+            return println!("skipped: buckets of this server report no expired keys");
         }
         let fresh = async || Bucket { broker: Broker::with(CONFIG).await, members: BTreeMap::new() };
         let report = conform(fresh).await;

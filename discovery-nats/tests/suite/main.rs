@@ -1,4 +1,4 @@
-//! The provider against a real nats-server: `nats-server` of the system, or the one that `NATS_SERVER` names.
+//! Tests of the provider with a real nats-server: that of the system, or the one that `NATS_SERVER` names.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests, helpers included")]
 
 use read_along as _;

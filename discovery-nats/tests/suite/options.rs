@@ -1,4 +1,4 @@
-//! What needs more of the server: a bucket, a micro service.
+//! Options that need more of the server: a bucket, a micro service.
 
 #[cfg(any(feature = "kv", feature = "micro"))]
 use {crate::support::*, discovery_nats::Nats, groupcache_core::*, std::time::Duration};
@@ -12,7 +12,7 @@ mod bucket {
 
     use super::*;
 
-    /// With the permissions that `key_value` documents, and no more.
+    /// Configuration with the permissions that `key_value` documents, and no more.
     const CONFIG: &str = r#"
         jetstream { store_dir: "STORE", max_mem: 64MB, max_file: 64MB }
         authorization { users: [ { user: cache, password: pa55-w0rd, permissions: {
@@ -37,14 +37,15 @@ mod bucket {
         node.members().len() == members && node.members().iter().all(|member| member.is_reachable)
     }
 
-    /// An older server is told so; a newer one does the work.
+    /// Checks that a bucket holds the members, also while the server is down. With a server that is too old, the test
+    /// checks that discovery reports the version that is needed.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_bucket_holds_the_members_and_an_old_server_is_told_so() {
+    async fn bucket_holds_the_members_or_old_server_is_reported() {
         let mut broker = Broker::with(CONFIG).await;
         if version() < (2, 11) {
             let mut bench = Bench::start(Arc::new(nats(&broker))).unwrap();
             eventually(
-                "it says that the server is too old",
+                "discovery reports that the server is too old",
                 async || matches!(bench.health(), Some(Health::Stale(why)) if why.contains("needs 2.11 or newer")),
             )
             .await;
@@ -60,7 +61,7 @@ mod bucket {
         broker.kill();
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(5) {
-            assert!(sees(&a, 3) && sees(&b, 3), "the server takes nobody with it");
+            assert!(sees(&a, 3) && sees(&b, 3), "no member is lost with the server");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         broker.up().await;
@@ -70,31 +71,32 @@ mod bucket {
 
         let begun = Instant::now();
         d.shutdown().await.unwrap();
-        eventually("nobody sees d", async || sees(&a, 3) && sees(&b, 3)).await;
+        eventually("no node sees d", async || sees(&a, 3) && sees(&b, 3)).await;
         println!("out of every ring {:?} after its shutdown", begun.elapsed());
     }
 
+    /// Checks that the key of a dead node, in a bucket that keeps keys for ever, is not taken for a member.
     #[tokio::test]
-    async fn a_bucket_that_keeps_keys_for_ever_brings_nobody_back() {
+    async fn expired_member_in_a_permanent_bucket_is_not_listed() {
         if version() < (2, 11) {
-            return println!("the server has no buckets whose keys expire with an event");
+            return println!("skipped: buckets of this server report no expired keys");
         }
         let broker = Broker::with(r#"jetstream { store_dir: "STORE", max_mem: 64MB, max_file: 64MB }"#).await;
-        let context = async_nats::jetstream::new(as_a_fake(&broker.url()).await);
+        let context = async_nats::jetstream::new(fake_client(&broker.url()).await);
         let bucket = async_nats::jetstream::kv::Config { bucket: "members".to_owned(), ..Default::default() };
         let store = context.create_key_value(bucket).await.unwrap();
         let put = async |name: &str| {
-            let text = said(&member(name), HEARTBEAT);
+            let text = announcement(&member(name), HEARTBEAT);
             store.put(format!("users.conformance.{name}"), text.into()).await.unwrap();
         };
         put("dead").await;
-        tokio::time::sleep(HEARTBEAT * 5).await; // longer than it is there without another word
+        tokio::time::sleep(HEARTBEAT * 5).await; // longer than the time to live
         put("other").await;
         let nats = Nats::new(broker.url(), "users").unwrap().heartbeat(HEARTBEAT).key_value("members").unwrap();
         let mut bench = Bench::start(Arc::new(nats)).unwrap();
         let mut listed = async |sets: u64| -> Vec<String> {
             eventually("a set is published", async || bench.sets() > sets).await;
-            bench.ask(); // the next one
+            bench.ask(); // the answer is the next set
             bench.peers().iter().filter_map(|peer| Some(peer.id()?.to_string())).collect()
         };
         for sets in 0..3 {
@@ -105,7 +107,7 @@ mod bucket {
     }
 
     #[test]
-    fn a_bucket_needs_a_name_that_the_server_takes() {
+    fn invalid_bucket_name_is_refused() {
         for bad in ["", "a.b", "two words", ">"] {
             assert!(Nats::new("h", "users").unwrap().key_value(bad).is_err(), "{bad}");
         }
@@ -114,7 +116,7 @@ mod bucket {
 
 #[cfg(feature = "micro")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_nodes_are_micro_services_while_they_live() {
+async fn nodes_are_listed_as_micro_services_while_they_live() {
     use futures_util::StreamExt;
     let broker = Broker::start().await;
     let node = async |name: &str| {
@@ -123,7 +125,7 @@ async fn the_nodes_are_micro_services_while_they_live() {
         Node::builder().identity(identity).provider(nats).start().await.unwrap()
     };
     let (a, b) = (node("a").await, node("b").await);
-    let client = as_a_fake(&broker.url()).await;
+    let client = fake_client(&broker.url()).await;
     let listed = async || {
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Servers that refuse, that lie, that are old: a clear word about it, nobody lost, and well again when it is mended.
+//! Servers that refuse, hang or shut down: discovery reports the problem, loses no peer, and recovers with the server.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,7 +6,7 @@ use discovery_nats::Nats;
 use groupcache_core::{Health, Peer, conformance::Bench};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use crate::support::{Broker, Fake, PATIENCE, Scratch, as_a_fake, eventually, member};
+use crate::support::{Broker, Fake, PATIENCE, Scratch, eventually, fake_client, member};
 
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
@@ -21,7 +21,7 @@ fn bench(nats: Nats) -> Bench {
 async fn until_stale(bench: &mut Bench, words: &[&str]) {
     let is_said =
         |health: Option<Health>| matches!(health, Some(Health::Stale(why)) if words.iter().all(|w| why.contains(w)));
-    eventually(&format!("it says {words:?}"), async || is_said(bench.health())).await;
+    eventually(&format!("discovery is stale because of {words:?}"), async || is_said(bench.health())).await;
 }
 
 async fn until_listed(bench: &mut Bench, names: &[&str]) -> Duration {
@@ -35,27 +35,27 @@ async fn until_listed(bench: &mut Bench, names: &[&str]) -> Duration {
         }
         assert!(
             begun.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {names:?} are listed, but {listed:?}, {health:?}"
+            "not within {PATIENCE:?}: {names:?} are expected, {listed:?} are listed, {health:?}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_told_and_mended() {
+async fn wrong_credentials_are_reported_until_corrected() {
     let with = |password: &str| format!("authorization {{ user: cache, password: {password} }}");
     let mut broker = Broker::with(&with("other")).await;
     let mut bench = bench(nats(&broker).user_and_password("cache", "pa55-w0rd"));
     until_stale(&mut bench, &["refuses the credentials", "check user, password"]).await;
-    assert_eq!(bench.sets(), 0, "it does not know that it is alone");
+    assert_eq!(bench.sets(), 0, "no complete set without an answer of the server");
     broker.reconfigure(&with("pa55-w0rd")).await;
     let took = until_listed(&mut bench, &["under-test"]).await;
-    println!("well {took:?} after the password was right");
+    println!("complete {took:?} after the password was right");
     bench.stop().await;
 }
 
 #[tokio::test]
-async fn a_token_and_an_address_with_a_user_sign_in() {
+async fn token_or_user_in_the_address_signs_in() {
     let broker = Broker::with("authorization { token: t0ken-of-cache }").await;
     let mut bench1 = bench(nats(&broker).token("t0ken-of-cache"));
     until_listed(&mut bench1, &["under-test"]).await;
@@ -74,7 +74,7 @@ fn account(permissions: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_permissions_that_are_documented_are_enough() {
+async fn documented_permissions_are_enough() {
     let permission = Nats::new("h", "users").unwrap().permission();
     let config = account(&format!(r#"{{ publish: ["{permission}"], subscribe: ["{permission}"] }}"#));
     let broker = Broker::with(&config).await;
@@ -82,7 +82,7 @@ async fn the_permissions_that_are_documented_are_enough() {
     let nats = nats(&broker).user_and_password("cache", "pa55-w0rd");
     let mut first = bench(nats.clone());
     until_listed(&mut first, &["other", "under-test"]).await;
-    // The goodbye of one that stops is heard by the others, so it is allowed too.
+    // The goodbye of the other node arrives, so that the permission includes it.
     let heard = nats.stats().heard;
     assert!(heard > 0);
     fake.leave().await;
@@ -91,32 +91,37 @@ async fn the_permissions_that_are_documented_are_enough() {
     first.stop().await;
 }
 
+/// Checks that a missing permission to publish is reported, that peers are published as a partial set meanwhile, and
+/// that the set is complete once the permission is given.
 #[tokio::test]
-async fn a_missing_permission_to_publish_is_told_and_mended_and_peers_are_still_found() {
+async fn missing_permission_to_publish_is_reported_until_given() {
     let config = account(r#"{ publish: ["else.>"], subscribe: [">"] }"#);
     let mut broker = Broker::with(&config).await;
     let _fake = Fake::join(&broker.url(), "users", &member("other"), HEARTBEAT).await;
     let mut bench = bench(nats(&broker).user_and_password("cache", "pa55-w0rd"));
     until_stale(&mut bench, &["groupcache-gossip.users.>"]).await;
-    eventually("who is heard is known, as an addition", async || bench.peers().len() == 1).await;
-    assert_eq!(bench.sets(), 0, "whom it does not hear it does not know");
+    eventually("a peer whose messages arrive is in a partial set", async || bench.peers().len() == 1).await;
+    assert_eq!(bench.sets(), 0, "no complete set without an echo");
     broker.reconfigure(&account(r#"{ publish: [">"], subscribe: [">"] }"#)).await;
     let took = until_listed(&mut bench, &["other", "under-test"]).await;
-    println!("well {took:?} after the permission was given");
+    println!("complete {took:?} after the permission was given");
 }
 
+/// Checks that a missing permission to subscribe is reported, and is not taken for a cluster of one node.
 #[tokio::test]
-async fn a_missing_permission_to_subscribe_is_told_and_is_not_taken_for_solitude() {
+async fn missing_permission_to_subscribe_publishes_no_set() {
     let broker = Broker::with(&account(r#"{ publish: [">"], subscribe: ["else.>"] }"#)).await;
     let _fake = Fake::join(&broker.url(), "users", &member("other"), HEARTBEAT).await;
     let mut bench = bench(nats(&broker).user_and_password("cache", "pa55-w0rd"));
     until_stale(&mut bench, &["groupcache-gossip.users.>"]).await;
-    tokio::time::sleep(HEARTBEAT * 8).await; // longer than any expiry and any collection
+    tokio::time::sleep(HEARTBEAT * 8).await; // longer than any expiry and any collection of answers
     assert_eq!(bench.sets(), 0);
 }
 
+/// Checks TLS with client certificates: a wrong authority and a missing certificate are reported, and the right ones
+/// work.
 #[tokio::test]
-async fn tls_with_a_wrong_authority_is_told_and_the_right_one_works_with_client_certificates() {
+async fn wrong_tls_authority_is_reported_and_right_one_works() {
     let scratch = Scratch::new();
     let (right, wrong) = (authority(), authority());
     let key = KeyPair::generate().unwrap();
@@ -138,8 +143,8 @@ async fn tls_with_a_wrong_authority_is_told_and_the_right_one_works_with_client_
 
     let mut good = bench(nats(&broker).require_tls().root_certificates(&roots).client_certificate(&certificate, &key));
     until_listed(&mut good, &["under-test"]).await;
-    good.stop().await; // it has the same id
-    // The file is read again for each attempt: to mend it is enough.
+    good.stop().await; // the other provider has the same id
+    // The file is read again for each attempt, so that a corrected file is enough.
     std::fs::copy(&roots, &others).unwrap();
     until_listed(&mut bad, &["under-test"]).await;
 }
@@ -151,21 +156,21 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
 }
 
 #[tokio::test]
-async fn a_paused_server_expires_nobody() {
+async fn paused_server_expires_no_peer() {
     let broker = Broker::start().await;
     let _fake = Fake::join(&broker.url(), "users", &member("other"), HEARTBEAT).await;
     let mut bench = bench(nats(&broker));
     until_listed(&mut bench, &["other", "under-test"]).await;
     broker.pause();
-    until_stale(&mut bench, &["does not come back"]).await;
+    until_stale(&mut bench, &["do not come back"]).await;
     tokio::time::sleep(HEARTBEAT * 8).await;
-    assert_eq!(bench.peers().len(), 2, "twice the time to live, and nobody is gone");
+    assert_eq!(bench.peers().len(), 2, "no peer expires in twice the time to live");
     broker.resume();
     until_listed(&mut bench, &["other", "under-test"]).await;
 }
 
 #[tokio::test]
-async fn one_that_dies_is_missed_by_a_node_that_seldom_announces_itself() {
+async fn dead_peer_expires_at_a_node_with_rare_heartbeats() {
     let broker = Broker::start().await;
     let fake = Fake::join(&broker.url(), "users", &member("doomed"), HEARTBEAT).await;
     let mut bench = bench(nats(&broker).heartbeat(PATIENCE * 2));
@@ -175,29 +180,29 @@ async fn one_that_dies_is_missed_by_a_node_that_seldom_announces_itself() {
 }
 
 #[tokio::test]
-async fn applications_and_clusters_on_one_subject_do_not_see_each_other() {
+async fn applications_and_clusters_on_one_subject_stay_apart() {
     let broker = Broker::start().await;
-    let mut stranger = member("stranger");
-    let _other_application = Fake::join(&broker.url(), "orders", &stranger, HEARTBEAT).await;
-    stranger.cluster = "blue".into();
-    let _other_cluster = Fake::join(&broker.url(), "users", &stranger, HEARTBEAT).await;
+    let mut outsider = member("outsider");
+    let _other_application = Fake::join(&broker.url(), "orders", &outsider, HEARTBEAT).await;
+    outsider.cluster = "blue".into();
+    let _other_cluster = Fake::join(&broker.url(), "users", &outsider, HEARTBEAT).await;
     let _friend = Fake::join(&broker.url(), "users", &member("friend"), HEARTBEAT).await;
     let nats = nats(&broker);
     let mut bench = bench(nats.clone());
     until_listed(&mut bench, &["friend", "under-test"]).await;
     let heard = nats.stats().heard;
-    eventually("several heartbeats", async || nats.stats().heard > heard + 8).await;
+    eventually("several heartbeats arrive", async || nats.stats().heard > heard + 8).await;
     assert_eq!(bench.peers().len(), 2);
-    assert_eq!(nats.stats().garbage, 0, "they are not even heard");
+    assert_eq!(nats.stats().garbage, 0, "messages of others do not even arrive");
 }
 
 #[tokio::test]
-async fn a_question_makes_nobody_publish_elsewhere() {
+async fn question_with_a_foreign_reply_subject_is_not_answered() {
     use futures_util::StreamExt;
     let broker = Broker::start().await;
     let mut bench = bench(nats(&broker));
     until_listed(&mut bench, &["under-test"]).await;
-    let client = as_a_fake(&broker.url()).await;
+    let client = fake_client(&broker.url()).await;
     let mut elsewhere = client.subscribe("orders.>").await.unwrap();
     let mut answers = client.subscribe("groupcache-gossip.users.conformance.to.me").await.unwrap();
     let question = r#"{"v":1,"id":"asker","inc":1,"addrs":["10.0.0.1:1"],"state":"ready","ttl_ms":1000}"#;
@@ -208,11 +213,11 @@ async fn a_question_makes_nobody_publish_elsewhere() {
     let answer = tokio::time::timeout(Duration::from_secs(5), answers.next()).await.unwrap().unwrap();
     assert!(String::from_utf8_lossy(&answer.payload).contains("under-test"));
     let nothing = tokio::time::timeout(HEARTBEAT * 2, elsewhere.next()).await;
-    assert!(nothing.is_err(), "it was sent {nothing:?}");
+    assert!(nothing.is_err(), "an answer was sent: {nothing:?}");
 }
 
 #[tokio::test]
-async fn the_client_of_the_application_can_be_used_and_outlives_the_node() {
+async fn client_of_the_application_is_used_and_outlives_node() {
     let mut broker = Broker::start().await;
     let client = async_nats::connect(broker.url()).await.unwrap();
     let _fake = Fake::on(client.clone(), "users", &member("other"), HEARTBEAT).await;
@@ -230,7 +235,7 @@ async fn the_client_of_the_application_can_be_used_and_outlives_the_node() {
 }
 
 #[tokio::test]
-async fn a_server_that_shuts_down_in_order_is_left_for_another() {
+async fn server_in_lame_duck_mode_is_left_for_another() {
     let (first, second) = (Broker::start().await, Broker::start().await);
     let servers = format!("{},{}", first.url(), second.url());
     let _fakes = [
@@ -239,7 +244,8 @@ async fn a_server_that_shuts_down_in_order_is_left_for_another() {
     ];
     let mut bench = bench(Nats::new(servers, "users").unwrap().heartbeat(HEARTBEAT));
     until_listed(&mut bench, &["other", "under-test"]).await;
-    // Enters lame-duck mode: it tells its clients, takes no new ones, and closes the connections minutes later.
+    // The signal starts lame-duck mode: the server notifies its clients, takes no new ones, and closes the connections
+    // minutes later.
     first.signal(rustix::process::Signal::USR2);
     tokio::time::sleep(HEARTBEAT * 8).await;
     until_listed(&mut bench, &["other", "under-test"]).await;
@@ -247,7 +253,7 @@ async fn a_server_that_shuts_down_in_order_is_left_for_another() {
 
 #[cfg(feature = "credentials")]
 #[tokio::test]
-async fn a_credentials_file_that_is_missing_is_named() {
+async fn missing_credentials_file_is_named() {
     let broker = Broker::start().await;
     let mut bench = bench(nats(&broker).credentials_file("/nowhere/cache.creds"));
     until_stale(&mut bench, &["/nowhere/cache.creds", "check its path"]).await;
@@ -255,8 +261,8 @@ async fn a_credentials_file_that_is_missing_is_named() {
 
 #[cfg(feature = "credentials")]
 #[tokio::test]
-async fn an_nkey_signs_in() {
-    // The pair that the documentation of the server shows.
+async fn nkey_signs_in() {
+    // The pair of keys is from the documentation of the server.
     let (seed, public) = (
         "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY",
         "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4",

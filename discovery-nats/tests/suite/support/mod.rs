@@ -1,4 +1,4 @@
-//! A nats-server of a test's own, and members of a cluster that are simulated on it.
+//! A nats-server for each test, and simulated members of a cluster on it.
 
 use std::{
     env, fs,
@@ -18,10 +18,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Long enough for anything that works, on a busy machine with two cores.
+/// Maximum time for anything that works, on a busy machine with two cores.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits for a condition and tells how long it took; says which one when it does not come.
+/// Waits for a condition and returns how long that took. Panics with the name of the condition if it does not come
+/// true.
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
     let begun = Instant::now();
     while !condition().await {
@@ -31,7 +32,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
     begun.elapsed()
 }
 
-/// A port of loopback that nobody listens on, below those that the system gives to whoever asks for one.
+/// Returns a loopback port without a listener, below the ports that the system assigns.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let begin = 12_000 + (std::process::id() % 1000) as u16 * 16;
@@ -47,7 +48,7 @@ fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// A directory of a test's own, removed at its end.
+/// Directory of one test, removed at its end.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
@@ -72,7 +73,7 @@ impl Drop for Scratch {
     }
 }
 
-/// The server's program.
+/// Returns the program of the server.
 pub(crate) fn program() -> String {
     env::var("NATS_SERVER").unwrap_or_else(|_| {
         let sbin = "/usr/sbin/nats-server";
@@ -80,20 +81,20 @@ pub(crate) fn program() -> String {
     })
 }
 
-/// The server's version, such as (2, 9).
+/// Returns the version of the server, such as (2, 9).
 #[cfg(feature = "kv")]
 pub(crate) fn version() -> (u32, u32) {
     let output = Command::new(program()).arg("--version").output();
-    let output = output.expect("nats-server is there: make deps installs it, NATS_SERVER names another");
+    let output = output.expect("nats-server must be installed, by make deps, or named by NATS_SERVER");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok());
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// A running nats-server; it ends with the test.
+/// Running nats-server, which ends with the test.
 pub(crate) struct Broker {
     pub(crate) port: u16,
-    /// Where it comes back, for tests that move it.
+    /// Port at which the server starts again, for tests that move it.
     pub(crate) next_port: Option<u16>,
     config: String,
     scratch: Scratch,
@@ -105,16 +106,16 @@ impl Broker {
         Self::with("").await
     }
 
-    /// With more configuration than a port.
+    /// Starts a server with more configuration than a port.
     pub(crate) async fn with(config: &str) -> Self {
         let mut broker = Self::down(config);
         broker.up().await;
         broker
     }
 
-    /// One that does not run yet.
+    /// Returns a server that does not run yet.
     pub(crate) fn down(config: &str) -> Self {
-        ["pa55-w0rd", "t0ken-of-cache"].into_iter().for_each(is_secret); // those that tests let nodes sign in with
+        ["pa55-w0rd", "t0ken-of-cache"].into_iter().for_each(is_secret); // secrets with which nodes of tests sign in
         Self { port: free_port(), next_port: None, config: config.to_owned(), scratch: Scratch::new(), child: None }
     }
 
@@ -122,7 +123,7 @@ impl Broker {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Starts it, on the port and with the configuration that it has now.
+    /// Starts the server, on the port and with the configuration that it has at this moment.
     pub(crate) async fn up(&mut self) {
         let store = self.scratch.0.join("store").display().to_string();
         let config = self.config.replace("STORE", &store);
@@ -131,15 +132,15 @@ impl Broker {
         let mut command = Command::new(program());
         command.args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "-c"]).arg(&path).arg("-l").arg(&log);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        self.child = Some(child.expect("nats-server is there: make deps installs it, NATS_SERVER names another"));
+        self.child = Some(child.expect("nats-server must be installed, by make deps, or named by NATS_SERVER"));
         let begun = Instant::now();
         while TcpStream::connect(local(self.port)).is_err() {
-            assert!(begun.elapsed() < PATIENCE, "the nats-server does not answer; {}", log.display());
+            assert!(begun.elapsed() < PATIENCE, "the nats-server does not answer; see {}", log.display());
             sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Changes what it allows, and has it read that again.
+    /// Changes the configuration and restarts the server with it.
     pub(crate) async fn reconfigure(&mut self, config: &str) {
         self.config = config.to_owned();
         self.kill();
@@ -170,7 +171,7 @@ impl Broker {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        // Not reaped yet, so the number is still its own.
+        // The process is not reaped yet, so that its number is still its own.
         let pid = self.child.as_ref().and_then(|child| Pid::from_raw(child.id().cast_signed()));
         kill_process(pid.unwrap(), signal).unwrap();
     }
@@ -182,14 +183,14 @@ impl Drop for Broker {
     }
 }
 
-/// A client for those who are simulated.
-pub(crate) async fn as_a_fake(url: &str) -> Client {
+/// Connects a client for simulated members.
+pub(crate) async fn fake_client(url: &str) -> Client {
     let options = async_nats::ConnectOptions::new().user_and_password("fakes".to_owned(), "fakes".to_owned());
     options.connect(url).await.unwrap()
 }
 
-/// What a node says of itself.
-pub(crate) fn said(me: &Me, heartbeat: Duration) -> String {
+/// Returns the announcement of a node.
+pub(crate) fn announcement(me: &Me, heartbeat: Duration) -> String {
     let addresses: Vec<_> = me.addresses.iter().map(|a| format!("\"{a}\"")).collect();
     format!(
         r#"{{"v":1,"id":"{}","inc":{},"addrs":[{}],"state":"{}","ttl_ms":{},"future":{{"x":[1]}}}}"#,
@@ -201,7 +202,7 @@ pub(crate) fn said(me: &Me, heartbeat: Duration) -> String {
     )
 }
 
-/// Another node, as far as the subject knows: it announces itself and answers questions until it is dropped.
+/// Simulated node, which announces itself and answers questions until it is dropped.
 pub(crate) struct Fake {
     root: String,
     client: Client,
@@ -211,13 +212,13 @@ pub(crate) struct Fake {
 
 impl Fake {
     pub(crate) async fn join(url: &str, application: &str, me: &Me, heartbeat: Duration) -> Self {
-        let client = as_a_fake(url).await;
+        let client = fake_client(url).await;
         Self::on(client, application, me, heartbeat).await
     }
 
     pub(crate) async fn on(client: Client, application: &str, me: &Me, heartbeat: Duration) -> Self {
         let root = format!("groupcache-gossip.{application}.{}", me.cluster);
-        let message = said(me, heartbeat);
+        let message = announcement(me, heartbeat);
         let (client2, root2, message2) = (client.clone(), root.clone(), message.clone());
         let task = tokio::spawn(async move {
             let (client, root, message) = (client2, root2, message2);
@@ -246,7 +247,7 @@ impl Fake {
         self.client.flush().await.unwrap();
     }
 
-    /// Ends without a word.
+    /// Ends without a goodbye.
     pub(crate) fn crash(self) {
         self.task.abort();
     }
@@ -258,7 +259,7 @@ impl Drop for Fake {
     }
 }
 
-/// A member of the cluster of the suite.
+/// Returns a member of the cluster of the conformance suite.
 pub(crate) fn member(name: &str) -> Me {
     Me {
         id: groupcache_core::PeerId::new(name).unwrap(),
