@@ -1,4 +1,4 @@
-//! Peers from DNS names that are resolved again and again.
+//! Provider of peers from DNS names, which are resolved again and again.
 
 use std::{collections::BTreeSet, net::SocketAddr, str::FromStr, time::Duration};
 
@@ -11,29 +11,35 @@ use crate::{
     lookup::{Found, Resolver, Sought},
 };
 
-/// Between which times a name is resolved again, whatever its records say of their time to live.
+/// Minimum time between two resolutions of a name, whatever the time to live of its records.
 const SHORTEST: Duration = Duration::from_secs(5);
+/// Maximum time between two resolutions of a name, whatever the time to live of its records.
 const LONGEST: Duration = Duration::from_secs(30);
-/// A node that doubts a set is not answered more often than this.
+/// Minimum time between a resolution and the answer to a node that doubts a set.
 const ASKED: Duration = Duration::from_secs(1);
 
-/// A provider whose peers are what DNS names resolve to.
+/// Provider of the peers that DNS names resolve to.
 ///
-/// - `dns+host:port` is each address (A and AAAA) of the host, at that port: a headless Kubernetes service, without any
-///   permission to ask the API server (`dns+users.default.svc.cluster.local:7946`).
-/// - `dnssrv+name` is each target of the SRV records, at its own port (`dnssrv+_group._tcp.users.default.svc.cluster.local`).
+/// - `dns+host:port` stands for each address (A and AAAA) of the host, at that port. An example is a headless
+///   Kubernetes service, which needs no permission to ask the API server (`dns+users.default.svc.cluster.local:7946`).
+/// - `dnssrv+name` stands for each target of the SRV records, at its own port
+///   (`dnssrv+_group._tcp.users.default.svc.cluster.local`).
 ///
-/// A name is resolved again when its records expire, but not more often than every 5 s nor less often than every 30 s.
-/// **No answer is no news**: NXDOMAIN, no records, SERVFAIL and time-outs keep the last addresses of that name and of
-/// that kind of record, for a name server that is restarted must not take the cluster with it. (That a host has no more
-/// addresses of one kind, while it has some of the other, is believed when it is said twice.) So a service that has
-/// lost its last pod keeps its addresses until there are others; nodes notice by themselves that nobody answers there.
-/// Only a node that knows of nobody yet takes NXDOMAIN for what it says, or the first pods of a service would wait for
-/// each other. (`publishNotReadyAddresses: true` lets peers find each other before they are ready.)
+/// A name is resolved again when its records expire. Default: after 5 s at the earliest and 30 s at the latest, less up
+/// to 20 % of jitter.
 ///
-/// Addresses are places to dial: the Hello tells who is there, and that two of them are one peer. A node finds out
-/// that one of them is itself. The name servers are those of the system, and so is the search list for names without a
-/// dot at their end; when one of the names that may be meant cannot be asked for, no other is taken for it.
+/// **A failure is not an empty answer.** NXDOMAIN, no records, SERVFAIL and time-outs keep the last addresses of that
+/// name and of that kind of record, because a name server that is restarted must not remove the cluster. (If a host has
+/// lost all addresses of one kind, and has some of the other, the second such answer is believed.) Therefore a service
+/// that has lost its last pod keeps its addresses until there are others, and nodes notice by themselves that no peer
+/// answers there. Only a node that knows no addresses yet takes NXDOMAIN or no records as an empty set, because
+/// otherwise the first pods of a service would wait for each other. (`publishNotReadyAddresses: true` lets peers find
+/// each other before they are ready.)
+///
+/// Addresses are targets to dial. The Hello of the peer at an address gives its id, and shows that two addresses belong
+/// to one peer, or to the node itself. The name servers are those of the system, and so is the search list for names
+/// without a dot at their end. If a name of the search list cannot be asked for, no other name of that list is taken in
+/// its place.
 ///
 /// ```no_run
 /// use discovery_static::Dns;
@@ -53,7 +59,7 @@ pub struct Dns {
     longest: Duration,
 }
 
-/// Reads names as text, separated by commas; white space around them is ignored.
+/// Reads names as text, separated by commas. White space around them is ignored.
 impl FromStr for Dns {
     type Err = ParseError;
 
@@ -74,14 +80,15 @@ impl Dns {
         self
     }
 
-    /// Where names may be that this name server is asked for, as in the system's search list; none by default.
+    /// Adds a domain to the search list, for names that [`name_server`](Self::name_server) is asked for. Default: none.
     #[doc(hidden)]
     pub fn search(mut self, domain: &str) -> Self {
         self.search.extend(domain.parse::<Name>());
         self
     }
 
-    /// Between which times a name is resolved again; default 5 s and 30 s.
+    /// Sets the minimum and the maximum time between two resolutions of a name. Default: 5 s and 30 s. Range: at least
+    /// 50 ms, and the maximum is at least the minimum.
     pub fn between(mut self, shortest: Duration, longest: Duration) -> Self {
         self.shortest = shortest.max(Duration::from_millis(50));
         self.longest = longest.max(self.shortest);
@@ -91,7 +98,7 @@ impl Dns {
 
 fn sought(item: &str) -> Result<Sought, ParseError> {
     if let Some(name) = item.strip_prefix("dnssrv+") {
-        // A name has the form of an address without its port.
+        // A service name is checked as an address, with a port behind it.
         let checked = Address::new(format!("{name}:1"));
         return checked.map(|_| Sought::Services(name.to_owned())).map_err(|e| ParseError::name(item, Some(e)));
     }
@@ -111,7 +118,7 @@ impl Provider for Dns {
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
         let me = cx.me();
         let mut rng = fastrand::Rng::with_seed(me.id.as_str().bytes().fold(me.incarnation.0, |seed, byte| {
-            seed.wrapping_mul(31).wrapping_add(u64::from(byte)) // nodes that start together look at different times
+            seed.wrapping_mul(31).wrapping_add(u64::from(byte)) // nodes that start together resolve at different times
         }));
         let mut resolver = Resolver::new(self.name_server, &self.search);
         let mut last: Vec<Option<Found>> = vec![None; self.names.len()];
@@ -135,7 +142,7 @@ impl Provider for Dns {
                 said = Some(health);
             }
             if round.problem.is_some() {
-                // The system's name servers may be others by now.
+                // The name servers of the system may have changed.
                 resolver = Resolver::new(self.name_server, &self.search);
             }
             let ttl = round.ttl.unwrap_or(self.shortest).clamp(self.shortest, self.longest);
@@ -159,7 +166,7 @@ impl Provider for Dns {
 }
 
 impl Dns {
-    /// Everyone who is known, complete once each name has been resolved.
+    /// Publishes all known addresses, as a complete set once each name has been resolved.
     fn publish(
         &self,
         cx: &ProviderContext,

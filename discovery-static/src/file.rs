@@ -1,4 +1,4 @@
-//! Peers from a file that is read again when it changes.
+//! Provider of peers from a file, which is read again when it changes.
 
 use std::{
     fmt,
@@ -11,23 +11,23 @@ use tokio::io::AsyncReadExt;
 
 use crate::list::peer;
 
-/// How often the file is looked at.
+/// Default time between two checks of the file.
 const LOOK: Duration = Duration::from_secs(1);
-/// A changed file is read once more after this time: one that is being written must not be taken half.
+/// Time after which a changed file is read once more, because a file that is being written must not be taken halfway.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Largest file: many times what 2,000 peers take.
+/// Maximum size of the file, many times what 2,000 peers take.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// A provider whose peers are the lines of a file, read again when it changes.
+/// Provider of the peers in the lines of a file, which is read again when it changes.
 ///
 /// A line holds peers as in a list of [`Static`](crate::Static) (`host:port` or `id@host:port`, one or several with
-/// commas); white space, empty lines and what follows a `#` are ignored. The file is looked at every second, and
-/// whenever the node wants to know.
+/// commas). White space, empty lines and the text after a `#` are ignored. The file is checked every second, and
+/// whenever the node doubts a set.
 ///
-/// A file that cannot be read, or in which some line is no list of peers, keeps the last set, whole; which line it
-/// is, is logged. To replace a file by renaming another over it is the safe way to change it. One that is written in
-/// place is taken when it has stopped changing; a file without a single byte is taken for one that is about to be
-/// written, so that nobody is there is said by a comment.
+/// A file that cannot be read, or with a line that is not a list of peers, keeps the whole last set, and the log names
+/// the line. The safe way to change a file is to rename another file over it. A file that is written in place is taken
+/// when it has stopped changing. A file of 0 bytes counts as one that is about to be written, so that a file without
+/// peers must hold a comment.
 ///
 /// ```
 /// use discovery_static::File;
@@ -35,7 +35,7 @@ const MAX_BYTES: u64 = 1 << 20;
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let path = std::env::temp_dir().join(format!("groupcache-doc-{}", std::process::id()));
-/// std::fs::write(&path, "# who is there\na@10.0.0.7:7946\nb@10.0.0.8:7946\n")?;
+/// std::fs::write(&path, "# peers\na@10.0.0.7:7946\nb@10.0.0.8:7946\n")?;
 /// # std::fs::write(&path, "# nobody\n")?;
 /// let node = Node::builder().provider(File::new(&path)).start().await?;
 /// # node.shutdown().await?; std::fs::remove_file(&path)?; Ok(()) }
@@ -47,12 +47,12 @@ pub struct File {
 }
 
 impl File {
-    /// The peers of that file; it may be written later.
+    /// Returns a provider for that file, which may be written later.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), every: LOOK }
     }
 
-    /// How often the file is looked at; default every second, at least 10 ms.
+    /// Sets the time between two checks of the file. Default: 1 s. Range: at least 10 ms.
     pub fn every(mut self, interval: Duration) -> Self {
         self.every = interval.max(Duration::from_millis(10));
         self
@@ -78,7 +78,7 @@ impl Provider for File {
             };
             let health = match looked {
                 Ok(Looked::Same) if is_asked => {
-                    // The same again, which is an answer.
+                    // The unchanged peers are published again, as the answer to the node.
                     taken.as_deref().map_or(Ok(Vec::new()), |text| peers(&self.path, text)).map(Some)
                 }
                 Ok(Looked::Same) => Ok(None),
@@ -118,7 +118,8 @@ enum Looked {
     Changed(Vec<u8>),
 }
 
-/// Reads the file; its times and its length tell less than its content, and it is small.
+/// Reads the file, and compares its content with `taken`. Times and length are a weaker sign of a change, and the
+/// content is small.
 async fn look(path: &Path, taken: &Option<Vec<u8>>) -> Result<Looked, String> {
     let mut text = read(path).await?;
     if taken.as_ref() == Some(&text) {
@@ -133,18 +134,18 @@ async fn look(path: &Path, taken: &Option<Vec<u8>>) -> Result<Looked, String> {
         text = again;
     }
     if text.is_empty() {
-        return Err(format!("{} is empty: if nobody is there, write a line that begins with #", path.display()));
+        return Err(format!("{} is empty; if there are no peers, write a line that begins with #", path.display()));
     }
     Ok(Looked::Changed(text))
 }
 
 async fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let cannot = |e: std::io::Error| format!("{} cannot be read ({e}): check that it is there", path.display());
+    let cannot = |e: std::io::Error| format!("{} cannot be read ({e}); check that it exists", path.display());
     let file = tokio::fs::File::open(path).await.map_err(cannot)?;
     let mut text = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut text).await.map_err(cannot)?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(format!("{} is longer than {MAX_BYTES} bytes: it is no list of peers", path.display()));
+        return Err(format!("{} is longer than {MAX_BYTES} bytes; check that it is a list of peers", path.display()));
     }
     Ok(text)
 }

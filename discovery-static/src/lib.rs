@@ -1,9 +1,9 @@
 //! Static discovery for groupcache: a list of peers, a file, DNS names, or a handle that your code sets.
 //!
-//! Applications name it through `groupcache-discovery`, as `groupcache_discovery::fixed`.
+//! Applications reach this crate through `groupcache-discovery`, as `groupcache_discovery::fixed`.
 //!
-//! A list as text, as it comes from a variable or a command line; every process may be given the same one, itself
-//! included, since a node recognises itself:
+//! A list as text comes from a variable or a command line. Every process may be given the same list, itself included,
+//! because a node recognises itself:
 //!
 //! ```
 //! use discovery_static::Static;
@@ -16,14 +16,14 @@
 //! # node.shutdown().await?; Ok(()) }
 //! ```
 //!
-//! A set that changes while the program runs, for tests and for applications that find their peers themselves:
+//! A set that changes while the program runs is for tests, and for applications that find their peers themselves:
 //!
 //! ```
 //! use discovery_static::Static;
 //! use groupcache_core::{Node, Peer};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
-//! let peers = Static::default(); // nobody yet
+//! let peers = Static::default(); // no peers yet
 //! let handle = peers.handle();
 //! let node = Node::builder().provider(peers).start().await?;
 //! # let other = Node::builder().start().await?;
@@ -36,7 +36,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `file` | `File`: the lines of a file, read again when it changes |
-//! | `dns` | `Dns`: what DNS names resolve to (A, AAAA, SRV), again and again |
+//! | `dns` | `Dns`: the addresses of DNS names (A, AAAA, SRV), resolved again and again |
 
 #[cfg(feature = "dns")]
 mod dns;

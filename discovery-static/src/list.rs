@@ -1,29 +1,29 @@
-//! A list of peers that only the program itself changes, and lists as text.
+//! Provider of a list of peers that only the program itself changes, and lists as text.
 
 use std::{error::Error, fmt, str::FromStr, sync::Arc};
 
 use groupcache_core::{Address, Peer, PeerId, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
 use tokio::sync::watch;
 
-/// A provider whose peers are a list that only the program itself changes.
+/// Provider of a list of peers that only the program itself changes.
 ///
-/// Peers are members (`id@host:port`) or places to dial (`host:port`); of a place, the Hello that answers says who
-/// is there. Prefer members: a peer that is down when a node starts is then known by its name. Clones share one
-/// list, so one `Static` serves several nodes of a test. The default is the empty list: the node serves alone.
+/// Peers are members (`id@host:port`) or targets to dial (`host:port`). The Hello that answers at a target gives the
+/// id. Prefer members, because a peer that is down when a node starts is then known by its id. Clones share one list,
+/// so that one `Static` serves several nodes of a test. Default: the empty list, with which the node serves alone.
 #[derive(Clone, Debug, Default)]
 pub struct Static {
     handle: Handle,
 }
 
 impl Static {
-    /// A list of peers of either kind.
+    /// Returns a provider of peers of either kind.
     pub fn new(peers: impl IntoIterator<Item = Peer>) -> Self {
         let this = Self::default();
         this.handle.set(peers);
         this
     }
 
-    /// A list of peers whose names are known.
+    /// Returns a provider of members.
     ///
     /// ```
     /// # use discovery_static::Static;
@@ -35,7 +35,7 @@ impl Static {
         Self::new(members.into_iter().map(|(id, address)| Peer::member(id, [address])))
     }
 
-    /// What changes the list, at any time, from anywhere.
+    /// Returns a handle that changes the list, at any time and from any thread.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
@@ -52,20 +52,20 @@ impl Provider for Static {
         loop {
             cx.publish(PeerSet::complete(peers.borrow_and_update().clone()));
             tokio::select! {
-                biased; // a simulation repeats itself only so
-                // No error: the sender is our own.
+                biased; // a fixed order makes a simulation repeatable
+                // No error can occur, because this provider holds the sender.
                 changed = peers.changed() => changed?,
-                // A Resolve is answered by the same list, which confirms what is missing from it.
+                // A resolve request is answered with the same list, which confirms that other peers are gone.
                 signal = cx.next() => if signal == Signal::Leaving { return Ok(()) },
             }
         }
     }
 }
 
-/// Changes the peers of a [`Static`] while nodes run on it.
+/// Handle that changes the peers of a [`Static`] while nodes run on it.
 ///
-/// Changes take effect at once and never wait; a node that is slow sees the latest list only. A peer that is taken
-/// out leaves the ring after a grace of some seconds, since a list may be wrong and a peer that answers is there.
+/// Changes take effect at once and never wait. A slow node sees the latest list only. A peer that is removed leaves the
+/// ring after a grace of some seconds, because a list may be wrong, and a peer that answers is present.
 #[derive(Clone, Debug, Default)]
 pub struct Handle {
     peers: Arc<watch::Sender<Vec<Peer>>>,
@@ -77,7 +77,7 @@ impl Handle {
         self.peers.send_replace(peers.into_iter().collect());
     }
 
-    /// Adds a peer; a member that is listed already under the same id is replaced.
+    /// Adds a peer. A member that is listed under the same id is replaced.
     pub fn add(&self, peer: Peer) {
         self.peers.send_modify(|peers| {
             peers.retain(|known| *known != peer && (known.id().is_none() || known.id() != peer.id()));
@@ -85,17 +85,17 @@ impl Handle {
         });
     }
 
-    /// Takes out the member of that id, and returns whether there was one.
+    /// Removes the member with that id. Returns whether there was one.
     pub fn remove(&self, id: &PeerId) -> bool {
         self.remove_if(|peer| peer.id() == Some(id))
     }
 
-    /// Takes out every peer that is listed at that address, named or not, and returns whether there was one.
+    /// Removes every peer that is listed at that address, with or without an id. Returns whether there was one.
     pub fn remove_at(&self, address: &Address) -> bool {
         self.remove_if(|peer| peer.addresses().contains(address))
     }
 
-    /// The list as it is now.
+    /// Returns the current list.
     pub fn peers(&self) -> Vec<Peer> {
         self.peers.borrow().clone()
     }
@@ -136,7 +136,7 @@ pub(crate) fn peer(item: &str) -> Result<Peer, ParseError> {
     parsed.map_err(|cause| ParseError { item: item.to_owned(), is_name: false, cause: Some(cause) })
 }
 
-/// Which item of a list cannot be read; the cause says why.
+/// Error of an item in a list that cannot be read. The source of the error is the reason.
 #[derive(Clone, Debug)]
 pub struct ParseError {
     item: String,
@@ -146,7 +146,7 @@ pub struct ParseError {
 
 #[cfg(feature = "dns")]
 impl ParseError {
-    /// Of a list of DNS names.
+    /// Returns the error of an item in a list of DNS names.
     pub(crate) fn name(item: &str, cause: Option<groupcache_core::Error>) -> Self {
         Self { item: item.to_owned(), is_name: true, cause }
     }
@@ -157,11 +157,11 @@ impl fmt::Display for ParseError {
         if self.is_name {
             return write!(
                 f,
-                "{:?} is no DNS name; write dns+host:port or dnssrv+name, separated by commas",
+                "{:?} is not a DNS name; write dns+host:port or dnssrv+name, separated by commas",
                 self.item
             );
         }
-        write!(f, "{:?} is no peer; write host:port or id@host:port, separated by commas", self.item)
+        write!(f, "{:?} is not a peer; write host:port or id@host:port, separated by commas", self.item)
     }
 }
 
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_has_members_and_addresses() {
+    fn list_has_members_and_addresses() {
         let peers = parsed("127.0.0.1:7001, b@127.0.0.1:7002,c@[::1]:7003 ,users-3.users:7004");
         let expected = [
             Peer::at("127.0.0.1:7001").unwrap(),
@@ -196,19 +196,19 @@ mod tests {
     }
 
     #[test]
-    fn an_id_may_hold_an_at_sign() {
+    fn id_may_hold_an_at_sign() {
         assert_eq!(parsed("a@b@127.0.0.1:7001"), [member("a@b", "127.0.0.1:7001")]);
     }
 
     #[test]
-    fn an_empty_list_and_empty_items_are_nobody() {
+    fn empty_list_and_empty_items_are_no_peers() {
         assert_eq!(parsed(""), []);
         assert_eq!(parsed(" , ,"), []);
         assert_eq!(parsed("a@127.0.0.1:7001,").len(), 1);
     }
 
     #[test]
-    fn a_bad_item_is_named_with_what_is_wrong() {
+    fn invalid_item_is_named_with_its_cause() {
         let bad = [
             ("nonsense", "no port"),
             ("b@nonsense", "no port"),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_changes_the_list_of_all_clones() {
+    fn handle_changes_the_list_of_all_clones() {
         let peers = Static::members([(PeerId::new("a").unwrap(), Address::new("10.0.0.1:1").unwrap())]);
         let handle = peers.clone().handle();
         handle.add(member("b", "10.0.0.2:1"));
@@ -239,7 +239,7 @@ mod tests {
         assert!(peers.handle().peers().contains(&member("a", "10.0.0.9:1")), "at its new address");
 
         assert!(handle.remove(&PeerId::new("b").unwrap()));
-        assert!(!handle.remove(&PeerId::new("b").unwrap()), "it is gone already");
+        assert!(!handle.remove(&PeerId::new("b").unwrap()), "the member is removed already");
         assert!(handle.remove_at(&Address::new("10.0.0.3:1").unwrap()));
         assert_eq!(peers.handle().peers(), [member("a", "10.0.0.9:1")]);
         handle.set([]);

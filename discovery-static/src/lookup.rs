@@ -1,4 +1,4 @@
-//! Questions to name servers, and what their answers change.
+//! Questions to name servers, and the effect of their answers on the known addresses.
 
 use std::{
     collections::BTreeMap,
@@ -16,23 +16,25 @@ use hickory_resolver::{
     system_conf::read_system_conf,
 };
 
-/// How long one question may take, and how often it is asked.
+/// Maximum time for one attempt at a question.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// Number of times that a failed question is asked again.
 const ATTEMPTS: usize = 2;
-/// Targets of SRV records that are resolved at the same time, and at most.
+/// Maximum number of targets of SRV records that are resolved at the same time.
 const AT_ONCE: usize = 16;
+/// Maximum number of targets of SRV records, of one name.
 const MAX_TARGETS: usize = 2_000;
 
-/// A name that is resolved.
+/// Name to resolve.
 #[derive(Clone, Debug)]
 pub(crate) enum Sought {
-    /// The addresses of a host, with a port.
+    /// Addresses of a host, with a port.
     Hosts(String, u16),
-    /// The targets of SRV records.
+    /// Targets of SRV records.
     Services(String),
 }
 
-/// What is known of a name: of each host its addresses of each kind, and the ports there.
+/// Known addresses of a name: for each host the addresses of each kind, and the ports there.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found(BTreeMap<String, Host>);
 
@@ -43,11 +45,11 @@ struct Host {
     ports: Vec<u16>,
 }
 
-/// The addresses of one kind.
+/// Addresses of one kind.
 #[derive(Clone, Debug, Default)]
 struct Kind {
     ips: Vec<IpAddr>,
-    /// The last answer was that there are none.
+    /// Whether the last answer was that there are none, while the host has addresses of the other kind.
     is_doubted: bool,
 }
 
@@ -63,19 +65,19 @@ impl Found {
     }
 }
 
-/// How a round went.
+/// Outcome of a round.
 #[derive(Debug, Default)]
 pub(crate) struct Round {
-    /// The shortest time to live of all records.
+    /// Shortest time to live of all records.
     pub(crate) ttl: Option<Duration>,
-    /// What did not answer, and what is done about it.
+    /// First failure of the round, and its consequence.
     pub(crate) problem: Option<String>,
 }
 
-/// An answer to one question.
+/// Answer to one question.
 enum Answer<T> {
     Records(Vec<T>, Duration),
-    /// The name server says that there are none.
+    /// Answer of the name server that there are no records.
     None,
     Failed(String),
 }
@@ -87,11 +89,11 @@ struct System {
     search: Search,
 }
 
-/// Names that are not complete, which is to say without a dot at their end.
+/// Search list for incomplete names, which have no dot at their end.
 struct Search {
-    /// They may be below each of these.
+    /// Domains to append to such a name.
     domains: Vec<Name>,
-    /// With so many dots in them they are more likely to be complete.
+    /// Number of dots from which on a name is tried first as it is written.
     dots: usize,
 }
 
@@ -112,7 +114,7 @@ impl Resolver {
             }
         };
         let built = read.and_then(|(config, mut options)| {
-            options.cache_size = 0; // a question is a question
+            options.cache_size = 0; // each question goes to a name server
             options.timeout = TIMEOUT;
             options.attempts = ATTEMPTS;
             let domains = config.domain().into_iter().chain(config.search()).cloned().collect();
@@ -124,7 +126,7 @@ impl Resolver {
         Self(built.map_err(|e| format!("the name servers of the system cannot be read ({e}); check /etc/resolv.conf")))
     }
 
-    /// Asks for all names; what is not answered stays as it was.
+    /// Asks for all names. A name without an answer keeps its addresses.
     pub(crate) async fn round(&self, names: &[Sought], last: &mut [Option<Found>]) -> Round {
         let mut round = Round::default();
         for (sought, last) in names.iter().zip(last) {
@@ -153,8 +155,8 @@ impl Resolver {
         round
     }
 
-    /// Resolves hosts, and replaces what is known by what is found; what fails keeps its last addresses. When nothing
-    /// at all is found, all stays.
+    /// Resolves hosts, and replaces the known addresses by those that are found. A host keeps its last addresses of a
+    /// kind that fails. If no address at all is found, all addresses stay.
     async fn hosts(&self, hosts: &BTreeMap<String, Vec<u16>>, last: &mut Option<Found>, round: &mut Round) {
         let asked: Vec<_> = hosts.keys().map(|host| self.both_kinds(host.clone())).collect();
         let answers: Vec<_> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
@@ -165,7 +167,7 @@ impl Resolver {
             let ports = hosts.get(&host).cloned().unwrap_or_default();
             let known = last.as_ref().and_then(|last| last.0.get(&host));
             if matches!((&v4, &v6), (Answer::None, Answer::None)) {
-                round.failed(&host, "it has no addresses");
+                round.failed(&host, "the host has no addresses");
                 found.0.extend(known.map(|known| (host, known.clone())));
                 continue;
             }
@@ -202,11 +204,11 @@ impl Resolver {
         self.ask(name, RecordType::SRV, None, read).await.0
     }
 
-    /// Asks for records of one kind, or of two, of whichever name is meant.
+    /// Asks for records of one kind, or of two, for each name that may be meant, until one has records.
     ///
-    /// hickory goes through the search list too, but tells only what the last name has come to: that the real name
-    /// could not be asked for is lost when the next one is known not to be there. After a failure only the name as it
-    /// is written is left to be asked for: what another has may be somebody else's.
+    /// hickory goes through the search list too, but returns only the outcome of the last name. A failure for the right
+    /// name is lost when the next name is known not to exist. After a failure only the name as it is written is asked
+    /// for, because records of another name may belong to another service.
     async fn ask<T>(
         &self,
         name: &str,
@@ -221,7 +223,7 @@ impl Resolver {
         };
         let mut written: Name = match name.parse() {
             Ok(name) => name,
-            Err(e) => return failed(format!("it is no name ({e})")),
+            Err(e) => return failed(format!("the name is invalid ({e})")),
         };
         let names = system.search.names(&written);
         written.set_fqdn(true);
@@ -248,7 +250,7 @@ impl Resolver {
 }
 
 impl Search {
-    /// The complete names that one may stand for, in the order in which the system tries them.
+    /// Returns the complete names that a name may stand for, in the order in which the system tries them.
     fn names(&self, name: &Name) -> Vec<Name> {
         let mut written = name.clone();
         written.set_fqdn(true);
@@ -280,13 +282,13 @@ impl System {
     }
 }
 
-/// The name server knows of nobody, and so did we: the first pods of a service must not wait for each other to be
-/// listed. What is known already is not forgotten for such an answer.
+/// Records that a name has no addresses, if none are known yet, because the first pods of a service must not wait for
+/// each other to be listed. Known addresses stay.
 fn nobody_yet(last: &mut Option<Found>) {
     last.get_or_insert_default();
 }
 
-/// Whether the name server has said that there is nothing, and not that it cannot tell.
+/// Returns whether the name server has answered that there are no records, and has not merely failed.
 fn is_none(error: &NetError) -> bool {
     use hickory_resolver::{net::DnsError, proto::op::ResponseCode};
     match error {
@@ -306,7 +308,8 @@ impl Round {
         self.problem.get_or_insert_with(|| format!("{name} cannot be resolved ({why}); its last addresses stay"));
     }
 
-    /// What is known of one kind of address after an answer; `has_other`: the host has addresses of the other kind.
+    /// Returns the addresses of one kind after an answer. `has_other` tells whether the host has addresses of the other
+    /// kind.
     fn take(&mut self, host: &str, answer: Answer<IpAddr>, known: Option<&Kind>, has_other: bool) -> Kind {
         let known = known.cloned().unwrap_or_default();
         match answer {
@@ -314,10 +317,10 @@ impl Round {
                 self.saw(ttl);
                 Kind { ips, is_doubted: false }
             }
-            // A host need not have both, but one that had them is believed only when it says so again.
+            // A host need not have both kinds. The loss of a known kind is believed at the second such answer.
             Answer::None if has_other && (known.is_doubted || known.ips.is_empty()) => Kind::default(),
             Answer::None => {
-                self.saw(Duration::ZERO); // it is asked for again soon
+                self.saw(Duration::ZERO); // the name is resolved again soon
                 Kind { is_doubted: has_other, ..known }
             }
             Answer::Failed(why) => {

@@ -1,4 +1,4 @@
-//! The list that code sets.
+//! Conformance of the list that code sets.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl Source for List {
     }
 
     async fn crash(&mut self, _: &Me) -> Result<(), Cannot> {
-        Err(Cannot("a list does not know who is alive"))
+        Err(Cannot("a list cannot report a crash"))
     }
 
     async fn fail(&mut self) -> Result<(), Cannot> {
@@ -47,11 +47,11 @@ impl Source for List {
     }
 
     async fn garbage(&mut self) -> Result<(), Cannot> {
-        Err(Cannot("what is no peer cannot be set"))
+        Err(Cannot("only peers can be set"))
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_conforms() {
+async fn list_conforms() {
     println!("{}", conform(async || List::default()).await.passed().unwrap());
 }

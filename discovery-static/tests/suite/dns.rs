@@ -1,4 +1,4 @@
-//! DNS names, asked of a name server that does what the test wants, over real sockets.
+//! DNS names over real sockets, with a name server that the tests control.
 
 use std::{
     collections::BTreeMap,
@@ -28,30 +28,31 @@ use tokio::{
 
 const SERVICE: &str = "users.test.";
 const SRV_NAME: &str = "_group._tcp.users.test.";
-/// Faster than the default: records live for 0 s, and are asked for as often as is allowed.
+/// Time between two resolutions, shorter than the default. Records have a time to live of 0 s, so that names are
+/// resolved as often as this time allows.
 const FAST: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Mood {
-    Well,
-    Says(ResponseCode),
+enum Behaviour {
+    Normal,
+    Code(ResponseCode),
     Silent,
-    Nonsense,
+    Garbage,
 }
 
 struct Zone {
     records: BTreeMap<String, Vec<(RData, u32)>>,
-    mood: Mood,
-    /// Of one kind of record only.
-    mood_of: Option<(RecordType, Mood)>,
-    /// And of one name only: all is well with the others.
-    mood_at: Option<&'static str>,
-    /// So many questions for IPv4 addresses are answered with none.
+    behaviour: Behaviour,
+    /// Behaviour for one kind of record only.
+    behaviour_for_kind: Option<(RecordType, Behaviour)>,
+    /// Name that the behaviour is limited to; other names have the normal behaviour.
+    behaviour_for_name: Option<&'static str>,
+    /// Number of questions for IPv4 addresses that are answered with no records.
     denials: u32,
     asked: u32,
 }
 
-/// A name server of a test's own, over UDP, and over TCP for answers that are too long for that.
+/// Name server of one test, over UDP, and over TCP for answers that are too long for UDP.
 struct Server {
     address: SocketAddr,
     zone: Arc<Mutex<Zone>>,
@@ -60,8 +61,14 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        let zone =
-            Zone { records: BTreeMap::new(), mood: Mood::Well, mood_of: None, mood_at: None, denials: 0, asked: 0 };
+        let zone = Zone {
+            records: BTreeMap::new(),
+            behaviour: Behaviour::Normal,
+            behaviour_for_kind: None,
+            behaviour_for_name: None,
+            denials: 0,
+            asked: 0,
+        };
         let zone = Arc::new(Mutex::new(zone));
         let (socket, listener) = both_sockets().await;
         let address = socket.local_addr().unwrap();
@@ -92,7 +99,7 @@ impl Drop for Server {
     }
 }
 
-/// On one and the same port.
+/// Returns a UDP socket and a TCP listener on the same port.
 async fn both_sockets() -> (UdpSocket, TcpListener) {
     loop {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -120,7 +127,7 @@ fn truncated(full: &[u8]) -> Vec<u8> {
     answer.to_vec().unwrap()
 }
 
-/// One connection at a time: there is one client.
+/// Serves one connection at a time, because there is one client.
 async fn over_tcp(listener: TcpListener, zone: Arc<Mutex<Zone>>) {
     while let Ok((mut stream, _)) = listener.accept().await {
         while let Ok(length) = stream.read_u16().await {
@@ -150,16 +157,19 @@ fn answer(zone: &Mutex<Zone>, question: &[u8]) -> Option<Vec<u8>> {
     let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
     answer.add_query(query.clone());
     let name = query.name().to_ascii().to_lowercase();
-    let mood = zone.mood_of.filter(|(kind, _)| *kind == query.query_type()).map_or(zone.mood, |(_, mood)| mood);
+    let behaviour = zone
+        .behaviour_for_kind
+        .filter(|(kind, _)| *kind == query.query_type())
+        .map_or(zone.behaviour, |(_, behaviour)| behaviour);
     if query.query_type() == RecordType::A && zone.denials > 0 {
         zone.denials -= 1;
         return answer.to_vec().ok();
     }
-    match if zone.mood_at.is_none_or(|at| at == name) { mood } else { Mood::Well } {
-        Mood::Silent => return None,
-        Mood::Nonsense => return Some(vec![7; 40]),
-        Mood::Says(code) => answer.metadata.response_code = code,
-        Mood::Well => match zone.records.get(&name) {
+    match if zone.behaviour_for_name.is_none_or(|at| at == name) { behaviour } else { Behaviour::Normal } {
+        Behaviour::Silent => return None,
+        Behaviour::Garbage => return Some(vec![7; 40]),
+        Behaviour::Code(code) => answer.metadata.response_code = code,
+        Behaviour::Normal => match zone.records.get(&name) {
             None => answer.metadata.response_code = ResponseCode::NXDomain,
             Some(records) => {
                 for (data, ttl) in records.iter().filter(|(data, _)| data.record_type() == query.query_type()) {
@@ -171,7 +181,7 @@ fn answer(zone: &Mutex<Zone>, question: &[u8]) -> Option<Vec<u8>> {
     answer.to_vec().ok()
 }
 
-/// A service whose members are its addresses, or the targets of its SRV records.
+/// Service with members as its addresses, or as the targets of its SRV records.
 struct Service {
     server: Server,
     members: BTreeMap<String, Me>,
@@ -185,7 +195,7 @@ impl Service {
 
     fn write(&self) {
         self.server.set(|zone| {
-            zone.mood = Mood::Well;
+            zone.behaviour = Behaviour::Normal;
             zone.records.clear();
             for (name, member) in &self.members {
                 let sockets: Vec<SocketAddr> = member.addresses.iter().map(|a| a.as_str().parse().unwrap()).collect();
@@ -228,16 +238,16 @@ impl Source for Service {
     }
 
     async fn crash(&mut self, _: &Me) -> Result<(), Cannot> {
-        Err(Cannot("a name server does not know who is alive"))
+        Err(Cannot("a name server cannot report a crash"))
     }
 
     async fn fail(&mut self) -> Result<(), Cannot> {
-        self.server.set(|zone| zone.mood = Mood::Silent);
+        self.server.set(|zone| zone.behaviour = Behaviour::Silent);
         Ok(())
     }
 
     async fn refuse(&mut self) -> Result<(), Cannot> {
-        self.server.set(|zone| zone.mood = Mood::Says(ResponseCode::Refused));
+        self.server.set(|zone| zone.behaviour = Behaviour::Code(ResponseCode::Refused));
         Ok(())
     }
 
@@ -249,26 +259,26 @@ impl Source for Service {
     }
 
     async fn garbage(&mut self) -> Result<(), Cannot> {
-        self.server.set(|zone| zone.mood = Mood::Nonsense);
+        self.server.set(|zone| zone.behaviour = Behaviour::Garbage);
         Ok(())
     }
 
     fn knows_incarnations(&self) -> Result<(), Cannot> {
-        Err(Cannot("a name server holds addresses"))
+        Err(Cannot("a name server holds only addresses"))
     }
 
     fn knows_dual_stack(&self) -> Result<(), Cannot> {
-        Err(Cannot("which addresses are of one peer tells the Hello"))
+        Err(Cannot("only the Hello shows which addresses belong to one peer"))
     }
 }
 
 #[tokio::test]
-async fn the_addresses_of_a_name_conform() {
+async fn addresses_of_a_name_conform() {
     println!("{}", conform(async || Service::fresh(false).await).await.passed().unwrap());
 }
 
 #[tokio::test]
-async fn the_targets_of_services_conform() {
+async fn targets_of_srv_records_conform() {
     println!("{}", conform(async || Service::fresh(true).await).await.passed().unwrap());
 }
 
@@ -295,20 +305,20 @@ async fn until_stale(bench: &mut Bench) {
 }
 
 #[tokio::test]
-async fn whatever_is_no_answer_keeps_the_last_addresses() {
+async fn failed_answer_keeps_the_last_addresses() {
     let server = Server::start().await;
     server.addresses(SERVICE, &["10.0.0.1", "fd00::1"], 0);
     let mut bench = Bench::start(Arc::new(server.dns(&format!("dns+{SERVICE}:1")))).unwrap();
     let both = ["10.0.0.1:1", "[fd00::1]:1"];
     until_listed(&mut bench, &both).await;
-    let moods =
-        [ResponseCode::NXDomain, ResponseCode::ServFail, ResponseCode::Refused, ResponseCode::NoError].map(Mood::Says);
-    for mood in moods {
-        server.set(|zone| zone.mood = mood);
+    let behaviours = [ResponseCode::NXDomain, ResponseCode::ServFail, ResponseCode::Refused, ResponseCode::NoError]
+        .map(Behaviour::Code);
+    for behaviour in behaviours {
+        server.set(|zone| zone.behaviour = behaviour);
         until_stale(&mut bench).await;
         sleep(FAST * 3).await;
-        assert_eq!(listed(&mut bench), both, "{mood:?}");
-        server.set(|zone| zone.mood = Mood::Well);
+        assert_eq!(listed(&mut bench), both, "{behaviour:?}");
+        server.set(|zone| zone.behaviour = Behaviour::Normal);
         let begun = Instant::now();
         while bench.health() != Some(Health::Connected) {
             assert!(begun.elapsed() < Duration::from_secs(20));
@@ -317,59 +327,65 @@ async fn whatever_is_no_answer_keeps_the_last_addresses() {
     }
 }
 
+/// Checks that a kind of record that fails keeps its own addresses, while those of the other kind change.
 #[tokio::test]
-async fn one_kind_of_record_that_fails_keeps_its_own_addresses_while_the_other_goes_on() {
+async fn failed_kind_of_record_keeps_its_addresses() {
     let server = Server::start().await;
     server.addresses(SERVICE, &["10.0.0.1", "fd00::1"], 0);
     let mut bench = Bench::start(Arc::new(server.dns(&format!("dns+{SERVICE}:1")))).unwrap();
     until_listed(&mut bench, &["10.0.0.1:1", "[fd00::1]:1"]).await;
-    server.set(|zone| zone.mood_of = Some((RecordType::AAAA, Mood::Says(ResponseCode::ServFail))));
+    server.set(|zone| zone.behaviour_for_kind = Some((RecordType::AAAA, Behaviour::Code(ResponseCode::ServFail))));
     server.addresses(SERVICE, &["10.0.0.2"], 0);
     until_listed(&mut bench, &["10.0.0.2:1", "[fd00::1]:1"]).await;
-    server.set(|zone| zone.mood_of = None);
+    server.set(|zone| zone.behaviour_for_kind = None);
     until_listed(&mut bench, &["10.0.0.2:1"]).await;
 }
 
+/// Checks that the failure of a name is not taken for an empty set, although no search domain has the name.
 #[tokio::test]
-async fn a_failure_is_not_taken_for_nobody_though_no_search_domain_has_the_name() {
+async fn failed_name_is_not_empty_if_search_domains_lack_it() {
     let server = Server::start().await;
     server.addresses(SERVICE, &["10.0.0.1", "fd00::1"], 0);
-    server.set(|zone| (zone.mood, zone.mood_at) = (Mood::Says(ResponseCode::ServFail), Some(SERVICE)));
-    // The first has a dot and is tried as it is at first, the second at last.
+    server.set(|zone| {
+        (zone.behaviour, zone.behaviour_for_name) = (Behaviour::Code(ResponseCode::ServFail), Some(SERVICE))
+    });
+    // The first name has a dot and is tried first as it is written, the second one last.
     for name in ["users.test", "users"] {
         let dns = server.dns(&format!("dns+{name}:1")).search("test.").search("elsewhere.test.");
         let mut bench = Bench::start(Arc::new(dns)).unwrap();
         until_stale(&mut bench).await;
         sleep(FAST * 3).await;
-        assert_eq!(bench.sets(), 0, "{name}: it does not know that it is alone");
-        server.set(|zone| zone.mood = Mood::Well);
+        assert_eq!(bench.sets(), 0, "{name}: no complete set without an answer");
+        server.set(|zone| zone.behaviour = Behaviour::Normal);
         until_listed(&mut bench, &["10.0.0.1:1", "[fd00::1]:1"]).await;
-        server.set(|zone| zone.mood = Mood::Says(ResponseCode::ServFail));
+        server.set(|zone| zone.behaviour = Behaviour::Code(ResponseCode::ServFail));
         bench.stop().await;
     }
 }
 
+/// Checks that a kind of record that fails keeps its own addresses, although no search domain has the name.
 #[tokio::test]
-async fn a_kind_of_record_that_fails_keeps_its_own_addresses_though_no_search_domain_has_the_name() {
+async fn failed_kind_keeps_addresses_if_search_domains_lack_name() {
     let server = Server::start().await;
     server.addresses(SERVICE, &["10.0.0.1", "fd00::1"], 0);
     let dns = server.dns("dns+users.test:1").search("elsewhere.test.");
     let mut bench = Bench::start(Arc::new(dns)).unwrap();
     until_listed(&mut bench, &["10.0.0.1:1", "[fd00::1]:1"]).await;
     server.set(|zone| {
-        zone.mood_of = Some((RecordType::A, Mood::Says(ResponseCode::ServFail)));
-        zone.mood_at = Some(SERVICE);
+        zone.behaviour_for_kind = Some((RecordType::A, Behaviour::Code(ResponseCode::ServFail)));
+        zone.behaviour_for_name = Some(SERVICE);
     });
     server.addresses(SERVICE, &["10.0.0.2", "fd00::2"], 0);
     until_listed(&mut bench, &["10.0.0.1:1", "[fd00::2]:1"]).await;
     sleep(FAST * 4).await;
     assert_eq!(listed(&mut bench), ["10.0.0.1:1", "[fd00::2]:1"]);
-    server.set(|zone| zone.mood_of = None);
+    server.set(|zone| zone.behaviour_for_kind = None);
     until_listed(&mut bench, &["10.0.0.2:1", "[fd00::2]:1"]).await;
 }
 
+/// Checks that a host keeps its addresses of one kind until a second answer in a row has none of them.
 #[tokio::test]
-async fn that_there_is_none_of_one_kind_is_believed_when_it_is_said_twice() {
+async fn loss_of_a_kind_is_believed_at_the_second_answer() {
     let server = Server::start().await;
     server.addresses(SERVICE, &["10.0.0.1", "fd00::1"], 0);
     let mut bench = Bench::start(Arc::new(server.dns(&format!("dns+{SERVICE}:1")))).unwrap();
@@ -386,10 +402,10 @@ async fn that_there_is_none_of_one_kind_is_believed_when_it_is_said_twice() {
 }
 
 #[tokio::test]
-async fn a_name_that_fails_does_not_keep_the_others_from_being_known() {
+async fn failed_name_leaves_others_in_a_partial_set() {
     let server = Server::start().await;
     server.addresses(SERVICE, &["10.0.0.1"], 0);
-    server.set(|zone| zone.mood_of = Some((RecordType::AAAA, Mood::Says(ResponseCode::ServFail))));
+    server.set(|zone| zone.behaviour_for_kind = Some((RecordType::AAAA, Behaviour::Code(ResponseCode::ServFail))));
     let names = format!("dns+{SERVICE}:1, dns+later.test.:2");
     let mut bench = Bench::start(Arc::new(server.dns(&names))).unwrap();
     let begun = Instant::now();
@@ -397,14 +413,14 @@ async fn a_name_that_fails_does_not_keep_the_others_from_being_known() {
         assert!(begun.elapsed() < Duration::from_secs(20));
         sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(bench.sets(), 0, "an addition: the other name may know more");
-    server.set(|zone| zone.mood_of = None);
+    assert_eq!(bench.sets(), 0, "a partial set, because the other name may have more addresses");
+    server.set(|zone| zone.behaviour_for_kind = None);
     server.addresses("later.test.", &["10.0.0.9"], 0);
     until_listed(&mut bench, &["10.0.0.1:1", "10.0.0.9:2"]).await;
 }
 
 #[tokio::test]
-async fn a_name_is_asked_for_again_when_its_records_expire_and_within_the_bounds() {
+async fn name_is_resolved_on_expiry_within_the_bounds() {
     let server = Server::start().await;
     server.addresses(SERVICE, &["10.0.0.1"], 3600);
     let dns = format!("dns+{SERVICE}:1").parse::<Dns>().unwrap().name_server(server.address);
@@ -414,7 +430,7 @@ async fn a_name_is_asked_for_again_when_its_records_expire_and_within_the_bounds
     server.addresses(SERVICE, &["10.0.0.2"], 0);
     let begun = Instant::now();
     until_listed(&mut bench, &["10.0.0.2:1"]).await;
-    assert!(begun.elapsed() < Duration::from_secs(5), "an hour of life is cut to the upper bound");
+    assert!(begun.elapsed() < Duration::from_secs(5), "a time to live of one hour is cut to the upper bound");
     let before = server.zone.lock().unwrap().asked;
     sleep(Duration::from_secs(1)).await;
     let asked = server.zone.lock().unwrap().asked - before;
@@ -422,7 +438,7 @@ async fn a_name_is_asked_for_again_when_its_records_expire_and_within_the_bounds
 }
 
 #[tokio::test]
-async fn names_are_checked() {
+async fn invalid_names_are_refused() {
     for bad in ["", "users:7946", "dns+users", "dns+users:0", "dns+two words:1", "dnssrv+", "dnssrv+a b", "dns+a:1,b:2"]
     {
         let error = bad.parse::<Dns>().unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Files, and what can be wrong with them.
+//! Files of peers, and their faults.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A directory of a test's own, removed at its end.
+/// Directory of one test, removed at its end.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -36,7 +36,7 @@ impl Scratch {
         self.0.join("peers")
     }
 
-    /// As configuration management does it: written beside, then renamed over it.
+    /// Replaces the file as configuration management does: a new file is written, and renamed over the old one.
     fn replace(&self, text: &str) {
         let beside = self.0.join("peers.new");
         fs::write(&beside, text).unwrap();
@@ -92,7 +92,7 @@ impl Source for Lines {
     }
 
     async fn crash(&mut self, _: &Me) -> Result<(), Cannot> {
-        Err(Cannot("a file does not know who is alive"))
+        Err(Cannot("a file cannot report a crash"))
     }
 
     async fn fail(&mut self) -> Result<(), Cannot> {
@@ -101,7 +101,7 @@ impl Source for Lines {
     }
 
     async fn refuse(&mut self) -> Result<(), Cannot> {
-        // Root may read everything, so a directory in its place stands for a file that may not be read.
+        // Root may read every file, so that a directory in its place stands for an unreadable file.
         fs::remove_file(self.scratch.file()).unwrap();
         fs::create_dir(self.scratch.file()).unwrap();
         Ok(())
@@ -121,16 +121,16 @@ impl Source for Lines {
     }
 
     fn knows_incarnations(&self) -> Result<(), Cannot> {
-        Err(Cannot("a file holds names and addresses"))
+        Err(Cannot("a file holds only ids and addresses"))
     }
 
     fn knows_dual_stack(&self) -> Result<(), Cannot> {
-        Err(Cannot("the same id twice is one peer for the node, which joins them"))
+        Err(Cannot("the node itself joins two records with one id"))
     }
 }
 
 #[tokio::test]
-async fn a_file_conforms() {
+async fn file_conforms() {
     let report = conform(async || Lines::fresh()).await;
     println!("{}", report.passed().unwrap());
 }
@@ -152,7 +152,7 @@ fn is_stale(health: &Option<Health>, words: &[&str]) -> bool {
 }
 
 #[tokio::test]
-async fn a_broken_file_keeps_the_last_set_and_names_the_line() {
+async fn broken_file_keeps_the_last_set_and_names_the_line() {
     let scratch = Scratch::new();
     scratch.replace("a@10.0.0.1:1 # the first\n\n  10.0.0.2:1, b@10.0.0.3:1\r\n");
     let mut bench = Bench::start(Arc::new(File::new(scratch.file()).every(LOOK))).unwrap();
@@ -166,17 +166,17 @@ async fn a_broken_file_keeps_the_last_set_and_names_the_line() {
     fs::write(scratch.file(), [b'a', b'\n', 0xff, 0xfe]).unwrap();
     until(&mut bench, "the line is named", |_, health| is_stale(health, &["line 1"])).await;
     fs::write(scratch.file(), "").unwrap();
-    until(&mut bench, "empty is not nobody", |_, health| is_stale(health, &["is empty"])).await;
+    until(&mut bench, "an empty file is reported", |_, health| is_stale(health, &["is empty"])).await;
     fs::remove_file(scratch.file()).unwrap();
-    until(&mut bench, "the file is missed", |_, health| is_stale(health, &["check that it is there"])).await;
-    assert_eq!(bench.peers().len(), 3, "none of that is a list without peers");
+    until(&mut bench, "the missing file is reported", |_, health| is_stale(health, &["check that it exists"])).await;
+    assert_eq!(bench.peers().len(), 3, "no fault is taken for a list without peers");
 
     scratch.replace("# nobody\n");
-    until(&mut bench, "nobody", |peers, health| peers == 0 && *health == Some(Health::Connected)).await;
+    until(&mut bench, "no peers", |peers, health| peers == 0 && *health == Some(Health::Connected)).await;
 }
 
 #[tokio::test]
-async fn a_file_that_is_written_slowly_is_not_taken_half() {
+async fn slowly_written_file_is_not_taken_halfway() {
     use std::io::Write;
     let scratch = Scratch::new();
     scratch.replace("a@10.0.0.1:1\nb@10.0.0.2:1\n");

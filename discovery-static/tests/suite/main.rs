@@ -1,4 +1,4 @@
-//! Lists, files and names: with real nodes, and through the conformance suite of providers.
+//! Lists, files and names, with real nodes and with the conformance suite of providers.
 #![expect(clippy::unwrap_used, reason = "tests, helpers included")]
 
 use read_along as _;

@@ -1,4 +1,4 @@
-//! Real nodes on loopback that find each other by a list, and lose each other by it.
+//! Real nodes on loopback that join and leave by a list.
 
 use std::{future::Future, time::Duration};
 
@@ -6,7 +6,7 @@ use discovery_static::Static;
 use groupcache_core::{Identity, Node, Peer};
 use tokio::time::{sleep, timeout};
 
-/// Long enough for anything that works, the grace of removals included.
+/// Maximum time for anything that works, including the grace before a removal.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn start(name: &str, peers: &Static) -> Node {
@@ -14,7 +14,7 @@ async fn start(name: &str, peers: &Static) -> Node {
     Node::builder().identity(identity).provider(peers.clone()).start().await.unwrap()
 }
 
-/// Who a node sees, if all of them can be reached.
+/// Returns the members that a node sees, or none if one of them is unreachable.
 fn sees(node: &Node) -> Vec<String> {
     let members = node.members();
     if members.iter().all(|member| member.is_reachable) {
@@ -43,17 +43,17 @@ async fn two_nodes_find_each_other_by_address_only() {
     let (a, b) = (start("a", &peers).await, start("b", &peers).await);
     until_sees(&a, &["a"]).await;
 
-    // The same list for both: each finds itself in it and recognises itself.
+    // The list is the same for both nodes, and each recognises itself in it.
     peers.handle().set([&a, &b].map(|node| Peer::at(node.address().to_string()).unwrap()));
     until_sees(&a, &["a", "b"]).await;
     until_sees(&b, &["a", "b"]).await;
     assert_eq!(a.fingerprint(), b.fingerprint());
 
-    within(async { tokio::try_join!(a.shutdown(), b.shutdown()) }).await.expect("ends").unwrap();
+    within(async { tokio::try_join!(a.shutdown(), b.shutdown()) }).await.expect("the nodes shut down").unwrap();
 }
 
 #[tokio::test]
-async fn a_peer_that_the_handle_removes_leaves_the_ring_of_the_others() {
+async fn peer_removed_by_the_handle_leaves_every_other_ring() {
     let peers = Static::default();
     let (a, b, c) = (start("a", &peers).await, start("b", &peers).await, start("c", &peers).await);
     let list = [&a, &b, &c].map(|node| Peer::member(node.id(), [node.address().into()]));
@@ -67,5 +67,8 @@ async fn a_peer_that_the_handle_removes_leaves_the_ring_of_the_others() {
         until_sees(node, &["a", "b"]).await;
     }
 
-    within(async { tokio::try_join!(a.shutdown(), b.shutdown(), c.shutdown()) }).await.expect("ends").unwrap();
+    within(async { tokio::try_join!(a.shutdown(), b.shutdown(), c.shutdown()) })
+        .await
+        .expect("the nodes shut down")
+        .unwrap();
 }
