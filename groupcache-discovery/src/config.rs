@@ -1,4 +1,4 @@
-//! Which provider, and its options, as data: from a configuration file or from the environment.
+//! Choice of the provider and its options as data, from a configuration file or from the environment.
 
 mod environment;
 #[cfg(any(test, fuzzing))]
@@ -11,11 +11,11 @@ use std::{error::Error, fmt, path::PathBuf};
 
 use serde::Deserialize;
 
-/// Which provider finds the peers, and its options.
+/// Provider that finds the peers, and its options.
 ///
-/// It is part of a configuration in any format that serde reads, tagged by the name of the provider; keys that are
-/// not known are errors. Every provider can be written, whatever this build has: [`provider`](Self::provider) says
-/// which feature is missing.
+/// The value is part of a configuration in any format that serde reads, tagged by the name of the provider. Unknown
+/// keys are errors. Every provider can be written, whatever features this build has, and [`provider`](Self::provider)
+/// names the feature that is missing.
 ///
 /// ```toml
 /// [discovery]
@@ -39,166 +39,168 @@ use serde::Deserialize;
 #[serde(tag = "provider", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum DiscoveryConfig {
-    /// The node is alone.
+    /// No provider, so that the node is alone.
     #[default]
     None,
-    /// A list that does not change; feature `static`.
+    /// List that does not change. Feature: `static`.
     Static(StaticConfig),
-    /// A file that is read again when it changes; feature `file`.
+    /// File that is read again when it changes. Feature: `file`.
     File(FileConfig),
-    /// DNS names; feature `dns`.
+    /// DNS names. Feature: `dns`.
     Dns(DnsConfig),
-    /// Pods of Kubernetes; feature `kubernetes`.
+    /// Pods of Kubernetes. Feature: `kubernetes`.
     Kubernetes(Box<KubernetesConfig>),
-    /// Multicast DNS on the local network segment; feature `mdns`.
+    /// Multicast DNS on the local network segment. Feature: `mdns`.
     Mdns(Box<MdnsConfig>),
-    /// A NATS server; feature `nats`.
+    /// NATS server. Feature: `nats`.
     Nats(Box<NatsConfig>),
 }
 
-/// A list that does not change.
+/// Options of a list that does not change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct StaticConfig {
-    /// `host:port` or `id@host:port`, separated by commas.
+    /// Peers as `host:port` or `id@host:port`, separated by commas.
     pub peers: String,
 }
 
-/// A file that is read again when it changes.
+/// Options of a file that is read again when it changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct FileConfig {
-    /// Its lines are peers.
+    /// Path of the file, with peers as its lines.
     pub path: PathBuf,
 }
 
-/// DNS names that are resolved again and again.
+/// Options of DNS names that are resolved again and again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct DnsConfig {
-    /// `dns+host:port` or `dnssrv+name`, separated by commas.
+    /// Names as `dns+host:port` or `dnssrv+name`, separated by commas.
     pub names: String,
 }
 
-/// Pods of Kubernetes: those of an application or of a selector, or the endpoints of a service. One of the three.
+/// Options of Kubernetes: the pods of an application or of a selector, or the endpoints of a service. Exactly one of
+/// the three is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct KubernetesConfig {
-    /// Pods whose labels `app.kubernetes.io/part-of`, `component` and `name` carry this name.
+    /// Name that the labels `app.kubernetes.io/part-of`, `component` and `name` of the pods all carry.
     #[serde(default)]
     pub application: Option<String>,
-    /// Pods that this label selector matches.
+    /// Label selector of the pods.
     #[serde(default)]
     pub selector: Option<String>,
-    /// The endpoints of the service of this name.
+    /// Name of the service that has the endpoints.
     #[serde(default)]
     pub service: Option<String>,
-    /// Where to look, separated by commas; the namespace of this pod where it is missing.
+    /// Namespaces to look in, separated by commas. Default: the namespace of this pod.
     #[serde(default)]
     pub namespaces: Option<String>,
-    /// The name of the port on which nodes talk to each other, or its number; `group-port` where it is missing.
+    /// Name or number of the port on which nodes talk to each other. Default: `group-port`.
     #[serde(default)]
     pub port: Option<String>,
-    /// A kubeconfig; the service account inside of a cluster, and what kubectl reads outside, where it is missing.
+    /// Path of a kubeconfig. Default: the service account inside of a cluster, and outside what kubectl reads.
     #[serde(default)]
     pub kubeconfig: Option<PathBuf>,
-    /// A context of the kubeconfig; the current one where it is missing.
+    /// Context of the kubeconfig. Default: the current one.
     #[serde(default)]
     pub context: Option<String>,
-    /// The API server sends lists as a watch.
+    /// Whether the API server sends lists as a watch.
     #[serde(default)]
     pub streaming_lists: bool,
-    /// Zones are asked of the machines; of pods only.
+    /// Whether the zones of pods are read from their machines. A service has its zones already, and refuses this
+    /// option.
     #[serde(default)]
     pub zones_from_nodes: bool,
 }
 
-/// Multicast DNS on the local network segment. Everything may be missing.
+/// Options of multicast DNS on the local network segment. Every option may be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct MdnsConfig {
-    /// The name of the service; `_groupcache._tcp` where it is missing.
+    /// Name of the service. Default: `_groupcache._tcp`.
     #[serde(default)]
     pub service: Option<String>,
-    /// The UDP port; 5353 where it is missing.
+    /// UDP port. Default: 5353.
     #[serde(default)]
     pub port: Option<u16>,
-    /// Talk on these interfaces only, separated by commas.
+    /// Names of the only interfaces to use, separated by commas.
     #[serde(default)]
     pub interfaces: Option<String>,
-    /// Do not talk on these, separated by commas; those of containers and tunnels are left out anyway.
+    /// Names of interfaces not to use, separated by commas. Interfaces of containers and tunnels are left out anyway.
     #[serde(default)]
     pub skip_interfaces: Option<String>,
-    /// Talk on loopback too.
+    /// Whether loopback is used too.
     #[serde(default)]
     pub loopback: bool,
-    /// `4` or `6` for one family of addresses only.
+    /// Family of addresses, `4` or `6`. Default: both.
     #[serde(default)]
     pub ip: Option<String>,
-    /// Believe addresses that are neither private nor link-local.
+    /// Whether addresses that are neither private nor link-local are believed.
     #[serde(default)]
     pub public_addresses: bool,
-    /// Announce the addresses of the interfaces instead of those of the identity.
+    /// Whether the addresses of the interfaces are announced instead of those of the identity.
     #[serde(default)]
     pub follow_interfaces: bool,
 }
 
-/// A NATS server over which the nodes announce themselves. One way to sign in, at most.
+/// Options of a NATS server over which the nodes announce themselves. At most one way to sign in is given.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct NatsConfig {
-    /// `nats://host:port` or `tls://host:port`, separated by commas.
+    /// Servers as `nats://host:port` or `tls://host:port`, separated by commas.
     pub servers: String,
-    /// Nodes of one application find each other.
+    /// Name of the application. Nodes of one application find each other.
     pub application: String,
-    /// Below which subject they talk; `groupcache-gossip` where it is missing.
+    /// Subject below which nodes exchange messages. Default: `groupcache-gossip`.
     #[serde(default)]
     pub subject: Option<String>,
-    /// A user, with a password.
+    /// User to sign in with, together with a password.
     #[serde(default)]
     pub user: Option<String>,
-    /// The password of the user.
+    /// Password of the user.
     #[serde(default)]
     pub password: Option<String>,
-    /// A token.
+    /// Token to sign in with.
     #[serde(default)]
     pub token: Option<String>,
-    /// The seed of an nkey; feature `nats-credentials`.
+    /// Seed of an nkey to sign in with. Feature: `nats-credentials`.
     #[serde(default)]
     pub nkey: Option<String>,
-    /// A credentials file; feature `nats-credentials`.
+    /// Path of a credentials file to sign in with. Feature: `nats-credentials`.
     #[serde(default)]
     pub credentials_file: Option<PathBuf>,
-    /// TLS or nothing.
+    /// Whether TLS is required.
     #[serde(default)]
     pub require_tls: bool,
-    /// A PEM file with the authorities that are trusted; those of the system where it is missing.
+    /// PEM file with the authorities that are trusted. Default: those of the system.
     #[serde(default)]
     pub root_certificates: Option<PathBuf>,
-    /// A PEM file with the certificate of this node.
+    /// PEM file with the certificate of this node.
     #[serde(default)]
     pub client_certificate: Option<PathBuf>,
-    /// A PEM file with the key of the certificate.
+    /// PEM file with the key of the certificate.
     #[serde(default)]
     pub client_key: Option<PathBuf>,
-    /// Milliseconds between two announcements; 2,000 where it is missing.
+    /// Milliseconds between two announcements. Default: 2,000.
     #[serde(default)]
     pub heartbeat_ms: Option<u64>,
-    /// A JetStream key-value bucket as the store of members; feature `nats-kv`.
+    /// JetStream key-value bucket as the store of members. Feature: `nats-kv`.
     #[serde(default)]
     pub key_value: Option<String>,
-    /// Each node as a micro service; feature `nats-micro`.
+    /// Whether each node is a NATS micro service. Feature: `nats-micro`.
     #[serde(default)]
     pub micro_service: bool,
 }
 
-/// Without what is secret.
+/// Leaves out the secrets.
 impl fmt::Debug for NatsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts = self.servers.split(',').map(|server| server.rsplit_once('@').map_or(server, |(_, host)| host));
@@ -210,7 +212,8 @@ impl fmt::Debug for NatsConfig {
     }
 }
 
-/// A configuration that cannot be used: what is wrong, and what to write or to add.
+/// Error of a configuration that cannot be used. The text names the problem, and the value to write or the feature to
+/// add.
 #[derive(Debug)]
 pub struct ConfigError {
     text: String,

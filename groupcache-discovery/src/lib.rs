@@ -1,21 +1,23 @@
-//! A distributed read-through cache in the processes of your own service, found by its peers: the one crate to add.
+//! A distributed read-through cache in the processes of your own service, with peer discovery: the one crate to add.
 //!
-//! It is `groupcache-core`, re-exported whole, with one module for each way to find peers. A provider is handed to
-//! [`NodeBuilder::provider`]; your own is one method of [`Provider`], or a function given to [`poll`].
+//! The crate re-exports `groupcache-core` as a whole, and adds one module for each way to find peers. A provider is
+//! passed to [`NodeBuilder::provider`]. A provider of your own is one method of [`Provider`], or a function passed to
+//! [`poll`].
 //!
 //! | feature | default | module | finds peers by |
 //! |---|---|---|---|
 //! | `static` | yes | [`fixed`](#modules) | a list in the program or its environment, or a handle that the program sets |
 //! | `file` | | `fixed` | the lines of a file, read again when it changes |
-//! | `dns` | | `fixed` | DNS names, resolved again and again: a headless Kubernetes service, for instance |
+//! | `dns` | | `fixed` | DNS names, resolved again and again, such as a headless Kubernetes service |
 //! | `kubernetes` | | `kubernetes` | pods by their labels, or the endpoint slices of a service |
 //! | `mdns` | | `mdns` | multicast DNS on the local network segment, with no configuration |
 //! | `nats` | | `nats` | announcements over a NATS server (`nats-credentials`, `nats-kv`, `nats-micro` add to it) |
 //!
-//! Which of them, and its options, may also come from a configuration file or from the environment:
-//! [`DiscoveryConfig`]. Two are made one by [`merge`]. The feature `testing` has what every provider must pass.
+//! The provider and its options may also come from a configuration file or from the environment, as a
+//! [`DiscoveryConfig`]. Two providers become one by [`merge`]. The feature `testing` adds the conformance suite of
+//! providers.
 //!
-//! The feature `tls` lets peers prove who they are: `cluster_key` and `mutual_tls` of the builder.
+//! With the feature `tls` peers prove their identity, by `cluster_key` or `mutual_tls` of the builder.
 //!
 //! ```
 //! use groupcache_discovery::{Identity, Node, fixed::Static};
@@ -49,10 +51,10 @@ pub use crate::config::{
     ConfigError, DiscoveryConfig, DnsConfig, FileConfig, KubernetesConfig, MdnsConfig, NatsConfig, StaticConfig,
 };
 
-/// Peers from a list, a file, DNS names, or a handle that the program sets; feature `static`.
+/// Peers from a list, a file, DNS names, or a handle that the program sets. Feature: `static`.
 ///
-/// The feature and the crate `discovery-static` are called by the word that people look for; the module cannot be,
-/// since `static` is a keyword of Rust.
+/// The feature and the crate `discovery-static` have the name that people look for. The module has another one, because
+/// `static` is a keyword of Rust.
 #[cfg(feature = "static")]
 pub mod fixed {
     #[cfg(feature = "dns")]
@@ -62,7 +64,7 @@ pub mod fixed {
     pub use discovery_static::{Handle, ParseError, Static};
 }
 
-/// Peers that are pods of Kubernetes; feature `kubernetes`.
+/// Peers that are pods of Kubernetes. Feature: `kubernetes`.
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes {
     pub use discovery_kubernetes::{
@@ -70,13 +72,13 @@ pub mod kubernetes {
     };
 }
 
-/// Peers on the same network segment; feature `mdns`.
+/// Peers on the same network segment. Feature: `mdns`.
 #[cfg(feature = "mdns")]
 pub mod mdns {
     pub use discovery_mdns::{Mdns, MdnsError, MdnsStats};
 }
 
-/// Peers that announce themselves over a NATS server; feature `nats`.
+/// Peers that announce themselves over a NATS server. Feature: `nats`.
 #[cfg(feature = "nats")]
 pub mod nats {
     pub use discovery_nats::{Nats, NatsError, NatsStats};

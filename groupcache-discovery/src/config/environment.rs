@@ -1,4 +1,4 @@
-//! The configuration as variables of the environment.
+//! Configuration from variables of the environment.
 
 use std::env;
 
@@ -6,7 +6,7 @@ use super::{
     ConfigError, DiscoveryConfig, DnsConfig, FileConfig, KubernetesConfig, MdnsConfig, NatsConfig, StaticConfig,
 };
 
-/// Everything that is read.
+/// Names of all variables that are read.
 const VARIABLES: [&str; 35] = [
     "GROUPCACHE_DISCOVERY",
     "GROUPCACHE_PEERS",
@@ -46,40 +46,40 @@ const VARIABLES: [&str; 35] = [
 ];
 
 impl DiscoveryConfig {
-    /// Reads it from the environment.
+    /// Reads the configuration from the environment.
     ///
     /// | variable | meaning |
     /// |---|---|
-    /// | `GROUPCACHE_DISCOVERY` | `none`, `static`, `file`, `dns`, `kubernetes`, `mdns` or `nats`; where it is missing, `static` if there is a list of peers, else `none` |
+    /// | `GROUPCACHE_DISCOVERY` | `none`, `static`, `file`, `dns`, `kubernetes`, `mdns` or `nats`. Default: `static` if `GROUPCACHE_PEERS` is set, otherwise `none` |
     /// | `GROUPCACHE_PEERS` | static: `host:port` or `id@host:port`, separated by commas |
-    /// | `GROUPCACHE_PEERS_FILE` | file: its path |
+    /// | `GROUPCACHE_PEERS_FILE` | file: path of the file |
     /// | `GROUPCACHE_DNS` | dns: `dns+host:port` or `dnssrv+name`, separated by commas |
-    /// | `GROUPCACHE_K8S_APPLICATION`, `_SELECTOR`, `_SERVICE` | kubernetes: the pods of an application, those of a label selector, or the endpoints of a service; one of the three |
-    /// | `GROUPCACHE_K8S_NAMESPACES` | kubernetes: where to look, separated by commas; that of this pod where it is missing (`POD_NAMESPACE`, or what the service account says) |
-    /// | `GROUPCACHE_K8S_PORT` | kubernetes: name or number of the port; `group-port` where it is missing |
-    /// | `GROUPCACHE_K8S_KUBECONFIG`, `_CONTEXT` | kubernetes: a file, and a context in it |
-    /// | `GROUPCACHE_K8S_STREAMING_LISTS` | kubernetes: `1` has lists sent as a watch |
-    /// | `GROUPCACHE_K8S_ZONES_FROM_NODES` | kubernetes: `1` asks the machines for their zones |
-    /// | `GROUPCACHE_MDNS_SERVICE`, `_PORT` | mdns: the name of the service, `_groupcache._tcp` where it is missing; the UDP port, 5353 |
+    /// | `GROUPCACHE_K8S_APPLICATION`, `_SELECTOR`, `_SERVICE` | kubernetes: the pods of an application, the pods of a label selector, or the endpoints of a service. Exactly one of the three is set |
+    /// | `GROUPCACHE_K8S_NAMESPACES` | kubernetes: namespaces to look in, separated by commas. Default: that of this pod (`POD_NAMESPACE`, or that of the service account) |
+    /// | `GROUPCACHE_K8S_PORT` | kubernetes: name or number of the port. Default: `group-port` |
+    /// | `GROUPCACHE_K8S_KUBECONFIG`, `_CONTEXT` | kubernetes: path of a kubeconfig, and a context in it |
+    /// | `GROUPCACHE_K8S_STREAMING_LISTS` | kubernetes: `1` lets the API server send lists as a watch |
+    /// | `GROUPCACHE_K8S_ZONES_FROM_NODES` | kubernetes: `1` reads the zones of pods from their machines |
+    /// | `GROUPCACHE_MDNS_SERVICE`, `_PORT` | mdns: name of the service, and the UDP port. Default: `_groupcache._tcp` and 5353 |
     /// | `GROUPCACHE_MDNS_INTERFACES`, `_SKIP_INTERFACES` | mdns: names of interfaces to use, or not to use, separated by commas |
-    /// | `GROUPCACHE_MDNS_LOOPBACK` | mdns: `1` for processes of one machine |
+    /// | `GROUPCACHE_MDNS_LOOPBACK` | mdns: `1` uses loopback too, for processes of one machine |
     /// | `GROUPCACHE_MDNS_IP` | mdns: `4` or `6` for one family of addresses only |
     /// | `GROUPCACHE_MDNS_PUBLIC_ADDRESSES` | mdns: `1` believes addresses that are neither private nor link-local |
     /// | `GROUPCACHE_MDNS_FOLLOW_INTERFACES` | mdns: `1` announces the addresses of the interfaces |
     /// | `GROUPCACHE_NATS_URL` | nats: `nats://host:port`, separated by commas |
-    /// | `GROUPCACHE_NATS_APPLICATION` | nats: whose nodes find each other; `default` where it is missing |
-    /// | `GROUPCACHE_NATS_SUBJECT` | nats: `groupcache-gossip` where it is missing |
-    /// | `GROUPCACHE_NATS_USER`, `_PASSWORD`, `_TOKEN`, `_NKEY`, `_CREDENTIALS` | nats: how to sign in; the last is a file |
-    /// | `GROUPCACHE_NATS_TLS` | nats: `1` for TLS or nothing |
-    /// | `GROUPCACHE_NATS_ROOTS`, `_CERTIFICATE`, `_KEY` | nats: PEM files |
-    /// | `GROUPCACHE_NATS_BUCKET` | nats: a JetStream key-value bucket |
-    /// | `GROUPCACHE_NATS_MICRO` | nats: `1` for a micro service |
+    /// | `GROUPCACHE_NATS_APPLICATION` | nats: name of the application. Nodes of one application find each other. Default: `default` |
+    /// | `GROUPCACHE_NATS_SUBJECT` | nats: subject below which nodes exchange messages. Default: `groupcache-gossip` |
+    /// | `GROUPCACHE_NATS_USER`, `_PASSWORD`, `_TOKEN`, `_NKEY`, `_CREDENTIALS` | nats: ways to sign in, the last of them a file |
+    /// | `GROUPCACHE_NATS_TLS` | nats: `1` requires TLS |
+    /// | `GROUPCACHE_NATS_ROOTS`, `_CERTIFICATE`, `_KEY` | nats: PEM files with the trusted authorities, the certificate of this node, and its key |
+    /// | `GROUPCACHE_NATS_BUCKET` | nats: name of a JetStream key-value bucket |
+    /// | `GROUPCACHE_NATS_MICRO` | nats: `1` makes the node a micro service |
     ///
-    /// An empty variable is as good as none.
+    /// An empty variable counts as not set.
     ///
     /// # Errors
-    /// Naming the variable that is missing or cannot be read. (What is in it is read by
-    /// [`provider`](Self::provider).)
+    /// Returns an error that names the variable which is missing or cannot be read. (The content of lists, names and
+    /// options is checked by [`provider`](Self::provider).)
     pub fn from_env() -> Result<Self, ConfigError> {
         for name in VARIABLES {
             if let Err(env::VarError::NotUnicode(_)) = env::var(name) {
@@ -89,7 +89,7 @@ impl DiscoveryConfig {
         Self::from_vars(|name| env::var(name).ok())
     }
 
-    /// As [`from_env`](Self::from_env), from any source of variables.
+    /// Reads the configuration as [`from_env`](Self::from_env) does, from any source of variables.
     ///
     /// ```
     /// # use groupcache_discovery::DiscoveryConfig;
@@ -104,7 +104,7 @@ impl DiscoveryConfig {
         let needed = |name: &str, example: &str| {
             set(name).ok_or_else(|| {
                 ConfigError::new(format!(
-                    "GROUPCACHE_DISCOVERY is {provider}, and {name} is not set: set it, such as to {example}"
+                    "GROUPCACHE_DISCOVERY is {provider}, and {name} is not set; set it, such as to {example}"
                 ))
             })
         };
@@ -138,7 +138,7 @@ impl DiscoveryConfig {
             })),
             other => {
                 return Err(ConfigError::new(format!(
-                    "GROUPCACHE_DISCOVERY is {other:?}, which is no provider; set it to none, static, file, dns, kubernetes, mdns or nats"
+                    "GROUPCACHE_DISCOVERY is {other:?}, which is not a provider; set it to none, static, file, dns, kubernetes, mdns or nats"
                 )));
             }
         })
@@ -151,7 +151,7 @@ fn kubernetes(set: &impl Fn(&str) -> Option<String>) -> Result<KubernetesConfig,
     if application.is_none() && selector.is_none() && service.is_none() {
         return Err(ConfigError::new(
             "GROUPCACHE_DISCOVERY is kubernetes, and none of GROUPCACHE_K8S_APPLICATION, GROUPCACHE_K8S_SERVICE and \
-             GROUPCACHE_K8S_SELECTOR is set: set one, such as GROUPCACHE_K8S_APPLICATION to users",
+             GROUPCACHE_K8S_SELECTOR is set; set one, such as GROUPCACHE_K8S_APPLICATION to users",
         ));
     }
     let flag = |name: &str| switch(name, set(name));

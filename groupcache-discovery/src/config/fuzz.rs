@@ -1,8 +1,8 @@
-//! What may be written into a configuration or an environment.
+//! Fuzz target: content that may be written into a configuration or an environment.
 
 use super::DiscoveryConfig;
 
-/// JSON, lines of `NAME=value`, and a list: the three ways in which a configuration is written.
+/// Reads the bytes as JSON, as lines of `NAME=value` and as a list, the three ways in which a configuration is written.
 pub fn config(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let from_json = serde_json::from_str::<DiscoveryConfig>(&text).ok();
@@ -12,7 +12,7 @@ pub fn config(bytes: &[u8]) {
     };
     let from_vars = DiscoveryConfig::from_vars(var).ok();
     for config in [from_json, from_vars].into_iter().flatten() {
-        // It may name what is not there, and is told so.
+        // The configuration may name a provider that this build does not have, and the error reports that.
         let _ = config.provider();
         let _ = config.address();
         drop(format!("{config:?}"));
@@ -30,7 +30,7 @@ pub fn config(bytes: &[u8]) {
 mod tests {
     #[test]
     fn configurations() {
-        // Providers of files and of Kubernetes may start to look at them, within a runtime.
+        // Providers of files and of Kubernetes may start to read, and need a runtime for that.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _entered = runtime.enter();
         replay::replay("config", 20_000, super::config);

@@ -1,4 +1,4 @@
-//! From the configuration to the provider, or to the name of the feature that is missing.
+//! Conversion of the configuration into the provider, or into the name of the feature that is missing.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -7,11 +7,11 @@ use groupcache_core::{Identity, PeerSet, Provider, ProviderContext, ProviderErro
 use super::{ConfigError, DiscoveryConfig};
 
 impl DiscoveryConfig {
-    /// The provider that this describes.
+    /// Returns the provider that this configuration describes.
     ///
     /// # Errors
-    /// When an option cannot be used, or when this build does not have the provider: the text names the feature to
-    /// add.
+    /// Returns an error if an option cannot be used, or if this build does not have the provider. In that case the text
+    /// names the feature to add.
     pub fn provider(&self) -> Result<Arc<dyn Provider>, ConfigError> {
         match self {
             Self::None => Ok(Arc::new(Alone)),
@@ -26,13 +26,14 @@ impl DiscoveryConfig {
 }
 
 impl DiscoveryConfig {
-    /// The identity of this node, from the environment ([`Identity::from_env`]).
+    /// Returns the identity of this node, from the environment ([`Identity::from_env`]).
     ///
-    /// With `mdns`, a node that is told no address (`NODE_IP`, `POD_IP`) takes that of this machine on the network, so
-    /// that it can be found with no configuration at all. With everything else it is then on loopback.
+    /// With `mdns`, a node without an address in the environment (`NODE_IP`, `POD_IP`) takes that of this machine on
+    /// the network, so that it can be found with no configuration at all. With every other provider such a node is on
+    /// loopback.
     ///
     /// # Errors
-    /// As `Identity::from_env`, and those of [`provider`](Self::provider).
+    /// Returns the errors of `Identity::from_env`, and those of [`provider`](Self::provider).
     pub fn identity(&self) -> Result<Identity, ConfigError> {
         let address = self.address()?.map(|ip| ip.to_string());
         self.identity_from(address, |name| std::env::var(name).ok())
@@ -62,7 +63,7 @@ impl DiscoveryConfig {
     }
 }
 
-/// Nobody else is there.
+/// Provider of a node without peers.
 struct Alone;
 
 #[async_trait]
@@ -81,7 +82,7 @@ impl Provider for Alone {
     }
 }
 
-/// What to say of a provider, or of an option of it, that was left out of this build.
+/// Returns the error for a provider, or for an option of it, that this build does not have.
 #[cfg_attr(
     all(
         feature = "file",
@@ -96,7 +97,7 @@ impl Provider for Alone {
 )]
 fn missing(what: &str, feature: &str) -> ConfigError {
     ConfigError::new(format!(
-        "this build cannot do discovery by {what}: add the feature {feature:?} to groupcache-discovery in Cargo.toml"
+        "this build has no discovery by {what}; add the feature {feature:?} to groupcache-discovery in Cargo.toml"
     ))
 }
 
@@ -139,13 +140,13 @@ fn kubernetes(_: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, ConfigEr
     Err(missing("Kubernetes", "kubernetes"))
 }
 
-/// The options that pods and services have both.
+/// Applies the options that pods and services have in common.
 #[cfg(feature = "kubernetes")]
 macro_rules! with_options {
     ($provider:expr, $config:expr, $namespaces:expr) => {{
         let mut provider = $namespaces.fold($provider, |provider, name| provider.namespace(name));
         match $config.port.as_deref().map(str::trim).filter(|port| !port.is_empty()) {
-            // No name of a port is all digits.
+            // No port name is all digits, so that digits are a number.
             Some(port) => match port.parse() {
                 Ok(number) => provider = provider.port(number),
                 Err(_) => provider = provider.port_name(port),
@@ -178,13 +179,13 @@ fn kubernetes(config: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, Con
         (None, Some(selector), None) => Pods::new(first, "").selector(selector),
         (None, None, Some(_)) if config.zones_from_nodes => {
             return Err(ConfigError::new(
-                "slices of a service have the zones: leave zones_from_nodes out, or name pods",
+                "endpoint slices of a service already have zones; leave zones_from_nodes out, or name pods",
             ));
         }
         (None, None, Some(service)) => return with_options!(Service::new(first, service), config, namespaces),
         _ => {
             return Err(ConfigError::new(
-                "discovery by Kubernetes needs an application, a selector or a service, and only one of them: name one",
+                "discovery by Kubernetes needs an application, a selector or a service, and only one of them; name one",
             ));
         }
     };
@@ -228,7 +229,7 @@ fn multicast_dns(config: &super::MdnsConfig) -> Result<discovery_mdns::Mdns, Con
         Some("6") => mdns.ipv6_only(),
         Some(other) => {
             return Err(ConfigError::new(format!(
-                "the addresses of multicast DNS are of the family {other:?}: write 4 or 6, or leave it out for both"
+                "the address family of multicast DNS is {other:?}; write 4 or 6, or leave it out for both"
             )));
         }
     };
@@ -265,7 +266,7 @@ fn nats(config: &super::NatsConfig) -> Result<Arc<dyn Provider>, ConfigError> {
         (None, None) => {}
         _ => {
             return Err(ConfigError::new(
-                "a client certificate for NATS needs its key, and a key its certificate: name both",
+                "a client certificate for NATS needs its key, and a key its certificate; name both",
             ));
         }
     }
@@ -287,13 +288,13 @@ fn sign_in(nats: discovery_nats::Nats, config: &super::NatsConfig) -> Result<dis
         [config.user.is_some(), config.token.is_some(), config.nkey.is_some(), config.credentials_file.is_some()];
     if ways.into_iter().filter(|way| *way).count() > 1 {
         return Err(ConfigError::new(
-            "there are several ways to sign in to NATS: name a user, a token, an nkey or a credentials file",
+            "the options have several ways to sign in to NATS; name only one of a user, a token, an nkey and a credentials file",
         ));
     }
     match (&config.user, &config.password) {
         (Some(user), Some(password)) => return Ok(nats.user_and_password(user, password)),
         (None, None) => {}
-        _ => return Err(ConfigError::new("a user of NATS needs a password, and a password its user: name both")),
+        _ => return Err(ConfigError::new("a user of NATS needs a password, and a password its user; name both")),
     }
     if let Some(token) = &config.token {
         return Ok(nats.token(token));

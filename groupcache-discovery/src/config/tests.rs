@@ -11,7 +11,7 @@ fn vars(vars: &'static [(&str, &str)]) -> Result<DiscoveryConfig, ConfigError> {
 }
 
 #[test]
-fn a_configuration_is_tagged_by_its_provider() {
+fn configuration_is_tagged_by_its_provider() {
     assert_eq!(json(r#"{"provider":"none"}"#).unwrap(), DiscoveryConfig::None);
     let fixed = DiscoveryConfig::Static(StaticConfig { peers: "a@h:1".to_owned() });
     assert_eq!(json(r#"{"provider":"static","peers":"a@h:1"}"#).unwrap(), fixed);
@@ -22,7 +22,7 @@ fn a_configuration_is_tagged_by_its_provider() {
 }
 
 #[test]
-fn a_key_that_is_not_known_is_an_error_that_names_it() {
+fn unknown_key_is_an_error_that_names_it() {
     let bad = [
         (r#"{"provider":"static","peers":"a@h:1","peer":"b"}"#, "`peer`"),
         (r#"{"provider":"dns","names":"dns+h:1","ttl":5}"#, "`ttl`"),
@@ -39,11 +39,11 @@ fn a_key_that_is_not_known_is_an_error_that_names_it() {
 }
 
 #[test]
-fn the_environment_says_the_same() {
+fn environment_gives_the_same_configuration() {
     assert_eq!(vars(&[]).unwrap(), DiscoveryConfig::None);
     assert_eq!(vars(&[("GROUPCACHE_DISCOVERY", " "), ("GROUPCACHE_PEERS", "")]).unwrap(), DiscoveryConfig::None);
     let fixed = DiscoveryConfig::Static(StaticConfig { peers: "a@h:1".to_owned() });
-    assert_eq!(vars(&[("GROUPCACHE_PEERS", "a@h:1")]).unwrap(), fixed, "a list needs no more");
+    assert_eq!(vars(&[("GROUPCACHE_PEERS", "a@h:1")]).unwrap(), fixed, "a list of peers selects the provider");
     let file = DiscoveryConfig::File(FileConfig { path: "/p".into() });
     assert_eq!(vars(&[("GROUPCACHE_DISCOVERY", "file"), ("GROUPCACHE_PEERS_FILE", "/p")]).unwrap(), file);
     let nats = vars(&[
@@ -60,7 +60,7 @@ fn the_environment_says_the_same() {
 }
 
 #[test]
-fn a_variable_that_is_missing_or_wrong_is_named() {
+fn missing_or_invalid_variable_is_named() {
     let bad: [(&'static [(&str, &str)], &str); 9] = [
         (&[("GROUPCACHE_DISCOVERY", "gossip")], "none, static, file, dns, kubernetes, mdns or nats"),
         (&[("GROUPCACHE_DISCOVERY", "nats")], "GROUPCACHE_NATS_URL"),
@@ -88,14 +88,14 @@ fn a_variable_that_is_missing_or_wrong_is_named() {
     }
 }
 
-/// The name of the provider, or the error.
-fn made(text: &str) -> Result<String, String> {
+/// Returns the name of the provider, or the error.
+fn provider_name(text: &str) -> Result<String, String> {
     let provider = json(text).unwrap().provider();
     provider.map(|provider| provider.name().to_owned()).map_err(|e| e.to_string())
 }
 
 #[test]
-fn a_provider_is_made_or_the_feature_that_it_needs_is_named() {
+fn provider_is_made_or_its_missing_feature_is_named() {
     let cases = [
         (r#"{"provider":"none"}"#, "none", true, ""),
         (r#"{"provider":"static","peers":"a@h:1"}"#, "static", cfg!(feature = "static"), "static"),
@@ -106,7 +106,7 @@ fn a_provider_is_made_or_the_feature_that_it_needs_is_named() {
         (r#"{"provider":"nats","servers":"h","application":"a"}"#, "nats", cfg!(feature = "nats"), "nats"),
     ];
     for (text, name, is_there, feature) in cases {
-        let expected = made(text);
+        let expected = provider_name(text);
         match is_there {
             true => assert_eq!(expected.as_deref(), Ok(name)),
             false => assert!(expected.unwrap_err().contains(&format!("add the feature {feature:?}")), "{text}"),
@@ -116,7 +116,7 @@ fn a_provider_is_made_or_the_feature_that_it_needs_is_named() {
 
 #[cfg(feature = "nats")]
 #[test]
-fn an_option_of_nats_is_used_or_the_feature_that_it_needs_is_named() {
+fn nats_option_is_used_or_its_missing_feature_is_named() {
     let cases = [
         (r#""nkey":"x""#, cfg!(feature = "nats-credentials"), "nats-credentials"),
         (r#""credentials_file":"/p""#, cfg!(feature = "nats-credentials"), "nats-credentials"),
@@ -124,7 +124,7 @@ fn an_option_of_nats_is_used_or_the_feature_that_it_needs_is_named() {
         (r#""micro_service":true"#, cfg!(feature = "nats-micro"), "nats-micro"),
     ];
     for (option, is_there, feature) in cases {
-        let made = made(&format!(r#"{{"provider":"nats","servers":"h","application":"a",{option}}}"#));
+        let made = provider_name(&format!(r#"{{"provider":"nats","servers":"h","application":"a",{option}}}"#));
         match is_there {
             true => assert_eq!(made.as_deref(), Ok("nats")),
             false => assert!(made.unwrap_err().contains(&format!("add the feature {feature:?}")), "{option}"),
@@ -136,13 +136,14 @@ fn an_option_of_nats_is_used_or_the_feature_that_it_needs_is_named() {
         (r#""client_key":"/k""#, "certificate"),
         (r#""subject":"a.*""#, "options of NATS"),
     ] {
-        let error = made(&format!(r#"{{"provider":"nats","servers":"h","application":"a",{options}}}"#)).unwrap_err();
+        let error =
+            provider_name(&format!(r#"{{"provider":"nats","servers":"h","application":"a",{options}}}"#)).unwrap_err();
         assert!(error.contains(what), "{options}: {error}");
     }
 }
 
 #[test]
-fn the_environment_has_all_options_of_kubernetes() {
+fn environment_has_all_options_of_kubernetes() {
     let all = vars(&[
         ("GROUPCACHE_DISCOVERY", "kubernetes"),
         ("GROUPCACHE_K8S_APPLICATION", "users"),
@@ -161,7 +162,7 @@ fn the_environment_has_all_options_of_kubernetes() {
 }
 
 #[test]
-fn the_environment_has_all_options_of_multicast_dns() {
+fn environment_has_all_options_of_multicast_dns() {
     let all = vars(&[
         ("GROUPCACHE_DISCOVERY", "mdns"),
         ("GROUPCACHE_MDNS_SERVICE", "_users._tcp"),
@@ -183,7 +184,7 @@ fn the_environment_has_all_options_of_multicast_dns() {
 
 #[cfg(feature = "mdns")]
 #[test]
-fn an_option_of_multicast_dns_is_used_or_refused() {
+fn multicast_dns_option_is_used_or_refused() {
     for (options, expected) in [
         (r#""service":"_users._tcp","port":5354,"interfaces":"eth0","loopback":true,"ip":"6""#, Ok("mdns")),
         (r#""public_addresses":true,"follow_interfaces":true,"skip_interfaces":"eth0""#, Ok("mdns")),
@@ -191,7 +192,7 @@ fn an_option_of_multicast_dns_is_used_or_refused() {
         (r#""port":0"#, Err("options of multicast DNS")),
         (r#""ip":"5""#, Err("write 4 or 6")),
     ] {
-        match (expected, made(&format!(r#"{{"provider":"mdns",{options}}}"#))) {
+        match (expected, provider_name(&format!(r#"{{"provider":"mdns",{options}}}"#))) {
             (Ok(name), Ok(made)) => assert_eq!(made, name),
             (Err(word), Err(error)) => assert!(error.contains(word), "{options}: {error}"),
             (expected, made) => panic!("{options}: {expected:?}, but {made:?}"),
@@ -200,27 +201,27 @@ fn an_option_of_multicast_dns_is_used_or_refused() {
 }
 
 #[test]
-fn a_node_that_is_told_no_address_takes_that_of_the_machine() {
+fn node_without_an_address_takes_that_of_the_machine() {
     let config = DiscoveryConfig::None;
-    let listens = |address: Option<&str>, vars: &[(&str, &str)]| {
+    let listen_ip = |address: Option<&str>, vars: &[(&str, &str)]| {
         let var = |name: &str| vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
         let identity = config.identity_from(address.map(str::to_owned), var);
         identity.map(|identity| identity.listen().ip().to_string()).map_err(|e| e.to_string())
     };
     let machine = Some("192.168.1.7");
-    assert_eq!(listens(machine, &[]).as_deref(), Ok("192.168.1.7"));
-    assert_eq!(listens(machine, &[("NODE_IP", " ")]).as_deref(), Ok("192.168.1.7"));
-    assert_eq!(listens(machine, &[("NODE_IP", "127.0.0.1")]).as_deref(), Ok("127.0.0.1"));
-    assert_eq!(listens(machine, &[("POD_IP", "10.0.0.7")]).as_deref(), Ok("10.0.0.7"));
-    assert_eq!(listens(None, &[]).as_deref(), Ok("127.0.0.1"));
-    assert!(listens(machine, &[("GROUP_PORT", "x")]).unwrap_err().contains("identity"));
+    assert_eq!(listen_ip(machine, &[]).as_deref(), Ok("192.168.1.7"));
+    assert_eq!(listen_ip(machine, &[("NODE_IP", " ")]).as_deref(), Ok("192.168.1.7"));
+    assert_eq!(listen_ip(machine, &[("NODE_IP", "127.0.0.1")]).as_deref(), Ok("127.0.0.1"));
+    assert_eq!(listen_ip(machine, &[("POD_IP", "10.0.0.7")]).as_deref(), Ok("10.0.0.7"));
+    assert_eq!(listen_ip(None, &[]).as_deref(), Ok("127.0.0.1"));
+    assert!(listen_ip(machine, &[("GROUP_PORT", "x")]).unwrap_err().contains("identity"));
     let lan = DiscoveryConfig::Dns(DnsConfig { names: "dns+h:1".to_owned() });
-    assert_eq!(lan.address().unwrap(), None, "only a segment knows whom the machine's address is for");
+    assert_eq!(lan.address().unwrap(), None, "only multicast DNS gives the address of the machine");
 }
 
 #[cfg(feature = "kubernetes")]
 #[test]
-fn an_option_of_kubernetes_is_used_or_refused() {
+fn kubernetes_option_is_used_or_refused() {
     let cases = [
         (r#""service":"users""#, Ok("kubernetes-service")),
         (r#""selector":"app=users","port":"7946","namespaces":"a,b","zones_from_nodes":true"#, Ok("kubernetes")),
@@ -233,7 +234,7 @@ fn an_option_of_kubernetes_is_used_or_refused() {
         (r#""application":"users","port":"0""#, Err("options of Kubernetes")),
     ];
     for (options, expected) in cases {
-        let made = made(&format!(r#"{{"provider":"kubernetes",{options}}}"#));
+        let made = provider_name(&format!(r#"{{"provider":"kubernetes",{options}}}"#));
         match (expected, made) {
             (Ok(name), Ok(made)) => assert_eq!(made, name),
             (Err(word), Err(error)) => assert!(error.contains(word), "{options}: {error}"),
@@ -243,7 +244,7 @@ fn an_option_of_kubernetes_is_used_or_refused() {
 }
 
 #[test]
-fn no_secret_is_shown() {
+fn debug_text_shows_no_secret() {
     let config = json(
         r#"{"provider":"nats","servers":"nats://u:hidden@h:1","application":"a","password":"hidden","token":"hidden","nkey":"hidden"}"#,
     );
