@@ -1,5 +1,5 @@
-//! One resource in one namespace, as the API server is asked for it: pages of a list, the lines of a watch, and what
-//! it means when it refuses.
+//! Requests to the API server for one resource in one namespace: pages of a list, lines of a watch, and the meaning of
+//! errors.
 
 use std::{error::Error, fmt, time::Duration};
 
@@ -21,21 +21,22 @@ use crate::{
     stats::Counters,
 };
 
-/// How long the head of an answer may take, and each next piece of a list.
+/// Maximum time for the head of an answer, and for each further piece of a list.
 const ANSWER: Duration = Duration::from_secs(15);
-/// How long a page of a list may take: a slow link is no failure, one that is stopped is.
+/// Maximum time for a page of a list. A slow link is no failure; a link without progress is one, after [`ANSWER`].
 const PAGE: Duration = Duration::from_secs(120);
-/// Longest page and longest event; a pod is 10 to 20 KiB, and at most 1.5 MiB where it is stored.
+/// Maximum bytes of a page. A pod has 10 to 20 KiB, and at most 1.5 MiB in the storage of the API server.
 const MAX_PAGE: usize = 32 << 20;
+/// Maximum bytes of an event.
 const MAX_LINE: usize = 8 << 20;
-/// Longest that we wait because the API server says so.
+/// Maximum delay that the API server may request.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// Longest error that is read.
+/// Maximum bytes of an error that are read.
 const MAX_ERROR: usize = 64 << 10;
-/// Longest text of an error that is repeated.
+/// Maximum characters of an error that are repeated in health and logs.
 const MAX_TEXT: usize = 400;
 
-/// What is asked for, and how.
+/// A resource in one namespace, and the client that requests it.
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) client: Client,
@@ -47,18 +48,18 @@ pub(crate) struct Api {
     pub(crate) counters: Counters,
 }
 
-/// What went wrong.
+/// A failed request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// The version that was named is too old (410): a list is due.
+    /// The requested version is too old (410), so a list is due.
     Gone,
-    /// The credentials are not, or no longer, good (401).
+    /// The credentials are refused (401).
     Unknown(String),
     /// A right is missing (403).
     Forbidden(String),
     /// The API server does not understand the request (400, 422).
     Invalid(String),
-    /// Anything else, and for how long the API server asks us to wait.
+    /// Any other failure, and the delay that the API server requests.
     Other(String, Duration),
 }
 
@@ -67,12 +68,12 @@ impl Trouble {
         Self::Other(text.into(), Duration::ZERO)
     }
 
-    /// How long the API server asks us to wait.
+    /// Returns the delay that the API server requests.
     pub(crate) fn wait(&self) -> Duration {
         if let Self::Other(_, wait) = self { *wait } else { Duration::ZERO }
     }
 
-    /// A server before the API server may say it in a header alone.
+    /// Raises the delay to `wait`, because a server in front of the API server may send a delay in a header only.
     fn at_least(self, wait: Duration) -> Self {
         match self {
             Self::Other(text, said) => Self::Other(text, said.max(wait)),
@@ -84,15 +85,15 @@ impl Trouble {
 /// A page of a list.
 pub(crate) struct Page {
     pub(crate) objects: Vec<Object>,
-    /// What to name for the next page; none when this was the last.
+    /// Token for the next page. `None` on the last page.
     pub(crate) next: Option<String>,
-    /// Where a watch goes on after the list.
+    /// Version from which a watch continues after the list.
     pub(crate) version: String,
 }
 
 impl Api {
-    /// The page that begins with `next`. Without a resource version, which is to say as new as it can be: with
-    /// "any", which kube has as `match_any`, an API server may answer with a past in which peers are missing.
+    /// Requests the page that begins with `next`, without a resource version, which means the newest state. With the
+    /// version "any" (`match_any` in kube), an API server may answer with a past state without some peers.
     pub(crate) async fn page(&self, next: Option<String>) -> Result<Page, Trouble> {
         let mut params = ListParams::default().labels(&self.selector).limit(self.page);
         params.continue_token = next;
@@ -102,12 +103,12 @@ impl Api {
             let mut lines = sent.map_err(|_| self.cannot("list", &late("no answer", ANSWER)))??;
             lines.all().await.map_err(|why| self.cannot("list", &why))
         };
-        let body = timeout(PAGE, read).await.map_err(|_| self.cannot("list", &late("no end", PAGE)))??;
+        let body = timeout(PAGE, read).await.map_err(|_| self.cannot("list", &late("no complete page", PAGE)))??;
         self.read_page(&body)
     }
 
-    /// Everything that happens after `version`, for so many seconds. With an empty version and `initial` it begins
-    /// with all there is.
+    /// Requests all events after `version`, for the given time. With an empty version and `initial`, the watch begins
+    /// with all objects.
     pub(crate) async fn watch(&self, version: &str, seconds: u32, initial: bool) -> Result<Lines, Trouble> {
         let mut params = WatchParams::default().labels(&self.selector).timeout(seconds);
         params.send_initial_events = initial;
@@ -120,13 +121,14 @@ impl Api {
         self.kind.path(&self.namespace)
     }
 
+    /// Sends a request and converts an error status into a failure.
     async fn send(
         &self,
         verb: &str,
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
     ) -> Result<Lines, Trouble> {
         let request = request.map_err(|e| self.cannot(verb, &e.to_string()))?;
-        // Not `Client::request_*`: for them a 403 is one only if its body says so, and a proxy's does not.
+        // `Client::request_*` is not used, because it detects a 403 by its body only, and the body of a proxy differs.
         let sent = self.client.send(request.map(Body::from)).await;
         let response = sent.map_err(|e| self.cannot(verb, &causes(&e)))?;
         let code = response.status().as_u16();
@@ -143,21 +145,21 @@ impl Api {
         Err(self.refusal(verb, code, &status).at_least(wait))
     }
 
-    /// What the API server means by an error.
+    /// Converts an error status into a failure.
     pub(crate) fn refusal(&self, verb: &str, code: u16, status: &Status) -> Trouble {
         let (resource, namespace) = (self.kind.resource(), &self.namespace);
         let said = short(&status.message);
         match code {
             401 => Trouble::Unknown(format!(
-                "the API server does not know the credentials of this node (401: {said}), which wants to {verb} \
-                 {resource} in the namespace {namespace}; check the token of the service account, or the kubeconfig"
+                "the API server refuses the credentials of this node (401: {said}) to {verb} {resource} in the \
+                 namespace {namespace}; check the token of the service account, or the kubeconfig"
             )),
             403 => Trouble::Forbidden(format!(
                 "this node may not {verb} {resource} in the namespace {namespace} (403: {said}); apply:\n{}",
                 role::with_binding(self.kind, namespace, &status.message)
             )),
             400 | 422 => Trouble::Invalid(format!(
-                "the API server does not understand how to {verb} {resource} in the namespace {namespace} \
+                "the API server refuses to {verb} {resource} in the namespace {namespace} as an invalid request \
                  ({code}: {said}); check the selector"
             )),
             410 => Trouble::Gone,
@@ -169,10 +171,12 @@ impl Api {
         }
     }
 
+    /// Returns a failure with the text of [`text`](Self::text).
     pub(crate) fn cannot(&self, verb: &str, why: &str) -> Trouble {
         Trouble::other(self.text(verb, why))
     }
 
+    /// Returns an error text that names the verb, the resource, the namespace and the reason.
     pub(crate) fn text(&self, verb: &str, why: &str) -> String {
         let (resource, namespace) = (self.kind.resource(), &self.namespace);
         format!("cannot {verb} {resource} in the namespace {namespace} ({why}); the last set of peers stays")
@@ -195,8 +199,9 @@ impl Api {
             #[serde(rename = "continue", default)]
             next: Option<String>,
         }
-        let list: List<'_> = serde_json::from_slice(body).map_err(|e| self.cannot("list", &format!("no list: {e}")))?;
-        // An answer of 200 that is no list (`{}` of a proxy) must not be taken for a list of nobody.
+        let list: List<'_> =
+            serde_json::from_slice(body).map_err(|e| self.cannot("list", &format!("the answer is no list: {e}")))?;
+        // An answer 200 that is no list (`{}` of a proxy) must not be read as an empty list.
         if !list.kind.ends_with("List") || list.metadata.resource_version.is_empty() {
             return Err(self.cannot("list", "the answer is no list"));
         }
@@ -205,7 +210,7 @@ impl Api {
         Ok(Page { objects, next, version: list.metadata.resource_version })
     }
 
-    /// Reads an object; none if not even its name can be read.
+    /// Reads an object and counts an unreadable one. `None` if even the name is unreadable.
     pub(crate) fn read(&self, json: &str) -> Option<Object> {
         match self.kind.read(json, &self.port) {
             Ok(object) => Some(object),
@@ -218,20 +223,21 @@ impl Api {
     }
 }
 
-/// The body of an answer, line by line.
+/// Reader of an answer, line by line.
 ///
-/// Not `Client::request_events`: a line of it has no limit, an event that cannot be read hides which object it was
-/// about, and a body that ends within an event looks like one that ends after it.
+/// `Client::request_events` is not used, because its lines have no limit, an unreadable event hides the name of its
+/// object, and a body that ends within an event looks like a body that ends after the event.
 pub(crate) struct Lines {
     body: Body,
     buffer: BytesMut,
 }
 
-/// How a body ended.
+/// End of a body.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
+    /// The body ended after a line.
     Between,
-    /// Within a line, or with an error.
+    /// The body ended within a line, or with an error.
     Within(String),
 }
 
@@ -245,7 +251,7 @@ impl fmt::Display for End {
 }
 
 impl Lines {
-    /// The next line. Dropping the future loses nothing.
+    /// Waits for the next line. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Result<Bytes, End> {
         let mut seen = 0;
         loop {
@@ -262,15 +268,15 @@ impl Lines {
             match self.more().await {
                 Ok(true) => {}
                 Ok(false) if self.buffer.iter().all(u8::is_ascii_whitespace) => return Err(End::Between),
-                Ok(false) => return Err(End::Within("an event that is cut off".to_owned())),
+                Ok(false) => return Err(End::Within("the answer ended within an event".to_owned())),
                 Err(why) => return Err(End::Within(why)),
             }
         }
     }
 
-    /// All that is left, of a list.
+    /// Reads the rest of a page, up to [`MAX_PAGE`].
     async fn all(&mut self) -> Result<Bytes, String> {
-        while timeout(ANSWER, self.more()).await.map_err(|_| late("no more of the answer", ANSWER))?? {
+        while timeout(ANSWER, self.more()).await.map_err(|_| late("no further data", ANSWER))?? {
             if self.buffer.len() > MAX_PAGE {
                 return Err(format!("a page of more than {MAX_PAGE} bytes; set a smaller page_size"));
             }
@@ -278,6 +284,7 @@ impl Lines {
         Ok(self.buffer.split().freeze())
     }
 
+    /// Reads the rest of the body, up to a limit.
     async fn up_to(&mut self, limit: usize) -> Result<Bytes, String> {
         while self.more().await? {
             if self.buffer.len() > limit {
@@ -287,12 +294,12 @@ impl Lines {
         Ok(self.buffer.split().freeze())
     }
 
-    /// Reads some more; tells whether there was any.
+    /// Reads more of the body. Returns whether there was more.
     async fn more(&mut self) -> Result<bool, String> {
         loop {
             match self.body.frame().await {
                 None => return Ok(false),
-                Some(Err(e)) => return Err(format!("the answer was cut off: {}", causes(&e))),
+                Some(Err(e)) => return Err(format!("the connection failed within the answer: {}", causes(&e))),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data);
@@ -304,22 +311,23 @@ impl Lines {
     }
 }
 
-/// What the header says, in seconds; a date means nothing without a clock that both share.
+/// Returns the delay of the header `Retry-After` in seconds. A date is ignored, because there is no shared clock.
 fn retry_after(headers: &http::HeaderMap) -> Duration {
     let seconds = headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     Duration::from_secs(seconds.unwrap_or(0)).min(LONGEST_WAIT)
 }
 
+/// Describes a timeout.
 fn late(what: &str, limit: Duration) -> String {
     format!("{what} within {} s", limit.as_secs())
 }
 
-/// What an error says, and why.
+/// Returns the text of an error and of its causes, shortened.
 pub(crate) fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let causes = std::iter::successors(error.source(), |cause| (*cause).source());
     for cause in causes.map(ToString::to_string) {
-        // Many repeat what they were caused by.
+        // Many errors repeat the text of their cause.
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
@@ -327,6 +335,7 @@ pub(crate) fn causes(error: &dyn Error) -> String {
     short(&text)
 }
 
+/// Shortens a text to [`MAX_TEXT`] characters in one line.
 pub(crate) fn short(text: &str) -> String {
     let text = text.trim();
     let end = text.char_indices().nth(MAX_TEXT).map_or(text.len(), |(at, _)| at);

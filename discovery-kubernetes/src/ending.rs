@@ -1,22 +1,23 @@
-//! Pods that should have ended and have not: nobody ends those of a machine that is dead, for days.
+//! Overdue deletions: pods on a dead machine stay in the API for days, because no kubelet ends them.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use groupcache_core::PeerId;
 use tokio::time::Instant;
 
-/// What a pod may take beyond its grace period: to be killed, and to be reported.
+/// Time beyond the grace period in which a pod is killed and its end is reported.
 const MORE: Duration = Duration::from_secs(30);
-/// It is told again, since a pod that still answers when it is told stays a member.
+/// Pause between two reports of one pod. A report is repeated because a pod that still answers at that time stays a
+/// member.
 const AGAIN: Duration = Duration::from_secs(300);
 
-/// When who is said to have left. The node asks itself before it believes it.
+/// Time at which each terminating pod is reported as having left. The node verifies a report before it acts.
 #[derive(Debug, Default)]
 pub(crate) struct Ending(BTreeMap<PeerId, Instant>);
 
 impl Ending {
-    /// These are being deleted now, each with its grace period. It begins when we first hear of it, so that no two
-    /// clocks are compared.
+    /// Replaces the terminating pods and their grace periods. A grace period begins when the provider first sees the
+    /// deletion, so that no two clocks are compared.
     pub(crate) fn follow(&mut self, now: Instant, terminating: BTreeMap<PeerId, Duration>) {
         self.0.retain(|id, _| terminating.contains_key(id));
         for (id, grace) in terminating {
@@ -24,12 +25,12 @@ impl Ending {
         }
     }
 
-    /// When the next one is due.
+    /// Returns the time of the next report.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.0.values().min().copied()
     }
 
-    /// Those that are due.
+    /// Returns the pods that are due, and schedules their next report.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<PeerId> {
         let mut due = Vec::new();
         for (id, at) in &mut self.0 {

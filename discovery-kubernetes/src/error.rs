@@ -1,8 +1,8 @@
-//! What is wrong with the options.
+//! The error for unusable options.
 
 use std::{error::Error, fmt};
 
-/// An option that cannot be used: what is wrong and what to write instead.
+/// The error for an unusable option. The text names the fault and what to write instead.
 #[derive(Debug)]
 pub struct KubernetesError(String);
 

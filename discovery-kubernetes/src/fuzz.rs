@@ -1,4 +1,4 @@
-//! What an API server, or what pretends to be one, may send of an object.
+//! Fuzz entry point: objects as an API server, or an impostor, may send them.
 #![allow(missing_docs, clippy::allow_attributes, reason = "built for tests and fuzzers only")]
 
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     table::Table,
 };
 
-/// A pod or a slice.
+/// Reads the bytes as a pod and as a slice, and checks the peers that result.
 pub fn object(bytes: &[u8]) {
     let json = String::from_utf8_lossy(bytes);
     let name = name_and_version(&json).map(|(name, _)| name);
@@ -24,8 +24,9 @@ pub fn object(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    /// Replays the corpus and 50,000 damaged inputs.
     #[test]
-    fn objects() {
+    fn corpus_and_damaged_objects_do_not_panic() {
         replay::replay("kubernetes", 50_000, super::object);
     }
 }

@@ -1,11 +1,12 @@
-//! Discovery of pods for groupcache: by their labels, or by the endpoint slices of a service.
+//! Kubernetes discovery for groupcache: finds peers as pods by label, or through the endpoint slices of a service.
 //!
-//! Applications name it through `groupcache-discovery`, as `groupcache_discovery::kubernetes`.
+//! Applications name this crate through `groupcache-discovery`, as `groupcache_discovery::kubernetes`.
 //!
-//! It lists, then watches: a pod that is made is known within milliseconds of the event, and one that is deleted is
-//! too. **The API server is not part of the cache**: while it is down, refuses or hangs, the nodes keep the peers they
-//! know, and go on. **Readiness is not membership**: a pod that is not ready keeps its keys, since those whose
-//! database is down would otherwise all lose theirs at once; what a node can do it says itself, to its peers.
+//! A provider lists, then watches: nodes learn of a created or deleted pod within milliseconds of the event. **The
+//! API server is not part of the cache**: while the API server is down, refuses requests or hangs, the nodes keep the
+//! peers that they know and continue. **Readiness is not membership**: a pod that is not ready keeps its keys, because
+//! otherwise all pods would lose their keys at once when their database is down. A node itself reports to its peers
+//! whether it is joining, ready or draining.
 //!
 //! ```no_run
 //! use discovery_kubernetes::Pods;
@@ -19,14 +20,17 @@
 //!
 //! | | [`Pods`] | [`Service`] |
 //! |---|---|---|
-//! | reads | pods with the labels [`APPLICATION_LABELS`] | endpoint slices of one service |
-//! | may list and watch | `pods` | `endpointslices` of `discovery.k8s.io` |
-//! | port | of a container | of the service |
-//! | zone | the label [`ZONE_LABEL`] of the pod, or of its machine | in the slice |
+//! | objects | pods with the labels [`APPLICATION_LABELS`] | endpoint slices of one service |
+//! | rights | list and watch `pods` | list and watch `endpointslices` of `discovery.k8s.io` |
+//! | port | a container port | a port of the slice |
+//! | zone | label [`ZONE_LABEL`] of the pod, or of its machine | zone of the endpoint |
+//!
+//! A *machine* is a `Node` of Kubernetes; a *node* is always a node of the cache.
 //!
 //! # Pods and rights
 //!
-//! A pod tells its node who it is; without that it would not find itself among its peers:
+//! The environment of a pod gives the node its identity. Without these variables a node does not find itself among its
+//! peers:
 //!
 //! ```yaml
 //! env:
@@ -37,22 +41,24 @@
 //!   - { name: group-port, containerPort: 7946 }
 //! ```
 //!
-//! Its service account needs a Role in each namespace that is looked in; [`Pods::role`] and [`Service::role`] print
-//! it. Where it is missing, discovery is stale and says which verb on which resource in which namespace is refused,
-//! with what to apply.
+//! The service account of the pod needs a Role in each namespace that holds peers; [`Pods::role`] and
+//! [`Service::role`] print the Role. Without a Role, discovery is stale, and its health names the refused verb, the
+//! resource, the namespace and the YAML to apply.
 //!
-//! # What it asks of the API server
+//! # Load on the API server
 //!
-//! One watch for each namespace and node, which lives 60 to 120 s and then goes on where it was; a list at the start,
-//! every 10 minutes (± 20 %), when the API server has forgotten where the watch was, and when the node doubts what it
-//! knows (once a second at most). After a failure it waits 250 ms, then longer up to 30 s, with jitter. A known pod
-//! costs about 1 KiB, the set that the node was given included.
+//! - One watch per node and namespace. A watch lives 60 to 120 s; the next one continues from the same version.
+//! - Lists: at the start, every 10 minutes (± 20 %), after the API server has forgotten the version of the watch, after
+//!   repeated failures of the watch, and when the node doubts its peers (at most once a second).
+//! - After a failure the provider waits 250 ms, then longer, up to 30 s, with jitter.
 //!
-//! Inside of a cluster it signs in with the service account, outside with the kubeconfig; the token is read again
-//! every minute. TLS is rustls with `ring`. A proxy that the kubeconfig names (`proxy-url`, or else `HTTPS_PROXY`;
-//! http, https or socks5) is used outside only; `NO_PROXY` exempts no API server from it (kube compares it with the
-//! proxy's own name). A program that it names for credentials (`exec`) is run without a
-//! terminal and may take 30 s.
+//! Memory: about 1 KiB per known pod, including the peer set that the node receives.
+//!
+//! Inside of a Kubernetes cluster the provider signs in with the service account, outside with the kubeconfig. The
+//! token is read again every minute. TLS is rustls with `ring`. A proxy of the kubeconfig (`proxy-url`, otherwise
+//! `HTTPS_PROXY`; schemes: http, https, socks5) is used outside only. `NO_PROXY` exempts no API server from the proxy,
+//! because kube compares `NO_PROXY` with the name of the proxy itself. A credential program of the kubeconfig (`exec`)
+//! runs without a terminal and may take 30 s.
 
 mod api;
 mod connect;

@@ -1,7 +1,7 @@
-//! Pods and endpoint slices, and the little of each that is kept.
+//! Pods and endpoint slices: reads the few fields that discovery needs.
 //!
-//! They are not read as the types of `k8s-openapi`: those keep everything (10 KiB and more for a pod, its managed
-//! fields above all), and one object that does not fit them would spoil the list it is in.
+//! The types of `k8s-openapi` are not used, because they keep everything (10 KiB and more for a pod, most of it managed
+//! fields), and because one object that does not fit the types would make the whole list unreadable.
 
 mod pod;
 mod slice;
@@ -13,14 +13,14 @@ use std::{fmt, net::IpAddr, net::SocketAddr, sync::Arc};
 use groupcache_core::{Address, PeerId};
 use serde::Deserialize;
 
-/// What is watched.
+/// Kind of the watched objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Pods,
     Slices,
 }
 
-/// Which port of a pod.
+/// Port of the peers: a name to look up, or a number.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Port {
     Named(Arc<str>),
@@ -28,7 +28,7 @@ pub(crate) enum Port {
 }
 
 impl Kind {
-    /// The plural by which the API server and Roles call it.
+    /// Returns the plural name of the resource in paths and Roles.
     pub(crate) fn resource(self) -> &'static str {
         match self {
             Self::Pods => "pods",
@@ -36,6 +36,7 @@ impl Kind {
         }
     }
 
+    /// Returns the API group; the core group is empty.
     pub(crate) fn group(self) -> &'static str {
         match self {
             Self::Pods => "",
@@ -43,7 +44,7 @@ impl Kind {
         }
     }
 
-    /// The path of the resource in a namespace.
+    /// Returns the path of the resource in a namespace.
     pub(crate) fn path(self, namespace: &str) -> String {
         match self {
             Self::Pods => format!("/api/v1/namespaces/{namespace}/pods"),
@@ -61,7 +62,7 @@ impl Kind {
 }
 
 impl Port {
-    /// The first TCP port that is meant.
+    /// Returns the number, or the number of the first TCP port with the name.
     fn find<'a>(&self, ports: impl IntoIterator<Item = &'a NamedPort>) -> Option<u16> {
         match self {
             Self::Number(number) => Some(*number),
@@ -89,51 +90,54 @@ struct NamedPort {
 }
 
 impl NamedPort {
+    /// Returns whether this is the TCP port with the name. TCP is the default protocol of Kubernetes.
     fn is(&self, name: &str) -> bool {
         self.name.as_deref() == Some(name) && self.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
     }
 }
 
-/// One pod, or one slice of endpoints: its name, its version, and who is in it.
+/// A pod or an endpoint slice, with the peers in it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Object {
     pub(crate) name: Arc<str>,
-    /// Where a watch goes on after this.
+    /// Resource version from which a watch continues after this object.
     pub(crate) version: String,
     pub(crate) content: Content,
 }
 
+/// Content of an object.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Who is in it; none for a pod that has come to its end.
+    /// Peers of the object. Empty for a pod that has Failed or Succeeded.
     Read(Box<[Record]>),
-    /// It cannot be read: what is known of it stays.
+    /// Unreadable content. The last known peers of the object stay.
     Garbage,
 }
 
-/// One peer, as one object knows it.
+/// Data of one peer in one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// The name of the pod; none where an endpoint is no pod.
+    /// Name of the pod. `None` if an endpoint is no pod.
     pub(crate) id: Option<PeerId>,
-    /// Tells a pod from another one of its name, before or after it.
+    /// Uid of the pod, which differs between two pods that have the same name one after the other.
     pub(crate) uid: Option<Arc<str>>,
-    /// None of them: it waits for an address, or for a port.
+    /// Addresses to dial. Empty while the pod has no IP address or no port of the right name.
     pub(crate) addresses: Box<[Address]>,
     pub(crate) zone: Option<Arc<str>>,
-    /// The machine, where the zone is to be asked of it.
+    /// Machine that the pod runs on, if the pod has no zone label, so that the zone of the machine is used.
     pub(crate) machine: Option<Arc<str>>,
-    /// Seconds that it has to end, from when it was asked to; none for one that stays.
+    /// Grace period of a deletion in seconds. `None` if the pod is not being deleted.
     pub(crate) grace: Option<u32>,
 }
 
 impl Record {
+    /// Returns whether the pod is being deleted.
     pub(crate) fn is_terminating(&self) -> bool {
         self.grace.is_some()
     }
 }
 
-/// What every object has.
+/// Metadata of an object.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
@@ -156,7 +160,7 @@ struct Labels {
     zone: Option<String>,
 }
 
-/// What is left to be read of an object that is garbage.
+/// Reads the name and the version alone, for an object that is unreadable otherwise.
 pub(crate) fn name_and_version(json: &str) -> Option<(Arc<str>, String)> {
     #[derive(Deserialize)]
     struct Any {
@@ -173,7 +177,8 @@ pub(crate) fn name_and_version(json: &str) -> Option<(Arc<str>, String)> {
     Some((metadata.name.into(), metadata.resource_version.unwrap_or_default()))
 }
 
-/// Where a peer with these IP addresses answers. What is no address is left out.
+/// Returns the addresses of a peer with these IP addresses or host names. Invalid, unspecified and repeated ones are
+/// left out; without a port the result is empty.
 fn addresses<'a>(ips: impl IntoIterator<Item = &'a str>, port: Option<u16>) -> Box<[Address]> {
     let Some(port) = port.filter(|port| *port > 0) else { return Box::default() };
     let mut found = Vec::with_capacity(2);
@@ -181,7 +186,7 @@ fn addresses<'a>(ips: impl IntoIterator<Item = &'a str>, port: Option<u16>) -> B
         let address = match ip.parse::<IpAddr>() {
             Ok(ip) if ip.is_unspecified() => None,
             Ok(ip) => Some(Address::from(SocketAddr::new(ip, port))),
-            // Slices may hold names.
+            // Slices may hold host names.
             Err(_) => Address::new(format!("{ip}:{port}")).ok(),
         };
         if let Some(address) = address.filter(|address| !found.contains(address)) {
@@ -191,11 +196,11 @@ fn addresses<'a>(ips: impl IntoIterator<Item = &'a str>, port: Option<u16>) -> B
     found.into_boxed_slice()
 }
 
-/// A zone that core would take.
+/// Returns the zone if core accepts it: 1 to 63 bytes without whitespace.
 fn zone(text: Option<String>) -> Option<Arc<str>> {
     let is_good = |zone: &String| (1..=MAX_ZONE).contains(&zone.len()) && !zone.contains(char::is_whitespace);
     text.filter(is_good).map(Arc::from)
 }
 
-/// That of a label.
+/// Maximum length of a zone in bytes: that of a label value.
 const MAX_ZONE: usize = 63;

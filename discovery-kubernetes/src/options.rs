@@ -1,4 +1,4 @@
-//! What a user says: which pods, which port of them, and how to reach the API server.
+//! Options of the providers: the pods, their port, and the access to the API server.
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -11,52 +11,55 @@ use crate::{
     stats::{Counters, KubernetesStats},
 };
 
-/// The labels that carry the name of the application, where no selector is given.
+/// Labels that must all have the name of the application as their value. Used unless a selector is set.
 pub const APPLICATION_LABELS: [&str; 3] =
     ["app.kubernetes.io/part-of", "app.kubernetes.io/component", "app.kubernetes.io/name"];
-/// The name of the port on which nodes talk to each other, where no other is given.
+/// Default name of the port on which nodes talk to each other.
 pub const PORT_NAME: &str = "group-port";
-/// The label by which the endpoint slices of a service are found.
+/// Label that selects the endpoint slices of a service.
 pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-/// The label that holds the zone: of machines, and since Kubernetes 1.35 of pods too.
+/// Label with the zone of a machine and, from Kubernetes 1.35, of a pod.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-/// A kubeconfig is read again when no namespace has had a good answer for so long.
+/// Default time without a good answer in any namespace after which the kubeconfig is read again.
 const UNREACHABLE: Duration = Duration::from_secs(60);
-/// Most namespaces; each costs a watch.
+/// Maximum number of namespaces, because each costs a watch.
 const MAX_NAMESPACES: usize = 64;
-/// Longest value of a label, and longest name of a namespace or a service.
+/// Maximum length in bytes of a label value, and of the name of a namespace, a service or a port.
 const MAX_LABEL: usize = 63;
 
 /// A provider that finds peers among the pods of a namespace, by their labels.
 ///
-/// A pod is a peer as long as it exists and runs: **readiness is health, not membership**. One that is not ready
-/// stays (its node says itself whether it is Joining, Ready or Draining), one that is being deleted is told as
-/// Draining, one that is deleted, has Failed or has Succeeded is gone. A pod without an address or without the port
-/// is waited for, and counted.
+/// A pod is a peer as long as the pod exists and has not ended, because **readiness is health, not membership**:
+///
+/// - A pod that is not ready stays a peer. The node itself reports whether it is Joining, Ready or Draining.
+/// - A pod that is being deleted is published as Draining.
+/// - A pod that is deleted, has Failed or has Succeeded is removed.
+/// - A pod without an address or without the port becomes a peer once it has both, and is counted as
+///   [`waiting`](KubernetesStats::waiting) until then.
 ///
 /// The id of a peer is the name of its pod: set `POD_NAME` (or `NODE_NAME`) to `metadata.name`, see
-/// [`Identity::from_env`](groupcache_core::Identity::from_env). A failure of the API server, whatever it is, never
-/// takes a peer away.
+/// [`Identity::from_env`](groupcache_core::Identity::from_env). No failure of the API server ever removes a peer.
 #[derive(Clone)]
 pub struct Pods(pub(crate) Options);
 
 /// A provider that finds peers among the endpoints of a service.
 ///
-/// It needs fewer rights than [`Pods`] (endpoint slices hold no secrets of pods) and knows the zone of each peer. The
-/// service should be headless and have `publishNotReadyAddresses: true`, so that nodes find each other while they
-/// start. What is said of [`Pods`] holds here too: readiness is health, the id is the name of the pod. An endpoint
-/// that is no pod is an address to dial, whoever answers there.
+/// A `Service` needs fewer rights than [`Pods`] (endpoint slices hold no secrets of pods) and knows the zone of each
+/// peer. The Kubernetes service should be headless and have `publishNotReadyAddresses: true`, so that nodes find each
+/// other while they start. As with [`Pods`], readiness is health, and the id of a peer is the name of its pod. An
+/// endpoint that is no pod is published as an address to dial, without an id.
 #[derive(Clone)]
 pub struct Service(pub(crate) Options);
 
+/// Options of either provider.
 #[derive(Clone)]
 pub(crate) struct Options {
     pub(crate) kind: Kind,
-    /// None: the application or the service has no name that could be looked for.
+    /// Label selector. `None` if the name of the application or the service is invalid.
     pub(crate) selector: Option<String>,
     pub(crate) port: Port,
-    /// In the order given; an empty name is the namespace of this pod.
+    /// Namespaces in the given order. An empty name is the namespace of this pod.
     pub(crate) namespaces: Vec<String>,
     pub(crate) access: Access,
     pub(crate) is_streaming: bool,
@@ -66,7 +69,7 @@ pub(crate) struct Options {
     pub(crate) counters: Counters,
 }
 
-/// How the API server is reached.
+/// Access to the API server.
 #[derive(Clone, Default)]
 pub(crate) struct Access {
     pub(crate) client: Option<Client>,
@@ -90,36 +93,39 @@ impl Options {
         }
     }
 
-    /// Whether the API server could understand them.
+    /// Checks that the API server can understand the options.
     fn check(&self, no_name: &str) -> Result<(), KubernetesError> {
         match self.selector.as_deref() {
             None => return Err(KubernetesError::new(no_name)),
             Some(selector) if selector.trim().is_empty() => {
-                let text = "the selector is empty, so every pod would be a peer: write label=value";
+                let text = "the selector is empty, so that every pod would be a peer; write label=value";
                 return Err(KubernetesError::new(text));
             }
             Some(_) => {}
         }
         if self.namespaces.len() > MAX_NAMESPACES {
             return Err(KubernetesError::new(format!(
-                "{} namespaces are more than {MAX_NAMESPACES}: name those that hold peers",
+                "{} namespaces exceed the limit of {MAX_NAMESPACES}; name only those that hold peers",
                 self.namespaces.len()
             )));
         }
         if let Some(bad) = self.namespaces.iter().find(|name| !name.is_empty() && !is_name(name)) {
             return Err(KubernetesError::new(format!(
-                "{bad:?} is no namespace: write lower-case letters, digits and -, or nothing for that of this pod"
+                "{bad:?} is not a namespace; write lower-case letters, digits and -, or \"\" for that of this pod"
             )));
         }
         match &self.port {
-            Port::Number(0) => Err(KubernetesError::new("the port is 0: write a number from 1 to 65535, or its name")),
+            Port::Number(0) => {
+                Err(KubernetesError::new("the port is 0; write a number from 1 to 65535, or the name of a port"))
+            }
             Port::Named(name) if name.is_empty() || name.len() > MAX_LABEL => {
-                Err(KubernetesError::new(format!("{name:?} is no name of a port: write one such as {PORT_NAME}")))
+                Err(KubernetesError::new(format!("{name:?} is not a port name; write a name such as {PORT_NAME}")))
             }
             _ => Ok(()),
         }
     }
 
+    /// Adds a namespace, unless it is listed already.
     fn namespace(&mut self, namespace: String) {
         if !self.namespaces.contains(&namespace) {
             self.namespaces.push(namespace);
@@ -127,13 +133,13 @@ impl Options {
     }
 }
 
-/// What a namespace and a service may be called: a DNS label.
+/// Returns whether a namespace or a service can have this name: a DNS label.
 fn is_name(name: &str) -> bool {
     let is_good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     name.len() <= MAX_LABEL && name.bytes().all(is_good) && !name.starts_with('-') && !name.ends_with('-')
 }
 
-/// What the value of a label may be.
+/// Returns whether the text is a value that a label can have.
 fn is_label_value(value: &str) -> bool {
     let is_good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let is_end = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
@@ -142,10 +148,11 @@ fn is_label_value(value: &str) -> bool {
 }
 
 impl Pods {
-    /// The pods of an application in a namespace: those whose labels `app.kubernetes.io/part-of`,
-    /// `app.kubernetes.io/component` and `app.kubernetes.io/name` all carry its name, at their port `group-port`.
+    /// Creates a provider for the pods of an application in a namespace, at their port `group-port`.
     ///
-    /// An empty namespace is that of this pod: `POD_NAMESPACE`, or what the service account says, or the kubeconfig.
+    /// The pods of an application have its name as the value of the three labels `app.kubernetes.io/part-of`,
+    /// `app.kubernetes.io/component` and `app.kubernetes.io/name`. An empty namespace stands for the namespace of this
+    /// pod: `POD_NAMESPACE`, otherwise that of the service account or the kubeconfig.
     ///
     /// ```
     /// # use discovery_kubernetes::Pods;
@@ -158,34 +165,36 @@ impl Pods {
         Self(Options::new(Kind::Pods, namespace.into(), is_label_value(&application).then_some(selector)))
     }
 
-    /// Any label selector instead of the three labels, such as `app=users,tier in (cache)`.
+    /// Sets a label selector instead of the three labels, such as `app=users,tier in (cache)`.
     pub fn selector(mut self, selector: impl Into<String>) -> Self {
         self.0.selector = Some(selector.into());
         self
     }
 
-    /// Where a pod says nothing of its zone, asks for that of its machine: one request for each, ten a second at most. It takes the
-    /// right to get nodes, which only a ClusterRole can give; without it pods have no zone, and a log says so.
+    /// Uses the zone of the machine for a pod without a zone label. Default: off.
     ///
-    /// Since Kubernetes 1.35 pods carry the label themselves, and this is of no use.
+    /// The cost is one request per machine, at most 10 requests per second. The requests need the right to get nodes,
+    /// which only a ClusterRole can give. Without the right, such pods have no zone, and a log line reports the missing
+    /// right. From Kubernetes 1.35, pods have the label themselves, so that this option is not needed.
     pub fn zones_from_nodes(mut self) -> Self {
         self.0.zones_from_nodes = true;
         self
     }
 
-    /// Whether the options can be used: the provider says the same as soon as it runs.
+    /// Checks the options. The provider does the same when it starts.
     ///
     /// # Errors
-    /// When the application, the selector, a namespace or the port is none.
+    /// If the application, the selector, a namespace or the port is invalid, or there are more than 64 namespaces.
     pub fn check(&self) -> Result<(), KubernetesError> {
-        self.0.check("the application has no name that a label can hold: write at most 63 letters, digits, -, _ and .")
+        self.0.check("the application has no name that a label can hold; write at most 63 letters, digits, -, _ and .")
     }
 }
 
 impl Service {
-    /// The endpoints of a service in a namespace, at their port `group-port`.
+    /// Creates a provider for the endpoints of a service in a namespace, at their port `group-port`.
     ///
-    /// An empty namespace is that of this pod: `POD_NAMESPACE`, or what the service account says, or the kubeconfig.
+    /// An empty namespace stands for the namespace of this pod: `POD_NAMESPACE`, otherwise that of the service account
+    /// or the kubeconfig.
     ///
     /// ```
     /// # use discovery_kubernetes::Service;
@@ -198,91 +207,96 @@ impl Service {
         Self(Options::new(Kind::Slices, namespace.into(), is_good.then(|| format!("{SERVICE_LABEL}={service}"))))
     }
 
-    /// Whether the options can be used: the provider says the same as soon as it runs.
+    /// Checks the options. The provider does the same when it starts.
     ///
     /// # Errors
-    /// When the service, a namespace or the port is none.
+    /// If the service, a namespace or the port is invalid, or there are more than 64 namespaces.
     pub fn check(&self) -> Result<(), KubernetesError> {
-        self.0.check("the service has no name, or a whole DNS name: write its name alone, such as users")
+        self.0.check("the name of the service is empty or not a DNS label; write the short name, such as users")
     }
 }
 
-/// What both have.
+/// Implements the options that both providers have.
 macro_rules! common {
     ($provider:ident) => {
         impl $provider {
-            /// One more namespace to look in. Each has a watch of its own, and needs the rights in it.
+            /// Adds a namespace that holds peers. Each namespace has its own watch, and needs its own rights.
             ///
-            /// The names of pods are ids, so no two of them may be equal: where a StatefulSet is in several
-            /// namespaces, it needs another name in each. (If they are, the first namespace has the peer.)
+            /// The names of pods are ids and must be unique in all namespaces, so a StatefulSet that exists in several
+            /// namespaces needs another name in each. If two pods have the same name, the pod of the first namespace is
+            /// the peer.
             ///
-            /// Who is there is known when all of them have been listed. While one cannot be, the peers of the others
-            /// are additions to what is known: they are dialled, and nobody is missed. A node that starts then, and
-            /// meets others that are Ready, stays Joining until all have been listed.
+            /// The peer set is complete once all namespaces have been listed. While a namespace cannot be listed, the
+            /// peers of the others are published as a partial set, so that nodes dial them and remove no peer. A node
+            /// that starts at that time, and finds peers that are Ready, stays Joining until all namespaces have been
+            /// listed.
             pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
                 self.0.namespace(namespace.into());
                 self
             }
 
-            /// The name of the port on which nodes talk to each other; default [`PORT_NAME`].
+            /// Sets the name of the port on which nodes talk to each other. Default: [`PORT_NAME`].
             pub fn port_name(mut self, name: impl Into<Arc<str>>) -> Self {
                 self.0.port = Port::Named(name.into());
                 self
             }
 
-            /// The number of that port, whatever the pods say of their ports.
+            /// Sets the number of the port, regardless of the ports that pods or slices list.
             pub fn port(mut self, number: u16) -> Self {
                 self.0.port = Port::Number(number);
                 self
             }
 
-            /// Reads this kubeconfig, also inside of a cluster. Default: the service account inside of a cluster,
-            /// and outside `KUBECONFIG` or `~/.kube/config`.
+            /// Uses this kubeconfig, also inside of a Kubernetes cluster. Default: the service account inside of a
+            /// Kubernetes cluster, and `KUBECONFIG` or `~/.kube/config` outside.
             pub fn kubeconfig(mut self, path: impl Into<PathBuf>) -> Self {
                 self.0.access.kubeconfig = Some(path.into());
                 self
             }
 
-            /// Takes another context of the kubeconfig than the current one.
+            /// Uses this context of the kubeconfig instead of the current one.
             pub fn context(mut self, context: impl Into<String>) -> Self {
                 self.0.access.context = Some(context.into());
                 self
             }
 
-            /// Uses a client that the application has already; how it signs in is its own affair.
+            /// Uses a client of the application. The client itself is responsible for its credentials.
             ///
-            /// This is the one place where a type of `kube` is named; it is that of version 5.
+            /// No other public item names a type of `kube`; the type is that of version 5.
             pub fn client(mut self, client: Client) -> Self {
                 self.0.access.client = Some(client);
                 self
             }
 
-            /// Has the API server send the first state as a watch (`sendInitialEvents`), which costs it less memory
-            /// than a list. One that cannot (before Kubernetes 1.34, as a rule) is asked for a list instead.
+            /// Requests the first state as a watch (`sendInitialEvents`), which costs the API server less memory than a
+            /// list. Default: off. An API server without support, as a rule before Kubernetes 1.34, is sent a list
+            /// request instead.
             pub fn streaming_lists(mut self) -> Self {
                 self.0.is_streaming = true;
                 self
             }
 
-            /// How many objects the API server puts into one page of a list: 10 to 10,000, default 500. A page may have 32 MiB.
+            /// Sets the number of objects in one page of a list. Default: 500. Range: 10 to 10,000; other values are
+            /// clamped. A page may have at most 32 MiB.
             pub fn page_size(mut self, objects: u32) -> Self {
                 self.0.page = objects.clamp(10, 10_000);
                 self
             }
 
-            /// How long no namespace may have had a good answer until the kubeconfig is read again; default a minute.
+            /// Sets the time without a good answer in any namespace after which the kubeconfig is read again. Default:
+            /// 60 s.
             #[doc(hidden)]
             pub fn unreachable_for(mut self, time: Duration) -> Self {
                 self.0.unreachable = time;
                 self
             }
 
-            /// The Role to apply in a namespace so that this provider may do what it does, as YAML.
+            /// Returns the Role that this provider needs in a namespace, as YAML.
             pub fn role(&self, namespace: &str) -> String {
                 role::of(self.0.kind, namespace)
             }
 
-            /// What has been counted so far.
+            /// Returns the current counters.
             pub fn stats(&self) -> KubernetesStats {
                 self.0.counters.read()
             }
@@ -307,8 +321,9 @@ common!(Service);
 mod tests {
     use super::*;
 
+    /// Checks the selectors of an application and of a service, the default port, and the order of the namespaces.
     #[test]
-    fn an_application_is_found_by_its_three_labels() {
+    fn application_is_selected_by_three_labels() {
         let pods = Pods::new("default", "users");
         let selector = "app.kubernetes.io/part-of=users,app.kubernetes.io/component=users,app.kubernetes.io/name=users";
         assert_eq!((pods.0.selector.as_deref(), &pods.0.port), (Some(selector), &Port::Named("group-port".into())));
@@ -316,8 +331,9 @@ mod tests {
         assert_eq!(pods.selector("app=u").namespace("a").namespace("default").0.namespaces, ["default", "a"]);
     }
 
+    /// Checks that `check` refuses options that the API server cannot understand, and names the option.
     #[test]
-    fn what_the_api_server_would_not_understand_is_told_before_it_is_asked() {
+    fn invalid_options_fail_check() {
         let pods = || Pods::new("default", "users");
         let bad = [
             (Pods::new("default", ""), "the application has no name"),

@@ -1,4 +1,4 @@
-//! Connects, again and again, and lives on each client for as long as it is good.
+//! Main loop of the provider: creates a client, runs a session on it, and replaces a client that no longer works.
 
 use std::time::Duration;
 
@@ -10,8 +10,9 @@ use crate::{
     session::{Over, Session},
 };
 
-/// The first pause before another client, and the longest.
+/// First pause before another client is created.
 const PAUSE: Duration = Duration::from_millis(250);
+/// Longest pause before another client is created.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 #[async_trait]
@@ -39,6 +40,7 @@ impl Provider for Service {
 }
 
 impl Options {
+    /// Runs until the node leaves.
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
         let (mut session, mut program) = (Session::new(self), Program::default());
         let mut rng = fastrand::Rng::new();

@@ -1,8 +1,8 @@
-//! The rights that the provider needs, as what to apply to give them.
+//! Rights of the provider, as YAML to apply.
 
 use crate::object::Kind;
 
-/// The Role for one namespace.
+/// Returns the Role for one namespace.
 pub(crate) fn of(kind: Kind, namespace: &str) -> String {
     let (name, group, resource) = (name(kind), kind.group(), kind.resource());
     format!(
@@ -19,7 +19,8 @@ rules:
     )
 }
 
-/// The Role, and who needs it as far as the refusal of the API server tells.
+/// Returns the Role and a RoleBinding to the service account that the refusal of the API server names, otherwise to the
+/// default service account.
 pub(crate) fn with_binding(kind: Kind, namespace: &str, refusal: &str) -> String {
     let (role, name) = (of(kind, namespace), name(kind));
     let (of_namespace, account) = account(refusal).unwrap_or((namespace, "default"));
@@ -42,7 +43,7 @@ roleRef:
     )
 }
 
-/// The right to read the zones of machines.
+/// ClusterRole that permits to read the zones of machines.
 pub(crate) const NODES: &str = "apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata:
@@ -60,7 +61,7 @@ fn name(kind: Kind) -> &'static str {
     }
 }
 
-/// Namespace and name of the service account that a refusal speaks of, if they are such that YAML can hold them.
+/// Returns the namespace and the name of the service account in a refusal, if YAML can hold their characters.
 fn account(refusal: &str) -> Option<(&str, &str)> {
     let (_, user) = refusal.split_once("system:serviceaccount:")?;
     let end = user.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':')))?;
@@ -71,8 +72,9 @@ fn account(refusal: &str) -> Option<(&str, &str)> {
 mod tests {
     use super::*;
 
+    /// Checks that the RoleBinding names the service account of the refusal.
     #[test]
-    fn the_role_is_bound_to_whom_the_refusal_names() {
+    fn role_binding_names_service_account_of_refusal() {
         let refusal = r#"pods is forbidden: User "system:serviceaccount:prod:users-sa" cannot list resource "pods""#;
         assert_eq!(account(refusal), Some(("prod", "users-sa")));
         let text = with_binding(Kind::Pods, "shared", refusal);

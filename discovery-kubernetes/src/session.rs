@@ -1,4 +1,4 @@
-//! What is done with the news of all namespaces: sets of peers, hints of who is gone, and how the source is doing.
+//! Session: turns the news of all namespaces into peer sets, reports of departed peers, and the health of the source.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,50 +23,52 @@ use crate::{
     zones::Zones,
 };
 
-/// Changes that come together are published together.
+/// Delay between a change and its publication, so that simultaneous changes are published together.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// And zones, which come one by one and move no key.
+/// Delay between a new zone and its publication, because zones arrive one by one and move no key.
 const ZONES: Duration = Duration::from_secs(1);
-/// A client that was good for less than this was not: what refuses it may refuse the next as soon.
+/// Minimum life of a good client. After a shorter life the pause grows, because the next client may fail as early.
 const GOOD_CLIENT: Duration = Duration::from_secs(60);
 
-/// Why a client is left.
+/// Reason for the end of a client.
 pub(crate) enum Over {
     Leaving,
-    /// Its credentials are not good, or it leads nowhere. `was_good`: it was.
+    /// The API server refuses the credentials of the client, or has not given a good answer for too long.
     Renew {
         why: String,
+        /// Whether the client worked for a while, so that the back-off starts again.
         was_good: bool,
     },
 }
 
-/// What outlives a client.
+/// State that outlives a client.
 pub(crate) struct Session<'a> {
     options: &'a Options,
     table: Table,
     zones: Zones,
-    /// The last set, if it was complete: the same again is not published, unless a node asks for it.
+    /// Last complete set. An equal set is published again only if the node requests it.
     published: Option<Vec<Peer>>,
-    /// What has been published since, as additions.
+    /// Last partial set since then.
     hinted: Option<Vec<Peer>>,
     ending: Ending,
-    /// Names that are in several namespaces.
+    /// Names that pods of several namespaces share.
     conflicts: BTreeSet<PeerId>,
-    /// Namespaces that a node wants to have listed before the next answer.
+    /// Namespaces to list before the next answer to the node.
     asked: BTreeSet<usize>,
+    /// Whether the node has requested a set that is not published yet.
     is_answer_due: bool,
-    /// Something has changed, and is published at that time.
+    /// Time at which changes are published. `None` if nothing has changed.
     news_at: Option<Instant>,
-    /// Which namespaces do not work, and why.
+    /// Failures of namespaces.
     troubles: BTreeMap<usize, String>,
-    /// Those whose watch has been open since this client was made.
+    /// Namespaces that have had an open watch on this client.
     well: BTreeSet<usize>,
     namespaces: Vec<String>,
     cluster: Cluster,
-    /// Since when no namespace has had a good answer, where that is so.
+    /// Time since which all namespaces have failed. `None` while a namespace works or the API server requests a delay.
     silent_since: Option<Instant>,
-    /// Where the watch of each namespace is.
+    /// Position of the watch of each namespace.
     places: BTreeMap<usize, Place>,
 }
 
@@ -92,8 +94,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Lives on a client until its credentials are bad, it is of no more use, or the node leaves. It spawns nothing: when
-    /// it is dropped, everything is.
+    /// Runs on a client until the node leaves or the client no longer works. No task is spawned, so dropping the future
+    /// drops everything.
     pub(crate) async fn live(
         &mut self,
         cx: &mut ProviderContext,
@@ -126,7 +128,7 @@ impl<'a> Session<'a> {
                 biased;
                 signal = cx.next() => match signal {
                     Signal::Leaving => return Over::Leaving,
-                    // A pod is announced by Kubernetes, not by us.
+                    // Kubernetes announces pods, so the provider announces nothing.
                     Signal::MeChanged => {}
                     Signal::Resolve(_) => {
                         self.asked = (0..self.namespaces.len()).collect();
@@ -153,11 +155,13 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Returns the end of a client that began at `begun`.
     fn over(&self, why: String, begun: Instant) -> Over {
         Over::Renew { why, was_good: !self.well.is_empty() && begun.elapsed() >= GOOD_CLIENT }
     }
 
-    /// When a client is left that leads nowhere: a kubeconfig may name another address by now, or another authority.
+    /// Returns when a client without good answers is replaced, because the kubeconfig may have changed its address or
+    /// authority. `None` unless a kubeconfig is used.
     fn renew_at(&self) -> Option<Instant> {
         self.silent_since.filter(|_| self.options.access.is_kubeconfig()).map(|since| since + self.options.unreachable)
     }
@@ -174,7 +178,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Takes the news of a namespace; tells why the client is no longer good, if it is not.
+    /// Applies the news of a namespace. Returns the reason if the client must be replaced.
     fn take(&mut self, cx: &ProviderContext, number: usize, news: News) -> Option<String> {
         let is_stale = matches!(news, News::Stale(_));
         match news {
@@ -209,13 +213,13 @@ impl<'a> Session<'a> {
             }
             News::Unknown(why) => return Some(why),
         }
-        // A namespace without troubles that says nothing is a quiet one.
+        // A namespace without a failure and without news is merely quiet.
         let is_silent = is_stale && self.troubles.len() == self.namespaces.len();
         self.silent_since = is_silent.then(|| self.silent_since.unwrap_or_else(Instant::now));
         None
     }
 
-    /// Another client goes on from there.
+    /// Records the version from which another client continues.
     fn is_at(&mut self, number: usize, version: &str) {
         if let Some(place) = self.places.get_mut(&number).filter(|_| !version.is_empty()) {
             version.clone_into(&mut place.version);
@@ -225,7 +229,7 @@ impl<'a> Session<'a> {
     fn ignore(&self, objects: usize) {
         if objects > 0 {
             self.options.counters.ignored(objects);
-            tracing::warn!(objects, "there are more objects than a provider keeps; narrow the selector");
+            tracing::warn!(objects, "objects beyond the limit of a namespace are ignored; narrow the selector");
         }
     }
 
@@ -246,6 +250,7 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Merges the table, reports departed peers, and publishes the set if it is new or answers the node.
     fn publish(&mut self, cx: &ProviderContext) {
         self.news_at = None;
         if self.options.zones_from_nodes {
@@ -260,11 +265,11 @@ impl<'a> Session<'a> {
             cx.left(id, None);
         }
         let is_answered = self.asked.is_empty();
-        // The same peers once more would confirm what the node doubts, before anybody has looked again.
+        // An equal set before the requested lists are complete would wrongly confirm the peers that the node doubts.
         let would_confirm = self.is_answer_due
             && !is_answered
             && self.published.as_ref().is_some_and(|before| who(before).eq(who(&peers)));
-        // Where one of the namespaces has not been listed: who is there is, who else is nobody knows.
+        // While a namespace has not been listed, the known peers exist, but there may be others.
         if !is_complete || would_confirm {
             return self.hint(cx, peers);
         }
@@ -280,7 +285,7 @@ impl<'a> Session<'a> {
         (self.published, self.hinted) = (Some(peers), None);
     }
 
-    /// Publishes peers that are there, and nothing about others.
+    /// Publishes a partial set, which removes no peer. An equal set is not published again.
     fn hint(&mut self, cx: &ProviderContext, peers: Vec<Peer>) {
         let before = self.hinted.as_ref().or(self.published.as_ref());
         if before != Some(&peers) {
@@ -290,34 +295,36 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Says of pods that should have ended that they have. The node asks them before it believes it.
+    /// Reports overdue pods as having left. The node verifies a report before it acts.
     fn say_left(&mut self, cx: &ProviderContext) {
         for id in self.ending.due(Instant::now()) {
-            tracing::info!(%id, "this pod is being deleted for longer than it may take; is its machine dead?");
+            tracing::info!(%id, "the deletion of this pod exceeds its grace period; check whether its machine is dead");
             cx.left(id, None);
         }
     }
 
+    /// Counts shared names, and logs new ones.
     fn tell_conflicts(&mut self, conflicts: BTreeSet<PeerId>) {
         self.options.counters.conflicts(conflicts.len());
         let mut new = conflicts.difference(&self.conflicts);
         if let Some(id) = new.next() {
             let others = new.count();
-            tracing::warn!(%id, others, "a pod of this name is in several namespaces; give it another name in each");
+            tracing::warn!(%id, others, "pods of several namespaces have the same name; give each another name");
         }
         self.conflicts = conflicts;
     }
 
+    /// Counts pods without an address or a port, and logs the first ones.
     fn tell_waiting(&self, waiting: usize) {
         let before = self.options.counters.waiting(waiting);
         if waiting > 0 && before == 0 {
             let port = &self.options.port;
-            tracing::info!(waiting, ?port, "pods are waited for: they have no address yet, or no port of that name");
+            tracing::info!(waiting, ?port, "pods have no address yet, or no such port; check the port if they stay so");
         }
     }
 }
 
-/// Whom a set names, and which addresses that have no name, as the node compares sets.
+/// Returns the ids of a set, and the addresses of peers without an id, as the node compares sets.
 fn who(peers: &[Peer]) -> impl Iterator<Item = (Option<&PeerId>, &[Address])> {
     peers.iter().map(|peer| (peer.id(), if peer.id().is_none() { peer.addresses() } else { &[] }))
 }

@@ -1,46 +1,50 @@
-//! What the provider counts.
+//! Counters of a provider.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// What a provider has counted since it was made; clones of a provider count together.
+/// Counters of a provider since its creation. Clones of a provider share their counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KubernetesStats {
-    /// Lists that were complete: the first, those after a watch that was lost, those every 10 minutes.
+    /// Number of complete lists: the first, those every 10 minutes, those after a lost watch, and those that the node
+    /// requests.
     pub lists: u64,
-    /// Watches that the API server accepted.
+    /// Number of watches that the API server accepted.
     pub watches: u64,
-    /// Events of watches that were read, bookmarks left out.
+    /// Number of watch events that put or removed an object. Bookmarks are not included.
     pub events: u64,
-    /// Bookmarks that were read.
+    /// Number of bookmarks that were read.
     pub bookmarks: u64,
-    /// Times that the API server no longer had what happened since the last event (410), so that a list was due.
+    /// Number of answers 410: the API server has forgotten the version of the last event, so that a list is due.
     pub expired: u64,
-    /// Watches that nothing ended in time: the API server, or something on the way to it, hangs.
+    /// Number of watches that the API server did not end in time, because it or something on the path to it hangs.
     pub silent: u64,
-    /// Requests that failed, those that were refused among them.
+    /// Number of failed requests and watches, including refused ones. An answer 410 counts as
+    /// [`expired`](Self::expired) instead.
     pub failures: u64,
-    /// Requests that were refused: 401 and 403.
+    /// Number of refused requests: 401 and 403.
     pub refused: u64,
-    /// Objects that nobody can read; what was known of them before stays.
+    /// Number of unreadable objects and events. The last known content of such an object stays.
     pub garbage: u64,
-    /// Objects beyond the limit of 10,000 of one namespace.
+    /// Number of objects that were ignored beyond the limit of 10,000 per namespace.
     pub ignored: u64,
-    /// Now, no sum: names that pods of several namespaces have, which would be one peer. The first namespace has it.
+    /// Current number of names that pods of several namespaces share. Each name is one peer, the pod of the first
+    /// namespace.
     pub conflicts: u64,
-    /// Sets of peers that were published, and additions to them.
+    /// Number of peer sets that were published, complete and partial.
     pub published: u64,
-    /// Now, no sum: pods that are there and have no address yet, or no port of the name that was asked for.
+    /// Current number of pods that have no address yet, or no port of the configured name.
     pub waiting: u64,
 }
 
+/// Counters that the clones of a provider share.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counters(Arc<Inner>);
 
-/// As in [`KubernetesStats`].
+/// Counters with the meanings in [`KubernetesStats`].
 #[derive(Debug, Default)]
 pub(crate) struct Inner {
     pub(crate) lists: AtomicU64,
@@ -59,16 +63,20 @@ pub(crate) struct Inner {
 }
 
 impl Counters {
-    /// One more of these.
+    /// Adds 1 to a counter.
     pub(crate) fn count(&self, counter: impl FnOnce(&Inner) -> &AtomicU64) {
         counter(&self.0).fetch_add(1, Relaxed);
     }
 
-    /// Counts it, and says so now and then: the 1st, 2nd, 4th, 8th…
+    /// Counts an unreadable object or event, and logs the 1st, 2nd, 4th, 8th and so on.
     pub(crate) fn garbage(&self, resource: &str, why: &serde_json::Error) {
         let count = self.0.garbage.fetch_add(1, Relaxed) + 1;
         if count.is_power_of_two() {
-            tracing::warn!(count, %why, "one of the {resource} cannot be read; what was known of it stays");
+            tracing::warn!(
+                count,
+                %why,
+                "an object or event of {resource} is unreadable; its last known content stays, check proxies on the way"
+            );
         }
     }
 
@@ -80,7 +88,7 @@ impl Counters {
         self.0.conflicts.store(now as u64, Relaxed);
     }
 
-    /// How many wait now; tells how many did before.
+    /// Sets the number of pods without an address or a port. Returns the number before.
     pub(crate) fn waiting(&self, now: usize) -> u64 {
         self.0.waiting.swap(now as u64, Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Which objects are known, and the peers that they add up to: pure, without a clock.
+//! Table of the known objects, and its merge into peers: pure, without a clock.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,43 +10,44 @@ use groupcache_core::{Address, NodeState, Peer, PeerId};
 
 use crate::object::{Content, Object, Record};
 
-/// Most objects of one namespace: five times the peers that a node takes.
+/// Maximum number of objects per namespace: five times the peers that a node accepts.
 pub(crate) const MAX_OBJECTS: usize = 10_000;
-/// Most addresses of one peer; a node takes no more.
+/// Maximum number of addresses per peer; a node accepts no more.
 const MAX_ADDRESSES: usize = 8;
 
-/// What is known, for each namespace in the order in which they were given.
+/// Known objects of all namespaces, in the given order of the namespaces.
 #[derive(Debug)]
 pub(crate) struct Table {
     namespaces: Vec<Known>,
-    /// Those whom a watch told gone, until the next set.
+    /// Peers of the objects that a watch has changed or removed since the last merge.
     gone: BTreeSet<PeerId>,
 }
 
+/// Known objects of one namespace.
 #[derive(Debug, Default)]
 struct Known {
     objects: BTreeMap<Arc<str>, Box<[Record]>>,
-    /// A whole list has been read: from then on what is not known is not there.
+    /// Whether a complete list has been read, so that an unknown object does not exist.
     is_listed: bool,
 }
 
-/// The peers, and what else there is to say about them.
+/// Result of a merge.
 #[derive(Debug, Default)]
 pub(crate) struct Merged {
     pub(crate) peers: Vec<Peer>,
-    /// Each namespace has been listed.
+    /// Whether each namespace has been listed.
     pub(crate) is_complete: bool,
-    /// How many are there without an address or a port.
+    /// Number of pods without an address or a port.
     pub(crate) waiting: usize,
-    /// Names that are in several namespaces.
+    /// Names that pods of several namespaces share.
     pub(crate) conflicts: BTreeSet<PeerId>,
-    /// Who is being deleted, and how long that may take.
+    /// Pods that are being deleted, with their grace periods.
     pub(crate) terminating: BTreeMap<PeerId, Duration>,
-    /// Who was told gone, and is in no other object.
+    /// Peers that were in a changed or removed object and are in no object anymore.
     pub(crate) gone: Vec<PeerId>,
 }
 
-/// One peer, while its records are added up.
+/// Accumulated records of one peer.
 struct Sum<'a> {
     namespace: usize,
     uid: Option<&'a Arc<str>>,
@@ -60,7 +61,8 @@ impl Table {
         Self { namespaces: std::iter::repeat_with(Known::default).take(namespaces).collect(), gone: BTreeSet::new() }
     }
 
-    /// Everything that is in a namespace. What cannot be read is as it was. Tells how many are beyond the limit.
+    /// Replaces the objects of a namespace by a complete list. An unreadable object keeps its last known records.
+    /// Returns the number of objects beyond the limit.
     pub(crate) fn list(&mut self, namespace: usize, listed: Vec<Object>) -> usize {
         let Some(known) = self.namespaces.get_mut(namespace) else { return 0 };
         let mut before = std::mem::take(&mut known.objects);
@@ -80,7 +82,7 @@ impl Table {
         ignored
     }
 
-    /// One object, new or changed; tells whether there was room for it.
+    /// Adds or changes one object. Returns whether there is room for it.
     pub(crate) fn put(&mut self, namespace: usize, object: Object) -> bool {
         let Some(known) = self.namespaces.get_mut(namespace) else { return false };
         let Content::Read(records) = object.content else { return true };
@@ -95,24 +97,25 @@ impl Table {
         true
     }
 
-    /// One object that is deleted.
+    /// Removes a deleted object.
     pub(crate) fn remove(&mut self, namespace: usize, name: &str) {
         let before = self.namespaces.get_mut(namespace).and_then(|known| known.objects.remove(name));
         self.miss(before);
     }
 
-    /// Whether an endpoint has moved from one slice to another is known when the next set is made.
+    /// Remembers the peers of a changed or removed object. The next merge decides whether they are gone or have moved
+    /// to another slice.
     fn miss(&mut self, before: Option<Box<[Record]>>) {
         self.gone.extend(before.into_iter().flatten().filter_map(|record| record.id));
     }
 
-    /// The machines whose zone somebody asks for.
+    /// Returns the machines of all pods without a zone label.
     pub(crate) fn machines(&self) -> impl Iterator<Item = &Arc<str>> {
         let records = self.namespaces.iter().flat_map(|known| known.objects.values()).flatten();
         records.filter_map(|record| record.machine.as_ref())
     }
 
-    /// Adds up all records. `zone_of` tells the zone of a machine.
+    /// Merges all records into peers. `zone_of` returns the zone of a machine.
     pub(crate) fn merge(&mut self, zone_of: impl Fn(&str) -> Option<Arc<str>>) -> Merged {
         let Self { namespaces, gone } = self;
         let is_complete = namespaces.iter().all(|known| known.is_listed);
@@ -150,12 +153,13 @@ impl<'a> Sum<'a> {
         Self { namespace, uid: record.uid.as_ref(), addresses: Vec::new(), zone: None, grace: record.grace }
     }
 
-    /// The slices of two families, or those between which an endpoint moves, know one pod.
+    /// Returns whether the record is about the same pod. Several slices may have the pod: one per address family, or
+    /// two between which an endpoint moves.
     fn is_same_pod(&self, record: &Record) -> bool {
         self.uid.zip(record.uid.as_ref()).is_none_or(|(a, b)| a == b)
     }
 
-    /// Of two pods of one name, one after the other, the one that stays is meant.
+    /// Returns whether the record is about another pod of the same name that stays, while this one terminates.
     fn is_replaced_by(&self, record: &Record) -> bool {
         !self.is_same_pod(record) && self.grace.is_some() && !record.is_terminating()
     }
@@ -223,24 +227,27 @@ mod tests {
         table
     }
 
+    /// Checks that the slices of two address families are one peer with two addresses, that a pod in two slices is one
+    /// peer, and that a pod is gone only when it is in no slice.
     #[test]
-    fn two_families_of_one_pod_are_one_peer_with_two_addresses_and_one_in_two_slices_is_one() {
+    fn slices_of_one_pod_merge_into_one_peer() {
         let mut table = listed([
             object("v4-a", [record("p", "1", "10.0.0.1:1"), record("q", "2", "10.0.0.2:1")]),
             object("v4-b", [record("q", "2", "10.0.0.2:1")]),
             object("v6", [record("p", "1", "[fd00::1]:1")]),
         ]);
         assert_eq!(seen(&mut table).0, ["p@10.0.0.1:1+[fd00::1]:1", "q@10.0.0.2:1"]);
-        // It moves: gone from one slice, still in the other.
+        // `q` moves: one slice no longer has it, the other still does.
         table.put(0, object("v4-a", [record("p", "1", "10.0.0.1:1")]));
         assert_eq!(seen(&mut table), (vec!["p@10.0.0.1:1+[fd00::1]:1".into(), "q@10.0.0.2:1".into()], vec![]));
         table.remove(0, "v4-b");
         assert_eq!(seen(&mut table), (vec!["p@10.0.0.1:1+[fd00::1]:1".into()], vec!["q".into()]));
-        assert_eq!(seen(&mut table).1, Vec::<String>::new(), "told once");
+        assert_eq!(seen(&mut table).1, Vec::<String>::new(), "a gone peer is reported once");
     }
 
+    /// Checks that a terminating pod gives way to a new pod of the same name, in either order.
     #[test]
-    fn of_two_pods_of_one_name_the_one_that_stays_is_meant() {
+    fn staying_pod_replaces_terminating_pod_of_same_name() {
         let old = Record { grace: Some(30), ..record("p", "1", "10.0.0.1:1") };
         let new = record("p", "2", "10.0.0.2:1");
         for pair in [[old.clone(), new.clone()], [new, old]] {
@@ -248,8 +255,10 @@ mod tests {
         }
     }
 
+    /// Checks that a pod is Draining if one slice has it as terminating, and that a pod without a zone gets the zone of
+    /// its machine.
     #[test]
-    fn who_terminates_in_one_slice_drains_and_the_zone_of_a_machine_is_the_second_choice() {
+    fn peer_drains_if_one_slice_terminates_it() {
         let mut v6 = Record { grace: Some(30), ..record("p", "1", "[fd00::1]:1") };
         v6.machine = Some("m".into());
         let mut table = listed([object("v4", [record("p", "1", "10.0.0.1:1")]), object("v6", [v6])]);
@@ -259,8 +268,9 @@ mod tests {
         assert_eq!(merged.peers[0].zone(), Some("zone of m"));
     }
 
+    /// Checks that a set is complete once all namespaces are listed, and that the first namespace has a shared name.
     #[test]
-    fn a_set_is_complete_when_every_namespace_has_been_listed_and_the_first_has_the_name() {
+    fn set_is_complete_once_all_namespaces_are_listed() {
         let mut table = Table::new(2);
         table.list(1, vec![pod("p", "10.0.1.1:1"), pod("q", "10.0.1.2:1")]);
         assert!(!table.merge(|_| None).is_complete);
@@ -272,17 +282,19 @@ mod tests {
         assert_eq!(seen(&mut table), (vec!["p@10.0.1.1:1".into(), "q@10.0.1.2:1".into()], vec![]));
     }
 
+    /// Checks that an unreadable object keeps its last known records, and that an unknown one stays unknown.
     #[test]
-    fn what_cannot_be_read_is_as_it_was() {
+    fn unreadable_object_keeps_last_records() {
         let garbage = |name: &str| Object { content: Content::Garbage, ..pod(name, "10.9.9.9:1") };
         let mut table = listed([pod("p", "10.0.0.1:1"), pod("q", "10.0.0.2:1")]);
         assert!(table.put(0, garbage("p")));
         assert_eq!(table.list(0, vec![garbage("p"), garbage("r")]), 0);
-        assert_eq!(seen(&mut table).0, ["p@10.0.0.1:1"], "q is not in the list, r was never known");
+        assert_eq!(seen(&mut table).0, ["p@10.0.0.1:1"], "q is not in the list, r has never been readable");
     }
 
+    /// Checks that a pod without an address is counted and not published, and that objects have a limit.
     #[test]
-    fn who_waits_is_no_peer_yet_and_objects_have_a_limit() {
+    fn pod_without_address_is_counted_and_objects_are_limited() {
         let mut table = listed([pod("p", "none"), pod("q", "10.0.0.2:1")]);
         let merged = table.merge(|_| None);
         assert_eq!((merged.waiting, merged.peers.len()), (1, 1));

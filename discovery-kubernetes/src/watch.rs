@@ -1,8 +1,8 @@
-//! A list, then a watch, again and again: what is in one namespace, as a stream of news.
+//! Watch of one namespace: lists and watches in turn, and streams the changes as news.
 //!
-//! Not `kube::runtime::watcher`: it cannot be asked to list again (a node that doubts its set must be able to), has
-//! no limit to how long a watch lives but one between two events, ends nothing when an object cannot be read, and
-//! hands out whole objects.
+//! `kube::runtime::watcher` is not used, because it cannot list again on request (a node that doubts its peers
+//! needs this), limits the time between two events but not the life of a watch, does not stop at an unreadable object,
+//! and returns whole objects.
 
 mod event;
 mod pace;
@@ -22,72 +22,76 @@ use crate::{
     table::MAX_OBJECTS,
 };
 
-/// How long the API server lets a watch live. We end it ourselves a little later, since one that hangs says nothing.
+/// Life of a watch in seconds, requested from the API server at random within this range.
 const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 60..=120;
+/// Time after which the provider itself ends an overdue watch, because a watch that hangs never ends.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long a first state that comes as a watch may take.
+/// Maximum time for a first state that is requested as a watch.
 const INITIAL: Duration = Duration::from_secs(30);
-/// A watch that has lived for so long was a good one, even if nothing has happened.
+/// Minimum life of a good watch that has sent no event.
 const GOOD_WATCH: Duration = Duration::from_secs(5);
-/// How often a list may have to begin again since it was too slow for the API server.
+/// Maximum number of restarts of a list that is too slow for the API server (410).
 const RESTARTS: u32 = 2;
-/// Most pages of a list: with the fewest objects that a page may be asked to have, as many as are kept.
+/// Maximum number of pages of a list. With the smallest pages, a list of this length fills the table.
 const MAX_PAGES: usize = 1_000;
 
-/// What one namespace has to say.
+/// News of one namespace.
 #[derive(Debug)]
 pub(crate) enum News {
-    /// Everything that is there, and its version.
+    /// All objects of a complete list, and the version of the list.
     Listed(Vec<Object>, String),
     Put(Object),
+    /// Name of a deleted object, and the version of the deletion.
     Removed(Arc<str>, String),
-    /// Nothing has happened, up to this version.
+    /// A version up to which nothing has happened.
     Until(String),
-    /// The watch is open: from now on every change is heard of.
+    /// The watch is open, so that every change is received.
     Well,
-    /// Something does not work. It is tried again.
+    /// A failure that is retried.
     Stale(String),
-    /// The API server asks us to wait.
+    /// A failure for which the API server requests a delay.
     Busy(String),
-    /// The credentials are not good: a new client may have better ones. Nothing comes after this.
+    /// Refused credentials. No news follows; a new client may have better credentials.
     Unknown(String),
 }
 
-/// Where a namespace was left, and may be gone on with.
+/// Position in a namespace from which another watch can continue.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) version: String,
     pub(crate) listed_at: Instant,
 }
 
-/// Reads one namespace.
+/// State machine that lists and watches one namespace.
 pub(crate) struct Watch {
     api: Api,
-    /// The first state comes as a watch.
+    /// Whether the first state is requested as a watch.
     is_streaming: bool,
     state: State,
     pace: Pace,
-    /// Changes when a node wants a list.
+    /// Counter that changes when the node requests a list.
     asked: watch::Receiver<u64>,
+    /// Whether a requested list is due.
     is_asked: bool,
 }
 
+/// Next step of a [`Watch`].
 enum State {
     /// A list is due.
     List(Before),
-    /// A watch is due, from there.
+    /// A watch from this version is due.
     Open(String),
     Watching(Watching),
     End,
 }
 
-/// What is gone on with if a list fails.
+/// State to return to if a list fails.
 enum Before {
-    /// Another list.
+    /// None, so that another list is due.
     Nothing,
-    /// A watch, from there.
+    /// A new watch from this version.
     Version(String),
-    /// This one; what it says meanwhile waits.
+    /// The open watch, with the events that wait meanwhile.
     Watching(Watching),
 }
 
@@ -97,7 +101,7 @@ struct Watching {
     begun: Instant,
     end_at: Instant,
     has_news: bool,
-    /// That it is open has been said.
+    /// Whether [`News::Well`] has been sent.
     is_told: bool,
 }
 
@@ -138,13 +142,12 @@ impl Watch {
         }
     }
 
-    /// Says when to go on after a watch that failed; [`state`](Self::state) says with what. An error: not with this
-    /// client.
+    /// Schedules the next step after a failed watch; [`state`](Self::state) has that step. An error ends the client.
     fn watch_failed(&mut self, trouble: Trouble) -> Result<Option<News>, String> {
         if trouble == Trouble::Gone {
             self.api.counters.count(|all| &all.expired);
             self.state = State::List(Before::Nothing);
-            let text = "410: what it is to go on from is forgotten, again and again";
+            let text = "410 again and again: the version to continue from has expired";
             return Ok(self.pace.expired().then(|| News::Stale(self.api.text("watch", text))));
         }
         self.pace.watch_failed(trouble.wait());
@@ -166,7 +169,7 @@ impl Watch {
 
     async fn list(&mut self, before: Before) -> Result<Option<News>, String> {
         let before = match before {
-            // That would be two watches.
+            // A streaming list beside an open watch would be a second watch.
             Before::Watching(watching) if self.is_streaming => Before::Version(watching.version),
             before => before,
         };
@@ -210,18 +213,18 @@ impl Watch {
                     let Some(more) = page.next else { break page.version };
                     if pages >= MAX_PAGES || objects.len() > 2 * MAX_OBJECTS {
                         let most = 2 * MAX_OBJECTS;
-                        let why = format!("it has more than {MAX_PAGES} pages or {most} objects; narrow the selector");
+                        let why = format!("more than {MAX_PAGES} pages or {most} objects; narrow the selector");
                         return Err(self.api.cannot("list", &why));
                     }
                     next = Some(more);
                 }
-                // The rest of the list is no longer to be had, so that none of it is.
+                // The API server has forgotten the rest of the list, so the pages so far are discarded too.
                 Err(Trouble::Gone) if restarts < RESTARTS => {
                     restarts += 1;
                     self.api.counters.count(|all| &all.expired);
                     objects.clear();
                 }
-                Err(Trouble::Gone) => return Err(self.api.cannot("list", "410: it takes longer than it is kept")),
+                Err(Trouble::Gone) => return Err(self.api.cannot("list", "410: list too slow; narrow the selector")),
                 Err(trouble) => return Err(trouble),
             }
         };
@@ -229,26 +232,26 @@ impl Watch {
         Ok(Some(News::Listed(objects, version)))
     }
 
-    /// The list as a watch that begins with all there is, and goes on.
+    /// Requests the first state as a watch, which then continues with the changes.
     ///
-    /// kube asks for the version "0", which may be a past in which peers are missing; an empty one is "now".
+    /// kube requests version "0", which may be a past state without some peers. An empty version means the current one.
     async fn stream(&mut self) -> Result<Option<News>, Trouble> {
         let mut watching = match self.begin(String::new(), true).await {
             Err(Trouble::Invalid(why)) => return Ok(self.no_streaming(&why)),
             begun => begun?,
         };
-        // By name: what is sent may change, or go, before all is.
+        // Keyed by name, because an object may change or be deleted before the first state is complete.
         let (mut objects, end_at) = (BTreeMap::<Arc<str>, Object>::new(), Instant::now() + INITIAL);
         loop {
             let event = tokio::select! {
                 event = watching.lines.next() => event,
-                // One that does not know `sendInitialEvents` never says that it has sent all.
-                () = sleep_until(end_at) => return Ok(self.no_streaming("it does not say when it has sent all")),
+                // An API server that ignores `sendInitialEvents` never announces the end of the first state.
+                () = sleep_until(end_at) => return Ok(self.no_streaming("the end of the first state is not announced")),
             };
             let line = event.map_err(|end| self.api.cannot("watch", &end.to_string()))?;
             match event::read(&self.api, &line) {
                 Event::Put(_) if objects.len() >= 2 * MAX_OBJECTS => {
-                    let why = format!("it has more than {} objects; narrow the selector", 2 * MAX_OBJECTS);
+                    let why = format!("more than {} objects; narrow the selector", 2 * MAX_OBJECTS);
                     return Err(self.api.cannot("list", &why));
                 }
                 Event::Put(object) if object.content == Content::Garbage => {
@@ -262,21 +265,21 @@ impl Watch {
                     self.state = State::Watching(watching);
                     return Ok(Some(News::Listed(objects.into_values().collect(), version)));
                 }
-                Event::Trouble(Trouble::Gone) => return Err(self.api.cannot("list", "410: there is no \"now\"")),
+                Event::Trouble(Trouble::Gone) => return Err(self.api.cannot("list", "410 for an empty version")),
                 Event::Trouble(trouble) => return Err(trouble),
                 Event::Bookmark { .. } | Event::Nothing => {}
-                Event::Garbage => return Err(self.api.cannot("watch", "an event that nobody can read")),
+                Event::Garbage => return Err(self.api.cannot("watch", "an unreadable event")),
             }
         }
     }
 
     fn no_streaming(&mut self, why: &str) -> Option<News> {
-        tracing::warn!(why, "the API server cannot send lists as a watch; it is asked for pages instead");
+        tracing::warn!(why, "the API server does not support streaming lists; pages are requested instead");
         self.is_streaming = false;
         None
     }
 
-    /// Whether a node wants a list is not asked here: where lists are slow, there would never be a watch.
+    /// Opens a watch. A requested list must wait meanwhile; otherwise slow lists would keep every watch from opening.
     async fn open(&mut self, version: String) -> Result<Option<News>, Trouble> {
         sleep_until(self.pace.watch_at()).await;
         match self.begin(version.clone(), false).await {
@@ -286,9 +289,9 @@ impl Watch {
             }
             Err(trouble) => {
                 self.state = match trouble {
-                    // Who may list and not watch hears of changes at least by lists.
+                    // With the right to list but not to watch, lists at least report changes.
                     Trouble::Forbidden(_) => State::List(Before::Nothing),
-                    // What goes wrong again and again may go wrong because of the version.
+                    // Repeated failures may be caused by the version, which a list renews.
                     _ if self.pace.watch_failures() % 4 == 3 => State::List(Before::Version(version)),
                     _ => State::Open(version),
                 };
@@ -297,9 +300,9 @@ impl Watch {
         }
     }
 
-    /// Whether a node wants a list, since this was last seen.
+    /// Returns whether the node has requested a list since the last check.
     fn is_asked_anew(&self) -> bool {
-        // An error is a session that is over: this future is dropped soon.
+        // An error means that the session is over, so this future is dropped soon.
         self.asked.has_changed().unwrap_or(false)
     }
 
@@ -338,7 +341,7 @@ impl Watch {
         }
     }
 
-    /// A watch is over which the API server should have ended itself.
+    /// Ends an overdue watch, which the API server should have ended itself.
     fn hung(&mut self, watching: Watching) -> Option<News> {
         self.api.counters.count(|all| &all.silent);
         if watching.has_news || !self.pace.hung() {
@@ -346,7 +349,7 @@ impl Watch {
             return None;
         }
         self.state = State::List(Before::Version(watching.version));
-        let text = "it opens, says nothing and does not end, again and again; something on the way holds it back";
+        let text = "watches open, send nothing and do not end, again and again; check proxies on the way";
         Some(News::Stale(self.api.text("watch", text)))
     }
 
@@ -360,9 +363,9 @@ impl Watch {
             }
             Event::Nothing => (String::new(), None),
             Event::Garbage => {
-                // Whom it was about nobody knows, so all are looked at.
+                // The object is unknown, so a list reads all objects again.
                 self.state = State::List(Before::Version(watching.version));
-                return Err(self.api.cannot("watch", "an event that nobody can read"));
+                return Err(self.api.cannot("watch", "an unreadable event"));
             }
             Event::Trouble(trouble) => {
                 self.state = State::Open(watching.version);
@@ -381,7 +384,7 @@ impl Watch {
         Ok(news)
     }
 
-    /// A watch ends by itself every now and then, and begins again where it was.
+    /// Continues after the end of a watch, from the same version. An early end without an event is a failure.
     fn ended(&mut self, watching: Watching, end: &End) -> Result<Option<News>, Trouble> {
         let has_lived = watching.begun.elapsed() >= GOOD_WATCH;
         self.state = State::Open(watching.version);
@@ -392,6 +395,6 @@ impl Watch {
             self.pace.again();
             return Ok(None);
         }
-        Err(self.api.cannot("watch", &format!("it ends as soon as it has begun: {end}")))
+        Err(self.api.cannot("watch", &format!("the watch ends right after it opens: {end}")))
     }
 }

@@ -1,4 +1,4 @@
-//! The zones of machines, one request for each.
+//! Zones of machines: requests and caches the zone label of each machine.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -14,58 +14,63 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{api::causes, options::ZONE_LABEL, role};
 
-/// How long a request may take.
+/// Maximum time for a request.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Most machines.
+/// Maximum number of queued machines.
 const MAX_MACHINES: usize = 10_000;
-/// Between two requests: each node of the cluster asks for each machine, and all begin at the same time.
+/// Time between two requests, because all nodes of the cluster request all machines and begin at the same time.
 const PACE: Duration = Duration::from_millis(100);
-/// When a machine without a zone is asked for again: somebody may have given it one.
+/// Time until a machine without a zone is requested again, because its label may have been added. Also the time
+/// until a missing right is tried again.
 const NONE_AGAIN: Duration = Duration::from_secs(3_600);
-/// When one is asked for again of which there was no answer.
+/// Time until a machine is requested again after a failure.
 const FAILED_AGAIN: Duration = Duration::from_secs(300);
 
-/// Which zones are known, and which are asked for: one after the other, since nothing waits for them.
+/// Known zones, and a queue of machines. Requests are sent one after the other, because nothing waits for zones.
 #[derive(Default)]
 pub(crate) struct Zones {
     known: BTreeMap<Arc<str>, Known>,
     queue: VecDeque<Arc<str>>,
     queued: BTreeSet<Arc<str>>,
+    /// Machine of the outstanding request, and its answer.
     running: Option<(Arc<str>, Answer)>,
+    /// Earliest time of the next request.
     not_before: Option<Instant>,
+    /// Time until which no request is queued, because the right is missing.
     refused_until: Option<Instant>,
 }
 
 struct Known {
     zone: Option<Arc<str>>,
-    /// None: it has a zone, and machines do not move.
+    /// Time of the next request. `None` if the machine has a zone, because machines do not move.
     again_at: Option<Instant>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Option<Arc<str>>, Refusal>> + Send>>;
 
-/// Why the zone of a machine is not known.
+/// Reason for an unknown zone.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// The right is missing: no other machine needs to be asked for.
+    /// The right is missing, so requests for other machines are useless.
     Forbidden,
     Failed(String),
 }
 
-/// A machine, and what came of asking for it.
+/// A machine, and the result of the request for its zone.
 pub(crate) type Found = (Arc<str>, Result<Option<Arc<str>>, Refusal>);
 
 impl Zones {
-    /// A new client: what was refused may be allowed.
+    /// Forgets refusals and requests, but no zones, because a new client may have the right.
     pub(crate) fn begin(&mut self) {
         *self = Self { known: std::mem::take(&mut self.known), ..Self::default() };
     }
 
+    /// Returns the zone of a machine, if it is known.
     pub(crate) fn of(&self, machine: &str) -> Option<Arc<str>> {
         self.known.get(machine)?.zone.clone()
     }
 
-    /// These are in use: they are asked for, if they are new, and others are forgotten.
+    /// Sets the machines in use. New machines are queued, and all others are forgotten.
     pub(crate) fn want<'a>(&mut self, machines: impl Iterator<Item = &'a Arc<str>>) {
         let (now, machines) = (Instant::now(), machines.collect::<BTreeSet<_>>());
         self.known.retain(|machine, _| machines.contains(machine));
@@ -82,11 +87,12 @@ impl Zones {
         }
     }
 
+    /// Returns whether a request is outstanding or queued.
     pub(crate) fn is_busy(&self) -> bool {
         self.running.is_some() || !self.queue.is_empty()
     }
 
-    /// The next answer; never, if nothing is asked. Dropping the future loses nothing.
+    /// Waits for the next answer; forever if nothing is outstanding or queued. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self, client: &Client) -> Found {
         if self.running.is_none() {
             if let Some(at) = self.not_before {
@@ -104,6 +110,7 @@ impl Zones {
         (machine, answer)
     }
 
+    /// Records an answer.
     pub(crate) fn found(&mut self, (machine, answer): Found) {
         self.queued.remove(&machine);
         let now = Instant::now();
@@ -117,12 +124,12 @@ impl Zones {
                 self.queue.clear();
                 self.queued.clear();
                 tracing::warn!(
-                    "this node may not get nodes, so that peers have no zone; apply and bind:\n{}",
+                    "missing right to get nodes, so that peers without a zone label have no zone; apply and bind:\n{}",
                     role::NODES
                 );
             }
             Err(Refusal::Failed(why)) => {
-                tracing::debug!(%machine, why, "the zone of a machine is not known yet");
+                tracing::debug!(%machine, why, "the zone of a machine is unknown; requested again in 5 minutes");
                 let zone = self.of(&machine);
                 self.known.insert(machine, Known { zone, again_at: Some(now + FAILED_AGAIN) });
             }
@@ -130,6 +137,7 @@ impl Zones {
     }
 }
 
+/// Requests the zone label of a machine.
 async fn ask(client: Client, machine: Arc<str>) -> Result<Option<Arc<str>>, Refusal> {
     #[derive(Deserialize)]
     struct Node {
@@ -148,7 +156,7 @@ async fn ask(client: Client, machine: Arc<str>) -> Result<Option<Arc<str>>, Refu
         match response.status().as_u16() {
             200 => {}
             401 | 403 => return Err(Refusal::Forbidden),
-            // It is gone, and so are its pods soon.
+            // The machine is deleted, and its pods will be soon.
             404 => return Ok(None),
             code => return Err(failed(code.to_string())),
         }
@@ -168,8 +176,9 @@ mod tests {
         names.iter().map(|name| Arc::from(*name)).collect()
     }
 
+    /// Checks that unused machines leave the queue and the cache, and that failed requests are repeated.
     #[tokio::test(start_paused = true)]
-    async fn machines_that_are_not_in_use_are_forgotten_and_failures_are_tried_again() {
+    async fn unused_machines_are_forgotten_and_failures_retried() {
         let mut zones = Zones::default();
         zones.want(names(&["a", "b", "c"]).iter());
         assert_eq!((zones.queue.len(), zones.is_busy()), (3, true));
@@ -188,8 +197,9 @@ mod tests {
         assert_eq!((zones.known.len(), zones.is_busy()), (0, false));
     }
 
+    /// Checks that a refusal empties the queue, and that the machines are queued again an hour later.
     #[tokio::test(start_paused = true)]
-    async fn a_right_that_is_missing_is_tried_again_an_hour_later() {
+    async fn missing_right_is_retried_after_an_hour() {
         let mut zones = Zones::default();
         zones.want(names(&["a", "b"]).iter());
         zones.queue.pop_front();

@@ -1,4 +1,4 @@
-//! What is read of a pod.
+//! Pods: reads one as at most one peer.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{Content, Metadata, NamedPort, Object, Port, Record, addresses, zone};
 
-/// What Kubernetes gives a pod that says nothing, in seconds.
+/// Default grace period of Kubernetes in seconds.
 const GRACE: u32 = 30;
 
 #[derive(Deserialize)]
@@ -19,13 +19,13 @@ struct Pod {
     status: Option<Status>,
 }
 
-// Go writes an empty list as null as well as not at all, so every list is optional.
+// Go writes an empty list as null or leaves it out, so every list is optional.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
     node_name: Option<String>,
     containers: Option<Vec<Container>>,
-    /// Those that run on beside the others (sidecars) may have the port.
+    /// Init containers. A sidecar, which continues to run beside the containers, may have the port.
     init_containers: Option<Vec<Container>>,
 }
 
@@ -51,12 +51,13 @@ struct PodIp {
     ip: Option<String>,
 }
 
+/// Reads a pod. A pod that has Failed or Succeeded has no peer.
 pub(super) fn read(json: &str, port: &Port) -> Result<Object, serde_json::Error> {
     let Pod { metadata, spec, status } = serde_json::from_str(json)?;
     let (spec, status) = (spec.unwrap_or_default(), status.unwrap_or_default());
     let name: Arc<str> = metadata.name.into();
     let version = metadata.resource_version.unwrap_or_default();
-    // Such a pod has ended for good: it is restarted as another pod or not at all. Its conditions say nothing here:
+    // A pod in these phases has ended for good: Kubernetes starts another pod or none. Conditions are not read, because
     // readiness is health, not membership.
     let has_ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
     let Some(id) = PeerId::new(&name).ok().filter(|_| !has_ended) else {
@@ -64,7 +65,7 @@ pub(super) fn read(json: &str, port: &Port) -> Result<Object, serde_json::Error>
     };
     let containers = spec.containers.iter().chain(&spec.init_containers).flatten();
     let port = port.find(containers.filter_map(|container| container.ports.as_ref()).flatten());
-    // `podIPs` has all families and begins with `podIP`; servers of one family may leave it out.
+    // `podIPs` has the addresses of all families and begins with `podIP`. Servers of one family may leave it out.
     let all = status.pod_ips.iter().flatten().filter_map(|one| one.ip.as_deref());
     let ips = status.pod_ip.as_deref().into_iter().chain(all).filter(|ip| !ip.is_empty());
     let zone = zone(metadata.labels.and_then(|labels| labels.zone));
@@ -106,8 +107,10 @@ mod tests {
         pod(change).iter().flat_map(|record| record.addresses.iter().map(ToString::to_string)).collect()
     }
 
+    /// Checks that a pod is a peer at all of its IP addresses, at the container port with the name. A sidecar may have
+    /// the port.
     #[test]
-    fn a_pod_is_a_peer_at_its_addresses_and_the_port_of_that_name() {
+    fn pod_is_peer_at_its_addresses_and_named_port() {
         let [record] = &pod(|_| ())[..] else { panic!() };
         assert_eq!(record.id.as_ref().map(PeerId::as_str), Some("users-0"));
         assert_eq!((record.uid.as_deref(), record.machine.as_deref()), (Some("u1"), Some("m1")));
@@ -123,8 +126,9 @@ mod tests {
         assert_eq!(moved, ["10.0.0.7:1"]);
     }
 
+    /// Checks that a pod without a usable address or without the port is known and has no address to dial.
     #[test]
-    fn a_pod_without_an_address_or_the_port_is_there_and_waits() {
+    fn pod_without_address_or_port_has_no_addresses() {
         let waiting: [fn(&mut serde_json::Value); 7] = [
             |p| p["status"] = json!({ "phase": "Pending" }),
             |p| p["status"] = json!(null),
@@ -140,8 +144,9 @@ mod tests {
         }
     }
 
+    /// Checks that a pod has no peer only after it has Failed or Succeeded, and that a deletion sets the grace period.
     #[test]
-    fn only_the_end_of_a_pod_takes_it_away() {
+    fn only_ended_pod_has_no_peer() {
         for phase in ["Failed", "Succeeded"] {
             assert_eq!(pod(|p| p["status"]["phase"] = json!(phase)), []);
         }
@@ -163,8 +168,9 @@ mod tests {
         assert_eq!(grace(json!(null), json!(300)), None);
     }
 
+    /// Checks that the zone label of a pod is used, and that the machine is kept only without a zone label.
     #[test]
-    fn the_zone_is_that_of_the_label_and_then_the_machine_is_not_asked() {
+    fn zone_label_makes_machine_unneeded() {
         let [record] = &pod(|p| p["metadata"]["labels"] = json!({ "topology.kubernetes.io/zone": "a", "x": "y" }))[..]
         else {
             panic!()

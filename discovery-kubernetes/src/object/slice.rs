@@ -1,4 +1,4 @@
-//! What is read of an endpoint slice.
+//! Endpoint slices: reads the peers of one.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{Content, Metadata, NamedPort, Object, Port, Record, addresses, zone};
 
-/// In seconds: a slice does not tell the grace period of a pod, and few have a longer one.
+/// Assumed grace period in seconds. A slice does not contain the grace period of a pod, and few pods have a longer one.
 const GRACE: u32 = 300;
 
 #[derive(Deserialize)]
@@ -32,8 +32,8 @@ struct Endpoint {
     zone: Option<String>,
 }
 
-/// `ready` and `serving` are health, which is not ours to judge. And with `publishNotReadyAddresses` an endpoint is
-/// ready even while its pod terminates: only `terminating` tells.
+/// Conditions of an endpoint. `ready` and `serving` are not read, because they are health, not membership. With
+/// `publishNotReadyAddresses` an endpoint is ready even while its pod terminates, so only `terminating` is reliable.
 #[derive(Deserialize)]
 struct Conditions {
     #[serde(default)]
@@ -50,22 +50,24 @@ struct Target {
     uid: Option<String>,
 }
 
+/// Reads a slice with all of its endpoints.
 pub(super) fn read(json: &str, port: &Port) -> Result<Object, serde_json::Error> {
     let Slice { metadata, endpoints, ports } = serde_json::from_str(json)?;
     let port = port.find(ports.iter().flatten());
-    // A slice that is being deleted is replaced by others; its endpoints are not.
+    // The deletion timestamp of the slice is ignored: other slices replace it, and its endpoints continue to exist.
     let records = endpoints.into_iter().flatten().filter_map(|endpoint| record(endpoint, port)).collect();
     let version = metadata.resource_version.unwrap_or_default();
     Ok(Object { name: metadata.name.into(), version, content: Content::Read(records) })
 }
 
+/// Returns the peer of an endpoint, if the endpoint has a name or an address.
 fn record(endpoint: Endpoint, port: Option<u16>) -> Option<Record> {
     let target = endpoint.target_ref.filter(|target| target.kind.as_deref().is_none_or(|kind| kind == "Pod"));
     let (name, uid) = target.map_or((None, None), |target| (target.name, target.uid));
     let id = name.and_then(|name| PeerId::new(name).ok());
     let addresses = addresses(endpoint.addresses.iter().flatten().map(String::as_str), port);
     let is_terminating = endpoint.conditions.and_then(|conditions| conditions.terminating) == Some(true);
-    // Without a name and without an address there is nothing to wait for.
+    // An endpoint without a name and without an address can never become a peer.
     (id.is_some() || !addresses.is_empty()).then(|| Record {
         id,
         uid: uid.map(Arc::from),
@@ -99,8 +101,9 @@ mod tests {
         })
     }
 
+    /// Checks that an endpoint is the peer of its pod, whether or not the pod is ready, serving or terminating.
     #[test]
-    fn an_endpoint_is_the_pod_it_stands_for_whatever_its_health() {
+    fn endpoint_is_peer_regardless_of_health() {
         let found = records(slice(json!([
             { "addresses": ["10.0.0.7"], "zone": "a", "conditions": { "ready": true, "serving": true },
               "targetRef": { "kind": "Pod", "name": "users-0", "uid": "u0" } },
@@ -127,8 +130,9 @@ mod tests {
         assert_eq!((found[0].zone.as_deref(), found[1].zone.as_deref()), (Some("a"), None));
     }
 
+    /// Checks that a slice without the port has peers without addresses, and a slice without pods has no peers.
     #[test]
-    fn a_slice_without_the_port_or_without_endpoints_has_nobody_to_dial() {
+    fn slice_without_port_or_endpoints_has_no_addresses() {
         let pod = json!([{ "addresses": ["10.0.0.7"], "targetRef": { "kind": "Pod", "name": "users-0" } }]);
         for ports in [json!(null), json!([]), json!([{ "name": "http", "port": 80 }]), json!([{ "port": 7946 }])] {
             let mut slice = slice(pod.clone());

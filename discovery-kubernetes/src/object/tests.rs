@@ -1,4 +1,4 @@
-//! Whatever an API server, or what pretends to be one, sends: an object or garbage, and never the end of the node.
+//! Hostile objects: each is read or refused, and none causes a panic.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ fn slice() -> Value {
     })
 }
 
-/// Any small piece of JSON, odd numbers and texts among it.
+/// Generates a small piece of JSON, including unusual numbers and texts.
 fn piece() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(Value::Null),
@@ -44,7 +44,7 @@ fn piece() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Sets the value at the `at`-th place of the tree, or removes it.
+/// Sets or removes the value at the `at`-th place of the tree. Returns whether there is such a place.
 fn mutate(value: &mut Value, at: &mut usize, new: Option<&Value>) -> bool {
     match value {
         Value::Object(map) => {
@@ -69,7 +69,8 @@ fn mutate(value: &mut Value, at: &mut usize, new: Option<&Value>) -> bool {
     }
 }
 
-fn reads(json: &str) {
+/// Reads the text as each kind of object, and checks the peers that result.
+fn check(json: &str) {
     for kind in [Kind::Pods, Kind::Slices] {
         for port in [Port::Named("group-port".into()), Port::Number(7946)] {
             let Ok(object) = kind.read(json, &port) else { continue };
@@ -86,8 +87,9 @@ fn reads(json: &str) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// Checks objects in which 1 to 3 values are replaced or removed.
     #[test]
-    fn objects_with_anything_anywhere(
+    fn mutated_object_does_not_panic(
         is_pod in any::<bool>(),
         changes in prop::collection::vec((0_usize..30, prop::option::weighted(0.8, piece())), 1..4),
     ) {
@@ -95,16 +97,22 @@ proptest! {
         for (mut at, new) in changes {
             mutate(&mut object, &mut at, new.as_ref());
         }
-        reads(&object.to_string());
+        check(&object.to_string());
     }
 
+    /// Checks objects that are cut and have one byte replaced.
     #[test]
-    fn bytes_that_were_an_object(is_pod in any::<bool>(), cut in 0_usize..600, at in 0_usize..600, byte in any::<u8>()) {
+    fn damaged_bytes_do_not_panic(
+        is_pod in any::<bool>(),
+        cut in 0_usize..600,
+        at in 0_usize..600,
+        byte in any::<u8>(),
+    ) {
         let text = if is_pod { pod() } else { slice() }.to_string();
         let mut bytes = text.into_bytes();
         bytes.truncate(cut.max(1));
         let at = at % bytes.len();
         bytes[at] = byte;
-        reads(&String::from_utf8_lossy(&bytes));
+        check(&String::from_utf8_lossy(&bytes));
     }
 }

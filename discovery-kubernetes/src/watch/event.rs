@@ -1,4 +1,4 @@
-//! One line of a watch.
+//! Events: reads one line of a watch.
 
 use std::sync::Arc;
 
@@ -11,24 +11,24 @@ use crate::{
     object::{Object, name_and_version},
 };
 
-/// What a line says.
+/// An event of a watch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// New or changed.
+    /// A new or changed object.
     Put(Object),
     Removed {
         name: Arc<str>,
         version: String,
     },
-    /// Nothing but where to go on, and whether this was the end of the first state.
+    /// A version to continue from, and whether the first state ends here.
     Bookmark {
         version: String,
         ends_initial: bool,
     },
     Trouble(Trouble),
-    /// An empty line, or a type that is not known yet.
+    /// An empty line, an unreadable bookmark, or an event of an unknown type.
     Nothing,
-    /// Not even whom it is about can be read.
+    /// An event that does not even identify its object.
     Garbage,
 }
 
@@ -40,6 +40,7 @@ struct Line<'a> {
     object: &'a RawValue,
 }
 
+/// Reads one line, and counts an unreadable one.
 pub(super) fn read(api: &Api, line: &[u8]) -> Event {
     if line.iter().all(u8::is_ascii_whitespace) {
         return Event::Nothing;
@@ -54,7 +55,7 @@ pub(super) fn read(api: &Api, line: &[u8]) -> Event {
     let json = line.object.get();
     match line.kind.as_str() {
         "ADDED" | "MODIFIED" => api.read(json).map_or(Event::Garbage, Event::Put),
-        // The object as it was at last, at the version of its deletion: no more than its name is needed.
+        // The event has the last state of the object, at the version of the deletion. Only the name is needed.
         "DELETED" => name_and_version(json).map_or(Event::Garbage, |(name, version)| Event::Removed { name, version }),
         "BOOKMARK" => bookmark(json),
         "ERROR" => {

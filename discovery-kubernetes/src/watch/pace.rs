@@ -1,43 +1,49 @@
-//! When the next request may be sent: what has failed is asked for less and less, and never by all nodes at once.
+//! Pace of requests: the earliest time of the next list and watch, with back-off and random spread over the nodes.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The first pause after a failure, and the longest.
+/// Pause after the first failure.
 const PAUSE: Duration = Duration::from_millis(250);
+/// Longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// All nodes lose their watches at the same time, when an API server ends; a new watch is cheap.
+/// Maximum random delay of a new watch. All nodes lose their watches at the same time when an API server ends, and a
+/// new watch is cheap.
 const SPREAD: Duration = Duration::from_millis(200);
-/// All nodes lose what their watches were to go on from at the same time, too; a list is not cheap.
+/// Maximum random delay of a list after a 410. All nodes lose the versions of their watches at the same time, too, and
+/// a list is not cheap.
 const LIST_SPREAD: Duration = Duration::from_secs(3);
-/// How often everything is listed again, ± 20 %: a watch that has lost an event does not know.
+/// Interval of periodic lists, ± 20 %. A watch that has lost an event does not notice the loss.
 const RELIST: Duration = Duration::from_secs(600);
-/// Least time between two lists that a node asks for. Where a list takes longer than that, as much as it takes.
+/// Minimum time from the end of a list to the next one that the node requests. If the list took longer than this, the
+/// time is that of the list.
 const ASK: Duration = Duration::from_secs(1);
-/// So many watches in a row that say nothing, and are not ended either, are no source.
+/// Number of consecutive silent watches after which watches are not trusted. A silent watch sends nothing and is not
+/// ended by the API server.
 const SILENT: u32 = 2;
 
-/// The back-off of one namespace.
+/// Pace of one namespace.
 #[derive(Debug)]
 pub(super) struct Pace {
     rng: fastrand::Rng,
-    /// Lists that have failed since one was good.
+    /// Number of failed lists since the last good one.
     list_failures: u32,
-    /// Watches that have failed since one was good.
+    /// Number of failed watches since the last good one.
     watch_failures: u32,
-    /// Versions that were too old, and watches that said nothing, since one was good.
+    /// Number of answers 410 since the last good watch.
     expired: u32,
+    /// Number of silent watches since the last good one.
     silent: u32,
     list_not_before: Instant,
     watch_not_before: Instant,
     relist_at: Instant,
-    /// When the next list may come that a node asks for.
+    /// Earliest time of the next list that the node requests.
     ask_at: Instant,
 }
 
 impl Pace {
-    /// `listed_at` is when there was a list before, if there was one.
+    /// Creates a pace. `listed_at` is the time of the last list, if there was one.
     pub(super) fn new(seed: u64, listed_at: Option<Instant>) -> Self {
         let now = Instant::now();
         let mut pace = Self {
@@ -55,6 +61,7 @@ impl Pace {
         pace
     }
 
+    /// Returns the random time until the next periodic list.
     fn relist(&mut self) -> Duration {
         RELIST.mul_f64(0.8 + 0.4 * self.rng.f64())
     }
@@ -63,23 +70,23 @@ impl Pace {
         &mut self.rng
     }
 
-    /// When a watch may be opened.
+    /// Returns the earliest time of the next watch.
     pub(super) fn watch_at(&self) -> Instant {
         self.watch_not_before
     }
 
-    /// When there may be a list, where there is no watch that would tell of changes.
+    /// Returns the earliest time of a list while no watch is open.
     pub(super) fn list_at(&self) -> Instant {
         self.list_not_before.max(self.watch_not_before)
     }
 
-    /// When there is to be a list although there is a watch.
+    /// Returns the time of the next list while a watch is open. `is_asked`: whether the node has requested a list.
     pub(super) fn relist_at(&self, is_asked: bool) -> Instant {
         let due = if is_asked { self.ask_at.min(self.relist_at) } else { self.relist_at };
         due.max(self.list_not_before)
     }
 
-    /// A list was good, and took so long.
+    /// Records a good list and its duration.
     pub(super) fn listed(&mut self, took: Duration) {
         let now = Instant::now();
         self.list_failures = 0;
@@ -87,34 +94,34 @@ impl Pace {
         self.relist_at = now + self.relist();
     }
 
-    /// The last list was good.
+    /// Returns whether no list has failed since the last good one.
     pub(super) fn is_listed(&self) -> bool {
         self.list_failures == 0
     }
 
-    /// A watch is good: it has said something, or has lived and ended in order.
+    /// Records a good watch, which has sent an event, or has lived for a while and ended in order.
     pub(super) fn watched(&mut self) {
         (self.watch_failures, self.expired, self.silent) = (0, 0, 0);
     }
 
-    /// One that is good goes on in a new watch.
+    /// Schedules the next watch after a good one has ended.
     pub(super) fn again(&mut self) {
         self.watch_failures = 0;
         self.watch_not_before = Instant::now() + SPREAD.mul_f64(self.rng.f64());
     }
 
-    /// A watch has said nothing and was not ended; tells whether that is no longer to be believed.
+    /// Records a silent watch. Returns whether watches are no longer trusted.
     pub(super) fn hung(&mut self) -> bool {
         self.silent = self.silent.saturating_add(1);
         self.is_doubted()
     }
 
-    /// A watch that opens is not one that speaks: the last ones did not.
+    /// Returns whether the last watches were silent, so that an open watch proves nothing before it sends an event.
     pub(super) fn is_doubted(&self) -> bool {
         self.silent >= SILENT
     }
 
-    /// A version was too old; tells whether it was not the first in a row.
+    /// Records an answer 410 and delays the next list. Returns whether this is not the first 410 in a row.
     pub(super) fn expired(&mut self) -> bool {
         self.expired = self.expired.saturating_add(1);
         let spread = LIST_SPREAD.mul_f64(self.rng.f64());
@@ -122,7 +129,7 @@ impl Pace {
         self.expired > 1
     }
 
-    /// A list failed. `wait` is how long the API server asks us to.
+    /// Records a failed list. `wait` is the delay that the API server requests.
     pub(super) fn list_failed(&mut self, wait: Duration) {
         self.list_failures = self.list_failures.saturating_add(1);
         let pause = self.pause(self.list_failures);
@@ -130,7 +137,7 @@ impl Pace {
         self.wait(wait);
     }
 
-    /// A watch failed.
+    /// Records a failed watch. `wait` is the delay that the API server requests.
     pub(super) fn watch_failed(&mut self, wait: Duration) {
         self.watch_failures = self.watch_failures.saturating_add(1);
         let pause = self.pause(self.watch_failures);
@@ -138,12 +145,13 @@ impl Pace {
         self.wait(wait);
     }
 
-    /// How often a watch has failed in a row.
+    /// Returns the number of failed watches in a row.
     pub(super) fn watch_failures(&self) -> u32 {
         self.watch_failures
     }
 
-    /// At least as long as the API server said, and not as long as it said to all the others.
+    /// Delays all requests by the time that the API server requests, plus up to 50 % at random, so that not all nodes
+    /// send requests at once.
     fn wait(&mut self, wait: Duration) {
         if wait > Duration::ZERO {
             let until = Instant::now() + wait.mul_f64(1.0 + self.rng.f64() / 2.0);
@@ -152,7 +160,8 @@ impl Pace {
         }
     }
 
-    /// Longer and longer.
+    /// Returns the pause after this number of failures. The pause doubles with each failure up to the longest one, and
+    /// is shortened by up to 50 % at random.
     fn pause(&mut self, failures: u32) -> Duration {
         if failures == 0 {
             return Duration::ZERO;

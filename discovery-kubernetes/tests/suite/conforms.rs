@@ -1,4 +1,4 @@
-//! The conformance suite of providers: over TCP and in real time, with a client made from a kubeconfig for each run.
+//! Conformance suite of providers, over TCP and in real time, with a new client from a kubeconfig for each run.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use crate::support::{
     wire::{Listening, listen},
 };
 
+/// The fake API server as a source of members.
 struct Cluster {
     fake: Fake,
     listening: Listening,
@@ -31,7 +32,7 @@ async fn fresh(is_service: bool) -> Cluster {
     Cluster { fake, listening, scratch: Scratch::new(), is_service }
 }
 
-/// A pod on which a member runs.
+/// Returns the pod of a member.
 fn pod_of(member: &Me) -> Value {
     let mut pod = pod(member.id.as_str(), &member.incarnation.0.to_string());
     let ips: Vec<_> = member.addresses.iter().map(|at| ip(at.as_str())).collect();
@@ -49,7 +50,7 @@ fn port(member: &Me) -> u16 {
     member.addresses[0].as_str().rsplit_once(':').unwrap().1.parse().unwrap()
 }
 
-/// The slices of a member: one for each address, since a slice has one family.
+/// Returns the slices of a member, one per address, because a slice has one address family.
 fn slices_of(member: &Me) -> Vec<Value> {
     let slice = |(n, at): (usize, &groupcache_core::Address)| {
         json!({
@@ -92,7 +93,7 @@ impl Source for Cluster {
         self.crash(member).await
     }
 
-    /// That a pod has died is known to Kubernetes, in whatever time; then it is deleted, as any other.
+    /// Deletes the pod, because Kubernetes detects a dead pod after some time and deletes it like any other.
     async fn crash(&mut self, member: &Me) -> Result<(), Cannot> {
         for n in 0..2 {
             self.fake.delete(SLICES, NAMESPACE, &format!("{}-{n}", member.id));
@@ -120,17 +121,18 @@ impl Source for Cluster {
         for member in members {
             let _ = self.join(member).await;
         }
-        self.fake.set(Mode::Well);
+        self.fake.set(Mode::Normal);
     }
 
     async fn garbage(&mut self) -> Result<(), Cannot> {
         for resource in ["pods", SLICES] {
-            for (name, spec) in [("member-0", json!("none")), ("stranger", json!([1])), ("odd", json!({}))] {
+            for (name, spec) in [("member-0", json!("none")), ("unlisted", json!([1])), ("odd", json!({}))] {
                 let mut garbage = pod(name, "x");
                 garbage["metadata"]["labels"]["kubernetes.io/service-name"] = json!("users");
                 garbage["spec"] = spec.clone();
                 garbage["endpoints"] = spec;
-                // What is garbage about the member that is there is told as its last state.
+                // A pod is overwritten even if it exists, because an unreadable object keeps the last state of its
+                // member.
                 let is_new = self.fake.get(resource, NAMESPACE, name).is_none();
                 if is_new || !self.is_service {
                     self.fake.put(resource, garbage);
@@ -141,6 +143,7 @@ impl Source for Cluster {
     }
 }
 
+/// Checks [`Pods`] against all scenarios.
 #[tokio::test]
 async fn pods_conform() {
     let report = conform(async || fresh(false).await).await;
@@ -149,8 +152,9 @@ async fn pods_conform() {
     report.passed().unwrap();
 }
 
+/// Checks [`Service`] against all scenarios.
 #[tokio::test]
-async fn a_service_conforms() {
+async fn service_conforms() {
     let report = conform(async || fresh(true).await).await;
     println!("{report}");
     assert_eq!(report.left_out(), []);

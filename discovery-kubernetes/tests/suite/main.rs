@@ -1,4 +1,4 @@
-//! The provider against a fake API server, and against a real one where there is one.
+//! Tests of the provider against a fake API server and, where one is installed, a real API server.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests, helpers included")]
 
 use read_along as _;

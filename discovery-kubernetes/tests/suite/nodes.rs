@@ -1,4 +1,4 @@
-//! Real nodes at the addresses of pods: discovery, ring and remote gets together.
+//! Real nodes at the addresses of pods: discovery, ring and remote gets in combination.
 
 use std::{
     net::SocketAddr,
@@ -17,16 +17,17 @@ use crate::support::{
     wire::{Listening, listen},
 };
 
-/// A node that believes it is a pod.
+/// A node with the id and the address of a pod.
 pub(crate) struct Pod {
     pub(crate) node: Node,
     group: Group<String>,
     loads: Arc<AtomicU64>,
 }
 
-/// Beyond those of other tests on this machine, and each pod has one of its own.
+/// Port of all nodes. Each pod has its own loopback address, so the port is free even while other tests run.
 const PORT: u16 = 7946;
 
+/// Starts a node as the pod `name`, with a group that counts its loads.
 pub(crate) async fn start(world: &impl World, name: &str, ip: &str) -> Pod {
     let listen = SocketAddr::new(ip.parse().unwrap(), PORT);
     let identity = Identity::new(listen).with_id(name).unwrap();
@@ -42,14 +43,15 @@ pub(crate) async fn start(world: &impl World, name: &str, ip: &str) -> Pod {
     Pod { node, group, loads }
 }
 
-pub(crate) fn sees(pods: &[Pod], members: usize) -> bool {
+/// Returns whether each node sees this number of reachable members.
+pub(crate) fn all_see(pods: &[Pod], members: usize) -> bool {
     pods.iter().all(|pod| {
         let all = pod.node.members();
         all.len() == members && all.iter().all(|member| member.is_reachable)
     })
 }
 
-/// The fake over TCP, as a node has it: real time, a client of its own for each.
+/// The fake API server over TCP: in real time, with a client per node.
 pub(crate) struct OverTcp {
     pub(crate) simulated: Simulated,
     listening: Listening,
@@ -104,68 +106,71 @@ impl World for OverTcp {
     }
 
     fn outage(&self) -> Duration {
-        Duration::from_secs(9) // beyond the grace of a missing peer, and the pings after it
+        Duration::from_secs(9) // longer than the grace of a missing peer and the pings after that
     }
 }
 
+/// Checks a cluster of pods on the fake API server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_the_fake() {
+async fn pods_on_the_fake_form_a_cluster() {
     let mut world = OverTcp::new().await;
-    a_cluster_of_pods(&mut world).await;
-    assert_eq!(world.simulated.fake.watches().1, 4, "one watch of each node");
+    pods_form_a_cluster(&mut world).await;
+    assert_eq!(world.simulated.fake.watches().1, 4, "one watch per node");
 }
 
-pub(crate) async fn a_cluster_of_pods(world: &mut impl World) {
+/// Checks that pods form a cluster, join late, keep their keys while no pod is ready and the API server is down, and
+/// leave.
+pub(crate) async fn pods_form_a_cluster(world: &mut impl World) {
     let ips = ["127.0.81.1", "127.0.81.2", "127.0.81.3", "127.0.81.4"];
     let mut pods = Vec::new();
     for (n, ip) in ips.iter().take(3).enumerate() {
         world.start(&format!("users-{n}"), ip).await;
         pods.push(start(world, &format!("users-{n}"), ip).await);
     }
-    eventually("the three see each other", async || sees(&pods, 3)).await;
+    eventually("the three nodes see each other", async || all_see(&pods, 3)).await;
     for pod in &pods {
         pod.node.ready(3).await.unwrap();
     }
     get_all(&pods, "the-1st-token").await;
 
-    // One more: its node is there first, as that of a pod is.
+    // A fourth node starts before its pod has an address, as in Kubernetes.
     world.create("users-3").await;
     let late = start(world, "users-3", ips[3]).await;
     let begun = Instant::now();
     world.status("users-3", running(&[ips[3]], false)).await;
-    eventually("it is in the ring of all", async || sees(&pods, 4)).await;
-    println!("in the ring of every node {:?} after its pod had an address (figure: 1 s)", begun.elapsed());
+    eventually("the late node is in all rings", async || all_see(&pods, 4)).await;
+    println!("in all rings {:?} after the pod had an address (target: 1 s)", begun.elapsed());
     pods.push(late);
-    eventually("and it sees all", async || sees(&pods, 4)).await;
+    eventually("the late node sees all members", async || all_see(&pods, 4)).await;
     get_all(&pods, "the-2nd-token").await;
 
-    // Nobody is ready, and the API server is away: no key moves.
+    // No pod is ready and the API server is down, and no key moves.
     let rings: Vec<_> = pods.iter().map(|pod| pod.node.fingerprint()).collect();
     for (n, ip) in ips.iter().enumerate() {
         world.status(&format!("users-{n}"), running(&[ip], false)).await;
     }
     world.down().await;
-    tokio::time::sleep(world.outage()).await; // longer than what takes a peer out of a ring
+    tokio::time::sleep(world.outage()).await; // longer than the time after which a missing peer leaves the ring
     get_all(&pods, "third").await;
     world.up().await;
     let now: Vec<_> = pods.iter().map(|pod| pod.node.fingerprint()).collect();
     assert_eq!(rings, now, "no key has moved");
 
-    // A pod is deleted as Kubernetes does it: told, stopped, gone.
+    // A pod is deleted as in Kubernetes: marked as terminating, stopped, removed.
     world.terminate("users-0").await;
     let leaver = pods.remove(0);
     let begun = Instant::now();
     leaver.node.shutdown().await.unwrap();
     world.delete("users-0").await;
-    eventually("it is in no ring", async || sees(&pods, 3)).await;
-    println!("in no ring {:?} after its shutdown began", begun.elapsed());
+    eventually("the stopped node is in no ring", async || all_see(&pods, 3)).await;
+    println!("out of all rings {:?} after the shutdown began", begun.elapsed());
     get_all(&pods, "fourth").await;
     for pod in pods {
         pod.node.shutdown().await.unwrap();
     }
 }
 
-/// Every node is asked for every key, and each is loaded once in all.
+/// Gets every key at every node, and checks that each key is loaded once in the cluster.
 async fn get_all(pods: &[Pod], what: &str) {
     let before: u64 = pods.iter().map(|pod| pod.loads.load(Relaxed)).sum();
     for n in 0..30 {
@@ -175,5 +180,5 @@ async fn get_all(pods: &[Pod], what: &str) {
         }
     }
     let loads = pods.iter().map(|pod| pod.loads.load(Relaxed)).sum::<u64>() - before;
-    assert_eq!(loads, 30, "each key of {what} once");
+    assert_eq!(loads, 30, "one load per key of {what}");
 }

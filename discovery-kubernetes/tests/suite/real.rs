@@ -1,5 +1,5 @@
-//! The scenarios once more, on a real API server: `kube-apiserver` and `etcd` in the folder `KUBEBUILDER_ASSETS`, as
-//! envtest has them. There is no kubelet: what one would do to the status of a pod the scenarios do.
+//! All scenarios on a real API server: `kube-apiserver` and `etcd` in the folder `KUBEBUILDER_ASSETS`, as envtest
+//! installs them. There is no kubelet, so the scenarios set the status of pods themselves.
 
 use std::{
     env,
@@ -23,23 +23,25 @@ use crate::{
     support::{PATIENCE, Scratch, World, kubeconfig, pod},
 };
 
+/// Runs all scenarios, and a cluster of nodes, on a real API server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "KUBEBUILDER_ASSETS names no folder with kube-apiserver and etcd"]
-async fn every_scenario_on_a_real_api_server() {
-    let assets = env::var_os("KUBEBUILDER_ASSETS").expect("KUBEBUILDER_ASSETS names a folder with both programs");
+async fn scenarios_pass_on_a_real_api_server() {
+    let assets =
+        env::var_os("KUBEBUILDER_ASSETS").expect("set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd");
     let server = Server::start(assets.into()).await;
     scenarios::all(async |what| {
         println!("{what}");
         Real::fresh(&server).await
     })
     .await;
-    println!("nodes find each other, load once, and lose nobody");
-    nodes::a_cluster_of_pods(&mut Real::fresh(&server).await).await;
+    println!("cluster of nodes");
+    nodes::pods_form_a_cluster(&mut Real::fresh(&server).await).await;
 }
 
 const TOKEN: &str = "t0ken-of-users";
 
-/// etcd and an API server; they end with the test.
+/// etcd and an API server, which end with the test.
 struct Server {
     assets: PathBuf,
     scratch: Scratch,
@@ -58,12 +60,13 @@ impl Drop for Server {
     }
 }
 
-/// Free now; taken soon.
+/// Returns a port that is free at this moment.
 #[expect(clippy::disallowed_methods, reason = "finds a free port")]
 async fn free_port() -> u16 {
     tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
 
+/// Starts a program with its output in a log file.
 fn program(path: &Path, arguments: &[String], log: &Path) -> Child {
     let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
     let mut command = Command::new(path);
@@ -124,7 +127,7 @@ impl Server {
         let begun = Instant::now();
         let ready = || http::Request::get("/readyz").body(Vec::new()).unwrap();
         while self.admin.request_text(ready()).await.is_err() {
-            assert!(begun.elapsed() < PATIENCE, "the API server does not answer; {}", log.display());
+            assert!(begun.elapsed() < PATIENCE, "the API server does not answer; see {}", log.display());
             sleep(Duration::from_millis(100)).await;
         }
     }
@@ -136,7 +139,7 @@ impl Server {
     }
 }
 
-/// Certificates of an authority of the test, and a client that may do everything.
+/// Issues the certificates of the server, and returns the authority and a client with all rights.
 async fn certificates(scratch: &Scratch, port: u16) -> (String, Client) {
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -168,7 +171,7 @@ async fn certificates(scratch: &Scratch, port: u16) -> (String, Client) {
     (authority.pem(), Client::try_from(config).unwrap())
 }
 
-/// A namespace of its own on the server.
+/// A separate namespace on the server.
 struct Real<'a> {
     server: &'a Server,
     namespace: String,
@@ -210,7 +213,7 @@ impl World for Real<'_> {
         pod["metadata"]["namespace"] = json!(self.namespace);
         pod["metadata"].as_object_mut().unwrap().remove("uid");
         pod.as_object_mut().unwrap().remove("status");
-        // One that is on a machine is deleted in two steps, as a kubelet would have it.
+        // A pod on a machine is deleted in two steps, so that a kubelet can end it.
         pod["spec"]["nodeName"] = json!("machine-1");
         let path = format!("/api/v1/namespaces/{}/pods", self.namespace);
         self.server.ask("POST", &path, &pod).await.unwrap();
@@ -232,7 +235,7 @@ impl World for Real<'_> {
     async fn revoke(&mut self) {
         let path = format!("{}/pod-reader", self.rbac("rolebindings"));
         self.server.ask("DELETE", &path, &json!({})).await.unwrap();
-        // The API server itself hears of it by a watch.
+        // The API server itself learns of the change through a watch.
         sleep(Duration::from_secs(1)).await;
     }
 

@@ -1,4 +1,4 @@
-//! The endpoint slices of a service, and the zones of machines: what is published of them. In virtual time.
+//! Sets from the endpoint slices of a service, and zones from machines. In virtual time.
 
 use discovery_kubernetes::{Pods, SERVICE_LABEL, Service};
 use groupcache_core::{Health, conformance::Bench};
@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 use crate::support::{
-    Eyes, NAMESPACE, eventually,
+    NAMESPACE, Observer, eventually,
     fake::{Fake, Mode},
     pod, running, show, wire,
 };
@@ -29,6 +29,7 @@ fn endpoint(pod: &str, ip: &str, terminating: bool) -> Value {
             "conditions": { "ready": true, "serving": !terminating, "terminating": terminating } })
 }
 
+/// Waits until these peers are published in a complete set.
 async fn until(bench: &mut Bench, expected: &[&str]) {
     eventually(&format!("{expected:?}"), async || {
         let mut all: Vec<_> = bench.peers().iter().map(show).collect();
@@ -38,15 +39,17 @@ async fn until(bench: &mut Bench, expected: &[&str]) {
     .await;
 }
 
+/// Checks merged address families, a peer that moves between slices, a terminating peer, an endpoint without a pod, and
+/// the Role in the health.
 #[tokio::test(start_paused = true)]
-async fn slices_add_up_to_peers_that_move_between_them_and_drain() {
+async fn slices_merge_into_peers() {
     let fake = Fake::default();
     fake.put(
         SLICES,
         slice("v4-a", "IPv4", json!([endpoint("p0", "10.0.0.1", false), endpoint("p1", "10.0.0.2", false)])),
     );
     fake.put(SLICES, slice("v6-a", "IPv6", json!([endpoint("p0", "fd00::1", false)])));
-    let mut other = slice("other", "IPv4", json!([endpoint("stranger", "10.0.0.9", false)]));
+    let mut other = slice("other", "IPv4", json!([endpoint("unlisted", "10.0.0.9", false)]));
     other["metadata"]["labels"][SERVICE_LABEL] = json!("orders");
     fake.put(SLICES, other);
     let service = Service::new(NAMESPACE, "users").client(wire::client(&fake));
@@ -54,7 +57,7 @@ async fn slices_add_up_to_peers_that_move_between_them_and_drain() {
     until(&mut bench, &["p0@10.0.0.1+[fd00::1] in eu-1a", "p1@10.0.0.2 in eu-1a"]).await;
     eventually("the watch is open", async || bench.health() == Some(Health::Connected)).await;
     let sets = bench.sets();
-    // p1 moves to another slice, in either order.
+    // `p1` moves to another slice and back, first added and then removed, then the other way round.
     fake.put(SLICES, slice("v4-b", "IPv4", json!([endpoint("p1", "10.0.0.2", false)])));
     fake.put(SLICES, slice("v4-a", "IPv4", json!([endpoint("p0", "10.0.0.1", false)])));
     fake.put(SLICES, slice("v4-b", "IPv4", json!([])));
@@ -62,10 +65,10 @@ async fn slices_add_up_to_peers_that_move_between_them_and_drain() {
         SLICES,
         slice("v4-a", "IPv4", json!([endpoint("p0", "10.0.0.1", false), endpoint("p1", "10.0.0.2", false)])),
     );
-    eventually("it is read", async || service.stats().events >= 4).await;
+    eventually("the events are read", async || service.stats().events >= 4).await;
     sleep(Duration::from_millis(100)).await;
-    assert_eq!(bench.sets(), sets, "nothing has changed");
-    // With publishNotReadyAddresses it is ready while it terminates.
+    assert_eq!(bench.sets(), sets, "the peers have not changed");
+    // With `publishNotReadyAddresses` an endpoint is ready while its pod terminates.
     fake.put(
         SLICES,
         slice("v4-a", "IPv4", json!([endpoint("p0", "10.0.0.1", false), endpoint("p1", "10.0.0.2", true)])),
@@ -75,17 +78,18 @@ async fn slices_add_up_to_peers_that_move_between_them_and_drain() {
     until(&mut bench, &["p0@10.0.0.1+[fd00::1] in eu-1a"]).await;
     fake.put(SLICES, slice("v4-b", "IPv4", json!([{ "addresses": ["10.0.0.77"] }])));
     until(&mut bench, &["@10.0.0.77", "p0@10.0.0.1+[fd00::1] in eu-1a"]).await;
-    assert!(fake.asked("kubernetes.io%2Fservice-name%3Dusers") >= 2);
+    assert!(fake.count_requests("kubernetes.io%2Fservice-name%3Dusers") >= 2);
     fake.set(Mode::Refuses { verb: "", code: 403, body: None });
-    eventually("the Role for slices is told", async || {
+    eventually("the health has the Role for slices", async || {
         matches!(bench.health(), Some(Health::Stale(why)) if why.contains("resources: [\"endpointslices\"]")
             && why.contains("apiGroups: [\"discovery.k8s.io\"]") && why.contains("endpointslices in the namespace prod"))
     })
     .await;
 }
 
+/// Checks that the zone label of a pod comes first, and that machines are requested only on demand and with the right.
 #[tokio::test(start_paused = true)]
-async fn the_zone_of_a_pod_is_its_label_or_else_that_of_its_machine_if_that_is_permitted() {
+async fn zone_comes_from_pod_label_or_machine() {
     let fake = Fake::default();
     let put = |name: &str, ip: &str, zone: Option<&str>| {
         let mut pod = pod(name, name);
@@ -101,19 +105,26 @@ async fn the_zone_of_a_pod_is_its_label_or_else_that_of_its_machine_if_that_is_p
     let machine = json!({ "metadata": { "name": "machine-of-p2", "labels": { "topology.kubernetes.io/zone": "b" } } });
     fake.put("nodes", machine);
     let pods = || Pods::new(NAMESPACE, "users").client(wire::client(&fake));
-    Eyes::open(pods()).until(&["p1@10.0.0.1 in a", "p2@10.0.0.2"]).await;
-    assert_eq!(fake.asked("/nodes/"), 0, "nobody asks who was not told to");
+    Observer::start(pods()).until(&["p1@10.0.0.1 in a", "p2@10.0.0.2"]).await;
+    assert_eq!(fake.count_requests("/nodes/"), 0, "machines are not requested by default");
 
-    let mut eyes = Eyes::open(pods().zones_from_nodes());
-    eyes.until(&["p1@10.0.0.1 in a", "p2@10.0.0.2 in b"]).await;
+    let mut observer = Observer::start(pods().zones_from_nodes());
+    observer.until(&["p1@10.0.0.1 in a", "p2@10.0.0.2 in b"]).await;
     put("p3", "10.0.0.3", None);
-    eyes.until(&["p1@10.0.0.1 in a", "p2@10.0.0.2 in b", "p3@10.0.0.3"]).await;
+    observer.until(&["p1@10.0.0.1 in a", "p2@10.0.0.2 in b", "p3@10.0.0.3"]).await;
     sleep(Duration::from_secs(60)).await;
-    assert_eq!((fake.asked("machine-of-p1"), fake.asked("machine-of-p2"), fake.asked("machine-of-p3")), (0, 1, 1));
+    assert_eq!(
+        (
+            fake.count_requests("machine-of-p1"),
+            fake.count_requests("machine-of-p2"),
+            fake.count_requests("machine-of-p3")
+        ),
+        (0, 1, 1)
+    );
 
-    // Without the right, peers have no zone, and nothing else is wrong.
+    // Without the right, peers without a zone label have no zone, and the provider is connected all the same.
     fake.refuse_namespace(Some(""));
-    let mut eyes = Eyes::open(pods().zones_from_nodes());
-    eyes.until(&["p1@10.0.0.1 in a", "p2@10.0.0.2", "p3@10.0.0.3"]).await;
-    eyes.until_well().await;
+    let mut observer = Observer::start(pods().zones_from_nodes());
+    observer.until(&["p1@10.0.0.1 in a", "p2@10.0.0.2", "p3@10.0.0.3"]).await;
+    observer.until_connected().await;
 }

@@ -1,4 +1,4 @@
-//! An API server that is not one: what it holds is set by the test, and so is how it fails.
+//! A fake API server. The test sets its objects and its faults.
 
 mod answers;
 mod http;
@@ -12,88 +12,96 @@ use std::{
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
-/// How the server is.
+/// Behaviour of the server.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Mode {
+    /// Requests are answered.
     #[default]
-    Well,
-    /// Nobody listens, and whoever was connected no longer is.
+    Normal,
+    /// Connections are refused, and open ones are closed.
     Down,
-    /// It takes requests and answers none.
+    /// Requests are accepted and never answered.
     Hangs,
-    /// It answers so to requests of this verb (`list`, `watch`, or empty for both), with this body or a status.
+    /// Requests with this verb (`list`, `watch`, or empty for both) are answered with this code, and this body or a
+    /// Status.
     Refuses { verb: &'static str, code: u16, body: Option<&'static str> },
-    /// It answers 429, as a server in front of it does: a text, and a header that says for how long.
+    /// Requests are answered 429 in the way of a server in front of the API server: a text, and a header with a delay.
     Overloaded { seconds: u32 },
 }
 
-/// What happens to one watch, instead of what should.
+/// Fault of one watch.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Mishap {
-    /// The head of an answer, and then nothing, whatever happens.
+pub(crate) enum WatchFault {
+    /// The watch has a head and no events.
     Silent,
-    /// Half of the next event, and the end of the connection.
-    CutEvent,
+    /// The connection ends within the next event.
+    BreaksWithinEvent,
     /// The connection ends after the next event.
-    Closed,
-    /// The answer ends in order, at once.
-    Ends,
-    /// These lines are sent first.
-    Says(Vec<String>),
-    /// These lines, and the end of the connection.
-    Half(Vec<String>),
+    BreaksAfterEvent,
+    /// The answer ends in order at once.
+    EndsAtOnce,
+    /// The watch begins with these lines.
+    BeginsWith(Vec<String>),
+    /// The connection ends after these lines.
+    BreaksAfter(Vec<String>),
 }
 
+/// A fake API server; clones share their state.
 #[derive(Clone, Default)]
 pub(crate) struct Fake(Arc<Inner>);
 
 struct Inner {
-    world: Mutex<World>,
-    /// Grows with each change.
+    state: Mutex<State>,
+    /// Version of the last change.
     changed: watch::Sender<u64>,
-    /// Grows when all connections are to end.
+    /// Counter that grows when all connections must end.
     epoch: watch::Sender<u64>,
 }
 
 impl Default for Inner {
     fn default() -> Self {
-        Self { world: Mutex::default(), changed: watch::channel(0).0, epoch: watch::channel(0).0 }
+        Self { state: Mutex::default(), changed: watch::channel(0).0, epoch: watch::channel(0).0 }
     }
 }
 
+/// State of the server.
 #[derive(Default)]
-pub(crate) struct World {
+pub(crate) struct State {
     version: u64,
-    /// By resource, namespace and name.
+    /// Objects by resource, namespace and name.
     objects: BTreeMap<(String, String, String), Value>,
     log: Vec<Logged>,
-    /// What happened up to this version is forgotten.
+    /// Version up to which all events are forgotten.
     pub(crate) compacted: u64,
-    /// How a version that is too old is told: as an event of the watch, or as a status.
+    /// Whether an expired version is reported as an event of the watch instead of a status.
     pub(crate) gone_is_an_event: bool,
     pub(crate) mode: Mode,
-    pub(crate) mishaps: VecDeque<Mishap>,
-    /// The lists whose pages are being asked for.
+    pub(crate) watch_faults: VecDeque<WatchFault>,
+    /// Lists with outstanding pages, by version.
     snapshots: BTreeMap<u64, Vec<Value>>,
-    /// One page, and then what it is a page of is forgotten.
+    /// Number of continuations that will find their list forgotten.
     pub(crate) forgets_pages: u32,
-    /// This pod is gone with them.
-    pub(crate) gone_with_pages: Option<String>,
-    pub(crate) knows_initial_events: bool,
+    /// Pod that is deleted when a list is forgotten.
+    pub(crate) deleted_with_pages: Option<String>,
+    /// Whether `sendInitialEvents` is supported.
+    pub(crate) supports_initial_events: bool,
+    /// Interval of bookmarks. `None` for no bookmarks.
     pub(crate) bookmarks_every: Option<Duration>,
+    /// Token that requests must have. `None` if none is needed.
     pub(crate) token: Option<String>,
     refused_namespace: Option<&'static str>,
-    /// How long it takes to answer to a list.
-    pub(crate) list_takes: Duration,
-    /// The body of a list comes in pieces of so many bytes, so far apart.
+    /// Delay of the answer to a list.
+    pub(crate) list_delay: Duration,
+    /// Bytes per piece of a list, and the pause before each piece.
     pub(crate) list_pace: Option<(usize, Duration)>,
-    /// Every page says that there is one more.
+    /// Whether every page announces another page.
     pub(crate) is_endless: bool,
     requests: Vec<(Instant, String)>,
     open_watches: usize,
     most_watches: usize,
 }
 
+/// An event in the log.
 #[derive(Clone)]
 struct Logged {
     version: u64,
@@ -101,18 +109,19 @@ struct Logged {
     resource: String,
     namespace: String,
     object: Value,
-    /// Its labels before, so that who no longer matches is deleted for a watch with a selector.
+    /// Previous object, because an object that no longer matches a selector is deleted for a watch with that selector.
     before: Option<Value>,
 }
 
 impl Fake {
-    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        self.0.world.lock().unwrap()
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap()
     }
 
+    /// Sets the behaviour. All connections end unless the server becomes normal.
     pub(crate) fn set(&self, mode: Mode) {
-        let ends = !matches!(mode, Mode::Well);
-        self.world().mode = mode;
+        let ends = !matches!(mode, Mode::Normal);
+        self.state().mode = mode;
         if ends {
             self.disconnect();
         }
@@ -123,93 +132,97 @@ impl Fake {
         self.0.epoch.send_modify(|epoch| *epoch += 1);
     }
 
-    /// Forgets what has happened, as etcd does every five minutes.
+    /// Forgets all events, as etcd does every five minutes.
     pub(crate) fn compact(&self) {
-        let mut world = self.world();
-        world.version += 1;
-        world.compacted = world.version;
-        world.log.clear();
+        let mut state = self.state();
+        state.version += 1;
+        state.compacted = state.version;
+        state.log.clear();
     }
 
+    /// Creates or changes an object.
     pub(crate) fn put(&self, resource: &str, mut object: Value) {
-        let mut world = self.world();
-        world.version += 1;
-        let version = world.version;
+        let mut state = self.state();
+        state.version += 1;
+        let version = state.version;
         object["metadata"]["resourceVersion"] = json!(version.to_string());
         let text = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
         let (namespace, name) = (text("namespace"), text("name"));
         let key = (resource.to_owned(), namespace.clone(), name);
-        let before = world.objects.insert(key, object.clone());
+        let before = state.objects.insert(key, object.clone());
         let kind = if before.is_some() { "MODIFIED" } else { "ADDED" };
-        world.log.push(Logged { version, kind, resource: resource.to_owned(), namespace, object, before });
-        drop(world);
+        state.log.push(Logged { version, kind, resource: resource.to_owned(), namespace, object, before });
+        drop(state);
         self.0.changed.send_replace(version);
     }
 
+    /// Deletes an object, if it exists.
     pub(crate) fn delete(&self, resource: &str, namespace: &str, name: &str) {
-        let mut world = self.world();
+        let mut state = self.state();
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
-        let Some(mut object) = world.objects.remove(&key) else { return };
-        world.version += 1;
-        let version = world.version;
+        let Some(mut object) = state.objects.remove(&key) else { return };
+        state.version += 1;
+        let version = state.version;
         object["metadata"]["resourceVersion"] = json!(version.to_string());
         let (resource, namespace) = (resource.to_owned(), namespace.to_owned());
-        world.log.push(Logged { version, kind: "DELETED", resource, namespace, object, before: None });
-        drop(world);
+        state.log.push(Logged { version, kind: "DELETED", resource, namespace, object, before: None });
+        drop(state);
         self.0.changed.send_replace(version);
     }
 
-    /// Forgets all but the last of what has happened, and tells up to which version.
-    pub(crate) fn compact_but(&self, versions: u64) -> u64 {
-        let mut world = self.world();
-        let compacted = world.version.saturating_sub(versions);
-        world.compacted = compacted;
-        world.log.retain(|logged| logged.version > compacted);
+    /// Forgets all events except those of the last `versions` versions. Returns the last forgotten version.
+    pub(crate) fn compact_except_last(&self, versions: u64) -> u64 {
+        let mut state = self.state();
+        let compacted = state.version.saturating_sub(versions);
+        state.compacted = compacted;
+        state.log.retain(|logged| logged.version > compacted);
         compacted
     }
 
-    /// An object is gone and no watch is told: the bug for which there are lists.
-    pub(crate) fn lose(&self, resource: &str, namespace: &str, name: &str) {
-        self.world().objects.remove(&(resource.to_owned(), namespace.to_owned(), name.to_owned()));
+    /// Deletes an object without an event: the fault that periodic lists repair.
+    pub(crate) fn delete_silently(&self, resource: &str, namespace: &str, name: &str) {
+        self.state().objects.remove(&(resource.to_owned(), namespace.to_owned(), name.to_owned()));
     }
 
-    /// Requests for this namespace are refused.
+    /// Refuses requests for this namespace, or for none.
     pub(crate) fn refuse_namespace(&self, namespace: Option<&'static str>) {
-        self.world().refused_namespace = namespace;
+        self.state().refused_namespace = namespace;
     }
 
+    /// Returns an object.
     pub(crate) fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
-        self.world().objects.get(&key).cloned()
+        self.state().objects.get(&key).cloned()
     }
 
+    /// Returns the namespaces and names of all objects of a resource.
     pub(crate) fn names(&self, resource: &str) -> Vec<(String, String)> {
-        let world = self.world();
-        world.objects.keys().filter(|key| key.0 == resource).map(|key| (key.1.clone(), key.2.clone())).collect()
+        let state = self.state();
+        state.objects.keys().filter(|key| key.0 == resource).map(|key| (key.1.clone(), key.2.clone())).collect()
     }
 
-    /// Forgets what it remembers for tests alone.
+    /// Frees the data that only tests need.
     pub(crate) fn forget_requests(&self) {
-        let mut world = self.world();
-        world.requests = Vec::new();
-        world.snapshots = BTreeMap::new();
-        world.log = Vec::new();
+        let mut state = self.state();
+        state.requests = Vec::new();
+        state.snapshots = BTreeMap::new();
+        state.log = Vec::new();
     }
 
-    /// How many requests there have been whose line has this in it.
-    pub(crate) fn asked(&self, what: &str) -> usize {
-        self.asked_at(what).len()
+    /// Returns the number of requests with this text in their line.
+    pub(crate) fn count_requests(&self, what: &str) -> usize {
+        self.request_times(what).len()
     }
 
-    /// And when.
-    pub(crate) fn asked_at(&self, what: &str) -> Vec<Instant> {
-        let world = self.world();
-        world.requests.iter().filter(|(_, line)| line.contains(what)).map(|(at, _)| *at).collect()
+    /// Returns the times of the requests with this text in their line.
+    pub(crate) fn request_times(&self, what: &str) -> Vec<Instant> {
+        let state = self.state();
+        state.requests.iter().filter(|(_, line)| line.contains(what)).map(|(at, _)| *at).collect()
     }
 
-    /// How many watches are open, and how many were at most.
+    /// Returns the current and the largest number of open watches.
     pub(crate) fn watches(&self) -> (usize, usize) {
-        let world = self.world();
-        (world.open_watches, world.most_watches)
+        let state = self.state();
+        (state.open_watches, state.most_watches)
     }
 }

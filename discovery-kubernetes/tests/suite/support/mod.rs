@@ -1,4 +1,4 @@
-//! What the tests share: a world of pods that a test changes, and eyes that see what the provider makes of it.
+//! Shared parts of the tests: a world of pods that a test changes, and an observer of the publications.
 
 pub(crate) mod fake;
 pub(crate) mod wire;
@@ -19,12 +19,12 @@ use tokio::time::{Instant, sleep};
 
 use self::fake::{Fake, Mode};
 
-/// Long enough for anything that works, on a busy machine with two cores.
+/// Time limit of each wait: generous for a busy machine with two cores.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The namespace of the tests.
 pub(crate) const NAMESPACE: &str = "prod";
 
-/// Waits for a condition and tells how long it took; says which one when it does not come.
+/// Waits for a condition. Returns the time that it took; panics with `what` after [`PATIENCE`].
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
     let begun = Instant::now();
     while !condition().await {
@@ -34,7 +34,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
     begun.elapsed()
 }
 
-/// A pod of the application `users` as it is when it was just made.
+/// Returns a new pod of the application `users`, without an address.
 pub(crate) fn pod(name: &str, uid: &str) -> Value {
     let labels: serde_json::Map<_, _> =
         discovery_kubernetes::APPLICATION_LABELS.iter().map(|label| ((*label).to_owned(), json!("users"))).collect();
@@ -48,7 +48,7 @@ pub(crate) fn pod(name: &str, uid: &str) -> Value {
     })
 }
 
-/// The status of a pod that runs.
+/// Returns the status of a running pod.
 pub(crate) fn running(ips: &[&str], ready: bool) -> Value {
     let condition = if ready { "True" } else { "False" };
     let all: Vec<_> = ips.iter().map(|ip| json!({ "ip": ip })).collect();
@@ -56,33 +56,37 @@ pub(crate) fn running(ips: &[&str], ready: bool) -> Value {
             "conditions": [{ "type": "Ready", "status": condition }] })
 }
 
-/// Pods that a scenario makes and changes, on whatever API server.
+/// Pods of a scenario on some API server.
 pub(crate) trait World {
+    /// Returns a provider of the pods.
     fn pods(&self) -> Pods;
-    /// Makes a pod that has no address yet.
+    /// Creates a pod without an address.
     async fn create(&mut self, name: &str);
-    /// Sets its status.
+    /// Sets the status of a pod.
     async fn status(&mut self, name: &str, status: Value);
-    /// Asks it to end: it has a deletion timestamp from now on.
+    /// Marks a pod as terminating, with a deletion timestamp.
     async fn terminate(&mut self, name: &str);
-    /// It is gone.
+    /// Deletes a pod.
     async fn delete(&mut self, name: &str);
-    /// Nobody may list or watch pods any more, and again.
+    /// Revokes the right to list and watch pods.
     async fn revoke(&mut self);
+    /// Grants the right again.
     async fn grant(&mut self);
-    /// The API server is not there, and again.
+    /// Stops the API server.
     async fn down(&mut self);
+    /// Starts the API server again.
     async fn up(&mut self);
-    /// How long it is not.
+    /// Returns the length of an outage.
     fn outage(&self) -> Duration;
 
+    /// Creates a pod that runs and is ready.
     async fn start(&mut self, name: &str, ip: &str) {
         self.create(name).await;
         self.status(name, running(&[ip], true)).await;
     }
 }
 
-/// On the fake, in virtual time.
+/// Pods on the fake API server, in virtual time.
 pub(crate) struct Simulated {
     pub(crate) fake: Fake,
     made: u32,
@@ -93,6 +97,7 @@ impl Simulated {
         Self { fake: Fake::default(), made: 0 }
     }
 
+    /// Changes a pod.
     pub(crate) fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
         let mut pod = self.fake.get("pods", NAMESPACE, name).unwrap();
         change(&mut pod);
@@ -127,7 +132,7 @@ impl World for Simulated {
     }
 
     async fn grant(&mut self) {
-        self.fake.set(Mode::Well);
+        self.fake.set(Mode::Normal);
     }
 
     async fn down(&mut self) {
@@ -135,7 +140,7 @@ impl World for Simulated {
     }
 
     async fn up(&mut self) {
-        self.fake.set(Mode::Well);
+        self.fake.set(Mode::Normal);
     }
 
     fn outage(&self) -> Duration {
@@ -143,30 +148,30 @@ impl World for Simulated {
     }
 }
 
-/// A provider on the bench, and what it publishes.
-pub(crate) struct Eyes {
+/// A provider on a test bench, with its publications.
+pub(crate) struct Observer {
     pub(crate) bench: Bench,
     pub(crate) pods: Pods,
 }
 
-impl Eyes {
-    pub(crate) fn open(pods: Pods) -> Self {
+impl Observer {
+    pub(crate) fn start(pods: Pods) -> Self {
         Self { bench: Bench::start(Arc::new(pods.clone())).unwrap(), pods }
     }
 
-    /// Who is published: `name@address+address`, with a `!` after the name of one that drains.
+    /// Returns the published peers as `name@address+address`, with a `!` after the name of a draining peer.
     pub(crate) fn set(&mut self) -> Vec<String> {
         let mut all: Vec<_> = self.bench.peers().iter().map(show).collect();
         all.sort();
         all
     }
 
-    /// Who was said to have left since this was asked last.
+    /// Returns the departures that were reported since the last call.
     pub(crate) fn left(&mut self) -> Vec<String> {
         self.bench.left().into_iter().map(|(id, _)| id.to_string()).collect()
     }
 
-    /// Waits until these are published, and complete.
+    /// Waits until exactly these peers are published, after at least one complete set.
     pub(crate) async fn until(&mut self, expected: &[&str]) -> Duration {
         let begun = Instant::now();
         while self.bench.sets() == 0 || self.set() != expected {
@@ -177,13 +182,14 @@ impl Eyes {
         begun.elapsed()
     }
 
-    /// Waits until the provider has read so many more events than it had when `before` was taken, and published.
-    pub(crate) async fn reads(&mut self, before: u64, events: u64) {
+    /// Waits until the provider has read this number of events more than `before`, and has published them.
+    pub(crate) async fn until_read(&mut self, before: u64, events: u64) {
         let pods = self.pods.clone();
         eventually("the events are read", async || pods.stats().events >= before + events).await;
-        sleep(Duration::from_millis(60)).await; // what is published is published by then
+        sleep(Duration::from_millis(60)).await; // longer than the delay of a publication
     }
 
+    /// Waits until the health is stale for a reason with these words. Returns the reason.
     pub(crate) async fn until_stale(&mut self, words: &[&str]) -> String {
         let begun = Instant::now();
         loop {
@@ -195,33 +201,36 @@ impl Eyes {
         }
     }
 
-    pub(crate) async fn until_well(&mut self) -> Duration {
-        eventually("it is well", async || self.bench.health() == Some(Health::Connected)).await
+    /// Waits until the health is connected.
+    pub(crate) async fn until_connected(&mut self) -> Duration {
+        eventually("the provider is connected", async || self.bench.health() == Some(Health::Connected)).await
     }
 }
 
-/// A world of two pods, which the provider has published.
-pub(crate) async fn settled(pods: impl FnOnce(Pods) -> Pods) -> (Simulated, Eyes) {
-    settled_with(|_| (), pods).await
+/// Returns two pods and a provider that has published them.
+pub(crate) async fn two_pods(pods: impl FnOnce(Pods) -> Pods) -> (Simulated, Observer) {
+    two_pods_with(|_| (), pods).await
 }
 
-pub(crate) async fn settled_with(
+/// Returns two pods and a provider that has published them, on a fake API server that `prepare` has changed.
+pub(crate) async fn two_pods_with(
     prepare: impl FnOnce(&Simulated),
     pods: impl FnOnce(Pods) -> Pods,
-) -> (Simulated, Eyes) {
+) -> (Simulated, Observer) {
     let mut world = Simulated::new();
     world.start("p1", "10.0.0.1").await;
     world.start("p2", "10.0.0.2").await;
     prepare(&world);
-    let mut eyes = Eyes::open(pods(world.pods()));
-    eyes.until(&["p1@10.0.0.1", "p2@10.0.0.2"]).await;
-    eyes.until_well().await;
-    (world, eyes)
+    let mut observer = Observer::start(pods(world.pods()));
+    observer.until(&["p1@10.0.0.1", "p2@10.0.0.2"]).await;
+    observer.until_connected().await;
+    (world, observer)
 }
 
-pub(crate) const BOTH: [&str; 2] = ["p1@10.0.0.1", "p2@10.0.0.2"];
+pub(crate) const TWO: [&str; 2] = ["p1@10.0.0.1", "p2@10.0.0.2"];
 pub(crate) const THREE: [&str; 3] = ["p1@10.0.0.1", "p2@10.0.0.2", "p3@10.0.0.3"];
 
+/// Returns a peer as `name@address+address in zone`, with a `!` after the name of a draining peer.
 pub(crate) fn show(peer: &Peer) -> String {
     let at: Vec<_> = peer.addresses().iter().map(|at| at.as_str().trim_end_matches(":7946").to_owned()).collect();
     let draining = if peer.state() == Some(NodeState::Draining) { "!" } else { "" };
@@ -229,7 +238,7 @@ pub(crate) fn show(peer: &Peer) -> String {
     format!("{}{draining}@{}{zone}", peer.id().map_or("", |id| id.as_str()), at.join("+"))
 }
 
-/// A directory of a test's own, removed at its end.
+/// A temporary directory, removed on drop.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
@@ -254,7 +263,7 @@ impl Drop for Scratch {
     }
 }
 
-/// A kubeconfig for a server, with a token in a file of its own.
+/// Writes a kubeconfig for a server, with the token in a separate file.
 pub(crate) fn kubeconfig(scratch: &Scratch, server: &str, token: &str, authority: Option<&str>) -> PathBuf {
     read_along::is_secret(token);
     let token = scratch.write("token", token);

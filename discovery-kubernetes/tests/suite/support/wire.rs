@@ -1,4 +1,4 @@
-//! How the fake API server is reached: by pipes in memory, or over TCP, with TLS or without.
+//! Connections to the fake API server: pipes in memory, or TCP with or without TLS; and a proxy.
 
 use std::{
     future::Future,
@@ -28,7 +28,8 @@ use tokio::{
 
 use super::fake::{Fake, Mode};
 
-/// A client whose connections are pipes in memory, so that time can be virtual: nothing is ever under way outside.
+/// Returns a client with pipes in memory as its connections. Time can be virtual, because no byte ever leaves the
+/// process.
 pub(crate) fn client(fake: &Fake) -> Client {
     let legacy: Legacy<_, Body> = Legacy::builder(TokioExecutor::new()).build(Pipes(fake.clone()));
     let service = tower::service_fn(move |mut request: http::Request<Body>| {
@@ -39,6 +40,7 @@ pub(crate) fn client(fake: &Fake) -> Client {
     Client::new(service, "default")
 }
 
+/// Connector that opens pipes in memory.
 #[derive(Clone)]
 struct Pipes(Fake);
 
@@ -54,7 +56,7 @@ impl tower_service::Service<http::Uri> for Pipes {
     fn call(&mut self, _: http::Uri) -> Self::Future {
         let fake = self.0.clone();
         Box::pin(async move {
-            if fake.world().mode == Mode::Down {
+            if fake.state().mode == Mode::Down {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             let (ours, theirs) = tokio::io::duplex(64 << 10);
@@ -92,7 +94,7 @@ impl Write for Pipe {
     }
 }
 
-/// The fake on a port of loopback, until it is dropped.
+/// The fake API server on a loopback port. Dropping the value stops the server.
 pub(crate) struct Listening {
     pub(crate) port: u16,
     task: AbortHandle,
@@ -104,6 +106,7 @@ impl Drop for Listening {
     }
 }
 
+/// Serves the fake API server on a loopback port.
 #[expect(clippy::disallowed_methods, reason = "the server of a test")]
 pub(crate) async fn listen(fake: &Fake, tls: Option<tokio_rustls::TlsAcceptor>) -> Listening {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -133,7 +136,7 @@ pub(crate) async fn listen(fake: &Fake, tls: Option<tokio_rustls::TlsAcceptor>) 
     Listening { port, task: task.abort_handle() }
 }
 
-/// A proxy of both kinds, until it is dropped.
+/// A proxy for SOCKS 5 and HTTP CONNECT. Dropping the value stops the proxy.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     connections: Arc<AtomicUsize>,
@@ -141,7 +144,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// How many have been asked for.
+    /// Returns the number of connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Relaxed)
     }
@@ -153,6 +156,7 @@ impl Drop for Proxy {
     }
 }
 
+/// Starts a proxy on a loopback port.
 #[expect(clippy::disallowed_methods, reason = "the proxy of a test")]
 pub(crate) async fn proxy() -> Proxy {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -164,7 +168,7 @@ pub(crate) async fn proxy() -> Proxy {
         while let Ok((mut near, _)) = listener.accept().await {
             counted.fetch_add(1, Relaxed);
             open.spawn(async move {
-                let mut far = TcpStream::connect(wanted(&mut near).await?).await?;
+                let mut far = TcpStream::connect(read_target(&mut near).await?).await?;
                 tokio::io::copy_bidirectional(&mut near, &mut far).await
             });
         }
@@ -172,8 +176,8 @@ pub(crate) async fn proxy() -> Proxy {
     Proxy { port, connections, task: task.abort_handle() }
 }
 
-/// Which port of loopback is wanted, by SOCKS 5 or by CONNECT; it is told that it is there.
-async fn wanted(near: &mut TcpStream) -> io::Result<(&'static str, u16)> {
+/// Reads the requested loopback address, by SOCKS 5 or by CONNECT, and confirms the request.
+async fn read_target(near: &mut TcpStream) -> io::Result<(&'static str, u16)> {
     let mut first = [0; 1];
     near.peek(&mut first).await?;
     if first == [5] {

@@ -1,4 +1,4 @@
-//! What the server answers: lists with pages, watches with chunked events, bookmarks, versions that expire.
+//! Answers of the fake API server: paged lists, watches with chunked events, bookmarks, expired versions.
 
 use std::{io, time::Duration};
 
@@ -9,8 +9,8 @@ use tokio::{
 };
 
 use super::{
-    Fake, Logged, Mishap, Mode,
-    http::{Request, chunk, paced, read, whole, with},
+    Fake, Logged, Mode, WatchFault,
+    http::{Request, chunk, paced, read, whole, with_head},
 };
 
 impl Fake {
@@ -18,7 +18,7 @@ impl Fake {
     pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(self, stream: S) {
         let mut epoch = self.0.epoch.subscribe();
         epoch.mark_unchanged();
-        if self.world().mode == Mode::Down {
+        if self.state().mode == Mode::Down {
             return;
         }
         let mut stream = BufReader::new(stream);
@@ -33,15 +33,15 @@ impl Fake {
             let is_watch = request.query.contains_key("watch");
             let verb = if is_watch { "watch" } else { "list" };
             let mode = {
-                let mut world = self.world();
-                world.requests.push((Instant::now(), request.line.clone()));
-                let is_refused = world.refused_namespace == Some(request.namespace.as_str());
-                if is_refused { Mode::Refuses { verb: "", code: 403, body: None } } else { world.mode.clone() }
+                let mut state = self.state();
+                state.requests.push((Instant::now(), request.line.clone()));
+                let is_refused = state.refused_namespace == Some(request.namespace.as_str());
+                if is_refused { Mode::Refuses { verb: "", code: 403, body: None } } else { state.mode.clone() }
             };
             if mode == Mode::Hangs {
                 return std::future::pending().await;
             }
-            let (token, wanted) = (request.token.clone(), self.world().token.clone());
+            let (token, wanted) = (request.token.clone(), self.state().token.clone());
             if wanted.is_some() && token != wanted {
                 let body = status(401, "Unauthorized").to_string();
                 whole(stream, 401, &body).await?;
@@ -60,7 +60,7 @@ impl Fake {
                 continue;
             }
             if let Mode::Overloaded { seconds } = mode {
-                with(stream, 429, &format!("Content-Type: text/plain\r\nRetry-After: {seconds}\r\n"), "slow down")
+                with_head(stream, 429, &format!("Content-Type: text/plain\r\nRetry-After: {seconds}\r\n"), "slow down")
                     .await?;
                 continue;
             }
@@ -68,8 +68,8 @@ impl Fake {
                 (true, _) => self.watch(stream, &request).await?,
                 (false, true) => {
                     let (takes, pace) = {
-                        let world = self.world();
-                        (world.list_takes, world.list_pace)
+                        let state = self.state();
+                        (state.list_delay, state.list_pace)
                     };
                     sleep(takes).await;
                     let (code, body) = self.list(&request);
@@ -89,36 +89,36 @@ impl Fake {
     }
 
     fn list(&self, request: &Request) -> (u16, String) {
-        let mut world = self.world();
+        let mut state = self.state();
         let limit = request.query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
         let (version, from) = match request.query.get("continue").and_then(|token| token.split_once(':')) {
             Some((version, from)) => (version.parse().unwrap(), from.parse().unwrap()),
             None => {
-                let version = world.version.max(1);
+                let version = state.version.max(1);
                 let here = |key: &(String, String, String)| key.0 == request.resource && key.1 == request.namespace;
-                let matching = world.objects.iter().filter(|(key, value)| here(key) && request.selects(value));
+                let matching = state.objects.iter().filter(|(key, value)| here(key) && request.selects(value));
                 let all = matching.map(|(_, value)| value.clone()).collect();
-                world.snapshots.insert(version, all);
+                state.snapshots.insert(version, all);
                 (version, 0_usize)
             }
         };
-        if from > 0 && world.forgets_pages > 0 {
-            world.forgets_pages -= 1;
-            // Why a list must not be put together from two: what was on the first page may be gone by now.
-            let last = world.gone_with_pages.take();
-            world.objects.retain(|key, _| Some(&key.2) != last.as_ref());
+        if from > 0 && state.forgets_pages > 0 {
+            state.forgets_pages -= 1;
+            // A list must not be combined from two, because an object of the first page may be deleted meanwhile.
+            let last = state.deleted_with_pages.take();
+            state.objects.retain(|key, _| Some(&key.2) != last.as_ref());
             return (410, status(410, "the provided continue parameter is too old").to_string());
         }
-        let all = world.snapshots.get(&version).cloned().unwrap_or_default();
+        let all = state.snapshots.get(&version).cloned().unwrap_or_default();
         let page: Vec<_> = all.iter().skip(from).take(limit).cloned().collect();
         let to = from + page.len();
-        let is_last = to >= all.len() && !world.is_endless;
+        let is_last = to >= all.len() && !state.is_endless;
         let mut metadata = json!({ "resourceVersion": version.to_string() });
         if !is_last {
             metadata["continue"] = json!(format!("{version}:{to}"));
         }
         let kind = if request.resource == "pods" { "PodList" } else { "EndpointSliceList" };
-        // As Go writes an empty list.
+        // Go writes an empty list as null.
         let items = if page.is_empty() { Value::Null } else { Value::Array(page) };
         (200, json!({ "kind": kind, "apiVersion": "v1", "metadata": metadata, "items": items }).to_string())
     }
@@ -129,18 +129,18 @@ impl Fake {
         request: &Request,
     ) -> io::Result<()> {
         let mut changed = self.0.changed.subscribe();
-        let asked = |name: &str| request.query.get(name).map(String::as_str).unwrap_or_default();
-        let is_initial = asked("sendInitialEvents") == "true" && self.world().knows_initial_events;
-        if asked("sendInitialEvents") == "true" && !is_initial {
+        let parameter = |name: &str| request.query.get(name).map(String::as_str).unwrap_or_default();
+        let is_initial = parameter("sendInitialEvents") == "true" && self.state().supports_initial_events;
+        if parameter("sendInitialEvents") == "true" && !is_initial {
             let body =
                 status(422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled");
             return whole(stream, 422, &body.to_string()).await;
         }
-        let mut version: u64 = asked("resourceVersion").parse().unwrap_or(0);
-        let (is_gone, as_event, mishap) = {
-            let mut world = self.world();
-            let is_gone = !is_initial && version < world.compacted;
-            (is_gone, world.gone_is_an_event, world.mishaps.pop_front())
+        let mut version: u64 = parameter("resourceVersion").parse().unwrap_or(0);
+        let (is_gone, as_event, fault) = {
+            let mut state = self.state();
+            let is_gone = !is_initial && version < state.compacted;
+            (is_gone, state.gone_is_an_event, state.watch_faults.pop_front())
         };
         if is_gone && !as_event {
             return whole(stream, 410, &status(410, "too old resource version").to_string()).await;
@@ -154,17 +154,17 @@ impl Fake {
             chunk(stream, &json!({ "type": "ERROR", "object": status(410, "too old") }).to_string()).await?;
             return stream.write_all(b"0\r\n\r\n").await;
         }
-        match &mishap {
-            Some(Mishap::Silent) => {
+        match &fault {
+            Some(WatchFault::Silent) => {
                 stream.fill_buf().await?;
                 return Ok(());
             }
-            Some(Mishap::Ends) => return stream.write_all(b"0\r\n\r\n").await,
-            Some(Mishap::Says(lines) | Mishap::Half(lines)) => {
+            Some(WatchFault::EndsAtOnce) => return stream.write_all(b"0\r\n\r\n").await,
+            Some(WatchFault::BeginsWith(lines) | WatchFault::BreaksAfter(lines)) => {
                 for line in lines {
                     chunk(stream, line).await?;
                 }
-                if matches!(mishap, Some(Mishap::Half(_))) {
+                if matches!(fault, Some(WatchFault::BreaksAfter(_))) {
                     return Err(io::ErrorKind::ConnectionReset.into());
                 }
             }
@@ -178,22 +178,22 @@ impl Fake {
             chunk(stream, &bookmark(&request.resource, now, true)).await?;
             version = now;
         }
-        let seconds = asked("timeoutSeconds").parse().unwrap_or(300);
+        let seconds = parameter("timeoutSeconds").parse().unwrap_or(300);
         let end_at = Instant::now() + Duration::from_secs(seconds);
-        let every = self.world().bookmarks_every.unwrap_or(Duration::from_secs(1_000_000));
+        let every = self.state().bookmarks_every.unwrap_or(Duration::from_secs(1_000_000));
         let mut bookmark_at = Instant::now() + every;
         loop {
             let (events, now) = self.events(request, version);
             version = now;
             for line in events {
-                match mishap {
-                    Some(Mishap::CutEvent) => {
+                match fault {
+                    Some(WatchFault::BreaksWithinEvent) => {
                         let half = &line[..line.len() / 2];
                         stream.write_all(format!("{:x}\r\n{half}", line.len() + 1).as_bytes()).await?;
                         stream.flush().await?;
                         return Err(io::ErrorKind::ConnectionReset.into());
                     }
-                    Some(Mishap::Closed) => {
+                    Some(WatchFault::BreaksAfterEvent) => {
                         chunk(stream, &line).await?;
                         return Err(io::ErrorKind::ConnectionReset.into());
                     }
@@ -202,29 +202,30 @@ impl Fake {
             }
             tokio::select! {
                 _ = changed.changed() => {}
-                // Nothing is said during a watch: it is the end of the connection.
+                // The client sends nothing during a watch, so a readable stream is at its end.
                 _ = stream.fill_buf() => return Ok(()),
                 () = sleep_until(end_at) => return stream.write_all(b"0\r\n\r\n").await,
                 () = sleep_until(bookmark_at) => {
                     bookmark_at += every;
-                    version = self.world().version;
+                    version = self.state().version;
                     chunk(stream, &bookmark(&request.resource, version, false)).await?;
                 }
             }
         }
     }
 
+    /// Returns the matching objects and the current version.
     fn initial(&self, request: &Request) -> (Vec<Value>, u64) {
-        let world = self.world();
+        let state = self.state();
         let here = |key: &(String, String, String)| key.0 == request.resource && key.1 == request.namespace;
-        let all = world.objects.iter().filter(|(key, value)| here(key) && request.selects(value));
-        (all.map(|(_, value)| value.clone()).collect(), world.version)
+        let all = state.objects.iter().filter(|(key, value)| here(key) && request.selects(value));
+        (all.map(|(_, value)| value.clone()).collect(), state.version)
     }
 
-    /// The lines for what has happened since a version, and the version of now.
+    /// Returns the events since a version, and the current version.
     fn events(&self, request: &Request, since: u64) -> (Vec<String>, u64) {
-        let world = self.world();
-        let new = world.log.iter().filter(|logged| {
+        let state = self.state();
+        let new = state.log.iter().filter(|logged| {
             logged.version > since && logged.resource == request.resource && logged.namespace == request.namespace
         });
         let line = |logged: &Logged| {
@@ -237,29 +238,30 @@ impl Fake {
             };
             Some(json!({ "type": kind, "object": logged.object }).to_string())
         };
-        (new.filter_map(line).collect(), world.version)
+        (new.filter_map(line).collect(), state.version)
     }
 }
 
-/// Counts the watches that are open.
+/// An open watch in the count of open watches.
 struct Open(Fake);
 
 impl Open {
     fn new(fake: &Fake) -> Self {
-        let mut world = fake.world();
-        world.open_watches += 1;
-        world.most_watches = world.most_watches.max(world.open_watches);
-        drop(world);
+        let mut state = fake.state();
+        state.open_watches += 1;
+        state.most_watches = state.most_watches.max(state.open_watches);
+        drop(state);
         Self(fake.clone())
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.world().open_watches -= 1;
+        self.0.state().open_watches -= 1;
     }
 }
 
+/// Returns a Status object.
 fn status(code: u16, message: &str) -> Value {
     let reason = match code {
         401 => "Unauthorized",
@@ -271,12 +273,13 @@ fn status(code: u16, message: &str) -> Value {
             "reason": reason, "code": code })
 }
 
+/// Returns a bookmark event.
 fn bookmark(resource: &str, version: u64, ends_initial: bool) -> String {
     let mut metadata = json!({ "resourceVersion": version.to_string() });
     if ends_initial {
         metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
     }
-    // As a pod, it has lists that are null.
+    // The object is of the type of the resource, so a pod has lists that are null.
     let spec = json!({ "containers": null });
     json!({ "type": "BOOKMARK", "object": { "kind": resource, "metadata": metadata, "spec": spec } }).to_string()
 }

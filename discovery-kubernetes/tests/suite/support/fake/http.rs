@@ -1,4 +1,4 @@
-//! HTTP/1.1 by hand, over TCP or over pipes in memory (then time can be virtual).
+//! HTTP/1.1 over any stream: TCP, or pipes in memory, with which time can be virtual.
 
 use std::{collections::BTreeMap, io, time::Duration};
 
@@ -8,6 +8,7 @@ use tokio::{
     time::sleep,
 };
 
+/// The head of a request.
 pub(super) struct Request {
     pub(super) resource: String,
     pub(super) namespace: String,
@@ -18,7 +19,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Equality alone: `a=b,c=d`.
+    /// Returns whether the label selector matches. Only equality is supported: `a=b,c=d`.
     pub(super) fn selects(&self, object: &Value) -> bool {
         let selector = self.query.get("labelSelector").map(String::as_str).unwrap_or_default();
         selector
@@ -28,7 +29,7 @@ impl Request {
     }
 }
 
-/// Reads the head of a request; none when the connection ends.
+/// Reads the head of a request. `None` at the end of the connection.
 pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut BufReader<S>) -> io::Result<Option<Request>> {
     let mut head = Vec::new();
     loop {
@@ -65,6 +66,7 @@ pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut BufRead
     }))
 }
 
+/// Decodes a part of a URL.
 fn decode(text: &str) -> String {
     let mut bytes = text.bytes();
     let mut decoded = Vec::new();
@@ -81,18 +83,25 @@ fn decode(text: &str) -> String {
     String::from_utf8(decoded).unwrap()
 }
 
+/// Sends an answer with a JSON body.
 pub(super) async fn whole<S: AsyncWrite + Unpin>(stream: &mut S, code: u16, body: &str) -> io::Result<()> {
-    with(stream, code, "Content-Type: application/json\r\n", body).await
+    with_head(stream, code, "Content-Type: application/json\r\n", body).await
 }
 
-pub(super) async fn with<S: AsyncWrite + Unpin>(stream: &mut S, code: u16, head: &str, body: &str) -> io::Result<()> {
+/// Sends an answer with these header lines and this body.
+pub(super) async fn with_head<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    code: u16,
+    head: &str,
+    body: &str,
+) -> io::Result<()> {
     let head = format!("HTTP/1.1 {code} x\r\n{head}Content-Length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
     stream.flush().await
 }
 
-/// A body in pieces, with a pause before each.
+/// Sends a body in pieces, with a pause before each piece.
 pub(super) async fn paced<S: AsyncWrite + Unpin>(
     stream: &mut S,
     body: &str,
@@ -109,6 +118,7 @@ pub(super) async fn paced<S: AsyncWrite + Unpin>(
     stream.flush().await
 }
 
+/// Sends a line as one chunk.
 pub(super) async fn chunk<S: AsyncWrite + Unpin>(stream: &mut S, line: &str) -> io::Result<()> {
     stream.write_all(format!("{:x}\r\n{line}\n\r\n", line.len() + 1).as_bytes()).await?;
     stream.flush().await
