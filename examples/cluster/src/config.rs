@@ -1,9 +1,9 @@
-//! What the environment says.
+//! Configuration: reads the settings of the process from its environment.
 use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use groupcache_discovery::{BoxError, DiscoveryConfig, Identity, Provider, fixed::Static};
 
-/// Everything that a process is told; the README lists the variables.
+/// Settings of one process. The README lists the variables.
 pub(crate) struct Config {
     pub(crate) identity: Identity,
     pub(crate) provider: Arc<dyn Provider>,
@@ -13,7 +13,7 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Reads it; an error names the variable and says what to set it to.
+    /// Reads the settings. An error names the variable and a value that works.
     pub(crate) fn from_env() -> Result<Self, BoxError> {
         let (identity, provider) = discovery()?;
         let http = text("HTTP_ADDR")?.unwrap_or_else(|| "127.0.0.1:8080".into());
@@ -30,7 +30,8 @@ impl Config {
     }
 }
 
-/// Who this process is, and who finds its peers: what `GROUPCACHE_DISCOVERY` says, or the list in `PEERS`.
+/// Returns the identity of this process and its provider: the provider that `GROUPCACHE_DISCOVERY` names, otherwise the
+/// list in `PEERS`.
 fn discovery() -> Result<(Identity, Arc<dyn Provider>), BoxError> {
     if text("GROUPCACHE_DISCOVERY")?.is_some() {
         let config = DiscoveryConfig::from_env()?;
@@ -44,7 +45,7 @@ fn discovery() -> Result<(Identity, Arc<dyn Provider>), BoxError> {
     Ok((identity, Arc::new(peers)))
 }
 
-/// A variable; an empty one is as good as none.
+/// Returns the value of a variable, or `None` if the variable is missing or empty.
 fn text(name: &str) -> Result<Option<String>, BoxError> {
     match env::var(name) {
         Ok(value) => Ok(Some(value.trim().to_owned()).filter(|value| !value.is_empty())),
@@ -53,6 +54,7 @@ fn text(name: &str) -> Result<Option<String>, BoxError> {
     }
 }
 
+/// Returns an error that names the variable.
 fn named(name: &str, error: impl std::error::Error) -> BoxError {
     let cause = error.source().map(|cause| format!(" ({cause})")).unwrap_or_default();
     format!("{name} cannot be read: {error}{cause}").into()

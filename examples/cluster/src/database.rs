@@ -10,32 +10,32 @@ use rusqlite::{Connection, ErrorCode};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-/// What the service answers.
+/// Row of the table, and answer of the service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Data {
     guid: String,
-    /// When the row was created: RFC 3339 with fractions, in UTC.
+    /// Time at which the row was created, in UTC: RFC 3339 with fractions of a second.
     date_created: String,
 }
 
-/// How long a statement waits for another process that writes.
+/// Maximum time that a statement waits for another process that writes.
 const BUSY: Duration = Duration::from_secs(1);
-/// How long opening waits for other processes that open the same file.
+/// Maximum time that opening waits for other processes that open the same file.
 const OPENING: Duration = Duration::from_secs(5);
 
-/// A connection to the file; SQLite lets one caller at a time use it.
+/// Connection to the file, which SQLite lets one caller at a time use.
 pub(crate) struct Database {
     connection: Arc<Mutex<Connection>>,
 }
 
 impl Database {
-    /// Opens the file, or creates it.
+    /// Opens the file, or creates it if it is missing.
     pub(crate) async fn open(path: &Path) -> Result<Self, BoxError> {
         let end = Instant::now() + OPENING;
         loop {
             match prepare(path) {
                 Ok(connection) => return Ok(Self { connection: Arc::new(Mutex::new(connection)) }),
-                // The change to WAL does not wait for others that do the same.
+                // The change to WAL fails at once, instead of waiting, while another process does the same.
                 Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < end => {
                     sleep(Duration::from_millis(20)).await;
                 }
@@ -49,7 +49,7 @@ impl Database {
         }
     }
 
-    /// The row of a guid; the first access creates it.
+    /// Returns the row of a guid. The first access creates the row.
     pub(crate) async fn fetch(&self, guid: &str) -> Result<Data, BoxError> {
         tracing::info!(key = guid, "fetching key from backend");
         let (connection, guid) = (Arc::clone(&self.connection), guid.to_owned());
@@ -63,13 +63,13 @@ impl Database {
 fn prepare(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
-    // Readers and the writer do not wait for each other, and a commit does not wait for the disk.
+    // With WAL, readers and the writer do not wait for each other. With `normal`, a commit does not wait for the disk.
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "normal")?;
     connection.execute_batch(
         "CREATE TABLE IF NOT EXISTS data (guid TEXT PRIMARY KEY, date_created TEXT NOT NULL) WITHOUT ROWID",
     )?;
-    // A file that can only be read has been opened without complaint so far.
+    // SQLite opens a read-only file without an error, and the following statement fails for such a file.
     connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK")?;
     Ok(connection)
 }

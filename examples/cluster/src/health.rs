@@ -1,23 +1,23 @@
-//! What the service answers to gRPC health checks (`grpc.health.v1.Health`), on the port of its users.
+//! Health: answers gRPC health checks (`grpc.health.v1.Health`) on the port for users.
 //!
-//! Not on the port of its peers: that one speaks TLS as soon as there is a cluster key, and the probes of Kubernetes
-//! do not.
+//! The port for peers cannot serve the checks, because with a cluster key it speaks TLS and the probes of Kubernetes do
+//! not.
 use axum::Router;
 use tonic_health::{
     ServingStatus,
     server::{HealthReporter, health_reporter},
 };
 
-/// Whether this process is to be sent requests, as `/readyz` says it. The empty name is what is asked by default.
+/// Names of the service that reports the same as `/readyz`. Checks without a name ask for the empty one.
 const READINESS: [&str; 2] = ["readiness", ""];
-/// Whether it is to be left running, as `/healthz` says it.
+/// Name of the service that reports the same as `/healthz`.
 const LIVENESS: &str = "liveness";
 
-/// What health checks are told.
+/// Status that health checks receive.
 pub(crate) struct Health(HealthReporter);
 
 impl Health {
-    /// One that lives and is not ready yet, and the pages that say so.
+    /// Returns the status of a process that is live and not ready yet, and the router that answers the checks.
     pub(crate) async fn new() -> (Self, Router) {
         let (reporter, server) = health_reporter();
         let health = Self(reporter);
@@ -26,6 +26,7 @@ impl Health {
         (health, Router::new().route_service("/grpc.health.v1.Health/{method}", server))
     }
 
+    /// Sets the status of readiness.
     pub(crate) async fn is_ready(&self, is_ready: bool) {
         let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         for name in READINESS {
@@ -33,7 +34,7 @@ impl Health {
         }
     }
 
-    /// Ends the checks that wait for news: they would keep their connections open.
+    /// Ends the checks that watch a status. Otherwise they would keep their connections open.
     pub(crate) async fn close(mut self) {
         for name in READINESS.into_iter().chain([LIVENESS]) {
             self.0.clear_service_status(name).await;

@@ -1,4 +1,4 @@
-//! What the service answers over HTTP.
+//! HTTP: routes and answers of the service.
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use axum::{
@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 
 use crate::database::Data;
 
-/// What the handlers use.
+/// Shared state of the handlers.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) node: Node,
@@ -35,7 +35,7 @@ pub(crate) fn router(service: Service) -> Router {
         .route("/stats/{cache}", get(cache_stats))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .fallback(async || failure(StatusCode::NOT_FOUND, "there is no such page"))
+        .fallback(async || failure(StatusCode::NOT_FOUND, "there is no such page, ask for /data/{guid} or /stats"))
         .with_state(service)
 }
 
@@ -57,7 +57,7 @@ async fn answer(service: &Service, guid: &str) -> Response {
     }
 }
 
-/// Ready once its keys are its own, and no more when it leaves.
+/// Answers 200 while the node owns its share of the keys, and 503 while it joins or drains.
 async fn ready(State(service): State<Service>) -> Response {
     match service.node.state() {
         NodeState::Ready => "ready\n".into_response(),
@@ -65,7 +65,7 @@ async fn ready(State(service): State<Service>) -> Response {
     }
 }
 
-/// The cache's error as HTTP says it.
+/// Returns the HTTP response for an error of the cache.
 fn refusal(error: &Error) -> Response {
     let status = match () {
         () if error.is_not_found() => StatusCode::NOT_FOUND,
@@ -120,7 +120,7 @@ struct Member {
 
 #[derive(Serialize)]
 struct GroupStats {
-    /// Connected peers that have the group.
+    /// Number of connected peers that have the group.
     peers: usize,
     entries: usize,
     bytes: u64,
@@ -156,18 +156,20 @@ async fn stats(State(Service { node, data }): State<Service>) -> Response {
     axum::Json(stats).into_response()
 }
 
-/// One of the two caches of a process.
+/// Counters of one part of a process's cache: the entries that it owns, or its replicas.
 #[derive(Serialize)]
 struct CacheStats {
-    /// What it holds now.
+    /// Number of entries in memory.
     items: usize,
+    /// Weight of the entries in memory.
     bytes: u64,
-    /// Requests that looked there, and those that found what they wanted.
+    /// Number of gets that looked into this part.
     gets: u64,
+    /// Number of gets that this part answered.
     hits: u64,
 }
 
-/// What is kept because this process owns it (`main`), or as copies of what others are often asked for (`hot`).
+/// Answers with the counters of the entries that this process owns (`main`), or of its replicas of hot values (`hot`).
 async fn cache_stats(
     State(Service { data, .. }): State<Service>,
     cache: Result<Path<String>, PathRejection>,
@@ -175,7 +177,7 @@ async fn cache_stats(
     let is_hot = match cache.as_ref().map(|Path(name)| name.as_str()) {
         Ok("main") => false,
         Ok("hot") => true,
-        _ => return failure(StatusCode::BAD_REQUEST, "there are two caches: ask for /stats/main or /stats/hot"),
+        _ => return failure(StatusCode::BAD_REQUEST, "there is no such cache, ask for /stats/main or /stats/hot"),
     };
     let held: Vec<_> = data.local_entries(usize::MAX).into_iter().filter(|entry| entry.is_borrowed == is_hot).collect();
     let stats = data.stats();

@@ -1,6 +1,7 @@
-//! A service whose processes share one cache: each row of the database is loaded once, whichever process is asked.
+//! Service of several processes with one cache. Each row of the database is loaded once, whichever process receives the
+//! request.
 //!
-//! A library, so that other examples run the same service with other providers.
+//! The service is a library, so that other examples run it with other providers.
 mod config;
 mod database;
 mod health;
@@ -21,17 +22,18 @@ use crate::{
     stop::Stop,
 };
 
-/// What the entries of a process may take, and how long they are served.
+/// Budget of a process for entries.
 const CAPACITY_BYTES: u64 = 3 << 20;
+/// Time to live of an entry.
 const TIME_TO_LIVE: Duration = Duration::from_secs(60);
 
-/// How long the requests that run may take once the process is asked to end.
+/// Maximum time for running requests, after the node has drained.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
-/// How long the others may take after that to take over what this process has in memory, and the last loads.
+/// Maximum time after the requests to send the values of this process to other nodes and to end running loads.
 const LAST_VALUES: Duration = Duration::from_secs(15);
 
-/// What each process does, from the variables of its environment until a signal ends it.
+/// Runs one process of the service: reads the variables of the environment, serves until a signal arrives, and leaves.
 #[tokio::main]
 pub async fn main() -> ExitCode {
     match run().await {
@@ -78,7 +80,8 @@ async fn run() -> Result<(), BoxError> {
         stop.asked().await;
     }
     tracing::info!("leaving");
-    // From here on /readyz says 503. Others own our keys before we refuse requests, and begin to take over our values.
+    // The drain makes /readyz answer 503. The other nodes own the keys of this node and begin to receive its values
+    // before this process refuses requests.
     health.is_ready(false).await;
     node.drain().await?;
     health.close().await;
@@ -97,7 +100,7 @@ fn log() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// An error and its causes on one line.
+/// Returns an error and its causes on one line.
 fn sentence(error: &dyn Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| (*cause).source());
     let text = causes.fold(error.to_string(), |text, cause| format!("{text} ({cause})"));

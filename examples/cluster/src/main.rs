@@ -1,4 +1,4 @@
-//! One process of the service; `launch` starts several.
+//! Program for one process of the service. The program `launch` starts several.
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -1,9 +1,9 @@
-//! Waits for the signals that ask a process to end.
+//! Signals: waits for those that ask the process to end.
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals of a terminal (Ctrl-C, its closing) and of a supervisor (SIGTERM).
+/// Streams of the signals that a terminal (SIGINT for Ctrl-C, SIGHUP when it closes) and a supervisor (SIGTERM) send.
 pub(crate) struct Stop {
     interrupt: Signal,
     terminate: Signal,
@@ -11,7 +11,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// From now on those signals no longer kill the process.
+    /// Registers for the signals, which then no longer kill the process.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -20,7 +20,7 @@ impl Stop {
         })
     }
 
-    /// Waits for the next of them.
+    /// Waits for the next signal.
     pub(crate) async fn asked(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}

@@ -1,4 +1,4 @@
-//! The example as a whole: real processes, asked over HTTP, stopped by signals and started again.
+//! The example as a whole: real processes that answer over HTTP, end by signals and start again.
 #![expect(
     clippy::disallowed_methods,
     clippy::indexing_slicing,
@@ -25,9 +25,10 @@ use support::{
 const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
 const LAUNCH: &str = env!("CARGO_BIN_EXE_launch");
 
-/// What a supervisor, or a person at a terminal, is ready to wait.
+/// Maximum time that a supervisor, or a person at a terminal, waits for a process to end.
 const TO_END: Duration = Duration::from_secs(10);
 
+/// Checks that all processes answer alike, that only the owner holds a row, and that the database is read once per row.
 #[test]
 fn three_processes_load_a_row_once() {
     let mut cluster = Cluster::start("load-once");
@@ -43,11 +44,11 @@ fn three_processes_load_a_row_once() {
     let held = |cache: &str| -> Vec<_> { (0..3).map(|n| json(cluster.http(n), &format!("/stats/{cache}"))).collect() };
     let sum = |all: &[serde_json::Value], name: &str| all.iter().map(|one| one[name].as_u64().unwrap()).sum::<u64>();
     let (main, hot) = (held("main"), held("hot"));
-    assert_eq!((sum(&main, "items"), sum(&hot, "items")), (1, 0), "its owner has it: {main:?} {hot:?}");
-    assert_eq!(sum(&main, "gets"), 3, "each was asked once: {main:?}");
+    assert_eq!((sum(&main, "items"), sum(&hot, "items")), (1, 0), "the owner holds the row: {main:?} {hot:?}");
+    assert_eq!(sum(&main, "gets"), 3, "each process had one get: {main:?}");
     assert!(sum(&main, "bytes") > 0 && sum(&hot, "bytes") == 0 && sum(&main, "hits") <= 1, "{main:?} {hot:?}");
 
-    // 30 more, of all three processes at the same time.
+    // All three processes get 30 more rows at the same time.
     std::thread::scope(|scope| {
         let ask = |n: u16| (0..30).map(|id| json(cluster.http(n), &format!("/data/id-{id}"))).collect::<Vec<_>>();
         let asked: Vec<_> = (0..3).map(|n| scope.spawn(move || ask(n))).collect();
@@ -65,16 +66,18 @@ fn three_processes_load_a_row_once() {
     assert_eq!(cluster.log.count(FETCH), 31, "{:#?}", cluster.log.lines());
     assert_eq!(cluster.log.count(&format!("{FETCH} key=\"some-id\"")), 1);
     let lines: BTreeSet<_> = (0..30).filter(|id| cluster.log.count(&format!("key=\"id-{id}\"")) == 1).collect();
-    assert_eq!(lines.len(), 30, "each of them once");
+    assert_eq!(lines.len(), 30, "each row is loaded once");
 }
 
+/// Checks that gets at one process never fail while a second process is killed, a third is terminated, and both start
+/// again.
 #[test]
-fn a_process_that_was_killed_or_terminated_rejoins_and_no_get_fails_meanwhile() {
+fn killed_or_terminated_process_rejoins_without_failed_gets() {
     let mut cluster = Cluster::start("rejoin");
     let (http, is_over) = (cluster.http(0), AtomicBool::new(false));
     let (mut asked, mut failed) = (0, Vec::new());
     std::thread::scope(|scope| {
-        // Ends the loop below when an assertion fails too.
+        // The guard also ends the loop of the asker when an assertion fails.
         let over = SetOnDrop(&is_over);
         let asker = scope.spawn(|| {
             let (mut asked, mut failed) = (0, Vec::new());
@@ -90,7 +93,7 @@ fn a_process_that_was_killed_or_terminated_rejoins_and_no_get_fails_meanwhile() 
 
         cluster.processes[1].signal(Signal::KILL);
         assert!(!cluster.processes[1].ends_within(TO_END).success());
-        eventually("the others see that n2 is gone", || {
+        eventually("n3 sees that n2 is unreachable", || {
             let members = json(cluster.http(2), "/stats")["members"].clone();
             members.as_array().unwrap().iter().any(|member| member["id"] == "n2" && member["is_reachable"] == false)
         });
@@ -99,16 +102,16 @@ fn a_process_that_was_killed_or_terminated_rejoins_and_no_get_fails_meanwhile() 
 
         cluster.processes[2].signal(Signal::TERM);
         assert!(cluster.processes[2].ends_within(TO_END).success(), "{:#?}", cluster.log.lines());
-        eventually("the others are two", || is_in_cluster_of(2, cluster.http(0)));
+        eventually("n1 sees two members", || is_in_cluster_of(2, cluster.http(0)));
         cluster.processes[2] = cluster.process(2);
         cluster.agree();
 
         drop(over);
         (asked, failed) = asker.join().unwrap();
     });
-    assert!(asked > 100, "asked only {asked} times");
+    assert!(asked > 100, "only {asked} gets");
     assert!(failed.is_empty(), "{} of {asked} gets failed: {failed:?}", failed.len());
-    // The new processes serve: what n1 has, they have.
+    // The two new processes serve the same row.
     assert_eq!(json(cluster.http(1), "/data/row-0"), json(cluster.http(2), "/data/row-0"));
 }
 
@@ -120,8 +123,10 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
+/// Checks that processes with one cluster key share rows, that a process with another key stays alone and serves from
+/// the database, and that no key appears in a log.
 #[test]
-fn processes_with_one_cluster_key_share_and_one_with_another_stays_outside() {
+fn cluster_key_keeps_out_a_process_with_another_key() {
     let [ours, theirs] =
         ["1kzNdPkhZJ6L4bmd8bcPYQmCxp8eI2a7A1yj3uVJ2Yk=", "Zr1C0RIn2uYVt5cJHq0h4c8gXfKQxw9kDqv1m3n7s0E="];
     let mut cluster = Cluster::start_with("cluster-key", &[("GROUPCACHE_CLUSTER_KEY", ours)]);
@@ -130,9 +135,9 @@ fn processes_with_one_cluster_key_share_and_one_with_another_stays_outside() {
     cluster.processes[2].signal(Signal::KILL);
     cluster.processes[2].ends_within(TO_END);
     cluster.processes[2] = cluster.process_with(2, &[("GROUPCACHE_CLUSTER_KEY", theirs)]);
-    eventually("it serves alone", || is_in_cluster_of(1, cluster.http(2)));
+    eventually("the process with another key serves alone", || is_in_cluster_of(1, cluster.http(2)));
     assert_eq!(json(cluster.http(0), "/data/some-id"), json(cluster.http(2), "/data/some-id"), "from the database");
-    eventually("the others say why it is not with them", || {
+    eventually("the logs name the reason for the refusal", || {
         cluster.log.count("refused a connection") > 0 && cluster.log.count("another cluster key") > 0
     });
     for process in &mut cluster.processes {
@@ -143,8 +148,10 @@ fn processes_with_one_cluster_key_share_and_one_with_another_stays_outside() {
     assert!(!log.contains(ours) && !log.contains(theirs), "{log}");
 }
 
+/// Checks the status of each failure: 504 for a slow backend, 502 for a failed one, 400 for a bad guid, 404 for an
+/// unknown page. The process stays live.
 #[test]
-fn a_backend_that_is_too_slow_is_a_time_out_and_bad_requests_are_told_so() {
+fn slow_backend_and_bad_requests_have_their_own_status() {
     let scratch = scratch("errors");
     let (database, port) = (scratch.path("data.db"), free_ports(1));
     let address = local(port).to_string();
@@ -160,7 +167,7 @@ fn a_backend_that_is_too_slow_is_a_time_out_and_bad_requests_are_told_so() {
     assert!(begun.elapsed() >= Duration::from_millis(240), "after {:?}", begun.elapsed());
     assert!(body.starts_with("{\"error\":\""), "{body}");
     writer.execute_batch("ROLLBACK").unwrap();
-    eventually("the row once the backend answers", || {
+    eventually("the row is there once the backend answers", || {
         get(port, "/data/some-id").is_some_and(|(status, _)| status == 200)
     });
 
@@ -181,8 +188,9 @@ fn a_backend_that_is_too_slow_is_a_time_out_and_bad_requests_are_told_so() {
     assert_eq!(get(port, "/healthz").unwrap().0, 200);
 }
 
+/// Checks that a process which cannot start ends with exit code 1 and one line that names the setting.
 #[test]
-fn what_a_process_cannot_start_with_is_one_line_that_names_it() {
+fn bad_setting_ends_the_process_with_one_line() {
     let scratch = scratch("bad-start");
     let taken = TcpListener::bind(local(0)).unwrap();
     let (taken, free) = (taken.local_addr().unwrap().port().to_string(), local(free_ports(1)).to_string());
@@ -200,7 +208,7 @@ fn what_a_process_cannot_start_with_is_one_line_that_names_it() {
         ("GROUPCACHE_CLUSTER_KEY_FILE", "/no/such/key", "/no/such/key"),
         ("NODE_NAME", "two words", "two words"),
         ("PEERS", "nonsense", "\"nonsense\""),
-        ("PEERS", "127.0.0.1:7946", "GROUP_PORT"), // which is missing then
+        ("PEERS", "127.0.0.1:7946", "GROUP_PORT"), // GROUP_PORT is missing
         ("HTTP_ADDR", "8080", "HTTP_ADDR"),
         ("BACKEND_TIMEOUT_MS", "0", "BACKEND_TIMEOUT_MS"),
         ("RUST_LOG", "loud=very", "RUST_LOG"),
@@ -214,16 +222,18 @@ fn what_a_process_cannot_start_with_is_one_line_that_names_it() {
         vars.push((name, value));
         let mut process = start(CLUSTER, &vars, &Log::default());
         let status = process.ends_within(TO_END);
-        let said = process.err.lines();
-        assert_eq!(status.code(), Some(1), "{name}={value}: {said:?}");
-        assert_eq!(said.len(), 1, "{name}={value}: {said:#?}");
-        assert!(said[0].starts_with("cluster: ") && said[0].contains(expected), "{name}={value}: {}", said[0]);
-        assert!(!said[0].contains("panicked"), "{name}={value}: {}", said[0]);
+        let lines = process.err.lines();
+        assert_eq!(status.code(), Some(1), "{name}={value}: {lines:?}");
+        assert_eq!(lines.len(), 1, "{name}={value}: {lines:#?}");
+        assert!(lines[0].starts_with("cluster: ") && lines[0].contains(expected), "{name}={value}: {}", lines[0]);
+        assert!(!lines[0].contains("panicked"), "{name}={value}: {}", lines[0]);
     }
 }
 
+/// Checks that the launcher starts one cluster of three processes, prints requests to try, and leaves nothing behind
+/// after Ctrl-C or SIGTERM.
 #[test]
-fn the_launcher_starts_three_processes_and_ctrl_c_or_sigterm_ends_them_all() {
+fn launcher_starts_three_processes_and_ends_them_on_signals() {
     let ends: [fn(&Process); 2] = [
         |launcher| launcher.signal_group(Signal::INT), // as a terminal does
         |launcher| launcher.signal(Signal::TERM),      // as make does
@@ -231,10 +241,10 @@ fn the_launcher_starts_three_processes_and_ctrl_c_or_sigterm_ends_them_all() {
     for end in ends {
         let (http, group, scratch) = (free_ports(3), free_ports(3), scratch("launcher"));
         let mut launcher = launch(http, group, &scratch);
-        eventually("the launcher says what to type", || launcher.out.count("curl http://") > 0);
+        eventually("the launcher prints requests to try", || launcher.out.count("curl http://") > 0);
         for port in [http, http + 1, http + 2] {
             assert!(launcher.out.count(&format!("curl http://127.0.0.1:{port}/data/some-id")) == 1);
-            assert!(is_in_cluster_of(3, port), "they are one cluster by then");
+            assert!(is_in_cluster_of(3, port), "the three processes are one cluster by then");
             assert_eq!(json(port, "/data/some-id")["guid"], "some-id");
         }
         let children = launcher.children();
@@ -242,7 +252,7 @@ fn the_launcher_starts_three_processes_and_ctrl_c_or_sigterm_ends_them_all() {
 
         end(&launcher);
         assert!(launcher.ends_within(TO_END).success(), "{:#?}", launcher.err.lines());
-        assert_all_gone(&children, http, group, &scratch);
+        assert_nothing_left(&children, http, group, &scratch);
         let loads = launcher.out.count(&format!("{FETCH} key="));
         assert_eq!(loads, 1, "{:#?}", launcher.out.lines());
         for name in ["n1 | ", "n2 | ", "n3 | "] {
@@ -251,25 +261,27 @@ fn the_launcher_starts_three_processes_and_ctrl_c_or_sigterm_ends_them_all() {
     }
 }
 
+/// Checks that the launcher ends with exit code 1, and names the process and its port, when one process cannot start. A
+/// bad setting of the launcher itself is one line that names the variable.
 #[test]
-fn the_launcher_ends_when_one_process_cannot_start() {
+fn launcher_ends_when_one_process_cannot_start() {
     let (http, group, scratch) = (free_ports(3), free_ports(3), scratch("launcher-fails"));
     let taken = TcpListener::bind(local(http + 1)).unwrap();
     let mut launcher = launch(http, group, &scratch);
     let status = launcher.ends_within(Duration::from_secs(20));
     drop(taken);
-    let said = launcher.err.lines();
-    assert_eq!(status.code(), Some(1), "{said:?}");
-    let line = format!("n2 | cluster: cannot listen for HTTP on 127.0.0.1:{}", http + 1);
-    assert!(said.iter().any(|said| said.starts_with(&line)), "which port: {said:?}");
-    assert!(said.iter().any(|said| said.starts_with("launch: n2 ended")), "which process: {said:?}");
-    assert_all_gone(&[], http, group, &scratch);
+    let lines = launcher.err.lines();
+    assert_eq!(status.code(), Some(1), "{lines:?}");
+    let prefix = format!("n2 | cluster: cannot listen for HTTP on 127.0.0.1:{}", http + 1);
+    assert!(lines.iter().any(|line| line.starts_with(&prefix)), "a line names the port: {lines:?}");
+    assert!(lines.iter().any(|line| line.starts_with("launch: n2 ended")), "a line names the process: {lines:?}");
+    assert_nothing_left(&[], http, group, &scratch);
 
     for (name, value) in [("NODES", "0"), ("NODES", "many"), ("HTTP_PORT", "65535"), ("GROUP_PORT", "8081")] {
         let mut launcher = start(LAUNCH, &[(name, value)], &Log::default());
         assert_eq!(launcher.ends_within(TO_END).code(), Some(1));
-        let said = launcher.err.lines();
-        assert!(said.len() == 1 && said[0].contains(name), "{name}={value}: {said:?}");
+        let lines = launcher.err.lines();
+        assert!(lines.len() == 1 && lines[0].contains(name), "{name}={value}: {lines:?}");
     }
 }
 
@@ -279,13 +291,14 @@ fn launch(http: u16, group: u16, scratch: &Scratch) -> Process {
     start(LAUNCH, &vars, &Log::default())
 }
 
-fn assert_all_gone(children: &[String], http: u16, group: u16, scratch: &Scratch) {
+/// Checks that no file, no child process and no listener of the launcher is left.
+fn assert_nothing_left(children: &[String], http: u16, group: u16, scratch: &Scratch) {
     let left: Vec<_> = fs::read_dir(scratch.path("")).unwrap().collect();
     assert!(left.is_empty(), "files are left: {left:?}");
     for pid in children {
         assert!(!fs::exists(format!("/proc/{pid}")).unwrap(), "process {pid} is left");
     }
     for port in (http..http + 3).chain(group..group + 3) {
-        assert!(is_free(port), "somebody still listens on {port}");
+        assert!(is_free(port), "port {port} is still in use");
     }
 }

@@ -1,8 +1,9 @@
-//! What `make run` runs: starts several processes of the example on loopback, shows their logs, and ends them all.
+//! Program behind `make run`: starts several processes of the example on loopback, shows their logs, and ends them all.
 //!
-//! `NODES` (3) processes serve HTTP on `HTTP_PORT` (8080) and the ports after it, and their peers on `GROUP_PORT`
-//! (7946) and the ports after it. With `NATS_PORT` they find each other over a nats-server that is started there,
-//! instead of by a list, with `MDNS` by multicast DNS on loopback; `PROGRAM` (cluster) must then be one that can.
+//! `NODES` (3) processes serve HTTP on `HTTP_PORT` (8080) and the ports after it, and peers on `GROUP_PORT` (7946) and
+//! the ports after it. By default the processes find each other by a list. With `NATS_PORT` they use a nats-server that
+//! the launcher starts on that port. With `MDNS` they use multicast DNS on loopback. For NATS or multicast DNS,
+//! `PROGRAM` (cluster) must name a program that is built with that provider.
 #[path = "../stop.rs"]
 mod stop;
 
@@ -26,12 +27,13 @@ use tokio::{
 
 use crate::stop::Stop;
 
-/// What the system calls the loopback interface.
+/// Name of the loopback interface.
 const LOOPBACK: &str = if cfg!(target_os = "linux") { "lo" } else { "lo0" };
-/// How often the processes are looked at.
+/// Interval between two looks at the processes.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long all of them together may take to start, and each to end before it is killed.
+/// Maximum time until all processes are one cluster.
 const STARTING: Duration = Duration::from_secs(30);
+/// Maximum time until all processes have ended. A process that still runs is killed.
 const ENDING: Duration = Duration::from_secs(8);
 
 #[tokio::main(flavor = "current_thread")]
@@ -58,13 +60,13 @@ async fn run() -> Result<(), Error> {
     };
     tokio::select! {
         () = cluster.end() => {}
-        // Asked once more: do not wait for them.
+        // A second signal ends the wait and kills the processes.
         () = stop.asked() => cluster.kill().await,
     }
     outcome
 }
 
-/// How many processes, and where.
+/// Number of processes, and their ports.
 struct Plan {
     nodes: u16,
     http_port: u16,
@@ -84,11 +86,13 @@ impl Plan {
         };
         for (name, first) in [("HTTP_PORT", plan.http_port), ("GROUP_PORT", plan.group_port)] {
             if first.checked_add(plan.nodes - 1).is_none() {
-                return Err(format!("{name} is {first}: {} ports from there on go beyond 65535", plan.nodes).into());
+                return Err(
+                    format!("{name} is {first}, set it lower: {} ports from there exceed 65535", plan.nodes).into()
+                );
             }
         }
         if plan.http_port.abs_diff(plan.group_port) < plan.nodes {
-            return Err("HTTP_PORT and GROUP_PORT are too close to each other: the ports would meet".into());
+            return Err("HTTP_PORT and GROUP_PORT are too close to each other: set them at least NODES apart".into());
         }
         Ok(plan)
     }
@@ -106,7 +110,7 @@ fn number(name: &str, default: u16) -> Result<u16, Error> {
     number.ok_or_else(|| format!("{name} is {value:?}, which is not a number from 1 to 65535").into())
 }
 
-/// A fresh directory for the shared database; removed at the end.
+/// Fresh directory for the shared database, removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -136,20 +140,22 @@ struct Process {
     child: Child,
 }
 
-/// The processes that were started and have not ended, and the tasks that show what they write.
+/// Processes that have started and not ended, and the tasks that show their lines.
 #[derive(Default)]
 struct Cluster {
     processes: Vec<Process>,
-    /// The nats-server, if they need one.
+    /// The nats-server, if the processes need one.
     server: Option<Child>,
     logs: JoinSet<()>,
 }
 
 impl Cluster {
-    /// Starts all, waits until they are one cluster, and returns when none is left.
+    /// Starts all processes, waits until they are one cluster, and returns an error when no process is left.
     async fn live(&mut self, plan: &Plan, scratch: &Path) -> Result<(), Error> {
         self.start(plan, &scratch.join("data.db"))?;
-        timeout(STARTING, self.up()).await.map_err(|_| format!("not all were ready within {STARTING:?}"))??;
+        timeout(STARTING, self.up())
+            .await
+            .map_err(|_| format!("not all processes were ready within {STARTING:?}"))??;
         explain(plan);
         while !self.processes.is_empty() {
             sleep(LOOK).await;
@@ -167,7 +173,7 @@ impl Cluster {
             Some(port) => self.start_server(port)?,
             None if plan.has_mdns => vec![
                 ("GROUPCACHE_DISCOVERY", "mdns".to_owned()),
-                // Nothing leaves this machine, and nobody else's run is joined.
+                // On loopback no packet leaves this machine, so the processes join no cluster of another machine.
                 ("GROUPCACHE_MDNS_INTERFACES", LOOPBACK.to_owned()),
             ],
             None => {
@@ -195,21 +201,22 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts a nats-server, and tells the variables with which processes find each other over it. They need not wait
-    /// for it.
+    /// Starts a nats-server and returns the variables with which processes find each other over it. The processes may
+    /// start before the server is ready.
     fn start_server(&mut self, port: u16) -> Result<Vec<(&'static str, String)>, Error> {
         let program = env::var_os("NATS_SERVER").filter(|path| !path.is_empty()).unwrap_or_else(|| {
-            // Where Debian puts it, which is not on everybody's path.
+            // Debian installs the server here, and most users do not have this directory on their path.
             let debian = Path::new("/usr/sbin/nats-server");
             if debian.exists() { debian.into() } else { "nats-server".into() }
         });
         let mut command = Command::new(&program);
         command.args(["-a", "127.0.0.1", "-p", &port.to_string()]).stdin(Stdio::null());
-        // Ctrl-C is not for it: who leaves in order says goodbye over it.
+        // The server has a process group of its own, so that Ctrl-C does not end it: a process that leaves sends its
+        // goodbye over the server.
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).process_group(0);
         let child = command.spawn();
         let mut child = child
-            .map_err(|e| format!("cannot start {}, which make deps installs: {e}", Path::new(&program).display()))?;
+            .map_err(|e| format!("cannot start {}, install it with make deps: {e}", Path::new(&program).display()))?;
         self.show("nats", &mut child);
         self.server = Some(child);
         Ok(vec![
@@ -219,7 +226,7 @@ impl Cluster {
         ])
     }
 
-    /// Shows what a process writes, under its name.
+    /// Shows the lines of a process under its name.
     fn show(&mut self, name: &str, child: &mut Child) {
         if let Some(stdout) = child.stdout.take() {
             self.logs.spawn(show(name.to_owned(), stdout, io::stdout()));
@@ -229,7 +236,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until every process is ready and every one is connected to all others.
+    /// Waits until every process is ready and connected to all others.
     async fn up(&mut self) -> Result<(), Error> {
         loop {
             let mut all_up = true;
@@ -238,9 +245,10 @@ impl Cluster {
                     && ask(process.http, "/readyz").await.is_some()
                     && ask(process.http, "/stats").await.is_some_and(|stats| knows_all(&stats, self.processes.len()));
             }
-            // Looked at last: a port that somebody else answers on is one that ours could not have.
+            // The check for ended processes comes last, because another program may answer on a port on which one of
+            // these processes could not listen.
             if let Some((name, status)) = self.ended()?.first() {
-                return Err(format!("{name} ended before it was ready ({status}); its own line says why").into());
+                return Err(format!("{name} ended before it was ready ({status}), see the line of {name}").into());
             }
             if all_up {
                 return Ok(());
@@ -249,7 +257,7 @@ impl Cluster {
         }
     }
 
-    /// Forgets those that have ended, and tells which.
+    /// Removes the processes that have ended and returns their names and exit statuses.
     fn ended(&mut self) -> io::Result<Vec<(String, std::process::ExitStatus)>> {
         let mut ended = Vec::new();
         let mut left = Vec::new();
@@ -263,10 +271,10 @@ impl Cluster {
         Ok(ended)
     }
 
-    /// Asks all to end, kills those that do not, and shows what they said last.
+    /// Asks all processes to end, kills those that still run after [`ENDING`], and shows the last lines.
     async fn end(&mut self) {
         for process in &self.processes {
-            // Not reaped yet, so the number is still its own.
+            // The process is not reaped yet, so its number belongs to no other process.
             if let Some(pid) = process.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
                 let _ = kill_process(pid, Signal::INT);
             }
@@ -281,6 +289,7 @@ impl Cluster {
         self.kill().await;
     }
 
+    /// Kills all processes and the server, and waits at most 1 s until their last lines are shown.
     async fn kill(&mut self) {
         for process in &mut self.processes {
             let _ = process.child.kill().await;
@@ -293,28 +302,29 @@ impl Cluster {
     }
 }
 
-/// Copies lines with the name of who wrote them.
+/// Copies the lines of a process, each with the name of the process in front.
 async fn show(name: String, from: impl AsyncRead + Unpin, mut to: impl Write) {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
     while matches!(from.read_until(b'\n', &mut line).await, Ok(n) if n > 0) {
-        // One write for each line. When nobody reads them any more, the process must still not block.
+        // Each line is one write, so that lines do not mix. After a failed write reading goes on, because the process
+        // would block on a full pipe.
         let text = format!("{name} | {}\n", String::from_utf8_lossy(&line).trim_end());
         let _ = to.write_all(text.as_bytes());
         line.clear();
     }
 }
 
-/// Whether a process shares the keys with all others: they are in its ring, connected, and have the group.
+/// Returns whether a process shares the keys with all others: all own keys, are connected, and have the group.
 fn knows_all(stats: &str, processes: usize) -> bool {
     let owners = stats.matches("\"owns\":true").count();
     owners == processes && stats.contains(&format!("\"peers\":{},", processes - 1))
 }
 
-/// The answer to a GET, when it is 200.
+/// Returns the answer to a GET if its status is 200.
 async fn ask(address: SocketAddr, path: &str) -> Option<String> {
     let get = async {
-        #[expect(clippy::disallowed_methods, reason = "asks the service over HTTP, as its users do")]
+        #[expect(clippy::disallowed_methods, reason = "the launcher calls the service over HTTP, as users do")]
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
         let mut answer = Vec::new();
@@ -329,12 +339,12 @@ fn explain(plan: &Plan) {
     let curls: String = plan.nodes().map(|(_, http, _)| format!("  curl http://{http}/data/some-id\n")).collect();
     say(&format!(
         "
-{} processes share one cache. In another terminal, ask each for the same row:
+{} processes share one cache. In another terminal, get the same row from each:
 
 {curls}
-All answer with one date_created, and \"fetching key from backend\" appears once, at the process that loads it.
-What they count, and whom they see: curl http://127.0.0.1:{}/stats
-Ctrl-C ends them all.
+All have the same date_created, and \"fetching key from backend\" appears once, at the process that loads the row.
+Counters and members of a process: curl http://127.0.0.1:{}/stats
+Ctrl-C ends all processes.
 ",
         plan.nodes, plan.http_port
     ));

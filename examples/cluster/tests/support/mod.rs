@@ -1,4 +1,4 @@
-//! Real processes of the example, what they log, and HTTP to ask them by.
+//! Helpers of the tests: real processes of the example, their logs, and an HTTP client.
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -9,14 +9,14 @@ pub(crate) use process::{Log, PATIENCE, Process, Signal, eventually, free_ports,
 use process::{Scratch, Start};
 use serde_json::Value;
 
-/// What the backend logs for each row that it is asked for.
+/// Text that the backend logs for each row that it reads.
 pub(crate) const FETCH: &str = "fetching key from backend";
 
 /// Starts a program of this example.
 pub(crate) fn start(program: &str, vars: &[(&str, &str)], out: &Log) -> Process {
     let reads = |line: &str| {
-        // What the backend of this example does has to be seen with its key, and the launcher says what to type;
-        // nothing else names one.
+        // Only two kinds of lines may name a key: those of the backend, which the tests count, and the requests that
+        // the launcher prints.
         let names_a_key = [FETCH, "  curl http://"].iter().any(|text| line.contains(text));
         names_a_key || read_along::says(line)
     };
@@ -28,12 +28,12 @@ pub(crate) fn start(program: &str, vars: &[(&str, &str)], out: &Log) -> Process 
         .spawn()
 }
 
-/// A directory of one test.
+/// Makes a directory for one test.
 pub(crate) fn scratch(test: &str) -> Scratch {
     Scratch::new(env!("CARGO_TARGET_TMPDIR"), test)
 }
 
-/// The status and body of a GET; `None` when nobody answers.
+/// Returns the status and the body of a GET, or `None` when no answer comes.
 pub(crate) fn get(port: u16, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&local(port), Duration::from_secs(5)).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -45,14 +45,15 @@ pub(crate) fn get(port: u16, path: &str) -> Option<(u16, String)> {
     Some((status, body.to_owned()))
 }
 
-/// The JSON of an answer that must be 200.
+/// Returns the JSON of a GET. Panics unless the status is 200.
 pub(crate) fn json(port: u16, path: &str) -> Value {
-    let (status, body) = get(port, path).unwrap_or_else(|| panic!("nobody answers on {port}"));
+    let (status, body) = get(port, path).unwrap_or_else(|| panic!("no answer on port {port}"));
     assert_eq!(status, 200, "{path} on {port}: {body}");
     serde_json::from_str(&body).unwrap_or_else(|e| panic!("{body} is not JSON: {e}"))
 }
 
-/// Whether the process on that port is ready, reaches all of so many members, and all have the group.
+/// Returns whether the process on a port is ready, sees exactly `members` members, reaches all of them, and all of them
+/// own keys and have the group.
 pub(crate) fn is_in_cluster_of(members: usize, port: u16) -> bool {
     let stats = |body: String| serde_json::from_str::<Value>(&body).ok();
     let Some(stats) = get(port, "/stats").filter(|(status, _)| *status == 200).and_then(|(_, body)| stats(body)) else {
@@ -65,7 +66,7 @@ pub(crate) fn is_in_cluster_of(members: usize, port: u16) -> bool {
     listed && is_ready && stats["groups"]["data"]["peers"] == members - 1
 }
 
-/// Three processes `n1`, `n2`, `n3` that share a database, and what they log.
+/// Three processes `n1`, `n2`, `n3` that share a database and a log.
 pub(crate) struct Cluster {
     pub(crate) processes: Vec<Process>,
     pub(crate) log: Log,
@@ -80,7 +81,7 @@ impl Cluster {
         Self::start_with(test, &[])
     }
 
-    /// With more variables for each process.
+    /// Starts the processes with more variables for each of them.
     pub(crate) fn start_with(test: &str, vars: &[(&'static str, &str)]) -> Self {
         let vars = vars.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         let (http, group) = (free_ports(3), free_ports(3));
@@ -95,12 +96,12 @@ impl Cluster {
         self.http + n
     }
 
-    /// One of the three; again, when it has ended.
+    /// Starts process `n`, which may have run before.
     pub(crate) fn process(&self, n: u16) -> Process {
         self.process_with(n, &[])
     }
 
-    /// With other values of some variables.
+    /// Starts process `n` with other values of some variables.
     pub(crate) fn process_with(&self, n: u16, others: &[(&'static str, &str)]) -> Process {
         let peers: Vec<_> = (0..3).map(|n| local(self.group + n).to_string()).collect();
         let vars = [
@@ -110,15 +111,15 @@ impl Cluster {
             ("PEERS", peers.join(",")),
             ("HTTP_ADDR", local(self.http(n)).to_string()),
             ("DATABASE", self.scratch.path("data.db")),
-            // A machine that stands still for a quarter of a second must not make a second load of one.
+            // A long time-out, so that a pause of the machine does not cause a second load.
             ("BACKEND_TIMEOUT_MS", "20000".into()),
         ];
         let mut vars: Vec<_> = vars.iter().chain(&self.vars).map(|(name, value)| (*name, value.as_str())).collect();
-        vars.extend(others); // the last value of a name stands
+        vars.extend(others); // the last value of a name counts
         start(env!("CARGO_BIN_EXE_cluster"), &vars, &self.log)
     }
 
-    /// Waits until all three are one cluster.
+    /// Waits until all three processes are one cluster.
     pub(crate) fn agree(&self) {
         for n in 0..3 {
             let what = format!("n{} reaches three members", n + 1);
