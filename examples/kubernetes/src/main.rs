@@ -1,8 +1,8 @@
-//! The service of `examples/cluster`, built with the feature `kubernetes`: its pods find each other through the API
-//! server, with no list of peers.
+//! Program: the service of `examples/cluster` with the feature `kubernetes`. The pods find each other through the API
+//! server, without a list of peers.
 use std::process::ExitCode;
 
-// Named for its features only.
+// The crate is named only to enable its features.
 use groupcache_discovery as _;
 
 fn main() -> ExitCode {

@@ -1,5 +1,5 @@
-//! `deploy/compose.yml` for real: three containers of the image behind nginx, one of them stopped and started, all of
-//! them restarted one after the other.
+//! `deploy/compose.yml` in a Docker engine: three containers of the image behind nginx. A container is stopped and
+//! started, and all of them are restarted one after the other.
 
 use std::{
     collections::BTreeMap,
@@ -21,16 +21,19 @@ use crate::support::{
 };
 
 const SERVERS: [&str; 3] = ["server-01", "server-02", "server-03"];
-/// How many users ask at the same time, for how many ids.
+/// Number of users that send requests at the same time.
 const USERS: u64 = 4;
+/// Number of ids that the users request.
 const IDS: u64 = 100;
 
+/// Checks that three servers behind nginx load each row once, and that no request fails while one server stops and
+/// starts, and while all of them restart one after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a Docker engine"]
-async fn three_servers_behind_nginx() {
+async fn servers_behind_nginx_restart_without_failed_requests() {
     let stack = Stack::up().await;
 
-    // Whichever server is asked, the row is the same, and one of them has loaded it.
+    // All servers answer with the same row, and one server has loaded it.
     let (status, row) = stack.ask("/data/some-id").await.unwrap();
     assert_eq!(status, 200, "{row}");
     for _ in 0..12 {
@@ -42,36 +45,36 @@ async fn three_servers_behind_nginx() {
     let log = stack.log();
     assert_eq!(fetched(&log, "some-id"), 1, "{log}");
     let spread: Vec<_> = stack.gets().await;
-    assert!(spread.iter().all(|gets| *gets > 2), "nginx asks all of them: {spread:?}");
+    assert!(spread.iter().all(|gets| *gets > 2), "nginx sends requests to all servers: {spread:?}");
 
-    // A hundred ids, as people are told to ask for them.
+    // The script that the README names requests a hundred ids.
     let url = format!("http://127.0.0.1:{}", stack.variable("PORT"));
     print!("{}", run(Command::new(root().join("deploy/load")).env("URL", url)));
     let log = stack.log();
-    assert!((0..100).all(|id| fetched(&log, &format!("load-{id}")) == 1), "each is loaded once: {log}");
+    assert!((0..100).all(|id| fetched(&log, &format!("load-{id}")) == 1), "each id is loaded once: {log}");
 
-    // One is stopped and started.
+    // A server stops and starts again.
     let users = Users::of(&stack);
     stack.compose(&["stop", "server-02"]);
-    eventually("the others are two", async || stack.agree(&["server-01", "server-03"]).await).await;
+    eventually("the other two servers are one cluster", async || stack.agree(&["server-01", "server-03"]).await).await;
     assert_eq!(stack.exit_code("server-02"), "0", "{}", stack.log());
     for n in 0..20 {
         assert_eq!(stack.ask(&format!("/data/while-two-{n}")).await.unwrap().0, 200);
     }
     stack.compose(&["start", "server-02"]);
-    eventually("they are three again", async || stack.agree(&SERVERS).await).await;
-    users.none_failed("a stop and a start").await;
+    eventually("all three servers are one cluster again", async || stack.agree(&SERVERS).await).await;
+    users.assert_none_failed("a stop and a start").await;
 
-    // All of them, one after the other.
+    // All servers are restarted, one after the other.
     let users = Users::of(&stack);
     for server in SERVERS {
         let begun = Instant::now();
         stack.compose(&["restart", server]);
-        eventually("it is back", async || stack.agree(&SERVERS).await).await;
+        eventually("the restarted server is back", async || stack.agree(&SERVERS).await).await;
         println!("{server} restarted in {:?}", begun.elapsed());
     }
-    users.none_failed("a rolling restart").await;
-    assert_eq!(stack.ask("/data/some-id").await, Some((200, row)), "it is in the database by now");
+    users.assert_none_failed("a rolling restart").await;
+    assert_eq!(stack.ask("/data/some-id").await, Some((200, row)), "the row comes from the database");
     for line in stack.log().lines().filter(|line| !line.contains(FETCH)) {
         read_along::says(line);
     }
@@ -79,7 +82,8 @@ async fn three_servers_behind_nginx() {
     assert!(stack.containers().is_empty(), "{}", stack.containers());
 }
 
-/// The containers, and what they are started with; taken down when it is dropped.
+/// Containers and the variables that they start with. The containers are removed by [`down`](Self::down), and on drop
+/// after a panic.
 struct Stack {
     project: String,
     variables: Vec<(String, String)>,
@@ -95,7 +99,7 @@ impl Drop for Stack {
 }
 
 impl Stack {
-    /// Makes the images from what is on this machine, starts all, and waits until they are one cluster.
+    /// Makes the images from files of this machine, starts all containers, and waits until the servers are one cluster.
     async fn up() -> Self {
         let id = std::process::id();
         let mut variables = vec![
@@ -103,7 +107,7 @@ impl Stack {
             ("IMAGE".to_owned(), format!("groupcache-example:test-{id}")),
             ("SUBNET".to_owned(), format!("172.30.{}", id % 250)),
             ("RUST_LOG".to_owned(), read_along::RUST_LOG.to_owned()),
-            // A machine that stands still for a quarter of a second must not make a second load of one.
+            // A long time-out, so that a pause of the machine does not cause a second load.
             ("BACKEND_TIMEOUT_MS".to_owned(), "20000".to_owned()),
         ];
         for name in ["PORT", "PORT_1", "PORT_2", "PORT_3"] {
@@ -113,7 +117,7 @@ impl Stack {
         let stack = Self { project: format!("groupcache-test-{id}"), variables };
         let begun = Instant::now();
         stack.compose(&["up", "--detach", "--build"]);
-        eventually("they are one cluster", async || stack.agree(&SERVERS).await).await;
+        eventually("all servers are one cluster", async || stack.agree(&SERVERS).await).await;
         eventually("nginx answers", async || stack.ask("/healthz").await.is_some_and(|(status, _)| status == 200))
             .await;
         println!("up in {:?}", begun.elapsed());
@@ -136,12 +140,12 @@ impl Stack {
         run(command.envs(self.variables.iter().map(|(name, value)| (name, value))))
     }
 
-    /// Where each server is asked without nginx.
+    /// Returns the address of each server, without nginx.
     fn ports(&self) -> [&'static str; 3] {
         ["PORT_1", "PORT_2", "PORT_3"].map(|name| &*format!("127.0.0.1:{}", self.variable(name)).leak())
     }
 
-    /// A request as users make it.
+    /// Sends a request to nginx, as users do.
     async fn ask(&self, path: &str) -> Option<(u16, String)> {
         get(&format!("127.0.0.1:{}", self.variable("PORT")), path).await
     }
@@ -152,7 +156,7 @@ impl Stack {
         serde_json::from_str(&stats).ok()
     }
 
-    /// How many requests each server has had.
+    /// Returns the number of gets at each server.
     async fn gets(&self) -> Vec<u64> {
         let mut all = Vec::new();
         for server in SERVERS {
@@ -161,13 +165,13 @@ impl Stack {
         all
     }
 
-    /// Whether these, and no others, share the keys.
+    /// Returns whether each of these servers sees exactly these servers, all reachable owners of keys.
     async fn agree(&self, servers: &[&str]) -> bool {
         for server in servers {
             let Some(stats) = self.stats(server).await else { return false };
             let members = stats["members"].as_array().unwrap();
-            let is_well = |name: &str| members.iter().all(|member| member[name] == true);
-            if members.len() != servers.len() || !is_well("owns") || !is_well("is_reachable") {
+            let all_are = |name: &str| members.iter().all(|member| member[name] == true);
+            if members.len() != servers.len() || !all_are("owns") || !all_are("is_reachable") {
                 return false;
             }
         }
@@ -190,12 +194,12 @@ impl Stack {
     }
 }
 
-/// How often a row was asked of the database, by whichever server.
+/// Returns how often the servers read a row from the database.
 fn fetched(log: &str, id: &str) -> usize {
     log.lines().filter(|line| line.contains(FETCH) && line.contains(&format!("key=\"{id}\""))).count()
 }
 
-/// What a command that must succeed prints.
+/// Runs a command and returns its standard output. Panics unless the command succeeds.
 fn run(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -203,12 +207,13 @@ fn run(command: &mut Command) -> String {
     out.into_owned()
 }
 
-/// Users who ask nginx for 100 ids, over and over.
+/// Users that request 100 ids from nginx, over and over.
 struct Users {
     is_over: Arc<AtomicBool>,
     asking: Vec<JoinHandle<Asked>>,
 }
 
+/// Requests of one user, and their failures.
 #[derive(Default)]
 struct Asked {
     requests: u64,
@@ -224,7 +229,8 @@ impl Users {
         Self { asking: asking.collect(), is_over }
     }
 
-    async fn none_failed(self, during: &str) {
+    /// Stops the users and checks that no request failed.
+    async fn assert_none_failed(self, during: &str) {
         self.is_over.store(true, Relaxed);
         let mut all = Asked::default();
         for asking in self.asking {

@@ -1,4 +1,4 @@
-//! The example as Kubernetes runs it: its manifests, and pods that are started as they say.
+//! The example as Kubernetes runs it: checks of the manifests, and processes that run as the pods of the manifests.
 #![expect(
     clippy::disallowed_methods,
     clippy::indexing_slicing,

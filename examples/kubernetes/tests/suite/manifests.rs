@@ -1,4 +1,5 @@
-//! The manifests fit the API, each other, the image and the provider: whatever is renamed or misspelt is found.
+//! Checks that the manifests agree with the API, with each other, with the image and with the provider, so that a name
+//! that is misspelt is found.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -10,14 +11,16 @@ use crate::support::{
     typed,
 };
 
+/// Checks the manifests as they are in the repository.
 #[test]
-fn they_fit_the_api_each_other_and_the_provider() {
+fn manifests_have_no_faults() {
     let faults = faults(&manifests::read());
     assert!(faults.is_empty(), "{faults:#?}");
 }
 
+/// Checks the names and the ports that the documents name.
 #[test]
-fn they_have_the_names_that_users_are_told() {
+fn manifests_have_the_documented_names() {
     let files = manifests::read();
     let objects = build(&files, Path::new("base")).unwrap();
     let names: BTreeSet<_> = objects.iter().map(|one| (text(&one["kind"]), text(&one["metadata"]["name"]))).collect();
@@ -39,10 +42,10 @@ fn they_have_the_names_that_users_are_told() {
     assert_eq!((&port["port"], &port["nodePort"]), (&3000.into(), &30000.into()));
 }
 
-/// Each key, each text and each number of a port is changed, one at a time: it is found, or it is one of those that
-/// nothing refers to.
+/// Changes each key, each text and each port number of the manifests, one at a time, and checks that a fault is found.
+/// [`FREE`] lists the places to which nothing refers.
 #[test]
-fn whatever_is_renamed_is_found() {
+fn changed_names_and_ports_are_found() {
     let files = manifests::read();
     let (mut changed, mut missed) = (0, Vec::new());
     for (path, file) in &files {
@@ -61,7 +64,7 @@ fn whatever_is_renamed_is_found() {
     assert!(missed.is_empty(), "nothing finds a change of {missed:#?}");
 }
 
-/// What may be anything: quantities, and what only people read.
+/// Places that may have any value: quantities, and text for people.
 const FREE: [&str; 6] = [
     "/pod-security.kubernetes.io~1enforce renamed",
     "/pod-security.kubernetes.io~1enforce",
@@ -71,7 +74,7 @@ const FREE: [&str; 6] = [
     "/emptyDir/sizeLimit",
 ];
 
-/// Everything that is wrong with them.
+/// Returns all faults of the manifests.
 fn faults(files: &Files) -> Vec<String> {
     let mut faults: Vec<_> = files
         .iter()
@@ -94,7 +97,7 @@ fn faults(files: &Files) -> Vec<String> {
     faults
 }
 
-/// Whether the kustomization of a directory lists every file in it, and what it lists is there.
+/// Checks that the kustomization of a directory lists exactly the files of that directory.
 fn listed(files: &Files, directory: &Path) -> Result<(), String> {
     let kustomization = kustomization(files, directory)?;
     let named = (kustomization.api_version.as_str(), kustomization.kind.as_str());
@@ -110,12 +113,13 @@ fn listed(files: &Files, directory: &Path) -> Result<(), String> {
     if listed != there { Err(format!("{}: lists {listed:?}, has {there:?}", directory.display())) } else { Ok(()) }
 }
 
-/// Whether what the overlay changes is there to be changed.
+/// Checks that the overlay `minikube` patches objects and ports that exist, and uses the image that `tools/minikube`
+/// builds.
 fn patched(files: &Files) -> Result<(), String> {
     let overlay = Path::new("minikube");
     let (objects, kustomization) = (build(files, overlay)?, kustomization(files, overlay)?);
     for patch in &kustomization.patches {
-        let patch = files.get(&overlay.join(&patch.path)).ok_or("a patch is not there")?;
+        let patch = files.get(&overlay.join(&patch.path)).ok_or("the file of a patch is missing")?;
         let id = |object: &Value| {
             [&object["apiVersion"], &object["kind"], &object["metadata"]["name"], &object["metadata"]["namespace"]]
                 .map(Value::to_string)
@@ -129,7 +133,7 @@ fn patched(files: &Files) -> Result<(), String> {
             return Err(format!("the ports {:?} are patched as {:?}", ports(target), ports(patch)));
         }
         if patch["spec"]["ports"][0]["nodePort"] != 30_000 {
-            return Err("users are told another port of the machine".to_owned());
+            return Err("the port of the machine is not 30000, as documented".to_owned());
         }
     }
     let workload = workload(&objects).ok_or("no workload")?;
@@ -137,7 +141,7 @@ fn patched(files: &Files) -> Result<(), String> {
     let tagged = kustomization.images.iter().find(|one| one.name == text(image));
     let tagged = tagged.map(|one| format!("IMAGE={}:{}\n", one.name, one.new_tag));
     match tagged.filter(|tagged| agreement::minikube().contains(tagged)) {
-        None => Err(format!("tools/minikube does not build the image {image} that is run")),
+        None => Err(format!("tools/minikube does not build the image {image} of the workload")),
         Some(_) => Ok(()),
     }
 }
@@ -146,7 +150,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// A file with one thing changed, and what that is.
+/// Returns every variant of a file with one change, with the place of the change.
 fn changes(file: &Value) -> Vec<(String, Value)> {
     let mut places = Vec::new();
     walk(file, String::new(), &mut places);
@@ -175,7 +179,7 @@ fn changes(file: &Value) -> Vec<(String, Value)> {
     all
 }
 
-/// The JSON pointers of everything below.
+/// Collects the JSON pointers of everything below a value.
 fn walk(value: &Value, at: String, places: &mut Vec<String>) {
     match value {
         Value::Object(map) => {

@@ -1,4 +1,5 @@
-//! `make minikube-run` and the like, with a minikube and a kubectl that only say how they were called.
+//! `make minikube-run`, `minikube-logs` and `minikube-clean`, with fake programs `minikube` and `kubectl` that only log
+//! their arguments.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -7,7 +8,7 @@ use std::{
 
 use crate::support::{Scratch, root};
 
-/// Tools on a path of their own, and what was asked of them.
+/// Fake programs in a directory of their own, with the log of their calls.
 struct Tools(Scratch);
 
 impl Tools {
@@ -15,7 +16,7 @@ impl Tools {
         let scratch = Scratch::new(test);
         std::fs::create_dir_all(scratch.path("bin")).unwrap();
         for tool in tools {
-            // There is no Secret yet, and no Deployment.
+            // Every `get` fails, as in a cluster without the Secret and without the Deployment.
             let text = format!(
                 "#!/bin/sh\necho \"{tool} $*\" >> {log}\ncase \"$*\" in *' get '*) exit 1 ;; *' create '*) cat > {log}.in ;; \
                  *--url*) echo http://192.168.49.2:30000 ;; esac\n",
@@ -45,8 +46,10 @@ fn place(calls: &[String], what: &str) -> usize {
     calls.iter().position(|call| call.contains(what)).unwrap_or_else(|| panic!("{what}: {calls:#?}"))
 }
 
+/// Checks that the script makes the Secret before the pods, and that the key is on no command line, where every user of
+/// the machine could read it.
 #[test]
-fn the_secret_is_there_before_the_pods_and_on_no_command_line() {
+fn secret_is_made_before_pods_and_on_no_command_line() {
     let tools = Tools::new("minikube-run", &["minikube", "kubectl"]);
     let output = tools.run("run");
     assert!(output.status.success(), "{output:?}");
@@ -55,12 +58,15 @@ fn the_secret_is_there_before_the_pods_and_on_no_command_line() {
         ["image build", "namespace.yaml", "create secret generic groupcache-cluster-key", "apply -k", "rollout status"];
     let order: Vec<_> = order.iter().map(|what| place(&calls, what)).collect();
     assert!(order.is_sorted(), "{calls:#?}");
-    assert!(!calls.iter().any(|call| call.contains("rollout restart")), "there was none to start anew: {calls:#?}");
+    assert!(
+        !calls.iter().any(|call| call.contains("rollout restart")),
+        "no old Deployment needs a restart: {calls:#?}"
+    );
     let key = std::fs::read_to_string(tools.0.path("log.in")).unwrap();
     assert_eq!(key.trim().len(), 44, "32 bytes in base64");
-    assert!(!calls.iter().any(|call| call.contains(key.trim())), "nobody else can read it");
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.contains("curl http://192.168.49.2:30000/data/some-id"), "{said}");
+    assert!(!calls.iter().any(|call| call.contains(key.trim())), "the key is on a command line");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.contains("curl http://192.168.49.2:30000/data/some-id"), "{printed}");
 
     assert!(tools.run("clean").status.success());
     place(&tools.calls(), "delete --ignore-not-found namespace groupcache-example");
@@ -68,13 +74,14 @@ fn the_secret_is_there_before_the_pods_and_on_no_command_line() {
     place(&tools.calls(), "logs --selector app.kubernetes.io/name=groupcache-example");
 }
 
+/// Checks that the script names a program that is missing, and where to find it.
 #[test]
-fn a_tool_that_is_missing_is_named() {
+fn missing_tool_is_named() {
     let tools = Tools::new("minikube-none", &[]);
-    // What the script itself needs, and nothing else of this machine.
+    // The path has only `dirname`, which the script itself needs.
     std::os::unix::fs::symlink("/usr/bin/dirname", tools.0.path("bin/dirname")).unwrap();
     let output = tools.run_with(&tools.0.path("bin"), "run");
-    let said = String::from_utf8(output.stderr).unwrap();
+    let printed = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.starts_with("minikube: there is no minikube on the path; https://"), "{said}");
+    assert!(printed.starts_with("minikube: there is no minikube on the path; https://"), "{printed}");
 }

@@ -1,4 +1,5 @@
-//! What the objects of one directory say of each other, of the image, and of the provider.
+//! Agreement: checks that the objects of one directory agree with each other, with the image, with `tools/minikube` and
+//! with the provider.
 
 use std::{cell::RefCell, collections::BTreeSet};
 
@@ -11,16 +12,16 @@ use super::{
     root,
 };
 
-/// What the process takes from SIGTERM to its end, at most: 3 s to drain, 2 s for requests, 15 s for the values that others
-/// take over and for loads, 1 s to withdraw, 1 s for the tasks of the connections.
+/// Maximum time from SIGTERM to the end of the process, in seconds: 3 s to drain, 2 s for requests, 15 s for the
+/// hand-over and for loads, 1 s to withdraw, 1 s for the tasks of the connections.
 const ENDING: u64 = 22;
-/// What the service and the libraries read, beside what says who it is and who finds its peers.
+/// Variables that the service and the libraries read, beside those of the identity and of the provider.
 const OTHER_VARIABLES: [&str; 2] = ["POD_NAMESPACE", "GROUPCACHE_CLUSTER_KEY_FILE"];
 
-/// What does not agree.
+/// Returns everything that does not agree.
 pub(crate) fn faults(objects: &[Value]) -> Vec<String> {
     let mut faults = Faults(Vec::new());
-    let Some(workload) = workload(objects) else { return vec!["there is not one workload".to_owned()] };
+    let Some(workload) = workload(objects) else { return vec!["there is no workload, or more than one".to_owned()] };
     let pod = &workload["spec"]["template"];
     let found = labels(objects, workload, &mut faults);
     names(objects, workload, &mut faults);
@@ -36,24 +37,27 @@ pub(crate) fn faults(objects: &[Value]) -> Vec<String> {
 struct Faults(Vec<String>);
 
 impl Faults {
+    /// Records a fault unless a condition holds.
     fn unless(&mut self, holds: bool, fault: impl Into<String>) {
         if !holds {
             self.0.push(fault.into());
         }
     }
 
-    fn unless_equal(&mut self, this: &Value, that: &Value, what: &str) {
-        self.unless(this == that && !this.is_null(), format!("{what}: {this} is not {that}"));
+    /// Records a fault unless two values are equal and exist.
+    fn unless_equal(&mut self, actual: &Value, expected: &Value, what: &str) {
+        let holds = actual == expected && !actual.is_null();
+        self.unless(holds, format!("{what}: {actual} is not {expected}"));
     }
 }
 
-/// How pods find each other.
+/// Way in which pods find each other.
 enum Found {
     ByLabels { application: String },
     ByService { name: String },
 }
 
-/// All selectors choose the pods, by the labels of the application.
+/// Checks that all selectors match the labels of the pods, and returns how pods find each other.
 fn labels(objects: &[Value], workload: &Value, faults: &mut Faults) -> Found {
     let template = &workload["spec"]["template"];
     let env =
@@ -83,23 +87,28 @@ fn labels(objects: &[Value], workload: &Value, faults: &mut Faults) -> Found {
             );
         }
     }
-    faults.unless(selectors == 5, format!("{selectors} selectors"));
+    faults.unless(selectors == 5, format!("there are {selectors} selectors and not 5"));
     for spread in list(&template["spec"]["topologySpreadConstraints"]) {
         let chosen = spread["labelSelector"]["matchLabels"].as_object();
         let agrees = chosen
             .is_some_and(|all| !all.is_empty() && all.iter().all(|(label, value)| wanted.get(label) == Some(value)));
-        faults.unless(agrees, "pods are spread by other labels than they have");
+        faults.unless(agrees, "the spread constraint selects labels that the pods do not have");
     }
     if workload["kind"] == "StatefulSet" {
         Found::ByService { name: env("GROUPCACHE_K8S_SERVICE") }
     } else {
         let application = env("GROUPCACHE_K8S_APPLICATION");
-        faults.unless_equal(&json!(application), &wanted[APPLICATION_LABELS[0]], "the application");
+        faults.unless_equal(
+            &json!(application),
+            &wanted[APPLICATION_LABELS[0]],
+            "the application that the provider looks for",
+        );
         Found::ByLabels { application }
     }
 }
 
-/// What is said of the pods has the name of what makes them.
+/// Checks that the disruption budget, the network policy and the container have the name of the workload, and that the
+/// container requests processors and memory.
 fn names(objects: &[Value], workload: &Value, faults: &mut Faults) {
     let name = &workload["metadata"]["name"];
     for kind in ["PodDisruptionBudget", "NetworkPolicy"] {
@@ -112,28 +121,30 @@ fn names(objects: &[Value], workload: &Value, faults: &mut Faults) {
     let limited = container["resources"]["limits"]["memory"].is_string();
     faults.unless(
         limited && amounts.iter().all(|one| one.is_string()),
-        "it asks for processors and memory, and limits memory",
+        "the container must request cpu and memory, and limit memory",
     );
 }
 
-/// Everything is in the one namespace.
+/// Checks that all objects are in the one namespace.
 fn namespaces(objects: &[Value], faults: &mut Faults) {
-    let Some(namespace) = of_kind(objects, "Namespace") else { return faults.unless(false, "no namespace") };
+    let Some(namespace) = of_kind(objects, "Namespace") else {
+        return faults.unless(false, "there is no namespace, or more than one");
+    };
     let name = &namespace["metadata"]["name"];
     for object in objects.iter().filter(|object| object["kind"] != "Namespace") {
         faults.unless_equal(&object["metadata"]["namespace"], name, &format!("the namespace of {}", object["kind"]));
     }
-    told_by_minikube("NAMESPACE", name, faults);
+    unless_in_minikube("NAMESPACE", name, faults);
 }
 
-/// The pods may do what the provider does, and no more.
+/// Checks that the pods have the rights that the provider needs, and no others.
 fn rights(objects: &[Value], pod: &Value, found: &Found, faults: &mut Faults) {
     let [account, role, binding] =
         ["ServiceAccount", "Role", "RoleBinding"].map(|kind| of_kind(objects, kind).cloned().unwrap_or_default());
     let name = &account["metadata"]["name"];
     faults.unless_equal(&pod["serviceAccountName"], name, "the service account of the pods");
     let subject = json!([{ "kind": "ServiceAccount", "name": name, "namespace": account["metadata"]["namespace"] }]);
-    faults.unless_equal(&binding["subjects"], &subject, "who has the role");
+    faults.unless_equal(&binding["subjects"], &subject, "the subject of the role");
     let bound = json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"] });
     faults.unless_equal(&binding["roleRef"], &bound, "the role that is bound");
     faults.unless_equal(&binding["metadata"]["name"], &role["metadata"]["name"], "the name of the binding");
@@ -144,12 +155,12 @@ fn rights(objects: &[Value], pod: &Value, found: &Found, faults: &mut Faults) {
     };
     let wanted: Value = serde_saphyr::from_str(&wanted).unwrap();
     faults.unless_equal(&role, &wanted, "the role that the provider asks for");
-    // It reads the API, and whoever else uses the account does not.
+    // Only these pods read the API. Other pods of the account get no token.
     faults.unless(pod["automountServiceAccountToken"] == true, "the pods have no token");
-    faults.unless(account["automountServiceAccountToken"] == false, "everyone has the token");
+    faults.unless(account["automountServiceAccountToken"] == false, "every pod of the account has the token");
 }
 
-/// Services, policies and probes mean ports that the pods have, by their names.
+/// Checks that the Services, the network policy, the probes and the image use ports of the pods.
 fn ports(objects: &[Value], pod: &Value, faults: &mut Faults) {
     let container = container(pod);
     let number = |name: &str| {
@@ -173,7 +184,7 @@ fn ports(objects: &[Value], pod: &Value, faults: &mut Faults) {
     faults.unless_equal(
         &peers["spec"]["publishNotReadyAddresses"],
         &json!(true),
-        "peers are found before they are ready",
+        "publication of peers that are not ready",
     );
     faults.unless_equal(&peers["spec"]["ports"][0]["name"], &json!(PORT_NAME), "the port of peers in their service");
     if let Some(stateful) = of_kind(objects, "StatefulSet") {
@@ -183,17 +194,17 @@ fn ports(objects: &[Value], pod: &Value, faults: &mut Faults) {
             "the service of the stateful set",
         );
         let told = variable(&container, "GROUPCACHE_K8S_SERVICE")["value"].clone();
-        faults.unless_equal(&told, &peers["metadata"]["name"], "the service that peers are looked for in");
+        faults.unless_equal(&told, &peers["metadata"]["name"], "the service in which the provider looks for peers");
     }
     let users =
         objects.iter().find(|object| object["kind"] == "Service" && !headless(object)).cloned().unwrap_or_default();
-    told_by_minikube("SERVICE", &users["metadata"]["name"], faults);
+    unless_in_minikube("SERVICE", &users["metadata"]["name"], faults);
 
     let policy = of_kind(objects, "NetworkPolicy").cloned().unwrap_or_default();
     let open = |n: usize| policy["spec"]["ingress"][n]["ports"][0]["port"].clone();
     faults.unless_equal(&open(0), &json!(PORT_NAME), "the port that peers alone reach");
-    faults.unless(known(&open(0)) && known(&open(1)) && open(1) != open(0), "the policy opens other ports");
-    faults.unless(policy["spec"]["ingress"][1]["from"].is_null(), "users come from anywhere");
+    faults.unless(known(&open(0)) && known(&open(1)) && open(1) != open(0), "the policy opens wrong ports");
+    faults.unless(policy["spec"]["ingress"][1]["from"].is_null(), "the policy keeps users out");
 
     for (probe, service) in
         [("startupProbe", "liveness"), ("livenessProbe", "liveness"), ("readinessProbe", "readiness")]
@@ -209,7 +220,7 @@ fn ports(objects: &[Value], pod: &Value, faults: &mut Faults) {
     );
 }
 
-/// The variables are those that are read, and say what is meant.
+/// Checks that each variable of the pods is read, and has the meaning that the manifests intend.
 fn variables(objects: &[Value], pod: &Value, found: &Found, faults: &mut Faults) {
     let container = container(pod);
     let asked = RefCell::new(BTreeSet::new());
@@ -224,16 +235,16 @@ fn variables(objects: &[Value], pod: &Value, found: &Found, faults: &mut Faults)
         }
     };
     let me = Identity::from_vars(told).map(|me| (me.id().to_string(), me.listen().ip().to_string()));
-    let who = me.as_ref().map(|(id, ip)| (id.as_str(), ip.as_str()));
-    faults.unless(who.is_ok_and(|who| who == ("groupcache-0", "10.0.0.7")), format!("a pod is {me:?}"));
+    let pair = me.as_ref().map(|(id, ip)| (id.as_str(), ip.as_str()));
+    faults.unless(pair.is_ok_and(|pair| pair == ("groupcache-0", "10.0.0.7")), format!("the identity is {me:?}"));
     match (DiscoveryConfig::from_vars(told), found) {
         (Ok(DiscoveryConfig::Kubernetes(config)), Found::ByLabels { application }) => {
-            faults.unless(config.application.as_ref() == Some(application), "pods are found otherwise");
+            faults.unless(config.application.as_ref() == Some(application), "the provider looks for other pods");
         }
         (Ok(DiscoveryConfig::Kubernetes(config)), Found::ByService { name }) => {
-            faults.unless(config.service.as_ref() == Some(name), "pods are found otherwise");
+            faults.unless(config.service.as_ref() == Some(name), "the provider looks for other pods");
         }
-        _ => faults.unless(false, "the provider is none of Kubernetes"),
+        _ => faults.unless(false, "the provider is not that of Kubernetes"),
     }
     let namespace = &variable(&container, "POD_NAMESPACE")["valueFrom"]["fieldRef"]["fieldPath"];
     faults.unless_equal(namespace, &json!("metadata.namespace"), "POD_NAMESPACE");
@@ -241,14 +252,14 @@ fn variables(objects: &[Value], pod: &Value, found: &Found, faults: &mut Faults)
         let name = one["name"].as_str().unwrap_or_default();
         faults.unless(
             asked.borrow().contains(name) || OTHER_VARIABLES.contains(&name),
-            format!("nobody reads the variable {name}"),
+            format!("the variable {name} is not read"),
         );
     }
     key(objects, pod, &container, faults);
 }
 
-/// The Secret that `tools/minikube` makes is where the process looks for it; what it writes is on a volume that it may
-/// write to.
+/// Checks that the process reads its key from the Secret that `tools/minikube` makes, and that its database is on a
+/// volume that the process may write to.
 fn key(objects: &[Value], pod: &Value, container: &Value, faults: &mut Faults) {
     let volumes = list(&pod["volumes"]);
     let mounted = |what: &str| {
@@ -257,40 +268,45 @@ fn key(objects: &[Value], pod: &Value, container: &Value, faults: &mut Faults) {
         Some((volume.clone(), mount))
     };
     let Some((volume, mount)) = mounted("secret") else { return faults.unless(false, "no secret is mounted") };
-    told_by_minikube("SECRET", &volume["secret"]["secretName"], faults);
+    unless_in_minikube("SECRET", &volume["secret"]["secretName"], faults);
     let path = variable(container, "GROUPCACHE_CLUSTER_KEY_FILE")["value"].clone();
     let file = path.as_str().and_then(|path| path.strip_prefix(mount["mountPath"].as_str()?)?.strip_prefix('/'));
     let makes = |file: &str| minikube().contains(&format!("--from-file={file}=/dev/stdin"));
-    faults.unless(file.is_some_and(makes), format!("{path} is not what is mounted"));
-    let Some((_, mount)) = mounted("emptyDir") else { return faults.unless(false, "nothing can be written") };
+    faults.unless(file.is_some_and(makes), format!("{path} is not the file of the mounted secret"));
+    let Some((_, mount)) = mounted("emptyDir") else { return faults.unless(false, "there is no volume to write to") };
     let directory = mount["mountPath"].as_str().unwrap_or_default();
     let database = image_variable("DATABASE").unwrap_or_default();
     faults.unless(
         database.strip_prefix(directory).is_some_and(|file| file.starts_with('/')),
-        "the database cannot be written",
+        "the database is not on the volume to write to",
     );
-    faults.unless(volumes.len() == 2 && list(&container["volumeMounts"]).len() == 2, "other volumes");
+    faults.unless(volumes.len() == 2 && list(&container["volumeMounts"]).len() == 2, "there are other volumes");
     if let Some(deployment) = of_kind(objects, "Deployment") {
-        told_by_minikube("DEPLOYMENT", &deployment["metadata"]["name"], faults);
-        told_by_minikube("APPLICATION", &variable(container, "GROUPCACHE_K8S_APPLICATION")["value"], faults);
+        unless_in_minikube("DEPLOYMENT", &deployment["metadata"]["name"], faults);
+        unless_in_minikube("APPLICATION", &variable(container, "GROUPCACHE_K8S_APPLICATION")["value"], faults);
     }
 }
 
-/// The grace period is enough, and one pod at a time is taken away.
+/// Checks that the grace period is longer than the pause of `preStop` and the end of the process together.
 fn ending(pod: &Value, faults: &mut Faults) {
     let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap_or_default();
     let pause = container(pod)["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64();
-    faults
-        .unless(pause.is_some_and(|pause| grace > pause + ENDING), format!("{grace} s are not enough after {pause:?}"));
+    faults.unless(
+        pause.is_some_and(|pause| grace > pause + ENDING),
+        format!("a grace period of {grace} s is too short after a pause of {pause:?} s"),
+    );
 }
 
-/// It runs as the user of the image, who is not root.
+/// Checks that the pods run the image that `tools/minikube` builds, as the user of that image, and not as root.
 fn image(pod: &Value, faults: &mut Faults) {
     let user =
         dockerfile().lines().find_map(|line| line.strip_prefix("USER ")).map(ToOwned::to_owned).unwrap_or_default();
     let context = &pod["securityContext"];
     let runs_as = format!("{}:{}", context["runAsUser"], context["runAsGroup"]);
-    faults.unless(user == runs_as && user != "0:0", format!("the image is made for {user}, and runs as {runs_as}"));
+    faults.unless(
+        user == runs_as && user != "0:0",
+        format!("the user of the image is {user}, and the pods run as {runs_as}"),
+    );
     let image = format!("\nIMAGE={}:", container(pod)["image"].as_str().unwrap_or_default());
     faults.unless(minikube().contains(&image), "tools/minikube builds another image");
 }
@@ -307,21 +323,22 @@ fn list(value: &Value) -> Vec<Value> {
     value.as_array().cloned().unwrap_or_default()
 }
 
-/// The script that applies them.
+/// Reads the script that applies the manifests.
 pub(crate) fn minikube() -> String {
     std::fs::read_to_string(root().join("tools/minikube")).unwrap()
 }
 
-fn told_by_minikube(name: &str, value: &Value, faults: &mut Faults) {
+/// Records a fault unless `tools/minikube` sets a variable to this value.
+fn unless_in_minikube(name: &str, value: &Value, faults: &mut Faults) {
     let line = format!("{name}={}\n", value.as_str().unwrap_or_default());
-    faults.unless(minikube().contains(&format!("\n{line}")), format!("tools/minikube does not say {line}"));
+    faults.unless(minikube().contains(&format!("\n{line}")), format!("tools/minikube has no line {line}"));
 }
 
 fn dockerfile() -> String {
     std::fs::read_to_string(root().join("deploy/Dockerfile")).unwrap()
 }
 
-/// What the image sets.
+/// Returns the value of a variable that the image sets.
 fn image_variable(name: &str) -> Option<String> {
     let text = dockerfile();
     let set = text.lines().filter_map(|line| line.strip_prefix("ENV ")).flat_map(|line| line.split(' '));

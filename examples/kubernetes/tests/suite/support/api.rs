@@ -1,5 +1,5 @@
-//! As much of an API server as pods ask for: lists and watches of pods and endpoint slices, for the service accounts
-//! whose Role allows it. The slices are those of the Services that it is given.
+//! Fake API server: serves the calls that pods make, lists and watches of pods and endpoint slices, to service accounts
+//! with a Role for it. The server makes the slices from the Services of the manifests.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::AbortHandle};
 
-/// Served on a port of loopback until it is dropped.
+/// Server on a port of loopback, which ends on drop.
 pub(crate) struct Api {
     shared: Arc<Shared>,
     pub(crate) port: u16,
@@ -26,18 +26,18 @@ pub(crate) struct Api {
 }
 
 struct Shared {
-    /// Services, Roles and the like, as they were applied.
+    /// Services, Roles and other objects of the manifests.
     applied: Vec<Value>,
     world: Mutex<World>,
     changed: watch::Sender<u64>,
-    /// While it is false, requests are taken and not answered.
+    /// Whether requests are answered. While false, requests are accepted and wait.
     answers: watch::Sender<bool>,
 }
 
 #[derive(Default)]
 struct World {
     version: u64,
-    /// By resource and name; all are of one namespace.
+    /// Objects by resource and name, all in one namespace.
     objects: BTreeMap<(&'static str, String), Value>,
     events: Vec<Event>,
     refused: Vec<String>,
@@ -68,12 +68,12 @@ impl Api {
         Self { shared, port, task }
     }
 
-    /// Whether it answers; a watch that has begun goes on.
+    /// Sets whether requests are answered. A watch that has begun goes on.
     pub(crate) fn answers(&self, answers: bool) {
         self.shared.answers.send_replace(answers);
     }
 
-    /// Makes a pod, or changes it.
+    /// Adds a pod, or replaces it.
     pub(crate) fn put_pod(&self, pod: Value) {
         let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
         self.shared.change(|world| world.put("pods", name, pod));
@@ -90,11 +90,11 @@ impl Api {
     pub(crate) fn delete_pod(&self, name: &str) {
         self.shared.change(|world| {
             let object = world.objects.remove(&("pods", name.to_owned())).unwrap();
-            world.happened("pods", "DELETED", object);
+            world.record("pods", "DELETED", object);
         });
     }
 
-    /// Where a Service sends requests for one of its ports: `ip:port` of each pod.
+    /// Returns the endpoints of one port of a Service: `ip:port` of each ready pod.
     pub(crate) fn endpoints(&self, service: &str, port: &str) -> Vec<String> {
         let world = self.shared.world();
         let Some(slice) = world.objects.get(&("endpointslices", service.to_owned())) else { return Vec::new() };
@@ -106,7 +106,7 @@ impl Api {
         ready.map(|one| format!("{}:{number}", one["addresses"][0].as_str().unwrap())).collect()
     }
 
-    /// What was refused, by service account, verb and resource.
+    /// Returns the calls that were refused, each by its verb and resource.
     pub(crate) fn refused(&self) -> Vec<String> {
         self.shared.world().refused.clone()
     }
@@ -117,8 +117,8 @@ impl Shared {
         self.world.lock().unwrap()
     }
 
-    /// Changes pods, and with them the slices, under one lock: slices of what the pods were before somebody else's
-    /// change must not replace those of after it.
+    /// Changes pods and their slices under one lock. Otherwise a slice made before another change could replace one
+    /// made after it.
     fn change(&self, change: impl FnOnce(&mut World)) {
         let mut world = self.world();
         change(&mut world);
@@ -126,7 +126,7 @@ impl Shared {
         self.changed.send_replace(world.version);
     }
 
-    /// What the controller of endpoint slices does for each Service.
+    /// Makes the endpoint slice of each Service, as the controller of Kubernetes does.
     fn publish_endpoints(&self, world: &mut World) {
         let pods: Vec<_> =
             world.objects.iter().filter(|(key, _)| key.0 == "pods").map(|(_, pod)| pod.clone()).collect();
@@ -149,7 +149,8 @@ impl Shared {
         }
     }
 
-    /// Whether whose token this is may do so: by the bindings and Roles that were applied.
+    /// Returns whether the service account with this token may make a call, by the RoleBindings and Roles of the
+    /// manifests.
     fn allows(&self, token: &str, verb: &str, group: &str, resource: &str) -> bool {
         let lists = |list: &Value, what: &str| list.as_array().is_some_and(|all| all.iter().any(|one| one == what));
         let bindings = self.applied.iter().filter(|object| object["kind"] == "RoleBinding");
@@ -158,7 +159,7 @@ impl Shared {
                 .as_array()
                 .unwrap()
                 .iter()
-                .any(|who| who["name"] == token && who["kind"] == "ServiceAccount")
+                .any(|subject| subject["name"] == token && subject["kind"] == "ServiceAccount")
         });
         let roles = mine.filter_map(|binding| {
             let role =
@@ -170,7 +171,7 @@ impl Shared {
         })
     }
 
-    /// The lines of a watch for what happened since a version.
+    /// Returns the current version, and the lines of a watch for the events since another version.
     fn lines(&self, resource: &str, selector: &str, since: u64) -> (u64, String) {
         let world = self.world();
         let new = world
@@ -185,10 +186,11 @@ impl Shared {
 impl World {
     fn put(&mut self, resource: &'static str, name: String, object: Value) {
         let before = self.objects.insert((resource, name), object.clone());
-        self.happened(resource, if before.is_some() { "MODIFIED" } else { "ADDED" }, object);
+        self.record(resource, if before.is_some() { "MODIFIED" } else { "ADDED" }, object);
     }
 
-    fn happened(&mut self, resource: &'static str, kind: &'static str, mut object: Value) {
+    /// Records an event with the next version.
+    fn record(&mut self, resource: &'static str, kind: &'static str, mut object: Value) {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         self.events.push(Event { version: self.version, resource, kind, object });
@@ -242,7 +244,7 @@ async fn answer(
     Body::from_stream(events).into_response()
 }
 
-/// What a label selector in a URL, or of a Service, chooses: equality alone.
+/// Returns whether a label selector of a URL matches an object. Equality is the only operator.
 fn matches(selector: &str, object: &Value) -> bool {
     let mut terms = selector.split(',').filter_map(|term| term.split_once('='));
     terms.all(|(label, value)| object["metadata"]["labels"][label] == value)

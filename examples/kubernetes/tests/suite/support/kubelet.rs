@@ -1,5 +1,5 @@
-//! What a kubelet does with the pods of the manifests, each a process at an address of loopback: their variables and
-//! mounts, their probes, and how they end.
+//! Fake kubelet: runs each pod of the manifests as a process at an address of loopback, with its variables and mounts,
+//! probes it, and ends it.
 
 use std::{
     process::{ExitStatus, Stdio},
@@ -25,13 +25,13 @@ use super::{
     manifests::{self, workload},
 };
 
-/// What the backend logs for each row that it is asked for.
+/// Text that the backend logs for each row that it reads.
 pub(crate) const FETCH: &str = "fetching key from backend";
 
-/// How often readiness is probed, to not wait for the two seconds of the manifest.
+/// Interval between two probes of readiness. The manifest has two seconds, which would make the tests slow.
 const PROBE: Duration = Duration::from_millis(100);
 
-/// A cluster with what `kubectl apply -k` makes of a directory of `deploy/kubernetes`, and no pods yet.
+/// Cluster with the objects that `kubectl apply -k` makes from a directory of `deploy/kubernetes`, and without pods.
 pub(crate) struct Stage {
     pub(crate) api: Arc<Api>,
     pub(crate) log: Log,
@@ -39,15 +39,15 @@ pub(crate) struct Stage {
     objects: Vec<Value>,
     scratch: Scratch,
     kubeconfig: String,
-    /// Of the addresses of its pods: 127.this.
+    /// Second and third byte of the addresses of the pods, after 127.
     net: String,
 }
 
-/// Lines that pods wrote.
+/// Lines of the pods.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
-/// A pod that runs; killed when it is dropped.
+/// Running pod, killed on drop.
 pub(crate) struct Pod {
     pub(crate) name: String,
     pub(crate) ip: String,
@@ -56,7 +56,7 @@ pub(crate) struct Pod {
 }
 
 impl Stage {
-    /// Each test has a number of its own, for its addresses.
+    /// Starts the API server. `number` must differ between tests, because the addresses of pods contain it.
     pub(crate) async fn open(directory: &str, number: u8) -> Self {
         let objects = manifests::build(&manifests::read(), directory.as_ref()).unwrap();
         let template = workload(&objects).unwrap()["spec"]["template"].clone();
@@ -64,7 +64,7 @@ impl Stage {
         let api = Arc::new(Api::serve(&objects).await);
         let account = template["spec"]["serviceAccountName"].as_str().unwrap();
         let kubeconfig = scratch.write("kubeconfig", &kubeconfig(api.port, account));
-        // What the Secret of the manifests holds; its file is where the pods look for it.
+        // The file has the place where the manifests mount the Secret.
         let key = "1kzNdPkhZJ6L4bmd8bcPYQmCxp8eI2a7A1yj3uVJ2Yk=";
         read_along::is_secret(key);
         scratch.write("cluster-key", key);
@@ -72,7 +72,7 @@ impl Stage {
         Self { api, log: Log::default(), template, objects, scratch, kubeconfig, net }
     }
 
-    /// The database that the pods share here, as those of a real service do.
+    /// Returns the path of the database. All pods share it, as the pods of a real service do.
     pub(crate) fn database(&self) -> String {
         self.scratch.path("data.db")
     }
@@ -81,14 +81,14 @@ impl Stage {
         workload(&self.objects).unwrap()["spec"]["replicas"].as_u64().unwrap()
     }
 
-    /// The name of the n-th pod; of a Deployment, each has one that was never there before.
-    pub(crate) fn name(&self, n: usize, life: usize) -> String {
+    /// Returns the name of the n-th pod. In a Deployment a new `generation` of a pod has a new name.
+    pub(crate) fn name(&self, n: usize, generation: usize) -> String {
         let workload = workload(&self.objects).unwrap();
         let name = workload["metadata"]["name"].as_str().unwrap();
-        if workload["kind"] == "StatefulSet" { format!("{name}-{n}") } else { format!("{name}-7d9c5b-{n}{life}") }
+        if workload["kind"] == "StatefulSet" { format!("{name}-{n}") } else { format!("{name}-7d9c5b-{n}{generation}") }
     }
 
-    /// Makes the object of a pod, whose process is yet to be started.
+    /// Makes the object of a pod, without a process.
     pub(crate) fn create(&self, name: &str, ip: &str) {
         let namespace = &workload(&self.objects).unwrap()["metadata"]["namespace"];
         self.api.put_pod(json!({
@@ -111,12 +111,12 @@ impl Stage {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("RUST_LOG", read_along::RUST_LOG)
             .envs(self.variables(name, namespace.as_str().unwrap(), &ip))
-            // What the image sets, but for the address: here all pods have one machine.
+            // Variables of the image. The address differs, because all pods run on one machine.
             .env("HTTP_ADDR", format!("{ip}:3000"))
             .env("DATABASE", self.database())
-            // A machine that stands still for a quarter of a second must not make a second load of one.
+            // A long time-out, so that a pause of the machine does not cause a second load.
             .env("BACKEND_TIMEOUT_MS", "20000")
-            // Instead of the service account that is mounted in a pod.
+            // A kubeconfig takes the place of the service account that is mounted in a pod.
             .env("GROUPCACHE_K8S_KUBECONFIG", &self.kubeconfig)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -135,7 +135,7 @@ impl Stage {
         &self.template["spec"]["containers"][0]
     }
 
-    /// The variables of the manifest; a path below a mount is one of this test's directory.
+    /// Returns the variables of the manifest. A path below a mount becomes a path in the directory of this test.
     fn variables(&self, name: &str, namespace: &str, ip: &str) -> Vec<(String, String)> {
         let mounts = self.container()["volumeMounts"].as_array().unwrap();
         let value = |one: &Value| {
@@ -148,15 +148,15 @@ impl Stage {
                 "metadata.name" => name.to_owned(),
                 "metadata.namespace" => namespace.to_owned(),
                 "status.podIP" => ip.to_owned(),
-                other => panic!("{other} is none of what a pod is told here"),
+                other => panic!("the field {other} is not known to the tests"),
             }
         };
         let all = self.container()["env"].as_array().unwrap().iter();
         all.map(|one| (one["name"].as_str().unwrap().to_owned(), value(one))).collect()
     }
 
-    /// Deletes a pod, as Kubernetes does it: it is marked, told, and gone once its process is. Returns how the process
-    /// ended, how long after SIGTERM, and how much of the grace period was left.
+    /// Deletes a pod as Kubernetes does: marks it, waits for `preStop`, sends SIGTERM, and removes the object once the
+    /// process has ended. `meanwhile` runs just before SIGTERM. Panics if the process outlives the grace period.
     pub(crate) async fn delete(&self, mut pod: Pod, meanwhile: impl AsyncFnOnce(&Pod)) -> Ended {
         let begun = Instant::now();
         let grace = Duration::from_secs(self.template["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap());
@@ -174,10 +174,12 @@ impl Stage {
     }
 }
 
-/// How a pod ended.
+/// End of a pod.
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
+    /// Time from SIGTERM to the end of the process.
     pub(crate) took: Duration,
+    /// Rest of the grace period.
     pub(crate) left: Duration,
 }
 
@@ -193,7 +195,7 @@ impl Pod {
         kill_process(pid, signal).unwrap();
     }
 
-    /// The answer to a GET on the port of users.
+    /// Returns the answer to a GET on the port for users.
     pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
         get(&format!("{}:3000", self.ip), path).await
     }
@@ -204,14 +206,14 @@ impl Pod {
         stats["members"].as_array().unwrap().clone()
     }
 
-    /// What a probe of the manifest is answered.
+    /// Returns the answer to a probe of the manifest, or `None` when no answer comes.
     pub(crate) async fn probe(&self, container: &Value, probe: &str) -> Option<ServingStatus> {
         let grpc = &container[probe]["grpc"];
         check(&format!("{}:{}", self.ip, grpc["port"]), grpc["service"].as_str().unwrap()).await.ok()
     }
 }
 
-/// Tells the API server whether a pod is ready.
+/// Probes a pod over and over and reports to the API server whether it is ready.
 async fn probe_readiness(api: Arc<Api>, container: Value, name: String, ip: String) {
     let grpc = &container["readinessProbe"]["grpc"];
     let (at, service) = (format!("{ip}:{}", grpc["port"]), grpc["service"].as_str().unwrap());
@@ -227,7 +229,7 @@ async fn probe_readiness(api: Arc<Api>, container: Value, name: String, ip: Stri
     }
 }
 
-/// A client of gRPC health.
+/// Connects a client of gRPC health checks.
 pub(crate) async fn health(at: &str) -> Result<HealthClient<tonic::transport::Channel>, tonic::Status> {
     let endpoint = Endpoint::from_shared(format!("http://{at}")).unwrap().timeout(Duration::from_secs(2));
     let channel = endpoint.connect().await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
@@ -239,7 +241,7 @@ pub(crate) async fn check(at: &str, service: &str) -> Result<ServingStatus, toni
     Ok(health(at).await?.check(request).await?.into_inner().status())
 }
 
-/// The status and body of a GET; `None` when nobody answers, or not to the end.
+/// Returns the status and the body of a GET, or `None` when no complete answer comes.
 pub(crate) async fn get(at: &str, path: &str) -> Option<(u16, String)> {
     let ask = async {
         let mut stream = TcpStream::connect(at).await.ok()?;
@@ -269,7 +271,7 @@ impl Log {
         tokio::spawn(async move {
             let mut lines = BufReader::new(from).lines();
             while let Ok(Some(line)) = lines.next_line().await {
-                // What the backend does has to be seen with its key; nothing else has.
+                // Only the lines of the backend may name a key, because the tests read them.
                 if line.contains(FETCH) || read_along::says(&line) {
                     log.lock().unwrap().push(format!("{name} | {line}"));
                 }
@@ -278,7 +280,7 @@ impl Log {
     }
 }
 
-/// Of a pod: its token says whose it is.
+/// Returns the kubeconfig of a pod. The token is the name of the service account.
 fn kubeconfig(port: u16, account: &str) -> String {
     format!(
         "apiVersion: v1

@@ -1,4 +1,4 @@
-//! The files of `deploy/kubernetes` as they are.
+//! Manifests: reads the files of `deploy/kubernetes` and builds their kustomizations.
 
 use std::{
     collections::BTreeMap,
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use super::root;
 
-/// Everything in `deploy/kubernetes`, by its path from there.
+/// Files of `deploy/kubernetes`, by their paths below that directory.
 pub(crate) type Files = BTreeMap<PathBuf, Value>;
 
-/// What a `kustomization.yaml` may say here.
+/// Contents of a `kustomization.yaml`, with the fields that these manifests use.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Kustomization {
@@ -39,7 +39,7 @@ pub(crate) struct Image {
     pub(crate) new_tag: String,
 }
 
-/// Reads all of them.
+/// Reads all files.
 pub(crate) fn read() -> Files {
     let root = root().join("deploy/kubernetes");
     let mut files = Files::new();
@@ -59,14 +59,14 @@ pub(crate) fn read() -> Files {
     files
 }
 
-/// The kustomization of a directory.
+/// Returns the kustomization of a directory.
 pub(crate) fn kustomization(files: &Files, directory: &Path) -> Result<Kustomization, String> {
     let path = directory.join("kustomization.yaml");
-    let value = files.get(&path).ok_or_else(|| format!("{} is not there", path.display()))?;
+    let value = files.get(&path).ok_or_else(|| format!("{} is missing", path.display()))?;
     Kustomization::deserialize(value).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// The objects that `kubectl apply -k` makes of a directory, patches aside.
+/// Returns the objects that `kubectl apply -k` makes from a directory, without patches.
 pub(crate) fn build(files: &Files, directory: &Path) -> Result<Vec<Value>, String> {
     let mut objects = Vec::new();
     for resource in kustomization(files, directory)?.resources {
@@ -79,7 +79,7 @@ pub(crate) fn build(files: &Files, directory: &Path) -> Result<Vec<Value>, Strin
     Ok(objects)
 }
 
-/// Without `..` in it.
+/// Returns a path without `..` in it.
 fn normal(path: &Path) -> PathBuf {
     let mut parts: Vec<_> = Vec::new();
     for part in path.components() {
@@ -91,13 +91,13 @@ fn normal(path: &Path) -> PathBuf {
     parts.into_iter().collect()
 }
 
-/// The one object of a kind.
+/// Returns the object of a kind, or `None` unless there is exactly one.
 pub(crate) fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Option<&'a Value> {
     let mut all = objects.iter().filter(|object| object["kind"] == kind);
     all.next().filter(|_| all.next().is_none())
 }
 
-/// The Deployment or the StatefulSet.
+/// Returns the Deployment or the StatefulSet.
 pub(crate) fn workload(objects: &[Value]) -> Option<&Value> {
     of_kind(objects, "Deployment").or_else(|| of_kind(objects, "StatefulSet"))
 }

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers that the tests share.
 
 pub(crate) mod agreement;
 pub(crate) mod api;
@@ -11,15 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Long enough for anything that works, on a busy machine with two cores.
+/// Maximum time for a condition: long enough on a busy machine with two cores.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
 }
 
-/// Waits for a condition and tells how long it took.
+/// Waits until a condition holds and returns how long that took. Panics with `what` after [`PATIENCE`].
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
     let begun = Instant::now();
     while !condition().await {
@@ -29,7 +29,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
     begun.elapsed()
 }
 
-/// A directory of one test.
+/// Directory of one test, removed on drop.
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {

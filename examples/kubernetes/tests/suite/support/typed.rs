@@ -1,4 +1,4 @@
-//! Whether a manifest is of the type that it says: what was written must be in what was read.
+//! Types: checks that a manifest is an object of its API version and kind, and that no field is lost when it is read.
 
 use k8s_openapi::{
     Resource,
@@ -13,7 +13,7 @@ use k8s_openapi::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-/// The fields whose words the API server knows, and the types have as any text.
+/// Fields for which the API server accepts certain words only, although their type is any text.
 const WORDS: [(&str, &[&str]); 11] = [
     ("type", &["RollingUpdate", "NodePort", "RuntimeDefault"]),
     ("podManagementPolicy", &["Parallel"]),
@@ -28,7 +28,7 @@ const WORDS: [(&str, &[&str]); 11] = [
     ("clusterIP", &["None"]),
 ];
 
-/// Reads it as what it says that it is.
+/// Reads a manifest as the type that its API version and kind name, and checks every field.
 pub(crate) fn check(written: &Value) -> Result<(), String> {
     let known = [
         of::<Namespace>,
@@ -52,7 +52,7 @@ fn of<T: Resource + Serialize + DeserializeOwned>(written: &Value) -> Option<Res
     is_it.then(read)
 }
 
-/// Whether everything that was written has been read.
+/// Checks that everything in `written` is also in `read`.
 fn holds(read: &Value, written: &Value, at: &str) -> Result<(), String> {
     let field = at.trim_end_matches(|c: char| c.is_ascii_digit() || c == '/');
     let field = field.rsplit('/').next().unwrap_or_default();
@@ -67,7 +67,7 @@ fn holds(read: &Value, written: &Value, at: &str) -> Result<(), String> {
             .enumerate()
             .try_for_each(|(n, (read, written))| holds(read, written, &format!("{at}/{n}"))),
         (read, Value::String(word)) if read == written => match WORDS.iter().find(|(name, _)| *name == field) {
-            Some((_, words)) if !words.contains(&word.as_str()) => Err(format!("{at} cannot be {word}")),
+            Some((_, words)) if !words.contains(&word.as_str()) => Err(format!("{at} must not be {word}")),
             _ => Ok(()),
         },
         (read, written) if read == written => Ok(()),
