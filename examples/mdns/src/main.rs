@@ -1,8 +1,8 @@
-//! The service of `examples/cluster`, built with the feature `mdns`: its processes find each other on the network segment,
-//! with no list of peers and no server.
+//! Program: the service of `examples/cluster` with the feature `mdns`. The processes find each other on the network
+//! segment, without a list of peers and without a server.
 use std::process::ExitCode;
 
-// Named for its features only.
+// The crate is named only to enable its features.
 use groupcache_discovery as _;
 
 fn main() -> ExitCode {

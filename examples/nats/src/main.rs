@@ -1,8 +1,8 @@
-//! The service of `examples/cluster`, built with the feature `nats`: its processes find each other over a NATS server,
-//! with no list of peers.
+//! Program: the service of `examples/cluster` with the feature `nats`. The processes find each other over a NATS
+//! server, without a list of peers.
 use std::process::ExitCode;
 
-// Named for its features only.
+// The crate is named only to enable its features.
 use groupcache_discovery as _;
 
 fn main() -> ExitCode {

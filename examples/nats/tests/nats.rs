@@ -1,4 +1,4 @@
-//! Three processes and a nats-server: one joins, leaves, is killed, and the server comes and goes.
+//! Three processes and a nats-server: a process joins, leaves and is killed, and the server stops and starts again.
 #![expect(
     clippy::disallowed_methods,
     clippy::panic,
@@ -22,10 +22,10 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// Long enough for anything that works, on a busy machine with two cores.
+/// Maximum time for a condition: long enough on a busy machine with two cores.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits for a condition and tells how long it took.
+/// Waits until a condition holds and returns how long that took. Panics with `what` after [`PATIENCE`].
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Duration {
     let begun = Instant::now();
     while !condition() {
@@ -39,7 +39,7 @@ fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// Consecutive ports that nobody listens on, below those that the system gives away.
+/// Returns the first of `n` consecutive free ports, below the range from which the system picks free ports.
 fn free_ports(n: u16) -> u16 {
     let mut first = 9_000 + (std::process::id() % 500) as u16;
     while !(first..first + n).all(|port| TcpListener::bind(local(port)).is_ok()) {
@@ -48,7 +48,7 @@ fn free_ports(n: u16) -> u16 {
     first
 }
 
-/// Killed when it is dropped.
+/// Process that is killed on drop.
 struct Process(Child);
 
 impl Process {
@@ -66,11 +66,12 @@ impl Drop for Process {
 
 fn spawn(command: &mut Command) -> Process {
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    Process(child.unwrap_or_else(|e| panic!("{command:?}, which make deps installs: {e}")))
+    Process(child.unwrap_or_else(|e| panic!("cannot start {command:?}, install it with make deps: {e}")))
 }
 
+/// Ports and files of a test.
 struct Stage {
-    /// HTTP of n1, n2, n3; their peers; the server.
+    /// First of seven ports: three for HTTP of n1, n2 and n3, three for their peers, one for the server.
     ports: u16,
     scratch: PathBuf,
 }
@@ -108,7 +109,7 @@ impl Stage {
             .unwrap();
         let log = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(|| {
-            // What the backend does has to be seen with its key; nothing else has.
+            // Only the lines of the backend may name a key. All others are checked for keys and values.
             let lines = log.lines().map_while(Result::ok).filter(|line| !line.contains("fetching key from backend"));
             lines.for_each(|line| _ = read_along::says(&line));
         });
@@ -130,13 +131,13 @@ impl Stage {
         serde_json::from_str::<Value>(&stats).ok()?.get("members")?.as_array().cloned()
     }
 
-    /// Whether these processes all see so many, own with them and reach them.
+    /// Returns whether each of these processes sees exactly `members` members, all reachable owners of keys.
     fn agree(&self, nodes: &[u16], members: usize) -> bool {
-        let is_well = |member: &Value| {
-            let says = |name: &str| member.get(name) == Some(&Value::Bool(true));
-            says("is_reachable") && says("owns")
+        let is_owner = |member: &Value| {
+            let is_true = |name: &str| member.get(name) == Some(&Value::Bool(true));
+            is_true("is_reachable") && is_true("owns")
         };
-        nodes.iter().all(|n| self.members(*n).is_some_and(|all| all.len() == members && all.iter().all(is_well)))
+        nodes.iter().all(|n| self.members(*n).is_some_and(|all| all.len() == members && all.iter().all(is_owner)))
     }
 }
 
@@ -146,8 +147,10 @@ impl Drop for Stage {
     }
 }
 
+/// Checks that gets at two processes never fail while a third one joins, leaves, is killed and returns, and while the
+/// server is down for 12 s. Without the server the processes keep each other.
 #[test]
-fn three_processes_find_and_lose_each_other_and_no_get_fails() {
+fn joins_leaves_kills_and_a_lost_server_fail_no_get() {
     let stage = Arc::new(Stage::new());
     let server = stage.server();
     let (_n1, _n2) = (stage.node(0), stage.node(1));
@@ -177,7 +180,7 @@ fn three_processes_find_and_lose_each_other_and_no_get_fails() {
     eventually("n3 is in every ring", || stage.agree(&[0, 1, 2], 3));
     println!("in every ring {:?} after its start (figure: 1 s)", begun.elapsed());
     n3.signal(Signal::TERM);
-    println!("leave: in no ring after {:?}", eventually("n3 is in no ring", || stage.agree(&[0, 1], 2)));
+    println!("SIGTERM: out of every ring after {:?}", eventually("n3 is in no ring", || stage.agree(&[0, 1], 2)));
     drop(n3);
 
     let n3 = stage.node(2);
@@ -192,7 +195,7 @@ fn three_processes_find_and_lose_each_other_and_no_get_fails() {
     drop(server);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(12) {
-        assert!(stage.agree(&[0, 1, 2], 3), "the server takes nobody with it: {:?}", stage.members(0));
+        assert!(stage.agree(&[0, 1, 2], 3), "members are lost while the server is down: {:?}", stage.members(0));
         std::thread::sleep(Duration::from_millis(50));
     }
     let _server = stage.server();

@@ -1,4 +1,4 @@
-//! Hosts with processes of the service on them, and HTTP to ask them by.
+//! Helpers of the tests: hosts on a segment, processes of the service on the hosts, and an HTTP client.
 
 use std::{
     fs,
@@ -18,13 +18,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use segment::{Families, Host, Segment};
 use serde_json::Value;
 
-/// Long enough for anything that works, on a busy machine with two cores.
+/// Maximum time for a condition: long enough on a busy machine with two cores.
 const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_cluster-mdns");
-/// Where each process serves HTTP, on the loopback of its host.
+/// Port on which each process serves HTTP, on the loopback of its host.
 const HTTP: u16 = 8080;
 
-/// Waits for a condition and tells how long it took.
+/// Waits until a condition holds and returns how long that took. Panics with `what` after [`PATIENCE`].
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Duration {
     let begun = Instant::now();
     while !condition() {
@@ -34,7 +34,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Dur
     begun.elapsed()
 }
 
-/// A process on a host; killed when it is dropped.
+/// Process on a host, killed on drop.
 pub(crate) struct Process {
     child: Child,
     name: String,
@@ -42,7 +42,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts the service under this name, with these variables besides those of the command.
+    /// Starts the service with a name, and with more variables than the command has.
     pub(crate) fn start(mut command: Command, name: &str, vars: &[(&str, &str)]) -> Self {
         let mut child = command
             .env("RUST_LOG", read_along::RUST_LOG)
@@ -59,7 +59,7 @@ impl Process {
         let written: Arc<Mutex<Vec<String>>> = Arc::clone(&lines);
         thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
-                // What the backend does has to be seen with its key; nothing else has.
+                // Only the lines of the backend may name a key, because the tests read them.
                 if line.contains("fetching key from backend") || read_along::says(&line) {
                     written.lock().unwrap().push(line);
                 }
@@ -72,7 +72,7 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// What it has written so far.
+    /// Returns the lines that the process has written so far.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap().clone()
     }
@@ -88,14 +88,15 @@ impl Drop for Process {
     }
 }
 
-/// Hosts on a segment, and the database that their processes share.
+/// Hosts on a segment, with a database that their processes share.
 pub(crate) struct Lan {
     segment: Arc<Segment>,
     scratch: PathBuf,
 }
 
 impl Lan {
-    /// So many hosts; `None` where there can be no segment, which has been said.
+    /// Returns a segment with `hosts` hosts, or `None` where no segment can be made. The crate `segment` prints the
+    /// reason.
     pub(crate) fn of(hosts: u8, families: Families) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let segment = Arc::new(Segment::of(hosts, families)?);
@@ -113,17 +114,17 @@ impl Lan {
         self.node_with(host, name, &[])
     }
 
-    /// With more variables, or other values of some.
+    /// Starts a node with more variables, or with other values of some.
     pub(crate) fn node_with(&self, host: usize, name: &str, vars: &[(&str, &str)]) -> Process {
         let mut command = self.host(host).command(PROGRAM);
-        // No NODE_IP: it finds the address of its host by itself.
+        // Without NODE_IP the node finds the address of its host.
         command.env("GROUP_PORT", "7946").env("HTTP_ADDR", format!("127.0.0.1:{HTTP}"));
-        command.env("GROUPCACHE_INSECURE", "1"); // nobody else is on this network
+        command.env("GROUPCACHE_INSECURE", "1"); // the segment has no other hosts
         command.env("DATABASE", self.scratch.join("data.db"));
         Process::start(command, name, vars)
     }
 
-    /// The status and body of a GET to the process of a host; `None` when nobody answers.
+    /// Returns the status and the body of a GET at a host, or `None` when no answer comes.
     pub(crate) fn get(&self, host: usize, path: &str) -> Option<(u16, String)> {
         get(self.host(host), path)
     }
@@ -133,13 +134,13 @@ impl Lan {
         serde_json::from_str(&body).ok()
     }
 
-    /// Whether each of these sees so many members that own keys, and reaches them all.
+    /// Returns whether each of these hosts sees exactly `members` members, all reachable owners of keys.
     pub(crate) fn agree(&self, hosts: &[usize], members: usize) -> bool {
         hosts.iter().all(|host| is_in_cluster_of(members, &self.stats(*host).unwrap_or_default()))
     }
 
-    /// Many rows are the same wherever they are asked for.
-    pub(crate) fn rows_are_shared(&self, hosts: &[usize]) {
+    /// Checks that many rows are the same at all hosts.
+    pub(crate) fn assert_rows_are_shared(&self, hosts: &[usize]) {
         for n in 0..20 {
             let path = format!("/data/row-{n}");
             let rows: Vec<_> = hosts.iter().map(|host| self.get(*host, &path).unwrap()).collect();
@@ -147,8 +148,8 @@ impl Lan {
         }
     }
 
-    /// Asks each of these for keys, old and new, until it is told to end. No get may fail.
-    pub(crate) fn ask_all_the_time(&self, hosts: &[usize]) -> Asker {
+    /// Starts a thread that gets old and new keys at each of these hosts. A get that fails panics in [`Requests::end`].
+    pub(crate) fn start_requests(&self, hosts: &[usize]) -> Requests {
         let is_over = Arc::new(AtomicBool::new(false));
         let (segment, hosts, over) = (Arc::clone(&self.segment), hosts.to_vec(), Arc::clone(&is_over));
         let task = thread::spawn(move || {
@@ -165,11 +166,11 @@ impl Lan {
             }
             (gets, slowest)
         });
-        Asker { is_over, task: Some(task) }
+        Requests { is_over, task: Some(task) }
     }
 }
 
-/// Whether these are the figures of a process that sees so many members that own keys, and reaches them all.
+/// Returns whether the `/stats` of a process show exactly `members` members, all reachable owners of keys.
 pub(crate) fn is_in_cluster_of(members: usize, stats: &Value) -> bool {
     stats["members"]
         .as_array()
@@ -182,12 +183,14 @@ impl Drop for Lan {
     }
 }
 
-pub(crate) struct Asker {
+/// Thread that gets keys until [`end`](Self::end) or drop.
+pub(crate) struct Requests {
     is_over: Arc<AtomicBool>,
     task: Option<JoinHandle<(u64, Duration)>>,
 }
 
-impl Asker {
+impl Requests {
+    /// Ends the thread and prints the number of gets. Panics if one failed.
     pub(crate) fn end(mut self) {
         self.is_over.store(true, Relaxed);
         let (gets, slowest) = self.task.take().unwrap().join().unwrap();
@@ -195,11 +198,11 @@ impl Asker {
     }
 }
 
-impl Drop for Asker {
+impl Drop for Requests {
     fn drop(&mut self) {
         self.is_over.store(true, Relaxed);
         if let Some(task) = self.task.take() {
-            let _ = task.join(); // it holds the segment
+            let _ = task.join(); // the thread holds the segment
         }
     }
 }
@@ -208,7 +211,7 @@ fn get(host: &Host, path: &str) -> Option<(u16, String)> {
     host.enter(|| get_at(HTTP, path))
 }
 
-/// The status and body of a GET to loopback.
+/// Returns the status and the body of a GET to a port of loopback, or `None` when no answer comes.
 pub(crate) fn get_at(port: u16, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
