@@ -1,11 +1,11 @@
-//! What the environment says.
+//! Configuration: reads the settings of the process from its environment.
 use std::{env, net::SocketAddr, path::PathBuf};
 
 use groupcache_discovery::{BoxError, Identity, fixed::Static};
 
 use crate::tls::Files;
 
-/// Everything that a process is told; the README lists the variables.
+/// Settings of one process. The README lists the variables.
 pub(crate) struct Config {
     pub(crate) identity: Identity,
     pub(crate) peers: Static,
@@ -13,7 +13,7 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Reads it; an error names the variable and says what to set it to.
+    /// Reads the settings. An error names the variable and a value that works.
     pub(crate) fn from_env() -> Result<Self, BoxError> {
         let identity = Identity::from_env()?;
         if identity.listen().port() == 0 {
@@ -26,7 +26,7 @@ impl Config {
         Ok(Self { identity, peers, files })
     }
 
-    /// Where it listens, for users and peers.
+    /// Returns the address on which the process listens for users and peers.
     pub(crate) fn address(&self) -> SocketAddr {
         self.identity.listen()
     }

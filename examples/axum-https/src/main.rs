@@ -24,11 +24,13 @@ use crate::{
     server::Server,
 };
 
-/// How long others may take to take over what this process has in memory, once it is asked to end; then how long
-/// requests, loads and connections may take.
+/// Maximum time to drain the node and to send its values to the other nodes, from SIGTERM on.
 const LAST_VALUES: Duration = Duration::from_secs(10);
+/// Maximum time for running requests of users, after the values.
 const LAST_REQUESTS: Duration = Duration::from_secs(20);
+/// Maximum time for running loads, after the requests.
 const LAST_LOADS: Duration = Duration::from_secs(1);
+/// Maximum time for connections to close, after the loads.
 const LAST_CONNECTIONS: Duration = Duration::from_secs(1);
 
 #[tokio::main]
@@ -54,7 +56,7 @@ async fn run() -> Result<(), BoxError> {
     let server_tls = config.files.follow().await?;
     let listener = server::listen(address).await?;
 
-    // The node does not listen itself: its peers come through the router, beside the users.
+    // The node opens no port of its own, because the router also receives the requests of peers.
     let peers = PeerService::default();
     let node = Node::builder().identity(config.identity).provider(config.peers);
     let node = node.mutual_tls(mutual_tls).mount(&peers).start().await?;
@@ -76,8 +78,8 @@ async fn run() -> Result<(), BoxError> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("leaving");
-    // From here on /readyz says 503, and others own our keys and take over our values, through this server; then nobody
-    // new, then the last answers.
+    // The drain makes /readyz answer 503. The other nodes become owners of the keys of this node and receive its values
+    // through this server, so the server stops accepting connections only afterwards. Running requests are answered.
     node.drain_and_hand_over(LAST_VALUES).await?;
     let connections = server.close().await;
     if timeout(LAST_REQUESTS, running.closed()).await.is_err() {

@@ -1,4 +1,4 @@
-//! What Prometheus reads: the requests of users, and what the cache has counted.
+//! Metrics for Prometheus: requests of users, and the counters of the cache.
 use std::fmt;
 
 use axum::http::StatusCode;
@@ -47,7 +47,7 @@ impl Metrics {
     }
 }
 
-/// The counters of the node and of its group, read when they are asked for.
+/// Counters of the node and of its group, read at each request for the metrics.
 #[derive(Debug)]
 struct Cache {
     node: Node,
@@ -58,10 +58,10 @@ impl Collector for Cache {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let members = self.node.members();
         let gauges = [
-            ("groupcache_members", "Nodes that this one knows, itself included", members.len() as u64),
+            ("groupcache_members", "Members in the view of this node, itself included", members.len() as u64),
             ("groupcache_entries", "Entries in memory", self.primes.entries() as u64),
-            ("groupcache_bytes", "Bytes that they take", self.primes.bytes()),
-            ("groupcache_capacity_bytes", "Bytes that they may take", self.primes.capacity_bytes()),
+            ("groupcache_bytes", "Bytes that the entries take", self.primes.bytes()),
+            ("groupcache_capacity_bytes", "Bytes that the entries may take", self.primes.capacity_bytes()),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::<i64>::new(i64::try_from(value).unwrap_or(i64::MAX));
@@ -71,7 +71,7 @@ impl Collector for Cache {
         let node = node.iter().map(|(name, n)| (format!("groupcache_node_{name}"), n));
         for (name, n) in node.chain(group.iter().map(|(name, n)| (format!("groupcache_{name}"), n))) {
             let counter = ConstCounter::new(n);
-            let help = "As it is documented in NodeStats or GroupStats";
+            let help = "See NodeStats or GroupStats";
             counter.encode(encoder.encode_descriptor(&name, help, None, counter.metric_type())?)?;
         }
         Ok(())

@@ -1,4 +1,7 @@
-//! The service as it was before it had a cache: pages in axum. What the cache adds is one get, and `/metrics`.
+//! Pages of the service, in axum.
+//!
+//! A service without a cache has the same pages. The cache adds a get in front of the computation, its counters in
+//! `/metrics`, and the state of the node in `/readyz`.
 use std::sync::Arc;
 
 use axum::{
@@ -15,37 +18,37 @@ use tokio::sync::watch;
 
 use crate::{metrics::Metrics, primes};
 
-/// The largest that is computed: some seconds of work in a build with debug information.
+/// Largest `n` that a page accepts. A debug build computes it in some seconds.
 const MAX: u32 = 300_000;
 
-/// The answer of a page, and what is cached.
+/// Answer of a page, which is also the value in the cache.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Prime {
     n: u32,
     prime: u32,
-    /// The node that did the work.
+    /// Name of the node that computed the prime.
     computed_by: String,
 }
 
-/// The n-th prime number: the loader of the group.
+/// Computes the n-th prime number. The group uses this function as its loader.
 pub(crate) async fn compute(node: &str, n: &str) -> Result<Prime, Box<dyn std::error::Error + Send + Sync>> {
     let n = n.parse()?;
-    #[expect(clippy::disallowed_methods, reason = "it blocks its thread, and no simulation runs this")]
+    #[expect(clippy::disallowed_methods, reason = "the computation blocks its thread, and no simulation runs it")]
     let prime = tokio::task::spawn_blocking(move || primes::nth(n)).await?;
     Ok(Prime { n, prime, computed_by: node.to_owned() })
 }
 
-/// What the handlers use.
+/// Shared state of the handlers.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) node: Node,
     pub(crate) primes: Group<Json<Prime>>,
     pub(crate) metrics: Arc<Metrics>,
-    /// Each request of a user holds a receiver while it runs.
+    /// Counter of running requests. Each request holds a receiver, and `closed` completes when no receiver is left.
     pub(crate) running: watch::Sender<()>,
 }
 
-/// The users' pages.
+/// Builds the router of the users' pages.
 pub(crate) fn router(service: Service) -> Router {
     Router::new()
         .route("/", get(async || "ask for /primes/1000\n"))
@@ -58,7 +61,7 @@ pub(crate) fn router(service: Service) -> Router {
 }
 
 async fn prime(State(service): State<Service>, Path(n): Path<String>) -> Response {
-    // The number itself is the key: `7`, `07` and `+7` are one.
+    // The key is the parsed number, so that `7`, `07` and `+7` share one entry.
     let Some(n) = n.parse().ok().filter(|n| (1..=MAX).contains(n)) else {
         return (StatusCode::BAD_REQUEST, format!("ask for a number from 1 to {MAX}\n")).into_response();
     };
@@ -68,7 +71,7 @@ async fn prime(State(service): State<Service>, Path(n): Path<String>) -> Respons
     }
 }
 
-/// The cache's error as HTTP says it.
+/// Returns the HTTP status for an error of the cache.
 fn status(error: &Error) -> StatusCode {
     match () {
         () if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
@@ -89,7 +92,7 @@ async fn metrics(State(service): State<Service>) -> Response {
     ([(CONTENT_TYPE, kind)], service.metrics.text()).into_response()
 }
 
-/// Counts requests by page and status, and those that run.
+/// Counts a request by page and status, and marks it as running until its page has made the response.
 async fn count(State(service): State<Service>, request: Request, next: Next) -> Response {
     let _running = service.running.subscribe();
     let page = request.extensions().get().map_or("none", axum::extract::MatchedPath::as_str).to_owned();

@@ -1,6 +1,6 @@
-//! Something that takes time and is the same for everybody.
+//! Prime numbers: a computation that takes time and has the same result for every caller.
 
-/// The n-th prime number, from 2 for the first; by trial, which is slow on purpose.
+/// Returns the n-th prime number, 2 for `n` = 1. Trial division is slow on purpose.
 pub(crate) fn nth(n: u32) -> u32 {
     let mut primes: Vec<u32> = Vec::new();
     let mut candidate = 1;
@@ -17,7 +17,7 @@ pub(crate) fn nth(n: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_first_and_the_thousandth() {
+    fn nth_of_known_indices_returns_known_primes() {
         assert_eq!([1, 2, 3, 4, 5].map(super::nth), [2, 3, 5, 7, 11]);
         assert_eq!(super::nth(1_000), 7_919);
     }

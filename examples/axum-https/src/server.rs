@@ -1,4 +1,4 @@
-//! An HTTPS server of one's own: what `axum::serve` is for plain HTTP, with the certificates of whoever connects.
+//! HTTPS server: does for HTTPS what `axum::serve` does for plain HTTP, and passes on the certificates of clients.
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Extension, Router};
@@ -20,21 +20,22 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// Connections of users and peers together, handshakes included.
+/// Maximum number of connections of users and peers together, handshakes included.
 const MAX_CONNECTIONS: usize = 4_096;
-/// How long somebody may take to prove that it speaks TLS, and to say what it wants.
+/// Maximum time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Maximum time in which a client sends the headers of an HTTP/1.1 request.
 const HEADERS: Duration = Duration::from_secs(10);
-/// When the system has no more descriptors, it has none for a while.
+/// Pause after a connection could not be accepted. A system without free descriptors has none for a while.
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, BoxError> {
     #[expect(clippy::disallowed_methods, reason = "this is the service's own port, which the peers share")]
     let bound = TcpListener::bind(address).await;
-    bound.map_err(|e| format!("cannot listen on {address}, set NODE_IP and GROUP_PORT to a free one: {e}").into())
+    bound.map_err(|e| format!("cannot listen on {address}, set NODE_IP and GROUP_PORT to a free address: {e}").into())
 }
 
-/// Serves until it is told to close.
+/// Running server. A server that is dropped stops accepting connections, as a closed one does.
 pub(crate) struct Server {
     accepting: JoinHandle<GracefulShutdown>,
     close: watch::Sender<bool>,
@@ -46,11 +47,13 @@ impl Server {
         Self { accepting: tokio::spawn(accept(listener, tls, app, closed)), close }
     }
 
-    /// Takes no more connections and lets go of those on which nothing runs. The future ends with the last of them; they
-    /// end by themselves, too, when it is dropped.
+    /// Stops accepting connections. Open connections go on.
+    ///
+    /// The first poll of the returned future asks every open connection to close after its running requests, and the
+    /// future completes when all of them are closed. Dropping the future asks the connections too, and waits for none.
     pub(crate) async fn close(self) -> impl Future<Output = ()> {
         self.close.send_replace(true);
-        // It does not panic; should it, there is nobody to wait for.
+        // The task does not panic. After a panic there would be no connection to wait for.
         let connections = self.accepting.await.unwrap_or_default();
         connections.shutdown()
     }
@@ -76,7 +79,7 @@ async fn accept(
                 tokio::spawn(serve(tcp, acceptor, app.clone(), connections.watcher(), place));
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(%error, "a connection could not be accepted; the server goes on after a pause");
                 sleep(PAUSE).await;
             }
         }
@@ -85,7 +88,7 @@ async fn accept(
 
 async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, app: Router, watcher: Watcher, _place: OwnedSemaphorePermit) {
     let Ok(Ok(tls)) = timeout(HANDSHAKE, acceptor.accept(tcp)).await else { return };
-    // What the node asks for on each request to the peer service. Users have shown none, and get their pages only.
+    // The node checks these certificates on each request to the peer service. A user without one gets the pages only.
     let shown = tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|der| der.to_vec());
     let app = app.layer(Extension(PeerCertificates::from_der(shown)));
     let mut server = auto::Builder::new(TokioExecutor::new());

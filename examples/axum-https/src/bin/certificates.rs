@@ -1,7 +1,8 @@
-//! Makes an authority and the certificates of some nodes: `certificates DIRECTORY NAME...`.
+//! Program `certificates DIRECTORY NAME...`: makes an authority and a certificate for each named node.
 //!
-//! What it writes: `ca.pem`, which users and nodes trust; `ca-key.pem`, which belongs in a safe; `NAME.pem` and
-//! `NAME-key.pem` of each node. An authority that is there is kept, the certificates are made anew.
+//! The program writes `ca.pem`, which users and nodes trust, and `ca-key.pem`, which belongs in a safe. For each node
+//! the program writes `NAME.pem` and `NAME-key.pem`. An existing authority is kept, and the certificates of the named
+//! nodes are replaced.
 use std::{
     env,
     error::Error,
@@ -19,10 +20,11 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
-/// How long certificates are good for. Peers look no further than their dates: no revocation list is read.
+/// Validity of the certificate of a node. Nothing ends the validity earlier, because nodes read no revocation list.
 const NODES: Duration = Duration::days(30);
+/// Validity of the authority.
 const AUTHORITY: Duration = Duration::days(365);
-/// The clocks of others may be late.
+/// Time by which the validity begins in the past, because the clocks of other machines may be late.
 const BEFORE: Duration = Duration::hours(1);
 
 fn main() -> ExitCode {
@@ -47,12 +49,12 @@ fn make(directory: &Path, names: &[String]) -> Result<(), Box<dyn Error>> {
     let authority = authority(directory)?;
     for name in names {
         let key = KeyPair::generate()?;
-        // The one name is for peers, the others are what users type.
+        // The first name identifies the node to its peers. Users type the other name and the address.
         let mut params = CertificateParams::new([format!("{name}.peers.internal"), "localhost".to_owned()])?;
         params.subject_alt_names.push(SanType::IpAddress(Ipv4Addr::LOCALHOST.into()));
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        // A peer is both sides of a connection.
+        // A node is the server of some connections and the client of others.
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         lives_for(&mut params, NODES);
         let certificate = params.signed_by(&key, &authority)?;
@@ -62,7 +64,7 @@ fn make(directory: &Path, names: &[String]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The one that is there, or a new one.
+/// Reads the authority in the directory, or makes one if its certificate or its key is missing.
 fn authority(directory: &Path) -> Result<Issuer<'static, KeyPair>, Box<dyn Error>> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "examples/axum-https");
@@ -84,7 +86,10 @@ fn lives_for(params: &mut CertificateParams, time: Duration) {
     (params.not_before, params.not_after) = (now - BEFORE, now + time);
 }
 
-/// Keys are for the owner's eyes only. Whoever reads a file meanwhile reads all of the old one or all of the new one.
+/// Writes a file that only its owner may read.
+///
+/// The rename replaces an existing file at once, so that a process which reads it meanwhile gets all of the old file or
+/// all of the new one.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     let half = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&half)?;

@@ -1,4 +1,4 @@
-//! Real processes, their certificates, and HTTPS to ask them by.
+//! Helpers of the tests: real processes, their certificates, and an HTTPS client.
 use std::{
     fs,
     io::{Read, Write},
@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-/// Waits for a condition, and says which one when it does not come.
+/// Waits until a condition holds. Panics with `what` after [`PATIENCE`].
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition().await {
@@ -34,18 +34,18 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
     }
 }
 
-/// Starts the service; everything that it says is in one log.
+/// Starts the service with one log for standard output and standard error.
 pub(crate) fn start(vars: &[(&str, &str)]) -> Process {
     let start = Start::program(env!("CARGO_BIN_EXE_axum-https")).vars([("RUST_LOG", read_along::RUST_LOG)]);
     start.vars(vars.iter().copied()).one_log().reads(read_along::says).spawn()
 }
 
-/// Waits for its end; whether it was a good one.
-pub(crate) fn ends(process: &mut Process) -> bool {
+/// Waits until the process has ended and returns whether its exit code is 0.
+pub(crate) fn exits_with_success(process: &mut Process) -> bool {
     process.ends_within(PATIENCE).success()
 }
 
-/// Two processes, `a` and `b`, that are one cluster.
+/// Cluster of two processes, `a` and `b`.
 pub(crate) struct Stage {
     pub(crate) processes: Vec<Process>,
     pub(crate) ports: [u16; 2],
@@ -71,12 +71,12 @@ impl Stage {
                 let metrics = users.get(port, "/metrics").await.map(|answer| answer.body).unwrap_or_default();
                 ready && metrics.contains("\ngroupcache_members 2\n")
             };
-            eventually("both are up and know each other", is_up).await;
+            eventually("both processes are ready and see each other", is_up).await;
         }
         stage
     }
 
-    /// A directory with an authority and these nodes, as the program makes it.
+    /// Makes a directory with an authority and the certificates of these nodes, by the program `certificates`.
     pub(crate) fn certificates(test: &str, names: &[&str]) -> Scratch {
         let directory = Scratch::new(env!("CARGO_TARGET_TMPDIR"), test);
         make_certificates(directory.directory(), names);
@@ -95,7 +95,7 @@ impl Stage {
         certificate(self.directory(), name)
     }
 
-    /// A certificate of the same authority, for somebody who is no peer.
+    /// Issues a certificate of the same authority under a name that no peer has.
     pub(crate) fn issue(&self, name: &str) -> Certificate {
         let mut authority = CertificateParams::default();
         authority.distinguished_name.push(DnType::CommonName, "examples/axum-https");
@@ -115,7 +115,7 @@ pub(crate) fn make_certificates(directory: &Path, names: &[&str]) {
     }
 }
 
-/// A certificate and its key, in PEM.
+/// Certificate and its key, in PEM.
 pub(crate) type Certificate = (String, String);
 
 pub(crate) fn certificate(directory: &Path, name: &str) -> Certificate {
@@ -137,7 +137,7 @@ impl Answer {
     }
 }
 
-/// Somebody who trusts the authority of the stage, and may show a certificate.
+/// HTTPS client that trusts the authority of the stage and may have a certificate of its own.
 #[derive(Clone)]
 pub(crate) struct Client(TlsConnector);
 
@@ -178,12 +178,12 @@ impl Client {
             let server_certificate = tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
             Ok(Answer { status, head: head.to_lowercase(), body: body.to_owned(), server_certificate })
         };
-        timeout(PATIENCE, asked).await.expect("an answer in time")
+        timeout(PATIENCE, asked).await.expect("the process answers in time")
     }
 }
 
-/// What somebody gets who does not speak TLS.
-pub(crate) fn plain(port: u16) -> String {
+/// Sends a request without TLS and returns all bytes of the answer.
+pub(crate) fn get_without_tls(port: u16) -> String {
     let mut stream = Blocking::connect(local(port)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
