@@ -1,4 +1,4 @@
-//! A JSON document over plain HTTP.
+//! Fetch: gets a JSON document over plain HTTP.
 use std::{pin::pin, time::Duration};
 
 use groupcache_discovery::BoxError;
@@ -13,16 +13,17 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::{net::TcpStream, time::timeout};
 
-/// How long all of it may take. A node would wait for a provider as long as it takes: what hangs is said nowhere.
+/// Maximum time of a fetch. The node itself sets no limit, and reports nothing while a provider waits for its source.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// What the document may have: 2,000 peers, which is as many as a node takes, of 128 bytes.
+/// Maximum size of the document: 2,000 peers, which is as many as a node accepts, of 128 bytes each.
 const MAX_BYTES: usize = 256 << 10;
 
 /// Fetches the document at a URL such as `http://10.0.0.5:8500/peers`.
 ///
 /// # Errors
-/// When it is not there within a second, is no such document, or the answer is another one than 200.
+/// When `url` is not an `http` URL, when the server cannot be reached or does not answer within 1 s, when the status is
+/// not a success, when the document has more than 256 KiB, or when it is not JSON of type `T`.
 pub async fn json<T: DeserializeOwned>(url: &str) -> Result<T, BoxError> {
     let document = timeout(LIMIT, get(url)).await.map_err(|_| format!("{url} does not answer within {LIMIT:?}"))??;
     serde_json::from_slice(&document).map_err(|e| format!("{url} answers with another document: {e}").into())
@@ -46,7 +47,8 @@ async fn get(url: &str) -> Result<Bytes, BoxError> {
         }
         Ok(Limited::new(answer.into_body(), MAX_BYTES).collect().await?.to_bytes())
     });
-    // In this very task, so that none is left when a provider is dropped. A connection may end before its answer is read.
+    // The connection runs in this task, so that no task is left when the provider is dropped. A connection may end
+    // before its answer is read.
     tokio::select! {
         document = &mut exchange => document,
         _ = connection => exchange.await,

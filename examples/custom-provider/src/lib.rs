@@ -1,6 +1,7 @@
-//! A provider of one's own: whoever a registry lists, asked over HTTP.
+//! Custom provider: reads the peers from a registry over HTTP.
 //!
-//! What is particular to it is [`registry`], in twenty lines; the rest fetches a JSON document, and plays the registry.
+//! The provider itself is [`registry`], in twenty lines. The rest of the crate fetches a JSON document and plays the
+//! registry.
 mod fetch;
 mod service;
 
@@ -14,15 +15,15 @@ pub use crate::{
     service::{Mood, Registry},
 };
 
-/// How often the registry is asked; a node that doubts the list asks in between.
+/// Interval between two reads of the registry. A node that doubts the list causes a read in between.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A line of what the registry answers: `[{"id": "a", "address": "10.0.0.7:7946"}]`.
+/// Item of the registry's answer: `[{"id": "a", "address": "10.0.0.7:7946"}]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// The name of the node.
+    /// Id of the node.
     pub id: String,
-    /// Where its peers dial it.
+    /// Address, `host:port`, at which peers dial the node.
     pub address: String,
 }
 
@@ -32,7 +33,7 @@ pub fn registry(url: &str) -> impl Provider + use<> {
     poll("registry", INTERVAL, move || peers(url.clone()))
 }
 
-/// All of them or an error, which keeps those that are known: whoever is missing from a list is taken to have gone.
+/// Returns all peers or an error. The node removes a peer that a list omits, and keeps its peers after an error.
 async fn peers(url: String) -> Result<Vec<Peer>, BoxError> {
     let entries: Vec<Entry> = json(&url).await?;
     let peer = |entry: Entry| Ok(Peer::member(PeerId::new(entry.id)?, [Address::new(entry.address)?]));

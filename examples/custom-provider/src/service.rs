@@ -1,4 +1,5 @@
-//! The registry: a list in memory, over HTTP. In real life it is somebody else's: Consul, a table, a file on a web server.
+//! Registry: serves a list in memory over HTTP. In production a foreign service has this role, such as Consul, a table
+//! of a database, or a file on a web server.
 use std::{
     future::pending,
     net::SocketAddr,
@@ -17,29 +18,29 @@ use tokio::net::TcpListener;
 
 use crate::Entry;
 
-/// What it answers.
+/// Kind of answer of the registry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mood {
     /// The list.
     #[default]
     Well,
-    /// A document that nobody can read.
+    /// A document that is not valid JSON.
     Confused,
-    /// 500.
+    /// Status 500.
     Failing,
-    /// Nothing, ever.
+    /// No answer at all.
     Silent,
 }
 
-/// A list of nodes that can be asked for. Clones are the same one.
+/// List of nodes that is served over HTTP. A clone shares the list.
 #[derive(Clone, Debug, Default)]
 pub struct Registry(Arc<Mutex<(Mood, Vec<Entry>)>>);
 
 impl Registry {
-    /// Serves it at `GET /peers` of a port of loopback, which it returns with the future that serves.
+    /// Listens on a free port of loopback for `GET /peers`. Returns the address, and the future that serves.
     ///
     /// # Errors
-    /// When there is no port left.
+    /// When no port is free.
     pub async fn serve(&self) -> Result<(SocketAddr, impl Future<Output = std::io::Result<()>> + use<>), BoxError> {
         #[expect(clippy::disallowed_methods, reason = "this is the registry's own port, not the cache's")]
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -48,18 +49,18 @@ impl Registry {
         Ok((address, axum::serve(listener, router).into_future()))
     }
 
-    /// Adds a node, or changes the one of that name.
+    /// Adds a node, or replaces the node with the same id.
     pub fn add(&self, entry: Entry) {
         self.remove(&entry.id);
         self.state().1.push(entry);
     }
 
-    /// Takes out the node of that name.
+    /// Removes the node with this id, if the list has it.
     pub fn remove(&self, id: &str) {
         self.state().1.retain(|entry| entry.id != id);
     }
 
-    /// From now on it answers so.
+    /// Sets the kind of answer for all later requests.
     pub fn feels(&self, mood: Mood) {
         self.state().0 = mood;
     }

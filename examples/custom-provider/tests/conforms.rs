@@ -1,9 +1,9 @@
-//! The provider through the suite that all providers pass, and the program as a whole.
+//! Conformance: the suite that every provider passes, the errors of the fetch, and the program as a whole.
 #![expect(
     clippy::disallowed_methods,
     clippy::indexing_slicing,
     clippy::unwrap_used,
-    reason = "a test, helpers included, with a registry outside of the runtime whose tasks are counted"
+    reason = "a test, helpers included, with a registry outside of the runtime under test"
 )]
 use std::{
     net::SocketAddr,
@@ -19,38 +19,38 @@ use groupcache_discovery::{
 };
 use read_along as _;
 
-/// A registry of its own for each scenario.
-struct Listed {
+/// Source of one scenario: a registry that only this scenario uses.
+struct RegistrySource {
     registry: Registry,
     address: SocketAddr,
 }
 
-impl Listed {
+impl RegistrySource {
     fn new() -> Self {
         let registry = Registry::default();
-        let (said, hear) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let served = registry.clone();
-        // A runtime of its own: the suite counts the tasks that the provider leaves in this one.
+        // The registry has its own runtime, because the suite counts the tasks that the provider leaves in this one.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let (address, serving) = served.serve().await.unwrap();
-                said.send(address).unwrap();
+                sender.send(address).unwrap();
                 serving.await.unwrap();
             });
         });
-        Self { registry, address: hear.recv().unwrap() }
+        Self { registry, address: receiver.recv().unwrap() }
     }
 }
 
 #[async_trait]
-impl Source for Listed {
+impl Source for RegistrySource {
     fn provider(&mut self) -> Arc<dyn Provider> {
         Arc::new(registry(&format!("http://{}/peers", self.address)))
     }
 
     fn timing(&self) -> Timing {
-        // It is asked once a second.
+        // The provider reads the registry once a second.
         Timing { change: Duration::from_secs(3), ..Timing::default() }
     }
 
@@ -65,7 +65,7 @@ impl Source for Listed {
     }
 
     async fn crash(&mut self, _: &Me) -> Result<(), Cannot> {
-        Err(Cannot("the registry does not know who is alive"))
+        Err(Cannot("the registry does not know which nodes are alive"))
     }
 
     async fn fail(&mut self) -> Result<(), Cannot> {
@@ -91,63 +91,66 @@ impl Source for Listed {
     }
 
     fn knows_incarnations(&self) -> Result<(), Cannot> {
-        Err(Cannot("a line has a name and an address"))
+        Err(Cannot("an item has an id and an address only"))
     }
 
     fn knows_dual_stack(&self) -> Result<(), Cannot> {
-        Err(Cannot("a line has one address"))
+        Err(Cannot("an item has one address"))
     }
 }
 
+/// Checks that the provider passes every scenario of the suite that applies to a registry.
 #[tokio::test]
-async fn a_provider_of_twenty_lines_conforms() {
-    println!("{}", conform(async || Listed::new()).await.passed().unwrap());
+async fn registry_provider_conforms() {
+    println!("{}", conform(async || RegistrySource::new()).await.passed().unwrap());
 }
 
-/// As they are counted in the README.
+/// Checks the number of lines that the README claims.
 #[test]
-fn they_are_twenty_lines() {
+fn registry_provider_has_at_most_twenty_lines() {
     let source = include_str!("../src/lib.rs");
     let provider = source.split_once("/// Finds the peers").unwrap().1;
     assert!(provider.lines().count() <= 20, "{provider}");
 }
 
+/// Checks the output of the program, which the README shows: nodes keep each other while the registry fails.
 #[test]
-fn three_nodes_find_each_other_and_stay_when_the_registry_fails() {
+fn program_keeps_its_members_while_the_registry_fails() {
     let ran = Command::new(env!("CARGO_BIN_EXE_custom-provider")).output().unwrap();
-    let said = String::from_utf8_lossy(&ran.stdout);
-    assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
-    let lines: Vec<_> = said.lines().skip(1).collect();
-    assert_eq!(lines[0], "it lists a and b: a sees 2, b sees 2");
-    assert_eq!(lines[1], "it lists c, too: a sees 3, b sees 3, c sees 3");
-    let age = lines[2].strip_prefix("it answers 500: a sees 3, by a list that is ").unwrap();
-    assert!(age.strip_suffix(" s old").unwrap().parse::<u32>().unwrap() >= 2, "{said}");
-    assert_eq!(lines[3], "it is well again, and c has left: a sees 2, b sees 2");
+    let output = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{output}{}", String::from_utf8_lossy(&ran.stderr));
+    let lines: Vec<_> = output.lines().skip(1).collect();
+    assert_eq!(lines[0], "the registry lists a and b: a sees 2, b sees 2");
+    assert_eq!(lines[1], "the registry lists a, b and c: a sees 3, b sees 3, c sees 3");
+    let age = lines[2].strip_prefix("the registry answers 500: a sees 3, from a list that is ").unwrap();
+    assert!(age.strip_suffix(" s old").unwrap().parse::<u32>().unwrap() >= 2, "{output}");
+    assert_eq!(lines[3], "the registry works again, and c has left: a sees 2, b sees 2");
 }
 
+/// Checks that each way in which a fetch fails has an error that names the cause.
 #[tokio::test]
-async fn what_cannot_be_fetched_is_said() {
+async fn failed_fetch_names_its_cause() {
     let error = async |url: &str| json::<Vec<Entry>>(url).await.unwrap_err().to_string();
-    for (url, says) in [
+    for (url, expected) in [
         ("10.0.0.5", "write http://host:port/path"),
         ("https://10.0.0.5/peers", "write http://host:port/path"),
         ("http://127.0.0.1:1/peers", "cannot be reached"),
         ("http://peers", "cannot be reached"),
     ] {
-        assert!(error(url).await.contains(says), "{url}: {}", error(url).await);
+        assert!(error(url).await.contains(expected), "{url}: {}", error(url).await);
     }
-    let listed = Listed::new();
-    let url = format!("http://{}/peers", listed.address);
-    for (mood, says) in [
+    let source = RegistrySource::new();
+    let url = format!("http://{}/peers", source.address);
+    for (mood, expected) in [
         (Mood::Confused, "another document"),
         (Mood::Failing, "500 Internal Server Error"),
         (Mood::Silent, "does not answer within 1s"),
     ] {
-        listed.registry.feels(mood);
-        assert!(error(&url).await.contains(says), "{mood:?}: {}", error(&url).await);
+        source.registry.feels(mood);
+        assert!(error(&url).await.contains(expected), "{mood:?}: {}", error(&url).await);
     }
-    assert!(error(&format!("http://{}/", listed.address)).await.contains("404"));
-    listed.registry.feels(Mood::Well);
-    listed.registry.add(Entry { id: "long".repeat(100_000), address: String::new() });
+    assert!(error(&format!("http://{}/", source.address)).await.contains("404"));
+    source.registry.feels(Mood::Well);
+    source.registry.add(Entry { id: "long".repeat(100_000), address: String::new() });
     assert!(error(&url).await.contains("length limit"), "{}", error(&url).await);
 }

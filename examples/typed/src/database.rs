@@ -1,4 +1,4 @@
-//! Where users really live: one table of a SQLite database.
+//! Database: one table of SQLite, the source of the users.
 use std::{
     fmt,
     path::Path,
@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::User;
 
-/// A connection, and how often it was asked for a user. Clones are the same one.
+/// Connection to the database, with the number of queries for users. A clone shares both.
 #[derive(Clone)]
 pub struct Database {
     connection: Arc<Mutex<Connection>>,
@@ -21,18 +21,18 @@ pub struct Database {
 }
 
 impl Database {
-    /// One that lives as long as this program.
+    /// Opens an empty database in memory, which ends with the last clone.
     ///
     /// # Errors
-    /// Those of SQLite.
+    /// Errors of SQLite.
     pub fn in_memory() -> rusqlite::Result<Self> {
         Self::with(Connection::open_in_memory()?)
     }
 
-    /// A file, which is made where it is missing.
+    /// Opens a file, or creates it if it is missing.
     ///
     /// # Errors
-    /// When it cannot be written, or is something else.
+    /// When the file cannot be written, or is not an SQLite database.
     pub fn open(path: &Path) -> rusqlite::Result<Self> {
         Self::with(Connection::open(path)?)
     }
@@ -44,10 +44,10 @@ impl Database {
         Ok(Self { connection: Arc::new(Mutex::new(connection)), queries: Arc::default() })
     }
 
-    /// The user of that id; `None` when there is none.
+    /// Returns the user with this id, or `None` when the database has no such user.
     ///
     /// # Errors
-    /// Those of SQLite.
+    /// Errors of SQLite.
     pub async fn user(&self, id: &str) -> Result<Option<User>, BoxError> {
         self.queries.fetch_add(1, Relaxed);
         let (database, id) = (self.clone(), id.to_owned());
@@ -63,17 +63,17 @@ impl Database {
         Ok(found.map(|(name, age)| User { id, name, age }))
     }
 
-    /// Writes a user: a new one, or another version.
+    /// Writes a user, in place of an older version with the same id.
     ///
     /// # Errors
-    /// Those of SQLite.
+    /// Errors of SQLite.
     pub fn save(&self, user: &User) -> rusqlite::Result<()> {
         let row = (&user.id, &user.name, user.age);
         self.connection().execute("INSERT OR REPLACE INTO users (id, name, age) VALUES (?1, ?2, ?3)", row)?;
         Ok(())
     }
 
-    /// How often it was asked for a user.
+    /// Returns the number of calls of [`user`](Self::user).
     pub fn queries(&self) -> usize {
         self.queries.load(Relaxed)
     }

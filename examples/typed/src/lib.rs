@@ -1,4 +1,4 @@
-//! Users, as protobuf messages, behind a cache: what a service of your own would have beside its pages.
+//! Cached users: protobuf messages, read from a database. A service of your own has this code beside its pages.
 mod database;
 
 use std::time::Duration;
@@ -7,31 +7,32 @@ use groupcache_discovery::{Error, Group, Node, Prost};
 
 pub use crate::database::Database;
 
-/// What the database has of a user: what `prost` makes of a `.proto` file serves as well.
+/// User in the database. A message that `prost` generates from a `.proto` file works as well.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct User {
-    /// By which it is asked for.
+    /// Id, which is the key in the cache.
     #[prost(string, tag = "1")]
     pub id: String,
-    /// What it is called.
+    /// Full name.
     #[prost(string, tag = "2")]
     pub name: String,
-    /// In years.
+    /// Age in years.
     #[prost(uint32, tag = "3")]
     pub age: u32,
 }
 
-/// What the entries of one process may take, and how long they are served.
+/// Budget of a process for entries.
 const CAPACITY_BYTES: u64 = 3 << 20;
+/// Time to live of an entry.
 const TIME_TO_LIVE: Duration = Duration::from_secs(300);
 
-/// How long a caller waits for a user. The load itself may take longer: it goes on for those who ask next.
+/// Maximum time that a caller waits for a user. A load may take longer, and goes on for later callers.
 pub const DEADLINE: Duration = Duration::from_millis(500);
 
-/// The group of one node; every node builds the same.
+/// Builds the group of users of a node. Every node of the cluster builds the same group.
 ///
 /// # Errors
-/// When the node has such a group already.
+/// When the node has a group of this name already.
 pub fn users(node: &Node, database: Database) -> Result<Group<Prost<User>>, Error> {
     let users = node
         .group::<Prost<User>>("users")

@@ -1,4 +1,4 @@
-//! The program as a whole, and what it does not show: a user who is slow to come, and one who cannot be read.
+//! The program as a whole, and cases that the program does not show: a slow database, and a failing one.
 #![expect(clippy::unwrap_used, reason = "a test, helpers included, that runs a program and holds a file")]
 use std::{path::PathBuf, process::Command, time::Duration};
 
@@ -7,16 +7,17 @@ use read_along as _;
 use tokio::time::{Instant, sleep, timeout};
 use typed::{DEADLINE, Database, User, users};
 
-/// Long enough for anything that works, on a busy machine with two cores.
+/// Maximum time for a condition: long enough on a busy machine with two cores.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Checks the output of the program: two nodes query the database once, and again after a remove.
 #[test]
-fn two_nodes_ask_the_database_once_until_the_user_is_removed() {
+fn two_nodes_query_the_database_once_until_a_remove() {
     let ran = Command::new(env!("CARGO_BIN_EXE_typed")).output().unwrap();
     assert!(ran.status.success(), "{ran:?}");
-    let said = String::from_utf8(ran.stdout).unwrap();
+    let output = String::from_utf8(ran.stdout).unwrap();
     let (ada, older) = ("Ada Lovelace, 36", "Ada Lovelace, 37");
-    let shown: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    let shown: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("  ")).collect();
     let line =
         |node: &str, what: &str, queries: u32| format!("{node}: {what} (queries of the database so far: {queries})");
     assert_eq!(
@@ -34,7 +35,7 @@ fn two_nodes_ask_the_database_once_until_the_user_is_removed() {
     assert!(ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
 }
 
-/// A file that another program may hold, and a node that caches its users.
+/// Node with the group of users, and a database file that a test can lock.
 struct Stage {
     path: PathBuf,
     database: Database,
@@ -62,8 +63,9 @@ fn user(id: &str) -> User {
     User { id: id.to_owned(), name: "Grace Hopper".to_owned(), age: 85 }
 }
 
+/// Checks that a caller waits 500 ms for a slow database, and that the load goes on: its value serves later callers.
 #[tokio::test]
-async fn a_database_that_is_slow_is_waited_for_half_a_second_and_its_answer_is_kept() {
+async fn slow_load_times_out_its_caller_and_serves_the_next() {
     let stage = Stage::new("slow").await;
     let other = rusqlite::Connection::open(&stage.path).unwrap();
     other.execute_batch("BEGIN EXCLUSIVE").unwrap();
@@ -72,10 +74,10 @@ async fn a_database_that_is_slow_is_waited_for_half_a_second_and_its_answer_is_k
     assert!(error.is_timeout(), "{error:?}");
     let took = begun.elapsed();
     assert!(took >= DEADLINE, "{took:?}");
-    println!("gave up after {took:?} (figure: 500 ms)");
+    println!("timed out after {took:?} (figure: 500 ms)");
 
     other.execute_batch("COMMIT").unwrap();
-    // What was given up here goes on for whoever asks next.
+    // The load goes on after its caller timed out, and later callers join its flight.
     let deadline = Instant::now() + PATIENCE;
     let found = loop {
         match stage.users.get("12345").await {
@@ -84,15 +86,17 @@ async fn a_database_that_is_slow_is_waited_for_half_a_second_and_its_answer_is_k
         }
     };
     assert_eq!(*found, user("12345"));
-    assert_eq!(stage.database.queries(), 1, "one load, which nobody waited for at first");
+    assert_eq!(stage.database.queries(), 1, "one load, although its first caller timed out");
     stage.end().await;
 }
 
+/// Checks that an entry is served for its time to live of five minutes, in virtual time.
 #[tokio::test(start_paused = true)]
-async fn a_user_is_kept_for_five_minutes() {
+async fn user_is_cached_for_five_minutes() {
     let stage = Stage::new("kept").await;
     stage.users.get("12345").await.unwrap();
-    // A tenth may be taken off, so that what was loaded together does not end together.
+    // The group shortens each time to live by up to a tenth at random, so that entries which were loaded together do
+    // not expire together.
     sleep(Duration::from_secs(265)).await;
     stage.users.get("12345").await.unwrap();
     assert_eq!(stage.database.queries(), 1);
@@ -102,8 +106,9 @@ async fn a_user_is_kept_for_five_minutes() {
     stage.end().await;
 }
 
+/// Checks that the caller gets an error of the database, and that neither an error nor a missing user is cached.
 #[tokio::test]
-async fn an_error_of_the_database_is_the_callers_and_is_not_kept() {
+async fn failed_load_and_missing_user_are_not_cached() {
     let stage = Stage::new("broken").await;
     let other = rusqlite::Connection::open(&stage.path).unwrap();
     other.execute_batch("ALTER TABLE users RENAME TO people").unwrap();
@@ -113,7 +118,7 @@ async fn an_error_of_the_database_is_the_callers_and_is_not_kept() {
     other.execute_batch("ALTER TABLE people RENAME TO users").unwrap();
     assert_eq!(*stage.users.get("12345").await.unwrap(), user("12345"));
     assert_eq!(stage.database.queries(), 2);
-    // Nor is it kept that somebody was not there.
+    // The answer that a user is missing is not cached either.
     assert!(stage.users.get("99999").await.unwrap_err().is_not_found());
     stage.database.save(&user("99999")).unwrap();
     assert_eq!(*stage.users.get("99999").await.unwrap(), user("99999"));
