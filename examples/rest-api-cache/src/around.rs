@@ -1,4 +1,4 @@
-//! What happens around each request: it gets an id, is counted and logged, and its client is kept within a limit.
+//! Middleware: gives each request an id, counts and logs it, and limits the rate of each client.
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -25,17 +25,17 @@ use crate::{
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The longest id of a request that is taken over from whoever asks.
+/// Maximum length of a request id that a client may set.
 const MAX_ID_BYTES: usize = 64;
 
-/// How often clients are forgotten that may ask as much as anybody again.
+/// Interval between two removals of clients that have their full burst again.
 const FORGET: Duration = Duration::from_secs(10);
 
-/// A request of that id; the id is in the log, and in the answer.
+/// Id of a request, which is also in the log and in the answer.
 #[derive(Clone)]
 struct RequestId(HeaderValue);
 
-/// Gives each request an id, or keeps the one that it has.
+/// Gives a request an id, or keeps the id that the client has set if it is plain and short.
 pub(crate) async fn name(mut request: Request, next: Next) -> Response {
     let given = request.headers().get(&X_REQUEST_ID).filter(|id| {
         let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
@@ -49,7 +49,7 @@ pub(crate) async fn name(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// Counts a request, and logs it without its path: that is a key of the cache.
+/// Counts a request and logs it without its path, because the path is a key of the cache.
 pub(crate) async fn count(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let route = request.extensions().get().map(|route: &MatchedPath| route.as_str().to_owned());
@@ -73,7 +73,7 @@ pub(crate) async fn count(State(metrics): State<Arc<Metrics>>, request: Request,
     response
 }
 
-/// What each client has asked of late.
+/// Recent request rates of clients.
 pub(crate) struct Clients(DefaultKeyedRateLimiter<IpAddr>);
 
 impl Clients {
@@ -94,7 +94,8 @@ impl Clients {
     }
 }
 
-/// Whom a limit is for: an address, or the network of 64 bits that one household has in IPv6.
+/// Returns the client of an address, to which a limit applies: the address itself, or in IPv6 its network of 64 bits,
+/// because a household has a whole network.
 fn client(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
@@ -102,7 +103,7 @@ fn client(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Refuses a client that asks too much.
+/// Refuses a request of a client that exceeds the limit.
 pub(crate) async fn limit(State(clients): State<Arc<Clients>>, request: Request, next: Next) -> Response {
     let address = request.extensions().get().map(|ConnectInfo(address): &ConnectInfo<SocketAddr>| address.ip());
     let Some(address) = address else { return next.run(request).await };
@@ -110,7 +111,8 @@ pub(crate) async fn limit(State(clients): State<Arc<Clients>>, request: Request,
         Ok(()) => next.run(request).await,
         Err(until) => {
             let pause = until.wait_time_from(DefaultClock::default().now());
-            let mut response = failure(StatusCode::TOO_MANY_REQUESTS, "too many requests: ask again later");
+            let mut response =
+                failure(StatusCode::TOO_MANY_REQUESTS, "too many requests: try again after the time in Retry-After");
             response.headers_mut().insert(RETRY_AFTER, (pause.as_secs() + 1).into());
             response
         }
@@ -122,7 +124,7 @@ mod tests {
     use super::client;
 
     #[test]
-    fn a_household_of_ipv6_is_one_client() {
+    fn addresses_of_one_ipv6_network_are_one_client() {
         let of = |text: &str| client(text.parse().unwrap()).to_string();
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
         assert_eq!(of("192.0.2.1"), "192.0.2.1");

@@ -1,4 +1,4 @@
-//! What `config.yaml` and the environment say.
+//! Configuration: reads `config.yaml` and the environment.
 use std::{
     collections::BTreeSet,
     env, fmt,
@@ -12,7 +12,7 @@ use config::{File, FileFormat};
 use groupcache_discovery::BoxError;
 use serde::{Deserialize, Deserializer, de::Error};
 
-/// Everything that a process is told, but how it finds the others.
+/// Settings of a process, without those of the provider.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
@@ -23,7 +23,7 @@ pub(crate) struct Config {
     pub(crate) limit: Limit,
 }
 
-/// Where it listens.
+/// Address and port for clients.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Server {
@@ -31,7 +31,7 @@ pub(crate) struct Server {
     pub(crate) port: u16,
 }
 
-/// The upstream.
+/// The upstream, and the credentials for it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Target {
@@ -49,7 +49,7 @@ pub(crate) enum Scheme {
     Https,
 }
 
-/// For how long answers are good.
+/// Lifetimes of cached answers, in seconds.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Cache {
@@ -57,7 +57,7 @@ pub(crate) struct Cache {
     stale: NonZeroU32,
 }
 
-/// Whose repositories, and what of them is cached.
+/// Name of the organisation, and the paths that are cached.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Org {
@@ -65,7 +65,7 @@ pub(crate) struct Org {
     cached: Vec<String>,
 }
 
-/// What one client may ask.
+/// Limits of one client.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limit {
@@ -73,7 +73,7 @@ pub(crate) struct Limit {
     pub(crate) burst: NonZeroU32,
 }
 
-/// A secret: it is not shown.
+/// Secret token. The debug output does not show it.
 #[derive(Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Token(pub(crate) String);
@@ -86,12 +86,12 @@ impl fmt::Debug for Token {
 
 fn authority<'de, D: Deserializer<'de>>(from: D) -> Result<Authority, D::Error> {
     let text = String::deserialize(from)?;
-    // Not the text itself, which may have a password in it.
+    // The error leaves out the text, which may contain a password.
     let authority = text.parse().ok().filter(|authority: &Authority| !authority.as_str().contains('@'));
     authority.ok_or_else(|| D::Error::custom("write a host, or host:port, without a scheme or a path"))
 }
 
-/// The variables that win, and what they set.
+/// Variables that override the file, and the settings that they override.
 const VARIABLES: [(&str, &str); 11] = [
     ("SERVER_ADDRESS", "server.address"),
     ("SERVER_PORT", "server.port"),
@@ -106,11 +106,13 @@ const VARIABLES: [(&str, &str); 11] = [
     ("LIMIT_BURST", "limit.burst"),
 ];
 
-/// As [`VARIABLES`], a list with commas.
+/// Variable like those in [`VARIABLES`], with a list separated by commas.
 const CACHED: (&str, &str) = ("ORG_CACHED", "org.cached");
 
 impl Config {
-    /// Reads the file that `CONFIG` names, and what the environment has.
+    /// Reads the file that `CONFIG` names, and the variables that override it.
+    ///
+    /// Default of `CONFIG`: `config.yaml`. An error names the file and the setting.
     pub(crate) fn read() -> Result<Self, BoxError> {
         let path = variable("CONFIG")?.unwrap_or_else(|| "config.yaml".to_owned());
         let mut all = config::Config::builder().add_source(File::new(&path, FileFormat::Yaml));
@@ -120,40 +122,43 @@ impl Config {
         let cached = variable(CACHED.0)?.map(|list| list.split(',').map(|path| path.trim().to_owned()).collect());
         all = all.set_override_option::<_, Vec<String>>(CACHED.1, cached)?;
         let read = all.build().and_then(config::Config::try_deserialize);
-        read.map_err(|e| format!("the configuration {path}, with the variables that win over it: {e}").into())
+        read.map_err(|e| {
+            format!("the configuration {path}, or a variable that overrides it, cannot be used: {e}").into()
+        })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         (self.server.address, self.server.port).into()
     }
 
-    /// How long an answer of the upstream may take.
+    /// Returns the maximum time for an answer of the upstream.
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.target.timeout.get().into())
     }
 
+    /// Returns the time between two refreshes of a path.
     pub(crate) fn refresh(&self) -> Duration {
         Duration::from_secs(self.cache.refresh.get().into())
     }
 
-    /// How long after it should have been refreshed an answer is still served.
+    /// Returns how long an answer is still served after its refresh was due.
     pub(crate) fn stale(&self) -> Duration {
         Duration::from_secs(self.cache.stale.get().into())
     }
 
-    /// The path of the repositories, from which the views are made.
+    /// Returns the path of the repositories, from which the views are computed.
     pub(crate) fn repositories(&self) -> String {
         format!("/orgs/{}/repos", self.org.name)
     }
 
-    /// The paths that are cached; the repositories are, in any case.
+    /// Returns the paths that are cached. The path of the repositories is always among them.
     pub(crate) fn cached(&self) -> BTreeSet<String> {
         let paths = self.org.cached.iter().map(|path| path.replace("{org}", &self.org.name));
         paths.chain([self.repositories()]).collect()
     }
 }
 
-/// A variable; an empty one is as good as none.
+/// Returns the value of a variable, or `None` if the variable is missing or empty.
 fn variable(name: &str) -> Result<Option<String>, BoxError> {
     match env::var(name) {
         Ok(value) => Ok(Some(value.trim().to_owned()).filter(|value| !value.is_empty())),

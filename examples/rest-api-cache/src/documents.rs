@@ -1,4 +1,4 @@
-//! The paths that are cached: what the upstream answers, all pages of it.
+//! Documents: the values of the cached paths, each with all pages of the upstream, and their loader.
 use std::sync::Arc;
 
 use axum::http::{
@@ -11,38 +11,38 @@ use serde::de::IgnoredAny;
 
 use crate::{time::now_us, upstream::Upstream};
 
-/// More are a mistake of somebody: 10,000 repositories.
+/// Maximum number of pages of a list: 10,000 repositories. A longer list is taken for a fault of the upstream.
 const MAX_PAGES: usize = 100;
 
-/// What is cached for a path.
+/// Cached value of a path.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Document {
     #[prost(message, repeated, tag = "1")]
     pages: Vec<Page>,
-    /// When the upstream said so last, in microseconds since 1970.
+    /// Time of the last answer of the upstream, in microseconds since 1970.
     #[prost(uint64, tag = "2")]
     pub(crate) checked_us: u64,
 }
 
-/// One answer of the upstream.
+/// Page of a document: one answer of the upstream.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Page {
     #[prost(string, tag = "1")]
     path: String,
     #[prost(bytes = "vec", tag = "2")]
     etag: Vec<u8>,
-    /// A JSON document; of a list what is between its brackets.
+    /// JSON document, or the text between the brackets of a list.
     #[prost(bytes = "bytes", tag = "3")]
     body: Bytes,
     #[prost(bool, tag = "4")]
     is_list: bool,
-    /// The path of the next page.
+    /// Path of the next page.
     #[prost(string, optional, tag = "5")]
     next: Option<String>,
 }
 
 impl Document {
-    /// It as one JSON document: a list of all that is on its pages, if it is one.
+    /// Returns the value as one JSON document. The pages of a list become one list.
     pub(crate) fn body(&self) -> Bytes {
         match self.pages.as_slice() {
             [page] if !page.is_list => page.body.clone(),
@@ -54,15 +54,16 @@ impl Document {
     }
 }
 
-/// Asks the upstream, and for each page that is known only whether it has changed, which costs nothing of the rate limit.
+/// Loader of documents. A page that is known is requested with its tag, so that an unchanged page does not count
+/// against the rate limit.
 pub(crate) struct Documents(pub(crate) Arc<Upstream>);
 
 impl Loader<Prost<Document>> for Documents {
     async fn load(&self, load: Load<'_, Prost<Document>>) -> Result<Loaded<Prost<Document>>, LoadError> {
         let loaded = self.document(&load).await;
         if loaded.is_err() {
-            // Not the key; those who wait get the cause.
-            tracing::warn!(reason = ?load.reason(), "the upstream did not answer as it should");
+            // The log leaves out the key. Callers without a stale document receive the cause.
+            tracing::warn!(reason = ?load.reason(), "a document failed to load; callers get a stale one or the cause");
         }
         loaded
     }
@@ -75,18 +76,18 @@ impl Documents {
         let mut next = Some(format!("{}?per_page=100", load.key()));
         while let Some(path) = next {
             if pages.len() == MAX_PAGES || pages.iter().any(|page| page.path == path) {
-                return Err(LoadError::permanent("the pages of the upstream have no end"));
+                return Err(LoadError::permanent("the upstream links more than 100 pages, or the same page twice"));
             }
             let before = known.iter().find(|page| page.path == path);
             let Some(page) = self.page(path, before, pages.is_empty()).await? else { return Ok(Loaded::not_found()) };
             next = page.next.clone();
             pages.push(page);
         }
-        // Not `Loaded::unchanged()`, even if nothing has changed: its age is told, and begins anew.
+        // An unchanged document is a new value too, in place of `Loaded::unchanged()`, because its age starts again.
         Ok(Loaded::new(Document { pages, checked_us: now_us() }))
     }
 
-    /// One page; `None` when there is nothing at the path.
+    /// Requests one page. Returns `None` when the upstream has nothing at the path of the first page.
     async fn page(&self, path: String, before: Option<&Page>, is_first: bool) -> Result<Option<Page>, LoadError> {
         let mut headers = HeaderMap::new();
         if let Some(etag) =
@@ -111,9 +112,9 @@ impl Documents {
     }
 }
 
-/// A JSON document, or what is between the brackets of a list, and which of the two.
+/// Checks a JSON document. Returns the document, or the text between the brackets of a list, and whether it is a list.
 fn json(body: Bytes) -> Result<(Bytes, bool), BoxError> {
-    serde_json::from_slice::<IgnoredAny>(&body).map_err(|_| "the upstream answers with what is not JSON")?;
+    serde_json::from_slice::<IgnoredAny>(&body).map_err(|_| "the answer of the upstream is not JSON")?;
     let text = body.trim_ascii();
     let Some(list) = text.strip_prefix(b"[").and_then(|text| text.strip_suffix(b"]")) else {
         return Ok((body.slice_ref(text), false));

@@ -1,4 +1,4 @@
-//! What the service answers.
+//! HTTP: routes and answers of the service.
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::{
@@ -28,24 +28,24 @@ use crate::{
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 
-/// What the handlers use.
+/// Shared state of the handlers.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) node: Node,
     pub(crate) documents: Group<Prost<Document>>,
     pub(crate) views: Group<Json<Ranking>>,
-    /// The paths that are cached.
+    /// Paths that are cached.
     pub(crate) cached: Arc<BTreeSet<String>>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clients: Arc<Clients>,
-    /// How long an answer of the upstream may take.
+    /// Maximum time for an answer of the upstream.
     pub(crate) timeout: Duration,
-    /// After how long an answer that is cached should have been refreshed.
+    /// Age above which a cached answer is reported as stale.
     pub(crate) fresh: Duration,
 }
 
-/// Which of the endpoints has answered; for what is counted.
+/// Name of the endpoint that has answered, for the metrics.
 #[derive(Clone)]
 pub(crate) struct Endpoint(pub(crate) String);
 
@@ -64,7 +64,7 @@ pub(crate) fn router(service: Service) -> Router {
         .with_state(service)
 }
 
-/// Ready once its keys are its own, and no more when it leaves.
+/// Answers 200 while the node owns its share of the keys, and 503 while it joins or drains.
 async fn ready(State(service): State<Service>) -> Response {
     match service.node.state() {
         NodeState::Ready => "ready\n".into_response(),
@@ -80,7 +80,7 @@ async fn metrics(State(service): State<Service>) -> Response {
 async fn view(State(service): State<Service>, Path((count, view)): Path<(String, String)>) -> Response {
     let Some(view) = View::named(&view) else {
         let names = View::ALL.map(View::name).join(", ");
-        return failure(StatusCode::NOT_FOUND, &format!("there is no such view; there are {names}"));
+        return failure(StatusCode::NOT_FOUND, &format!("there is no such view, ask for one of {names}"));
     };
     let Some(count) = count.parse().ok().filter(|count| *count > 0) else {
         return (StatusCode::BAD_REQUEST, "count incorrect in request").into_response();
@@ -95,11 +95,11 @@ async fn view(State(service): State<Service>, Path((count, view)): Path<(String,
     }
 }
 
-/// What is cached is answered from there, and everything else by the upstream.
+/// Answers a path from the cache if it is a cached one, otherwise from the upstream.
 async fn rest(State(service): State<Service>, request: Request) -> Response {
     if ![Method::GET, Method::HEAD].contains(request.method()) {
-        // With the token of this service, anybody could change what belongs to its owner.
-        let text = "this is a cache: ask by GET or HEAD";
+        // Other methods would let every client write with the token of this service.
+        let text = "a cache accepts no writes: use GET or HEAD";
         return ([(ALLOW, "GET, HEAD")], failure(StatusCode::METHOD_NOT_ALLOWED, text)).into_response();
     }
     let uri = request.uri();
@@ -118,9 +118,10 @@ async fn rest(State(service): State<Service>, request: Request) -> Response {
     response
 }
 
-/// A JSON document, with how old it is and where it was.
+/// Builds an answer with a JSON document, its age and the state of the cache.
 ///
-/// `checked_us` is when the upstream said so, perhaps to another process; `made_us` when what is cached was made.
+/// `checked_us` is the time of the last answer of the upstream, perhaps to another process. `made_us` is the time at
+/// which the cached value was made, and `began_us` the time at which the request began: a value made later is a miss.
 fn answer(
     service: &Service,
     body: impl Into<axum::body::Body>,
@@ -142,7 +143,7 @@ fn answer(
     response
 }
 
-/// The cache's error as HTTP says it.
+/// Returns the HTTP response for an error of the cache.
 fn refusal(error: &Error) -> Response {
     let status = match () {
         () if error.is_not_found() => StatusCode::NOT_FOUND,

@@ -1,4 +1,4 @@
-//! GitHub's REST API of one organisation behind a cache: alone, or as a cluster.
+//! Program: GitHub's REST API of one organisation behind a cache, as a single process or as a cluster.
 mod around;
 mod config;
 mod documents;
@@ -31,17 +31,18 @@ use crate::{
     views::{Ranking, Repositories},
 };
 
-/// What the entries of a process may take, and one of them: repositories have 6 KB each, in GitHub's words.
+/// Budget of a process for documents.
 const CAPACITY_BYTES: u64 = 128 << 20;
+/// Maximum size of one value. GitHub describes a repository in 6 KB.
 const MAX_VALUE_BYTES: usize = 16 << 20;
 
-/// How much longer than the upstream those wait who wait for it.
+/// Time by which a deadline exceeds that of the step that it waits for.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// How long the requests that run may take once the process is asked to end.
+/// Maximum time for running requests, after the node has drained.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 
-/// How long the others may take after that to take over what this process has in memory, and the last loads.
+/// Maximum time after the requests to send the values of this process to other nodes and to end running loads.
 const LAST_VALUES: Duration = Duration::from_secs(15);
 
 #[tokio::main]
@@ -66,7 +67,7 @@ async fn run() -> Result<(), BoxError> {
     let metrics = Arc::new(Metrics::new(cache));
     let upstream = Arc::new(Upstream::new(&config.target, Arc::clone(&metrics))?);
 
-    // Alone where the environment names no provider.
+    // Without a provider in the environment, the node is the only member of its cluster.
     let node = Node::builder().identity(Identity::from_env()?).provider(DiscoveryConfig::from_env()?.provider()?);
     let start = node.limits(limits(&config)).start();
     let node = tokio::select! {
@@ -91,7 +92,8 @@ async fn run() -> Result<(), BoxError> {
     }
     tracing::info!("leaving");
     refresher.abort();
-    // From here on /readyz says 503. Others own our keys before we refuse requests, and begin to take over our values.
+    // The drain makes /readyz answer 503. The other nodes own the keys of this node and begin to receive its values
+    // before this process refuses requests.
     node.drain().await?;
     let _ = close.send(());
     if timeout(LAST_REQUESTS, serving).await.is_err() {
@@ -107,7 +109,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, BoxError> {
     bound.map_err(|e| format!("cannot listen on {address}, set SERVER_PORT to a free port: {e}").into())
 }
 
-/// The groups, and whatever else the handlers use.
+/// Builds the groups and the rest of the state that the handlers share.
 fn service(config: &Config, node: &Node, upstream: Arc<Upstream>, metrics: Arc<Metrics>) -> Result<Service, BoxError> {
     let documents = documents(node, config, Arc::clone(&upstream))?;
     Ok(Service {
@@ -119,7 +121,7 @@ fn service(config: &Config, node: &Node, upstream: Arc<Upstream>, metrics: Arc<M
         metrics,
         clients: Clients::new(&config.limit),
         timeout: config.timeout(),
-        // A refresh is due after one interval, and may take as long as the next.
+        // A refresh is due after one interval, and may take as long as another.
         fresh: config.refresh() * 2,
     })
 }
@@ -131,27 +133,29 @@ fn limits(config: &Config) -> Limits {
     limits
 }
 
-/// What the upstream answers for the paths that are cached.
+/// Builds the group of documents, which caches the answers of the upstream.
 fn documents(node: &Node, config: &Config, upstream: Arc<Upstream>) -> Result<Group<Prost<Document>>, BoxError> {
     let refresh = config.refresh();
     let documents = node
         .group::<Prost<Document>>("documents")
         .capacity_bytes(CAPACITY_BYTES)
-        // It is loaded anew by the first get in the second half of its time.
+        // The first get in the second half of the time to live starts a refresh.
         .time_to_live(refresh * 2)
         .refresh_ahead(refresh)
         .jitter(0.0)
-        // Served at once while the upstream is tried again, be it down, out of its mind, or silent.
+        // A stale document is served at once while a load is tried, whether the upstream is down, answers with garbage
+        // or does not answer.
         .stale_while_revalidate(config.stale())
         .stale_if_error(config.stale())
-        // What another process refreshes is not kept here for longer than it takes to be refreshed.
+        // A replica, or an orphaned document, lives no longer than one interval, because the owner refreshes the
+        // document.
         .borrowed_time_to_live(refresh)
         .load_deadline(config.timeout())
         .loader(Documents(upstream));
     Ok(documents.build()?)
 }
 
-/// The rankings, which are computed from what is cached.
+/// Builds the group of rankings, which are computed from the cached repositories.
 fn views(node: &Node, config: &Config, documents: Group<Prost<Document>>) -> Result<Group<Json<Ranking>>, BoxError> {
     let repositories = Repositories { documents, path: config.repositories() };
     let views = node
@@ -165,7 +169,7 @@ fn views(node: &Node, config: &Config, documents: Group<Prost<Document>>) -> Res
     Ok(views.build()?)
 }
 
-/// An error and its causes on one line.
+/// Returns an error and its causes on one line.
 fn sentence(error: &dyn Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| (*cause).source());
     let text = causes.fold(error.to_string(), |text, cause| format!("{text} ({cause})"));

@@ -1,4 +1,4 @@
-//! What Prometheus reads: requests of clients and of the upstream, the cache, the process.
+//! Metrics for Prometheus: requests of clients, requests to the upstream, the cache, and the process.
 use std::{fmt, fs, sync::OnceLock, time::Duration};
 
 use axum::http::StatusCode;
@@ -18,7 +18,7 @@ use prometheus_client::{
 
 use crate::{documents::Document, views::Ranking};
 
-/// Ends of buckets, in seconds: from a hit in memory to an upstream that takes its time.
+/// Upper bounds of the buckets, in seconds: from a hit in memory to a slow upstream.
 const BUCKETS: [f64; 10] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 15.0];
 
 type Seconds = Family<Endpoint, Histogram, fn() -> Histogram>;
@@ -52,9 +52,13 @@ impl Metrics {
         let (mut registry, requests, upstream) = (Registry::default(), Family::default(), Family::default());
         let (seconds, remaining) = (Seconds::new_with_constructor(|| Histogram::new(BUCKETS)), Gauge::default());
         registry.register("http_requests", "Requests of clients by endpoint and status", Family::clone(&requests));
-        registry.register("http_request_seconds", "How long they took", seconds.clone());
-        registry.register("upstream_requests", "Requests of the upstream by status", Family::clone(&upstream));
-        registry.register("upstream_rate_limit_remaining", "What is left, as said last", remaining.clone());
+        registry.register("http_request_seconds", "Time until the answer", seconds.clone());
+        registry.register("upstream_requests", "Requests to the upstream by status", Family::clone(&upstream));
+        registry.register(
+            "upstream_rate_limit_remaining",
+            "Requests left, as last reported by the upstream",
+            remaining.clone(),
+        );
         registry.register_collector(Box::new(cache));
         registry.register_collector(Box::new(Process));
         Self { registry, requests, seconds, upstream, remaining }
@@ -65,7 +69,7 @@ impl Metrics {
         self.seconds.get_or_create(&Endpoint { endpoint }).observe(took.as_secs_f64());
     }
 
-    /// A request of the upstream has begun.
+    /// Begins a request to the upstream, which the returned guard counts.
     pub(crate) fn upstream(&self) -> Asked<'_> {
         Asked { metrics: self, status: None }
     }
@@ -78,13 +82,14 @@ impl Metrics {
     }
 }
 
-/// Counts a request of the upstream when it has ended, or was given up.
+/// Guard of a request to the upstream. The drop of the guard counts the request, with status `none` without an answer.
 pub(crate) struct Asked<'a> {
     metrics: &'a Metrics,
     status: Option<StatusCode>,
 }
 
 impl Asked<'_> {
+    /// Records the status of the answer, and the rest of the rate limit if the upstream reports it.
     pub(crate) fn ends(mut self, status: StatusCode, remaining: Option<u64>) {
         self.status = Some(status);
         if let Some(remaining) = remaining.and_then(|number| number.try_into().ok()) {
@@ -100,11 +105,11 @@ impl Drop for Asked<'_> {
     }
 }
 
-/// The node and its groups, once they are there.
+/// Collector of the node and its groups, which are set once they exist.
 #[derive(Debug, Default)]
 pub(crate) struct Cache(pub(crate) std::sync::Arc<OnceLock<Parts>>);
 
-/// What is counted in them.
+/// Sources of the counters.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) node: Node,
@@ -115,9 +120,14 @@ pub(crate) struct Parts {
 impl Collector for Cache {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(Parts { node, documents, views }) = self.0.get() else { return Ok(()) };
-        gauge(&mut encoder, "groupcache_members", "Nodes that this one knows, itself included", node.members().len())?;
+        gauge(
+            &mut encoder,
+            "groupcache_members",
+            "Members in the view of this node, itself included",
+            node.members().len(),
+        )?;
         let bytes = usize::try_from(documents.bytes() + views.bytes()).unwrap_or(usize::MAX);
-        gauge(&mut encoder, "groupcache_bytes", "Bytes that entries take", bytes)?;
+        gauge(&mut encoder, "groupcache_bytes", "Bytes that the entries take", bytes)?;
         for (name, value) in node.stats().iter() {
             let counter = ConstCounter::new(value);
             let name = format!("groupcache_node_{name}");
@@ -140,7 +150,7 @@ fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: usi
     gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
-/// What Linux says of this process; nothing elsewhere.
+/// Collector of memory and processor time of this process, from `/proc`. On other systems than Linux it has no metrics.
 #[derive(Debug)]
 struct Process;
 
@@ -150,18 +160,19 @@ impl Collector for Process {
             let bytes = usize::try_from(pages).unwrap_or(0) * rustix::param::page_size();
             gauge(&mut encoder, "process_resident_memory_bytes", "Memory in use", bytes)?;
         }
-        // Behind the name of the program in brackets: user and system, in ticks of the clock.
+        // Fields 13 and 14, counted from 0, are the time in user mode and in the kernel, in clock ticks.
         if let (Some(user), Some(system)) = (number_in("/proc/self/stat", 13), number_in("/proc/self/stat", 14)) {
             let ticks = rustix::param::clock_ticks_per_second().max(1);
             let counter = ConstCounter::new((user + system) as f64 / ticks as f64);
-            let (name, help) = ("process_cpu_seconds", "Time that it has computed");
+            let (name, help) = ("process_cpu_seconds", "Processor time of this process");
             counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }
         Ok(())
     }
 }
 
-/// A number of a file of `/proc`, by its place; the name of this program has no blank.
+/// Reads a number from a file of `/proc`, by its place among the fields. Fields are separated by blanks, and the name
+/// of this program, which is a field, contains none.
 fn number_in(file: &str, place: usize) -> Option<u64> {
     fs::read_to_string(file).ok()?.split_ascii_whitespace().nth(place)?.parse().ok()
 }

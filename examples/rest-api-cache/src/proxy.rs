@@ -1,4 +1,4 @@
-//! What is not cached: asked of the upstream for each client, with this service's token.
+//! Proxy: sends requests for paths that are not cached to the upstream, with the token of this service.
 use axum::{
     body::Body,
     extract::Request,
@@ -18,11 +18,12 @@ use crate::{
     upstream::{Answer, Failure},
 };
 
-/// What the upstream hears of a client's headers: no cookies, and no credentials.
+/// Headers of a client that the upstream receives. Cookies and credentials are not among them.
 const HEARD: [HeaderName; 3] = [ACCEPT, IF_NONE_MATCH, IF_MODIFIED_SINCE];
 
-/// What the client hears of the upstream's.
+/// Headers of the upstream that the client receives.
 const TOLD: [HeaderName; 7] = [CONTENT_TYPE, ETAG, LAST_MODIFIED, CACHE_CONTROL, VARY, RETRY_AFTER, LOCATION];
+/// Prefix of the headers about the rate limit, which the client receives too.
 const LIMITS: &str = "x-ratelimit-";
 
 pub(crate) async fn proxy(service: &Service, request: Request) -> Response {
@@ -54,7 +55,7 @@ fn told(service: &Service, answer: Answer) -> Response {
             response.headers_mut().append(name, value.clone());
         }
     }
-    // What leads on leads here.
+    // Links to the upstream become links to this service.
     for name in [LINK, LOCATION] {
         let text = answer.headers.get(&name).and_then(|value| value.to_str().ok());
         let text = text.map(|text| service.upstream.make_relative(text));

@@ -1,4 +1,4 @@
-//! Asks for what is cached before anybody else does, so that it is there, and young.
+//! Refresh: gets the cached paths before clients do, so that their documents are in memory and fresh.
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use groupcache_discovery::{Group, Node, Prost};
@@ -9,11 +9,13 @@ use tokio::{
 
 use crate::documents::Document;
 
-/// Into how many looks the time between two refreshes is divided: a value that is due is asked for that soon.
+/// Number of gets of a path in the time between two refreshes. A refresh that is due starts within one of these parts.
 const LOOKS: u32 = 20;
 
-/// Looks after the paths that this node owns, for as long as it is polled. A get of a value that is due begins a load in
-/// the background: one in the whole cluster, since its owner begins it.
+/// Gets the paths that this node owns, over and over, until the future is dropped.
+///
+/// A get of a document that is due starts a refresh in the background. The whole cluster has one refresh, because only
+/// the owner of the path starts it.
 pub(crate) async fn keep(
     node: Node,
     documents: Group<Prost<Document>>,
@@ -30,9 +32,9 @@ pub(crate) async fn keep(
             asked.spawn(async move { documents.get(&path).await });
         }
         while let Some(ended) = asked.join_next().await {
-            // Nobody waits for it here; who asks gets the error himself.
+            // No client waits for this get. A client that gets the path receives the error itself.
             if let Ok(Err(e)) = ended {
-                tracing::warn!(error = %e, "a path could not be cached");
+                tracing::warn!(error = %e, "a path could not be cached; the next get tries again");
             }
         }
     }

@@ -1,6 +1,7 @@
-//! The wall clock, for what is said to clients and by the upstream: ages and times of day. It decides nothing else.
+//! Wall clock: for ages that clients receive and times that the upstream sends, and for nothing else.
 
-/// Microseconds since 1970. Processes of a cluster compare them: an age is as right as their clocks are.
+/// Returns the microseconds since 1970. Processes of a cluster compare these times, so an age is as accurate as their
+/// clocks.
 pub(crate) fn now_us() -> u64 {
     #[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "an age that crosses processes")]
     let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);

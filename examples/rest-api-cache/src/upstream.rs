@@ -1,4 +1,4 @@
-//! GitHub, or whatever the configuration names: one request at a time, and its rate limit.
+//! Upstream: sends requests to GitHub, or to the host that the configuration names, and obeys its rate limit.
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
@@ -27,14 +27,15 @@ use crate::{
     time::now_us,
 };
 
-/// The largest answer that is taken: a page of 100 repositories has less than 1 MiB.
+/// Maximum size of an answer. A page of 100 repositories has less than 1 MiB.
 const MAX_BYTES: usize = 8 << 20;
 
-/// Between which times the upstream is left alone once its rate limit is spent, whatever it says itself.
+/// Minimum pause after the rate limit is spent, whatever pause the upstream names.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// Maximum pause after the rate limit is spent, whatever pause the upstream names.
 const LONGEST: Duration = Duration::from_secs(3_600);
 
-/// One answer.
+/// Answer of the upstream.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -42,18 +43,18 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
-/// Why there is none.
+/// Reason for a missing answer.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Unreachable(BoxError),
-    /// The rate limit is spent, for so long.
+    /// The rate limit is spent for this time.
     Spent(Duration),
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable(_) => f.write_str("the upstream cannot be reached, or broke off"),
+            Self::Unreachable(_) => f.write_str("the upstream cannot be reached, or its answer broke off"),
             Self::Spent(pause) => write!(f, "the rate limit of the upstream is spent for {} s more", pause.as_secs()),
         }
     }
@@ -73,7 +74,7 @@ pub(crate) struct Upstream {
     scheme: &'static str,
     authority: Authority,
     authorization: Option<HeaderValue>,
-    /// Until when its rate limit is spent.
+    /// End of the pause after the rate limit was spent.
     spent: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
 }
@@ -84,19 +85,23 @@ impl Upstream {
         let (scheme, connector) = match target.scheme {
             Scheme::Https => {
                 let connector = connector.with_provider_and_native_roots(ring::default_provider());
-                ("https", connector.map_err(|e| format!("no authority is known by which to trust the upstream: {e}"))?)
+                (
+                    "https",
+                    connector
+                        .map_err(|e| format!("the system has no trusted authorities, install ca-certificates: {e}"))?,
+                )
             }
             Scheme::Http => {
                 let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
                 let config = config.with_safe_default_protocol_versions()?;
-                let nobody = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
-                ("http", connector.with_tls_config(nobody))
+                let no_roots = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+                ("http", connector.with_tls_config(no_roots))
             }
         };
         let client = Client::builder(TokioExecutor::new()).build(connector.https_or_http().enable_http1().build());
         let authorization = Some(&target.token.0).filter(|token| !token.is_empty()).map(|token| {
             let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-                .map_err(|_| "GITHUB_API_TOKEN, or target.token, has characters that no token has")?;
+                .map_err(|_| "GITHUB_API_TOKEN, or target.token, has characters that a header cannot carry")?;
             value.set_sensitive(true);
             Ok::<_, BoxError>(value)
         });
@@ -104,7 +109,10 @@ impl Upstream {
         Ok(Self { client, scheme, authority, authorization, spent: Mutex::default(), metrics })
     }
 
-    /// Asks it. It has no time-out of its own: who asks has.
+    /// Sends a request and returns the answer. The request has no time-out of its own, so the caller must have one.
+    ///
+    /// # Errors
+    /// [`Failure::Spent`] without a request while the rate limit is spent, otherwise [`Failure::Unreachable`].
     pub(crate) async fn ask(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Answer, Failure> {
         if let Some(pause) = self.pause() {
             return Err(Failure::Spent(pause));
@@ -131,13 +139,13 @@ impl Upstream {
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
 
-    /// How much longer it is to be left alone.
+    /// Returns the rest of the pause, or `None` when requests may be sent.
     pub(crate) fn pause(&self) -> Option<Duration> {
         let until = *self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         until.map(|until| until.saturating_duration_since(Instant::now())).filter(|pause| !pause.is_zero())
     }
 
-    /// A rate limit that is spent is not asked for again: GitHub shuts out who does.
+    /// Starts a pause if an answer reports that the rate limit is spent, because GitHub bans clients that go on.
     fn heed(&self, answer: &Answer) {
         let after = number(&answer.headers, RETRY_AFTER.as_str());
         let is_spent = number(&answer.headers, "x-ratelimit-remaining") == Some(0) || after.is_some();
@@ -148,12 +156,16 @@ impl Upstream {
         let until_reset = reset.map(|reset| reset.saturating_sub(now_us() / 1_000_000).saturating_add(1));
         let pause = Duration::from_secs(after.or(until_reset).unwrap_or(60)).clamp(SHORTEST, LONGEST);
         *self.spent.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + pause);
-        tracing::warn!(seconds = pause.as_secs(), "the rate limit of the upstream is spent");
+        tracing::warn!(
+            seconds = pause.as_secs(),
+            "the rate limit of the upstream is spent; no request is sent meanwhile"
+        );
     }
 
-    /// The path of the next page, if there is one.
+    /// Returns the path of the next page, if there is one.
     ///
-    /// An error if it is somewhere else: the token is for this upstream.
+    /// # Errors
+    /// When the next page is at another host, because the token is for this upstream only.
     pub(crate) fn next_page(&self, headers: &HeaderMap) -> Result<Option<String>, BoxError> {
         let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
         let mut links = links.flat_map(|value| value.split(',')).filter_map(|link| link.trim().split_once('>'));
@@ -163,13 +175,13 @@ impl Upstream {
         path.map(Some).ok_or_else(|| "the next page is not a page of the upstream".into())
     }
 
-    /// The path of a URL of the upstream.
+    /// Returns the path of a URL of the upstream, or `None` for another URL.
     pub(crate) fn relative(&self, url: &str) -> Option<String> {
         let rest = url.strip_prefix(self.scheme)?.strip_prefix("://")?.strip_prefix(self.authority.as_str())?;
         rest.starts_with('/').then(|| rest.to_owned())
     }
 
-    /// Text of the upstream in which its own URLs are made relative, so that they lead here.
+    /// Returns a text of the upstream with its own URLs made relative, so that they refer to this service.
     pub(crate) fn make_relative(&self, text: &str) -> String {
         text.replace(&format!("{}://{}/", self.scheme, self.authority), "/")
     }

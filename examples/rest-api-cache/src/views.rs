@@ -1,10 +1,10 @@
-//! The four rankings of the repositories: computed from the cached ones, and cached themselves.
+//! Views: four rankings of the repositories, which are computed from the cached repositories and cached themselves.
 use groupcache_discovery::{BoxError, Group, LoadError, Prost};
 use serde::{Deserialize, Serialize};
 
 use crate::{documents::Document, time::now_us};
 
-/// By what repositories are ranked.
+/// Property by which repositories are ranked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum View {
     Forks,
@@ -16,7 +16,7 @@ pub(crate) enum View {
 impl View {
     pub(crate) const ALL: [Self; 4] = [Self::Forks, Self::LastUpdated, Self::OpenIssues, Self::Stars];
 
-    /// As it is called in a path.
+    /// Returns the name of the view in a path.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Forks => "forks",
@@ -40,7 +40,7 @@ impl View {
     }
 }
 
-/// What a repository is ranked by: a number, or a time of RFC 3339 in UTC, which sorts as text.
+/// Value by which a repository is ranked: a number, or a time of RFC 3339 in UTC, which sorts as text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Measure {
@@ -48,7 +48,7 @@ enum Measure {
     Time(String),
 }
 
-/// What is read of a repository.
+/// Fields of a repository that the views read.
 #[derive(Deserialize)]
 struct Repository {
     full_name: String,
@@ -58,30 +58,31 @@ struct Repository {
     stargazers_count: u64,
 }
 
-/// All repositories by one measure, the largest first.
+/// All repositories, sorted by one measure in descending order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Ranking {
     rows: Vec<(String, Measure)>,
-    /// When the upstream said so last, and when it was computed, in microseconds since 1970.
+    /// Time of the last answer of the upstream, in microseconds since 1970.
     pub(crate) checked_us: u64,
+    /// Time at which the ranking was computed, in microseconds since 1970.
     pub(crate) made_us: u64,
 }
 
 impl Ranking {
-    /// The first of them, as JSON.
+    /// Returns the first `count` repositories, as JSON.
     pub(crate) fn top(&self, count: usize) -> Result<Vec<u8>, BoxError> {
         Ok(serde_json::to_vec(&self.rows.iter().take(count).collect::<Vec<_>>())?)
     }
 }
 
-/// Where the loader of the views finds the repositories.
+/// Source of the views: the cached repositories.
 pub(crate) struct Repositories {
     pub(crate) documents: Group<Prost<Document>>,
     pub(crate) path: String,
 }
 
 impl Repositories {
-    /// The loader of the views.
+    /// Loads a view. Returns `None` when the upstream has no list of repositories at the path.
     pub(crate) async fn ranked(&self, view: &str) -> Result<Option<Ranking>, LoadError> {
         let view = View::named(view).ok_or("there is no such view")?;
         let Some(document) = self.documents.get_opt(&self.path).await.map_err(LoadError::transient)? else {
@@ -92,10 +93,10 @@ impl Repositories {
 }
 
 fn rank(view: View, repositories: &[u8], checked_us: u64) -> Result<Ranking, BoxError> {
-    let repositories: Vec<Repository> =
-        serde_json::from_slice(repositories).map_err(|_| "the upstream lists what are not repositories")?;
+    let repositories: Vec<Repository> = serde_json::from_slice(repositories)
+        .map_err(|_| "the items in the answer of the upstream are not repositories")?;
     let mut rows: Vec<_> = repositories.iter().map(|each| (each.full_name.clone(), view.of(each))).collect();
-    // The name decides between equals, so that two answers do not differ.
+    // The name orders repositories with equal measures, so that the order is always the same.
     rows.sort_by(|(name, measure), (other, others)| others.cmp(measure).then_with(|| name.cmp(other)));
     Ok(Ranking { rows, checked_us, made_us: now_us() })
 }
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equals_are_in_the_order_of_their_names() {
+    fn ranking_orders_equal_measures_by_name() {
         let repository = |name: &str, stars: u32| {
             serde_json::json!({
                 "full_name": name, "forks_count": 0, "updated_at": "2019-05-12T19:18:57Z", "open_issues_count": 0,

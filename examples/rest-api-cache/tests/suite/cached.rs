@@ -1,4 +1,4 @@
-//! What is fetched before it is asked for, and what becomes of it when the upstream is unwell.
+//! Cached paths: refreshes, tags, and answers while the upstream fails.
 use std::time::{Duration, Instant};
 
 use process::Signal;
@@ -13,14 +13,16 @@ const REPOSITORIES: &str = "/orgs/Netflix/repos";
 const MEMBERS: &str = "/orgs/Netflix/members";
 const ALL: [&str; 4] = ["/", "/orgs/Netflix", MEMBERS, REPOSITORIES];
 
-/// Long enough that nobody refreshes anything while a test runs.
+/// Interval of refreshes that is longer than any test.
 const NEVER: (&str, &str) = ("CACHE_REFRESH", "1000");
 
+/// Checks that a refresh of unchanged pages is answered with 304 and does not count against the rate limit, and that a
+/// changed page and a new page are seen.
 #[test]
-fn what_has_not_changed_costs_nothing_and_what_has_is_seen() {
+fn refresh_of_unchanged_pages_is_free_and_changes_are_seen() {
     let (upstream, process) = stage(&[("GITHUB_API_TOKEN", TOKEN)]);
     assert_eq!(process.json(REPOSITORIES).as_array().unwrap().len(), 152);
-    eventually("two pages, four times", || upstream.asked(REPOSITORIES).len() >= 8);
+    eventually("two pages are requested four times", || upstream.asked(REPOSITORIES).len() >= 8);
     let asked = upstream.asked(REPOSITORIES);
     for (n, each) in asked.iter().enumerate() {
         let page = if n % 2 == 0 { "?per_page=100" } else { "?per_page=100&page=2" };
@@ -29,15 +31,15 @@ fn what_has_not_changed_costs_nothing_and_what_has_is_seen() {
         assert_eq!(each.header("if-none-match").is_some(), n >= 2, "{asked:#?}");
         assert_eq!(each.status, if n < 2 { 200 } else { 304 }, "{asked:#?}");
     }
-    assert_eq!(upstream.remaining(), 5_000 - 5, "each page once");
+    assert_eq!(upstream.remaining(), 5_000 - 5, "each page counts once");
     let answer = process.get(REPOSITORIES);
     assert_eq!(answer.header("x-cache"), Some("hit"));
-    assert!(answer.age() <= 2, "it is checked every second: {answer:?}");
+    assert!(answer.age() <= 2, "the document is refreshed every second: {answer:?}");
 
     upstream.change(REPOSITORIES, |all| all[151]["stargazers_count"] = json!(1_000_000));
     let name = process.json(REPOSITORIES)[151]["full_name"].clone();
     eventually("the change is seen", || process.json("/view/top/1/stars") == json!([[name, 1_000_000]]));
-    // Page 2 becomes full, and there is one more.
+    // Page 2 becomes full, and a third page follows.
     upstream.change(REPOSITORIES, |all| {
         let last = all[151].clone();
         all.as_array_mut().unwrap().resize(212, last);
@@ -45,17 +47,19 @@ fn what_has_not_changed_costs_nothing_and_what_has_is_seen() {
     eventually("a third page is seen", || process.json(REPOSITORIES).as_array().unwrap().len() == 212);
 }
 
+/// Checks that documents and views are served as stale while the upstream fails in each way, without waiting for it,
+/// and that the service pauses while the rate limit is spent.
 #[test]
-fn what_is_cached_is_answered_while_the_upstream_is_unwell() {
+fn stale_documents_are_served_while_the_upstream_fails() {
     let (upstream, process) = stage(&[("TARGET_TIMEOUT", "25")]);
     let members = process.json(MEMBERS);
     let forks = process.json("/view/top/5/forks");
-    // The last one is not waited for: it is silent for longer than this test takes.
+    // No request waits for the silent upstream, because its time-out is longer than the loop allows an answer to take.
     for mood in [Mood::Failing, Mood::Garbled, Mood::Spent(4), Mood::Silent] {
-        eventually("all is well", || process.get(MEMBERS).header("x-cache") == Some("hit"));
-        upstream.feels(mood);
+        eventually("the document is a hit", || process.get(MEMBERS).header("x-cache") == Some("hit"));
+        upstream.set_mood(mood);
         let mut slowest = Duration::ZERO;
-        eventually("it is stale", || {
+        eventually("the document is stale", || {
             let begun = Instant::now();
             let answer = process.get(MEMBERS);
             slowest = slowest.max(begun.elapsed());
@@ -63,24 +67,24 @@ fn what_is_cached_is_answered_while_the_upstream_is_unwell() {
             answer.header("x-cache") == Some("stale") && answer.age() >= 2
         });
         println!("{mood:?}: the slowest answer took {slowest:?}");
-        assert!(slowest < Duration::from_secs(15), "nobody waits for the upstream, which takes 25 s");
+        assert!(slowest < Duration::from_secs(15), "a request waited for the upstream, with its time-out of 25 s");
         assert_eq!(process.json(MEMBERS), members);
         assert_eq!(process.json("/view/top/5/forks"), forks);
-        eventually("so is what is computed from it", || {
-            process.get("/view/top/5/forks").header("x-cache") == Some("stale")
-        });
+        eventually("the view is stale", || process.get("/view/top/5/forks").header("x-cache") == Some("stale"));
         if let Mood::Spent(_) = mood {
-            // Who asked while the first one was told so is told so, too: four paths, and twice the one with two pages.
-            let told = ALL.iter().flat_map(|path| upstream.asked(path)).filter(|asked| asked.status == 403).count();
-            assert!((1..=5).contains(&told), "who is told to wait waits: {told}");
+            // Requests that run when the first 403 arrives get a 403 too: one for each of four paths, and a second one
+            // for the path with two pages.
+            let refused = ALL.iter().flat_map(|path| upstream.asked(path)).filter(|asked| asked.status == 403).count();
+            assert!((1..=5).contains(&refused), "the service sends requests during the pause: {refused}");
         }
-        upstream.feels(Mood::Well);
+        upstream.set_mood(Mood::Well);
     }
 }
 
+/// Checks that a document which is refreshed in time is always a hit.
 #[test]
-fn what_is_refreshed_in_time_is_never_stale() {
-    // Far enough apart that a machine may stand still for two seconds.
+fn document_refreshed_in_time_is_never_stale() {
+    // An interval of three seconds allows for a pause of the machine of two seconds.
     let (upstream, process) = stage(&[("CACHE_REFRESH", "3")]);
     process.json(MEMBERS);
     let end = Instant::now() + Duration::from_secs(8);
@@ -93,8 +97,9 @@ fn what_is_refreshed_in_time_is_never_stale() {
     assert!((2..=4).contains(&asked), "at 0, 3 and 6 s: {asked}");
 }
 
+/// Checks the status of the answer for each failure of the upstream, and that no failure is cached.
 #[test]
-fn what_goes_wrong_is_an_error_and_is_not_cached() {
+fn failure_of_the_upstream_is_an_error_and_is_not_cached() {
     for (mood, status) in [(Mood::Failing, 502), (Mood::Garbled, 502), (Mood::Silent, 504), (Mood::Spent(1), 502)] {
         let upstream = Upstream::start(mood);
         let process = Process::start(&upstream, &[NEVER, ("TARGET_TIMEOUT", "1")]);
@@ -103,9 +108,9 @@ fn what_goes_wrong_is_an_error_and_is_not_cached() {
         assert!(answer.body.starts_with("{\"error\":"), "{answer:?}");
         assert!([502, 504].contains(&process.get("/view/top/5/forks").status), "{mood:?}");
 
-        upstream.feels(Mood::Well);
+        upstream.set_mood(Mood::Well);
         if let Mood::Spent(_) = mood {
-            eventually("it may be asked again", || process.get(MEMBERS).status == 200);
+            eventually("the pause ends", || process.get(MEMBERS).status == 200);
         } else {
             assert_eq!(process.get(MEMBERS).header("x-cache"), Some("miss"), "{mood:?}");
         }
@@ -115,23 +120,26 @@ fn what_goes_wrong_is_an_error_and_is_not_cached() {
     }
 }
 
+/// Checks that a missing document is 404, that a path outside of the list is passed on, and that views of a document
+/// that is not a list of repositories are 502.
 #[test]
-fn what_is_no_list_of_repositories_has_no_views_and_what_is_not_there_is_not_found() {
+fn missing_document_is_404_and_view_of_a_non_list_is_502() {
     let (upstream, process) = stage(&[NEVER, ("ORG_CACHED", "/orgs/{org}, /orgs/{org}/teams")]);
     assert_eq!(process.get("/orgs/Netflix/teams").status, 404);
-    assert_eq!(process.get("/").header("x-cache"), None, "passed on: it is not in the list");
+    assert_eq!(process.get("/").header("x-cache"), None, "a path that is not in the list is passed on");
     upstream.change(REPOSITORIES, |all| *all = json!({ "message": "moved" }));
     let (_, other) = (process, Process::start(&upstream, &[NEVER]));
     let answer = other.get("/view/top/5/forks");
     assert_eq!(answer.status, 502, "{answer:?}");
     assert!(answer.body.contains("not repositories"), "{answer:?}");
-    assert_eq!(other.json(REPOSITORIES), json!({ "message": "moved" }), "which is what the upstream says");
+    assert_eq!(other.json(REPOSITORIES), json!({ "message": "moved" }), "the document itself is served");
 }
 
+/// Checks that the service does not follow a link to another host, which would receive the token.
 #[test]
-fn the_token_is_shown_to_nobody_else() {
+fn token_is_not_sent_to_another_host() {
     let (upstream, other) = (Upstream::start(Mood::Well), Upstream::start(Mood::Well));
-    upstream.feels(Mood::LeadsTo(other.address.port()));
+    upstream.set_mood(Mood::LeadsTo(other.address.port()));
     let process = Process::start(&upstream, &[NEVER, ("GITHUB_API_TOKEN", TOKEN)]);
     let answer = process.get(REPOSITORIES);
     assert_eq!(answer.status, 502, "{answer:?}");
@@ -139,8 +147,10 @@ fn the_token_is_shown_to_nobody_else() {
     assert!(other.asked(REPOSITORIES).is_empty());
 }
 
+/// Checks that a cluster of three processes refreshes each path once, that all processes answer alike, and that two go
+/// on after the third is killed.
 #[test]
-fn three_processes_ask_once_and_answer_alike() {
+fn three_processes_refresh_once_and_answer_alike() {
     let upstream = Upstream::start(Mood::Well);
     let first = free_ports(3);
     let peers: Vec<_> = (0..3).map(|n| format!("n{n}@{}", local(first + n))).collect();
@@ -151,14 +161,14 @@ fn three_processes_ask_once_and_answer_alike() {
     };
     let mut processes: Vec<_> = (0..3).map(start).collect();
     for process in &processes {
-        eventually("they are three", || process.metric("groupcache_members") == Some(3.0));
+        eventually("the process sees three members", || process.metric("groupcache_members") == Some(3.0));
     }
     let before = upstream.asked("/").len();
     let window = Duration::from_secs(6);
     std::thread::sleep(window);
     let asked = upstream.asked("/").len() - before;
-    println!("asked {asked} times in {window:?}, to be asked every second");
-    assert!((2..=9).contains(&asked), "once in the cluster, not once in each process: {asked}");
+    println!("{asked} requests in {window:?} (figure: 1 per second)");
+    assert!((2..=9).contains(&asked), "one refresh per second in the cluster, not in each process: {asked}");
     for path in ALL {
         let answers: Vec<_> = processes.iter().map(|process| process.json(path)).collect();
         assert!(answers.iter().all(|answer| *answer == answers[0]), "{path}");
@@ -167,7 +177,7 @@ fn three_processes_ask_once_and_answer_alike() {
     let stars = processes[0].json("/view/top/10/stars");
 
     processes[2].signal(Signal::KILL);
-    assert!(!processes[2].ends());
+    assert!(!processes[2].exits_with_success());
     for process in &processes[..2] {
         for path in ALL {
             assert_eq!(process.get(path).status, 200, "{path}");

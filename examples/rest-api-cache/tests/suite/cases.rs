@@ -1,4 +1,4 @@
-//! The script of 30 cases that this service was first tested by.
+//! Script of 30 numbered cases: documents, lists and views of the recorded upstream.
 use std::fmt::Debug;
 
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::support::{
     stage,
 };
 
-/// The cases, as they went.
+/// Results of the cases.
 #[derive(Default)]
 struct Script {
     passed: usize,
@@ -18,17 +18,18 @@ struct Script {
 }
 
 impl Script {
-    fn case<T: PartialEq + Debug>(&mut self, name: &str, is: T, should_be: T) {
+    /// Runs a case: the two values must be equal.
+    fn case<T: PartialEq + Debug>(&mut self, name: &str, actual: T, expected: T) {
         self.total += 1;
-        if is == should_be {
+        if actual == expected {
             self.passed += 1;
         } else {
-            self.failed.push(format!("{name}: {is:?}, and not {should_be:?}"));
+            self.failed.push(format!("{name}: {actual:?}, expected {expected:?}"));
         }
     }
 }
 
-/// Of a field of each: all of them, sorted.
+/// Returns one field of all items, sorted.
 fn sorted<T: Ord>(list: &Value, field: impl Fn(&Value) -> T) -> Vec<T> {
     let mut all: Vec<_> = list.as_array().unwrap().iter().map(field).collect();
     all.sort();
@@ -47,8 +48,9 @@ fn id(each: &Value) -> u64 {
     each["id"].as_u64().unwrap()
 }
 
+/// Runs all cases of the script.
 #[test]
-fn thirty_of_thirty() {
+fn script_passes_thirty_of_thirty_cases() {
     let (_upstream, process) = stage(&[]);
     let mut script = Script::default();
     script.case("01-01", process.get("/healthcheck").status, 200);
@@ -99,7 +101,7 @@ fn lists(process: &Process, script: &mut Script) {
     let mut languages = sorted(&repositories, |each| format!("{}:", text("language")(each)));
     languages.dedup();
     let all = "C:C#:C++:Clojure:D:Dockerfile:Go:Groovy:HTML:Java:JavaScript:Python:Ruby:Scala:Shell:null:";
-    // By the whole name, as `sort` does.
+    // The order is that of the names alone, as `sort` has it.
     languages.sort_by(|a, b| a.trim_end_matches(':').cmp(b.trim_end_matches(':')));
     script.case("05-07", languages.concat().as_str(), all);
 }
@@ -119,14 +121,19 @@ fn views(process: &Process, script: &mut Script) {
     }
 }
 
+/// Checks that a bad count is 400 and an unknown view 404.
 #[test]
-fn what_is_no_count_or_no_view_is_refused() {
+fn bad_count_and_unknown_view_are_refused() {
     let (_upstream, process) = stage(&[]);
     for count in ["0", "-1", "many", "1.5", "99999999999999999999"] {
         let answer = process.get(&format!("/view/top/{count}/forks"));
         assert_eq!((answer.status, answer.body.as_str()), (400, "count incorrect in request"), "{count}");
     }
-    assert_eq!(process.json("/view/top/1000/stars").as_array().unwrap().len(), 152, "all that there are");
+    assert_eq!(
+        process.json("/view/top/1000/stars").as_array().unwrap().len(),
+        152,
+        "a large count gives all repositories"
+    );
     assert_eq!(process.get("/view/top/5/watchers").status, 404);
     assert_eq!(process.get("/view/top/5/forks").header("content-type"), Some("application/json; charset=utf-8"));
 }

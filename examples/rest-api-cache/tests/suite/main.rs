@@ -1,4 +1,4 @@
-//! The service as a whole, against a recorded upstream: what it answers when all is well, and when it is not.
+//! The service as a whole, with a recorded upstream that works or fails.
 #![expect(
     clippy::disallowed_methods,
     clippy::indexing_slicing,

@@ -1,12 +1,14 @@
-//! What is not cached, and is asked of the upstream for each client.
+//! Paths that are not cached: each request of a client is a request to the upstream.
 use process::Signal;
 
 use crate::support::{TOKEN, ask, eventually, stage, upstream::Mood};
 
 const ORGS: &str = "/users/chali/orgs";
 
+/// Checks which headers of the client reach the upstream, that answers are passed on with status, tag and links, and
+/// that the token of the service takes the place of the client's credentials.
 #[test]
-fn the_upstreams_answers_are_passed_on_as_they_are() {
+fn answers_of_the_upstream_are_passed_on_unchanged() {
     let (upstream, process) = stage(&[("GITHUB_API_TOKEN", TOKEN)]);
     let (line, mine) =
         (format!("GET {ORGS}?page=1 HTTP/1.1"), ["authorization: Bearer mine", "cookie: c=1", "accept: a/b"]);
@@ -33,8 +35,9 @@ fn the_upstreams_answers_are_passed_on_as_they_are() {
     assert_eq!((head.status, head.body.as_str()), (200, ""));
 }
 
+/// Checks that methods other than GET and HEAD are refused and do not reach the upstream.
 #[test]
-fn nothing_is_changed_through_it() {
+fn writes_are_refused() {
     let (upstream, process) = stage(&[]);
     for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
         for path in ["/user/repos", "/"] {
@@ -45,31 +48,33 @@ fn nothing_is_changed_through_it() {
     assert!(upstream.asked("/user/repos").is_empty());
 }
 
+/// Checks the status for each failure of the upstream: its own status, 504 for no answer, 503 for a spent rate limit.
 #[test]
-fn an_upstream_that_is_unwell_is_told_apart() {
+fn each_failure_of_the_upstream_has_its_own_status() {
     let (upstream, process) = stage(&[("TARGET_TIMEOUT", "1")]);
-    upstream.feels(Mood::Failing);
-    assert_eq!(process.get(ORGS).status, 500, "its own answer");
-    upstream.feels(Mood::Silent);
+    upstream.set_mood(Mood::Failing);
+    assert_eq!(process.get(ORGS).status, 500, "the answer of the upstream");
+    upstream.set_mood(Mood::Silent);
     assert_eq!(process.get(ORGS).status, 504);
-    upstream.feels(Mood::Spent(3));
-    eventually("it says that its rate limit is spent", || [403, 503].contains(&process.get(ORGS).status));
+    upstream.set_mood(Mood::Spent(3));
+    eventually("the rate limit is spent", || [403, 503].contains(&process.get(ORGS).status));
     let before = upstream.asked(ORGS).len();
     let answer = process.get(ORGS);
     assert_eq!(answer.status, 503, "{answer:?}");
     assert!((1..=4).contains(&answer.header("retry-after").unwrap().parse::<u64>().unwrap()), "{answer:?}");
-    assert_eq!(upstream.asked(ORGS).len(), before, "it is left alone");
-    upstream.feels(Mood::Well);
-    eventually("it may be asked again", || process.get(ORGS).status == 200);
+    assert_eq!(upstream.asked(ORGS).len(), before, "no request reaches the upstream during the pause");
+    upstream.set_mood(Mood::Well);
+    eventually("the pause ends", || process.get(ORGS).status == 200);
 }
 
+/// Checks that no line of the log contains the token, at any level. [`Process::spawn`](crate::support::Process::spawn)
+/// reads every line.
 #[test]
-fn the_token_is_in_no_line_of_the_log() {
-    // Each line is looked at, at every level.
+fn token_is_in_no_line_of_the_log() {
     let (_upstream, mut process) = stage(&[("GITHUB_API_TOKEN", TOKEN), ("RUST_LOG", "trace")]);
     assert_eq!(process.get(ORGS).status, 200);
     assert_eq!(process.get("/orgs/Netflix").status, 200);
     process.signal(Signal::TERM);
-    assert!(process.ends());
-    assert!(process.said("token: ***"), "what is configured is said, without it: {:#?}", process.log());
+    assert!(process.exits_with_success());
+    assert!(process.said("token: ***"), "the log shows the settings without the token: {:#?}", process.log());
 }

@@ -1,4 +1,4 @@
-//! Real processes, the recorded upstream that they ask, and HTTP to ask them by.
+//! Helpers of the tests: real processes, the recorded upstream, and an HTTP client.
 pub(crate) mod recorded;
 pub(crate) mod upstream;
 
@@ -15,20 +15,20 @@ use serde_json::Value;
 
 use self::upstream::{Mood, Upstream};
 
-/// As long as a token of GitHub; the log must not have it.
+/// Token of the same length as one of GitHub. No log may contain it.
 pub(crate) const TOKEN: &str = "ghp_9aK2xQ7vLmR4tYw8ZcB1nD5sF3hJ6pG0eUoi";
 
 pub(crate) const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config.yaml");
 
-/// A process that serves HTTP; what it logs is in one log.
+/// Process of the service, with one log for both outputs.
 pub(crate) struct Process {
     pub(crate) port: u16,
     process: process::Process,
 }
 
 impl Process {
-    /// One that answers, with the recorded upstream, a refresh every second and two seconds for an answer; the last value
-    /// of a variable stands.
+    /// Starts a process with the recorded upstream and waits until it is ready. A refresh is due every second, and an
+    /// answer may take two seconds. `vars` override these settings.
     pub(crate) fn start(upstream: &Upstream, vars: &[(&str, &str)]) -> Self {
         let (port, target) = (free_ports(1), upstream.address.to_string());
         let number = port.to_string();
@@ -48,10 +48,10 @@ impl Process {
         process
     }
 
-    /// With these variables and no others.
+    /// Starts a process with these variables only.
     pub(crate) fn spawn(port: u16, vars: &[(&str, &str)]) -> Self {
         let reads = |line: &str| {
-            assert!(!line.contains(TOKEN), "the token, at any level: {line}");
+            assert!(!line.contains(TOKEN), "the log contains the token: {line}");
             read_along::says(line)
         };
         let start = Start::program(env!("CARGO_BIN_EXE_rest-api-cache")).vars([("RUST_LOG", read_along::RUST_LOG)]);
@@ -66,21 +66,21 @@ impl Process {
         self.out.said(text)
     }
 
-    /// Waits for its end; whether it was a good one. What it logged has been read, then.
-    pub(crate) fn ends(&mut self) -> bool {
+    /// Waits until the process has ended and its log is complete. Returns whether the exit code is 0.
+    pub(crate) fn exits_with_success(&mut self) -> bool {
         self.ends_within(PATIENCE).success()
     }
 
-    /// `None` when nobody answers.
+    /// Sends a GET and returns the answer, or `None` when no answer comes.
     pub(crate) fn ask(&self, path: &str) -> Option<Answer> {
         ask(self.port, &format!("GET {path} HTTP/1.1"), &[])
     }
 
     pub(crate) fn get(&self, path: &str) -> Answer {
-        self.ask(path).unwrap_or_else(|| panic!("nobody answers: {:#?}", self.log()))
+        self.ask(path).unwrap_or_else(|| panic!("no answer: {:#?}", self.log()))
     }
 
-    /// The JSON of an answer that must be 200.
+    /// Returns the JSON of a GET. Panics unless the status is 200.
     pub(crate) fn json(&self, path: &str) -> Value {
         let answer = self.get(path);
         assert_eq!(answer.status, 200, "{path}: {answer:?}");
@@ -137,7 +137,7 @@ pub(crate) fn ask(port: u16, line: &str, headers: &[&str]) -> Option<Answer> {
     Some(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }
 
-/// An upstream that is well, and a process that asks it.
+/// Starts an upstream that works, and a process that uses it.
 pub(crate) fn stage(vars: &[(&str, &str)]) -> (Upstream, Process) {
     let upstream = Upstream::start(Mood::Well);
     let process = Process::start(&upstream, vars);

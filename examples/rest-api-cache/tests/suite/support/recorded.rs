@@ -1,4 +1,4 @@
-//! The upstream as it was in May 2019: what it listed then, in pages, with tags and a rate limit.
+//! Recorded answers of GitHub for one organisation, from May 2019.
 use serde_json::{Value, json};
 
 pub(crate) const FORKS: [(&str, u64); 10] = [
@@ -66,7 +66,7 @@ const LANGUAGES: [Option<&str>; 15] = [
     Some("Scala"),
     None,
 ];
-/// Two pages of 100, and less than 177.
+/// Number of repositories: two pages of 100, and less than the 177 that case 05-01 allows.
 const REPOSITORIES: usize = 152;
 const IDS: [u64; 2] = [2_044_029, 184_627_693];
 const MEMBERS: [(&str, u64); 8] = [
@@ -94,7 +94,7 @@ pub(crate) fn documents() -> Vec<(String, Value)> {
     ]
 }
 
-/// 31 keys, two of which are asked for.
+/// Returns the root document with 31 keys, of which the cases read two.
 fn root() -> Value {
     let mut root = serde_json::Map::new();
     let api = |path: &str| json!(format!("https://api.github.com/{path}"));
@@ -106,7 +106,7 @@ fn root() -> Value {
     Value::Object(root)
 }
 
-/// 28 keys, two of which are asked for.
+/// Returns the document of the organisation with 28 keys, of which the cases read two.
 fn organisation() -> Value {
     let mut organisation = serde_json::Map::new();
     organisation.insert("avatar_url".into(), json!("https://avatars3.githubusercontent.com/u/913567?v=4"));
@@ -138,7 +138,7 @@ fn repositories() -> Value {
             "open_issues_count": count(&ISSUES, name),
             "stargazers_count": count(&STARS, name),
             "language": language,
-            "description": format!("what {name} is for, at some length, as everywhere"),
+            "description": format!("description of {name}, of some length, as everywhere"),
         })
     };
     Value::Array(names.iter().enumerate().map(repository).collect())

@@ -1,4 +1,4 @@
-//! A server that answers as GitHub does, and can be told to be unwell.
+//! Fake upstream: a server that answers as GitHub does, and fails on demand.
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
@@ -19,23 +19,26 @@ use tokio::{net::TcpListener, time::sleep};
 
 use super::recorded::documents;
 
+/// Kind of answers of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
+    /// Answers as GitHub does.
     Well,
-    /// It takes a second for what it is asked.
+    /// Answers after one second.
     Slow,
-    /// 500, with a document that would pass for a list.
+    /// Status 500, with a body that is a valid list.
     Failing,
+    /// No answer at all.
     Silent,
-    /// 200, with half a document.
+    /// Status 200, with half a document.
     Garbled,
-    /// 403, and the rate limit is spent for so many seconds.
+    /// Status 403, with a rate limit that is spent for this number of seconds.
     Spent(u64),
-    /// The next page is somewhere else: at this port.
+    /// Links to the next page that refer to another host, at this port.
     LeadsTo(u16),
 }
 
-/// What it was asked, and how it answered.
+/// Request to the upstream, and the status of its answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) path: String,
@@ -52,8 +55,8 @@ impl Asked {
 struct Recorded {
     mood: Mood,
     documents: BTreeMap<String, Value>,
-    /// Paths of requests that have come, answered or not.
-    come: Vec<String>,
+    /// Paths of all requests, answered or not.
+    received: Vec<String>,
     asked: Vec<Asked>,
     remaining: u64,
 }
@@ -69,27 +72,28 @@ impl Upstream {
         let recorded = Recorded {
             mood,
             documents: documents().into_iter().collect(),
-            come: Vec::new(),
+            received: Vec::new(),
             asked: Vec::new(),
             remaining: 5_000,
         };
         let recorded = Arc::new(Mutex::new(recorded));
-        let (say, hear) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let served = Arc::clone(&recorded);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let address = listener.local_addr().unwrap();
-                say.send(address).unwrap();
+                sender.send(address).unwrap();
                 let upstream = Self { recorded: served, address };
                 axum::serve(listener, Router::new().fallback(answer).with_state(upstream)).await.unwrap();
             });
         });
-        Self { recorded, address: hear.recv().unwrap() }
+        Self { recorded, address: receiver.recv().unwrap() }
     }
 
-    pub(crate) fn feels(&self, mood: Mood) {
+    /// Sets the kind of all later answers.
+    pub(crate) fn set_mood(&self, mood: Mood) {
         self.recorded().mood = mood;
     }
 
@@ -97,15 +101,15 @@ impl Upstream {
         change(self.recorded().documents.get_mut(path).unwrap());
     }
 
-    /// All that it was asked so far for a path, whatever the query.
+    /// Returns the answered requests for a path, with any query, and those that never get an answer.
     pub(crate) fn asked(&self, path: &str) -> Vec<Asked> {
         let asked = self.recorded().asked.clone();
         asked.into_iter().filter(|asked| asked.path.split('?').next() == Some(path)).collect()
     }
 
-    /// Whether it is being asked, or was.
-    pub(crate) fn has_come(&self, path: &str) -> bool {
-        self.recorded().come.iter().any(|come| come == path)
+    /// Returns whether a request for a path has arrived, answered or not.
+    pub(crate) fn has_received(&self, path: &str) -> bool {
+        self.recorded().received.iter().any(|received| received == path)
     }
 
     pub(crate) fn remaining(&self) -> u64 {
@@ -119,7 +123,7 @@ impl Upstream {
 
 async fn answer(State(upstream): State<Upstream>, request: Request) -> Response {
     let path = request.uri().path_and_query().unwrap().as_str().to_owned();
-    upstream.recorded().come.push(path.clone());
+    upstream.recorded().received.push(path.clone());
     let mood = upstream.recorded().mood;
     let headers = request.headers().iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
     let mut asked = Asked { path: path.clone(), headers: headers.collect(), status: 0 };
@@ -187,7 +191,7 @@ fn document(upstream: &Upstream, request: &Request, mood: Mood) -> Response {
     };
     let headers = response.headers_mut();
     headers.insert(header::ETAG, etag.parse().unwrap());
-    // What has not changed is said without where it goes on.
+    // An answer with status 304 has no link to the next page.
     if let Some(link) = link.filter(|_| !is_known) {
         headers.insert(header::LINK, link.parse().unwrap());
     }
