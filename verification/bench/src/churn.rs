@@ -1,7 +1,7 @@
-//! Deploys: what it costs the backend, and those who ask, when the processes of a cluster are replaced under load.
+//! Churn: the cost of deploys to the backend and to callers, when the processes of a cluster are replaced under load.
 //!
-//! Ten processes get keys of themselves at a steady rate. Who is there stands in a file, as a platform would publish it:
-//! all contestants look at it equally often.
+//! Ten processes make gets of their own at a steady rate. The list of processes is a file, as a platform would publish
+//! it, which all caches read equally often.
 
 pub mod cluster;
 pub mod floor;
@@ -15,122 +15,122 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// How often all contestants look at the file of peers.
+/// Interval at which all caches read the file of peers.
 pub const LOOK: Duration = Duration::from_millis(200);
 
-/// How often a process says what it did.
+/// Interval between two samples of a process.
 pub const SAMPLE: Duration = Duration::from_millis(250);
 
-/// The contestants.
+/// A cache that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Who {
-    /// This project, as users get it.
-    Ours,
-    /// The same without hand-over, and without asking former owners: what every groupcache does.
+pub enum CacheKind {
+    /// Nodes of this project, as users get them.
+    ThisCrate,
+    /// Nodes of this project without hand-over and previous-owner reads, as every other groupcache works.
     Classic,
-    /// The crate `groupcache`, 0.3.
-    Rival,
+    /// The crate `groupcache` 0.3.
+    GroupcacheRs,
 }
 
-impl Who {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Ours, Self::Classic, Self::Rival];
+impl CacheKind {
+    /// All caches.
+    pub const ALL: [Self; 3] = [Self::ThisCrate, Self::Classic, Self::GroupcacheRs];
 
-    /// As it is written in tables.
+    /// Returns the name in the tables.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Ours => "ours",
+            Self::ThisCrate => "ours",
             Self::Classic => "ours, hand-over off",
-            Self::Rival => "groupcache 0.3",
+            Self::GroupcacheRs => "groupcache 0.3",
         }
     }
 }
 
-/// What all processes of a cluster are told.
+/// Settings that all processes of a cluster share.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
-    /// Whose cache it is.
-    pub who: Who,
-    /// The file of peers.
+    /// Cache of the processes.
+    pub kind: CacheKind,
+    /// Path of the file of peers.
     pub peers: PathBuf,
-    /// All keys.
+    /// Number of keys.
     pub keys: usize,
-    /// Of Zipf's law.
+    /// Exponent of Zipf's law.
     pub exponent: f64,
-    /// Of each value.
+    /// Bytes of each value.
     pub value_bytes: usize,
-    /// How long a value lives, in seconds.
+    /// Time to live of a value, in seconds.
     pub lasts: f64,
     /// Gets per second of all processes together.
     pub rate: f64,
-    /// Keys that are removed per second, by all together.
+    /// Removes per second of all processes together.
     pub removes: f64,
 }
 
-/// One process of them.
+/// A process of the cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Pod {
-    /// What all are told.
+    /// Settings of the cluster.
     pub settings: Settings,
-    /// Its name.
+    /// Name of the process.
     pub id: String,
-    /// Where it listens.
+    /// Address on which the process listens.
     pub listen: SocketAddr,
 }
 
 impl Settings {
-    /// How often the key of each rank is asked for in a second.
+    /// Returns the gets per second of the key of each rank.
     pub fn rates(&self) -> impl Iterator<Item = f64> {
         let weight = |rank: usize| (rank as f64).powf(-self.exponent);
         let all: f64 = (1..=self.keys).map(weight).sum();
         (1..=self.keys).map(move |rank| self.rate * weight(rank) / all)
     }
 
-    /// The part of its time that a key is in memory, when it is asked for so often.
+    /// Returns the share of time for which a key is in memory at this rate of gets.
     pub fn resident(&self, rate: f64) -> f64 {
         self.lasts / (self.lasts + 1.0 / rate)
     }
 
-    /// Loads per second when nothing happens: each key is loaded once in the time that its value lives and its next get
-    /// is waited for.
+    /// Returns the loads per second without a deploy. Each key is loaded once per time to live of its value and the
+    /// time until its next get.
     pub fn expected_loads(&self) -> f64 {
         self.rates().map(|rate| 1.0 / (self.lasts + 1.0 / rate)).sum()
     }
 }
 
-/// What a process did since it said so last, where nothing else is written.
+/// Events of a process since its previous sample, and its totals.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sample {
-    /// Calls of its loader.
+    /// Number of calls of the loader.
     pub loads: u64,
-    /// Gets that failed.
+    /// Number of gets that failed.
     pub failed: u64,
-    /// Why the first get failed.
+    /// Error of the first get that failed.
     pub why: Option<String>,
-    /// Keys that were removed.
+    /// Number of removes.
     pub removes: u64,
-    /// Removes that did not reach everyone.
+    /// Number of removes that did not reach every node.
     pub unheard: u64,
-    /// Of each get that ended, microseconds.
+    /// Latency of each get that ended, in microseconds.
     pub micros: Vec<u32>,
-    /// What it has, and did since it began.
+    /// Totals since the start of the process.
     pub total: Total,
 }
 
-/// What a process has, and did since it began. The rival tells only its processor time.
+/// Totals of a process since its start. The crate `groupcache` reports only its processor time.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Total {
-    /// Entries that it has, as owner.
+    /// Number of entries that the process owns.
     pub entries: u64,
-    /// Bytes of values that it handed to others.
+    /// Bytes of values that the process sent in hand-overs.
     pub moved_bytes: u64,
-    /// Former owners that it asked for a key before it was loaded.
+    /// Number of previous-owner reads before loads.
     pub peeks: u64,
-    /// Of those that had it.
+    /// Number of previous-owner reads that found the value.
     pub peeked: u64,
-    /// Entries that it took over in pages.
+    /// Number of entries that the process received in pages.
     pub taken_over: u64,
-    /// Processor time.
+    /// Processor time in nanoseconds.
     pub nanoseconds: u64,
 }
 

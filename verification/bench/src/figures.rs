@@ -1,4 +1,4 @@
-//! The figures of all rounds: kept one by one, told as medians with their spread.
+//! Figures: the results of all rounds, which are kept one by one and shown as medians with their spread.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
@@ -6,44 +6,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Result, load::Figures};
 
-/// What one contestant did in one cell of one round.
+/// Figures of one target in one cell of one round.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sample {
-    /// Which table.
+    /// Name of the table.
     pub section: String,
-    /// Which line of it.
+    /// Name of the line.
     pub cell: String,
-    /// Which column.
-    pub who: String,
-    /// From 0.
+    /// Name of the column.
+    pub target: String,
+    /// Number of the round, from 0.
     pub round: usize,
-    /// By name, with its unit at the end of it.
+    /// Figures by name. A name ends with its unit.
     pub figures: BTreeMap<String, f64>,
 }
 
 impl Figures {
-    /// By name.
+    /// Returns the figures by name.
     ///
     /// # Errors
-    /// None: they are all numbers.
+    /// None, because all figures are numbers.
     pub fn named(&self) -> Result<BTreeMap<String, f64>> {
         Ok(serde_json::from_value(serde_json::to_value(self)?)?)
     }
 }
 
-/// A median, and what lies around it.
+/// A median with its extremes.
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
-    /// The middle one.
+    /// Median value.
     pub median: f64,
-    /// The smallest.
+    /// Smallest value.
     pub min: f64,
-    /// The largest.
+    /// Largest value.
     pub max: f64,
 }
 
 impl Spread {
-    /// Of these; nothing of none.
+    /// Returns the spread of the values, or `None` without values.
     pub fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let middle = values.len() / 2;
@@ -55,47 +55,47 @@ impl Spread {
     }
 }
 
-/// All that was measured.
+/// Results of all measurements.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Results {
-    /// The machine and the programs.
+    /// Description of the machine and the programs.
     pub machine: String,
-    /// One by one.
+    /// Samples in the order of the measurements.
     pub samples: Vec<Sample>,
 }
 
 impl Results {
-    /// Adds one.
-    pub fn add(&mut self, section: &str, cell: &str, who: &str, round: usize, figures: BTreeMap<String, f64>) {
-        let (section, cell, who) = (section.to_owned(), cell.to_owned(), who.to_owned());
-        self.samples.push(Sample { section, cell, who, round, figures });
+    /// Adds a sample.
+    pub fn add(&mut self, section: &str, cell: &str, target: &str, round: usize, figures: BTreeMap<String, f64>) {
+        let (section, cell, target) = (section.to_owned(), cell.to_owned(), target.to_owned());
+        self.samples.push(Sample { section, cell, target, round, figures });
     }
 
-    fn by_round(&self, section: &str, cell: &str, who: &str, figure: &str) -> BTreeMap<usize, f64> {
-        let of = self.samples.iter().filter(|s| s.section == section && s.cell == cell && s.who == who);
+    fn by_round(&self, section: &str, cell: &str, target: &str, figure: &str) -> BTreeMap<usize, f64> {
+        let of = self.samples.iter().filter(|s| s.section == section && s.cell == cell && s.target == target);
         of.filter_map(|s| Some((s.round, *s.figures.get(figure)?))).collect()
     }
 
-    /// One figure over all rounds.
-    pub fn spread(&self, section: &str, cell: &str, who: &str, figure: &str) -> Option<Spread> {
-        Spread::of(self.by_round(section, cell, who, figure).into_values().collect())
+    /// Returns the spread of a figure over all rounds.
+    pub fn spread(&self, section: &str, cell: &str, target: &str, figure: &str) -> Option<Spread> {
+        Spread::of(self.by_round(section, cell, target, figure).into_values().collect())
     }
 
-    /// One contestant over another, round by round.
+    /// Returns the ratio of two targets, round by round.
     pub fn ratio(&self, section: &str, cell: &str, figure: &str, one: &str, other: &str) -> Option<Spread> {
-        let of = |who| self.by_round(section, cell, who, figure);
+        let of = |target| self.by_round(section, cell, target, figure);
         round_by_round(of(one), &of(other))
     }
 
-    /// One cell over another, of one contestant, round by round.
-    pub fn ratio_of_cells(&self, section: &str, one: &str, other: &str, figure: &str, who: &str) -> Option<Spread> {
-        let of = |cell| self.by_round(section, cell, who, figure);
+    /// Returns the ratio of two cells of one target, round by round.
+    pub fn ratio_of_cells(&self, section: &str, one: &str, other: &str, figure: &str, target: &str) -> Option<Spread> {
+        let of = |cell| self.by_round(section, cell, target, figure);
         round_by_round(of(one), &of(other))
     }
 
-    /// One figure over another, of one contestant in one cell, round by round.
-    pub fn ratio_of_figures(&self, section: &str, cell: &str, who: &str, one: &str, other: &str) -> Option<Spread> {
-        let of = |figure| self.by_round(section, cell, who, figure);
+    /// Returns the ratio of two figures of one target in one cell, round by round.
+    pub fn ratio_of_figures(&self, section: &str, cell: &str, target: &str, one: &str, other: &str) -> Option<Spread> {
+        let of = |figure| self.by_round(section, cell, target, figure);
         round_by_round(of(one), &of(other))
     }
 
@@ -109,14 +109,15 @@ impl Results {
         seen
     }
 
-    /// A table: a line for each cell, a column for each contestant; medians, and how far the rounds were apart.
+    /// Returns a table with a line for each cell and a column for each target. A field is the median and half of the
+    /// range of the rounds in percent.
     pub fn table(&self, section: &str, figure: &str, columns: &[&str], digits: usize) -> String {
         let mut text =
             format!("| {section}, {figure} | {} |\n|---|{}\n", columns.join(" | "), "---|".repeat(columns.len()));
         for cell in self.distinct(section, |s| &s.cell) {
             let _ = write!(text, "| {cell} |");
-            for who in columns {
-                let _ = match self.spread(section, &cell, who, figure) {
+            for target in columns {
+                let _ = match self.spread(section, &cell, target, figure) {
                     Some(s) if s.median != 0.0 => {
                         let apart = 100.0 * (s.max - s.min) / s.median / 2.0;
                         write!(text, " {} ± {apart:.0} % |", thousands(s.median, digits))
@@ -130,15 +131,15 @@ impl Results {
         text
     }
 
-    /// Everyone who was measured in a section, in the order of the first round.
-    pub fn contestants(&self, section: &str) -> Vec<String> {
-        self.distinct(section, |s| &s.who)
+    /// Returns the targets of a section, in the order of the first round.
+    pub fn targets(&self, section: &str) -> Vec<String> {
+        self.distinct(section, |s| &s.target)
     }
 
-    /// Writes them all as JSON.
+    /// Writes all samples as JSON.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// An I/O error if the file cannot be written.
     pub fn save(&self, to: &Path) -> Result<()> {
         if let Some(folder) = to.parent() {
             fs::create_dir_all(folder)?;
@@ -151,7 +152,7 @@ fn round_by_round(ones: BTreeMap<usize, f64>, others: &BTreeMap<usize, f64>) -> 
     Spread::of(ones.into_iter().filter_map(|(round, one)| Some(one / others.get(&round)?)).collect())
 }
 
-/// A number as people read it: with commas between thousands.
+/// Formats a number with commas between thousands.
 pub fn thousands(number: f64, digits: usize) -> String {
     let plain = format!("{number:.digits$}");
     let (whole, rest) = plain.split_once('.').map_or((plain.as_str(), ""), |(whole, rest)| (whole, rest));
@@ -169,15 +170,16 @@ pub fn thousands(number: f64, digits: usize) -> String {
 mod tests {
     use super::*;
 
+    /// A slow round must not make the tail look longer than it is within each round.
     #[test]
-    fn a_tail_is_that_of_its_own_round() {
+    fn ratio_of_figures_is_taken_within_each_round() {
         let mut results = Results::default();
-        // In the second round everything is late, and the tail no longer than usual.
+        // The second round is slow throughout, and the ratio of its tail is as usual.
         for (round, (p50, p99)) in [(100.0, 200.0), (5000.0, 10_000.0), (100.0, 400.0)].into_iter().enumerate() {
             let figures = [("p50_us".to_owned(), p50), ("p99_us".to_owned(), p99)].into();
-            results.add("section", "cell", "who", round, figures);
+            results.add("section", "cell", "target", round, figures);
         }
-        let ratio = results.ratio_of_figures("section", "cell", "who", "p99_us", "p50_us").unwrap();
+        let ratio = results.ratio_of_figures("section", "cell", "target", "p99_us", "p50_us").unwrap();
         assert_eq!((ratio.min, ratio.median, ratio.max), (2.0, 2.0, 4.0));
     }
 }

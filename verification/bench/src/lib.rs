@@ -1,19 +1,19 @@
-//! What the measurements share: the contestants, the load, and how a figure of several rounds is told.
+//! Bench: the parts that all measurements share, which are the targets, the load, and the figures of several rounds.
 //!
-//! Every contestant is asked by the same callers, for the same keys, in processes of its own that are pinned to a
-//! core each; what differs is only what stands behind [`Contestant`](contestants::Contestant).
+//! All targets get the same keys from the same callers, in processes of their own that are pinned to a core each. Only
+//! the implementation of [`Target`](targets::Target) differs.
 
 pub mod churn;
-pub mod contestants;
 pub mod figures;
 pub mod load;
 pub mod machine;
 pub mod processes;
 pub mod report;
 pub mod sections;
+pub mod targets;
 
-/// Whatever went wrong: a measurement that fails ends the program, and says why.
+/// Any failure of a measurement, which ends the program with its text.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// See [`Error`].
+/// Result with an [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

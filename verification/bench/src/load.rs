@@ -1,4 +1,4 @@
-//! Load: callers that ask in a circle, and callers that come when they come.
+//! Load: a closed loop of callers that wait for each get, and a paced stream of gets that does not wait.
 
 use std::{
     sync::{
@@ -12,51 +12,51 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::{Result, contestants::Contestant, machine::Used};
+use crate::{Result, machine::Used, targets::Target};
 
-/// What a measurement of some seconds came to.
+/// Figures of one measurement.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Figures {
-    /// Gets a second that were answered.
+    /// Answered gets per second.
     pub per_second: f64,
-    /// Microseconds until the answer, of half of the gets.
+    /// Median latency of a get in microseconds.
     pub p50_us: f64,
-    /// Of 99 in 100.
+    /// 99th percentile of the latency.
     pub p99_us: f64,
-    /// Of 999 in 1,000.
+    /// 99.9th percentile of the latency.
     pub p999_us: f64,
-    /// Of all.
+    /// Longest latency.
     pub max_us: f64,
-    /// Gets that failed.
+    /// Number of gets that failed.
     pub errors: u64,
-    /// Nanoseconds of processor that the client took for each get.
+    /// Processor time of the client for each get, in nanoseconds.
     pub client_ns: f64,
-    /// And the server.
+    /// Processor time of the server for each get, in nanoseconds.
     pub server_ns: f64,
-    /// How often the client slept and was woken, for each get.
+    /// Number of times that the client slept and was woken, for each get.
     pub client_wakes: f64,
-    /// And the server.
+    /// Number of times that the server slept and was woken, for each get.
     pub server_wakes: f64,
 }
 
-/// How the gets are made.
+/// Plan of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Tasks that ask one get after the other.
+    /// Number of tasks that make one get after another.
     pub callers: usize,
-    /// Not counted.
+    /// Time before the figures are counted.
     pub warm_up: Duration,
-    /// Counted.
+    /// Time in which the figures are counted.
     pub time: Duration,
-    /// Of 100 operations, so many are sets.
+    /// Number of sets in 100 operations.
     pub sets_percent: usize,
-    /// How many bytes they set.
+    /// Bytes of a value that is set.
     pub set_bytes: usize,
-    /// Process of the server, for what it used.
+    /// Process id of the server, for its processor time.
     pub server: u32,
 }
 
-/// The longest time that is told apart: no get takes longer than its deadline.
+/// Upper bound of the histogram. No get takes longer than its deadline.
 const LONGEST_NS: u64 = 60_000_000_000;
 
 #[expect(clippy::unwrap_used, reason = "these bounds and three digits are within what it takes")]
@@ -85,17 +85,18 @@ fn figures(times: &Histogram<u64>, errors: u64, counted: Duration, client: Used,
     }
 }
 
-/// So many callers, each with keys of its own, so that no two ask for the same at once.
+/// Measures a closed loop: each of `plan.callers` callers has keys of its own, so that no two get one key at the same
+/// time.
 ///
 /// # Errors
-/// When what a process used cannot be read.
-pub async fn closed<C: Contestant>(contestant: &Arc<C>, keys: &Arc<[Arc<str>]>, plan: Plan) -> Result<Figures> {
+/// An error if the resources of a process cannot be read.
+pub async fn closed<C: Target>(target: &Arc<C>, keys: &Arc<[Arc<str>]>, plan: Plan) -> Result<Figures> {
     let (counts, ends) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    // One for all: one each would not leave the caches to what is measured.
+    // All callers share one histogram, because one for each would take the caches from the code under test.
     let times = Arc::new(Mutex::new(histogram()));
     let mut callers = JoinSet::new();
     for caller in 0..plan.callers {
-        let (contestant, keys) = (Arc::clone(contestant), Arc::clone(keys));
+        let (target, keys) = (Arc::clone(target), Arc::clone(keys));
         let (counts, ends, times) = (Arc::clone(&counts), Arc::clone(&ends), Arc::clone(&times));
         callers.spawn(async move {
             let value = vec![b'w'; plan.set_bytes];
@@ -104,8 +105,8 @@ pub async fn closed<C: Contestant>(contestant: &Arc<C>, keys: &Arc<[Arc<str>]>, 
             for key in keys.iter().skip(caller).step_by(plan.callers).cycle() {
                 n += 1;
                 let done = match (n * 37 + caller) % 100 < plan.sets_percent {
-                    true => contestant.set(caller, key, &value).await,
-                    false => contestant.get(caller, key).await.map(drop),
+                    true => target.set(caller, key, &value).await,
+                    false => target.get(caller, key).await.map(drop),
                 };
                 let now = Instant::now();
                 if counts.load(Relaxed) {
@@ -119,7 +120,7 @@ pub async fn closed<C: Contestant>(contestant: &Arc<C>, keys: &Arc<[Arc<str>]>, 
                     break;
                 }
                 if n.is_multiple_of(128) {
-                    tokio::task::yield_now().await; // what is answered at once never waits
+                    tokio::task::yield_now().await; // a get that is answered at once never waits
                 }
             }
             errors
@@ -139,18 +140,14 @@ pub async fn closed<C: Contestant>(contestant: &Arc<C>, keys: &Arc<[Arc<str>]>, 
     Ok(figures(&times, errors, counted, after.0 - before.0, after.1 - before.1))
 }
 
-/// So many gets a second, each of which begins when it is due, whatever became of those before it.
+/// Measures a paced stream of `per_second` gets. Each get begins when it is due, whether earlier gets have ended or
+/// not.
 ///
-/// A get that is begun late is late: its time is counted from when it was due.
+/// The time of a get that begins late is counted from the moment when the get was due.
 ///
 /// # Errors
-/// When what a process used cannot be read.
-pub async fn paced<C: Contestant>(
-    contestant: &Arc<C>,
-    keys: &Arc<[Arc<str>]>,
-    plan: Plan,
-    per_second: f64,
-) -> Result<Figures> {
+/// An error if the resources of a process cannot be read.
+pub async fn paced<C: Target>(target: &Arc<C>, keys: &Arc<[Arc<str>]>, plan: Plan, per_second: f64) -> Result<Figures> {
     let times = Arc::new(Mutex::new(histogram()));
     let (errors, counted) = (Arc::<AtomicU64>::default(), plan.warm_up + plan.time);
     let begun = Instant::now();
@@ -166,12 +163,12 @@ pub async fn paced<C: Contestant>(
         let due = (now.as_secs_f64() * per_second) as u64;
         while begun_gets < due {
             let at = begun + Duration::from_secs_f64(begun_gets as f64 / per_second);
-            let (contestant, times, errors) = (Arc::clone(contestant), Arc::clone(&times), Arc::clone(&errors));
+            let (target, times, errors) = (Arc::clone(target), Arc::clone(&times), Arc::clone(&errors));
             let key = keys.get(begun_gets as usize % keys.len()).map(Arc::clone).unwrap_or_default();
             let caller = begun_gets as usize % plan.callers;
             let is_counted = before.is_some();
             tokio::spawn(async move {
-                let done = contestant.get(caller, &key).await;
+                let done = target.get(caller, &key).await;
                 match done {
                     Ok(_) if is_counted => {
                         record(&times, at.elapsed());
@@ -182,11 +179,11 @@ pub async fn paced<C: Contestant>(
             });
             begun_gets += 1;
         }
-        tokio::task::yield_now().await; // sleeps are of a millisecond: it would come in bursts
+        tokio::task::yield_now().await; // a sleep takes 1 ms, so that gets would come in bursts
     }
-    let (client, server) = before.ok_or("it ended before it had begun")?;
+    let (client, server) = before.ok_or("the measurement ended before its warm-up")?;
     let used = (Used::of_this_process()? - client, Used::of(plan.server)? - server);
-    tokio::time::sleep(Duration::from_millis(200)).await; // what is still under way
+    tokio::time::sleep(Duration::from_millis(200)).await; // the last gets end
     let times = times.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(figures(&times, errors.load(Relaxed), plan.time, used.0, used.1))
 }

@@ -1,15 +1,15 @@
-//! What a process has used, and what machine this is.
+//! Machine: the processor time of processes, and a description of the machine.
 
 use std::{fs, ops::Sub};
 
 use crate::Result;
 
-/// What a process used since it began.
+/// Processor time and wake-ups of a process since its start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Used {
-    /// On a processor.
+    /// Processor time in nanoseconds.
     pub nanoseconds: u64,
-    /// How often one of its threads slept until it was woken.
+    /// Number of times that a thread slept until it was woken.
     pub wakes: u64,
 }
 
@@ -25,10 +25,10 @@ impl Sub for Used {
 }
 
 impl Used {
-    /// Of all threads of a process.
+    /// Returns the sum of all threads of a process.
     ///
     /// # Errors
-    /// When it is gone, or this is not Linux.
+    /// An error if the process has ended, or the system is not Linux.
     pub fn of(process: u32) -> Result<Self> {
         let mut used = Self::default();
         for task in fs::read_dir(format!("/proc/{process}/task"))? {
@@ -37,23 +37,23 @@ impl Used {
             used.nanoseconds += on_processor.split(' ').next().ok_or("schedstat is empty")?.parse::<u64>()?;
             let status = fs::read_to_string(task.join("status"))?;
             let wakes = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-            used.wakes += wakes.ok_or("status has no switches")?.trim().parse::<u64>()?;
+            used.wakes += wakes.ok_or("status has no voluntary_ctxt_switches")?.trim().parse::<u64>()?;
         }
         Ok(used)
     }
 
-    /// See [`of`](Self::of).
+    /// Returns the sum of all threads of this process.
     ///
     /// # Errors
-    /// When this is not Linux.
+    /// An error if the system is not Linux.
     pub fn of_this_process() -> Result<Self> {
         Self::of(std::process::id())
     }
 }
 
-/// One line about the machine and the programs.
+/// Describes the machine and the programs in a line.
 pub fn described() -> String {
-    let said = |program: &str, arguments: &[&str]| {
+    let first_line = |program: &str, arguments: &[&str]| {
         let out = std::process::Command::new(program).args(arguments).output().ok();
         out.map(|out| String::from_utf8_lossy(&out.stdout).lines().next().unwrap_or_default().trim().to_owned())
             .filter(|line| !line.is_empty())
@@ -64,15 +64,15 @@ pub fn described() -> String {
     let cores = processor_count();
     [
         format!("{cores} cores of {}", processor.trim_start_matches(['\t', ':', ' '])),
-        format!("Linux {}", said("uname", &["-r"])),
-        said("rustc", &["--version"]),
-        said("memcached", &["--version"]),
-        said("redis-server", &["--version"]).split(" sha").next().unwrap_or_default().to_owned(),
+        format!("Linux {}", first_line("uname", &["-r"])),
+        first_line("rustc", &["--version"]),
+        first_line("memcached", &["--version"]),
+        first_line("redis-server", &["--version"]).split(" sha").next().unwrap_or_default().to_owned(),
     ]
     .join("; ")
 }
 
-/// How many processors there are.
+/// Returns the number of processors.
 pub fn processor_count() -> usize {
     #[expect(clippy::disallowed_methods, reason = "the figures are of this machine")]
     std::thread::available_parallelism().map_or(1, usize::from)

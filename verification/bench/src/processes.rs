@@ -1,4 +1,4 @@
-//! Processes of the measurements: each on a core of its own, and none outlives the one that began it.
+//! Processes: the processes of a measurement, each pinned to a core. No process outlives its parent.
 
 use std::{
     io::{BufRead, BufReader},
@@ -9,36 +9,37 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Result, contestants::Remote};
+use crate::{Result, targets::Remote};
 
-/// The core of clients, and of what asks itself.
+/// Core of clients, and of processes without a peer.
 pub const CLIENT: usize = 0;
 
-/// The core of servers.
+/// Core of servers.
 pub const SERVER: usize = 1;
 
-/// How often, and in what steps, a server is looked for that was just started.
+/// Number of attempts to connect to a server that is starting.
 const LOOKS: u32 = 500;
+/// Pause between two attempts.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// An address of loopback that nobody listens on.
+/// Returns an address of loopback that no process listens on.
 ///
 /// # Errors
-/// When there is none.
+/// An error if no address is free.
 pub fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// Whether a program is there.
+/// Returns whether a program is installed.
 pub fn is_there(program: &str) -> bool {
     Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
-/// A process that is killed when this is dropped.
+/// A process that is killed on drop.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    /// Ours end when this is closed, even if we are killed.
+    /// Standard input of a role of this program, which ends when the pipe closes, even if the parent is killed.
     _stdin: Option<ChildStdin>,
 }
 
@@ -50,7 +51,7 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// Its id; taskset becomes what it starts.
+    /// Returns the process id, which is that of the program, because taskset executes it in its own process.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -63,13 +64,13 @@ fn pinned(core: &str, program: &str) -> Command {
 }
 
 fn this_program() -> Result<String> {
-    Ok(std::env::current_exe()?.to_str().ok_or("the path of this program is no text")?.to_owned())
+    Ok(std::env::current_exe()?.to_str().ok_or("the path of this program is not valid UTF-8")?.to_owned())
 }
 
-/// Starts this program in another role, and waits until it says that it is ready.
+/// Starts this program in another role, and waits until the role is ready.
 ///
 /// # Errors
-/// When it ends before that.
+/// An error if the process ends before.
 pub fn serve(role: &str, settings: &impl Serialize, core: usize) -> Result<Process> {
     let mut command = pinned(&core.to_string(), &this_program()?);
     command.arg(role).arg(serde_json::to_string(settings)?).stdout(Stdio::piped());
@@ -78,20 +79,24 @@ pub fn serve(role: &str, settings: &impl Serialize, core: usize) -> Result<Proce
     let stdout = child.stdout.take();
     let process = Process { child, _stdin: stdin };
     let mut line = String::new();
-    BufReader::new(stdout.ok_or("its output is not ours")?).read_line(&mut line)?;
-    if line.trim() == "ready" { Ok(process) } else { Err(format!("{role} said {line:?} and not ready").into()) }
+    BufReader::new(stdout.ok_or("the output of the process is not piped")?).read_line(&mut line)?;
+    if line.trim() == "ready" {
+        Ok(process)
+    } else {
+        Err(format!("role {role} printed {line:?} instead of \"ready\"").into())
+    }
 }
 
-/// Starts a server that is not ours, with one thread, and waits until it listens.
+/// Starts a server of another project with one thread, and waits until the server listens.
 ///
 /// # Errors
-/// When it does not within some seconds.
-pub fn serve_foreign(who: Remote, listen: SocketAddr, core: usize) -> Result<Process> {
+/// An error if the server does not listen within 5 s.
+pub fn serve_foreign(target: Remote, listen: SocketAddr, core: usize) -> Result<Process> {
     let port = listen.port().to_string();
-    let program = who.program().ok_or("it has no program of its own")?;
+    let program = target.program().ok_or("the target has no program of its own")?;
     let mut command = pinned(&core.to_string(), program);
     match program {
-        // Its own limit of memory is 64 MiB, and of a value 1 MiB: neither is what is measured.
+        // The measurement is not of memcached's default limits, which are 64 MiB of memory and 1 MiB for a value.
         "memcached" => command
             .args(["-p", &port, "-l", "127.0.0.1", "-U", "0", "-t", "1", "-u", "nobody"])
             .args(["-m", "4096", "-I", "4m", "-c", "2048"]),
@@ -106,26 +111,26 @@ pub fn serve_foreign(who: Remote, listen: SocketAddr, core: usize) -> Result<Pro
         #[expect(clippy::disallowed_methods, reason = "nothing else runs here")]
         std::thread::sleep(LOOK);
     }
-    Err(format!("{program} does not listen on {listen}").into())
+    Err(format!("{program} does not listen on {listen} within 5 s").into())
 }
 
-/// Runs this program in another role to its end; each line that it says is a result.
+/// Runs this program in another role to its end, and returns a result for each line of output.
 ///
 /// # Errors
-/// When it fails, or says something else.
+/// An error if the process fails, or a line is not a result.
 pub fn ask<T: DeserializeOwned>(role: &str, settings: &impl Serialize, cores: &str) -> Result<Vec<T>> {
     let mut command = pinned(cores, &this_program()?);
     let out = command.arg(role).arg(serde_json::to_string(settings)?).stderr(Stdio::inherit()).output()?;
     if !out.status.success() {
-        return Err(format!("{role} {} ended with {}", serde_json::to_string(settings)?, out.status).into());
+        return Err(format!("role {role} {} failed with {}", serde_json::to_string(settings)?, out.status).into());
     }
     String::from_utf8(out.stdout)?.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
-/// Says that it is ready, and waits until whoever began it is gone.
+/// Prints that the role is ready, and waits until the parent has ended.
 ///
 /// # Errors
-/// None.
+/// An error if standard input cannot be read.
 pub async fn ready_until_stdin_ends() -> Result<()> {
     println!("ready");
     let mut stdin = tokio::net::unix::pipe::Receiver::from_file(std::fs::File::open("/dev/stdin")?)?;

@@ -1,9 +1,8 @@
-//! The tables, and what was to be reached.
+//! Report: the tables, and the bars that the ratios must reach.
 
 use std::fmt::Write as _;
 
 use crate::{
-    contestants::Remote,
     figures::{Results, Spread},
     sections::{
         cluster::{MANY, START, ZIPF},
@@ -11,13 +10,14 @@ use crate::{
         membership,
         remote::cell,
     },
+    targets::Remote,
 };
 
-/// Sections of remote gets, with all their figures.
+/// Sections of remote gets, which are shown with all their figures.
 const REMOTE: [&str; 5] =
     ["remote gets", "remote gets of large values", "one caller, one core", "half of the load", "one in ten is a set"];
 
-/// What was to be reached: a ratio of two contestants in one cell, round by round.
+/// A bar for the ratio of two targets in one cell, round by round.
 struct Bar {
     section: &'static str,
     cell: String,
@@ -33,7 +33,8 @@ enum Limit {
 }
 
 fn bars() -> Vec<Bar> {
-    let (ours, rival, unary) = (Remote::Ours.name(), Remote::Rival.name(), Remote::Unary.name());
+    let (this_crate, groupcache_rs, unary) =
+        (Remote::ThisCrate.name(), Remote::GroupcacheRs.name(), Remote::Unary.name());
     let (memcached, pipelined) = (Remote::Memcached.name(), Remote::MemcachedPipelined.name());
     let bar = |section, cell: &str, figure, one, other, limit| Bar {
         section,
@@ -44,20 +45,20 @@ fn bars() -> Vec<Bar> {
         limit,
     };
     let rate = |section, bytes, callers, other, limit| {
-        bar(section, &cell(bytes, callers), "per_second", ours, other, Limit::AtLeast(limit))
+        bar(section, &cell(bytes, callers), "per_second", this_crate, other, Limit::AtLeast(limit))
     };
     let tail = |callers| {
         let cell = format!("{}, half of its load", cell(100, callers));
-        bar("half of the load", &cell, "p99_us / p50_us", ours, ours, Limit::AtMost(3.0))
+        bar("half of the load", &cell, "p99_us / p50_us", this_crate, this_crate, Limit::AtMost(3.0))
     };
     vec![
-        bar(HITS, "1 thread", "ns", ours, Local::QuickCache.name(), Limit::AtMost(2.0)),
-        bar(HITS, "1 thread", "ns", Local::OursDecoded.name(), Local::QuickCache.name(), Limit::AtMost(2.0)),
-        bar(HITS, "1 thread", "ns", ours, rival, Limit::AtMost(0.25)),
-        rate("remote gets", 100, 64, rival, 6.0),
+        bar(HITS, "1 thread", "ns", this_crate, Local::QuickCache.name(), Limit::AtMost(2.0)),
+        bar(HITS, "1 thread", "ns", Local::ThisCrateDecoded.name(), Local::QuickCache.name(), Limit::AtMost(2.0)),
+        bar(HITS, "1 thread", "ns", this_crate, groupcache_rs, Limit::AtMost(0.25)),
+        rate("remote gets", 100, 64, groupcache_rs, 6.0),
         rate("remote gets", 100, 64, memcached, 2.5),
         rate("remote gets", 100, 64, pipelined, 0.5),
-        rate("remote gets", 100, 512, rival, 15.0),
+        rate("remote gets", 100, 512, groupcache_rs, 15.0),
         rate("remote gets", 100, 512, memcached, 8.0),
         rate("remote gets", 100, 512, pipelined, 0.5),
         rate("one caller, one core", 100, 1, unary, 1.0),
@@ -86,23 +87,23 @@ fn verdicts(results: &Results) -> String {
             Limit::AtMost(limit) => (format!("≤ {limit} ×"), ratio.median <= limit),
         };
         let verdict = if holds { "reached" } else { "**missed**" };
-        let whom = if bar.one == bar.other {
+        let pair = if bar.one == bar.other {
             format!("{}, {}", bar.one, bar.figure)
         } else {
             format!("{} : {}", bar.one, bar.other)
         };
         let _ = writeln!(
             text,
-            "| {}, {}: {whom} | {limit} | {:.2} ({:.2} – {:.2}) | {verdict} |",
+            "| {}, {}: {pair} | {limit} | {:.2} ({:.2} – {:.2}) | {verdict} |",
             bar.section, bar.cell, ratio.median, ratio.min, ratio.max
         );
     }
-    let scaling = |who| Some(2.0 * results.ratio_of_cells(HITS, "1 thread", "2 threads", "ns", who)?.median);
-    if let (Some(ours), Some(bare)) = (scaling(Local::Ours.name()), scaling(Local::QuickCache.name())) {
-        let verdict = if ours >= 0.95 * bare { "reached" } else { "**missed**" };
+    let scaling = |target| Some(2.0 * results.ratio_of_cells(HITS, "1 thread", "2 threads", "ns", target)?.median);
+    if let (Some(this_crate), Some(bare)) = (scaling(Local::ThisCrate.name()), scaling(Local::QuickCache.name())) {
+        let verdict = if this_crate >= 0.95 * bare { "reached" } else { "**missed**" };
         let _ = writeln!(
             text,
-            "| {HITS}, 2 threads : 1 | ≥ 0.95 × that of bare quick_cache | {ours:.2} : {bare:.2} | {verdict} |"
+            "| {HITS}, 2 threads : 1 | ≥ 0.95 × that of bare quick_cache | {this_crate:.2} : {bare:.2} | {verdict} |"
         );
     }
     if let Some(miss) = results.spread(MISSES, "loader answers at once", "ours", "ns") {
@@ -112,14 +113,14 @@ fn verdicts(results: &Results) -> String {
     text
 }
 
-/// All of it, as Markdown.
+/// Returns the whole report as Markdown.
 pub fn text(results: &Results, rounds: usize, seconds: f64) -> String {
     let mut text = format!("{}. {rounds} rounds of {seconds} s.\n\n", results.machine);
     text.push_str(&verdicts(results));
     let mut table = |section: &str, figure: &str, digits| {
-        let who = results.contestants(section);
-        let mut columns: Vec<_> = who.iter().map(String::as_str).collect();
-        columns.sort_by_key(|name| Remote::ALL.iter().position(|who| who.name() == *name));
+        let targets = results.targets(section);
+        let mut columns: Vec<_> = targets.iter().map(String::as_str).collect();
+        columns.sort_by_key(|name| Remote::ALL.iter().position(|target| target.name() == *name));
         if !columns.is_empty() {
             text.push('\n');
             text.push_str(&results.table(section, figure, &columns, digits));

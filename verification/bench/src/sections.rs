@@ -1,4 +1,4 @@
-//! The measurements, each a table or some lines of it.
+//! Sections: the measurements, each of which is a table or some lines of a table.
 
 pub mod cluster;
 pub mod local;

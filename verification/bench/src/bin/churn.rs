@@ -1,12 +1,12 @@
-//! What deploys cost: (a) to (d), of all contestants, with the plot; or those whose names contain an argument, and of the
-//! contestant that `WHO` names.
+//! Churn: the cost of the deploys (a) to (d) for all caches, with the plot. An argument selects scenarios by a part of
+//! their name. `WHO` selects the cache by its name.
 
 use std::{fs, path::Path};
 
 use bench::{
     Result,
     churn::{
-        Settings, Who,
+        CacheKind, Settings,
         floor::{self, Floor, Into},
         plot, pod,
         record::Run,
@@ -18,14 +18,14 @@ use bench::{
 };
 use serde::Serialize;
 
-/// How often it is measured how fast values change hands.
+/// Number of measurements of the rate of hand-overs.
 const ROUNDS: usize = 3;
 
 const LINE: &str = "|---|---|---|---|---|---|---|---|---|---|---|";
 
 fn settings() -> Settings {
     Settings {
-        who: Who::Ours,
+        kind: CacheKind::ThisCrate,
         peers: "peers".into(),
         keys: 200_000,
         exponent: 0.99,
@@ -50,7 +50,7 @@ fn main() -> Result<()> {
         ["pod", settings] => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let ended = runtime.block_on(pod::run(serde_json::from_str(settings)?));
-            runtime.shutdown_background(); // a thread that waits for standard input would keep it
+            runtime.shutdown_background(); // a thread that waits for standard input would keep the runtime
             ended
         }
         ["floor", value_bytes, into] => floor::run(value_bytes.parse()?, into),
@@ -63,15 +63,15 @@ fn measure(wanted: &[&str]) -> Result<()> {
     let scratch = process::Scratch::new(std::env::temp_dir(), "churn");
     let settings = settings();
     println!("{}\n", machine::described());
-    println!("{:.0} loads/s are expected when nothing happens\n", settings.expected_loads());
+    println!("{:.0} loads/s are expected without a deploy\n", settings.expected_loads());
     println!(
-        "| deploy | who | steady loads/s | loads over it | over steady | loads beyond | failed gets | p50, p99, p99.9 before, µs | during it | moved / left, and later, MB | removes that did not reach all |\n{LINE}"
+        "| deploy | cache | steady loads/s | loads over it | over steady | loads beyond | failed gets | p50, p99, p99.9 before, µs | during it | moved / left, and later, MB | removes that did not reach all |\n{LINE}"
     );
     let one = std::env::var("WHO").ok();
     let mut runs = Vec::new();
     for scenario in Scenario::ALL.into_iter().filter(|scenario| is_wanted(scenario.name())) {
-        for who in Who::ALL.into_iter().filter(|who| one.as_ref().is_none_or(|one| who.name() == one)) {
-            let run = scenario.run(who, &settings, scratch.directory())?;
+        for kind in CacheKind::ALL.into_iter().filter(|kind| one.as_ref().is_none_or(|one| kind.name() == one)) {
+            let run = scenario.run(kind, &settings, scratch.directory())?;
             println!("{}", line(&run));
             runs.push(run);
         }
@@ -81,11 +81,11 @@ fn measure(wanted: &[&str]) -> Result<()> {
         for value_bytes in throughput::SIZES {
             let measure = |_| throughput::measure(&settings, value_bytes, scratch.directory());
             let rounds = (0..ROUNDS).map(measure).collect::<Result<Vec<_>>>()?;
-            tell(value_bytes, &rounds);
+            print_throughput(value_bytes, &rounds);
             throughput.extend(rounds);
             for into in [Into::Fresh, Into::Same] {
                 let rounds = (0..ROUNDS).map(|_| floor::measure(value_bytes, into)).collect::<Result<Vec<_>>>()?;
-                tell_floor(into, &rounds);
+                print_floor(into, &rounds);
                 floor.extend(rounds);
             }
         }
@@ -108,7 +108,7 @@ fn line(run: &Run) -> String {
     format!(
         "| {} | {} | {:.0} | {} in {:.0} s | {:.2} × | {} | {}{why} | {} | {} | {:.0} / {:.0}, {:.0} | {} of {} |",
         run.scenario,
-        run.who.name(),
+        run.kind.name(),
         run.steady.loads as f64 / run.steady.seconds,
         thousands(run.deploy.loads as f64, 0),
         run.deploy.seconds,
@@ -130,20 +130,23 @@ fn spread<T>(rounds: &[T], figure: impl Fn(&T) -> f64) -> String {
     Spread::of(rounds.iter().map(figure).collect()).map(text).unwrap_or_default()
 }
 
-fn tell(value_bytes: usize, rounds: &[Throughput]) {
+fn print_throughput(value_bytes: usize, rounds: &[Throughput]) {
     let spread = |figure: fn(&Throughput) -> f64| spread(rounds, figure);
-    println!("\n| one of two leaves, with half a gigabyte in values of {} KiB | |\n|---|---|", value_bytes >> 10);
-    println!("| moved, of what it had | {} |", spread(|r| r.moved_bytes as f64 / r.left_bytes as f64));
-    println!("| MB/s, from SIGTERM to its end | {} |", spread(|r| r.moved_bytes as f64 / 1e6 / r.seconds));
+    println!("\n| one of two processes leaves with 0.5 GB in values of {} KiB | |\n|---|---|", value_bytes >> 10);
+    println!("| bytes sent : bytes owned | {} |", spread(|r| r.moved_bytes as f64 / r.left_bytes as f64));
+    println!(
+        "| MB/s, from SIGTERM to the end of the process | {} |",
+        spread(|r| r.moved_bytes as f64 / 1e6 / r.seconds)
+    );
     println!("| seconds | {} |", spread(|r| r.seconds));
-    println!("| cores, of both, beyond what gets take | {} |", spread(|r| r.used_seconds / r.seconds));
+    println!("| cores of both processes, beyond those of gets | {} |", spread(|r| r.used_seconds / r.seconds));
     println!(
         "| µs of processor for each value | {} |",
         spread(|r| r.used_seconds * 1e6 * r.value_bytes as f64 / r.moved_bytes as f64)
     );
 }
 
-fn tell_floor(into: Into, rounds: &[Floor]) {
+fn print_floor(into: Into, rounds: &[Floor]) {
     let used = spread(rounds, |r| r.used_seconds * 1e6 * r.value_bytes as f64 / r.bytes as f64);
     let pace = spread(rounds, |r| r.bytes as f64 / 1e6 / r.seconds);
     println!("| a bare socket, into {}: µs of processor for each value, MB/s | {used}, {pace} |", into.described());

@@ -1,8 +1,10 @@
-//! How often a get finds its value in memory: a group, against plain LRU with the same bytes and the same requests.
+//! Hit ratio: the share of gets that find their value in memory, in a group and in a plain LRU with the same bytes and
+//! the same requests.
 //!
-//! Keys are asked by Zipf's law; with scans, every tenth request is the next one of a walk through keys that nobody
-//! asks for again. Both are charged what the group says that an entry weighs, so only the order of eviction differs.
-//! One node, one caller; requests and ratios are the same in each run but for the seed of the store.
+//! Keys are requested by Zipf's law. With scans, every tenth request is the next one of a walk through keys that are
+//! not requested again. An entry of the LRU is charged with the weight that an entry has in the group, so that only the
+//! order of eviction differs. The workload has one node and one caller. Requests and ratios are equal in each run,
+//! except for the seed of the store.
 
 use std::{convert::Infallible, error::Error, num::NonZeroUsize};
 
@@ -12,17 +14,17 @@ use lru::LruCache;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rand_distr::{Distribution, Zipf};
 
-/// How many keys there are.
+/// Number of keys.
 const KEYS: u64 = 1_000_000;
 
-/// Before counting begins, so that both are full and have seen what is asked often.
+/// Number of requests before counting begins, after which both caches are full and have seen the frequent keys.
 const WARM_UP: u32 = 1_000_000;
 
 const REQUESTS: u32 = 3_000_000;
 
 const VALUE_BYTES: usize = 100;
 
-/// How many of the entries fit, in percent.
+/// Share of the keys that fit into memory, in percent.
 const SHARES: [u64; 3] = [1, 5, 20];
 
 const SEED: u64 = 1;
@@ -30,7 +32,7 @@ const SEED: u64 = 1;
 struct Workload {
     name: &'static str,
     exponent: f64,
-    /// One request in so many is of a scan.
+    /// Number of requests for each request of a scan, if there are scans.
     scans: Option<u32>,
 }
 
@@ -43,7 +45,7 @@ const WORKLOADS: [Workload; 6] = [
     Workload { name: "Zipf 1.2 and scans", exponent: 1.2, scans: Some(10) },
 ];
 
-/// The requests of a workload: the same ones each time.
+/// Requests of a workload, equal in each run.
 struct Requests<'a> {
     workload: &'a Workload,
     law: Zipf<f64>,
@@ -66,7 +68,7 @@ impl<'a> Requests<'a> {
     }
 }
 
-/// Of the requests that are counted, the share that was found; in percent.
+/// Share of the counted requests that found their value.
 #[derive(Default)]
 struct Found {
     found: u32,
@@ -92,14 +94,14 @@ async fn group(node: &Node, name: &str, bytes: u64) -> Result<Group<Bytes>, Box<
     Ok(group.loader_with(value, async |value: &Bytes, _: &str| Ok::<_, Infallible>(value.clone())).build()?)
 }
 
-/// What an entry takes of the budget.
+/// Returns the weight of an entry.
 async fn weight(node: &Node) -> Result<u64, Box<dyn Error>> {
     let group = group(node, "weight", 1 << 20).await?;
     group.get("key--0000001").await?;
-    Ok(group.local_entries(1).first().ok_or("nothing is kept")?.bytes)
+    Ok(group.local_entries(1).first().ok_or("the group keeps no entry")?.bytes)
 }
 
-async fn of_group(group: &Group<Bytes>, workload: &Workload) -> Result<f64, Box<dyn Error>> {
+async fn group_percent(group: &Group<Bytes>, workload: &Workload) -> Result<f64, Box<dyn Error>> {
     let (mut requests, mut found) = (Requests::new(workload)?, Found::default());
     let mut loads = 0;
     for at in 0..WARM_UP + REQUESTS {
@@ -111,7 +113,7 @@ async fn of_group(group: &Group<Bytes>, workload: &Workload) -> Result<f64, Box<
     Ok(found.percent())
 }
 
-fn of_lru(entries: u64, workload: &Workload) -> Result<f64, Box<dyn Error>> {
+fn lru_percent(entries: u64, workload: &Workload) -> Result<f64, Box<dyn Error>> {
     let (mut requests, mut found) = (Requests::new(workload)?, Found::default());
     let mut lru = LruCache::new(NonZeroUsize::try_from(usize::try_from(entries)?)?);
     for at in 0..WARM_UP + REQUESTS {
@@ -138,9 +140,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
         for share in SHARES {
             let entries = KEYS * share / 100;
             let group = group(&node, &format!("data-{n}-{share}"), entries * weight).await?;
-            let (ours, theirs) = (of_group(&group, workload).await?, of_lru(entries, workload)?);
+            let (of_group, of_lru) = (group_percent(&group, workload).await?, lru_percent(entries, workload)?);
             let name = workload.name;
-            println!("| {name} | {share} % of the keys | {ours:.1} % | {theirs:.1} % | {:+.1} |", ours - theirs);
+            println!(
+                "| {name} | {share} % of the keys | {of_group:.1} % | {of_lru:.1} % | {:+.1} |",
+                of_group - of_lru
+            );
         }
     }
     node.shutdown().await?;

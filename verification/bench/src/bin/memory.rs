@@ -1,6 +1,7 @@
-//! What entries take: resident memory, against what is accounted; with room for a million, and with room for half.
+//! Memory: the resident memory of entries compared with the accounted bytes, with room for a million entries and for
+//! half of them.
 //!
-//! Linux only: it reads `/proc/self/statm`.
+//! Linux only, because the program reads `/proc/self/statm`.
 
 use std::{convert::Infallible, error::Error, fs};
 
@@ -13,10 +14,10 @@ const VALUE_BYTES: usize = 100;
 
 const PAGE_BYTES: u64 = 4096;
 
-/// Far above what they take: nothing is evicted.
+/// Budget far above the weight of all entries, so that nothing is evicted.
 const ROOM: u64 = 4 << 30;
 
-/// Room for about half of them: each load evicts another.
+/// Budget for about half of the entries, so that each load evicts another entry.
 const LITTLE_ROOM: u64 = 180 << 20;
 
 fn resident() -> Result<u64, Box<dyn Error>> {
@@ -24,7 +25,7 @@ fn resident() -> Result<u64, Box<dyn Error>> {
     Ok(pages.split(' ').nth(1).ok_or("statm has no second field")?.parse::<u64>()? * PAGE_BYTES)
 }
 
-/// Loads all of them twice over, and prints what those take that are there.
+/// Loads all entries twice, and prints the memory of the entries that are present.
 async fn fill<V: Value>(name: &str, group: Group<V>) -> Result<(), Box<dyn Error>> {
     let before = resident()?;
     for n in (0..ENTRIES).chain(0..ENTRIES) {
@@ -38,7 +39,7 @@ async fn fill<V: Value>(name: &str, group: Group<V>) -> Result<(), Box<dyn Error
     Ok(())
 }
 
-/// A process for each line, or the memory of one would be used again by the next.
+/// Runs each line in a process of its own, because otherwise a line would reuse the memory of the line before.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();

@@ -1,7 +1,7 @@
-//! What becomes of gets when an owner is asked for more than its source can load, and when all peers are gone for half a
-//! minute. Each node is a process of its own; release build.
+//! Overload: the outcome of gets when an owner gets more requests than its source can load, and when all peers are gone
+//! for 30 s. Each node is a process of its own. Requires a release build.
 //!
-//! `overload` prints all of it in about two minutes.
+//! `overload` prints all results in about two minutes.
 
 use std::{
     error::Error,
@@ -15,16 +15,19 @@ use std::{
 use groupcache_core::{Address, Group, Identity, Limits, Node, Peer, PeerId, Provider, poll};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-/// What the source of an owner can do: so many loads at once, each of so long.
+/// Number of concurrent loads of the owner's source.
 const AT_ONCE: usize = 16;
+/// Duration of a load.
 const LOAD: Duration = Duration::from_millis(20);
+/// Loads per second of the owner's source.
 const CAPACITY: f64 = AT_ONCE as f64 / 0.020;
 
-/// How long each load is kept up, of which the first part is not counted.
+/// Time for which each rate of gets is measured.
 const MEASURED: Duration = Duration::from_secs(8);
+/// Time at the beginning of each rate that is not counted.
 const SETTLING: Duration = Duration::from_secs(2);
 
-/// How long all peers are gone.
+/// Time for which all peers are gone.
 const OUTAGE: Duration = Duration::from_secs(30);
 const GETS_PER_SECOND: f64 = 1_000.0;
 
@@ -45,7 +48,7 @@ fn main() -> Result<(), Failed> {
     })
 }
 
-/// A node of its own, until its parent is gone.
+/// Runs a node until the parent process has ended.
 async fn serve(id: &str, listen: SocketAddr, peers: &str) -> Result<(), Failed> {
     let me = Identity::new(listen).with_id(id)?;
     let mut limits = Limits::default();
@@ -60,7 +63,7 @@ async fn serve(id: &str, listen: SocketAddr, peers: &str) -> Result<(), Failed> 
 
 fn group(node: &Node) -> Result<Group<String>, Failed> {
     let load = async |key: &str| {
-        // A source that is not asked for is as quick as memory.
+        // Keys without the prefix take no time.
         if key.starts_with("slow") {
             sleep(LOAD).await;
         }
@@ -91,9 +94,11 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines().map_while(Result::ok);
+        let mut lines = BufReader::new(child.stdout.take().ok_or("the output of the process is not piped")?)
+            .lines()
+            .map_while(Result::ok);
         let address = lines.find_map(|line| line.strip_prefix("listening ").map(str::parse));
-        Ok(Self { id, child, address: address.ok_or("it did not start")?? })
+        Ok(Self { id, child, address: address.ok_or("the process did not start")?? })
     }
 
     fn listed(&self) -> String {
@@ -102,7 +107,7 @@ impl Process {
 
     fn signal(&self, name: &str) -> Result<(), Failed> {
         let done = Command::new("kill").args([name, &self.child.id().to_string()]).status()?.success();
-        if done { Ok(()) } else { Err("no signal was sent".into()) }
+        if done { Ok(()) } else { Err("the signal could not be sent".into()) }
     }
 }
 
@@ -113,7 +118,7 @@ impl Drop for Process {
     }
 }
 
-/// A node of this process, once it reaches those.
+/// Starts a node in this process, and waits until the node reaches the other processes.
 async fn node(weight: u8, processes: &[&Process]) -> Result<(Node, Group<String>), Failed> {
     let me = Identity::default().with_id("b")?.with_weight(weight)?;
     let peers: Vec<_> = processes.iter().map(|process| process.listed()).collect();
@@ -125,13 +130,13 @@ async fn node(weight: u8, processes: &[&Process]) -> Result<(Node, Group<String>
     Ok((node, group))
 }
 
-/// How gets ended, each with its time.
+/// Outcomes of gets, each with its time.
 #[derive(Default)]
 struct Outcomes {
     values: Vec<Duration>,
     overloaded: Vec<Duration>,
     failed: u64,
-    /// What was said of the first of them.
+    /// Error of the first get that failed.
     why: Option<String>,
 }
 
@@ -141,7 +146,8 @@ fn p99(times: &mut [Duration]) -> String {
     times.get(at).map_or("none".to_owned(), |p99| format!("{:.2} ms", p99.as_secs_f64() * 1000.0))
 }
 
-/// Gets of new keys, so many a second whatever becomes of them; those that begin after `settling` are counted.
+/// Makes `per_second` gets of new keys, whether earlier gets have ended or not. Gets that begin after `settling` are
+/// counted.
 async fn gets(group: &Group<String>, prefix: &str, per_second: f64, settling: Duration, end: impl Future) -> Outcomes {
     let outcomes = Arc::<Mutex<Outcomes>>::default();
     let begun = Instant::now();
@@ -177,18 +183,18 @@ async fn gets(group: &Group<String>, prefix: &str, per_second: f64, settling: Du
         () = generate => {}
         _ = end => {}
     }
-    // Those that wait have their turn; a queue is some seconds long at most.
+    // Waiting gets end first. A queue is some seconds long at most.
     sleep(2 * SETTLING).await;
     std::mem::take(&mut *outcomes.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 async fn overload() -> Result<(), Failed> {
-    println!("An owner whose source loads {CAPACITY:.0} values a second, asked by one node:\n");
-    println!("| asked for, of that | values/s | of the peak | p99 of values | refused/s | p99 of refusals | failed |");
+    println!("An owner with a source of {CAPACITY:.0} loads/s, with the gets of one other node:\n");
+    println!("| gets / capacity | values/s | of the peak | p99 of values | refused/s | p99 of refusals | failed |");
     println!("|---|---|---|---|---|---|---|");
     let mut peak = 0.0_f64;
     for times in [0.5, 1.0, 2.0, 10.0, 1.0] {
-        // A new owner each time: what the one before has in its queue is its own.
+        // Each rate has a new owner, because the queue of the last owner may not be empty.
         let owner = Process::start("a", ([127, 0, 0, 1], 0).into(), "")?;
         let (node, group) = node(0, &[&owner]).await?;
         let mut got = gets(&group, "slow", times * CAPACITY, SETTLING, sleep(MEASURED + SETTLING)).await;
@@ -229,7 +235,7 @@ async fn outage(what: &str, signal: &str) -> Result<(), Failed> {
         }
     }
     let (back, mut last, mut loads) = (Instant::now(), Duration::ZERO, group.stats().fallback_loads);
-    // Recovered when nothing is loaded any more for others.
+    // The cluster has recovered when the last fallback load has ended.
     while back.elapsed() < 4 * SETTLING {
         sleep(Duration::from_millis(10)).await;
         let now = group.stats().fallback_loads;
@@ -239,8 +245,9 @@ async fn outage(what: &str, signal: &str) -> Result<(), Failed> {
     }
     let mut got = getting.await?;
     println!(
-        "\nAll peers {what} for {OUTAGE:?}, {GETS_PER_SECOND:.0} gets a second of new keys: {} values (p99 {}), {} overloaded, \
-         {} failed{}; {attempts:.3} requests sent for each get meanwhile; {:.2} s after it the last load for others",
+        "\nAll peers {what} for {OUTAGE:?}, {GETS_PER_SECOND:.0} gets/s of new keys: {} values (p99 {}), \
+         {} overloaded, {} failed{}; {attempts:.3} requests sent per get meanwhile; last fallback load {:.2} s after the \
+         return of the peers",
         got.values.len(),
         p99(&mut got.values),
         got.overloaded.len(),

@@ -1,20 +1,21 @@
-//! All measurements against others, or those whose names contain an argument; and each role of their processes.
+//! Suite: all measurements against other projects, and the roles of their processes. An argument selects measurements
+//! by a part of their name.
 
 use std::path::PathBuf;
 
 use bench::{
     Result,
-    contestants::Remote,
     figures::Results,
     machine, processes, report,
     sections::{cluster, local, membership, remote},
+    targets::Remote,
 };
 use serde::de::DeserializeOwned;
 
-/// Rounds, unless `ROUNDS` says otherwise: a median and its spread.
+/// Number of rounds, which give a median and its spread. `ROUNDS` in the environment overrides the number.
 const ROUNDS: usize = 5;
 
-/// Counted seconds of each measurement, unless `SECONDS_EACH` says otherwise.
+/// Counted seconds of each measurement. `SECONDS_EACH` in the environment overrides the number.
 const SECONDS: f64 = 0.8;
 
 fn main() -> Result<()> {
@@ -48,17 +49,17 @@ fn two_threads<T: DeserializeOwned, F: Future<Output = Result<()>>>(
 
 fn setting<T: std::str::FromStr>(name: &str, default: T) -> Result<T> {
     match std::env::var(name) {
-        Ok(text) => text.parse().map_err(|_| format!("{name} is {text:?}, and no number").into()),
+        Ok(text) => text.parse().map_err(|_| format!("{name} is {text:?}: use a number").into()),
         Err(_) => Ok(default),
     }
 }
 
 fn remotes() -> Vec<remote::Section> {
-    let bare = [Remote::Ours, Remote::Unary, Remote::Memcached, Remote::Echo];
-    let with_set = [Remote::Ours, Remote::Memcached, Remote::MemcachedPipelined];
-    let section = |name, who: &[Remote], cells| remote::Section {
+    let bare = [Remote::ThisCrate, Remote::Unary, Remote::Memcached, Remote::Echo];
+    let with_set = [Remote::ThisCrate, Remote::Memcached, Remote::MemcachedPipelined];
+    let section = |name, targets: &[Remote], cells| remote::Section {
         name,
-        who: who.to_vec(),
+        targets: targets.to_vec(),
         cells,
         one_core: false,
         and_paced: false,
@@ -72,7 +73,7 @@ fn remotes() -> Vec<remote::Section> {
             and_paced: true,
             ..section(
                 "half of the load",
-                &[Remote::Ours, Remote::Unary, Remote::MemcachedPipelined, Remote::EchoPipelined],
+                &[Remote::ThisCrate, Remote::Unary, Remote::MemcachedPipelined, Remote::EchoPipelined],
                 vec![(100, vec![64, 512])],
             )
         },
@@ -83,9 +84,9 @@ fn remotes() -> Vec<remote::Section> {
 fn measure(wanted: &[&str]) -> Result<()> {
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
     let (rounds, seconds) = (setting("ROUNDS", ROUNDS)?, setting("SECONDS_EACH", SECONDS)?);
-    for program in Remote::ALL.iter().filter_map(|who| who.program()) {
+    for program in Remote::ALL.iter().filter_map(|target| target.program()) {
         if !processes::is_there(program) {
-            eprintln!("left out: {program} is not here; apt-get install memcached redis-server");
+            eprintln!("{program} is not installed and is left out: apt-get install memcached redis-server");
         }
     }
     let mut results = Results { machine: machine::described(), samples: Vec::new() };

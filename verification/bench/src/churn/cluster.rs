@@ -1,4 +1,4 @@
-//! The processes, and the file in which a platform would publish them.
+//! Cluster: the processes, and the file in which a platform would publish them.
 
 use std::{fmt::Write as _, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -7,35 +7,35 @@ use process::{Log, Process, Signal, Start, free_ports, local, within};
 use super::{Pod, Settings, record::Record};
 use crate::Result;
 
-/// How long a process may take to end by itself.
+/// Time limit for a process to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(40);
 
-/// How long it may take to be there, and to be filled.
+/// Time limit for a process to be ready, and to be filled.
 const START: Duration = Duration::from_secs(60);
 
-/// What is loaded while they meet is loaded again.
+/// Pause before the cluster is filled. Values that are loaded while the nodes connect would be loaded again.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// Processes that may be there at once, and their successors.
+/// Number of ports, for all processes and their successors.
 const PORTS: u16 = 40;
 
 struct Running {
     id: String,
-    life: u32,
+    start_number: u32,
     listen: SocketAddr,
     process: Process,
     log: Log,
     is_listed: bool,
 }
 
-/// Some processes of one contestant.
+/// A cluster of processes of one cache.
 pub struct Cluster {
     settings: Settings,
-    /// What they did.
+    /// Record of all processes.
     pub record: Record,
     running: Vec<Running>,
     ports: std::ops::Range<u16>,
-    lives: u32,
+    starts: u32,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -45,14 +45,14 @@ impl std::fmt::Debug for Cluster {
 }
 
 impl Cluster {
-    /// Starts so many processes, and fills them as if they had run for a long time.
+    /// Starts `size` processes, and fills them as if they had run for a long time.
     ///
     /// # Errors
-    /// When one does not come up.
+    /// An error if a process does not become ready.
     pub fn start(settings: Settings, size: usize) -> Result<Self> {
         let first = free_ports(PORTS);
         let ports = first..first + PORTS;
-        let mut cluster = Self { settings, record: Record::default(), running: Vec::new(), ports, lives: 0 };
+        let mut cluster = Self { settings, record: Record::default(), running: Vec::new(), ports, starts: 0 };
         let mut pods = Vec::new();
         for n in 0..size {
             pods.push((format!("pod-{n}"), cluster.next_address()?));
@@ -76,25 +76,25 @@ impl Cluster {
     }
 
     fn next_address(&mut self) -> Result<SocketAddr> {
-        Ok(local(self.ports.next().ok_or("no port is left")?))
+        Ok(local(self.ports.next().ok_or("no port is left: raise PORTS")?))
     }
 
     fn spawn(&mut self, id: &str, listen: SocketAddr, is_listed: bool) -> Result<()> {
-        self.lives += 1;
-        let (life, log) = (self.lives, Log::default());
+        self.starts += 1;
+        let (start_number, log) = (self.starts, Log::default());
         let pod = Pod { settings: self.settings.clone(), id: id.to_owned(), listen };
         let mut command = std::process::Command::new(std::env::current_exe()?);
         command.arg("pod").arg(serde_json::to_string(&pod)?);
         let (record, name) = (self.record.clone(), id.to_owned());
         let start = Start::command(command).listens().out(&log).one_log();
-        let process = start.reads(move |line| !record.take(&name, life, line)).spawn();
-        self.running.push(Running { id: id.to_owned(), life, listen, process, log, is_listed });
+        let process = start.reads(move |line| !record.take(&name, start_number, line)).spawn();
+        self.running.push(Running { id: id.to_owned(), start_number, listen, process, log, is_listed });
         Ok(())
     }
 
-    /// Writes who is there; by renaming, so that nobody reads half of it.
+    /// Writes the file of peers. Renaming a new file keeps readers from a half-written one.
     fn publish(&self, pods: &[(String, SocketAddr)]) -> Result<()> {
-        let mut text = String::from("# who is there\n");
+        let mut text = String::from("# listed processes\n");
         for (id, listen) in pods {
             writeln!(text, "{id}@{listen}")?;
         }
@@ -118,7 +118,7 @@ impl Cluster {
         }
     }
 
-    /// The same load for all who are listed, however many they are.
+    /// Divides the load equally among the listed processes.
     fn share_load(&mut self) {
         let listed = self.running.iter().filter(|pod| pod.is_listed).count();
         let rate = self.settings.rate / listed as f64;
@@ -127,15 +127,15 @@ impl Cluster {
         }
     }
 
-    /// The names of all, the one that runs longest first.
+    /// Returns the names of all processes, the oldest first.
     pub fn names(&self) -> Vec<String> {
         self.running.iter().map(|pod| pod.id.clone()).collect()
     }
 
-    /// Starts these, and publishes each when it is ready.
+    /// Starts processes, and publishes all of them when they are ready.
     ///
     /// # Errors
-    /// When one does not come up.
+    /// An error if a process does not become ready.
     pub fn add(&mut self, ids: &[String]) -> Result<()> {
         let before = self.running.len();
         for id in ids {
@@ -151,10 +151,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes these out of the file, tells them to end, and waits until they have; returns how many entries they had.
+    /// Removes processes from the file, sends SIGTERM, waits for their ends, and returns the number of entries that
+    /// they owned.
     ///
     /// # Errors
-    /// When one does not end.
+    /// An error if a process does not end.
     pub fn end(&mut self, ids: &[String]) -> Result<u64> {
         let entries = self.unlist(ids)?;
         for pod in self.running.iter().filter(|pod| !pod.is_listed) {
@@ -163,18 +164,19 @@ impl Cluster {
         for mut pod in self.take_unlisted() {
             let status = pod.process.ends_within(GRACE);
             if !status.success() {
-                return Err(format!("{} ended with {status}: {:?}", pod.id, pod.log.lines()).into());
+                return Err(format!("{} failed with {status}: {:?}", pod.id, pod.log.lines()).into());
             }
         }
         Ok(entries)
     }
 
-    /// Kills one; the platform notices after that time. Returns how many entries it had.
+    /// Kills a process, removes it from the file after `noticed_after`, and returns the number of entries that it
+    /// owned.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// An error if the file cannot be written.
     pub fn kill(&mut self, id: &str, noticed_after: Duration) -> Result<u64> {
-        let victim = self.running.iter().find(|pod| pod.id == id).ok_or("nobody of that name")?;
+        let victim = self.running.iter().find(|pod| pod.id == id).ok_or("no process has that name")?;
         victim.process.signal(Signal::KILL);
         pause(noticed_after);
         let entries = self.unlist(&[id.to_owned()])?;
@@ -186,7 +188,7 @@ impl Cluster {
         let mut entries = 0;
         for pod in self.running.iter_mut().filter(|pod| ids.contains(&pod.id)) {
             pod.is_listed = false;
-            entries += self.record.entries(&pod.id, pod.life);
+            entries += self.record.entries(&pod.id, pod.start_number);
         }
         self.publish_listed()?;
         self.share_load();
@@ -200,7 +202,7 @@ impl Cluster {
     }
 }
 
-/// Waits, while the processes do what they do.
+/// Waits while the processes work.
 pub fn pause(time: Duration) {
     #[expect(clippy::disallowed_methods, reason = "drives processes from outside, in real time")]
     std::thread::sleep(time);

@@ -1,4 +1,4 @@
-//! What the same bytes take without a cache: values over a bare socket of loopback, each into memory of its own.
+//! Floor: the cost of the same bytes without a cache, over a bare socket of loopback into memory of their own.
 
 use std::{
     io::{BufReader, IoSlice, Read, Write},
@@ -14,36 +14,36 @@ use tokio::time::Instant;
 use super::throughput::LEFT_BYTES;
 use crate::{Result, machine::Used};
 
-/// Bytes of one call of the kernel, about: as a page of a hand-over has.
+/// Bytes of one write, about as many as a page of a hand-over has.
 const AT_ONCE: usize = 192 << 10;
 
-/// Smaller values than this are read together.
+/// Size of the read buffer. Smaller values are read together.
 const SMALL: usize = 16 << 10;
 
-/// What it came to.
+/// Result of a measurement.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Floor {
-    /// Of each value.
+    /// Bytes of each value.
     pub value_bytes: usize,
-    /// Of all.
+    /// Bytes of all values.
     pub bytes: usize,
-    /// From the first to the last.
+    /// Seconds from the first to the last byte.
     pub seconds: f64,
-    /// Of processor, of both sides.
+    /// Processor time of both sides, in seconds.
     pub used_seconds: f64,
 }
 
-/// Where what arrives goes to.
+/// Memory into which values are received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Into {
-    /// Memory that the process has not had before, as values that are kept need.
+    /// Memory that the process has not had before, as kept values need.
     Fresh,
-    /// The same memory for each.
+    /// A single buffer for all values.
     Same,
 }
 
 impl Into {
-    /// As it is written in tables.
+    /// Returns the name in the tables.
     pub fn described(self) -> &'static str {
         match self {
             Self::Fresh => "fresh memory",
@@ -59,20 +59,20 @@ impl Into {
     }
 }
 
-/// Measures it once, in a process of its own: one that has freed memory has it still.
+/// Measures once in a process of its own, because a process keeps memory that it has freed.
 ///
 /// # Errors
-/// When that process does not start, or says something else.
+/// An error if the process does not start, or its output is not a result.
 pub fn measure(value_bytes: usize, into: Into) -> Result<Floor> {
     let program = std::env::current_exe()?;
-    let said = Command::new(program).args(["floor", &value_bytes.to_string(), into.name()]).output()?;
-    Ok(serde_json::from_slice(&said.stdout)?)
+    let output = Command::new(program).args(["floor", &value_bytes.to_string(), into.name()]).output()?;
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// What that process does.
+/// Runs the measurement in its process, and prints the result.
 ///
 /// # Errors
-/// Those of sockets.
+/// An error of a socket.
 #[expect(clippy::disallowed_methods, reason = "a thread that waits for a socket")]
 pub fn run(value_bytes: usize, into: &str) -> Result<()> {
     let values: Vec<Vec<u8>> = (0..LEFT_BYTES / value_bytes).map(|n| vec![n as u8; value_bytes]).collect();
@@ -83,7 +83,7 @@ pub fn run(value_bytes: usize, into: &str) -> Result<()> {
     let (all, received) = mpsc::channel();
     thread::spawn(move || {
         let _ = all.send(receive(from, n, value_bytes, keeps));
-        thread::park(); // what an ended thread has used is not counted
+        thread::park(); // the processor time of an ended thread is not counted
     });
     for some in values.chunks((AT_ONCE / value_bytes).max(1)) {
         send(&mut to, some)?;
@@ -107,7 +107,7 @@ fn send(to: &mut TcpStream, values: &[Vec<u8>]) -> Result<()> {
 }
 
 fn receive(from: TcpStream, n: usize, value_bytes: usize, keeps: bool) -> std::io::Result<Vec<Vec<u8>>> {
-    // Large ones are read at once where they belong.
+    // Large values are read straight into their own memory.
     let mut from = BufReader::with_capacity(value_bytes.max(SMALL), from);
     let mut kept = Vec::with_capacity(n);
     let mut value = Vec::with_capacity(value_bytes);

@@ -1,8 +1,8 @@
-//! Loads per second of all contestants, as SVG: a panel for each scenario.
+//! Plot: loads per second of all caches as SVG, with a panel for each scenario.
 
 use std::fmt::Write as _;
 
-use super::{Who, record::Run};
+use super::{CacheKind, record::Run};
 
 const WIDTH: f64 = 720.0;
 const PANEL: f64 = 190.0;
@@ -10,25 +10,25 @@ const LEFT: f64 = 62.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 34.0;
-/// Lines across a panel.
+/// Number of horizontal lines of a panel.
 const LINES: usize = 4;
 
-/// Told apart by people who do not tell red from green.
-fn colour(who: Who) -> &'static str {
-    match who {
-        Who::Ours => "#0072b2",
-        Who::Classic => "#e69f00",
-        Who::Rival => "#999999",
+/// Returns a colour of a palette for people with red-green colour blindness.
+fn colour(kind: CacheKind) -> &'static str {
+    match kind {
+        CacheKind::ThisCrate => "#0072b2",
+        CacheKind::Classic => "#e69f00",
+        CacheKind::GroupcacheRs => "#999999",
     }
 }
 
-/// A round number that is not less.
+/// Returns a round number that is not less than `of`.
 fn ceiling(of: f64) -> f64 {
     let power = 10_f64.powf(of.max(1.0).log10().floor());
     [1.0, 2.0, 4.0, 6.0, 8.0, 10.0].map(|step| step * power).into_iter().find(|step| *step >= of).unwrap_or(of)
 }
 
-/// All panels, one below the other.
+/// Returns all panels, one below another.
 pub fn svg(runs: &[Run]) -> String {
     let mut scenarios: Vec<&str> = Vec::new();
     for run in runs {
@@ -51,14 +51,14 @@ pub fn svg(runs: &[Run]) -> String {
 }
 
 fn legend(text: &mut String) {
-    for (n, who) in Who::ALL.into_iter().enumerate() {
+    for (n, kind) in CacheKind::ALL.into_iter().enumerate() {
         let x = LEFT + 170.0 * n as f64;
         let _ = writeln!(
             text,
             "<rect x=\"{x}\" y=\"9\" width=\"16\" height=\"4\" fill=\"{}\"/><text x=\"{}\" y=\"15\">{}</text>",
-            colour(who),
+            colour(kind),
             x + 22.0,
-            who.name()
+            kind.name()
         );
     }
 }
@@ -92,13 +92,13 @@ fn panel(text: &mut String, scenario: &str, runs: &[&Run], top: f64) {
             top + PANEL - BOTTOM + 14.0
         );
     }
-    // Steps begin at the same time for all.
+    // The steps of all runs begin at about the same second.
     if let Some(run) = runs.first() {
         let at = x(run.from);
         let _ = writeln!(
             text,
             "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" stroke=\"#555\" stroke-dasharray=\"3 3\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" fill=\"#555\">it begins</text>",
+             <text x=\"{:.1}\" y=\"{:.1}\" fill=\"#555\">the deploy begins</text>",
             top + TOP,
             top + PANEL - BOTTOM,
             at + 4.0,
@@ -116,7 +116,7 @@ fn panel(text: &mut String, scenario: &str, runs: &[&Run], top: f64) {
             text,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"/>",
             points.join(" "),
-            colour(run.who)
+            colour(run.kind)
         );
     }
 }
@@ -126,7 +126,7 @@ mod tests {
     use super::ceiling;
 
     #[test]
-    fn an_axis_ends_with_a_round_number_that_is_not_less() {
+    fn axis_ends_with_a_round_number_not_below_the_maximum() {
         assert_eq!([0.0, 1.0, 390.0, 401.0, 1999.0, 2001.0].map(ceiling), [1.0, 1.0, 400.0, 600.0, 2000.0, 4000.0]);
     }
 }

@@ -1,6 +1,7 @@
-//! One process: a cache, a backend that takes 5 ms, and gets at a steady rate.
+//! Pod: a process with a cache, a backend that takes 5 ms, and gets at a steady rate.
 //!
-//! Its standard input says `warm I N`, for its share of the keys, and `rate R`; SIGTERM ends it as a deploy does.
+//! The commands on standard input are `rate R`, `warming B`, and `warm I N`, which loads the process's share of the keys.
+//! SIGTERM ends the process as a deploy does.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use ::rival::{Groupcache, GroupcachePeer, ServiceDiscovery, ValueLoader};
+use ::groupcache_rs::{Groupcache, GroupcachePeer, ServiceDiscovery, ValueLoader};
 use bytes::Bytes;
 use discovery_static::File;
 use futures_util::StreamExt;
@@ -26,39 +27,39 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
-use super::{LOOK, Pod, SAMPLE, Sample, Settings, Total, Who};
+use super::{CacheKind, LOOK, Pod, SAMPLE, Sample, Settings, Total};
 use crate::{
-    Result,
-    contestants::rival::{self, Blob},
-    machine,
+    Result, machine,
+    targets::groupcache_rs::{self, Blob},
 };
 
-/// What a load costs the backend.
+/// Duration of a load.
 const LOAD: Duration = Duration::from_millis(5);
 
-/// Far more than all keys take.
+/// Budget of the group, far above the bytes of all keys.
 const CAPACITY: u64 = 4 << 30;
 
-/// Gets are begun in steps.
+/// Interval at which gets are begun.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How long the rival answers after SIGTERM: the pause before the end that is recommended everywhere, until all have
-/// looked at the file.
+/// Time for which the crate `groupcache` answers after SIGTERM, until all processes have read the file. Such a pause
+/// before the end is recommended everywhere.
 const PRE_STOP: Duration = Duration::from_secs(2);
 
-/// Within 30 s of Kubernetes.
+/// Time limit for drain and shutdown, within the 30 s of Kubernetes.
 const GRACE: Duration = Duration::from_secs(25);
 
-/// Keys that are loaded at once while the cluster is filled.
+/// Number of concurrent loads while the cluster is filled.
 const WARMING: usize = 64;
 
-/// Where values come from.
+/// Source of the values.
 #[derive(Debug)]
 struct Backend {
     value: Bytes,
     lasts: f64,
     loads: AtomicU64,
-    /// The cluster is being filled: as if it had run for a long time, values have lived a part of their time.
+    /// Whether the cluster is being filled. Values then have a part of their time to live left, as if the cluster had
+    /// run for a long time.
     is_warming: AtomicBool,
     random: Mutex<SmallRng>,
 }
@@ -69,10 +70,10 @@ impl Backend {
         if !self.is_warming.load(Relaxed) {
             sleep(LOAD).await;
         }
-        Bytes::copy_from_slice(&self.value) // each value has memory of its own, as if it had been read from somewhere
+        Bytes::copy_from_slice(&self.value) // each value has memory of its own, as if it had been read from a source
     }
 
-    /// From 0 to 1.
+    /// Returns a random number from 0 to 1.
     fn random(&self) -> f64 {
         lock(&self.random).random()
     }
@@ -83,19 +84,19 @@ impl Backend {
     }
 }
 
-struct OfOurs(Arc<Backend>);
+struct ThisCrateLoader(Arc<Backend>);
 
-impl Loader<Bytes> for OfOurs {
+impl Loader<Bytes> for ThisCrateLoader {
     async fn load(&self, _: Load<'_, Bytes>) -> std::result::Result<Loaded<Bytes>, LoadError> {
         let value = self.0.value().await;
         Ok(Loaded::new(value).time_to_live(self.0.lasts()))
     }
 }
 
-struct OfRival(Arc<Backend>);
+struct GroupcacheRsLoader(Arc<Backend>);
 
 #[groupcache_core::async_trait]
-impl ValueLoader for OfRival {
+impl ValueLoader for GroupcacheRsLoader {
     type Value = Blob;
 
     async fn load(&self, _: &str) -> std::result::Result<Blob, Box<dyn std::error::Error + Send + Sync>> {
@@ -103,13 +104,13 @@ impl ValueLoader for OfRival {
     }
 }
 
-impl moka::Expiry<String, Blob> for OfRival {
+impl moka::Expiry<String, Blob> for GroupcacheRsLoader {
     fn expire_after_create(&self, _: &String, _: &Blob, _: std::time::Instant) -> Option<Duration> {
         Some(self.0.lasts())
     }
 }
 
-/// The peers of a file, for the rival: it does not want to be among them.
+/// Peers in the file for the crate `groupcache`, which must not list the process itself.
 struct Listed(Pod);
 
 impl Listed {
@@ -122,7 +123,7 @@ impl Listed {
 
 #[groupcache_core::async_trait]
 impl ServiceDiscovery for Listed {
-    #[expect(clippy::disallowed_types, reason = "the set is the rival's")]
+    #[expect(clippy::disallowed_types, reason = "the set is in the interface of the crate `groupcache`")]
     async fn pull_instances(
         &self,
     ) -> std::result::Result<std::collections::HashSet<GroupcachePeer>, Box<dyn std::error::Error + Send + Sync>> {
@@ -135,64 +136,69 @@ impl ServiceDiscovery for Listed {
 }
 
 enum Cache {
-    Ours(Node, Group<Bytes>),
-    Rival(Groupcache<Blob>),
+    ThisCrate(Node, Group<Bytes>),
+    GroupcacheRs(Groupcache<Blob>),
 }
 
 impl Cache {
     async fn start(pod: &Pod, backend: &Arc<Backend>) -> Result<Self> {
         let listed = Listed(pod.clone());
-        if pod.settings.who == Who::Rival {
-            let main = moka::future::Cache::builder().expire_after(OfRival(Arc::clone(backend))).build();
-            let builder = Groupcache::builder(pod.listen.into(), OfRival(Arc::clone(backend))).main_cache(main);
+        if pod.settings.kind == CacheKind::GroupcacheRs {
+            let main = moka::future::Cache::builder().expire_after(GroupcacheRsLoader(Arc::clone(backend))).build();
+            let builder =
+                Groupcache::builder(pod.listen.into(), GroupcacheRsLoader(Arc::clone(backend))).main_cache(main);
             let cache = builder.service_discovery(Listed(pod.clone())).build();
-            rival::listen(&cache, pod.listen).await?;
-            // Until then it would load what others own.
+            groupcache_rs::listen(&cache, pod.listen).await?;
+            // Before all peers are connected, the cache would load keys that others own.
             for peer in listed.read()? {
                 while cache.add_peer(peer.into()).await.is_err() {
                     sleep(LOOK).await;
                 }
             }
-            return Ok(Self::Rival(cache));
+            return Ok(Self::GroupcacheRs(cache));
         }
         let identity = Identity::new(pod.listen).with_id(&*pod.id)?;
         let provider = File::new(&pod.settings.peers).every(LOOK);
-        let hands_over = pod.settings.who == Who::Ours;
+        let hands_over = pod.settings.kind == CacheKind::ThisCrate;
         let node = Node::builder().identity(identity).provider(provider).hand_over(hands_over).start().await?;
-        let group = node.group::<Bytes>("data").capacity_bytes(CAPACITY).loader(OfOurs(Arc::clone(backend))).build()?;
+        let group = node
+            .group::<Bytes>("data")
+            .capacity_bytes(CAPACITY)
+            .loader(ThisCrateLoader(Arc::clone(backend)))
+            .build()?;
         let peers: BTreeSet<_> = listed.read()?.into_iter().collect();
         while node.peers_with_group("data") < peers.len() {
             sleep(TICK).await;
         }
-        Ok(Self::Ours(node, group))
+        Ok(Self::ThisCrate(node, group))
     }
 
     async fn get(&self, key: &str) -> Result<usize> {
         match self {
-            Self::Ours(_, group) => Ok(group.get(key).await?.len()),
-            Self::Rival(cache) => Ok(cache.get(key).await?.0.len()),
+            Self::ThisCrate(_, group) => Ok(group.get(key).await?.len()),
+            Self::GroupcacheRs(cache) => Ok(cache.get(key).await?.0.len()),
         }
     }
 
-    /// Whether it was heard by everyone it knows of.
+    /// Removes a key, and returns whether the remove has reached every known node.
     async fn remove(&self, key: &str) -> bool {
         match self {
-            Self::Ours(_, group) => group.remove(key).await.is_ok_and(|told| told.is_complete()),
-            Self::Rival(cache) => cache.remove(key).await.is_ok(),
+            Self::ThisCrate(_, group) => group.remove(key).await.is_ok_and(|removed| removed.is_complete()),
+            Self::GroupcacheRs(cache) => cache.remove(key).await.is_ok(),
         }
     }
 
     async fn end(&self) -> Result<()> {
         match self {
-            Self::Ours(node, _) => node.drain_and_shutdown(GRACE).await?,
-            Self::Rival(_) => sleep(PRE_STOP).await,
+            Self::ThisCrate(node, _) => node.drain_and_shutdown(GRACE).await?,
+            Self::GroupcacheRs(_) => sleep(PRE_STOP).await,
         }
         Ok(())
     }
 
     fn total(&self) -> Total {
         let nanoseconds = machine::Used::of_this_process().map_or(0, |used| used.nanoseconds);
-        let Self::Ours(_, group) = self else { return Total { nanoseconds, ..Total::default() } };
+        let Self::ThisCrate(_, group) = self else { return Total { nanoseconds, ..Total::default() } };
         let stats = group.stats();
         Total {
             entries: (group.entries() - group.borrowed_entries()) as u64,
@@ -220,10 +226,10 @@ struct World {
     ended: AtomicU64,
 }
 
-/// Runs one process to its end.
+/// Runs a process until SIGTERM.
 ///
 /// # Errors
-/// When it cannot listen.
+/// An error if the process cannot listen.
 pub async fn run(pod: Pod) -> Result<()> {
     let mut ends = signal(SignalKind::terminate())?;
     let settings = pod.settings.clone();
@@ -244,23 +250,24 @@ pub async fn run(pod: Pod) -> Result<()> {
         begun: AtomicU64::new(0),
         ended: AtomicU64::new(0),
     });
-    tell("ready");
+    print_line("ready");
     tokio::spawn(gets(Arc::clone(&world)));
-    tokio::spawn(say(Arc::clone(&world)));
-    tokio::spawn(obey(Arc::clone(&world)));
+    tokio::spawn(print_samples(Arc::clone(&world)));
+    tokio::spawn(run_commands(Arc::clone(&world)));
     ends.recv().await;
-    // A service stops taking requests, ends those that it has, and then its cache.
+    // The order is that of a service, which stops new requests, waits for the requests that run, and then ends its
+    // cache.
     set_rate(&world, 0.0);
     while world.ended.load(Relaxed) < world.begun.load(Relaxed) {
         sleep(TICK).await;
     }
     world.cache.end().await?;
-    say_once(&world);
+    print_sample(&world);
     Ok(())
 }
 
-/// Says it, and ends when nobody listens any more.
-fn tell(line: &str) {
+/// Prints a line, and ends the process when its reader is gone.
+fn print_line(line: &str) {
     if writeln!(std::io::stdout(), "{line}").is_err() {
         std::process::exit(1);
     }
@@ -270,8 +277,8 @@ fn set_rate(world: &World, rate: f64) {
     *lock(&world.rate) = rate;
 }
 
-/// Does what the lines of its standard input say, and ends when there are no more.
-async fn obey(world: Arc<World>) {
+/// Runs the commands on standard input, and ends the process at their end.
+async fn run_commands(world: Arc<World>) {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         match line.split(' ').collect::<Vec<_>>().as_slice() {
@@ -280,15 +287,15 @@ async fn obey(world: Arc<World>) {
             ["warm", first, step] => {
                 let (first, step) = (first.parse().unwrap_or(0), step.parse().unwrap_or(1));
                 warm(&world, first, step).await;
-                tell("warm");
+                print_line("warm");
             }
-            _ => eprintln!("not understood: {line}"),
+            _ => eprintln!("unknown command: {line}"),
         }
     }
-    std::process::exit(1); // who started it is gone
+    std::process::exit(1); // the parent process has ended
 }
 
-/// Fills the cluster with what would be there, had it run for a long time.
+/// Fills the cluster with the entries that it would hold after a long time.
 async fn warm(world: &Arc<World>, first: usize, step: usize) {
     let there: Vec<_> = world
         .settings
@@ -306,12 +313,12 @@ async fn warm(world: &Arc<World>, first: usize, step: usize) {
     gets.buffer_unordered(WARMING).collect::<Vec<_>>().await;
 }
 
-/// Begins gets at its rate, whether those before have ended or not.
+/// Begins gets at the rate of the process, whether earlier gets have ended or not.
 async fn gets(world: Arc<World>) {
     let (keys, exponent) = (world.settings.keys as f64, world.settings.exponent);
     let Ok(zipf) = Zipf::new(keys, exponent) else { return };
     let mut tick = interval(TICK);
-    // What a process missed while it stood still, it does not make up for.
+    // A process that was stopped does not make up for the gets that it missed.
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let (mut owed, mut removes) = (0.0, 0.0);
     let key = || format!("key-{}", zipf.sample(&mut *lock(&world.backend.random)) as usize);
@@ -348,27 +355,27 @@ async fn get(world: Arc<World>, key: String) {
 }
 
 async fn remove(world: Arc<World>, key: String) {
-    let is_heard = world.cache.remove(&key).await;
+    let is_complete = world.cache.remove(&key).await;
     let mut sample = lock(&world.sample);
     sample.removes += 1;
-    sample.unheard += u64::from(!is_heard);
+    sample.unheard += u64::from(!is_complete);
 }
 
-/// Says what was done, at a steady pace.
-async fn say(world: Arc<World>) {
+/// Prints a sample at each interval.
+async fn print_samples(world: Arc<World>) {
     let mut tick = interval(SAMPLE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tick.tick().await;
-        say_once(&world);
+        print_sample(&world);
     }
 }
 
-fn say_once(world: &World) {
+fn print_sample(world: &World) {
     let mut sample = std::mem::take(&mut *lock(&world.sample));
     sample.loads = world.backend.loads.swap(0, Relaxed);
     sample.total = world.cache.total();
     if let Ok(line) = serde_json::to_string(&sample) {
-        tell(&line);
+        print_line(&line);
     }
 }

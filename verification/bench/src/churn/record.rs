@@ -1,4 +1,4 @@
-//! What all processes did, second by second.
+//! Record: the samples of all processes, second by second.
 
 use std::{
     collections::BTreeMap,
@@ -8,20 +8,20 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Sample, Total, Who};
+use super::{CacheKind, Sample, Total};
 
-/// What happened in one second.
+/// Events in one second.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Second {
-    /// Calls of loaders.
+    /// Number of calls of loaders.
     pub loads: u64,
-    /// Gets that failed.
+    /// Number of gets that failed.
     pub failed: u64,
-    /// Keys that were removed.
+    /// Number of removes.
     pub removes: u64,
-    /// Removes that did not reach everyone.
+    /// Number of removes that did not reach every node.
     pub unheard: u64,
-    /// How long gets took.
+    /// Latencies of gets in microseconds.
     #[serde(skip)]
     pub micros: Vec<u32>,
 }
@@ -29,12 +29,12 @@ pub struct Second {
 #[derive(Debug, Default)]
 struct Inner {
     seconds: Vec<Second>,
-    /// By their names, with how often they were started.
+    /// Last totals by name and number of the start.
     last: BTreeMap<(String, u32), Total>,
     why: Option<String>,
 }
 
-/// A record that is written while the processes run; a clone is the same.
+/// A record that is written while the processes run. Clones share one record.
 #[derive(Clone, Debug)]
 pub struct Record {
     begun: Instant,
@@ -43,7 +43,7 @@ pub struct Record {
 
 impl Default for Record {
     fn default() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "looks at processes from outside, in real time")]
+        #[expect(clippy::disallowed_methods, reason = "observes processes from outside, in real time")]
         Self { begun: Instant::now(), inner: Arc::default() }
     }
 }
@@ -53,13 +53,13 @@ impl Record {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seconds since it began.
+    /// Returns the seconds since the beginning of the record.
     pub fn now(&self) -> f64 {
         self.begun.elapsed().as_secs_f64()
     }
 
-    /// Takes a line of a process; false = it is no sample.
-    pub fn take(&self, id: &str, life: u32, line: &str) -> bool {
+    /// Adds a line of a process, and returns whether the line is a sample.
+    pub fn take(&self, id: &str, start_number: u32, line: &str) -> bool {
         let Ok(sample) = serde_json::from_str::<Sample>(line) else { return false };
         let at = self.now() as usize;
         let mut inner = self.lock();
@@ -73,24 +73,24 @@ impl Record {
             second.unheard += sample.unheard;
             second.micros.extend(sample.micros);
         }
-        inner.last.insert((id.to_owned(), life), sample.total);
+        inner.last.insert((id.to_owned(), start_number), sample.total);
         inner.why = inner.why.take().or(sample.why);
         true
     }
 
-    /// What all have done until now, those that have ended included.
+    /// Returns the totals of all processes, including those that have ended.
     pub fn total(&self) -> Total {
         let mut all = Total::default();
         self.lock().last.values().for_each(|total| all += *total);
         all
     }
 
-    /// Entries that a process had when it spoke last.
-    pub fn entries(&self, id: &str, life: u32) -> u64 {
-        self.lock().last.get(&(id.to_owned(), life)).map_or(0, |last| last.entries)
+    /// Returns the number of entries that a process owned at its last sample.
+    pub fn entries(&self, id: &str, start_number: u32) -> u64 {
+        self.lock().last.get(&(id.to_owned(), start_number)).map_or(0, |last| last.entries)
     }
 
-    /// What went on from then to then, in seconds.
+    /// Returns the events between two times, in seconds.
     pub fn between(&self, from: f64, to: f64) -> Phase {
         let inner = self.lock();
         let seconds = || inner.seconds.iter().take(to as usize).skip(from as usize);
@@ -112,83 +112,83 @@ impl Record {
         }
     }
 
-    /// The first reason of a get that failed.
+    /// Returns the error of the first get that failed.
     pub fn why(&self) -> Option<String> {
         self.lock().why.clone()
     }
 
-    /// Of every second until then: loads, failed gets, and the p50 and p99 of gets in microseconds.
+    /// Returns the events of every second until `to`.
     pub fn series(&self, to: f64) -> Vec<Phase> {
         (0..to as usize).map(|at| self.between(at as f64, (at + 1) as f64)).collect()
     }
 }
 
-/// What all did in some seconds.
+/// Events of all processes in some seconds.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Phase {
-    /// How many.
+    /// Number of seconds.
     pub seconds: f64,
-    /// Gets that ended.
+    /// Number of gets that ended.
     pub gets: u64,
-    /// Calls of loaders.
+    /// Number of calls of loaders.
     pub loads: u64,
-    /// Gets that failed.
+    /// Number of gets that failed.
     pub failed: u64,
-    /// Keys that were removed.
+    /// Number of removes.
     pub removes: u64,
-    /// Removes that did not reach everyone.
+    /// Number of removes that did not reach every node.
     pub unheard: u64,
-    /// Microseconds until the answer, of half of the gets.
+    /// Median latency of a get in microseconds.
     pub p50_us: u32,
-    /// Of 99 in 100.
+    /// 99th percentile of the latency.
     pub p99_us: u32,
-    /// Of 999 in 1,000.
+    /// 99.9th percentile of the latency.
     pub p999_us: u32,
 }
 
-/// One deploy of one contestant.
+/// A deploy of one cache.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
-    /// What was done.
+    /// Name of the scenario.
     pub scenario: &'static str,
-    /// By whom.
-    pub who: Who,
-    /// Before it.
+    /// Cache of the cluster.
+    pub kind: CacheKind,
+    /// Events before the deploy.
     pub steady: Phase,
-    /// From its first step until some seconds after its last.
+    /// Events from the first step of the deploy until some seconds after the last one.
     pub deploy: Phase,
-    /// When it began and when its last step was over, in seconds.
+    /// Beginning of the deploy, in seconds.
     pub from: f64,
-    /// See `from`.
+    /// End of the last step of the deploy, in seconds.
     pub to: f64,
-    /// Bytes of values that changed hands.
+    /// Bytes of values that were sent in hand-overs.
     pub moved_bytes: u64,
-    /// Former owners that were asked for a key before it was loaded.
+    /// Number of previous-owner reads before loads.
     pub peeks: u64,
-    /// Of those that had it.
+    /// Number of previous-owner reads that found the value.
     pub peeked: u64,
-    /// Entries that were taken over in pages.
+    /// Number of entries that were received in pages.
     pub taken_over: u64,
-    /// Bytes of values that changed hands after all that was counted, when the ring had been the same for a while.
+    /// Bytes of values that were sent after the deploy was counted, once the ring had been the same for a while.
     pub moved_later_bytes: u64,
-    /// Bytes of values on the processes that ended, when they were told to.
+    /// Bytes of values that the ended processes owned when they were told to end.
     pub left_bytes: u64,
-    /// Processor time that all used during the deploy, in seconds.
+    /// Processor time of all processes during the deploy, in seconds.
     pub used_seconds: f64,
-    /// Why the first get failed, if one did.
+    /// Error of the first get that failed, if there is one.
     pub why: Option<String>,
-    /// Of every second.
+    /// Events of every second.
     pub series: Vec<Phase>,
 }
 
 impl Run {
-    /// Loads during the deploy, over those of as many steady seconds.
+    /// Returns the ratio of loads during the deploy to the loads of an equal time before it.
     pub fn loads_ratio(&self) -> f64 {
         let steady = self.steady.loads as f64 / self.steady.seconds;
         self.deploy.loads as f64 / (steady * self.deploy.seconds)
     }
 
-    /// Loads beyond those of as many steady seconds.
+    /// Returns the loads during the deploy beyond the loads of an equal time before it.
     pub fn extra_loads(&self) -> f64 {
         self.deploy.loads as f64 - self.steady.loads as f64 / self.steady.seconds * self.deploy.seconds
     }

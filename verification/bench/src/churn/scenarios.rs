@@ -1,56 +1,57 @@
-//! What is done to a cluster, step by step.
+//! Scenarios: the steps of each kind of deploy.
 
 use std::{path::Path, time::Duration};
 
 use super::{
-    Settings, Who,
+    CacheKind, Settings,
     cluster::{Cluster, pause},
     record::Run,
 };
 use crate::Result;
 
-/// How long it is measured what is steady.
+/// Time for which the steady state is measured.
 const STEADY: Duration = Duration::from_secs(20);
 
-/// How long after the last step the deploy is counted: what it made cold is loaded in the meantime.
+/// Time after the last step that counts as part of the deploy. Keys that the deploy made cold are loaded meanwhile.
 const AFTER: Duration = Duration::from_secs(15);
 
-/// How long after all that is counted it is waited for what moves when the ring is quiet, where anything does.
+/// Time to wait after the deploy for values that a node sends only once the ring has been the same for a while.
 const LATER: Duration = Duration::from_secs(30);
 
-/// Between two steps; Kubernetes takes longer.
+/// Pause between two steps. Kubernetes takes longer.
 const STEP: Duration = Duration::from_secs(1);
 
-/// How long a platform takes to notice that a process is dead.
+/// Time that a platform takes to notice a dead process.
 const NOTICED: Duration = Duration::from_secs(2);
 
-/// Keys that are removed in a second, where any are.
+/// Removes per second, in the scenario with removes.
 const REMOVES: f64 = 50.0;
 
-/// The size of the cluster, and of the small one that grows to it.
+/// Number of processes of the cluster.
 const SIZE: usize = 10;
+/// Number of processes of the small cluster that grows to [`SIZE`].
 const SMALL: usize = 3;
 
-/// What is done.
+/// A kind of deploy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scenario {
-    /// (a) Ten new names, one more than ten at a time.
+    /// (a) Ten new names replace ten old ones, with one process more than ten at a time.
     Deployment,
-    /// (b) The same names start again, one after the other.
+    /// (b) All ten names restart, one after another.
     StatefulSet,
-    /// (b) While keys are removed all the time.
+    /// (b) with removes all the time.
     StatefulSetWrites,
-    /// (c) From three to ten and back, all at once.
+    /// (c) The cluster grows from three to ten and shrinks back, all processes at once.
     Scale,
-    /// (d) One of ten is killed.
+    /// (d) A single process of the ten is killed.
     Kill,
 }
 
 impl Scenario {
-    /// All of them.
+    /// All kinds of deploys.
     pub const ALL: [Self; 5] = [Self::Deployment, Self::StatefulSet, Self::StatefulSetWrites, Self::Scale, Self::Kill];
 
-    /// As it is written in tables.
+    /// Returns the name in the tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Deployment => "(a) ten new names, surge 1",
@@ -65,16 +66,16 @@ impl Scenario {
         if self == Self::Scale { SMALL } else { SIZE }
     }
 
-    /// Does it to a cluster of that contestant.
+    /// Runs the deploy on a cluster of this cache.
     ///
     /// # Errors
-    /// When a process does not start or end.
-    pub fn run(self, who: Who, settings: &Settings, scratch: &Path) -> Result<Run> {
+    /// An error if a process does not start or end.
+    pub fn run(self, kind: CacheKind, settings: &Settings, scratch: &Path) -> Result<Run> {
         let removes = if self == Self::StatefulSetWrites { REMOVES } else { 0.0 };
-        let settings = Settings { who, peers: scratch.join("peers"), removes, ..settings.clone() };
+        let settings = Settings { kind, peers: scratch.join("peers"), removes, ..settings.clone() };
         let value_bytes = settings.value_bytes as u64;
         let mut cluster = Cluster::start(settings, self.size())?;
-        pause(STEP); // what was begun while it was filled has ended
+        pause(STEP); // the gets of the filling have ended
         let begin = cluster.record.now().ceil();
         pause(STEADY);
         let from = cluster.record.now().ceil();
@@ -85,12 +86,12 @@ impl Scenario {
         let end = cluster.record.now().floor();
         let record = &cluster.record;
         let after = record.total();
-        if who == Who::Ours {
+        if kind == CacheKind::ThisCrate {
             pause(LATER);
         }
         Ok(Run {
             scenario: self.name(),
-            who,
+            kind,
             steady: record.between(begin, from),
             deploy: record.between(from, end),
             from: from - begin,
@@ -107,7 +108,7 @@ impl Scenario {
         })
     }
 
-    /// Returns how many entries were on those that ended.
+    /// Runs the steps, and returns the number of entries that the ended processes owned.
     fn steps(self, cluster: &mut Cluster) -> Result<u64> {
         let mut left = 0;
         match self {
@@ -134,7 +135,7 @@ impl Scenario {
             }
             Self::Kill => {
                 let names = cluster.names();
-                left += cluster.kill(names.first().ok_or("nobody is there")?, NOTICED)?;
+                left += cluster.kill(names.first().ok_or("the cluster has no process")?, NOTICED)?;
             }
         }
         Ok(left)

@@ -1,55 +1,55 @@
-//! How fast values change hands, and what that takes from gets: one of two processes leaves that have much.
+//! Throughput: the rate of hand-overs and their cost in processor time, when one of two full processes leaves.
 
 use std::path::Path;
 
 use super::{
-    Settings, Who,
+    CacheKind, Settings,
     cluster::{Cluster, pause},
 };
 use crate::Result;
 
-/// Long enough for a steady figure of what gets take.
+/// Time for which the processor time of gets alone is measured.
 const STEADY: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Sizes of values that it is measured with.
+/// Sizes of values, in bytes.
 pub const SIZES: [usize; 3] = [1 << 10, 16 << 10, 64 << 10];
 
-/// Of values on the one that leaves, about.
+/// Bytes of values on the process that leaves, approximately.
 pub const LEFT_BYTES: usize = 500_000_000;
 
-/// Of values on the two together.
+/// Bytes of values on both processes.
 const ALL_BYTES: usize = 2 * LEFT_BYTES;
 
-/// Nothing expires.
+/// Time to live in seconds, so long that nothing expires.
 const LASTS: f64 = 1e7;
 
-/// What a hand-over came to.
+/// Result of a hand-over.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Throughput {
-    /// Of each value.
+    /// Bytes of each value.
     pub value_bytes: usize,
-    /// Of values, on the process that left.
+    /// Bytes of values on the process that left.
     pub left_bytes: u64,
-    /// Of values, that others took over.
+    /// Bytes of values that were sent in the hand-over.
     pub moved_bytes: u64,
-    /// From SIGTERM to its end.
+    /// Seconds from SIGTERM to the end of the process.
     pub seconds: f64,
-    /// Of processor, in that time, of both, beyond what gets take.
+    /// Processor time of both processes in that time beyond the processor time of gets, in seconds.
     pub used_seconds: f64,
 }
 
-/// Measures it once, with values of one size. Gets bring as many bytes a second whatever that is.
+/// Measures once with values of one size. Gets read the same number of bytes per second for all sizes.
 ///
 /// # Errors
-/// When a process does not start or end.
+/// An error if a process does not start or end.
 pub fn measure(settings: &Settings, value_bytes: usize, scratch: &Path) -> Result<Throughput> {
     let settings = Settings {
-        who: Who::Ours,
+        kind: CacheKind::ThisCrate,
         peers: scratch.join("peers"),
         keys: ALL_BYTES / value_bytes,
         value_bytes,
         rate: settings.rate * settings.value_bytes as f64 / value_bytes as f64,
-        exponent: 0.0, // all alike, so that all are there
+        exponent: 0.0, // all keys are equally likely, so that all are in memory
         lasts: LASTS,
         ..settings.clone()
     };
@@ -61,7 +61,7 @@ pub fn measure(settings: &Settings, value_bytes: usize, scratch: &Path) -> Resul
     let names = cluster.names();
     let left = cluster.end(names.get(1..).unwrap_or_default())?;
     let seconds = cluster.record.now() - from.0;
-    pause(STEADY / 10); // the last that the other one says of that time
+    pause(STEADY / 10); // the last sample of the other process for that time
     let after = cluster.record.total();
     let steady = (from.1.nanoseconds - begun.1.nanoseconds) as f64 / 1e9 / (from.0 - begun.0);
     Ok(Throughput {

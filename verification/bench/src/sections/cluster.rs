@@ -1,4 +1,5 @@
-//! Several nodes at work: many keys at once, keys by Zipf's law on three nodes, and from nothing to the first answer.
+//! Cluster: measurements of several nodes, with many keys at once, keys by Zipf's law on three nodes, and the time from
+//! the start to the first answer.
 
 use std::{
     net::SocketAddr,
@@ -17,16 +18,16 @@ use tokio::time::Instant;
 
 use crate::{
     Result,
-    contestants::{Contestant, keys, ours, rival::Rival},
     figures::Results,
     processes::{self, CLIENT, Process, SERVER},
+    targets::{Target, groupcache_rs::GroupcacheRs, keys, this_crate},
 };
 
-/// The tables.
+/// Name of the table of many keys at once.
 pub const MANY: &str = "many keys at once";
-/// See [`MANY`].
+/// Name of the table of keys by Zipf's law.
 pub const ZIPF: &str = "Zipf 1.0, three nodes";
-/// See [`MANY`].
+/// Name of the table of starts.
 pub const START: &str = "from start to the first remote get";
 
 const VALUE_BYTES: usize = 100;
@@ -34,15 +35,15 @@ const MANY_KEYS: usize = 40_000;
 const ZIPF_KEYS: u64 = 1_000_000;
 const ZIPF_CALLERS: usize = 64;
 
-/// A node, and where it listens.
+/// Name of a node, and the address on which it listens.
 type Named = (String, SocketAddr);
 
-/// What a process is told.
+/// Settings of a process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     task: Task,
-    is_rival: bool,
-    /// All nodes; the first is the one that is told.
+    is_groupcache_rs: bool,
+    /// All nodes. The first one is the node of this process.
     nodes: Vec<Named>,
     seconds: f64,
 }
@@ -57,54 +58,58 @@ enum Task {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
-    who: String,
+    target: String,
     per_second: f64,
-    /// Of all gets, how many this node answered itself; or how many exchanges a call took.
+    /// Share of gets that the local node answers from memory, or number of exchanges for each call.
     share: f64,
     milliseconds: f64,
 }
 
-/// The nodes of a measurement; all but the first are started.
-fn started(count: usize, is_rival: bool) -> Result<(Vec<Named>, Vec<Process>)> {
+/// Returns the nodes of a measurement, and the processes of all nodes but the first.
+fn started(count: usize, is_groupcache_rs: bool) -> Result<(Vec<Named>, Vec<Process>)> {
     let named = |n| Ok::<_, crate::Error>((format!("node-{n}"), processes::free_address()?));
     let nodes: Vec<_> = (0..count).map(named).collect::<Result<_>>()?;
     let mut others = Vec::new();
     for n in 1..count {
         let mut seen = nodes.clone();
         seen.swap(0, n);
-        let settings = Settings { task: Task::Serve, is_rival, nodes: seen, seconds: 0.0 };
+        let settings = Settings { task: Task::Serve, is_groupcache_rs, nodes: seen, seconds: 0.0 };
         others.push(processes::serve("cluster", &settings, SERVER)?);
     }
     Ok((nodes, others))
 }
 
-/// One round of all three.
+/// Measures one round of a table.
 ///
 /// # Errors
-/// When a process fails.
+/// An error if a process fails.
 pub fn round(name: &str, round: usize, seconds: f64, results: &mut Results) -> Result<()> {
-    let mut measure = |task, is_rival, count, cell: &str| {
-        let (nodes, _others) = started(count, is_rival)?;
-        let settings = Settings { task, is_rival, nodes, seconds };
+    let mut measure = |task, is_groupcache_rs, count, cell: &str| {
+        let (nodes, _others) = started(count, is_groupcache_rs)?;
+        let settings = Settings { task, is_groupcache_rs, nodes, seconds };
         for line in processes::ask::<Line>("cluster", &settings, &CLIENT.to_string())? {
             let figures = [("per_second", line.per_second), ("share", line.share), ("ms", line.milliseconds)];
-            eprintln!("{name}: {cell}: {}: {figures:?}", line.who);
+            eprintln!("{name}: {cell}: {}: {figures:?}", line.target);
             let figures = figures.into_iter().map(|(name, figure)| (name.to_owned(), figure)).collect();
-            results.add(name, cell, &line.who, round, figures);
+            results.add(name, cell, &line.target, round, figures);
         }
         Ok::<_, crate::Error>(())
     };
     match name {
         MANY => [10, 100, 1000].into_iter().try_for_each(|n| measure(Task::Many(n), false, 2, &format!("{n} keys"))),
-        ZIPF => [false, true].into_iter().try_for_each(|rival| measure(Task::Zipf, rival, 3, "64 callers")),
-        _ => [false, true].into_iter().try_for_each(|rival| measure(Task::Start, rival, 2, "two nodes")),
+        ZIPF => [false, true]
+            .into_iter()
+            .try_for_each(|is_groupcache_rs| measure(Task::Zipf, is_groupcache_rs, 3, "64 callers")),
+        _ => [false, true]
+            .into_iter()
+            .try_for_each(|is_groupcache_rs| measure(Task::Start, is_groupcache_rs, 2, "two nodes")),
     }
 }
 
-/// The role of one of the nodes.
+/// Runs the role of one of the nodes.
 ///
 /// # Errors
-/// When it cannot listen, or a get fails.
+/// An error if the node cannot listen, or a get fails.
 pub async fn run(settings: Settings) -> Result<()> {
     match settings.task {
         Task::Serve => serve(&settings).await,
@@ -120,19 +125,19 @@ fn me(settings: &Settings) -> Result<&Named> {
 
 async fn serve(settings: &Settings) -> Result<()> {
     let (id, address) = me(settings)?;
-    if settings.is_rival {
-        let rival = Rival::new(*address, VALUE_BYTES, true);
-        rival.serve().await?;
+    if settings.is_groupcache_rs {
+        let groupcache_rs = GroupcacheRs::new(*address, VALUE_BYTES, true);
+        groupcache_rs.serve().await?;
         return processes::ready_until_stdin_ends().await;
     }
-    let node = ours::node(id, 1, &settings.nodes).await?;
-    let _group = ours::group(&node, VALUE_BYTES, true)?;
+    let node = this_crate::node(id, 1, &settings.nodes).await?;
+    let _group = this_crate::group(&node, VALUE_BYTES, true)?;
     processes::ready_until_stdin_ends().await
 }
 
 async fn many(settings: &Settings, n: usize) -> Result<()> {
-    let node = ours::node(&me(settings)?.0, 0, &settings.nodes).await?;
-    let group = ours::group(&node, VALUE_BYTES, false)?;
+    let node = this_crate::node(&me(settings)?.0, 0, &settings.nodes).await?;
+    let group = this_crate::group(&node, VALUE_BYTES, false)?;
     node.ready(2).await?;
     let keys = keys(MANY_KEYS);
     for some in keys.chunks(1000) {
@@ -156,7 +161,7 @@ async fn many(settings: &Settings, n: usize) -> Result<()> {
             }
         }
         let line = Line {
-            who: if is_many { "get_many" } else { "gets at once" }.to_owned(),
+            target: if is_many { "get_many" } else { "gets at once" }.to_owned(),
             per_second: f64::from(calls) * n as f64 / begun.elapsed().as_secs_f64(),
             share: (node.stats().frames_sent - frames) as f64 / f64::from(calls),
             milliseconds: 0.0,
@@ -168,38 +173,38 @@ async fn many(settings: &Settings, n: usize) -> Result<()> {
 
 async fn zipf(settings: &Settings) -> Result<()> {
     let (id, address) = me(settings)?;
-    if settings.is_rival {
-        let rival = Rival::new(*address, VALUE_BYTES, true);
-        rival.serve().await?;
+    if settings.is_groupcache_rs {
+        let groupcache_rs = GroupcacheRs::new(*address, VALUE_BYTES, true);
+        groupcache_rs.serve().await?;
         for (_, peer) in settings.nodes.iter().skip(1) {
-            rival.add(*peer).await?;
+            groupcache_rs.add(*peer).await?;
         }
-        let per_second = ask_by_zipf(rival, settings.seconds).await?;
-        let line = Line { who: "groupcache 0.3".to_owned(), per_second, share: 0.0, milliseconds: 0.0 };
+        let per_second = ask_by_zipf(groupcache_rs, settings.seconds).await?;
+        let line = Line { target: "groupcache 0.3".to_owned(), per_second, share: 0.0, milliseconds: 0.0 };
         println!("{}", serde_json::to_string(&line)?);
         return Ok(());
     }
-    let node = ours::node(id, 1, &settings.nodes).await?;
-    let group = ours::group(&node, VALUE_BYTES, true)?;
+    let node = this_crate::node(id, 1, &settings.nodes).await?;
+    let group = this_crate::group(&node, VALUE_BYTES, true)?;
     node.ready(settings.nodes.len()).await?;
-    let per_second = ask_by_zipf(ours::Ours { node, group: group.clone() }, settings.seconds).await?;
+    let per_second = ask_by_zipf(this_crate::ThisCrate { node, group: group.clone() }, settings.seconds).await?;
     let stats = group.stats();
     let share = stats.hits as f64 / stats.gets as f64;
-    let line = Line { who: "ours".to_owned(), per_second, share, milliseconds: 0.0 };
+    let line = Line { target: "ours".to_owned(), per_second, share, milliseconds: 0.0 };
     println!("{}", serde_json::to_string(&line)?);
     Ok(())
 }
 
-/// Gets a second, after as long again that is not counted.
-async fn ask_by_zipf<C: Contestant>(contestant: C, seconds: f64) -> Result<f64> {
-    let (contestant, total) = (Arc::new(contestant), Arc::<AtomicU64>::default());
+/// Returns the gets per second. The measurement follows a warm-up of equal length.
+async fn ask_by_zipf<C: Target>(target: C, seconds: f64) -> Result<f64> {
+    let (target, total) = (Arc::new(target), Arc::<AtomicU64>::default());
     let mut callers = tokio::task::JoinSet::new();
     for caller in 0..ZIPF_CALLERS {
-        let (contestant, total) = (Arc::clone(&contestant), Arc::clone(&total));
+        let (target, total) = (Arc::clone(&target), Arc::clone(&total));
         let (law, mut rng) = (Zipf::new(ZIPF_KEYS as f64, 1.0)?, SmallRng::seed_from_u64(caller as u64));
         callers.spawn(async move {
             for n in 0_u32.. {
-                contestant.get(caller, &format!("key-{:016}", law.sample(&mut rng) as u64)).await?;
+                target.get(caller, &format!("key-{:016}", law.sample(&mut rng) as u64)).await?;
                 total.fetch_add(1, Relaxed);
                 if n.is_multiple_of(16) {
                     tokio::task::yield_now().await; // a hit never waits
@@ -222,26 +227,29 @@ async fn ask_by_zipf<C: Contestant>(contestant: C, seconds: f64) -> Result<f64> 
 async fn start(settings: &Settings) -> Result<()> {
     let begun = Instant::now();
     let (id, address) = me(settings)?;
-    let who = if settings.is_rival {
-        let rival = Rival::new(*address, 0, true);
-        rival.serve().await?;
+    let target = if settings.is_groupcache_rs {
+        let groupcache_rs = GroupcacheRs::new(*address, 0, true);
+        groupcache_rs.serve().await?;
         for (_, peer) in settings.nodes.iter().skip(1) {
-            rival.add(*peer).await?;
+            groupcache_rs.add(*peer).await?;
         }
         let mut keys = keys(1000).into_iter();
-        while rival.get(0, &keys.next().ok_or("no key is the other's")?).await? == 0 {}
+        while groupcache_rs.get(0, &keys.next().ok_or("the other node owns none of the keys")?).await? == 0 {}
         "groupcache 0.3"
     } else {
-        let node = ours::node(id, 1, &settings.nodes).await?;
-        let group = ours::group(&node, VALUE_BYTES, true)?;
+        let node = this_crate::node(id, 1, &settings.nodes).await?;
+        let group = this_crate::group(&node, VALUE_BYTES, true)?;
         node.ready(2).await?;
         let mut keys = keys(1000).into_iter();
         while group.stats().fetches == 0 {
-            group.get(&keys.next().ok_or("no key is the other's")?).await?;
+            group.get(&keys.next().ok_or("the other node owns none of the keys")?).await?;
         }
         "ours"
     };
     let milliseconds = begun.elapsed().as_secs_f64() * 1000.0;
-    println!("{}", serde_json::to_string(&Line { who: who.to_owned(), per_second: 0.0, share: 0.0, milliseconds })?);
+    println!(
+        "{}",
+        serde_json::to_string(&Line { target: target.to_owned(), per_second: 0.0, share: 0.0, milliseconds })?
+    );
     Ok(())
 }

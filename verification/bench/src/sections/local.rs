@@ -1,4 +1,4 @@
-//! Gets that this process answers itself: hits, and misses whose loader answers at once.
+//! Local: gets without a peer, which are hits, and misses with a loader that answers at once.
 
 use std::{
     convert::Infallible,
@@ -19,27 +19,27 @@ use tokio::time::Instant;
 
 use crate::{
     Result,
-    contestants::{Contestant, keys, ours, rival::Rival, value},
     figures::Results,
     machine::Used,
     processes::{self, CLIENT},
+    targets::{Target, groupcache_rs::GroupcacheRs, keys, this_crate, value},
 };
 
-/// The tables.
+/// Name of the table of hits.
 pub const HITS: &str = "local hits";
-/// See [`HITS`].
+/// Name of the table of misses.
 pub const MISSES: &str = "local misses";
 
 const KEYS: usize = 10_000;
 const VALUE_BYTES: usize = 100;
 
-/// Between two looks at the clock.
+/// Number of gets between two checks of the clock.
 const AT_ONCE: usize = 1000;
 
-/// Misses of one round: each of another key.
+/// Number of misses in a round, each of another key.
 const COLD_KEYS: usize = 200_000;
 
-/// A value as services have them.
+/// A value as services have it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct User {
     id: u64,
@@ -53,38 +53,38 @@ fn user() -> User {
     User { id: 12345, name: "Ada Lovelace".to_owned(), mail: "ada@example.org".to_owned(), roles }
 }
 
-/// Who answers from memory.
+/// A target that answers from memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Local {
     /// A group of bytes.
-    Ours,
+    ThisCrate,
     /// A group of decoded values.
-    OursDecoded,
-    /// The map that both stand on.
+    ThisCrateDecoded,
+    /// The bare map that a group is built on.
     QuickCache,
-    /// The crate `groupcache`, 0.3.
-    Rival,
+    /// The crate `groupcache` 0.3.
+    GroupcacheRs,
 }
 
 impl Local {
-    /// Everyone.
-    pub const ALL: [Self; 4] = [Self::Ours, Self::OursDecoded, Self::QuickCache, Self::Rival];
+    /// All targets.
+    pub const ALL: [Self; 4] = [Self::ThisCrate, Self::ThisCrateDecoded, Self::QuickCache, Self::GroupcacheRs];
 
-    /// As the tables say it.
+    /// Returns the name in the tables.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Ours => "ours",
-            Self::OursDecoded => "ours, a struct",
+            Self::ThisCrate => "ours",
+            Self::ThisCrateDecoded => "ours, a struct",
             Self::QuickCache => "bare quick_cache",
-            Self::Rival => "groupcache 0.3",
+            Self::GroupcacheRs => "groupcache 0.3",
         }
     }
 }
 
-/// What a process is told.
+/// Settings of a process.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Ask {
-    who: Local,
+    target: Local,
     threads: usize,
     seconds: f64,
     is_cold: bool,
@@ -95,67 +95,67 @@ struct Line {
     nanoseconds: f64,
 }
 
-/// One round of both tables.
+/// Measures one round of both tables, with another target first in each round.
 ///
 /// # Errors
-/// When a process fails.
+/// An error if a process fails.
 pub fn round(round: usize, seconds: f64, results: &mut Results) -> Result<()> {
     for n in 0..Local::ALL.len() {
-        let Some(who) = Local::ALL.get((n + round) % Local::ALL.len()).copied() else { continue };
+        let Some(target) = Local::ALL.get((n + round) % Local::ALL.len()).copied() else { continue };
         for threads in [1, 2] {
-            let ask = Ask { who, threads, seconds, is_cold: false };
+            let ask = Ask { target, threads, seconds, is_cold: false };
             let cores = if threads == 1 { CLIENT.to_string() } else { "0,1".to_owned() };
             let lines: Vec<Line> = processes::ask("local", &ask, &cores)?;
             let cell = if threads == 1 { "1 thread" } else { "2 threads" };
-            tell(HITS, cell, who, round, &lines, results);
+            add_lines(HITS, cell, target, round, &lines, results);
         }
-        if matches!(who, Local::Ours | Local::Rival) {
-            let ask = Ask { who, threads: 1, seconds, is_cold: true };
+        if matches!(target, Local::ThisCrate | Local::GroupcacheRs) {
+            let ask = Ask { target, threads: 1, seconds, is_cold: true };
             let lines: Vec<Line> = processes::ask("cold", &ask, &CLIENT.to_string())?;
-            tell(MISSES, "loader answers at once", who, round, &lines, results);
+            add_lines(MISSES, "loader answers at once", target, round, &lines, results);
         }
     }
     Ok(())
 }
 
-fn tell(section: &str, cell: &str, who: Local, round: usize, lines: &[Line], results: &mut Results) {
+fn add_lines(section: &str, cell: &str, target: Local, round: usize, lines: &[Line], results: &mut Results) {
     for line in lines {
-        eprintln!("{section}: {cell}: {}: {:.0} ns", who.name(), line.nanoseconds);
-        results.add(section, cell, who.name(), round, [("ns".to_owned(), line.nanoseconds)].into());
+        eprintln!("{section}: {cell}: {}: {:.0} ns", target.name(), line.nanoseconds);
+        results.add(section, cell, target.name(), round, [("ns".to_owned(), line.nanoseconds)].into());
     }
 }
 
-/// The role of a process that asks itself.
+/// Runs the role of a process without a peer.
 ///
 /// # Errors
-/// Whatever a contestant says.
+/// Any error of the target.
 pub async fn ask(ask: Ask) -> Result<()> {
-    let nanoseconds = match ask.who {
+    let nanoseconds = match ask.target {
         Local::QuickCache => {
             let cache = Cache::<Arc<str>, Bytes>::new(KEYS * 4);
             hits(ask, QuickHit(Arc::new(cache))).await?
         }
-        Local::Ours => {
+        Local::ThisCrate => {
             let node = Node::builder().start().await?;
-            let group = ours::group(&node, VALUE_BYTES, true)?;
+            let group = this_crate::group(&node, VALUE_BYTES, true)?;
             if ask.is_cold {
                 misses(async |key: &str| group.get(key).await.map(drop).map_err(Into::into)).await?
             } else {
-                hits(ask, OursHit(group)).await?
+                hits(ask, ThisCrateHit(group)).await?
             }
         }
-        Local::OursDecoded => {
+        Local::ThisCrateDecoded => {
             let node = Node::builder().start().await?;
             let group = node.group::<Json<User>>("users").capacity_bytes(64 << 20);
             let group = group.loader(async |_: &str| Ok::<_, Infallible>(user())).build()?;
-            hits(ask, OursHit(group)).await?
+            hits(ask, ThisCrateHit(group)).await?
         }
-        Local::Rival => {
-            let rival = Rival::new(processes::free_address()?, VALUE_BYTES, true);
+        Local::GroupcacheRs => {
+            let groupcache_rs = GroupcacheRs::new(processes::free_address()?, VALUE_BYTES, true);
             if ask.is_cold {
-                misses(async |key: &str| rival.get(0, key).await.map(|_| ())).await?
+                misses(async |key: &str| groupcache_rs.get(0, key).await.map(|_| ())).await?
             } else {
-                hits(ask, RivalHit(rival)).await?
+                hits(ask, GroupcacheRsHit(groupcache_rs)).await?
             }
         }
     };
@@ -163,7 +163,7 @@ pub async fn ask(ask: Ask) -> Result<()> {
     Ok(())
 }
 
-/// One get of what is in memory.
+/// A target with all keys in memory.
 trait Hit: Clone + Send + Sync + 'static {
     fn get(&self, key: &Arc<str>) -> impl Future<Output = Result<()>> + Send;
 }
@@ -181,9 +181,9 @@ impl Hit for QuickHit {
 }
 
 #[derive(Clone)]
-struct OursHit<V: groupcache_core::Value>(groupcache_core::Group<V>);
+struct ThisCrateHit<V: groupcache_core::Value>(groupcache_core::Group<V>);
 
-impl<V: groupcache_core::Value> Hit for OursHit<V> {
+impl<V: groupcache_core::Value> Hit for ThisCrateHit<V> {
     async fn get(&self, key: &Arc<str>) -> Result<()> {
         std::hint::black_box(self.0.get(key).await?);
         Ok(())
@@ -191,16 +191,16 @@ impl<V: groupcache_core::Value> Hit for OursHit<V> {
 }
 
 #[derive(Clone)]
-struct RivalHit(Rival);
+struct GroupcacheRsHit(GroupcacheRs);
 
-impl Hit for RivalHit {
+impl Hit for GroupcacheRsHit {
     async fn get(&self, key: &Arc<str>) -> Result<()> {
         std::hint::black_box(self.0.get(0, key).await?);
         Ok(())
     }
 }
 
-/// Nanoseconds of a thread for each hit.
+/// Returns the nanoseconds of a thread for each hit.
 async fn hits<H: Hit>(ask: Ask, on: H) -> Result<f64> {
     let keys: Vec<_> = keys(KEYS);
     for key in &keys {
@@ -212,7 +212,8 @@ async fn hits<H: Hit>(ask: Ask, on: H) -> Result<f64> {
     let mut threads = tokio::task::JoinSet::new();
     for thread in 0..ask.threads {
         let (on, ends, total, mut keys) = (on.clone(), Arc::clone(&ends), Arc::clone(&total), keys.clone());
-        // Each in an order of its own, or the second would find what the first has just brought into the cache.
+        // Each thread has an order of its own, because otherwise the second thread would find the keys that the first
+        // has just brought into the cache of the processor.
         keys.shuffle(&mut SmallRng::seed_from_u64(thread as u64));
         threads.spawn(async move {
             loop {
@@ -238,7 +239,7 @@ async fn hits<H: Hit>(ask: Ask, on: H) -> Result<f64> {
     Ok(begun.elapsed().as_nanos() as f64 * ask.threads as f64 / total.load(Relaxed) as f64)
 }
 
-/// Nanoseconds of processor for each miss.
+/// Returns the nanoseconds of processor for each miss.
 async fn misses(get: impl AsyncFn(&str) -> Result<()>) -> Result<f64> {
     let keys = keys(COLD_KEYS);
     let before = Used::of_this_process()?;

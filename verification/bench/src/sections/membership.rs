@@ -1,4 +1,5 @@
-//! A change of the set of peers, with 3 to 1,000 of them: how long until the view has it, and what that costs.
+//! Membership: a change of the set of peers, with 3 to 1,000 peers. The figures are the time until the view has the
+//! change, and its processor time.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -9,25 +10,25 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     Result,
-    contestants::ours,
     figures::Results,
     machine::Used,
     processes::{self, CLIENT, SERVER},
+    targets::this_crate,
 };
 
-/// The table.
+/// Name of the table.
 pub const NAME: &str = "a peer joins";
 
-/// How many are there before.
+/// Numbers of peers before the change.
 const SIZES: [usize; 4] = [3, 10, 100, 1000];
 
-/// The same change, so often in one round.
+/// Number of equal changes in one round.
 const CHANGES: usize = 2;
 
-/// Until then a change must have come to the view.
+/// Time limit for a change to reach the view.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What a process is told.
+/// Settings of a process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     addresses: Vec<SocketAddr>,
@@ -40,10 +41,10 @@ struct Line {
     cpu_ms: f64,
 }
 
-/// One round.
+/// Measures one round.
 ///
 /// # Errors
-/// When a process fails.
+/// An error if a process fails.
 pub fn round(round: usize, results: &mut Results) -> Result<()> {
     for size in SIZES {
         let port = processes::free_address()?.port();
@@ -60,7 +61,8 @@ pub fn round(round: usize, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// An address of its own for each on loopback: of a thousand ports that were free one is not free any more.
+/// Returns an address of loopback for peer `n`. All peers share one port, because of a thousand free ports some would
+/// soon be taken.
 fn address(n: usize, port: u16) -> SocketAddr {
     SocketAddr::from(([127, 1, (n / 250) as u8, (n % 250) as u8 + 1], port))
 }
@@ -69,16 +71,18 @@ fn id(n: usize) -> String {
     format!("peer-{n:04}")
 }
 
-/// The role of all peers, or of the node that meets them.
+/// Runs the role of all peers, or of the node that observes them.
 ///
 /// # Errors
-/// When one cannot listen, or a change does not come.
+/// An error if a node cannot listen, or a change does not reach the view.
 pub async fn run(settings: Settings) -> Result<()> {
     let Settings { addresses, is_serving } = settings;
     if is_serving {
-        // At once: each takes a moment to find out that it is alone.
-        let nodes =
-            addresses.iter().enumerate().map(async |(n, address)| ours::node(&id(n), 1, &[(id(n), *address)]).await);
+        // All nodes start at once, because each takes a moment to find that it is alone.
+        let nodes = addresses
+            .iter()
+            .enumerate()
+            .map(async |(n, address)| this_crate::node(&id(n), 1, &[(id(n), *address)]).await);
         let _nodes = futures_util::future::try_join_all(nodes).await?;
         return processes::ready_until_stdin_ends().await;
     }
@@ -104,7 +108,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     Ok(())
 }
 
-/// Until so many own keys, this node among them. A view is looked through once: at 1,000 peers that takes a while.
+/// Waits until this many members own keys, this node included. Each view is read once, because reading a view of 1,000
+/// peers takes a while.
 async fn wait(node: &Node, members: usize) -> Result<()> {
     let until = async {
         let mut seen = None;
@@ -117,5 +122,5 @@ async fn wait(node: &Node, members: usize) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    timeout(LIMIT, until).await.map_err(|_| format!("there were no {members} members within {LIMIT:?}").into())
+    timeout(LIMIT, until).await.map_err(|_| format!("the view had no {members} members within {LIMIT:?}").into())
 }

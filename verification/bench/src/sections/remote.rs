@@ -1,4 +1,4 @@
-//! Gets that another process answers.
+//! Remote: gets that another process answers.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,44 +7,45 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Result,
-    contestants::{
-        Contestant, Remote, keys,
-        ours::{self, Ours},
-        rival::Rival,
-        text::{self, Connections, Pipelined, Protocol},
-        unary::{self, Unary},
-        value,
-    },
     figures::Results,
     load::{self, Figures, Plan},
     processes::{self, CLIENT, SERVER},
+    targets::{
+        Remote, Target,
+        groupcache_rs::GroupcacheRs,
+        keys,
+        memcached_redis::{self, Connections, Pipelined, Protocol},
+        this_crate::{self, ThisCrate},
+        unary::{self, Unary},
+        value,
+    },
 };
 
-/// How many are asked at once while the keys are filled in.
+/// Number of concurrent requests while the keys are filled in.
 const FILLING: usize = 64;
 
-/// What a server is told.
+/// Settings of a server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Serve {
-    who: Remote,
+    target: Remote,
     server: SocketAddr,
     client: SocketAddr,
     bytes: usize,
 }
 
-/// What a client is told.
+/// Settings of a client.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ask {
     serve: Serve,
     process: u32,
     callers: Vec<usize>,
     seconds: f64,
-    /// Then at half of the rate that was reached, one after the other as they come.
+    /// Whether a paced stream at half of the reached rate follows.
     and_paced: bool,
     sets_percent: usize,
 }
 
-/// What it answers, a line each.
+/// A result of the client, printed as a line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Line {
     callers: usize,
@@ -55,27 +56,27 @@ struct Line {
 /// A table of remote gets.
 #[derive(Clone, Debug)]
 pub struct Section {
-    /// Its name.
+    /// Name of the table.
     pub name: &'static str,
-    /// Who takes part.
-    pub who: Vec<Remote>,
-    /// Lengths of values, and how many callers ask.
+    /// Targets in the table.
+    pub targets: Vec<Remote>,
+    /// Lengths of values, each with the numbers of callers.
     pub cells: Vec<(usize, Vec<usize>)>,
-    /// Both processes on one core.
+    /// Whether both processes run on one core.
     pub one_core: bool,
-    /// The tail at half of the load.
+    /// Whether latencies at half of the load are measured too.
     pub and_paced: bool,
-    /// Of 100 operations.
+    /// Number of sets in 100 operations.
     pub sets_percent: usize,
 }
 
-/// How a cell is called.
+/// Returns the name of a cell.
 pub fn cell(bytes: usize, callers: usize) -> String {
     let bytes = if bytes < 1024 { format!("{bytes} B") } else { format!("{} KiB", bytes / 1024) };
     format!("{bytes}, {callers} caller{}", if callers == 1 { "" } else { "s" })
 }
 
-/// As many as fit and are not asked for by two at once.
+/// Returns the number of keys, so that all values fit in memory and no two callers share a key.
 const fn key_count(bytes: usize) -> usize {
     match bytes {
         0..1024 => 40_000,
@@ -85,22 +86,22 @@ const fn key_count(bytes: usize) -> usize {
 }
 
 impl Section {
-    /// One round of it, beginning with another contestant each time.
+    /// Measures one round of the table, with another target first in each round.
     ///
     /// # Errors
-    /// When a process fails.
+    /// An error if a process fails.
     pub fn round(&self, round: usize, seconds: f64, results: &mut Results) -> Result<()> {
         for (bytes, callers) in &self.cells {
-            for n in 0..self.who.len() {
-                let Some(who) = self.who.get((n + round) % self.who.len()).copied() else { continue };
-                if who.program().is_some_and(|program| !processes::is_there(program)) {
+            for n in 0..self.targets.len() {
+                let Some(target) = self.targets.get((n + round) % self.targets.len()).copied() else { continue };
+                if target.program().is_some_and(|program| !processes::is_there(program)) {
                     continue;
                 }
                 let (server, client) = (processes::free_address()?, processes::free_address()?);
-                let serve = Serve { who, server, client, bytes: *bytes };
+                let serve = Serve { target, server, client, bytes: *bytes };
                 let core = if self.one_core { CLIENT } else { SERVER };
-                let process = match who.program() {
-                    Some(_) => processes::serve_foreign(who, server, core)?,
+                let process = match target.program() {
+                    Some(_) => processes::serve_foreign(target, server, core)?,
                     None => processes::serve("serve", &serve, core)?,
                 };
                 let ask = Ask {
@@ -117,8 +118,8 @@ impl Section {
                     let cell = format!("{}{paced}", cell(*bytes, line.callers));
                     let per_second = line.figures.per_second;
                     let (p50, p99) = (line.figures.p50_us, line.figures.p99_us);
-                    eprintln!("{}: {cell}: {}: {per_second:.0}/s, {p50:.0} µs, {p99:.0} µs", self.name, who.name());
-                    results.add(self.name, &cell, who.name(), round, line.figures.named()?);
+                    eprintln!("{}: {cell}: {}: {per_second:.0}/s, {p50:.0} µs, {p99:.0} µs", self.name, target.name());
+                    results.add(self.name, &cell, target.name(), round, line.figures.named()?);
                 }
             }
         }
@@ -126,68 +127,68 @@ impl Section {
     }
 }
 
-/// The role of a server: ours, the rival, or a bare one.
+/// Runs the role of a server: a node of this project, the crate `groupcache`, or a bare server.
 ///
 /// # Errors
-/// When it cannot listen.
+/// An error if the server cannot listen.
 pub async fn serve(settings: Serve) -> Result<()> {
-    let Serve { who, server, client, bytes } = settings;
-    let mut kept = None;
-    match who {
-        Remote::Ours => {
-            let node = ours::node("server", 1, &[("server".into(), server), ("client".into(), client)]).await?;
-            let group = ours::group(&node, bytes, false)?;
-            kept = Some((node, group));
+    let Serve { target, server, client, bytes } = settings;
+    let mut running = None;
+    match target {
+        Remote::ThisCrate => {
+            let node = this_crate::node("server", 1, &[("server".into(), server), ("client".into(), client)]).await?;
+            let group = this_crate::group(&node, bytes, false)?;
+            running = Some((node, group));
         }
-        Remote::Rival => Rival::new(server, bytes, false).serve().await?,
+        Remote::GroupcacheRs => GroupcacheRs::new(server, bytes, false).serve().await?,
         Remote::Unary => unary::serve(server, value(bytes)).await?,
-        _ => text::serve_echo(server, value(bytes)).await?,
+        _ => memcached_redis::serve_echo(server, value(bytes)).await?,
     }
     processes::ready_until_stdin_ends().await?;
-    drop(kept);
+    drop(running);
     Ok(())
 }
 
-/// The role of a client.
+/// Runs the role of a client.
 ///
 /// # Errors
-/// When the server is not there, or what is asked for is not what it has.
+/// An error if the server does not answer, or a value has the wrong length.
 pub async fn ask(settings: Ask) -> Result<()> {
-    let Serve { who, server, client, bytes } = settings.serve;
+    let Serve { target, server, client, bytes } = settings.serve;
     let keys: Arc<[Arc<str>]> = keys(key_count(bytes)).into();
-    let protocol = match who {
+    let protocol = match target {
         Remote::Redis | Remote::RedisPipelined => Protocol::Redis,
         _ => Protocol::Memcached,
     };
-    match who {
-        Remote::Ours => {
-            let node = ours::node("client", 0, &[("server".into(), server), ("client".into(), client)]).await?;
-            let group = ours::group(&node, bytes, false)?;
+    match target {
+        Remote::ThisCrate => {
+            let node = this_crate::node("client", 0, &[("server".into(), server), ("client".into(), client)]).await?;
+            let group = this_crate::group(&node, bytes, false)?;
             node.ready(2).await?;
-            let ours = Arc::new(Ours { node, group });
-            fill(&ours, &keys, bytes).await?;
-            run(&ours, &keys, &settings).await
+            let this_crate = Arc::new(ThisCrate { node, group });
+            fill(&this_crate, &keys, bytes).await?;
+            run(&this_crate, &keys, &settings).await
         }
-        Remote::Rival => {
-            // Values of its own are empty: so they are known.
-            let rival = Arc::new(Rival::new(client, 0, false));
-            rival.add(server).await?;
-            let lengths = stream::iter(keys.iter()).map(|key| rival.get(0, key)).buffered(FILLING);
+        Remote::GroupcacheRs => {
+            // Values that the client loads itself are empty, so that their keys can be left out.
+            let groupcache_rs = Arc::new(GroupcacheRs::new(client, 0, false));
+            groupcache_rs.add(server).await?;
+            let lengths = stream::iter(keys.iter()).map(|key| groupcache_rs.get(0, key)).buffered(FILLING);
             let lengths: Vec<_> = lengths.collect::<Vec<_>>().await.into_iter().collect::<Result<_>>()?;
             let others = keys.iter().zip(lengths).filter(|(_, length)| *length == bytes);
             let keys: Arc<[Arc<str>]> = others.map(|(key, _)| Arc::clone(key)).collect();
-            run(&rival, &keys, &settings).await
+            run(&groupcache_rs, &keys, &settings).await
         }
         Remote::Unary => run(&Arc::new(Unary::connect(server).await?), &keys, &settings).await,
         Remote::MemcachedPipelined | Remote::RedisPipelined | Remote::EchoPipelined => {
             let pipelined = Arc::new(Pipelined::new(protocol, server).await?);
-            if who != Remote::EchoPipelined {
+            if target != Remote::EchoPipelined {
                 set(&pipelined, &keys, bytes).await?;
             }
             run(&pipelined, &keys, &settings).await
         }
         Remote::Memcached | Remote::Redis | Remote::Echo => {
-            if who != Remote::Echo {
+            if target != Remote::Echo {
                 set(&Pipelined::new(protocol, server).await?, &keys, bytes).await?;
             }
             let most = settings.callers.iter().copied().max().unwrap_or(1);
@@ -196,17 +197,21 @@ pub async fn ask(settings: Ask) -> Result<()> {
     }
 }
 
-/// Each key is loaded by the server once.
-async fn fill(ours: &Arc<Ours>, keys: &[Arc<str>], bytes: usize) -> Result<()> {
-    let mut lengths = stream::iter(keys).map(|key| ours.get(0, key)).buffer_unordered(FILLING);
+/// Gets each key once, so that the server has loaded all of them.
+async fn fill(this_crate: &Arc<ThisCrate>, keys: &[Arc<str>], bytes: usize) -> Result<()> {
+    let mut lengths = stream::iter(keys).map(|key| this_crate.get(0, key)).buffer_unordered(FILLING);
     while let Some(length) = lengths.next().await {
         let length = length?;
         if length != bytes {
-            return Err(format!("a value of {bytes} bytes was to come, and {length} did").into());
+            return Err(format!("the server returned a value of {length} bytes instead of {bytes}").into());
         }
     }
-    let loads = ours.group.stats().loads;
-    if loads == 0 { Ok(()) } else { Err(format!("{loads} values were loaded by the client").into()) }
+    let loads = this_crate.group.stats().loads;
+    if loads == 0 {
+        Ok(())
+    } else {
+        Err(format!("the client loaded {loads} values, which only the server may load").into())
+    }
 }
 
 async fn set(server: &Pipelined, keys: &[Arc<str>], bytes: usize) -> Result<()> {
@@ -218,7 +223,7 @@ async fn set(server: &Pipelined, keys: &[Arc<str>], bytes: usize) -> Result<()> 
     Ok(())
 }
 
-async fn run<C: Contestant>(contestant: &Arc<C>, keys: &Arc<[Arc<str>]>, ask: &Ask) -> Result<()> {
+async fn run<C: Target>(target: &Arc<C>, keys: &Arc<[Arc<str>]>, ask: &Ask) -> Result<()> {
     for callers in ask.callers.iter().copied() {
         let plan = Plan {
             callers,
@@ -228,17 +233,17 @@ async fn run<C: Contestant>(contestant: &Arc<C>, keys: &Arc<[Arc<str>]>, ask: &A
             set_bytes: ask.serve.bytes,
             server: ask.process,
         };
-        let figures = load::closed(contestant, keys, plan).await?;
+        let figures = load::closed(target, keys, plan).await?;
         let half = figures.per_second / 2.0;
-        say(callers, false, figures)?;
+        print_figures(callers, false, figures)?;
         if ask.and_paced && callers > 1 {
-            say(callers, true, load::paced(contestant, keys, plan, half).await?)?;
+            print_figures(callers, true, load::paced(target, keys, plan, half).await?)?;
         }
     }
     Ok(())
 }
 
-fn say(callers: usize, is_paced: bool, figures: Figures) -> Result<()> {
+fn print_figures(callers: usize, is_paced: bool, figures: Figures) -> Result<()> {
     println!("{}", serde_json::to_string(&Line { callers, is_paced, figures })?);
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! What is compared: one `get` each, and nothing that the others would not have to do.
+//! Targets: the caches and servers that are compared. Each offers a `get` and does no work that the others need not do.
 
-pub mod ours;
-pub mod rival;
-pub mod text;
+pub mod groupcache_rs;
+pub mod memcached_redis;
+pub mod this_crate;
 pub mod unary;
 
 use std::future::Future;
@@ -11,51 +11,51 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
-/// A client of one contestant.
-pub trait Contestant: Send + Sync + 'static {
-    /// Gets a value for one of the callers, and returns how long it is.
+/// A client of one target.
+pub trait Target: Send + Sync + 'static {
+    /// Gets a value for one of the callers, and returns the length of the value.
     ///
     /// # Errors
-    /// Whatever the contestant says; the load counts it.
+    /// Any error of the target, which the load counts.
     fn get(&self, caller: usize, key: &str) -> impl Future<Output = Result<usize>> + Send;
 
     /// Sets a value.
     ///
     /// # Errors
-    /// As `get`.
+    /// Any error of the target, or the absence of sets.
     fn set(&self, _caller: usize, _key: &str, _value: &[u8]) -> impl Future<Output = Result<()>> + Send {
-        async { Err("this contestant has no set".into()) }
+        async { Err("the target has no set".into()) }
     }
 }
 
-/// Who can be asked over the network.
+/// A target behind a network connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Remote {
-    /// Two nodes of this project; the client owns no keys.
-    Ours,
-    /// The crate `groupcache`, 0.3.
-    Rival,
+    /// Two nodes of this project. The client owns no keys.
+    ThisCrate,
+    /// The crate `groupcache` 0.3.
+    GroupcacheRs,
     /// A unary call of tonic that answers with a value made beforehand.
     Unary,
-    /// A connection for each caller.
+    /// memcached with a connection for each caller.
     Memcached,
-    /// All callers on one connection, matched in order.
+    /// memcached with one connection for all callers, matched in order.
     MemcachedPipelined,
-    /// A connection for each caller.
+    /// Redis with a connection for each caller.
     Redis,
-    /// All callers on one connection, matched in order.
+    /// Redis with one connection for all callers, matched in order.
     RedisPipelined,
-    /// The bytes of memcached's answer from a server that looks nothing up, a connection for each caller.
+    /// A server that sends the bytes of memcached's answer without a lookup, with a connection for each caller.
     Echo,
-    /// As `Echo`, all callers on one connection.
+    /// The server of `Echo` with one connection for all callers.
     EchoPipelined,
 }
 
 impl Remote {
-    /// Everyone, in the order of the tables.
+    /// All targets, in the order of the tables.
     pub const ALL: [Self; 9] = [
-        Self::Ours,
-        Self::Rival,
+        Self::ThisCrate,
+        Self::GroupcacheRs,
         Self::Unary,
         Self::Memcached,
         Self::MemcachedPipelined,
@@ -65,11 +65,11 @@ impl Remote {
         Self::EchoPipelined,
     ];
 
-    /// As the tables say it.
+    /// Returns the name in the tables.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Ours => "ours",
-            Self::Rival => "groupcache 0.3",
+            Self::ThisCrate => "ours",
+            Self::GroupcacheRs => "groupcache 0.3",
             Self::Unary => "tonic unary",
             Self::Memcached => "memcached",
             Self::MemcachedPipelined => "memcached, pipelined",
@@ -80,7 +80,7 @@ impl Remote {
         }
     }
 
-    /// The program that it needs and that is not ours.
+    /// Returns the program of another project that the target needs.
     pub const fn program(self) -> Option<&'static str> {
         match self {
             Self::Memcached | Self::MemcachedPipelined => Some("memcached"),
@@ -90,12 +90,12 @@ impl Remote {
     }
 }
 
-/// The value of every key: so many bytes.
+/// Returns the value of every key, which has this many bytes.
 pub fn value(bytes: usize) -> bytes::Bytes {
     bytes::Bytes::from(vec![b'v'; bytes])
 }
 
-/// The keys of a measurement: 20 bytes each.
+/// Returns the keys of a measurement, of 20 bytes each.
 pub fn keys(count: usize) -> Vec<std::sync::Arc<str>> {
     (0..count).map(|n| format!("key-{n:016}").into()).collect()
 }

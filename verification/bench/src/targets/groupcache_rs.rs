@@ -1,19 +1,20 @@
-//! The crate `groupcache`, 0.3, with a value type that costs it as little as can be: bytes that are shared, not copied.
+//! Target `groupcache_rs`: the crate `groupcache` 0.3 with the value type that costs it least, which is bytes that are
+//! shared and not copied.
 
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use groupcache_rs::{Groupcache, GroupcachePeer, ValueLoader};
 use moka::future::Cache;
-use rival::{Groupcache, GroupcachePeer, ValueLoader};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
-use super::{Contestant, value};
+use super::{Target, value};
 use crate::Result;
 
-/// Bytes that MessagePack takes as bytes, and not as a list of numbers.
+/// Bytes that MessagePack encodes as bytes and not as a list of numbers.
 #[derive(Clone, Debug)]
 pub struct Blob(pub Bytes);
 
@@ -53,33 +54,35 @@ impl ValueLoader for AtOnce {
     }
 }
 
-/// One process of the rival.
+/// A process with the crate `groupcache`.
 #[derive(Clone)]
-pub struct Rival {
+pub struct GroupcacheRs {
     cache: Groupcache<Blob>,
     me: SocketAddr,
 }
 
-impl std::fmt::Debug for Rival {
+impl std::fmt::Debug for GroupcacheRs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rival").finish_non_exhaustive()
+        f.debug_struct("GroupcacheRs").finish_non_exhaustive()
     }
 }
 
-impl Rival {
-    /// A process that would listen there; without hot copies, what peers own is asked for each time.
-    pub fn new(me: SocketAddr, bytes: usize, hot_copies: bool) -> Self {
+impl GroupcacheRs {
+    /// Creates a process for this address. Without `hot_cache`, each get of a key that a peer owns is a request.
+    ///
+    /// The process listens only after [`serve`](Self::serve).
+    pub fn new(me: SocketAddr, bytes: usize, hot_cache: bool) -> Self {
         let mut builder = Groupcache::builder(me.into(), AtOnce(Blob(value(bytes))));
-        if !hot_copies {
+        if !hot_cache {
             builder = builder.hot_cache(Cache::builder().max_capacity(0).build());
         }
         Self { cache: builder.build(), me }
     }
 
-    /// Listens where it said.
+    /// Listens on the address of the process.
     ///
     /// # Errors
-    /// When the address is taken.
+    /// An error if the address is taken.
     pub async fn serve(&self) -> Result<()> {
         listen(&self.cache, self.me).await
     }
@@ -87,20 +90,20 @@ impl Rival {
     /// Connects to a peer.
     ///
     /// # Errors
-    /// When nobody answers there.
+    /// An error if no peer answers at the address.
     pub async fn add(&self, peer: SocketAddr) -> Result<()> {
         Ok(self.cache.add_peer(GroupcachePeer::from(peer)).await?)
     }
 }
 
-/// Answers its peers at that address.
+/// Serves the peers of a cache at this address.
 ///
 /// # Errors
-/// When the address is taken.
+/// An error if the address is taken.
 pub async fn listen(cache: &Groupcache<Blob>, at: SocketAddr) -> Result<()> {
-    #[expect(clippy::disallowed_methods, reason = "the rival's server, which no simulation knows")]
+    #[expect(clippy::disallowed_methods, reason = "a server of another project, outside of any simulation")]
     let incoming = TcpListenerStream::new(TcpListener::bind(at).await?);
-    // Without it the rival waits 40 ms here and there.
+    // Without TCP_NODELAY some of the responses are 40 ms late.
     let incoming = tokio_stream::StreamExt::map(incoming, |accepted| {
         accepted.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
     });
@@ -108,7 +111,7 @@ pub async fn listen(cache: &Groupcache<Blob>, at: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-impl Contestant for Rival {
+impl Target for GroupcacheRs {
     async fn get(&self, _caller: usize, key: &str) -> Result<usize> {
         Ok(self.cache.get(key).await?.0.len())
     }

@@ -1,7 +1,7 @@
-//! memcached, Redis, and an echo of memcached's bytes: a protocol of lines, spoken as fast as we can.
+//! Targets memcached and Redis: clients of their text protocols, and an echo server of memcached's bytes.
 //!
-//! Their clients here do less than a client library does: no pool, no time-outs, and the value is not copied out of
-//! the read buffer. What is measured is the server, the kernel and the round trip.
+//! The clients do less than a client library, without a pool, a time-out or a copy of the value out of the read buffer.
+//! The measurement is of the server, the kernel and the round trip.
 
 use std::{collections::VecDeque, net::SocketAddr, sync::Mutex};
 
@@ -15,18 +15,18 @@ use tokio::{
     sync::{Notify, oneshot},
 };
 
-use super::Contestant;
+use super::Target;
 use crate::Result;
 
-/// As much as a socket gives at once.
+/// Size of the read buffer, as much as a socket returns at once.
 const READ_BYTES: usize = 256 << 10;
 
-/// What is said.
+/// Protocol of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// The classic text protocol.
+    /// Classic text protocol of memcached.
     Memcached,
-    /// RESP 2.
+    /// RESP 2 of Redis.
     Redis,
 }
 
@@ -54,7 +54,7 @@ impl Protocol {
         to.extend_from_slice(b"\r\n");
     }
 
-    /// The first answer of these bytes, if it is all there: its length, and that of the value in it.
+    /// Returns the length of the first answer in these bytes and the length of its value, if the answer is complete.
     fn answer(self, bytes: &[u8]) -> Result<Option<(usize, usize)>> {
         let Some(line) = bytes.windows(2).position(|two| two == b"\r\n") else { return Ok(None) };
         let (head, head_bytes) = (std::str::from_utf8(bytes.get(..line).unwrap_or_default())?, line + 2);
@@ -66,14 +66,16 @@ impl Protocol {
             Self::Redis => (head.strip_prefix('$'), "\r\n".len()),
             Self::Memcached => (None, 0),
         };
-        let length = length.and_then(|text| text.parse::<usize>().ok()).ok_or_else(|| format!("it said {head:?}"))?;
+        let length = length
+            .and_then(|text| text.parse::<usize>().ok())
+            .ok_or_else(|| format!("the server answered {head:?}, which is no value"))?;
         let all = head_bytes + length + tail;
         Ok((bytes.len() >= all).then_some((all, length)))
     }
 }
 
 async fn dial(server: SocketAddr) -> Result<TcpStream> {
-    #[expect(clippy::disallowed_methods, reason = "a bare client, which no simulation knows")]
+    #[expect(clippy::disallowed_methods, reason = "a bare client, outside of any simulation")]
     let stream = TcpStream::connect(server).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
@@ -107,7 +109,7 @@ impl Connection {
     }
 }
 
-/// A connection for each caller.
+/// A client with a connection for each caller.
 #[derive(Debug)]
 pub struct Connections {
     protocol: Protocol,
@@ -118,7 +120,7 @@ impl Connections {
     /// Connects all callers.
     ///
     /// # Errors
-    /// When the server does not take so many.
+    /// An error if the server does not accept that many connections.
     pub async fn new(protocol: Protocol, server: SocketAddr, callers: usize) -> Result<Self> {
         let mut each = Vec::with_capacity(callers);
         for _ in 0..callers {
@@ -128,21 +130,21 @@ impl Connections {
     }
 }
 
-impl Contestant for Connections {
+impl Target for Connections {
     async fn get(&self, caller: usize, key: &str) -> Result<usize> {
-        let mut connection = self.each.get(caller).ok_or("there is no such caller")?.lock().await;
+        let mut connection = self.each.get(caller).ok_or("the caller has no connection")?.lock().await;
         self.protocol.get(key, &mut connection.write);
         connection.exchange(self.protocol).await
     }
 
     async fn set(&self, caller: usize, key: &str, value: &[u8]) -> Result<()> {
-        let mut connection = self.each.get(caller).ok_or("there is no such caller")?.lock().await;
+        let mut connection = self.each.get(caller).ok_or("the caller has no connection")?.lock().await;
         self.protocol.set(key, value, &mut connection.write);
         connection.exchange(self.protocol).await.map(drop)
     }
 }
 
-/// What waits to be sent, and who waits for which answer.
+/// Bytes that wait to be sent, and callers that wait for their answers in order.
 #[derive(Debug, Default)]
 struct Queue {
     out: BytesMut,
@@ -161,7 +163,7 @@ impl Shared {
     }
 }
 
-/// All callers on one connection: what they ask at the same time is one write, and answers come in order.
+/// A client with one connection for all callers. Concurrent requests are one write, and answers come in order.
 #[derive(Debug)]
 pub struct Pipelined {
     protocol: Protocol,
@@ -172,7 +174,7 @@ impl Pipelined {
     /// Connects, and spawns the two tasks of the connection.
     ///
     /// # Errors
-    /// When nobody answers.
+    /// An error if no server answers.
     pub async fn new(protocol: Protocol, server: SocketAddr) -> Result<Self> {
         let shared = std::sync::Arc::<Shared>::default();
         let (read, write) = dial(server).await?.into_split();
@@ -198,7 +200,7 @@ async fn write_all(shared: std::sync::Arc<Shared>, mut to: OwnedWriteHalf) -> st
         shared.due.notified().await;
         let out = std::mem::take(&mut shared.queue().out);
         to.write_all(&out).await?;
-        // Its room is used again, unless somebody was faster.
+        // The buffer is used again, unless another caller has begun a new one.
         let mut queue = shared.queue();
         if queue.out.is_empty() {
             queue.out = out;
@@ -207,7 +209,7 @@ async fn write_all(shared: std::sync::Arc<Shared>, mut to: OwnedWriteHalf) -> st
     }
 }
 
-/// When it ends, whoever waits is told by the end of its channel.
+/// Reads answers until the connection ends. Waiting callers then fail, because their channels close.
 async fn read_all(protocol: Protocol, shared: std::sync::Arc<Shared>, mut from: OwnedReadHalf) -> Result<()> {
     let mut read = BytesMut::with_capacity(READ_BYTES);
     loop {
@@ -226,7 +228,7 @@ async fn read_all(protocol: Protocol, shared: std::sync::Arc<Shared>, mut from: 
     }
 }
 
-impl Contestant for Pipelined {
+impl Target for Pipelined {
     async fn get(&self, _caller: usize, key: &str) -> Result<usize> {
         self.exchange(|out| self.protocol.get(key, out)).await
     }
@@ -236,12 +238,12 @@ impl Contestant for Pipelined {
     }
 }
 
-/// Answers each line with memcached's bytes for a value of this length.
+/// Serves an echo: each line is answered with memcached's bytes for this value.
 ///
 /// # Errors
-/// When the address is taken.
+/// An error if the address is taken.
 pub async fn serve_echo(listen: SocketAddr, value: Bytes) -> Result<()> {
-    #[expect(clippy::disallowed_methods, reason = "a bare server, which no simulation knows")]
+    #[expect(clippy::disallowed_methods, reason = "a bare server, outside of any simulation")]
     let listener = TcpListener::bind(listen).await?;
     let mut answer = format!("VALUE key-0000000000000000 0 {}\r\n", value.len()).into_bytes();
     answer.extend_from_slice(&value);

@@ -1,4 +1,4 @@
-//! A bare unary call of tonic: a service that answers each request with the same bytes, and looks nothing up.
+//! Target `unary`: a bare unary call of tonic. The service answers each request with the same bytes, without a lookup.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use tonic::{
     transport::{Channel, Endpoint, Server},
 };
 
-use super::Contestant;
+use super::Target;
 use crate::Result;
 
 struct Answers(Bytes);
@@ -29,35 +29,35 @@ impl Groupcache for Answers {
     }
 }
 
-/// Listens there.
+/// Listens on this address.
 ///
 /// # Errors
-/// When the address is taken.
+/// An error if the address is taken.
 pub async fn serve(listen: SocketAddr, value: Bytes) -> Result<()> {
-    #[expect(clippy::disallowed_methods, reason = "a bare server, which no simulation knows")]
+    #[expect(clippy::disallowed_methods, reason = "a bare server, outside of any simulation")]
     let incoming = TcpListenerStream::new(TcpListener::bind(listen).await?);
     let incoming = incoming.map(|accepted| accepted.and_then(|stream| stream.set_nodelay(true).map(|()| stream)));
     tokio::spawn(Server::builder().add_service(GroupcacheServer::new(Answers(value))).serve_with_incoming(incoming));
     Ok(())
 }
 
-/// One connection, shared by all callers.
+/// A client with one connection, which all callers share.
 #[derive(Debug)]
 pub struct Unary(GroupcacheClient<Channel>);
 
 impl Unary {
-    /// Connects.
+    /// Connects to a server.
     ///
     /// # Errors
-    /// When nobody answers.
+    /// An error if no server answers.
     pub async fn connect(server: SocketAddr) -> Result<Self> {
-        #[expect(clippy::disallowed_methods, reason = "a bare client, which no simulation knows")]
+        #[expect(clippy::disallowed_methods, reason = "a bare client, outside of any simulation")]
         let channel = Endpoint::from_shared(format!("http://{server}"))?.connect().await?;
         Ok(Self(GroupcacheClient::new(channel)))
     }
 }
 
-impl Contestant for Unary {
+impl Target for Unary {
     async fn get(&self, _caller: usize, key: &str) -> Result<usize> {
         let response = self.0.clone().get(GetRequest { key: key.to_owned() }).await?;
         Ok(response.into_inner().value.map_or(0, |value| value.len()))
