@@ -1,4 +1,4 @@
-//! Five processes, and what they say of themselves.
+//! Cluster: five processes, and the samples that they report.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,10 +13,10 @@ use crate::{
     host::{Place, descriptors, resident_kib},
 };
 
-/// How many processes there are.
+/// Number of processes.
 pub const NODES: usize = 5;
 
-/// Five processes under load; ended when it is dropped.
+/// Five processes under load, ended when the cluster is dropped.
 #[derive(Debug)]
 pub struct Cluster {
     program: PathBuf,
@@ -25,26 +25,26 @@ pub struct Cluster {
     pub(crate) nodes: Vec<Node>,
 }
 
-/// One of them, in all its lives.
+/// A node, with the samples and the log of all its processes.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) place: Place,
-    /// `None` while there is none.
+    /// Current process, if one runs.
     pub(crate) process: Option<Process>,
     samples: Arc<Mutex<Vec<Sample>>>,
     errors: Log,
 }
 
-/// What a node has of the machine.
+/// Memory and descriptors of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct Held {
+pub(crate) struct Resources {
     pub(crate) resident_kib: u64,
     pub(crate) descriptors: usize,
 }
 
 impl Cluster {
-    /// Starts them, each with so many gets per second of its own.
+    /// Starts the processes, each with `rate` gets per second of its own.
     pub fn start(program: &Path, directory: &Path, rate: u64) -> Self {
         let segment = Segment::of(NODES as u8, Families::V4).map(Arc::new);
         let first = free_ports(NODES as u16);
@@ -62,12 +62,12 @@ impl Cluster {
         let nodes = (0..NODES).map(node).collect();
         let scratch = Scratch::new(directory, "chaos");
         let mut cluster = Self { program: program.to_owned(), scratch, rate, nodes };
-        (0..NODES).for_each(|n| cluster.begin(n));
+        (0..NODES).for_each(|n| cluster.start_node(n));
         cluster
     }
 
-    /// Starts one, for the first time or again.
-    pub(crate) fn begin(&mut self, n: usize) {
+    /// Starts the process of a node, for the first time or again.
+    pub(crate) fn start_node(&mut self, n: usize) {
         let of = |node: &Node| format!("{}@{}", node.name, node.place.address());
         let peers: Vec<_> = self.nodes.iter().map(of).collect();
         let node = &mut self.nodes[n];
@@ -76,7 +76,7 @@ impl Cluster {
             ("NODE_NAME", node.name.clone()),
             ("NODE_IP", address.ip().to_string()),
             ("GROUP_PORT", address.port().to_string()),
-            ("GROUPCACHE_INSECURE", "1".into()), // nobody else is on this network
+            ("GROUPCACHE_INSECURE", "1".into()), // no other host is on this network
             ("NUMBER", n.to_string()),
             ("PEERS", peers.join(",")),
             ("FLOORS", floors),
@@ -96,7 +96,7 @@ impl Cluster {
         node.process = Some(process);
     }
 
-    /// Ends one at once.
+    /// Kills the process of a node.
     pub(crate) fn kill(&mut self, n: usize) {
         self.nodes[n].process = None;
     }
@@ -107,25 +107,25 @@ impl Cluster {
         }
     }
 
-    /// Says something to one of them.
-    pub(crate) fn tell(&mut self, n: usize, line: &str) {
-        let told = self.nodes[n].process.as_mut().is_some_and(|process| process.tell(line));
-        assert!(told, "{} does not listen: {:#?}", self.nodes[n].name, self.nodes[n].errors.lines());
+    /// Sends a line to the standard input of a node's process.
+    pub(crate) fn send(&mut self, n: usize, line: &str) {
+        let sent = self.nodes[n].process.as_mut().is_some_and(|process| process.tell(line));
+        assert!(sent, "{} does not read its standard input: {:#?}", self.nodes[n].name, self.nodes[n].errors.lines());
     }
 
-    /// Whether the load is on.
-    pub(crate) fn has_load(&mut self, is_on: bool) {
+    /// Turns the load on or off.
+    pub(crate) fn set_load(&mut self, is_on: bool) {
         let rate = if is_on { self.rate } else { 0 };
-        (0..NODES).for_each(|n| self.tell(n, &format!("rate {rate}")));
+        (0..NODES).for_each(|n| self.send(n, &format!("rate {rate}")));
     }
 
-    /// Those whose process has ended by itself, with what they wrote.
-    pub(crate) fn ended(&mut self) -> Vec<String> {
+    /// Returns the nodes with a process that ended without a fault, each with the last lines of its log.
+    pub(crate) fn ended_processes(&mut self) -> Vec<String> {
         let ended = self.nodes.iter_mut().filter_map(|node| {
             let has_ended = !node.process.as_mut()?.is_running();
             has_ended.then(|| {
                 format!(
-                    "{} ended by itself: {:?}",
+                    "{} ended without a fault: {:?}",
                     node.name,
                     node.errors.lines().iter().rev().take(5).collect::<Vec<_>>()
                 )
@@ -134,25 +134,25 @@ impl Cluster {
         ended.collect()
     }
 
-    /// What one says, now and in its lives before.
+    /// Returns all samples of a node, including those of its earlier processes.
     pub(crate) fn samples(&self, n: usize) -> Vec<Sample> {
         self.nodes[n].samples.lock().unwrap().clone()
     }
 
-    /// The last that it said after this time.
+    /// Returns the last sample of a node after this time.
     pub(crate) fn last(&self, n: usize, after: u64) -> Option<Sample> {
         self.recent(n, after, 1).pop()
     }
 
-    /// So many of the last that it said after this time, the latest first.
+    /// Returns the last samples of a node after this time, the latest first and at most `most`.
     pub(crate) fn recent(&self, n: usize, after: u64, most: usize) -> Vec<Sample> {
         let samples = self.nodes[n].samples.lock().unwrap();
         samples.iter().rev().take_while(|sample| sample.at > after).take(most).cloned().collect()
     }
 
-    /// What one has of the machine.
-    pub(crate) fn held(&self, n: usize) -> Held {
-        let Some(process) = &self.nodes[n].process else { return Held::default() };
-        Held { resident_kib: resident_kib(process.pid()), descriptors: descriptors(process.pid()) }
+    /// Returns the memory and the descriptors of a node's process, or zeros if no process runs.
+    pub(crate) fn resources(&self, n: usize) -> Resources {
+        let Some(process) = &self.nodes[n].process else { return Resources::default() };
+        Resources { resident_kib: resident_kib(process.pid()), descriptors: descriptors(process.pid()) }
     }
 }

@@ -1,4 +1,4 @@
-//! What can be done to a node, and how it is undone.
+//! Fault: the faults that a node can suffer, and how each of them begins and ends.
 
 use std::time::Duration;
 
@@ -8,49 +8,49 @@ use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use crate::{
     Cluster, NODES,
     host::{MemoryLimit, Place},
-    impostor::{Impostor, Manner},
+    impostor::{Behaviour, Impostor},
 };
 
-/// What happens to one node.
+/// A fault of one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// SIGKILL; a new process when it is over.
+    /// SIGKILL, and a new process at the end of the fault.
     Kill,
-    /// SIGSTOP, then SIGCONT.
+    /// SIGSTOP, and SIGCONT at the end of the fault.
     Stop,
     /// SIGTERM, and a new process at once.
     Restart,
-    /// Nothing gets to its host or from there.
+    /// No packet reaches or leaves the host of the node.
     Cut,
-    /// Nothing gets from its host to the others; what they send arrives.
+    /// No packet from the host of the node reaches the others. Packets from the others arrive.
     CutOneWay,
-    /// Its host vanishes with it: no FIN, no RST. A new process when it is over.
+    /// The host vanishes with the process, without a FIN or RST. A new process starts at the end of the fault.
     PowerLoss,
-    /// One packet in twenty is lost, each way.
+    /// A loss of 5 % of the packets in each direction.
     Loss,
-    /// Its packets take 50 ms, 20 ms more or less.
+    /// A delay of 50 ms ± 20 ms for packets from the node.
     Delay,
-    /// It may open no more descriptors, while another process is killed and comes back.
+    /// No new descriptor for the node, while another process is killed and starts again.
     Descriptors,
-    /// Instead of it somebody listens who accepts and never answers.
+    /// An impostor in the place of the node accepts connections and never answers.
     SilentPeer,
-    /// Instead of it somebody listens who answers garbage.
+    /// An impostor in the place of the node answers with garbage.
     GarbagePeer,
-    /// Its loader does not end.
+    /// The loader of the node does not end.
     LoaderStalls,
-    /// A new process has 32 MiB of memory, and values become large.
+    /// A new process has a limit of 32 MiB of memory, and values become large.
     MemoryLimit,
 }
 
-/// Memory of a process under [`Fault::MemoryLimit`].
+/// Memory limit of a process under [`Fault::MemoryLimit`].
 const MEMORY_BYTES: u64 = 32 << 20;
 
-/// How long a process that is asked to end may take: its own limit for owed answers is 10 s.
-const TO_END: Duration = Duration::from_secs(15);
+/// Time limit for a process to end after SIGTERM. The process itself waits up to 10 s for responses that it owes.
+const END_LIMIT: Duration = Duration::from_secs(15);
 
-const LOSES: [&str; 8] = ["-m", "statistic", "--mode", "random", "--probability", "0.05", "-j", "DROP"];
+const LOSS_RULE: [&str; 8] = ["-m", "statistic", "--mode", "random", "--probability", "0.05", "-j", "DROP"];
 
-/// What has to be kept until it is over.
+/// State that is kept until the fault ends.
 #[derive(Debug)]
 pub(crate) enum Effect {
     Nothing,
@@ -60,7 +60,7 @@ pub(crate) enum Effect {
 }
 
 impl Fault {
-    /// All of them.
+    /// All faults.
     pub const ALL: [Self; 13] = [
         Self::Kill,
         Self::Stop,
@@ -77,7 +77,7 @@ impl Fault {
         Self::MemoryLimit,
     ];
 
-    /// What it is called on the command line and in reports.
+    /// Returns the name of the fault on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
@@ -96,12 +96,15 @@ impl Fault {
         }
     }
 
-    /// The one of that name.
+    /// Returns the fault of that name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|fault| fault.name() == name)
     }
 
-    /// Does it; an error says why it cannot be had here.
+    /// Applies the fault.
+    ///
+    /// # Errors
+    /// The reason why this machine cannot have the fault.
     pub(crate) fn begin(self, cluster: &mut Cluster, victim: usize) -> Result<Effect, String> {
         let place = cluster.nodes[victim].place.clone();
         match self {
@@ -110,9 +113,12 @@ impl Fault {
             Self::Restart => {
                 cluster.signal(victim, Signal::TERM);
                 let process = cluster.nodes[victim].process.as_mut();
-                let status = process.map(|process| process.ends_within(TO_END));
-                assert!(status.is_some_and(|status| status.success()), "ended with {status:?}");
-                cluster.begin(victim);
+                let status = process.map(|process| process.ends_within(END_LIMIT));
+                assert!(
+                    status.is_some_and(|status| status.success()),
+                    "the process did not end well after SIGTERM: {status:?}"
+                );
+                cluster.start_node(victim);
             }
             Self::Cut => host(&place)?.cut(),
             Self::CutOneWay => {
@@ -125,7 +131,7 @@ impl Fault {
             }
             Self::Loss => {
                 for chain in ["INPUT", "OUTPUT"] {
-                    let words = [&["iptables", "-A", chain][..], &LOSES].concat();
+                    let words = [&["iptables", "-A", chain][..], &LOSS_RULE].concat();
                     host(&place)?.run(&words).map_err(|why| format!("needs iptables with statistic: {why}"))?;
                 }
             }
@@ -134,26 +140,26 @@ impl Fault {
                 host(&place)?.run(&words).map_err(|why| format!("needs netem in the kernel: {why}"))?;
             }
             Self::Descriptors => return Ok(exhaust(cluster, victim)),
-            Self::SilentPeer => return Ok(replace(cluster, victim, Manner::Silent)),
-            Self::GarbagePeer => return Ok(replace(cluster, victim, Manner::Garbage)),
-            Self::LoaderStalls => cluster.tell(victim, "loader stalls"),
+            Self::SilentPeer => return Ok(replace(cluster, victim, Behaviour::Silent)),
+            Self::GarbagePeer => return Ok(replace(cluster, victim, Behaviour::Garbage)),
+            Self::LoaderStalls => cluster.send(victim, "loader stalls"),
             Self::MemoryLimit => {
                 let limit = MemoryLimit::new(MEMORY_BYTES)?;
                 cluster.kill(victim);
-                cluster.begin(victim);
+                cluster.start_node(victim);
                 limit.holds(pid(cluster, victim));
-                (0..NODES).for_each(|n| cluster.tell(n, "values large"));
+                (0..NODES).for_each(|n| cluster.send(n, "values large"));
                 return Ok(Effect::Memory(limit));
             }
         }
         Ok(Effect::Nothing)
     }
 
-    /// Undoes it; what is worth to be known of it.
+    /// Ends the fault, and returns a further fact about it, if there is one.
     pub(crate) fn end(self, cluster: &mut Cluster, victim: usize, effect: Effect) -> Option<String> {
         let place = cluster.nodes[victim].place.clone();
         match (self, effect) {
-            (Self::Kill, _) => cluster.begin(victim),
+            (Self::Kill, _) => cluster.start_node(victim),
             (Self::Stop, _) => cluster.signal(victim, Signal::CONT),
             (Self::Cut, _) => place.host()?.heal(),
             (Self::CutOneWay, _) => {
@@ -162,31 +168,31 @@ impl Fault {
             }
             (Self::PowerLoss, _) => {
                 place.host()?.heal();
-                cluster.begin(victim);
+                cluster.start_node(victim);
             }
             (Self::Loss, _) => {
                 for chain in ["INPUT", "OUTPUT"] {
-                    place.host()?.run(&["iptables", "-F", chain]).expect("what was added is removed");
+                    place.host()?.run(&["iptables", "-F", chain]).expect("the rules are removed");
                 }
             }
             (Self::Delay, _) => {
-                place.host()?.run(&["tc", "qdisc", "del", "dev", "eth0", "root"]).expect("what was added is removed");
+                place.host()?.run(&["tc", "qdisc", "del", "dev", "eth0", "root"]).expect("the delay is removed");
             }
-            (Self::LoaderStalls, _) => cluster.tell(victim, "loader works"),
+            (Self::LoaderStalls, _) => cluster.send(victim, "loader works"),
             (_, Effect::Descriptors(before)) => {
                 prlimit(Some(pid(cluster, victim)), Resource::Nofile, before).expect("the limit is lifted");
             }
             (_, Effect::Impostor(impostor)) => {
-                let said = format!("{} connections to the impostor", impostor.accepted());
+                let note = format!("{} connections to the impostor", impostor.accepted());
                 drop(impostor);
-                cluster.begin(victim);
-                return Some(said);
+                cluster.start_node(victim);
+                return Some(note);
             }
             (_, Effect::Memory(limit)) => {
-                (0..NODES).for_each(|n| cluster.tell(n, "values small"));
+                (0..NODES).for_each(|n| cluster.send(n, "values small"));
                 let (most, refused) = limit.usage();
                 return Some(format!(
-                    "{} MiB at most, of {}; the kernel took some back {refused} times",
+                    "peak memory {} MiB of {} MiB, reclaimed {refused} times by the kernel",
                     most >> 20,
                     MEMORY_BYTES >> 20
                 ));
@@ -209,19 +215,20 @@ fn pid(cluster: &Cluster, n: usize) -> Pid {
     cluster.nodes[n].process.as_ref().expect("the process runs").pid()
 }
 
-/// No descriptors but those in use, while a peer is killed and comes back, for whom it would need some.
+/// Limits the victim to the descriptors in use, then kills and restarts a peer for which the victim needs new ones.
 fn exhaust(cluster: &mut Cluster, victim: usize) -> Effect {
-    // The maximum is what this process has, too: it has passed it on. Numbers below the limit are all in use.
+    // The hard limit stays at the limit of this process, which the victim has inherited. A soft limit of 3 suffices,
+    // because all lower numbers are in use.
     let limit = Rlimit { current: Some(3), maximum: getrlimit(Resource::Nofile).maximum };
-    let before = prlimit(Some(pid(cluster, victim)), Resource::Nofile, limit).expect("a limit of descriptors");
+    let before = prlimit(Some(pid(cluster, victim)), Resource::Nofile, limit).expect("the limit of descriptors is set");
     let next = (victim + 1) % NODES;
     cluster.kill(next);
-    cluster.begin(next);
+    cluster.start_node(next);
     Effect::Descriptors(before)
 }
 
-fn replace(cluster: &mut Cluster, victim: usize, manner: Manner) -> Effect {
+fn replace(cluster: &mut Cluster, victim: usize, behaviour: Behaviour) -> Effect {
     cluster.kill(victim);
-    let listener = cluster.nodes[victim].place.listen().expect("its port is free once it has ended");
-    Effect::Impostor(Impostor::new(listener, manner))
+    let listener = cluster.nodes[victim].place.listen().expect("the port is free once the process has ended");
+    Effect::Impostor(Impostor::new(listener, behaviour))
 }

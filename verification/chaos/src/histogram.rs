@@ -1,18 +1,18 @@
-//! Latencies in buckets that a quarter of their value separates at most.
+//! Histogram: latencies in buckets that are at most a quarter of their lower bound wide.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// Buckets for each doubling.
+/// Number of buckets for each doubling.
 const STEPS: u32 = 4;
 
-/// How many gets took how long.
+/// Numbers of gets by latency.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram(BTreeMap<u32, u64>);
 
 impl Histogram {
-    /// Counts one.
+    /// Counts one latency.
     pub fn add(&mut self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(STEPS.into());
         let doubling = micros.ilog2();
@@ -20,19 +20,20 @@ impl Histogram {
         *self.0.entry(doubling * STEPS + step).or_default() += 1;
     }
 
-    /// Adds all of another one.
+    /// Adds all counts of another histogram.
     pub fn merge(&mut self, other: &Self) {
         for (bucket, count) in &other.0 {
             *self.0.entry(*bucket).or_default() += count;
         }
     }
 
-    /// How many there are.
+    /// Returns the number of latencies.
     pub fn count(&self) -> u64 {
         self.0.values().sum()
     }
 
-    /// What so many of a thousand did not exceed, in microseconds, rounded up to the end of a bucket; 0 of none.
+    /// Returns the latency in microseconds that `of_thousand` of 1,000 gets did not exceed, rounded up to the end of a
+    /// bucket. An empty histogram returns 0.
     pub fn micros(&self, of_thousand: u64) -> u64 {
         let rank = (self.count() * of_thousand).div_ceil(1000);
         let mut seen = 0;
@@ -54,8 +55,9 @@ mod tests {
 
     use super::Histogram;
 
+    /// Counts 1 to 1,000 µs once and twice, and compares the quantiles with the exact ones.
     #[test]
-    fn a_quantile_is_at_most_a_quarter_above_what_was_counted() {
+    fn quantile_is_at_most_a_quarter_above_the_exact_value() {
         let mut all = Histogram::default();
         assert_eq!(all.micros(500), 0);
         for micros in 1..=1000 {

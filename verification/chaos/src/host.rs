@@ -1,4 +1,4 @@
-//! Where a node runs: a host of its own, or loopback.
+//! Host: the location of a node, which is a host of its own or a port of loopback.
 
 use std::{
     fs,
@@ -11,16 +11,16 @@ use std::{
 use process::{Pid, local};
 use segment::{Host, Segment};
 
-/// One place for one node.
+/// Location of one node.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     /// A host of a segment.
     Host(Arc<Segment>, usize),
-    /// A port of loopback, where there can be no segment.
+    /// A port of loopback, on machines without network namespaces.
     Port(u16),
 }
 
-/// Of every node on a host of its own.
+/// Port of every node that has a host of its own.
 const PORT: u16 = 7946;
 
 impl Place {
@@ -40,7 +40,7 @@ impl Place {
         self.host().map_or_else(bind, |host| host.enter(bind))
     }
 
-    /// The host, if it has one of its own.
+    /// Returns the host, if the node has one of its own.
     pub(crate) fn host(&self) -> Option<&Host> {
         match self {
             Self::Host(segment, n) => segment.hosts().get(*n),
@@ -49,14 +49,14 @@ impl Place {
     }
 }
 
-/// What a process has of the machine; zeros when it has ended.
+/// Returns the resident memory of a process in KiB, or 0 if the process has ended.
 pub(crate) fn resident_kib(pid: Pid) -> u64 {
     let status = fs::read_to_string(of(pid, "status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
 }
 
-/// How many descriptors it has open.
+/// Returns the number of open descriptors of a process, or 0 if the process has ended.
 pub(crate) fn descriptors(pid: Pid) -> usize {
     fs::read_dir(of(pid, "fd")).map_or(0, Iterator::count)
 }
@@ -65,7 +65,7 @@ fn of(pid: Pid, what: &str) -> PathBuf {
     Path::new("/proc").join(pid.as_raw_nonzero().to_string()).join(what)
 }
 
-/// A control group with a limit of memory; the processes in it go back to where ours is when it is dropped.
+/// A control group with a limit of memory. On drop, its processes move to the root group.
 #[derive(Debug)]
 pub(crate) struct MemoryLimit {
     group: PathBuf,
@@ -73,12 +73,12 @@ pub(crate) struct MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// Makes one.
+    /// Creates a group with a limit of `bytes`.
     ///
     /// # Errors
-    /// Why there can be none.
+    /// The reason why this machine cannot have the group.
     pub(crate) fn new(bytes: u64) -> Result<Self, String> {
-        // The second version of control groups, or the first.
+        // Version 2 of control groups if the machine has it, otherwise version 1.
         let (root, limit) = match fs::exists("/sys/fs/cgroup/cgroup.controllers") {
             Ok(true) => (PathBuf::from("/sys/fs/cgroup"), "memory.max"),
             _ => (PathBuf::from("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
@@ -90,13 +90,13 @@ impl MemoryLimit {
         made.inspect_err(|_| drop(fs::remove_dir(&group)))
     }
 
-    /// Puts a process into it.
+    /// Moves a process into the group.
     pub(crate) fn holds(&self, pid: Pid) {
         fs::write(self.group.join("cgroup.procs"), pid.as_raw_nonzero().to_string())
             .expect("a process enters the group");
     }
 
-    /// The most that it had at once, and how often the kernel had to take memory back.
+    /// Returns the peak memory in bytes, and how often the kernel had to take memory back.
     pub(crate) fn usage(&self) -> (u64, u64) {
         let number = |name: &str| fs::read_to_string(self.group.join(name)).ok()?.trim().parse().ok();
         let most = number("memory.max_usage_in_bytes").or_else(|| number("memory.peak"));

@@ -1,4 +1,4 @@
-//! Somebody else who listens where a peer was.
+//! Impostor: a server that listens at the address of a peer and is no node.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -11,16 +11,16 @@ use std::{
     time::Duration,
 };
 
-/// What it does with a connection.
+/// Treatment of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Manner {
-    /// Takes it, reads what comes, and never says a word.
+pub(crate) enum Behaviour {
+    /// Accepts a connection, reads all bytes, and never answers.
     Silent,
-    /// Answers, each time with something else that is no answer.
+    /// Answers with garbage that differs from connection to connection.
     Garbage,
 }
 
-/// Listens until it is dropped.
+/// A server that listens until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Impostor {
     is_over: Arc<AtomicBool>,
@@ -28,24 +28,24 @@ pub(crate) struct Impostor {
     thread: Option<JoinHandle<()>>,
 }
 
-/// How often it looks for connections and bytes.
+/// Pause between two polls for connections and bytes.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Connections that it keeps; older ones are closed.
+/// Maximum number of open connections. Older connections are closed.
 const KEPT: usize = 256;
 
 impl Impostor {
-    pub(crate) fn new(listener: TcpListener, manner: Manner) -> Self {
+    pub(crate) fn new(listener: TcpListener, behaviour: Behaviour) -> Self {
         let (is_over, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (over, count) = (Arc::clone(&is_over), Arc::clone(&accepted));
-        listener.set_nonblocking(true).expect("a listener that does not block");
+        listener.set_nonblocking(true).expect("the listener becomes non-blocking");
         let serve = move || {
             let mut open = Vec::new();
             while !over.load(Relaxed) {
                 if let Ok((stream, _)) = listener.accept() {
-                    stream.set_nonblocking(true).expect("a stream that does not block");
+                    stream.set_nonblocking(true).expect("the stream becomes non-blocking");
                     let n = count.fetch_add(1, Relaxed);
-                    let keeps = manner == Manner::Silent || answer(&stream, n);
+                    let keeps = behaviour == Behaviour::Silent || answer(&stream, n);
                     open.extend(keeps.then_some(stream));
                     open.drain(..open.len().saturating_sub(KEPT));
                     continue;
@@ -57,7 +57,7 @@ impl Impostor {
         Self { is_over, accepted, thread: Some(spawn(serve)) }
     }
 
-    /// How many connections it has had.
+    /// Returns the number of connections accepted so far.
     pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Relaxed)
     }
@@ -72,7 +72,7 @@ impl Drop for Impostor {
     }
 }
 
-/// Reads what has come.
+/// Reads all available bytes, and returns whether the connection is still open.
 fn is_open(stream: &mut TcpStream) -> bool {
     let mut bytes = [0; 4096];
     loop {
@@ -84,21 +84,21 @@ fn is_open(stream: &mut TcpStream) -> bool {
     }
 }
 
-/// Says something; whether the connection stays open after that.
+/// Sends garbage, and returns whether the connection stays open afterwards.
 fn answer(mut stream: &TcpStream, n: usize) -> bool {
-    // Of HTTP/2: an empty SETTINGS, so that what follows is read as frames.
+    // An empty SETTINGS frame of HTTP/2 makes the peer read the following bytes as frames.
     let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(16 << 10).collect();
-    // A HEADERS frame for the first stream whose header block is noise.
+    // A HEADERS frame for the first stream, with noise as its header block.
     let headers = [&[0, 0, 64, 1, 4, 0, 0, 0, 1][..], &noise[..64]].concat();
-    let said = match n % 5 {
+    let garbage = match n % 5 {
         0 => b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n".to_vec(),
         1 => noise,
         2 => [&settings[..], &noise].concat(),
         3 => [&settings[..], &headers].concat(),
-        _ => return false, // closes it without a word
+        _ => return false, // closes the connection without an answer
     };
-    // Who does not read it has at least been told.
-    let _ = stream.write_all(&said);
+    // A failed write is ignored, because the peer need not read the garbage.
+    let _ = stream.write_all(&garbage);
     n.is_multiple_of(2)
 }

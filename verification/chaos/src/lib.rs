@@ -1,12 +1,12 @@
-//! Five real processes under load, and fault after fault.
+//! Chaos: five real processes under load, and one fault after another.
 //!
-//! Each process is a node whose loader counts its calls, and which gets keys of itself all the time
-//! (`src/bin/chaos-node`). The driver, here, starts them on hosts of their own where there may be namespaces, else on
-//! loopback; it does something to one of them, ends that, and waits until all are well again. What it found is printed,
-//! and kept as JSON in the directory of the build.
+//! Each process (`src/bin/chaos-node`) is a node that makes gets of its own all the time and counts the calls of its
+//! loader. The driver in this crate starts the processes on hosts of their own if the machine has network namespaces,
+//! otherwise on loopback. The driver applies a fault to one process, ends the fault, and waits until all processes are
+//! healthy again. The findings are printed, and saved as JSON in the directory of the build.
 //!
-//! What is judged are counts: gets that failed at nodes that nothing was done to, loads of a key, values older than a
-//! write that had reached everyone, descriptors and flights that are left. Times are reported.
+//! Counts are judged: failed gets at nodes without a fault, loads of a key, values older than a write that had reached
+//! every node, and descriptors and flights that remain. Times are reported and not judged.
 #![expect(clippy::disallowed_methods, reason = "drives processes from outside, in real time")]
 
 pub mod clock;

@@ -1,75 +1,76 @@
-//! What a fault did, in figures, and what of it must not be.
+//! Report: the figures of each fault, and the broken promises among them.
 
 use std::{collections::BTreeMap, fmt, fs, io, path::Path};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{Fault, Histogram, NODES, Sample, cluster::Held, run::is_well};
+use crate::{Fault, Histogram, NODES, Sample, cluster::Resources, run::is_healthy};
 
-/// A node that loads what another one owns keeps it this long at first, and longer each time.
+/// Time in milliseconds for which a node keeps the value of its first fallback load of a key. Later ones are kept
+/// longer.
 const FALLBACK_MS: u64 = 5000;
 
-/// More would not tell more.
-const SLOW_TOLD: usize = 12;
+/// Maximum number of slow gets in the figures of a fault.
+const SLOW_SHOWN: usize = 12;
 
-/// What a run found.
+/// Outcome of a run.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Fault by fault.
+    /// Figures of each fault, in the order of the run.
     pub faults: Vec<Figures>,
 }
 
-/// Something that must not be.
+/// A broken promise.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// Which promise.
+    /// Name of the promise.
     pub what: &'static str,
-    /// What was seen instead.
+    /// Observation that breaks the promise.
     pub seen: String,
 }
 
-/// What came of one fault. Times are in microseconds where they are of gets, else in milliseconds.
+/// Figures of one fault. Times of gets are in microseconds, all other times in milliseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
-    /// Which one.
+    /// Name of the fault.
     pub fault: &'static str,
-    /// The node that it was done to.
+    /// Node that the fault was applied to.
     pub victim: String,
-    /// Why it was not done.
+    /// Reason why the fault was not applied, if it was not.
     pub left_out: Option<String>,
-    /// What else is worth to be known.
+    /// Further fact about the fault.
     pub note: Option<String>,
     rate: u64,
-    /// Gets that ended at all nodes, from before the fault until all were well after it.
+    /// Number of gets that ended at all nodes, in all phases of the fault.
     pub gets: u64,
-    /// The same, node by node.
+    /// Number of these gets at each node.
     gets_of_each: [u64; NODES],
-    /// Gets that failed at the other nodes, by why and whose key it was.
+    /// Gets that failed at nodes other than the victim, by reason and owner of the key.
     pub failed_elsewhere: BTreeMap<String, u64>,
-    /// Gets that failed at the node itself.
+    /// Gets that failed at the victim, by reason and owner of the key.
     pub failed_at_victim: BTreeMap<String, u64>,
-    /// Writes and their kin at all nodes, by what came of them.
+    /// Writes and related calls at all nodes, by outcome.
     pub writes: BTreeMap<String, u64>,
     before: Latency,
     during: Latency,
     settling: Latency,
     after: Latency,
-    /// Some of the slow gets at the other nodes.
+    /// Examples of slow gets at nodes other than the victim.
     pub slow: Vec<String>,
-    /// From its end until all nodes had been well.
+    /// Time from the end of the fault to the last sample of a node that was not healthy.
     pub recovery_ms: u64,
-    /// Loads from its beginning until all were well, by how many of one key there were.
+    /// Number of keys by their number of loads, counted from the beginning of the fault to the end of its last phase.
     pub loads_of_a_key: BTreeMap<u64, u64>,
-    /// What the processes had before the first fault.
-    pub(crate) held_before: Vec<Held>,
-    /// What they have now.
-    pub(crate) held_after: Vec<Held>,
-    /// What must not be.
+    /// Resources of the processes before the first fault.
+    pub(crate) held_before: Vec<Resources>,
+    /// Resources of the processes after this fault.
+    pub(crate) held_after: Vec<Resources>,
+    /// Promises that were broken under this fault.
     pub findings: Vec<Finding>,
 }
 
-/// How long gets took at the nodes that nothing was done to.
+/// Latencies of gets at the nodes without a fault, in microseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 struct Latency {
     p50: u64,
@@ -77,7 +78,7 @@ struct Latency {
     longest: u64,
 }
 
-/// When what happened, in milliseconds of the machine's clock.
+/// Beginnings and ends of the phases of a fault, in milliseconds of the machine's clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub(crate) begin: u64,
@@ -119,11 +120,11 @@ impl Figures {
         }
     }
 
-    pub(crate) fn finds(&mut self, what: &'static str, seen: String) {
+    pub(crate) fn add_finding(&mut self, what: &'static str, seen: String) {
         self.findings.push(Finding { what, seen });
     }
 
-    /// Reads what the nodes said.
+    /// Computes the figures from the samples of the nodes, and adds the findings.
     pub(crate) fn judge(&mut self, samples: &[Vec<Sample>], victim: usize, times: Times) {
         let Times { begin, fault_begins, fault_ends, well, end } = times;
         let all = |from: u64, to: u64| {
@@ -139,15 +140,15 @@ impl Figures {
         self.during = latency(fault_begins, fault_ends);
         self.settling = latency(fault_ends, well);
         self.after = latency(well, end);
-        let ill = all(fault_ends, end).filter(|(_, sample)| !is_well(sample)).map(|(_, sample)| sample.at);
-        self.recovery_ms = ill.max().map_or(0, |at| at - fault_ends);
+        let unhealthy = all(fault_ends, end).filter(|(_, sample)| !is_healthy(sample)).map(|(_, sample)| sample.at);
+        self.recovery_ms = unhealthy.max().map_or(0, |at| at - fault_ends);
         let slow = all(begin, end).filter(|(n, _)| *n != victim).flat_map(|(n, sample)| {
             sample
                 .slow
                 .iter()
                 .map(move |get| format!("n{} at {} ms: {get}", n + 1, sample.at.saturating_sub(fault_begins)))
         });
-        self.slow = slow.take(SLOW_TOLD).collect();
+        self.slow = slow.take(SLOW_SHOWN).collect();
         for (n, sample) in all(begin, end) {
             self.gets += sample.gets.count();
             self.gets_of_each[n] += sample.gets.count();
@@ -159,51 +160,54 @@ impl Figures {
             all(begin, end).flat_map(|(n, s)| s.stale.iter().map(move |s| format!("n{}: {s}", n + 1))).collect();
         if !stale.is_empty() {
             let first = stale.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
-            self.finds("P9, no get yields what a write has passed", format!("{} times: {first}", stale.len()));
+            self.add_finding(
+                "P9, no get returns a value older than a completed write",
+                format!("{} times: {first}", stale.len()),
+            );
         }
         let over = all(begin, end).filter(|(_, sample)| sample.bytes > sample.capacity).count();
         if over > 0 {
-            self.finds("P6, bytes are bounded", format!("{over} times over the capacity"));
+            self.add_finding("P6, bytes are bounded", format!("{over} samples above the budget"));
         }
         self.judge_failures();
         self.judge_loads(&loads(all(begin, fault_begins)), &loads(all(fault_begins, end)), end - fault_begins);
     }
 
     fn judge_failures(&mut self) {
-        // A key whose owner's loader does not end cannot be had; everything else can.
+        // Gets of a key time out if the loader of its owner does not end. All other gets must succeed.
         let stalled = format!("timeout of {}", self.victim);
         let is_expected = |what: &str| self.fault == Fault::LoaderStalls.name() && what.ends_with(&stalled);
         let failed: Vec<_> = self.failed_elsewhere.iter().filter(|(what, _)| !is_expected(what)).collect();
         if !failed.is_empty() {
-            self.finds("P4, no get fails where nothing was done", format!("{failed:?}"));
+            self.add_finding("P4, no get fails at a node without a fault", format!("{failed:?}"));
         }
-        // A get may have begun before its process was stopped, and its deadline have passed meanwhile.
+        // A get may begin before its process is stopped and pass its deadline while the process is stopped.
         let may_fail = [Fault::Stop, Fault::LoaderStalls].map(Fault::name).contains(&self.fault);
         if !may_fail && !self.failed_at_victim.is_empty() {
             let failed = format!("{:?}", self.failed_at_victim);
-            self.finds("P4, no get fails for want of a peer", failed);
+            self.add_finding("P4, no get fails because a peer is missing", failed);
         }
     }
 
     fn judge_loads(&mut self, calm: &BTreeMap<String, u64>, faulty: &BTreeMap<String, u64>, lasted_ms: u64) {
         let twice: Vec<_> = calm.iter().filter(|(_, count)| **count > 1).collect();
         if !twice.is_empty() {
-            self.finds("P1, one load", format!("before the fault: {twice:?}"));
+            self.add_finding("P1, one load", format!("before the fault: {twice:?}"));
         }
         for count in faulty.values() {
             *self.loads_of_a_key.entry(*count).or_default() += 1;
         }
         let most = NODES as u64 * (1 + lasted_ms.div_ceil(FALLBACK_MS));
         if let Some((key, count)) = faulty.iter().find(|(_, count)| **count > most) {
-            self.finds("P2, bounded loads", format!("{key} was loaded {count} times, in {lasted_ms} ms"));
+            self.add_finding("P2, bounded loads", format!("{key} was loaded {count} times in {lasted_ms} ms"));
         }
     }
 
-    fn descriptors(held: &[Held]) -> String {
+    fn descriptors(held: &[Resources]) -> String {
         held.iter().map(|held| held.descriptors.to_string()).collect::<Vec<_>>().join(" ")
     }
 
-    fn mebibytes(held: &[Held]) -> String {
+    fn mebibytes(held: &[Resources]) -> String {
         held.iter().map(|held| (held.resident_kib >> 10).to_string()).collect::<Vec<_>>().join(" ")
     }
 }
@@ -222,19 +226,19 @@ impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at {}", self.fault, self.victim)?;
         if let Some(why) = &self.left_out {
-            return writeln!(f, ": left out, {why}");
+            return writeln!(f, ": not applied, {why}");
         }
         let failed = |all: &BTreeMap<String, u64>| all.values().sum::<u64>();
         writeln!(
             f,
-            ": {} gets, {} failed elsewhere, {} at it",
+            ": {} gets, {} failed elsewhere, {} failed at the victim",
             self.gets,
             failed(&self.failed_elsewhere),
             failed(&self.failed_at_victim)
         )?;
-        writeln!(f, "  gets of each {:?}", self.gets_of_each)?;
+        writeln!(f, "  gets at each node {:?}", self.gets_of_each)?;
         for (what, count) in &self.failed_at_victim {
-            writeln!(f, "  at it: {count} × {what}")?;
+            writeln!(f, "  failed at the victim: {count} × {what}")?;
         }
         let phases =
             [("before", self.before), ("during", self.during), ("settling", self.settling), ("after", self.after)];
@@ -242,11 +246,11 @@ impl fmt::Display for Figures {
             writeln!(f, "  {name:9} p50 {p50} µs, p99 {p99} µs, longest {} ms", longest / 1000)?;
         }
         for slow in &self.slow {
-            writeln!(f, "  slow, {slow}")?;
+            writeln!(f, "  slow get: {slow}")?;
         }
-        writeln!(f, "  well again {} ms after it was over", self.recovery_ms)?;
-        let loads = self.loads_of_a_key.iter().map(|(loads, keys)| format!("{keys} keys {loads} ×"));
-        writeln!(f, "  loaded meanwhile: {}", loads.collect::<Vec<_>>().join(", "))?;
+        writeln!(f, "  all nodes healthy {} ms after the end of the fault", self.recovery_ms)?;
+        let loads = self.loads_of_a_key.iter().map(|(loads, keys)| format!("{loads} for {keys} keys"));
+        writeln!(f, "  loads of a key since the fault began: {}", loads.collect::<Vec<_>>().join(", "))?;
         let writes = self.writes.iter().map(|(what, count)| format!("{what} {count}"));
         writeln!(f, "  {}", writes.collect::<Vec<_>>().join(", "))?;
         writeln!(
@@ -260,14 +264,14 @@ impl fmt::Display for Figures {
             writeln!(f, "  {note}")?;
         }
         for Finding { what, seen } in &self.findings {
-            writeln!(f, "  FOUND {what}: {seen}")?;
+            writeln!(f, "  FINDING {what}: {seen}")?;
         }
         Ok(())
     }
 }
 
 impl Report {
-    /// Everything that must not be.
+    /// Returns all findings, each with its fault.
     pub fn findings(&self) -> Vec<String> {
         let of = |figures: &Figures| {
             let found =
@@ -277,10 +281,10 @@ impl Report {
         self.faults.iter().flat_map(of).collect()
     }
 
-    /// Keeps the figures as JSON; those of faults that this run did not have stay as they are.
+    /// Saves the figures as JSON. The file keeps the figures of faults that are not in this run.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// An I/O error if the file cannot be written.
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let kept = fs::read_to_string(path).ok().and_then(|text| serde_json::from_str(&text).ok());
         let mut all: BTreeMap<String, Value> = kept.unwrap_or_default();
@@ -297,12 +301,13 @@ mod tests {
 
     const TIMES: Times = Times { begin: 0, fault_begins: 1000, fault_ends: 2000, well: 3000, end: 4000 };
 
-    /// What is found when one node, of which the first is the victim, says this beside what all say who are well.
-    fn found(fault: Fault, node: usize, at: u64, said: impl FnOnce(&mut Sample)) -> Vec<&'static str> {
+    /// Returns the findings when `node` reports one more sample, which `change` has changed, and all others are
+    /// healthy. Node 0 is the victim.
+    fn found(fault: Fault, node: usize, at: u64, change: impl FnOnce(&mut Sample)) -> Vec<&'static str> {
         let well = |at| Sample { at, reachable: NODES, ..Sample::default() };
         let mut samples = vec![vec![well(500), well(1500), well(2500), well(3500)]; NODES];
         let mut sample = well(at);
-        said(&mut sample);
+        change(&mut sample);
         samples[node].push(sample);
         let mut figures = Figures::new(fault, "n1", 0);
         figures.judge(&samples, 0, TIMES);
@@ -313,24 +318,41 @@ mod tests {
         BTreeMap::from([(what.to_owned(), count)])
     }
 
+    /// Changes one sample at a time. A value that is allowed under the fault, or at the victim, must not be a finding.
     #[test]
-    fn all_that_must_not_be_is_found_and_nothing_else() {
+    fn broken_promises_are_findings_and_nothing_else_is() {
         let nothing: [&str; 0] = [];
         assert_eq!(found(Fault::Kill, 1, 1500, |_| ()), nothing);
 
-        let p4 = ["P4, no get fails where nothing was done"];
+        let p4 = ["P4, no get fails at a node without a fault"];
         let fails = |what: &str| one(what, 1);
         assert_eq!(found(Fault::Kill, 1, 3900, |s| s.failed = fails("read timeout of n1")), p4);
-        assert_eq!(found(Fault::Stop, 0, 1500, |s| s.failed = fails("read timeout of n1")), nothing, "it was stopped");
-        let alone = ["P4, no get fails for want of a peer"];
-        assert_eq!(found(Fault::Cut, 0, 1500, |s| s.failed = fails("read timeout of n2")), alone, "its loader works");
-        assert_eq!(found(Fault::Kill, 1, 5000, |s| s.failed = fails("read timeout of n1")), nothing, "another fault's");
+        assert_eq!(
+            found(Fault::Stop, 0, 1500, |s| s.failed = fails("read timeout of n1")),
+            nothing,
+            "the victim was stopped"
+        );
+        let alone = ["P4, no get fails because a peer is missing"];
+        assert_eq!(
+            found(Fault::Cut, 0, 1500, |s| s.failed = fails("read timeout of n2")),
+            alone,
+            "the loader of the victim works"
+        );
+        assert_eq!(
+            found(Fault::Kill, 1, 5000, |s| s.failed = fails("read timeout of n1")),
+            nothing,
+            "the sample is of another fault"
+        );
         assert_eq!(found(Fault::LoaderStalls, 1, 1500, |s| s.failed = fails("read timeout of n1")), nothing);
         assert_eq!(found(Fault::LoaderStalls, 1, 1500, |s| s.failed = fails("read timeout of n2")), p4);
         assert_eq!(found(Fault::LoaderStalls, 1, 1500, |s| s.failed = fails("read unreachable of n1")), p4);
 
-        let p9 = ["P9, no get yields what a write has passed"];
-        assert_eq!(found(Fault::Kill, 0, 1500, |s| s.stale.push("old".into())), p9, "at the victim too");
+        let p9 = ["P9, no get returns a value older than a completed write"];
+        assert_eq!(
+            found(Fault::Kill, 0, 1500, |s| s.stale.push("old".into())),
+            p9,
+            "a stale value at the victim counts too"
+        );
         assert_eq!(found(Fault::Kill, 1, 500, |s| s.bytes = 1), ["P6, bytes are bounded"]);
 
         assert_eq!(found(Fault::Kill, 1, 500, |s| s.loaded = one("key", 1)), nothing);
@@ -339,11 +361,12 @@ mod tests {
         assert_eq!(found(Fault::Kill, 1, 1500, |s| s.loaded = one("key", 11)), ["P2, bounded loads"]);
     }
 
+    /// The recovery takes as long as any node does not reach all others.
     #[test]
-    fn recovery_lasts_until_the_last_node_is_well() {
+    fn recovery_ends_with_the_last_unhealthy_sample() {
         let mut figures = Figures::new(Fault::Cut, "n1", 0);
-        let ill = Sample { at: 2700, reachable: 4, ..Sample::default() };
-        figures.judge(&[vec![], vec![ill]], 0, TIMES);
+        let unhealthy = Sample { at: 2700, reachable: 4, ..Sample::default() };
+        figures.judge(&[vec![], vec![unhealthy]], 0, TIMES);
         assert_eq!(figures.recovery_ms, 700);
     }
 }

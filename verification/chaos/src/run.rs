@@ -1,4 +1,4 @@
-//! One fault after the other.
+//! Run: applies one fault after another.
 
 use std::{
     path::Path,
@@ -8,54 +8,54 @@ use std::{
 
 use process::{PATIENCE, eventually, within};
 
-use crate::{Cluster, Fault, Figures, NODES, Report, Sample, clock::milliseconds, cluster::Held, report::Times};
+use crate::{Cluster, Fault, Figures, NODES, Report, Sample, clock::milliseconds, cluster::Resources, report::Times};
 
-/// Which faults, and how long each.
+/// The faults of a run, and the duration of each phase.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What is done, in this order.
+    /// Faults, in the order of the run.
     pub faults: Vec<Fault>,
     /// Gets per second of each node.
     pub rate: u64,
-    /// How long all are well before each fault.
+    /// Time under load before each fault.
     pub before: Duration,
-    /// How long it lasts.
+    /// Duration of each fault.
     pub during: Duration,
-    /// How long all are well again before the next one.
+    /// Time under load after each recovery.
     pub after: Duration,
 }
 
-/// All are well when they say so this often without a break, which takes a second.
-const WELL_SAMPLES: usize = 5;
+/// Number of consecutive healthy samples that make a node healthy. Five samples take 1 s.
+const HEALTHY_SAMPLES: usize = 5;
 
-/// So much later than expected, a process is not heard: on a busy machine.
+/// Maximum age in milliseconds of the last sample of a healthy node, long enough for a busy machine.
 const RECENT_MS: u64 = 1000;
 
-/// Starts five processes of that program and does all that is planned; tells each fault's figures when it is over.
-pub fn run(program: &Path, directory: &Path, plan: &Plan, mut tell: impl FnMut(&Figures)) -> Report {
+/// Starts five processes of `program`, runs the plan, and passes the figures of each fault to `report_fault`.
+pub fn run(program: &Path, directory: &Path, plan: &Plan, mut report_fault: impl FnMut(&Figures)) -> Report {
     let mut cluster = Cluster::start(program, directory, plan.rate);
     let begun = milliseconds();
-    eventually("all five are one cluster", || {
-        let ended = cluster.ended();
+    eventually("all five nodes are one cluster", || {
+        let ended = cluster.ended_processes();
         assert!(ended.is_empty(), "{ended:#?}");
-        are_well(&cluster, begun)
+        are_healthy(&cluster, begun)
     });
     let mut report = Report::default();
-    let held = match quiet(&mut cluster, None) {
+    let held = match wait_until_idle(&mut cluster, None) {
         Ok(held) => held,
-        Err(left) => panic!("before any fault: {left}"),
+        Err(left) => panic!("the load does not end before the first fault: {left}"),
     };
     for (n, fault) in plan.faults.iter().enumerate() {
         let figures = one(&mut cluster, *fault, n % NODES, plan, &held);
-        tell(&figures);
+        report_fault(&figures);
         report.faults.push(figures);
     }
     report
 }
 
-fn one(cluster: &mut Cluster, fault: Fault, victim: usize, plan: &Plan, held: &[Held]) -> Figures {
+fn one(cluster: &mut Cluster, fault: Fault, victim: usize, plan: &Plan, held: &[Resources]) -> Figures {
     let mut figures = Figures::new(fault, &cluster.nodes[victim].name, plan.rate);
-    cluster.has_load(true);
+    cluster.set_load(true);
     let begin = milliseconds();
     sleep(plan.before);
     let (fault_begins, clock) = (milliseconds(), Instant::now());
@@ -69,8 +69,11 @@ fn one(cluster: &mut Cluster, fault: Fault, victim: usize, plan: &Plan, held: &[
     sleep(plan.during.saturating_sub(clock.elapsed()));
     let fault_ends = milliseconds();
     figures.note = fault.end(cluster, victim, effect);
-    if !within(PATIENCE, || are_well(cluster, fault_ends)) {
-        figures.finds("recovery", format!("not all are well {PATIENCE:?} after it was over: {}", ills(cluster)));
+    if !within(PATIENCE, || are_healthy(cluster, fault_ends)) {
+        figures.add_finding(
+            "all nodes recover",
+            format!("not all nodes are healthy {PATIENCE:?} after the end of the fault: {}", health(cluster)),
+        );
     }
     let well = milliseconds();
     sleep(plan.after);
@@ -79,21 +82,21 @@ fn one(cluster: &mut Cluster, fault: Fault, victim: usize, plan: &Plan, held: &[
     let samples: Vec<_> = (0..NODES).map(|n| cluster.samples(n)).collect();
     figures.judge(&samples, victim, times);
     figures.held_before = held.to_vec();
-    match quiet(cluster, Some(held)) {
+    match wait_until_idle(cluster, Some(held)) {
         Ok(held) => figures.held_after = held,
-        Err(left) => figures.finds("left behind", left),
+        Err(left) => figures.add_finding("nothing of the load is left", left),
     }
-    cluster.ended().into_iter().for_each(|ended| figures.finds("ended", ended));
+    cluster.ended_processes().into_iter().for_each(|ended| figures.add_finding("no process ends", ended));
     figures
 }
 
-/// Stops the load and waits until nothing of it is left; what the processes have then.
-fn quiet(cluster: &mut Cluster, before: Option<&[Held]>) -> Result<Vec<Held>, String> {
-    cluster.has_load(false);
+/// Stops the load, waits until nothing of it is left, and returns the resources that the processes then have.
+fn wait_until_idle(cluster: &mut Cluster, before: Option<&[Resources]>) -> Result<Vec<Resources>, String> {
+    cluster.set_load(false);
     let stopped = milliseconds();
-    let of_all = |cluster: &Cluster| (0..NODES).map(|n| cluster.held(n)).collect::<Vec<_>>();
+    let of_all = |cluster: &Cluster| (0..NODES).map(|n| cluster.resources(n)).collect::<Vec<_>>();
     let is_idle = |sample: &Sample| sample.waiting == 0 && sample.requests == 0 && sample.loads == 0;
-    let are_closed = |held: &[Held]| {
+    let are_closed = |held: &[Resources]| {
         before.is_none_or(|before| held.iter().zip(before).all(|(now, then)| now.descriptors <= then.descriptors))
     };
     let is_quiet = within(PATIENCE, || {
@@ -105,7 +108,7 @@ fn quiet(cluster: &mut Cluster, before: Option<&[Held]>) -> Result<Vec<Held>, St
         false => {
             let left = |n| {
                 let Sample { waiting, requests, loads, .. } = cluster.last(n, stopped).unwrap_or_default();
-                let descriptors = cluster.held(n).descriptors;
+                let descriptors = cluster.resources(n).descriptors;
                 let had = before.map_or(0, |before| before[n].descriptors);
                 let name = &cluster.nodes[n].name;
                 format!(
@@ -117,23 +120,24 @@ fn quiet(cluster: &mut Cluster, before: Option<&[Held]>) -> Result<Vec<Held>, St
     }
 }
 
-/// Whether all have been well for a while, and are heard.
-fn are_well(cluster: &Cluster, since: u64) -> bool {
+/// Returns whether every node has reported [`HEALTHY_SAMPLES`] healthy samples in a row, the last one within
+/// [`RECENT_MS`], and all nodes have one ring.
+fn are_healthy(cluster: &Cluster, since: u64) -> bool {
     let now = milliseconds();
     let mut rings = Vec::new();
     let all = (0..NODES).all(|n| {
-        let last = cluster.recent(n, since, WELL_SAMPLES);
+        let last = cluster.recent(n, since, HEALTHY_SAMPLES);
         rings.extend(last.first().map(|sample| sample.fingerprint));
-        last.len() == WELL_SAMPLES && last[0].at + RECENT_MS > now && last.iter().all(is_well)
+        last.len() == HEALTHY_SAMPLES && last[0].at + RECENT_MS > now && last.iter().all(is_healthy)
     });
     all && rings.iter().all(|ring| *ring == rings[0])
 }
 
-pub(crate) fn is_well(sample: &Sample) -> bool {
+pub(crate) fn is_healthy(sample: &Sample) -> bool {
     sample.reachable == NODES && sample.failed.is_empty()
 }
 
-fn ills(cluster: &Cluster) -> String {
+fn health(cluster: &Cluster) -> String {
     let of = |n: usize| {
         let sample = cluster.last(n, 0).unwrap_or_default();
         format!("{} reaches {}, failed {:?}", cluster.nodes[n].name, sample.reachable, sample.failed)

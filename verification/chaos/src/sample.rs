@@ -1,4 +1,4 @@
-//! What a node says of itself, five times a second, as a line of JSON.
+//! Sample: the report of a node about itself, written as a line of JSON every 200 ms.
 
 use std::collections::BTreeMap;
 
@@ -6,36 +6,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::Histogram;
 
-/// What happened since the line before, and how things stand.
+/// Events since the previous sample, and the present state.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sample {
-    /// When, in milliseconds of the machine's clock.
+    /// Time of the sample, in milliseconds of the machine's clock.
     pub at: u64,
-    /// How long the gets took that ended.
+    /// Latencies of the gets that ended.
     pub gets: Histogram,
-    /// Some of the gets that took longer than a silent peer may keep them, and who was to answer.
+    /// Examples of gets that took longer than a silent peer can delay them, each with an explanation of its key.
     pub slow: Vec<String>,
-    /// Gets that failed, by what the error is and who owns the key.
+    /// Gets that failed, by error and owner of the key.
     pub failed: BTreeMap<String, u64>,
     /// Calls of the loader, by key.
     pub loaded: BTreeMap<String, u64>,
-    /// Writes and their kin, by what came of them.
+    /// Writes and related calls, by outcome.
     pub writes: BTreeMap<String, u64>,
-    /// Values that were older than a write that had reached everyone.
+    /// Values that were older than a write that had reached every node.
     pub stale: Vec<String>,
-    /// Gets that have not ended.
+    /// Number of gets that have not ended.
     pub waiting: u64,
-    /// Requests that peers have not answered.
+    /// Number of requests that peers have not answered.
     pub requests: usize,
-    /// Loads that run or wait.
+    /// Number of loads that run or wait.
     pub loads: usize,
-    /// Members that own keys and can be reached, itself included.
+    /// Number of members that own keys and are reachable, including the node itself.
     pub reachable: usize,
-    /// Of its ring.
+    /// Fingerprint of the ring.
     pub fingerprint: u64,
-    /// Accounted bytes of its largest group.
+    /// Accounted bytes of the largest group.
     pub bytes: u64,
-    /// What that may have.
+    /// Budget of the largest group, in bytes.
     pub capacity: u64,
     /// Counters of the node since its start.
     pub counters: BTreeMap<String, u64>,

@@ -1,11 +1,12 @@
-//! Every fault for a moment.
+//! Chaos in short: every fault for two seconds.
 use std::{path::Path, time::Duration};
 
 use chaos::{Fault, Plan, run};
 use read_along as _;
 
+/// Runs every fault once, and checks that no promise is broken and that no flight or descriptor is left.
 #[test]
-fn no_get_fails_where_nothing_was_done_and_nothing_is_left() {
+fn each_fault_ends_without_a_finding() {
     let plan = Plan {
         faults: Fault::ALL.to_vec(),
         rate: 300,

@@ -1,4 +1,4 @@
-//! What the values come from: it counts who asks for what, and can stall.
+//! Backend: the source of the values, which counts its calls by key and can stall.
 
 use std::{
     collections::BTreeMap,
@@ -13,11 +13,12 @@ use std::{
 use chaos::clock;
 use tokio::{sync::watch, time::sleep};
 
-/// As long as a database in the same room takes.
+/// Duration of a load, as of a database in the same room.
 const TAKES: Duration = Duration::from_millis(5);
 
-/// Bytes of a value, and of a large one.
+/// Bytes of a value.
 const SMALL: usize = 100;
+/// Bytes of a large value.
 const LARGE: usize = 64 << 10;
 
 pub(crate) struct Backend {
@@ -33,17 +34,17 @@ impl Default for Backend {
 }
 
 impl Backend {
-    /// Whether loads end.
+    /// Lets loads end, or stalls them.
     pub(crate) fn works(&self, works: bool) {
         self.works.send_replace(works);
     }
 
-    /// The calls since it was last asked.
+    /// Returns the number of calls by key since the last `take`.
     pub(crate) fn take(&self) -> BTreeMap<String, u64> {
         std::mem::take(&mut self.loaded.lock().unwrap())
     }
 
-    /// A value of some size.
+    /// Counts the call, and returns a value of the present size.
     pub(crate) async fn load(&self, key: &str) -> Result<String, Error> {
         *self.loaded.lock().unwrap().entry(key.to_owned()).or_default() += 1;
         self.take_time().await;
@@ -51,7 +52,7 @@ impl Backend {
         Ok("x".repeat(if is_large { LARGE } else { SMALL }))
     }
 
-    /// When it was asked.
+    /// Returns the time of the call as the value.
     pub(crate) async fn stamp(&self, _: &str) -> Result<String, Error> {
         let begun = clock::nanoseconds();
         self.take_time().await;

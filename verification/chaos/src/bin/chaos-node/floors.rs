@@ -1,12 +1,13 @@
-//! What the nodes know of each other's writes: since when each key must not be older than.
+//! Floors: for each key, the time of the last write that has reached every node.
 //!
-//! A file, which outlives processes. A writer has a row of its own; each number is written by one of them alone.
+//! The floors are in a file, which outlives processes. Each writer has a row of its own, so that each number has a
+//! single writer.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 use chaos::NODES;
 
-/// Keys that are written, and one column for the group that is cleared.
+/// Number of keys that are written. The column after them belongs to the group that is cleared.
 pub(crate) const KEYS: usize = 64;
 pub(crate) const CLEARED: usize = KEYS;
 const COLUMNS: usize = KEYS + 1;
@@ -21,19 +22,19 @@ impl Floors {
         Ok(Self(file))
     }
 
-    /// From now on no get may yield what is older than that.
+    /// Records that no get that begins afterwards may return a value older than `to`.
     pub(crate) fn raise(&self, writer: usize, column: usize, to: u64) {
         self.0.write_all_at(&to.to_le_bytes(), place(writer, column)).unwrap();
     }
 
-    /// The highest that anybody has said.
+    /// Returns the highest floor of a column among all writers.
     pub(crate) fn of(&self, column: usize) -> u64 {
-        let said = |writer| {
+        let recorded = |writer| {
             let mut bytes = [0; NUMBER];
             self.0.read_exact_at(&mut bytes, place(writer, column)).unwrap();
             u64::from_le_bytes(bytes)
         };
-        (0..NODES).map(said).max().unwrap_or(0)
+        (0..NODES).map(recorded).max().unwrap_or(0)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The load: so many gets a second of itself, whether those before have ended or not.
+//! Load: starts gets at a steady rate, whether earlier gets have ended or not.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -15,21 +15,21 @@ use crate::{
 };
 
 const TICK: Duration = Duration::from_millis(10);
-/// Ticks in a second.
+/// Number of ticks in a second.
 const TICKS: u64 = 100;
 
-/// What all nodes get again and again, some far more often than others.
+/// Number of keys that all nodes get again and again, by Zipf's law.
 const WORKING_SET: usize = 2000;
 
-/// How often there is a key that nobody has seen; all nodes get it in that time.
+/// Interval between two new keys, in milliseconds. All nodes get a new key within it.
 const FRESH_MS: u64 = 50;
-/// The same while values are large.
+/// Interval between two new keys while values are large, in milliseconds.
 const LARGE_FRESH_MS: u64 = 10;
 
 pub(crate) async fn run(world: Arc<World>) {
     let shares = shares();
     let mut tick = interval(TICK);
-    // What a process missed while it stood still, it does not make up for.
+    // A process that was stopped does not make up for the gets that it missed.
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let (mut owed, mut last_fresh) = (0, 0);
     loop {
@@ -47,7 +47,7 @@ pub(crate) async fn run(world: Arc<World>) {
             owed = owed.saturating_sub(TICKS);
         }
         if owed >= TICKS {
-            // Some of them are hot, so that every node has copies of them.
+            // A few keys are hot, so that every node has replicas of them.
             let is_hot = fastrand::bool();
             get_stamped(&world, if is_hot { fastrand::usize(..NODES) } else { fastrand::usize(..=KEYS) });
             owed -= TICKS;
@@ -60,7 +60,7 @@ pub(crate) async fn run(world: Arc<World>) {
     }
 }
 
-/// Of Zipf's law: the share of all gets that goes to this key and those before it.
+/// Returns for each key of the working set the share of gets for it and all keys before it, by Zipf's law.
 fn shares() -> Vec<f64> {
     let total: f64 = (1..=WORKING_SET).map(|rank| 1.0 / rank as f64).sum();
     let mut sum = 0.0;
@@ -81,7 +81,8 @@ fn get(world: &Arc<World>, key: String) {
     });
 }
 
-/// A get whose value must not be older than the last write that had reached everyone when it began.
+/// Starts a get, and checks that the value is not older than the last write that had reached every node when the get
+/// began.
 fn get_stamped(world: &Arc<World>, column: usize) {
     let world = Arc::clone(world);
     world.tally.begins();
@@ -106,6 +107,6 @@ pub(crate) fn judge(world: &World, group: &Group<String>, key: &str, floor: u64,
         let ago = |at: u64| clock::nanoseconds().saturating_sub(at) / 1_000_000;
         let (began, written) = (ago(stamp), ago(floor));
         let why = group.explain(key);
-        world.tally.is_stale(format!("{key} began {began} ms ago and was written {written} ms ago; {why}"));
+        world.tally.is_stale(format!("{key}: a value of {began} ms ago, before the write of {written} ms ago; {why}"));
     }
 }

@@ -1,6 +1,6 @@
-//! One of the five: a node that gets keys of itself all the time, and says five times a second what came of it.
+//! Chaos node: makes gets of its own all the time, and reports the outcomes five times a second.
 //!
-//! It does what the lines of its standard input say, and ends with that.
+//! Each line of standard input is a command. The process ends when standard input ends.
 
 mod backend;
 mod floors;
@@ -25,29 +25,29 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{backend::Backend, floors::Floors, tally::Tally};
 
-/// Nothing expires while a fault lasts: what is loaded again is loaded because of the fault.
+/// Time to live of all values. Nothing expires while a fault lasts, so that a fault is the reason of each further load.
 const TIME_TO_LIVE: Duration = Duration::from_secs(3600);
 
-/// Small enough to be full soon when values are large.
+/// Budget of the group `read`, which large values fill soon.
 const CAPACITY_BYTES: u64 = 8 << 20;
 
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 
-/// What all tasks of the process share.
+/// State that all tasks of the process share.
 struct World {
     node: Node,
-    /// Which of the nodes this is, from 0 on.
+    /// Number of the node, from 0.
     number: usize,
-    /// Read only.
+    /// Group that is only read.
     read: Group<String>,
-    /// Written key by key; what a value says is when its load, or its write, began.
+    /// Group that is written key by key. A value is the time at which its load or its write began.
     written: Group<String>,
-    /// Cleared as a whole.
+    /// Group that is cleared as a whole.
     cleared: Group<String>,
     backend: Arc<Backend>,
     floors: Floors,
     tally: Tally,
-    /// Gets per second.
+    /// Gets per second of this node.
     rate: AtomicU64,
 }
 
@@ -79,12 +79,12 @@ async fn main() -> Result<(), BoxError> {
     });
     tokio::spawn(gets::run(Arc::clone(&world)));
     tokio::spawn(writes::run(Arc::clone(&world)));
-    tokio::spawn(say(Arc::clone(&world)));
-    let obeys = Arc::clone(&world);
+    tokio::spawn(report(Arc::clone(&world)));
+    let commanded = Arc::clone(&world);
     #[expect(clippy::disallowed_methods, reason = "reading a line blocks its thread, and no simulation runs this")]
     std::thread::spawn(move || {
-        std::io::stdin().lines().map_while(Result::ok).for_each(|line| obey(&obeys, &line));
-        std::process::exit(1); // who started it is gone
+        std::io::stdin().lines().map_while(Result::ok).for_each(|line| run_command(&commanded, &line));
+        std::process::exit(1); // the parent process has ended
     });
     ends.recv().await;
     world.rate.store(0, Relaxed);
@@ -95,19 +95,19 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Does what a line says.
-fn obey(world: &World, line: &str) {
+/// Runs the command in a line of standard input.
+fn run_command(world: &World, line: &str) {
     match line.split_once(' ').unwrap_or((line, "")) {
         ("rate", rate) => world.rate.store(rate.parse().unwrap(), Relaxed),
         ("loader", "stalls") => world.backend.works(false),
         ("loader", "works") => world.backend.works(true),
         ("values", "large") => world.backend.are_large.store(true, Relaxed),
         ("values", "small") => world.backend.are_large.store(false, Relaxed),
-        _ => eprintln!("not understood: {line}"),
+        _ => eprintln!("unknown command: {line}"),
     }
 }
 
-async fn say(world: Arc<World>) {
+async fn report(world: Arc<World>) {
     let mut tick = interval(SAMPLE_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {

@@ -1,4 +1,4 @@
-//! What came of gets and writes since the last sample.
+//! Tally: outcomes of gets and writes since the last sample.
 
 use std::{
     sync::{
@@ -11,10 +11,10 @@ use std::{
 use chaos::{Sample, clock};
 use groupcache_discovery::{Error, Group};
 
-/// A peer that says nothing is given up after a second.
+/// Time after which a get is slow. A silent peer becomes unreachable after 1 s.
 const SLOW: Duration = Duration::from_millis(1500);
-/// In each sample.
-const SLOW_TOLD: usize = 3;
+/// Maximum number of slow gets in a sample.
+const SLOW_PER_SAMPLE: usize = 3;
 
 #[derive(Default)]
 pub(crate) struct Tally {
@@ -40,14 +40,14 @@ impl Tally {
         self.waiting.fetch_add(1, Relaxed);
     }
 
-    /// A get has ended.
+    /// Records the end of a get.
     pub(crate) fn ends(&self, group: &Group<String>, key: &str, took: Duration, error: Option<Error>) {
         let is_slow = took > SLOW;
         let slow = is_slow.then(|| format!("{} ms: {}", took.as_millis(), group.explain(key)));
         let mut since = self.since();
         since.gets.add(took);
         if let Some(slow) = slow
-            && since.slow.len() < SLOW_TOLD
+            && since.slow.len() < SLOW_PER_SAMPLE
         {
             since.slow.push(slow);
         }
@@ -58,13 +58,13 @@ impl Tally {
         self.ended();
     }
 
-    /// One key could not be had.
+    /// Records that the get of one key failed.
     pub(crate) fn failed(&self, group: &Group<String>, key: &str, error: &Error) {
         let what = format!("{} {} of {}", group.name(), kind(error), group.owner_of(key));
         *self.since().failed.entry(what).or_default() += 1;
     }
 
-    /// Whatever it was that began.
+    /// Records that a get or another call has ended.
     pub(crate) fn ended(&self) {
         self.waiting.fetch_sub(1, Relaxed);
     }

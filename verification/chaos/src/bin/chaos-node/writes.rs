@@ -1,4 +1,4 @@
-//! Ten times a second, something else than a get.
+//! Writes and related calls: ten times a second, a call other than `get`.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -18,7 +18,7 @@ use crate::{
 
 const EVERY: Duration = Duration::from_millis(100);
 
-/// Each of these in turn.
+/// Number of operations, which take turns.
 const OPERATIONS: usize = 8;
 
 pub(crate) async fn run(world: Arc<World>) {
@@ -35,30 +35,31 @@ pub(crate) async fn run(world: Arc<World>) {
 }
 
 async fn operate(world: &World, turn: usize) {
-    // A key has one writer, so that the order of its writes is known.
+    // Each key has a single writer, so that the order of its writes is known.
     let column = (turn % (KEYS / NODES)) * NODES + world.number;
     let (group, key) = (&world.written, format!("written-{column}"));
     let begun = Begun { at: clock::nanoseconds(), members: world.node.members().len() };
     match turn % OPERATIONS {
-        0 => done(world, "remove", &[column], begun, group.remove(&key).await),
-        1 => done(world, "set", &[column], begun, group.set(&key, begun.at.to_string()).await),
+        0 => record_write(world, "remove", &[column], begun, group.remove(&key).await),
+        1 => record_write(world, "set", &[column], begun, group.set(&key, begun.at.to_string()).await),
         2 => {
             let columns = [column, (column + NODES) % (KEYS / NODES * NODES)];
             let keys = columns.map(|column| format!("written-{column}"));
-            done(world, "remove_many", &columns, begun, group.remove_many(keys).await);
+            record_write(world, "remove_many", &columns, begun, group.remove_many(keys).await);
         }
-        3 => done(world, "remove_and_hold", &[column], begun, group.remove_and_hold(&key, EVERY).await),
-        4 => done(world, "clear", &[CLEARED], begun, world.cleared.clear().await),
-        5 => seen(world, "remove_lazy", group.remove_lazy(&key).await.err().as_ref()),
-        6 => seen(world, "peek", group.peek(&key).await.err().as_ref()),
+        3 => record_write(world, "remove_and_hold", &[column], begun, group.remove_and_hold(&key, EVERY).await),
+        4 => record_write(world, "clear", &[CLEARED], begun, world.cleared.clear().await),
+        5 => record_call(world, "remove_lazy", group.remove_lazy(&key).await.err().as_ref()),
+        6 => record_call(world, "peek", group.peek(&key).await.err().as_ref()),
         _ => get_many(world).await,
     }
 }
 
-/// A write: once it has reached everyone, nobody may see what was before.
+/// Records a write. Once a write has reached every node, no get may return an older value.
 ///
-/// Everyone is who is in this node's view: one that knows only some of the others has promised nothing of the rest.
-fn done(world: &World, what: &str, columns: &[usize], begun: Begun, outcome: Result<Invalidated, Error>) {
+/// The floor of a key rises only if the view held all nodes at the beginning and at the end of the write, because a
+/// complete write promises nothing about nodes outside the writer's view.
+fn record_write(world: &World, what: &str, columns: &[usize], begun: Begun, outcome: Result<Invalidated, Error>) {
     let members = begun.members.min(world.node.members().len());
     match outcome {
         Ok(done) if done.is_complete() && !done.views_differed() => {
@@ -73,18 +74,18 @@ fn done(world: &World, what: &str, columns: &[usize], begun: Begun, outcome: Res
     }
 }
 
-/// When a write was called, and how many nodes were in the view then.
+/// Time of the call of a write, and the number of members in the view at that time.
 #[derive(Clone, Copy)]
 struct Begun {
     at: u64,
     members: usize,
 }
 
-fn seen(world: &World, what: &str, error: Option<&Error>) {
+fn record_call(world: &World, what: &str, error: Option<&Error>) {
     world.tally.wrote(format!("{what} {}", error.map_or("complete", kind)));
 }
 
-/// Eight keys at once; one that fails is a get that failed.
+/// Gets eight keys at once. A key that fails counts as a failed get.
 async fn get_many(world: &World) {
     let columns: Vec<_> = (0..8).map(|_| fastrand::usize(..KEYS)).collect();
     let floors: Vec<_> = columns.iter().map(|column| world.floors.of(*column)).collect();
@@ -96,5 +97,5 @@ async fn get_many(world: &World) {
             Err(e) => world.tally.failed(&world.written, key, &e),
         }
     }
-    seen(world, "get_many", None);
+    record_call(world, "get_many", None);
 }
