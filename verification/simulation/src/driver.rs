@@ -1,4 +1,5 @@
-//! Plays a scenario: moves time on, does to machines, network and discovery what is due, and looks after each tick.
+//! Driver: plays a scenario. The driver advances time, applies due faults to machines, network and discovery, and
+//! observes the cluster after each tick.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,32 +10,34 @@ use fastrand::Rng;
 use turmoil::{Builder, Sim};
 
 use crate::{
+    garbage_client,
     history::Log,
     judge::judge,
     machine,
     network::Network,
-    nonsense,
     provider::{host, meant},
-    scenario::{Fault, Lie, RECOVERY, SAFETY, Scenario, TICK},
+    scenario::{DiscoveryFault, Fault, RECOVERY, SAFETY, Scenario, TICK},
     world::{Belief, Order, Phase, Update, World, name},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How long machines may take to stop and start when all is to be well.
+/// Time limit for all machines to start after the last fault, and to stop at the end.
 const RESTART: Duration = Duration::from_secs(20);
 
-/// How long each stage of the proof may take.
+/// Time limit for each stage of the liveness check.
 const STAGE: Duration = Duration::from_secs(10);
 
-/// What came of a seed.
+/// Outcome of a seed.
 pub(crate) struct Played {
     pub(crate) log: Log,
     pub(crate) hash: u64,
     pub(crate) simulated: Duration,
 }
 
-/// Plays one seed. Once in a process: ids of tasks are counted in all of it, and order what a crash drops.
+/// Plays a seed.
+///
+/// A process plays a single seed, because ids of tasks are counted per process and order the tasks that a crash drops.
 pub(crate) fn play(seed: u64, is_verbose: bool) -> Played {
     let scenario = Scenario::of(seed);
     let world = World::new(scenario.clone());
@@ -52,17 +55,17 @@ pub(crate) fn play(seed: u64, is_verbose: bool) -> Played {
     for at in 0..scenario.nodes {
         let world = world.clone();
         sim.host(name(at), move || machine::run(world.clone(), at));
-        assert_eq!(sim.lookup(name(at)).to_string(), host(at), "addresses are given in order");
+        assert_eq!(sim.lookup(name(at)).to_string(), host(at), "the simulated network assigns addresses in order");
     }
-    let stranger = world.clone();
-    sim.host("stranger", move || nonsense::talk(stranger.clone()));
+    let unlisted_client = world.clone();
+    sim.host("unlisted-client", move || garbage_client::run(unlisted_client.clone()));
     let mut driver = Driver {
         rng: Rng::with_seed(!seed),
         world: world.clone(),
         network: Network::new(&scenario),
         scenario,
         status: Vec::new(),
-        lies: BTreeMap::new(),
+        discovery_faults: BTreeMap::new(),
         withdrawals: Vec::new(),
     };
     driver.status = vec![Status::Runs; driver.scenario.nodes];
@@ -78,7 +81,7 @@ pub(crate) fn play(seed: u64, is_verbose: bool) -> Played {
     drop(state);
     judge(&mut log, &scenario);
     let hash = log.hash();
-    // With the machines, whose sockets must end in the simulated network.
+    // The handles are dropped while the simulated network exists, because their sockets must end in it.
     drop(handles);
     std::mem::forget(sim);
     Played { log, hash, simulated }
@@ -88,9 +91,9 @@ pub(crate) fn play(seed: u64, is_verbose: bool) -> Played {
 enum Status {
     Runs,
     Crashed,
-    /// Stopped, or about to be.
+    /// Stopped, or about to stop.
     Stopped,
-    /// The same, and to be started again.
+    /// Stopped or about to stop, and to be started once the node is down.
     Restarts,
 }
 
@@ -100,9 +103,9 @@ struct Driver {
     scenario: Scenario,
     status: Vec<Status>,
     network: Network,
-    /// Whom a machine's discovery leaves out as long as it lies.
-    lies: BTreeMap<usize, Lie>,
-    /// Who crashed, and when discovery finds out.
+    /// Discovery faults in force, by machine.
+    discovery_faults: BTreeMap<usize, DiscoveryFault>,
+    /// Crashed machines, each with the time at which discovery notices the crash.
     withdrawals: Vec<(Duration, usize)>,
 }
 
@@ -113,7 +116,7 @@ impl Driver {
         for at in 0..self.scenario.nodes {
             self.new_wall_clock(at);
             let lag = self.lag();
-            self.tell(at, lag);
+            self.schedule_announced(at, lag);
         }
         let mut faults = std::mem::take(&mut self.scenario.faults).into_iter().peekable();
         while sim.elapsed() < SAFETY {
@@ -124,7 +127,7 @@ impl Driver {
         }
         self.heal(sim);
         self.recover(sim)?;
-        self.prove(sim)?;
+        self.check_liveness(sim)?;
         self.close(sim)
     }
 
@@ -132,7 +135,7 @@ impl Driver {
         self.world.lock().log.now()
     }
 
-    /// One tick.
+    /// Advances the simulation by one tick, and observes the cluster afterwards.
     fn step(&mut self, sim: &mut Sim<'_>) -> Simulated {
         self.world.lock().log.tick(sim.elapsed());
         let now = sim.elapsed();
@@ -145,24 +148,24 @@ impl Driver {
                 self.announce(at, true);
             }
         }
-        let due: Vec<_> = self.withdrawals.extract_if(.., |(at, _)| *at <= now).map(|(_, who)| who).collect();
+        let due: Vec<_> = self.withdrawals.extract_if(.., |(at, _)| *at <= now).map(|(_, at)| at).collect();
         for at in due {
             if self.status[at] == Status::Crashed {
                 self.announce(at, false);
             }
         }
-        // A machine whose task panics panics here.
+        // A panic in the task of a machine becomes a panic of this call.
         let stepped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sim.step()));
         match stepped {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(format!("P7: a machine failed: {error}")),
+            Ok(Err(error)) => return Err(format!("P7: a machine returned an error: {error}")),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
                 return Err(format!("P7: a machine panicked: {}", text.unwrap_or_default()));
             }
         }
-        self.world.lock().look();
+        self.world.lock().observe();
         Ok(())
     }
 
@@ -170,8 +173,8 @@ impl Driver {
         {
             let mut state = self.world.lock();
             state.log.count(fault.kind());
-            state.log.tell(|| format!("{fault:?}"));
-            if !matches!(fault, Fault::Lie(..) | Fault::Truth(_) | Fault::Nonsense(..)) {
+            state.log.print(|| format!("{fault:?}"));
+            if !matches!(fault, Fault::Discovery(..) | Fault::DiscoveryRepair(_) | Fault::Garbage(..)) {
                 state.last_fault = sim.elapsed();
             }
         }
@@ -185,12 +188,12 @@ impl Driver {
                 self.announce(at, false);
             }
             Fault::Drain(at) => self.world.lock().machines[at].order = Order::Drain,
-            Fault::Lie(at, lie) => self.lie(at, lie),
-            Fault::Truth(at) => {
-                self.lies.remove(&at);
-                self.tell(at, Duration::ZERO);
+            Fault::Discovery(at, fault) => self.begin_discovery_fault(at, fault),
+            Fault::DiscoveryRepair(at) => {
+                self.discovery_faults.remove(&at);
+                self.schedule_announced(at, Duration::ZERO);
             }
-            Fault::Nonsense(at, bytes) => self.world.lock().nonsense.push((at, bytes)),
+            Fault::Garbage(at, bytes) => self.world.lock().garbage_orders.push((at, bytes)),
             network => self.network.change(sim, &network),
         }
         self.world.lock().network_faults = self.network.faults();
@@ -201,8 +204,9 @@ impl Driver {
             return;
         }
         self.status[at] = Status::Crashed;
-        // Our handles first: a process has none outside.
-        let handles = self.world.down(at);
+        // The driver takes its handles out of the world before the crash, because no handle of a crashed process is
+        // left outside.
+        let handles = self.world.node_stopped(at);
         sim.crash(name(at));
         drop(handles);
         let lag = Duration::from_millis(self.rng.u64(500..8_000));
@@ -223,9 +227,10 @@ impl Driver {
         }
     }
 
-    /// P10: the wall clocks of machines have nothing to do with each other, nor with what they were before.
+    /// Gives a machine a new wall clock (P10), unrelated to the clocks of other machines and to its own earlier clock.
     fn new_wall_clock(&mut self, at: usize) {
-        // Near to the beginning of time, today, anywhere, or far in the future; never twice the same millisecond.
+        // The clock is near 1970, in 2023, anywhere up to 2^41 ms, or far in the future. A random part of up to 2^30 ms
+        // keeps clocks apart.
         let any = [0, 1_700_000_000_000, self.rng.u64(..1 << 41), 1 << 42, u64::MAX / 2];
         self.world.lock().machines[at].wall_clock_ms = any[self.rng.usize(..any.len())] + self.rng.u64(..1 << 30);
     }
@@ -234,7 +239,8 @@ impl Driver {
         Duration::from_millis(if self.rng.bool() { self.rng.u64(..50) } else { self.rng.u64(..2_000) })
     }
 
-    /// Discovery learns that a machine is there, or is gone, and tells all others some time.
+    /// Adds a machine to discovery or removes a machine from it, and schedules the new set for all providers, each with
+    /// a delay of its own.
     fn announce(&mut self, at: usize, is_there: bool) {
         {
             let announced = &mut self.world.lock().announced;
@@ -246,43 +252,45 @@ impl Driver {
         }
         for to in 0..self.status.len() {
             let lag = self.lag();
-            self.tell(to, lag);
+            self.schedule_announced(to, lag);
         }
     }
 
-    /// Tells a machine who is there, as far as its discovery tells the truth.
-    fn tell(&mut self, to: usize, lag: Duration) {
+    /// Schedules the announced set for the provider of a machine. A discovery fault may hide a peer from the set.
+    fn schedule_announced(&mut self, to: usize, lag: Duration) {
         let mut set = self.world.lock().announced.clone();
-        if let Some(Lie::Without(one)) = self.lies.get(&to) {
-            set.remove(one);
+        if let Some(DiscoveryFault::Without(peer)) = self.discovery_faults.get(&to) {
+            set.remove(peer);
         }
         self.world.lock().machines[to].insisted = set.clone();
-        self.say(to, lag, meant(set));
+        self.schedule(to, lag, meant(set));
     }
 
-    fn say(&mut self, to: usize, lag: Duration, update: Update) {
+    fn schedule(&mut self, to: usize, lag: Duration, update: Update) {
         let at = self.now() + lag;
         let script = &mut self.world.lock().machines[to].script;
         let place = script.partition_point(|(other, _)| *other <= at);
         script.insert(place, (at, update));
     }
 
-    fn lie(&mut self, to: usize, lie: Lie) {
-        self.lies.insert(to, lie.clone());
-        match lie {
-            Lie::Empty => self.say(to, Duration::ZERO, Update::Set(BTreeSet::new(), Belief::Doubtful)),
-            Lie::Alone => self.say(to, Duration::ZERO, Update::Set(BTreeSet::from([to]), Belief::Doubtful)),
-            Lie::Without(_) => self.tell(to, Duration::ZERO),
-            Lie::Ghosts => self.say(to, Duration::ZERO, Update::Ghosts),
-            Lie::Fails => self.say(to, Duration::ZERO, Update::Fail),
-            Lie::Left(peer) => self.say(to, Duration::ZERO, Update::Left(peer)),
+    fn begin_discovery_fault(&mut self, to: usize, fault: DiscoveryFault) {
+        self.discovery_faults.insert(to, fault.clone());
+        match fault {
+            DiscoveryFault::Empty => self.schedule(to, Duration::ZERO, Update::Set(BTreeSet::new(), Belief::Doubtful)),
+            DiscoveryFault::Alone => {
+                self.schedule(to, Duration::ZERO, Update::Set(BTreeSet::from([to]), Belief::Doubtful))
+            }
+            DiscoveryFault::Without(_) => self.schedule_announced(to, Duration::ZERO),
+            DiscoveryFault::Ghosts => self.schedule(to, Duration::ZERO, Update::Ghosts),
+            DiscoveryFault::Fails => self.schedule(to, Duration::ZERO, Update::Fail),
+            DiscoveryFault::Left(peer) => self.schedule(to, Duration::ZERO, Update::Left(peer)),
         }
     }
 
-    /// All faults end.
+    /// Ends all faults.
     fn heal(&mut self, sim: &mut Sim<'_>) {
         self.network.heal(sim);
-        self.lies.clear();
+        self.discovery_faults.clear();
         for at in 0..self.status.len() {
             let is_draining = self.world.lock().machines[at].order == Order::Drain;
             if self.status[at] == Status::Runs && is_draining {
@@ -294,9 +302,9 @@ impl Driver {
         }
         self.withdrawals.clear();
         for at in 0..self.status.len() {
-            // What is late comes no more.
+            // Updates that are still scheduled are dropped.
             self.world.lock().machines[at].script.clear();
-            self.tell(at, SECOND / 2);
+            self.schedule_announced(at, SECOND / 2);
         }
         let mut state = self.world.lock();
         state.network_faults = 0;
@@ -309,12 +317,12 @@ impl Driver {
         state.machines.iter().all(|it| it.node.is_some() && !it.is_leaving)
     }
 
-    /// Everybody starts, and after a while all is well.
+    /// Waits until all nodes have started, and checks that the cluster is well at the end of [`RECOVERY`].
     fn recover(&mut self, sim: &mut Sim<'_>) -> Simulated {
         let end = sim.elapsed() + RESTART;
         while !self.all_are_up() {
             if sim.elapsed() > end {
-                return Err("liveness: not all machines have started".to_owned());
+                return Err(format!("liveness: not all machines have started within {RESTART:?}"));
             }
             self.step(sim)?;
         }
@@ -330,14 +338,16 @@ impl Driver {
                 state.log.add("ms to recover", (since.saturating_sub(begin)).as_millis() as u64);
                 Ok(())
             }
-            None => Err(format!("liveness: {RECOVERY:?} after the last fault not all is well: {}", state.views())),
+            None => {
+                Err(format!("liveness: the cluster is not well {RECOVERY:?} after the last fault: {}", state.views()))
+            }
         }
     }
 
-    /// Each get succeeds, and a herd of them loads each key once.
-    fn prove(&mut self, sim: &mut Sim<'_>) -> Simulated {
-        // Whatever was begun before ends first.
-        self.world.lock().phase = Phase::Proof;
+    /// Checks that each get succeeds and that a stampede loads each key once.
+    fn check_liveness(&mut self, sim: &mut Sim<'_>) -> Simulated {
+        // Earlier gets end first.
+        self.world.lock().phase = Phase::LivenessCheck;
         for _ in 0..(12 * SECOND).div_duration_f64(TICK) as u32 {
             if self.world.lock().open_gets == 0 {
                 break;
@@ -349,7 +359,7 @@ impl Driver {
             let end = sim.elapsed() + STAGE;
             while self.world.lock().stage_done.len() < self.status.len() {
                 if sim.elapsed() > end {
-                    return Err(format!("liveness: stage {stage} of the proof does not end"));
+                    return Err(format!("liveness: stage {stage} of the liveness check does not end"));
                 }
                 self.step(sim)?;
             }
@@ -358,26 +368,26 @@ impl Driver {
         for _ in 0..400 {
             self.step(sim)?;
         }
-        // A page of a hand-over may be under way in this moment.
+        // A page of a hand-over may still be on its way.
         for _ in 0..SECOND.div_duration_f64(TICK) as u32 {
-            if self.left().is_empty() {
+            if self.unfinished().is_empty() {
                 return Ok(());
             }
             self.step(sim)?;
         }
-        let left = self.left();
-        self.world.lock().log.broken(format!("P7: loads or requests are left: {left:?}"));
+        let left = self.unfinished();
+        self.world.lock().log.broken(format!("P7: loads or requests have not ended: {left:?}"));
         Ok(())
     }
 
-    /// The nodes with loads or requests that have not ended.
-    fn left(&self) -> Vec<String> {
+    /// Returns the nodes with loads or requests that have not ended.
+    fn unfinished(&self) -> Vec<String> {
         let state = self.world.lock();
         let left = state.live().filter(|(_, _, node)| (node.loads(), node.in_flight()) != ((0, 0), 0));
         left.map(|(_, _, node)| format!("{}: {:?}, {}", node.id(), node.loads(), node.in_flight())).collect()
     }
 
-    /// All leave; nothing may be left of them.
+    /// Shuts all nodes down, and waits until their machines have looked for tasks that are left.
     fn close(&mut self, sim: &mut Sim<'_>) -> Simulated {
         for at in 0..self.status.len() {
             self.world.lock().machines[at].order = Order::Stop;
@@ -385,11 +395,11 @@ impl Driver {
         let end = sim.elapsed() + RESTART;
         while self.world.lock().live().count() > 0 {
             if sim.elapsed() > end {
-                return Err("liveness: not all machines have stopped".to_owned());
+                return Err(format!("liveness: not all machines have stopped within {RESTART:?}"));
             }
             self.step(sim)?;
         }
-        // Each looks for its tasks two seconds after its end.
+        // Each machine looks for tasks that are left 2 s after the end of its node.
         for _ in 0..(3 * SECOND).div_duration_f64(TICK) as u32 {
             self.step(sim)?;
         }

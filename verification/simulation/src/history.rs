@@ -1,7 +1,7 @@
-//! What happened, in one order: everything takes the next number when it begins and when it ends.
+//! History: all events of a run in one order. Each event takes the next number when it begins and when it ends.
 //!
-//! Machines take turns within a tick, so the order of the numbers is one that agrees with what was sent and received,
-//! and not always that of the clocks.
+//! Machines take turns within a tick, so that the order of the numbers agrees with what was sent and received. The
+//! order does not always agree with the clocks.
 
 use std::{
     collections::BTreeMap,
@@ -11,17 +11,17 @@ use std::{
 
 use groupcache_core::LoadReason;
 
-/// A place in the order, and the time of its tick.
+/// Place in the order, and the time of its tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Moment {
     pub(crate) n: u64,
     pub(crate) at: Duration,
 }
 
-/// What a load said, and what a get was told.
+/// Outcome of a load or of a get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Answer {
-    /// A value tells its own number: that of the moment in which its load, or its set, began.
+    /// A value with its number, which is that of the moment in which its load or its set began.
     Value(u64),
     Nothing,
     Failed,
@@ -36,33 +36,34 @@ pub(crate) enum Origin {
     Set,
 }
 
-/// Which process: a machine, and which of its lives.
+/// A process: a machine, and the number of the start of its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Process {
     pub(crate) machine: usize,
-    pub(crate) life: u32,
+    pub(crate) start: u32,
 }
 
-/// Whence an answer can come: a load or a set.
+/// A load or a set, from which outcomes of gets come.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) key: usize,
     pub(crate) by: Process,
     pub(crate) origin: Origin,
     pub(crate) begin: Moment,
-    /// Its flight cannot have begun before this number.
+    /// Number before which the flight of the load cannot have begun.
     pub(crate) since: u64,
     pub(crate) end: Option<Moment>,
     pub(crate) answer: Answer,
     pub(crate) is_kept: bool,
-    /// The view and the cuts of the process when it began.
+    /// Epoch of the process's view at the beginning.
     pub(crate) epoch: u64,
+    /// Number of times that the process had been partitioned at the beginning.
     pub(crate) cut_off: u64,
-    /// All views have agreed since this number, as of its beginning.
+    /// Number since which all views had agreed at the beginning.
     pub(crate) agreed_since: Option<u64>,
-    /// And for how long.
+    /// Time for which all views had agreed at the beginning.
     pub(crate) agreed_for: Duration,
-    /// The whole cluster has been well for a while.
+    /// Whether the whole cluster had been well for a while at the beginning.
     pub(crate) is_calm: bool,
 }
 
@@ -77,13 +78,13 @@ pub(crate) struct Get {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Write {
-    /// `None` = all.
+    /// Keys of the write, or `None` for all keys.
     pub(crate) keys: Option<Vec<usize>>,
     pub(crate) begin: Moment,
     pub(crate) end: Option<Moment>,
-    /// It named nobody as unreached and saw no other view.
+    /// Whether the write named no peer as unreached and saw no other view.
     pub(crate) is_complete: bool,
-    /// And the views of all nodes agreed meanwhile, so that it was told to all there are.
+    /// Whether the write is complete and all views agreed while it ran, so that every node was notified.
     pub(crate) is_of_all: bool,
 }
 
@@ -93,28 +94,28 @@ impl Write {
     }
 }
 
-/// Everything that was seen.
+/// Everything that was observed.
 #[derive(Default)]
 pub(crate) struct Log {
     last: u64,
     now: Duration,
-    /// The first numbers of the tick before this one, and of this one.
+    /// First numbers of the previous tick and of this tick.
     ticks: (u64, u64),
     pub(crate) sources: Vec<Source>,
     pub(crate) gets: Vec<Get>,
     pub(crate) writes: Vec<Write>,
-    /// When processes ended.
+    /// Times at which processes ended.
     pub(crate) ended: BTreeMap<Process, Duration>,
-    /// How often what happened, so that nobody takes an idle simulation for a good one.
+    /// Number of events by kind, which shows whether a simulation was idle.
     pub(crate) counts: BTreeMap<&'static str, u64>,
-    /// What should not be, as it was seen.
+    /// Broken promises, in the order in which they were found.
     pub(crate) broken: Vec<String>,
     pub(crate) is_verbose: bool,
     trace: Trace,
 }
 
 impl Log {
-    /// The next tick has begun.
+    /// Begins the next tick.
     pub(crate) fn tick(&mut self, now: Duration) {
         self.now = now;
         self.ticks = (self.ticks.1, self.last + 1);
@@ -128,7 +129,7 @@ impl Log {
         self.last
     }
 
-    /// No flight of which something is heard now can have begun before this.
+    /// Returns the number before which no flight that is observed in this tick can have begun.
     pub(crate) fn since(&self) -> u64 {
         self.ticks.0
     }
@@ -138,7 +139,7 @@ impl Log {
         Moment { n: self.last, at: self.now }
     }
 
-    /// Notes what happened in the trace that two runs of one seed must share.
+    /// Adds an event to the trace that two runs of one seed must share.
     pub(crate) fn trace(&mut self, what: &impl Hash) {
         (self.last, self.now, what).hash(&mut self.trace);
     }
@@ -147,8 +148,8 @@ impl Log {
         self.trace.0
     }
 
-    /// Says what happens to a person who wants to see it.
-    pub(crate) fn tell(&self, what: impl FnOnce() -> String) {
+    /// Prints an event if the run is verbose.
+    pub(crate) fn print(&self, what: impl FnOnce() -> String) {
         if self.is_verbose {
             println!("{:?} {}", self.now, what());
         }
@@ -168,7 +169,7 @@ impl Log {
     }
 }
 
-/// FNV-1a: the same for ever, unlike the hasher of the standard library.
+/// FNV-1a, which is stable across versions, unlike the hasher of the standard library.
 struct Trace(u64);
 
 impl Default for Trace {

@@ -1,7 +1,7 @@
-//! What a history may look like: the promises, each as one question to all that has happened.
+//! Judge: compares a history with the promises, each of which is one question to all that happened.
 //!
-//! Each oracle knows all machines, and asks only what was promised for what it knows: nothing is concluded from a write
-//! that named somebody as unreached, nor from views that did not agree.
+//! Each oracle knows all machines, and asks only for what was promised. Nothing is concluded from a write that named a
+//! peer as unreached, nor from views that did not agree.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,38 +13,39 @@ use crate::{
     scenario::Scenario,
 };
 
-/// How long former owners may be asked before a load begins, and a tick: the owner that decides to load asks them first, and
-/// the view may change meanwhile. Seed 50: decided upon 3 ms before the change, begun 7 ms after it.
-const PEEKING: Duration = Duration::from_millis(40);
+/// Time for reads from previous owners before a load begins, and a tick. The owner that decides to load first reads
+/// from previous owners, and the view may change meanwhile. In seed 50, a load was decided upon 3 ms before the change
+/// and began 7 ms after it.
+const PREVIOUS_OWNER_READS: Duration = Duration::from_millis(40);
 
-/// How late a get may end: ticks of the simulation and of the node.
+/// Delay of the end of a get, because of the ticks of the simulation and of the node.
 const LATE: Duration = Duration::from_millis(150);
 
-/// How long an answer may be on its way; a connection that is silent for longer is given up.
-const ON_ITS_WAY: Duration = Duration::from_secs(3);
+/// Time for which a response may be on its way. A connection that is silent for longer is given up.
+const IN_TRANSIT: Duration = Duration::from_secs(3);
 
-/// How long after it was called a write that has not reached everyone may still undo what other keys' loads have brought.
-const LINGERS: Duration = Duration::from_secs(2);
+/// Time after its call in which a write that has not reached every node may still discard the loads of other keys.
+const DISCARDS_LOADS: Duration = Duration::from_secs(2);
 
-/// How long a node serves what it may not have heard a write of.
-const BORROWED: Duration = Duration::from_secs(10);
+/// Time for which a node serves entries that may have missed a write.
+const PARTITIONED_LIFETIME: Duration = Duration::from_secs(10);
 
-/// How long it may take until all that are in one view have met.
-const MET_AGAIN: Duration = Duration::from_secs(8);
+/// Time in which all members of one view connect with one another again.
+const RECONNECTED: Duration = Duration::from_secs(8);
 
-/// For longer than this nobody was out of a view.
-const REMEMBERED: Duration = Duration::from_secs(30);
+/// Upper bound of the time for which a node is out of a view.
+const OUT_OF_VIEW: Duration = Duration::from_secs(30);
 
-/// All that happened to one key.
-struct Life<'a> {
+/// Everything that happened to one key.
+struct KeyHistory<'a> {
     scenario: &'a Scenario,
     log: &'a Log,
-    /// In the order of their beginnings.
+    /// Loads and sets, in the order of their beginnings.
     sources: Vec<&'a Source>,
     writes: Vec<&'a Write>,
 }
 
-/// Notes in the log which promises were broken, and how.
+/// Records the broken promises in the log.
 pub(crate) fn judge(log: &mut Log, scenario: &Scenario) {
     let mut broken = Vec::new();
     for get in &log.gets {
@@ -56,27 +57,27 @@ pub(crate) fn judge(log: &mut Log, scenario: &Scenario) {
     }
     let mut judged = (0, 0);
     for key in 0..scenario.keys {
-        let life = Life {
+        let history = KeyHistory {
             scenario,
             log,
             sources: log.sources.iter().filter(|source| source.key == key).collect(),
             writes: log.writes.iter().filter(|write| write.is_of(key)).collect(),
         };
-        for (at, source) in life.sources.iter().enumerate() {
+        for (at, source) in history.sources.iter().enumerate() {
             if let Origin::Load(reason) = source.origin {
-                let earlier = &life.sources[..at];
-                broken.extend(life.one_load_at_once(source, reason, earlier).err());
-                broken.extend(life.one_owner(source, reason, earlier).err());
-                broken.extend(life.no_load_in_vain(source, reason, earlier).err());
-                broken.extend(life.no_fallback_without_a_fault(source, reason, earlier).err());
+                let earlier = &history.sources[..at];
+                broken.extend(history.one_load_at_once(source, reason, earlier).err());
+                broken.extend(history.one_owner(source, reason, earlier).err());
+                broken.extend(history.no_load_while_fresh(source, reason, earlier).err());
+                broken.extend(history.no_fallback_without_a_fault(source, reason, earlier).err());
             }
         }
         for get in gets.get(&key).into_iter().flatten() {
             if let Some((end, seen)) = get.end {
-                let floor = life.floor(get);
+                let floor = history.floor(get);
                 judged.0 += 1;
                 judged.1 += u64::from(floor > 0);
-                broken.extend(life.may_see(get, end, seen, floor).err());
+                broken.extend(history.may_see(get, end, seen, floor).err());
             }
         }
     }
@@ -87,13 +88,14 @@ pub(crate) fn judge(log: &mut Log, scenario: &Scenario) {
     }
 }
 
-/// P3.
+/// Checks P3: a get ends by its deadline.
 fn ended_in_time(get: &Get, log: &Log) -> Option<String> {
     let over = get.end.map(|(end, _)| end.at).or_else(|| log.ended.get(&get.by).copied()).unwrap_or(log.now());
-    (over > get.begin.at + get.deadline + LATE).then(|| format!("P3: it took {:?}: {get:?}", over - get.begin.at))
+    (over > get.begin.at + get.deadline + LATE).then(|| format!("P3: a get took {:?}: {get:?}", over - get.begin.at))
 }
 
-/// Whether what a source brought may be seen after the writes up to this number. Of two writes at once either may stand.
+/// Returns whether the outcome of a source may be observed after the writes up to this number. Either of two writes at
+/// once may stand.
 fn is_after(source: &Source, floor: u64) -> bool {
     match source.origin {
         Origin::Load(_) => source.begin.n >= floor,
@@ -101,41 +103,45 @@ fn is_after(source: &Source, floor: u64) -> bool {
     }
 }
 
-/// Whether a write may take effect after this number.
+/// Returns whether a write may take effect after this number.
 fn lasts_beyond(write: &Write, n: u64) -> bool {
-    // Who was not in the view of the writer is told when it is met again.
+    // A node outside the writer's view is notified when it is connected again.
     !write.is_of_all || write.end.is_none_or(|end| end.n > n)
 }
 
-impl Life<'_> {
-    /// Whether a write may have come between the beginnings of two flights.
+impl KeyHistory<'_> {
+    /// Returns whether a write may have come between the beginnings of two flights.
     fn is_separated(&self, first: &Source, second: &Source) -> bool {
         let is_of_key = |write: &Write| lasts_beyond(write, first.since) && write.is_of(first.key);
-        // Who was out of somebody's view is told, when it is met again, that anything may have changed meanwhile.
-        let is_settled = first.agreed_for >= MET_AGAIN && second.agreed_for >= first.agreed_for;
-        let is_of_any = |write: &Write| !is_settled && write.begin.at + REMEMBERED >= first.begin.at;
+        // A node that was out of a view is notified, when it is connected again, that any key may have changed
+        // meanwhile.
+        let is_reconnected = first.agreed_for >= RECONNECTED && second.agreed_for >= first.agreed_for;
+        let is_of_any = |write: &Write| !is_reconnected && write.begin.at + OUT_OF_VIEW >= first.begin.at;
         let earlier = self.log.writes.iter().take_while(|write| write.begin.n < second.begin.n);
         earlier.into_iter().any(|write| is_of_key(write) || is_of_any(write))
     }
 
-    /// P2: two loads of a key on one node do not run at once unless a write separates them.
+    /// Checks P2: two loads of a key on one node do not overlap unless a write separates them. Loads of two nodes do
+    /// not overlap either while the cluster is calm (P1).
     fn one_load_at_once(&self, load: &Source, _: LoadReason, earlier: &[&Source]) -> Result<(), String> {
         let mut running = earlier.iter().filter(|other| {
             let runs = other.end.is_none_or(|end| end.n > load.begin.n);
             runs && matches!(other.origin, Origin::Load(_)) && (other.by == load.by || other.is_calm && load.is_calm)
         });
         match running.find(|other| !self.is_separated(other, load)) {
-            Some(other) => {
-                Err(format!("P1 and P2: two loads at once, and no write between them:\n  {other:?}\n  {load:?}"))
-            }
+            Some(other) => Err(format!(
+                "P1 and P2: two loads of a key overlap, and no write is between them:\n  {other:?}\n  {load:?}"
+            )),
             None => Ok(()),
         }
     }
 
-    /// P1: while views agree a key has one owner. What begins right after they have come to agree may have been decided
-    /// upon before: former owners are asked in between.
+    /// Checks P1: while views agree, a key has a single owner.
+    ///
+    /// A load that begins right after the views came to agree may have been decided upon in an earlier view, because
+    /// the owner reads from previous owners in between.
     fn one_owner(&self, load: &Source, reason: LoadReason, earlier: &[&Source]) -> Result<(), String> {
-        let was_decided = |load: &Source| load.agreed_for > PEEKING;
+        let was_decided = |load: &Source| load.agreed_for > PREVIOUS_OWNER_READS;
         let since = load.agreed_since.filter(|_| reason == LoadReason::Owner && was_decided(load));
         let Some(since) = since else { return Ok(()) };
         let other = earlier
@@ -150,8 +156,8 @@ impl Life<'_> {
         }
     }
 
-    /// P1: what an owner has is not loaded again while it is fresh.
-    fn no_load_in_vain(&self, load: &Source, reason: LoadReason, earlier: &[&Source]) -> Result<(), String> {
+    /// Checks P1: an owner does not load a key again while its entry is fresh.
+    fn no_load_while_fresh(&self, load: &Source, reason: LoadReason, earlier: &[&Source]) -> Result<(), String> {
         if !self.scenario.is_roomy || reason != LoadReason::Owner {
             return Ok(());
         }
@@ -163,39 +169,41 @@ impl Life<'_> {
         let Some(before) = earlier.iter().rfind(has_kept) else { return Ok(()) };
         let Some(end) = before.end else { return Ok(()) };
         let is_fresh = self.scenario.time_to_live.is_none_or(|lasts| load.begin.at + LATE < end.at + lasts);
-        // What comes while all peers are lost, and writes pass by, is kept for a short time only.
-        let is_capped = load.cut_off > 0 && load.begin.at + LATE >= end.at + BORROWED;
-        // Nor kept, when a write of any key that shares the stripe has passed it.
-        let is_passed = self.log.writes.iter().any(|write| {
-            let is_near = write.begin.at + LINGERS >= before.begin.at;
+        // A partitioned node may miss writes, and keeps entries for a short time only.
+        let is_capped = load.cut_off > 0 && load.begin.at + LATE >= end.at + PARTITIONED_LIFETIME;
+        // A loaded value is not cached if a write of any key in the stripe came after the beginning of the load.
+        let is_discarded = self.log.writes.iter().any(|write| {
+            let is_near = write.begin.at + DISCARDS_LOADS >= before.begin.at;
             write.begin.n < end.n && is_near && lasts_beyond(write, before.since)
         });
-        // What is not kept, or an error, takes what was there with it.
+        // An outcome that is not cached removes the earlier entry.
         let is_replaced = earlier.iter().any(|other| {
             let between = other.begin.n > before.begin.n && other.by == load.by;
             between && matches!(other.answer, Answer::Value(_) | Answer::Nothing) && !other.is_kept
         });
-        if !is_fresh || is_capped || is_passed || is_replaced || self.is_separated(before, load) {
+        if !is_fresh || is_capped || is_discarded || is_replaced || self.is_separated(before, load) {
             return Ok(());
         }
-        Err(format!("P1: loaded again while it was fresh:\n  {before:?}\n  {load:?}"))
+        Err(format!("P1: an owner loaded a key again while its entry was fresh:\n  {before:?}\n  {load:?}"))
     }
 
-    /// P1 and P5: while nothing is wrong, nobody but the owner loads; not after an error of its loader either.
+    /// Checks P1 and P5: while the cluster is calm, no node but the owner loads, not even after an error of the owner's
+    /// loader.
     fn no_fallback_without_a_fault(&self, load: &Source, reason: LoadReason, _: &[&Source]) -> Result<(), String> {
         if reason == LoadReason::Fallback && load.is_calm {
-            return Err(format!("P1: a node loads what it does not own, and nothing is wrong:\n  {load:?}"));
+            return Err(format!("P1: a node that does not own the key loaded it without a fault:\n  {load:?}"));
         }
         Ok(())
     }
 
-    /// The beginning of the last write that all had been told when this get began: nothing from before it may be seen.
+    /// Returns the beginning of the last write that had reached every node when this get began. No outcome from before
+    /// that write may be observed.
     fn floor(&self, get: &Get) -> u64 {
         let over = |write: &&&Write| write.is_of_all && write.end.is_some_and(|end| end.n < get.begin.n);
         self.writes.iter().filter(over).map(|write| write.begin.n).max().unwrap_or(0)
     }
 
-    /// P9, the ends of values, and the reasons of errors.
+    /// Checks P9, the expiry of values, and the reasons of errors.
     fn may_see(&self, get: &Get, end: Moment, seen: Answer, floor: u64) -> Result<(), String> {
         match seen {
             Answer::Closed => Ok(()),
@@ -205,30 +213,31 @@ impl Life<'_> {
                 match self.sources.iter().filter(found).any(|source| is_after(source, floor)) {
                     true => Ok(()),
                     false => {
-                        Err(format!("P9: nothing was found before the write of {floor}, not after it:\n  {get:?}"))
+                        Err(format!("P9: a get found nothing, and no load did after the write of {floor}:\n  {get:?}"))
                     }
                 }
             }
             Answer::Failed => {
                 let failed = |source: &&&Source| {
                     let has_failed = matches!(source.answer, Answer::Failed | Answer::TimedOut);
-                    let overlaps = source.end.is_none_or(|over| over.at + ON_ITS_WAY >= get.begin.at);
+                    let overlaps = source.end.is_none_or(|over| over.at + IN_TRANSIT >= get.begin.at);
                     has_failed && overlaps && source.begin.n < end.n
                 };
                 match self.sources.iter().any(|source| failed(&source)) {
                     true => Ok(()),
-                    false => Err(format!("P4: an error, and no load that failed:\n  {get:?}")),
+                    false => Err(format!("P4: a get failed, and no load did:\n  {get:?}")),
                 }
             }
             Answer::TimedOut => {
-                // Those without patience end by their own deadline; others when the load has run into its own.
+                // Impatient gets end at their own deadline. Patient gets time out only after a load has reached its own
+                // deadline.
                 let hung = |source: &&&Source| {
-                    let overlaps = source.end.is_none_or(|over| over.at + ON_ITS_WAY >= get.begin.at);
+                    let overlaps = source.end.is_none_or(|over| over.at + IN_TRANSIT >= get.begin.at);
                     source.answer == Answer::TimedOut && overlaps && source.begin.n < end.n
                 };
                 match get.deadline < PATIENT || self.sources.iter().any(|source| hung(&source)) {
                     true => Ok(()),
-                    false => Err(format!("P3: timed out, and no load has hung:\n  {get:?}")),
+                    false => Err(format!("P3: a get timed out, and no load hung:\n  {get:?}")),
                 }
             }
         }
@@ -236,12 +245,13 @@ impl Life<'_> {
 
     fn may_see_value(&self, get: &Get, number: u64, floor: u64) -> Result<(), String> {
         let Some(source) = self.sources.iter().find(|source| source.begin.n == number) else {
-            return Err(format!("nobody has loaded or set that value of this key:\n  {get:?}"));
+            return Err(format!("P9: a get returned a value that was neither loaded nor set:\n  {get:?}"));
         };
         if !is_after(source, floor) {
             let write = self.writes.iter().find(|write| write.begin.n == floor);
             return Err(format!(
-                "P9: a value from before a write that had returned:\n  {source:?}\n  {write:?}\n  {get:?}"
+                "P9: a get returned a value from before a write that had returned:\n  {source:?}\n  {write:?}\n  \
+                 {get:?}"
             ));
         }
         let Some(end) = source.end.filter(|_| source.origin != Origin::Set) else { return Ok(()) };
@@ -250,9 +260,9 @@ impl Life<'_> {
             (true, None) => return Ok(()),
             (true, Some(lasts)) => lasts + self.scenario.stale_while_revalidate,
         };
-        match get.begin.at <= end.at + lasts + ON_ITS_WAY {
+        match get.begin.at <= end.at + lasts + IN_TRANSIT {
             true => Ok(()),
-            false => Err(format!("P10: a value that has expired:\n  {source:?}\n  {get:?}")),
+            false => Err(format!("P10: a get returned a value that had expired:\n  {source:?}\n  {get:?}")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The source of all values: slow, failing, panicking and hanging, as the scenario wants it.
+//! Loader: the source of all values, which is slow, fails, panics and hangs as the scenario demands.
 
 use std::sync::Mutex;
 
@@ -11,19 +11,19 @@ use crate::{
     world::{Phase, World},
 };
 
-/// The loader of one process.
+/// Loader of one process.
 pub(crate) struct Source {
     pub(crate) world: World,
     pub(crate) machine: usize,
     pub(crate) rng: Mutex<Rng>,
 }
 
-/// A value tells its key and its number, and is as long as it likes.
+/// Returns a value that holds its key and its number, followed by `filling` bytes.
 pub(crate) fn text(key: &str, number: u64, filling: usize) -> String {
     format!("{key} {number} {}", "x".repeat(filling))
 }
 
-/// The number of a value of this key; `None` when it is the value of another one.
+/// Returns the number of a value of this key, or `None` for a value of another key.
 pub(crate) fn number(key: &str, value: &str) -> Option<u64> {
     let mut words = value.split(' ');
     words.next().filter(|of| *of == key)?;
@@ -36,9 +36,9 @@ impl Loader<String> for Source {
         let index = key.trim_start_matches("key-").parse().map_err(LoadError::permanent)?;
         let by = {
             let state = self.world.lock();
-            Process { machine: self.machine, life: state.machines[self.machine].life }
+            Process { machine: self.machine, start: state.machines[self.machine].starts }
         };
-        let running = self.world.load(index, by, load.reason());
+        let running = self.world.begin_load(index, by, load.reason());
         let (loads, is_calm, filling, mut rng) = {
             let state = self.world.lock();
             let mut rng = self.rng.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -55,27 +55,27 @@ impl Loader<String> for Source {
             it_is
         };
         if is(loads.hangs) {
-            running.says(Answer::TimedOut, false);
+            running.set_outcome(Answer::TimedOut, false);
             return std::future::pending().await;
         }
         if is(loads.errors) {
             return Err(if rng.bool() {
                 LoadError::transient("the database is down")
             } else {
-                LoadError::permanent("the database says no")
+                LoadError::permanent("the database refuses the read")
             });
         }
         if is(loads.panics) {
-            // Without a word on the terminal, which `panic!` would write.
+            // Unlike `panic!`, this call writes nothing to the terminal.
             std::panic::resume_unwind(Box::new("a loader that panics"));
         }
         if is(loads.nothing) {
-            running.says(Answer::Nothing, false);
+            running.set_outcome(Answer::Nothing, false);
             return Ok(Loaded::not_found());
         }
         let loaded = Loaded::new(text(key, running.number, filling));
         let is_kept = !is(loads.not_kept);
-        running.says(Answer::Value(running.number), is_kept);
+        running.set_outcome(Answer::Value(running.number), is_kept);
         Ok(if is_kept { loaded } else { loaded.do_not_keep() })
     }
 }

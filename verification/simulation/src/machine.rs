@@ -1,4 +1,4 @@
-//! A machine: a node with its callers, as often as it is started, until the driver stops or crashes it.
+//! Machine: a node with its callers, as often as the driver starts it, until the driver stops or crashes the machine.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -21,46 +21,46 @@ use crate::{
     world::{Order, PORT, Phase, World, id, key, name},
 };
 
-/// How often a machine looks for its orders.
+/// Pause between two checks of the orders.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How long what has been closed may take to be gone.
+/// Time after the end of a node until none of its tasks may be left.
 const GONE: Duration = Duration::from_secs(2);
 
-/// The deadline of gets that have patience: longer than any load and any discovery of a dead peer.
+/// Deadline of patient gets, longer than any load and longer than the detection of any dead peer.
 pub(crate) const PATIENT: Duration = Duration::from_secs(10);
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Runs until the simulation ends.
+/// Runs a machine until the simulation ends.
 pub(crate) async fn run(world: World, machine: usize) -> Outcome<()> {
     loop {
         while world.lock().machines[machine].order != Order::Run {
             sleep(LOOK).await;
         }
-        live(&world, machine).await?;
-        // All that it had: tasks, connections, timers.
+        run_node(&world, machine).await?;
+        // Tasks, connections and timers of the node end meanwhile.
         sleep(GONE).await;
         let left = Handle::current().metrics().num_alive_tasks();
         if left > 0 {
-            world.lock().log.broken(format!("tasks: {left} are left of {}, which was shut down", id(machine)));
+            world.lock().log.broken(format!("tasks: {left} tasks are left of {} after its shutdown", id(machine)));
         }
     }
 }
 
-async fn live(world: &World, machine: usize) -> Outcome<()> {
+async fn run_node(world: &World, machine: usize) -> Outcome<()> {
     let (seed, wall) = {
         let state = world.lock();
         let it = &state.machines[machine];
-        (state.scenario.seed ^ (machine as u64) << 32 ^ u64::from(it.life) << 40, it.wall_clock_ms)
+        (state.scenario.seed ^ (machine as u64) << 32 ^ u64::from(it.starts) << 40, it.wall_clock_ms)
     };
     let mut rng = Rng::with_seed(seed);
-    // Not all at one moment: their clocks would tick together ever after.
+    // Nodes start at different moments, because otherwise their clocks would always tick together.
     sleep(Duration::from_millis(rng.u64(..300))).await;
     WALL_CLOCK.set(wall);
     let node = start(world, machine, &mut rng).await?;
     let group = group(world, machine, &node, &mut rng)?;
-    let by = world.up(machine, &node, &group);
+    let by = world.node_started(machine, &node, &group);
     let mut callers = JoinSet::new();
     let count = {
         let scenario = &world.lock().scenario;
@@ -75,7 +75,7 @@ async fn live(world: &World, machine: usize) -> Outcome<()> {
         let asked = world.lock().stage.0;
         if stage != asked {
             stage = asked;
-            prove(world, &group, by, stage).await?;
+            check_liveness(world, &group, by, stage).await?;
             world.lock().stage_done.insert(machine);
         }
         let order = world.lock().machines[machine].order;
@@ -103,25 +103,26 @@ async fn live(world: &World, machine: usize) -> Outcome<()> {
         state.log.count("shutdowns");
         state.goodbyes.extend(incarnation.map(|incarnation| (now, id(machine), incarnation)));
     }
-    // A caller that is told that the node is closed goes home by itself.
+    // A caller ends by itself when a call reports that the node is closed.
     while let Some(ended) = callers.join_next().await {
         ended?;
     }
-    drop(world.down(machine));
+    drop(world.node_stopped(machine));
     Ok(())
 }
 
-/// The stages of the proof: everybody gets everything, one clears, and a herd asks for everything at once.
+/// Number of stages of the liveness check: all nodes get all keys, one node clears, and a stampede gets all keys at
+/// once.
 pub(crate) const STAGES: u32 = 3;
 const EVERYTHING: u32 = 1;
 const CLEAR: u32 = 2;
-/// See [`STAGES`].
-pub(crate) const HERD: u32 = 3;
+/// Stage of the stampede; see [`STAGES`].
+pub(crate) const STAMPEDE: u32 = 3;
 
-/// How many callers of a node ask for one key in a herd.
-const HERD_CALLERS: usize = 3;
+/// Number of callers at each node that get one key in a stampede.
+const STAMPEDE_CALLERS: usize = 3;
 
-async fn prove(world: &World, group: &Group<String>, by: Process, stage: u32) -> Outcome<()> {
+async fn check_liveness(world: &World, group: &Group<String>, by: Process, stage: u32) -> Outcome<()> {
     let keys = world.lock().scenario.keys;
     let caller = |world: &World| Caller { world: world.clone(), group: group.clone(), by, rng: Rng::with_seed(0) };
     let mut gets = JoinSet::new();
@@ -133,16 +134,16 @@ async fn prove(world: &World, group: &Group<String>, by: Process, stage: u32) ->
             }
         }
         CLEAR if by.machine == 0 => {
-            let write = world.writes(&[]).0;
+            let write = world.begin_write(&[]).0;
             let cleared = group.clear().await?;
             let is_complete = cleared.is_complete() && !cleared.views_differed();
-            world.wrote(write, None, is_complete);
+            world.end_write(write, None, is_complete);
             if !is_complete {
-                world.lock().log.broken(format!("liveness: a write does not reach everyone: {cleared:?}"));
+                world.lock().log.broken(format!("liveness: a clear does not reach every node: {cleared:?}"));
             }
         }
-        HERD => {
-            for index in (0..keys).flat_map(|index| [index; HERD_CALLERS]) {
+        STAMPEDE => {
+            for index in (0..keys).flat_map(|index| [index; STAMPEDE_CALLERS]) {
                 let caller = caller(world);
                 gets.spawn(async move { caller.must_get(index).await });
             }
@@ -156,11 +157,11 @@ async fn prove(world: &World, group: &Group<String>, by: Process, stage: u32) ->
 }
 
 thread_local! {
-    /// Of the machine that starts now: the wall clock is read once, and nothing runs in between.
+    /// Wall clock of the machine that is starting. The library reads the wall clock once, and nothing runs in between.
     static WALL_CLOCK: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// What the library reads as the wall clock.
+/// Returns the milliseconds that the library reads as the wall clock.
 pub(crate) fn wall_clock_ms() -> u64 {
     WALL_CLOCK.get()
 }
@@ -196,7 +197,7 @@ fn group(world: &World, machine: usize, node: &Node, rng: &mut Rng) -> Outcome<G
     Ok(group.loader(loader).build()?)
 }
 
-/// One who calls, at one node, until that is closed.
+/// A caller at one node, until the node is closed.
 struct Caller {
     world: World,
     group: Group<String>,
@@ -205,23 +206,23 @@ struct Caller {
 }
 
 enum Next {
-    GoOn,
-    GoHome,
+    Continue,
+    Stop,
 }
 
 impl Caller {
     async fn run(mut self) {
         loop {
             let think = self.world.lock().scenario.think;
-            // Mostly short, now and then none at all.
+            // The pause is mostly short, and now and then almost zero.
             sleep(think.mul_f64(self.rng.f64().powi(2) * 2.0)).await;
-            if self.world.lock().phase == Phase::Proof {
+            if self.world.lock().phase == Phase::LivenessCheck {
                 if self.world.lock().machines[self.by.machine].is_leaving {
                     return;
                 }
                 continue;
             }
-            if let Next::GoHome = self.call().await {
+            if let Next::Stop = self.call().await {
                 return;
             }
         }
@@ -237,7 +238,7 @@ impl Caller {
         }
     }
 
-    /// Few keys are asked for often, and many seldom.
+    /// Returns a random key. Few keys are returned often, and many seldom.
     fn key(&mut self) -> usize {
         let keys = self.world.lock().scenario.keys;
         let zipf = (keys as f64 + 1.0).powf(self.rng.f64()) - 1.0;
@@ -249,118 +250,121 @@ impl Caller {
         let is_impatient = self.rng.u32(..10) == 0;
         let deadline = if is_impatient { Duration::from_millis(self.rng.u64(1..2_000)) } else { PATIENT };
         let is_dropped = is_impatient && self.rng.bool();
-        let get = self.world.asks(index, self.by, deadline);
+        let get = self.world.begin_get(index, self.by, deadline);
         let name = key(index);
         let got = match is_dropped {
             true => match timeout(deadline, self.group.get(&name)).await {
                 Ok(got) => got,
                 Err(_) => {
-                    self.world.told(get, Answer::TimedOut);
-                    return Next::GoOn;
+                    self.world.end_get(get, Answer::TimedOut);
+                    return Next::Continue;
                 }
             },
             false => self.group.with_deadline(deadline).get(&name).await,
         };
-        self.told(get, index, got)
+        self.record(get, index, got)
     }
 
     async fn get_many(&mut self) -> Next {
         let most = if self.rng.u32(..10) == 0 { 200 } else { 8 };
         let keys: Vec<_> = (0..self.rng.usize(1..most)).map(|_| self.key()).collect();
-        let gets: Vec<_> = keys.iter().map(|index| self.world.asks(*index, self.by, PATIENT)).collect();
+        let gets: Vec<_> = keys.iter().map(|index| self.world.begin_get(*index, self.by, PATIENT)).collect();
         let got = self.group.get_many(keys.iter().map(|index| key(*index))).await;
-        let mut next = Next::GoOn;
+        let mut next = Next::Continue;
         if got.len() != keys.len() {
-            self.world.lock().log.broken("P8: get_many has not an outcome for each key");
+            self.world.lock().log.broken("P8: get_many has not returned one outcome for each key");
         }
         for ((get, index), got) in gets.into_iter().zip(keys).zip(got) {
-            if let Next::GoHome = self.told(get, index, got) {
-                next = Next::GoHome;
+            if let Next::Stop = self.record(get, index, got) {
+                next = Next::Stop;
             }
         }
         next
     }
 
     async fn must_get(&self, index: usize) {
-        let get = self.world.asks(index, self.by, PATIENT);
+        let get = self.world.begin_get(index, self.by, PATIENT);
         let got = self.group.get(&key(index)).await;
         if let Err(error) = &got {
             self.world.lock().log.broken(format!("liveness: {:?} cannot get key {index}: {error:?}", self.by));
         }
-        self.told(get, index, got);
+        self.record(get, index, got);
     }
 
-    /// P8.
+    /// Checks P8: a get of an invalid key is an error of that get.
     async fn bad_key(&mut self) -> Next {
         let bad = if self.rng.bool() { String::new() } else { "x".repeat(1025) };
         match self.group.get(&bad).await {
-            Err(error) if error.is_bad_key() => Next::GoOn,
-            Err(error) if error.is_closed() => Next::GoHome,
+            Err(error) if error.is_bad_key() => Next::Continue,
+            Err(error) if error.is_closed() => Next::Stop,
             other => {
-                self.world.lock().log.broken(format!("P8: a bad key was answered by {other:?}"));
-                Next::GoOn
+                self.world.lock().log.broken(format!("P8: a get of an invalid key returned {other:?}"));
+                Next::Continue
             }
         }
     }
 
-    fn told(&self, get: usize, index: usize, got: Result<String, Error>) -> Next {
+    fn record(&self, get: usize, index: usize, got: Result<String, Error>) -> Next {
         let answer = match got {
             Ok(value) => match number(&key(index), &value) {
                 Some(number) => Answer::Value(number),
                 None => {
                     let shown = value.get(..40).unwrap_or(&value);
-                    self.world.lock().log.broken(format!("a value of another key: {index}: {shown}"));
-                    return Next::GoOn;
+                    self.world
+                        .lock()
+                        .log
+                        .broken(format!("P9: a get of key {index} returned a value of another key: {shown}"));
+                    return Next::Continue;
                 }
             },
             Err(error) if error.is_not_found() => Answer::Nothing,
             Err(error) if error.is_load_failed() => Answer::Failed,
             Err(error) if error.is_timeout() => Answer::TimedOut,
             Err(error) if error.is_closed() => Answer::Closed,
-            // P4 and P5: no other may come of a loader that works and of limits that are not reached.
+            // P4 and P5: no other error may come of a loader that works and of limits that are not reached.
             Err(error) => {
                 self.world.lock().log.broken(format!("P4: key {index} at {:?}: {error:?}", self.by));
                 Answer::Failed
             }
         };
-        self.world.told(get, answer);
-        if answer == Answer::Closed { Next::GoHome } else { Next::GoOn }
+        self.world.end_get(get, answer);
+        if answer == Answer::Closed { Next::Stop } else { Next::Continue }
     }
 
     async fn write(&mut self) -> Next {
         let is_clear = self.rng.u32(..30) == 0;
         let (write, set, written) = match self.rng.u32(..100) {
             _ if is_clear => {
-                let write = self.world.writes(&[]).0;
+                let write = self.world.begin_write(&[]).0;
                 (write, None, self.group.clear().await)
             }
             0..35 => {
                 let index = self.key();
-                let (write, set, number) = self.world.sets(index, self.by);
+                let (write, set, number) = self.world.begin_set(index, self.by);
                 let most = self.world.lock().scenario.largest_value;
                 let value = text(&key(index), number, self.rng.usize(..most));
                 (write, Some(set), self.group.set(&key(index), value).await)
             }
             35..80 => {
                 let index = self.key();
-                let write = self.world.writes(&[index]).0;
+                let write = self.world.begin_write(&[index]).0;
                 (write, None, self.group.remove(&key(index)).await)
             }
             _ => {
                 let keys: Vec<_> = (0..self.rng.usize(1..6)).map(|_| self.key()).collect();
-                let write = self.world.writes(&keys).0;
+                let write = self.world.begin_write(&keys).0;
                 (write, None, self.group.remove_many(keys.iter().map(|index| key(*index))).await)
             }
         };
         let is_complete = |written: &Invalidated| written.is_complete() && !written.views_differed();
-        self.world.wrote(write, set, written.as_ref().is_ok_and(is_complete));
+        self.world.end_write(write, set, written.as_ref().is_ok_and(is_complete));
         match written {
-            Ok(_) => Next::GoOn,
-            Err(error) if error.is_closed() => Next::GoHome,
-            Err(error) if error.is_unreachable() => Next::GoOn,
+            Ok(_) => Next::Continue,
+            Err(error) if error.is_closed() => Next::Stop,
+            Err(error) if error.is_unreachable() => Next::Continue,
             Err(error) => {
                 self.world.lock().log.broken(format!("a write failed: {error:?}"));
-                Next::GoOn
+                Next::Continue
             }
         }
     }

@@ -1,19 +1,22 @@
-//! Whole clusters in virtual time: real nodes, real HTTP/2, a network and machines that fail, and one seed for all of it.
+//! Simulation: whole clusters in virtual time. Real nodes and real HTTP/2 run on machines and a network that fail, and
+//! a single seed determines the whole run.
 //!
-//! `make sim-seed SEED=7` plays one seed, `make sim` ten thousand, each in a process of its own. What is seen is judged
-//! by the promises of the library; see `judge.rs`.
+//! `make sim-seed SEED=7` plays one seed and `make sim` plays 10,000, each in a process of its own. The oracles in
+//! `judge.rs` and `watch.rs` compare each run with the promises of the library.
 
 #![cfg_attr(
     simulation,
     expect(
         clippy::indexing_slicing,
         clippy::expect_used,
-        reason = "what is wrong with a simulation is to end it, as a test"
+        reason = "a failed expectation ends a simulation, as in a test"
     )
 )]
 
 #[cfg(simulation)]
 mod driver;
+#[cfg(simulation)]
+mod garbage_client;
 #[cfg(simulation)]
 mod history;
 #[cfg(simulation)]
@@ -24,8 +27,6 @@ mod loader;
 mod machine;
 #[cfg(simulation)]
 mod network;
-#[cfg(simulation)]
-mod nonsense;
 #[cfg(simulation)]
 mod provider;
 #[cfg(simulation)]
@@ -44,5 +45,5 @@ fn main() -> std::process::ExitCode {
 
 #[cfg(not(simulation))]
 fn main() {
-    eprintln!("built without `--cfg simulation`: there is no simulated network in it; `make sim` builds it with");
+    eprintln!("the simulated network is missing, because this is a build without `--cfg simulation`: use `make sim`");
 }

@@ -1,4 +1,4 @@
-//! The links between machines, and what is wrong with them.
+//! Network: the links between machines, and the faults of links.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -9,10 +9,10 @@ use crate::{
     world::name,
 };
 
-/// What is wrong with the links now, by their pairs.
+/// Faults of links in force, by pairs of machines.
 pub(crate) struct Network {
     machines: usize,
-    /// The latency of a link with which nothing is wrong.
+    /// Latency of a link without a fault.
     latency: Duration,
     held: BTreeSet<(usize, usize)>,
     cut: BTreeSet<(usize, usize)>,
@@ -29,7 +29,7 @@ impl Network {
         (self.held.len() + self.cut.len() + self.slow.len()) as u32
     }
 
-    /// The links that are meant by a pair: all of a machine when it is paired with itself.
+    /// Returns the link of a pair, or all links of a machine that is paired with itself.
     fn links(&self, a: usize, b: usize) -> Vec<(usize, usize)> {
         let others = if a == b { (0..self.machines).collect() } else { vec![b] };
         others.into_iter().filter(|other| *other != a).map(|other| (a.min(other), a.max(other))).collect()
@@ -73,7 +73,7 @@ impl Network {
         }
     }
 
-    /// All links are whole.
+    /// Repairs all links.
     pub(crate) fn heal(&mut self, sim: &Sim<'_>) {
         for a in 0..self.machines {
             for b in 0..a {

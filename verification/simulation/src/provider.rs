@@ -1,4 +1,4 @@
-//! Discovery as the driver wants it: late, wrong, empty, or not there.
+//! Provider: discovery that is late, wrong, empty or absent, as the driver demands.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use groupcache_core::{Address, Peer, PeerSet, Provider, ProviderContext, Provide
 
 use crate::world::{Belief, PORT, State, Update, World, id};
 
-/// How often it looks whether it is to say something.
+/// Pause between two checks for scheduled updates.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// The provider of one machine.
+/// Provider of one machine.
 pub(crate) struct Scripted {
     pub(crate) world: World,
     pub(crate) machine: usize,
@@ -23,14 +23,14 @@ impl Provider for Scripted {
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
         loop {
-            for update in self.world.updates(self.machine) {
-                self.say(&cx, update)?;
+            for update in self.world.due_updates(self.machine) {
+                self.publish(&cx, update)?;
             }
             match cx.next_within(LOOK).await {
                 Some(Signal::Leaving) => return Ok(()),
                 Some(signal) => {
-                    if let Some(update) = self.world.asked(self.machine, &signal) {
-                        self.say(&cx, update)?;
+                    if let Some(update) = self.world.resolve(self.machine, &signal) {
+                        self.publish(&cx, update)?;
                     }
                 }
                 None => {}
@@ -40,7 +40,7 @@ impl Provider for Scripted {
 }
 
 impl Scripted {
-    fn say(&self, cx: &ProviderContext, update: Update) -> Result<(), ProviderError> {
+    fn publish(&self, cx: &ProviderContext, update: Update) -> Result<(), ProviderError> {
         let mut state = self.world.lock();
         match update {
             Update::Set(set, belief) => {
@@ -48,7 +48,7 @@ impl Scripted {
                 let hint = peers.last().cloned();
                 state.machines[self.machine].last_set = Some((set, belief));
                 cx.publish(PeerSet::complete(peers));
-                // What it has watched while it made the snapshot.
+                // The hint stands for a change that a watch sees while the snapshot is made.
                 if state.scenario.has_hints
                     && let Some(hint) = hint
                 {
@@ -71,15 +71,15 @@ fn peer(_: &State, machine: usize) -> Peer {
 }
 
 fn address(host: &str) -> Address {
-    Address::new(format!("{host}:{PORT}")).expect("a good address")
+    Address::new(format!("{host}:{PORT}")).expect("a valid address")
 }
 
-/// The address that the simulated network gives to a machine: they are given in order.
+/// Returns the address of a machine. The simulated network assigns addresses in order.
 pub(crate) fn host(machine: usize) -> String {
     format!("192.168.0.{}", machine + 1)
 }
 
-/// Nothing but the belief of a set is left open by a lie.
+/// Returns an update with a set that a node may act upon.
 pub(crate) fn meant(set: impl IntoIterator<Item = usize>) -> Update {
     Update::Set(set.into_iter().collect(), Belief::Meant)
 }

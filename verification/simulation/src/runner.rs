@@ -1,4 +1,4 @@
-//! Seeds, each in a process of its own.
+//! Runner: plays seeds, each in a process of its own.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,7 +9,7 @@ use crate::{driver::play, scenario::Scenario};
 
 const USAGE: &str = "usage: simulation seed N | simulation seeds FROM COUNT [PROCESSES] | simulation same FROM COUNT";
 
-/// What the command line says.
+/// Runs the command of the command line.
 pub(crate) fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let numbers: Option<Vec<u64>> = arguments.iter().skip(1).map(|text| text.parse().ok()).collect();
@@ -25,7 +25,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// How many broken promises of one seed are shown; the first says most.
+/// Maximum number of broken promises that are printed for one seed. The first of them explains most.
 const SHOWN: usize = 3;
 
 fn one(seed: u64) -> ExitCode {
@@ -33,7 +33,7 @@ fn one(seed: u64) -> ExitCode {
     if is_verbose {
         println!("{:?}", Scenario::of(seed));
     }
-    // Panics of machines are caught and judged; their text is not for the terminal.
+    // Panics of machines are caught and judged, so that their text need not be printed.
     if !is_verbose {
         std::panic::set_hook(Box::new(|_| {}));
     }
@@ -48,7 +48,7 @@ fn one(seed: u64) -> ExitCode {
     if played.log.broken.is_empty() {
         return ExitCode::SUCCESS;
     }
-    println!("again: make sim-seed SEED={seed}");
+    println!("to repeat: make sim-seed SEED={seed}");
     ExitCode::FAILURE
 }
 
@@ -57,7 +57,8 @@ fn begin(seed: u64) -> std::io::Result<Child> {
     Command::new(program).args(["seed", &seed.to_string()]).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()
 }
 
-/// Ends with the first seed that breaks a promise, or with sums of what happened.
+/// Plays seeds until one breaks a promise, and prints sums of their counts. With `KEEP_GOING` in the environment, plays
+/// all of them.
 fn many(from: u64, count: u64, processes: usize) -> ExitCode {
     let (mut running, mut counts, mut simulated) = (VecDeque::new(), BTreeMap::<String, u64>::new(), 0);
     let mut seeds = from..from + count;
@@ -74,7 +75,7 @@ fn many(from: u64, count: u64, processes: usize) -> ExitCode {
                 }
             }
         }
-        // The oldest: the others go on meanwhile.
+        // The oldest process is awaited while the others go on.
         let Some((seed, child)) = running.pop_front() else { break };
         let Ok(output) = child.wait_with_output() else { return ExitCode::FAILURE };
         let text = String::from_utf8_lossy(&output.stdout);
@@ -89,7 +90,7 @@ fn many(from: u64, count: u64, processes: usize) -> ExitCode {
         }
         if !output.status.success() {
             failed.push(seed);
-            println!("seed {seed}, the {played}. of these, is broken ({})", output.status);
+            println!("seed {seed}, number {played} of this run, has broken a promise ({})", output.status);
             text.lines().filter(|line| !line.starts_with("count ")).for_each(|line| println!("{line}"));
         }
     }
@@ -100,7 +101,7 @@ fn many(from: u64, count: u64, processes: usize) -> ExitCode {
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Whether a seed has one history, however often it is played.
+/// Checks that a seed has one history, however often it is played.
 fn same(from: u64, count: u64) -> ExitCode {
     let hash = |seed| {
         let output = begin(seed).and_then(Child::wait_with_output).ok()?;

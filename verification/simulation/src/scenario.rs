@@ -1,53 +1,55 @@
-//! What happens to a cluster, drawn from one seed.
+//! Scenario: a cluster and its faults, drawn from one seed.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// For how long there are faults.
+/// Time in which faults happen.
 pub(crate) const SAFETY: Duration = Duration::from_secs(24);
-/// How long after the last fault everything is to be well again.
+/// Time after the last fault in which the cluster must become well.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(10);
-/// Coarse enough to be fast; the nodes' own clock is coarser.
+/// Tick of the simulation, coarse enough to be fast. The nodes' own clock is coarser.
 pub(crate) const TICK: Duration = Duration::from_millis(5);
-/// Most nodes of a cluster.
+/// Maximum number of nodes in a cluster.
 pub(crate) const MAX_NODES: usize = 7;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
-/// One cluster and its fate.
+/// A cluster and its faults.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) seed: u64,
     pub(crate) nodes: usize,
     pub(crate) keys: usize,
-    /// Callers of each node, and the longest that one thinks between two calls.
+    /// Number of callers at each node.
     pub(crate) callers: usize,
+    /// Scale of the pause between two calls of a caller. Range of a pause: 0 to twice this time.
     pub(crate) think: Duration,
-    /// A node at which nobody calls: it asks nobody either.
+    /// Node without callers, which must not send a fetch.
     pub(crate) quiet: Option<usize>,
-    /// Writes among a thousand calls.
+    /// Number of writes in 1,000 calls.
     pub(crate) writes: u32,
     pub(crate) latency: (Duration, Duration),
     pub(crate) time_to_live: Option<Duration>,
     pub(crate) negative: Option<Duration>,
     pub(crate) stale_while_revalidate: Duration,
-    /// Of a node, in bytes; with little room entries are evicted all the time.
+    /// Budget of a node in bytes. A small budget evicts entries all the time.
     pub(crate) capacity: u64,
+    /// Whether the budget holds all values.
     pub(crate) is_roomy: bool,
     pub(crate) largest_value: usize,
     pub(crate) loads: Loads,
-    /// A provider that follows a snapshot at once by what it has watched.
+    /// Whether the provider follows each snapshot at once with a hint, as if a watch had seen a change.
     pub(crate) has_hints: bool,
     pub(crate) faults: Vec<(Duration, Fault)>,
 }
 
-/// What the loaders are like.
+/// Behaviour of the loaders.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Loads {
     pub(crate) slow: Duration,
-    /// Of a thousand.
+    /// Number of loads in 1,000 that fail. The next four numbers have the same unit.
     pub(crate) errors: u32,
     pub(crate) panics: u32,
     pub(crate) hangs: u32,
@@ -59,28 +61,29 @@ pub(crate) struct Loads {
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
     Crash(usize),
-    /// A machine that crashed, or was stopped, begins a new life.
+    /// Starts a machine that has crashed or was stopped.
     Start(usize),
-    /// Leaves in good order.
+    /// Shuts a node down in good order.
     Stop(usize),
     Drain(usize),
-    /// Packets wait, and come when it is over.
+    /// Delays packets until the release.
     Hold(usize, usize),
     Release(usize, usize),
-    /// Packets are lost, in both directions or in one.
+    /// Drops the packets of a pair, or of all links of a machine that is paired with itself.
     Cut(usize, usize),
+    /// Drops packets in one direction.
     CutOneWay(usize, usize),
     Repair(usize, usize),
     Slow(usize, usize, Duration),
     Fast(usize, usize),
-    Lie(usize, Lie),
-    Truth(usize),
-    /// Somebody who is no node connects, and says this many bytes of nonsense.
-    Nonsense(usize, usize),
+    Discovery(usize, DiscoveryFault),
+    DiscoveryRepair(usize),
+    /// Lets a client that is no node connect and send this many bytes of garbage.
+    Garbage(usize, usize),
 }
 
 impl Fault {
-    /// What it is counted as.
+    /// Returns the name under which the fault is counted.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Crash(_) => "crashes",
@@ -94,35 +97,35 @@ impl Fault {
             Self::CutOneWay(..) => "one-way cuts",
             Self::Repair(..) => "repairs",
             Self::Slow(..) => "slow links",
-            Self::Fast(..) => "links that are fast again",
-            Self::Lie(_, lie) => match lie {
-                Lie::Empty => "lies: empty",
-                Lie::Alone => "lies: alone",
-                Lie::Without(_) => "lies: one is missing",
-                Lie::Ghosts => "lies: ghosts",
-                Lie::Fails => "lies: discovery fails",
-                Lie::Left(_) => "lies: one has left",
+            Self::Fast(..) => "links restored",
+            Self::Discovery(_, fault) => match fault {
+                DiscoveryFault::Empty => "discovery: empty set",
+                DiscoveryFault::Alone => "discovery: own node only",
+                DiscoveryFault::Without(_) => "discovery: peer missing",
+                DiscoveryFault::Ghosts => "discovery: dead addresses",
+                DiscoveryFault::Fails => "discovery: failure",
+                DiscoveryFault::Left(_) => "discovery: false departure",
             },
-            Self::Truth(_) => "truths",
-            Self::Nonsense(..) => "nonsense",
+            Self::DiscoveryRepair(_) => "discovery: repairs",
+            Self::Garbage(..) => "garbage connections",
         }
     }
 }
 
-/// What discovery tells one node that is not so.
+/// A wrong report of discovery to one node.
 #[derive(Clone, Debug)]
-pub(crate) enum Lie {
-    /// An empty set; asked again it tells the truth.
+pub(crate) enum DiscoveryFault {
+    /// An empty set, which discovery corrects when the node asks again.
     Empty,
-    /// A set of the node itself only; the same.
+    /// A set of the node itself only, which discovery corrects when the node asks again.
     Alone,
-    /// A set without one peer, which it insists on.
+    /// A set without one peer, which discovery repeats when the node asks again.
     Without(usize),
-    /// Addresses at which nobody is.
+    /// Addresses without a process behind them.
     Ghosts,
-    /// It fails, and is run again.
+    /// A failure of the provider, which is run again.
     Fails,
-    /// It says that a peer which is there has left.
+    /// A notice that a peer has left, although the peer is up.
     Left(usize),
 }
 
@@ -181,8 +184,8 @@ impl Scenario {
         for _ in 0..episodes {
             let begin = up_to(rng, 3 * SECOND, SAFETY - 2 * SECOND);
             let kind = one_of(rng, &kinds);
-            // A lie matters once it has outlived the grace of those whom it leaves out.
-            let shortest = if matches!(kind, Episode::Lie) { 2 * SECOND } else { 50 * MS };
+            // A discovery fault takes effect once it outlasts the grace of the peers that it hides.
+            let shortest = if matches!(kind, Episode::Discovery) { 2 * SECOND } else { 50 * MS };
             let longest = one_of(rng, &[2 * SECOND, 4 * SECOND, 12 * SECOND]);
             let end = (begin + up_to(rng, shortest, longest)).min(SAFETY - MS);
             let (first, last) = kind.begin_and_end(rng, self.nodes);
@@ -203,15 +206,16 @@ enum Episode {
     CutOneWay,
     Island,
     Slow,
-    Lie,
-    Nonsense,
+    Discovery,
+    Garbage,
 }
 
 impl Episode {
-    /// A seed has some kinds of faults and not others: each alone shows what the crowd of them hides.
+    /// Returns the kinds of faults of a seed. A seed has only some kinds, because a kind alone shows what the mix of
+    /// all kinds hides.
     fn some(rng: &mut Rng) -> Vec<Self> {
-        use Episode::{Crash, Cut, CutOneWay, Drain, Hold, Island, Lie, Nonsense, Slow, Stop};
-        let all = [Crash, Stop, Drain, Hold, Cut, CutOneWay, Island, Slow, Lie, Nonsense];
+        use Episode::{Crash, Cut, CutOneWay, Discovery, Drain, Garbage, Hold, Island, Slow, Stop};
+        let all = [Crash, Stop, Drain, Hold, Cut, CutOneWay, Island, Slow, Discovery, Garbage];
         let some: Vec<_> = all.into_iter().filter(|_| rng.u32(..3) == 0).collect();
         if some.is_empty() { vec![one_of(rng, &all)] } else { some }
     }
@@ -225,22 +229,29 @@ impl Episode {
             Self::Hold => (Some(Fault::Hold(a, b)), vec![Fault::Release(a, b)]),
             Self::Cut => (Some(Fault::Cut(a, b)), vec![Fault::Repair(a, b)]),
             Self::CutOneWay => (Some(Fault::CutOneWay(a, b)), vec![Fault::Repair(a, b)]),
-            // One machine against all others: `b` is not of interest.
+            // An island is one machine against all others, so that `b` is not used.
             Self::Island => (Some(Fault::Cut(a, a)), vec![Fault::Repair(a, a)]),
             Self::Slow => {
                 let slow = one_of(rng, &[30 * MS, 150 * MS, 500 * MS]);
                 (Some(Fault::Slow(a, b, slow)), vec![Fault::Fast(a, b)])
             }
-            Self::Lie => {
-                let lie = [Lie::Empty, Lie::Alone, Lie::Without(b), Lie::Ghosts, Lie::Fails, Lie::Left(b)];
-                (Some(Fault::Lie(a, one_of(rng, &lie))), vec![Fault::Truth(a)])
+            Self::Discovery => {
+                let faults = [
+                    DiscoveryFault::Empty,
+                    DiscoveryFault::Alone,
+                    DiscoveryFault::Without(b),
+                    DiscoveryFault::Ghosts,
+                    DiscoveryFault::Fails,
+                    DiscoveryFault::Left(b),
+                ];
+                (Some(Fault::Discovery(a, one_of(rng, &faults))), vec![Fault::DiscoveryRepair(a)])
             }
-            Self::Nonsense => (Some(Fault::Nonsense(a, rng.usize(1..5_000))), Vec::new()),
+            Self::Garbage => (Some(Fault::Garbage(a, rng.usize(1..5_000))), Vec::new()),
         }
     }
 }
 
-/// Two different ones.
+/// Returns two different machines.
 fn two_of(rng: &mut Rng, nodes: usize) -> (usize, usize) {
     let a = rng.usize(..nodes);
     (a, (a + rng.usize(1..nodes)) % nodes)

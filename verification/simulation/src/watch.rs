@@ -1,4 +1,4 @@
-//! What is looked at after each tick, and judged at once: views, goodbyes, bounds.
+//! Watch: observes views, goodbyes and bounds after each tick and judges them at once.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,7 +6,7 @@ use groupcache_core::{Incarnation, Node, PeerId};
 
 use crate::{
     history::Moment,
-    machine::HERD,
+    machine::STAMPEDE,
     world::{Belief, Machine, Phase, State, id},
 };
 
@@ -17,18 +17,18 @@ pub(crate) struct View {
     members: BTreeMap<PeerId, Incarnation>,
 }
 
-/// How long everything must have been well until nothing that happens is put down to a fault.
+/// Time for which the cluster must have been well until no event is put down to a fault.
 const CALM: Duration = Duration::from_secs(3);
 
 impl State {
-    /// Looks at all nodes, after each tick.
-    pub(crate) fn look(&mut self) {
-        self.look_at_views();
-        self.look_at_bounds();
+    /// Observes all nodes. Called after each tick.
+    pub(crate) fn observe(&mut self) {
+        self.observe_views();
+        self.check_bounds();
         let now = self.log.now();
         let moment = Moment { n: self.log.number(), at: now };
         let agreed = if self.agree() { self.live().next().map(|(_, it, _)| it.seen.fingerprint) } else { None };
-        // All may go from one view to another within one tick.
+        // All nodes may go from one view to another within one tick.
         self.agreed_since = match (self.agreed_since, agreed) {
             (Some((since, before)), Some(on)) if before == on => Some((since, on)),
             (_, agreed) => agreed.map(|on| (moment, on)),
@@ -61,7 +61,7 @@ impl State {
         self.log.count("ticks");
     }
 
-    /// Whether all nodes have one view, and all of them are in it.
+    /// Returns whether all nodes have one view, and all of them are in it.
     fn agree(&self) -> bool {
         let here: BTreeMap<_, _> = self.live().map(|(at, _, node)| (id(at), node)).collect();
         let mut views = self.live().map(|(_, it, _)| &it.seen);
@@ -71,7 +71,7 @@ impl State {
             && views.all(|view| view.fingerprint == first.fingerprint && view.members == first.members)
     }
 
-    /// The views of all, for a person to read.
+    /// Returns a description of all views for a human reader.
     pub(crate) fn views(&self) -> String {
         let view = |(at, it, node): (usize, &Machine, &Node)| {
             let members: Vec<_> = node
@@ -97,19 +97,19 @@ impl State {
         self.stage_done.clear();
     }
 
-    /// P1 of a herd: while nothing is wrong every key is loaded once.
+    /// Checks P1 after a stampede: without a fault, every key is loaded once.
     pub(crate) fn judge_stage(&mut self, stage: u32) {
-        if stage != HERD || !self.scenario.is_roomy {
+        if stage != STAMPEDE || !self.scenario.is_roomy {
             return;
         }
         let mut loads: BTreeMap<usize, u32> = BTreeMap::new();
         for source in self.log.sources.iter().filter(|source| source.begin.n > self.stage.1) {
             *loads.entry(source.key).or_default() += 1;
         }
-        self.log.add("herds", loads.len() as u64);
+        self.log.add("stampedes", loads.len() as u64);
         let wrong: Vec<_> = loads.into_iter().filter(|(_, n)| *n != 1).collect();
         if !wrong.is_empty() {
-            self.log.broken(format!("P1: a herd has loaded keys more than once: {wrong:?}"));
+            self.log.broken(format!("P1: a stampede has loaded keys more than once: {wrong:?}"));
         }
     }
 
@@ -117,12 +117,12 @@ impl State {
         self.live().all(|(_, _, node)| node.members().iter().all(|member| member.is_reachable))
     }
 
-    /// Whether everything is as it should be when there are no faults.
+    /// Returns whether the cluster is well: all nodes are up, agree on one view, and reach all members.
     pub(crate) fn is_well(&self) -> bool {
         self.live().count() == self.machines.len() && self.agree() && self.all_reach_all()
     }
 
-    fn look_at_views(&mut self) {
+    fn observe_views(&mut self) {
         for at in 0..self.machines.len() {
             let Some(node) = self.machines[at].node.clone() else { continue };
             if node.epoch() == self.machines[at].seen.epoch {
@@ -133,14 +133,14 @@ impl State {
             self.log.trace(&(7, at, seen.epoch, seen.fingerprint));
             self.log.count("views");
             self.log
-                .tell(|| format!("{} has view {} {:016x}: {:?}", id(at), seen.epoch, seen.fingerprint, seen.members));
+                .print(|| format!("{} has view {} {:016x}: {:?}", id(at), seen.epoch, seen.fingerprint, seen.members));
             let before = std::mem::replace(&mut self.machines[at].seen, seen);
             self.judge_removals(at, &before);
         }
         self.judge_goodbyes();
     }
 
-    /// Nobody who lives and is listed is taken out of a view.
+    /// Checks that no node that is up and listed is removed from a view.
     fn judge_removals(&mut self, at: usize, before: &View) {
         let now = self.log.now();
         let quiet = self.network_faults == 0 && now >= self.last_fault + 2 * CALM;
@@ -154,13 +154,13 @@ impl State {
                 None => false,
             };
             if is_gone && is_listed && quiet && !machine.is_leaving && now >= machine.up_at + 3 * CALM {
-                wrong.push(format!("membership: {} has dropped {}, which lives and is listed", id(at), node.id()));
+                wrong.push(format!("membership: {} has removed {}, which is up and listed", id(at), node.id()));
             }
         }
         wrong.into_iter().for_each(|wrong| self.log.broken(wrong));
     }
 
-    /// Who said goodbye is out of every view within a second, while the network is whole.
+    /// Checks that a node is out of every view 1 s after its goodbye, while the network is whole.
     fn judge_goodbyes(&mut self) {
         const HEARD: Duration = Duration::from_secs(1);
         let now = self.log.now();
@@ -170,51 +170,56 @@ impl State {
         let due: Vec<_> = self.goodbyes.extract_if(.., |(at, ..)| now >= *at + HEARD).collect();
         for (_, gone, incarnation) in due {
             self.log.count("goodbyes judged");
-            let who = self.live().find(|(_, it, _)| it.seen.members.get(&gone) == Some(&incarnation));
-            if let Some((at, ..)) = who {
-                let broken = format!("goodbye: {gone} has left in good order, and {} still counts on it", id(at));
+            let holder = self.live().find(|(_, it, _)| it.seen.members.get(&gone) == Some(&incarnation));
+            if let Some((at, ..)) = holder {
+                let broken = format!("goodbye: {gone} has shut down, and {} still has it in its view", id(at));
                 self.log.broken(broken);
             }
         }
     }
 
-    /// P6, one hop, and the budget of second attempts.
-    fn look_at_bounds(&mut self) {
+    /// Checks P6, one hop, and the budget of second attempts.
+    fn check_bounds(&mut self) {
         let (mut wrong, now) = (Vec::new(), self.log.now());
-        let is_before_the_proof = self.phase < Phase::Proof;
+        let is_before_the_check = self.phase < Phase::LivenessCheck;
         for (at, it) in self.machines.iter_mut().enumerate() {
             let (Some(node), Some(group)) = (&it.node, &it.group) else { continue };
             if group.bytes() > self.scenario.capacity {
-                wrong.push(format!("P6: {} holds {} bytes of {}", id(at), group.bytes(), self.scenario.capacity));
+                wrong.push(format!(
+                    "P6: {} holds {} bytes, and its budget is {}",
+                    id(at),
+                    group.bytes(),
+                    self.scenario.capacity
+                ));
             }
-            if self.scenario.quiet == Some(at) && is_before_the_proof && group.stats().fetches > 0 {
-                wrong.push(format!("one hop: nobody calls at {}, and it has asked another node", id(at)));
+            if self.scenario.quiet == Some(at) && is_before_the_check && group.stats().fetches > 0 {
+                wrong.push(format!("one hop: {} has no callers and has sent a fetch", id(at)));
             }
             let stats = node.stats();
             if let Some(excess) = it.attempts.take(now, stats.fallback_attempts, stats.requests_sent) {
-                wrong.push(format!("budget: {excess} second attempts of {} were too many", id(at)));
+                wrong.push(format!("budget: {} made {excess} second attempts too many", id(at)));
             }
         }
         wrong.into_iter().for_each(|wrong| self.log.broken(wrong));
     }
 }
 
-/// Second attempts: ten a second, of which those of one second may be saved up, and a tenth of the requests.
+/// Budget of second attempts: 10 per second, of which those of one second may be saved up, and a tenth of the requests.
 #[derive(Default)]
 pub(crate) struct Attempts {
     seen: u64,
     tokens: f64,
-    /// When there were some last, and the requests until then.
+    /// Time of the last attempts, and the number of requests until then.
     last: Option<(Duration, u64)>,
 }
 
-/// Attempts of a second.
+/// Maximum number of attempts that may be saved up, as of one second.
 const SAVED_UP: f64 = 10.0;
-/// Within a tick, whose parts are not seen.
+/// Tolerance in attempts, because the order within a tick is not observed.
 const UNSEEN: f64 = 2.0;
 
 impl Attempts {
-    /// More than there may be.
+    /// Returns the number of attempts beyond the budget, if there are any.
     fn take(&mut self, now: Duration, attempts: u64, requests: u64) -> Option<f64> {
         let new = (attempts - self.seen) as f64;
         self.seen = attempts;

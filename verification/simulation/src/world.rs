@@ -1,4 +1,4 @@
-//! What machines, loaders, providers and the driver share.
+//! World: the state that machines, loaders, providers and the driver share.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -14,20 +14,20 @@ use crate::{
     watch::{Attempts, View},
 };
 
-/// The port on which all nodes listen.
+/// Port on which all nodes listen.
 pub(crate) const PORT: u16 = 7946;
 
-/// Where the simulation stands.
+/// Phase of the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Faults,
-    /// Everything is whole, and everybody goes on.
+    /// All faults have ended, and the callers go on.
     Recovery,
-    /// Nobody calls but those who look whether all is well.
-    Proof,
+    /// Only the liveness check makes calls.
+    LivenessCheck,
 }
 
-/// What a machine is to do.
+/// Order of the driver to a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     Run,
@@ -35,38 +35,39 @@ pub(crate) enum Order {
     Stop,
 }
 
-/// What a provider is to say.
+/// Report that a provider is to publish.
 #[derive(Clone, Debug)]
 pub(crate) enum Update {
-    /// These machines, for whatever reason.
+    /// A set of machines, true or not.
     Set(BTreeSet<usize>, Belief),
     Ghosts,
     Left(usize),
     Fail,
 }
 
-/// Whether a set may be acted upon.
+/// Reliability of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Belief {
-    /// It is the truth, or a lie that is insisted on.
+    /// True, or wrong and repeated when the node asks again.
     Meant,
-    /// A lie that is taken back as soon as somebody asks.
+    /// Wrong, and corrected as soon as the node asks again.
     Doubtful,
 }
 
-/// One machine, and the process on it.
+/// A machine, and the process on it.
 pub(crate) struct Machine {
-    pub(crate) life: u32,
+    /// Number of starts of the node so far.
+    pub(crate) starts: u32,
     pub(crate) order: Order,
     pub(crate) node: Option<Node>,
     pub(crate) group: Option<Group<String>>,
-    /// When it came up, and when it was last told to leave.
+    /// Time of the last start of the node.
     pub(crate) up_at: Duration,
-    /// It has begun to leave: what it owns is others'.
+    /// Whether the node has begun to leave, so that its keys are owned by others.
     pub(crate) is_leaving: bool,
     pub(crate) wall_clock_ms: u64,
     pub(crate) script: VecDeque<(Duration, Update)>,
-    /// What its provider says when it is asked.
+    /// Set that the provider publishes when the node asks.
     pub(crate) insisted: BTreeSet<usize>,
     pub(crate) last_set: Option<(BTreeSet<usize>, Belief)>,
     pub(crate) seen: View,
@@ -78,34 +79,37 @@ pub(crate) struct State {
     pub(crate) log: Log,
     pub(crate) machines: Vec<Machine>,
     pub(crate) phase: Phase,
-    /// Who is announced to discovery.
+    /// Machines that are announced to discovery.
     pub(crate) announced: BTreeSet<usize>,
-    /// Faults of the network that last; and when the last one of any kind was over.
+    /// Number of faults of the network in force.
     pub(crate) network_faults: u32,
+    /// Time of the last beginning or end of a fault, other than a fault of discovery and garbage.
     pub(crate) last_fault: Duration,
-    /// Since when all views have agreed, and on which ring.
+    /// Moment since which all views have agreed, and the fingerprint of their ring.
     pub(crate) agreed_since: Option<(Moment, u64)>,
     pub(crate) calm_since: Option<Duration>,
-    /// Writes that have ended, and loads that have begun, within this tick.
+    /// Writes that have ended within this tick.
     pub(crate) fresh_writes: Vec<usize>,
+    /// Loads that have begun within this tick.
     pub(crate) fresh_loads: Vec<usize>,
-    /// Who has said goodbye: when, and that it was heard is to be seen.
+    /// Goodbyes that are still to be judged, each with its time.
     pub(crate) goodbyes: Vec<(Duration, PeerId, Incarnation)>,
-    /// What a stranger is to say to whom: so many bytes.
-    pub(crate) nonsense: Vec<(usize, usize)>,
-    /// Gets that have begun and not ended, of processes that are there.
+    /// Garbage that the unlisted client is still to send: machine and number of bytes.
+    pub(crate) garbage_orders: Vec<(usize, usize)>,
+    /// Number of gets that have begun and not ended, at processes that are up.
     pub(crate) open_gets: usize,
-    /// Which stage of the proof it is, since which number, and who is done with it.
+    /// Stage of the liveness check, and the number at its beginning.
     pub(crate) stage: (u32, u64),
+    /// Machines that are done with the stage.
     pub(crate) stage_done: BTreeSet<usize>,
 }
 
-/// A handle to all of it. There is one thread.
+/// Handle to the shared state. A simulation has a single thread.
 #[derive(Clone)]
 pub(crate) struct World(Arc<Mutex<State>>);
 
 pub(crate) fn id(machine: usize) -> PeerId {
-    PeerId::new(name(machine)).expect("a good name")
+    PeerId::new(name(machine)).expect("a valid id")
 }
 
 pub(crate) fn name(machine: usize) -> String {
@@ -119,7 +123,7 @@ pub(crate) fn key(number: usize) -> String {
 impl World {
     pub(crate) fn new(scenario: Scenario) -> Self {
         let machine = |_| Machine {
-            life: 0,
+            starts: 0,
             order: Order::Run,
             node: None,
             group: None,
@@ -146,7 +150,7 @@ impl World {
             fresh_writes: Vec::new(),
             fresh_loads: Vec::new(),
             goodbyes: Vec::new(),
-            nonsense: Vec::new(),
+            garbage_orders: Vec::new(),
             open_gets: 0,
             stage: (0, 0),
             stage_done: BTreeSet::new(),
@@ -157,8 +161,8 @@ impl World {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// A loader was called. It ends when what this returns is dropped.
-    pub(crate) fn load(&self, key: usize, by: Process, reason: groupcache_core::LoadReason) -> Running {
+    /// Records the beginning of a load, which ends when the returned value is dropped.
+    pub(crate) fn begin_load(&self, key: usize, by: Process, reason: groupcache_core::LoadReason) -> Running {
         let mut state = self.lock();
         let node = state.machines[by.machine].node.clone();
         let (epoch, cut_off) = node.map_or((0, 0), |node| (node.epoch(), node.stats().cut_off));
@@ -189,8 +193,8 @@ impl World {
         Running { world: self.clone(), at, number: begin.n }
     }
 
-    /// A get is about to be called.
-    pub(crate) fn asks(&self, key: usize, by: Process, deadline: Duration) -> usize {
+    /// Records the beginning of a get.
+    pub(crate) fn begin_get(&self, key: usize, by: Process, deadline: Duration) -> usize {
         let mut state = self.lock();
         let begin = state.log.next();
         state.log.gets.push(Get { key, by, begin, deadline, end: None });
@@ -198,14 +202,14 @@ impl World {
         state.log.gets.len() - 1
     }
 
-    /// It has ended.
-    pub(crate) fn told(&self, get: usize, answer: Answer) {
+    /// Records the end of a get.
+    pub(crate) fn end_get(&self, get: usize, answer: Answer) {
         let mut state = self.lock();
         let end = state.log.next();
         state.log.trace(&(2, get, answer));
         state.log.count(match answer {
             Answer::Value(_) => "gets: values",
-            Answer::Nothing => "gets: nothing there",
+            Answer::Nothing => "gets: nothing found",
             Answer::Failed => "gets: load failed",
             Answer::TimedOut => "gets: timed out",
             Answer::Closed => "gets: closed",
@@ -214,8 +218,8 @@ impl World {
         state.open_gets = state.open_gets.saturating_sub(1);
     }
 
-    /// A write of these keys is about to be called; of all when there are none.
-    pub(crate) fn writes(&self, keys: &[usize]) -> (usize, Moment) {
+    /// Records the beginning of a write of these keys, or of all keys if there are none.
+    pub(crate) fn begin_write(&self, keys: &[usize]) -> (usize, Moment) {
         let mut state = self.lock();
         let begin = state.log.next();
         let keys = (!keys.is_empty()).then(|| keys.to_vec());
@@ -223,9 +227,9 @@ impl World {
         (state.log.writes.len() - 1, begin)
     }
 
-    /// The same for a `set`, whose number is its value.
-    pub(crate) fn sets(&self, key: usize, by: Process) -> (usize, usize, u64) {
-        let (write, begin) = self.writes(&[key]);
+    /// Records the beginning of a `set`. The number of its beginning is its value.
+    pub(crate) fn begin_set(&self, key: usize, by: Process) -> (usize, usize, u64) {
+        let (write, begin) = self.begin_write(&[key]);
         let mut state = self.lock();
         state.log.sources.push(Source {
             key,
@@ -245,8 +249,8 @@ impl World {
         (write, state.log.sources.len() - 1, begin.n)
     }
 
-    /// A write has returned. What did not reach everyone may take effect at any time later.
-    pub(crate) fn wrote(&self, write: usize, set: Option<usize>, is_complete: bool) {
+    /// Records the end of a write. A set that did not reach every node may take effect at any time later.
+    pub(crate) fn end_write(&self, write: usize, set: Option<usize>, is_complete: bool) {
         let mut state = self.lock();
         let end = state.log.next();
         state.log.trace(&(3, write, is_complete));
@@ -259,30 +263,31 @@ impl World {
         }
     }
 
-    /// A node has started; the number of its life.
-    pub(crate) fn up(&self, machine: usize, node: &Node, group: &Group<String>) -> Process {
+    /// Records the start of a node, and returns its process.
+    pub(crate) fn node_started(&self, machine: usize, node: &Node, group: &Group<String>) -> Process {
         let mut state = self.lock();
         let now = state.log.now();
         let it = &mut state.machines[machine];
-        it.life += 1;
+        it.starts += 1;
         (it.node, it.group, it.up_at, it.is_leaving) = (Some(node.clone()), Some(group.clone()), now, false);
         (it.seen, it.attempts) = (View::default(), Attempts::default());
-        let process = Process { machine, life: it.life };
-        state.log.count("lives");
+        let process = Process { machine, start: it.starts };
+        state.log.count("node starts");
         state.log.trace(&(4, process));
         process
     }
 
-    /// It has ended, one way or another. The handles are dropped after the lock is free.
-    pub(crate) fn down(&self, machine: usize) -> (Option<Node>, Option<Group<String>>) {
+    /// Records the end of a node, however it came about, and returns its handles, which are dropped after the lock is
+    /// free.
+    pub(crate) fn node_stopped(&self, machine: usize) -> (Option<Node>, Option<Group<String>>) {
         let mut state = self.lock();
         state.log.trace(&(5, machine));
         if state.machines[machine].node.is_none() {
-            return (None, None); // it had not come up
+            return (None, None); // the node had not started
         }
         let now = state.log.now();
-        let life = state.machines[machine].life;
-        let by = Process { machine, life };
+        let start = state.machines[machine].starts;
+        let by = Process { machine, start };
         state.log.ended.insert(by, now);
         let open = state.log.gets.iter().filter(|get| get.by == by && get.end.is_none()).count();
         state.open_gets = state.open_gets.saturating_sub(open);
@@ -291,8 +296,8 @@ impl World {
         (it.node.take(), it.group.take())
     }
 
-    /// What the provider of a machine is to do now.
-    pub(crate) fn updates(&self, machine: usize) -> Vec<Update> {
+    /// Returns the reports that the provider of a machine publishes at this moment.
+    pub(crate) fn due_updates(&self, machine: usize) -> Vec<Update> {
         let mut state = self.lock();
         let now = state.log.now();
         let script = &mut state.machines[machine].script;
@@ -300,8 +305,8 @@ impl World {
         script.drain(..due).map(|(_, update)| update).collect()
     }
 
-    /// What it says to a question.
-    pub(crate) fn asked(&self, machine: usize, signal: &Signal) -> Option<Update> {
+    /// Returns the report of a provider that the node has asked.
+    pub(crate) fn resolve(&self, machine: usize, signal: &Signal) -> Option<Update> {
         let mut state = self.lock();
         let Signal::Resolve(_) = signal else { return None };
         state.log.count("questions to discovery");
@@ -309,16 +314,16 @@ impl World {
     }
 }
 
-/// A call of a loader. Unless it says otherwise it fails.
+/// A call of a loader, which has failed unless another outcome is set.
 pub(crate) struct Running {
     world: World,
     at: usize,
-    /// Of its beginning.
+    /// Number of the beginning.
     pub(crate) number: u64,
 }
 
 impl Running {
-    pub(crate) fn says(&self, answer: Answer, is_kept: bool) {
+    pub(crate) fn set_outcome(&self, answer: Answer, is_kept: bool) {
         let source = &mut self.world.lock().log.sources[self.at];
         (source.answer, source.is_kept) = (answer, is_kept);
     }
@@ -335,7 +340,7 @@ impl Drop for Running {
 }
 
 impl State {
-    /// The machines whose node is up.
+    /// Returns the machines with a node that is up.
     pub(crate) fn live(&self) -> impl Iterator<Item = (usize, &Machine, &Node)> {
         self.machines.iter().enumerate().filter_map(|(at, it)| Some((at, it, it.node.as_ref()?)))
     }

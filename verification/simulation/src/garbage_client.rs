@@ -1,4 +1,4 @@
-//! P8: somebody who is no node, and talks to nodes.
+//! Garbage client: connects to nodes without being a node and sends random bytes (P8).
 
 use std::time::Duration;
 
@@ -11,26 +11,26 @@ use crate::{
     world::{PORT, World},
 };
 
-/// How long it takes for what it has to say.
+/// Time limit for a connection and the bytes on it.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Says what is due, again and again.
-pub(crate) async fn talk(world: World) -> Result<(), Box<dyn std::error::Error>> {
+/// Sends the garbage that the driver has ordered, until the simulation ends.
+pub(crate) async fn run(world: World) -> Result<(), Box<dyn std::error::Error>> {
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let due = std::mem::take(&mut world.lock().nonsense);
+        let due = std::mem::take(&mut world.lock().garbage_orders);
         for (to, bytes) in due {
             let seed = world.lock().log.number();
             let mut rng = Rng::with_seed(seed);
-            let said: Vec<u8> = (0..bytes).map(|_| rng.u8(..)).collect();
-            let talked = async {
+            let garbage: Vec<u8> = (0..bytes).map(|_| rng.u8(..)).collect();
+            let sent = async {
                 let mut tcp = TcpStream::connect((host(to), PORT)).await?;
                 if seed.is_multiple_of(2) {
                     tcp.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
                 }
-                tcp.write_all(&said).await
+                tcp.write_all(&garbage).await
             };
-            let _ = tokio::time::timeout(LIMIT, talked).await;
+            let _ = tokio::time::timeout(LIMIT, sent).await;
         }
     }
 }
