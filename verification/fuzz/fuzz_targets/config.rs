@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// Providers of files and of Kubernetes may want one.
+/// Runtime for the providers of files and of Kubernetes, which may need one when they are built.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread().enable_all().build().unwrap());
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
