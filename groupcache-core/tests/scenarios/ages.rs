@@ -1,4 +1,4 @@
-//! How values live, age and die: on one node in virtual time, where a minute is a minute.
+//! Freshness: how values become stale, are refreshed and expire, on one node in virtual time.
 
 use std::{
     sync::{
@@ -18,64 +18,65 @@ use tokio::time::sleep;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What a source answers next.
+/// Outcome of the next loads.
 #[derive(Clone, Copy, Default)]
-enum Says {
-    /// The number of the load.
+enum Outcome {
+    /// A value: the number of the load.
     #[default]
     Number,
-    Nothing,
+    NotFound,
     Unchanged,
-    Fails,
-    Hangs,
+    Failure,
+    Hang,
 }
 
-/// Why a load was asked for, and the value before it.
-type Told = (LoadReason, Option<String>);
+/// Reason of a load, and the previous value that the loader was given.
+type Call = (LoadReason, Option<String>);
 
 #[derive(Clone, Default)]
 struct Source {
     loads: Loads,
-    says: Arc<Mutex<Says>>,
+    outcome: Arc<Mutex<Outcome>>,
     gate: Option<Gate>,
-    /// How long what it says is to be kept, in milliseconds; 0 = as the group says.
-    keep_ms: Arc<AtomicU64>,
-    told: Arc<Mutex<Vec<Told>>>,
+    /// Time to live that the loader sets, in milliseconds. 0 means the group's time to live.
+    ttl_ms: Arc<AtomicU64>,
+    calls: Arc<Mutex<Vec<Call>>>,
 }
 
 impl Source {
-    fn says(&self, says: Says) {
-        *self.says.lock().unwrap() = says;
+    fn set(&self, outcome: Outcome) {
+        *self.outcome.lock().unwrap() = outcome;
     }
 
-    fn told(&self) -> Vec<Told> {
-        std::mem::take(&mut *self.told.lock().unwrap())
+    /// Returns the calls since the last call of this function.
+    fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.calls.lock().unwrap())
     }
 }
 
 impl Loader<String> for Source {
     async fn load(&self, load: Load<'_, String>) -> Result<Loaded<String>, LoadError> {
         let number = self.loads.begin(load.key());
-        self.told.lock().unwrap().push((load.reason(), load.previous().cloned()));
+        self.calls.lock().unwrap().push((load.reason(), load.previous().cloned()));
         if let Some(gate) = &self.gate {
             gate.pass().await;
         }
-        let says = *self.says.lock().unwrap();
-        let loaded = match says {
-            Says::Number => Loaded::new(number.to_string()),
-            Says::Nothing => Loaded::not_found(),
-            Says::Unchanged => Loaded::unchanged(),
-            Says::Fails => return Err(LoadError::transient("the database is down")),
-            Says::Hangs => std::future::pending().await,
+        let outcome = *self.outcome.lock().unwrap();
+        let loaded = match outcome {
+            Outcome::Number => Loaded::new(number.to_string()),
+            Outcome::NotFound => Loaded::not_found(),
+            Outcome::Unchanged => Loaded::unchanged(),
+            Outcome::Failure => return Err(LoadError::transient("the database is down")),
+            Outcome::Hang => std::future::pending().await,
         };
-        match self.keep_ms.load(SeqCst) {
+        match self.ttl_ms.load(SeqCst) {
             0 => Ok(loaded),
             ms => Ok(loaded.time_to_live(Duration::from_millis(ms))),
         }
     }
 }
 
-/// A node with a group that keeps values for a minute, without jitter.
+/// Builds a node with a group: time to live one minute, no jitter.
 async fn group(
     source: &Source,
     build: impl FnOnce(GroupBuilder<String>) -> GroupBuilder<String>,
@@ -90,37 +91,38 @@ async fn get(group: &Group<String>) -> Result<String, Error> {
     group.get("key-1").await
 }
 
-/// Time passes, and what runs in the background gets its turn.
+/// Lets time pass, and 50 ms more for tasks in the background.
 async fn pass(time: Duration) {
     sleep(time).await;
     sleep(Duration::from_millis(50)).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_value_lives_as_long_as_its_loader_or_its_group_says() {
+async fn time_to_live_comes_from_loader_or_group_up_to_maximum() {
     let source = Source::default();
     let (_node, group) = group(&source, |group| group.max_time_to_live(MINUTE * 2)).await;
     assert_eq!(get(&group).await.unwrap(), "1");
     pass(MINUTE - Duration::from_secs(1)).await;
     assert_eq!(get(&group).await.unwrap(), "1");
     pass(Duration::from_secs(1)).await;
-    assert_eq!(get(&group).await.unwrap(), "2", "the group says a minute");
+    assert_eq!(get(&group).await.unwrap(), "2", "the group sets 60 s");
 
-    source.keep_ms.store(10_000, SeqCst);
+    source.ttl_ms.store(10_000, SeqCst);
     group.remove("key-1").await.unwrap().log_unreached();
     assert_eq!(get(&group).await.unwrap(), "3");
     pass(Duration::from_secs(10)).await;
-    assert_eq!(get(&group).await.unwrap(), "4", "its loader says 10 s");
+    assert_eq!(get(&group).await.unwrap(), "4", "the loader sets 10 s");
 
-    source.keep_ms.store(3_600_000, SeqCst);
+    source.ttl_ms.store(3_600_000, SeqCst);
     group.remove("key-1").await.unwrap().log_unreached();
     assert_eq!(get(&group).await.unwrap(), "5");
     pass(MINUTE * 2).await;
-    assert_eq!(get(&group).await.unwrap(), "6", "an hour is more than the group allows");
+    assert_eq!(get(&group).await.unwrap(), "6", "the group limits one hour to two minutes");
 }
 
+/// Checks a jitter of 10 %: values loaded together expire between 90 % and 100 % of their time to live.
 #[tokio::test(start_paused = true)]
-async fn values_that_were_loaded_together_do_not_expire_together() {
+async fn jitter_spreads_expiry_of_values_loaded_together() {
     let source = Source::default();
     let (_node, group) = group(&source, |group| group.jitter(0.1)).await;
     let get_all = async || {
@@ -131,49 +133,49 @@ async fn values_that_were_loaded_together_do_not_expire_together() {
     get_all().await;
     pass(Duration::from_secs(53)).await;
     get_all().await;
-    assert_eq!(source.loads.total(), 200, "none before nine tenths of its time");
+    assert_eq!(source.loads.total(), 200, "no value expires before 90 % of its time to live");
     sleep(Duration::from_secs(4)).await;
     get_all().await;
     let loads = source.loads.total() - 200;
     assert!((40..160).contains(&loads), "{loads} of 200 after 57 s");
     sleep(Duration::from_secs(3)).await;
     get_all().await;
-    assert_eq!(source.loads.total(), 400, "and all after a minute");
+    assert_eq!(source.loads.total(), 400, "all values have expired after 60 s");
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_there_is_nothing_is_remembered_as_long_as_it_is_asked_for() {
+async fn not_found_is_cached_for_the_negative_time_to_live() {
     let source = Source::default();
-    source.says(Says::Nothing);
+    source.set(Outcome::NotFound);
     let (_node, group) = group(&source, |group| group.negative_time_to_live(Duration::from_secs(5))).await;
     for _ in 0..3 {
-        assert!(get(&group).await.expect_err("nothing").is_not_found());
+        assert!(get(&group).await.expect_err("the loader finds nothing").is_not_found());
         assert_eq!(group.get_opt("key-1").await.unwrap(), None);
     }
     assert_eq!((source.loads.total(), group.stats().hits), (1, 5));
-    source.says(Says::Number);
+    source.set(Outcome::Number);
     assert!(get(&group).await.is_err());
     pass(Duration::from_secs(5)).await;
     assert_eq!(get(&group).await.unwrap(), "2");
 
-    source.says(Says::Nothing);
+    source.set(Outcome::NotFound);
     group.remove("key-1").await.unwrap().log_unreached();
     assert!(get(&group).await.is_err());
     group.set("key-1", "set").await.unwrap().log_unreached();
-    assert_eq!(get(&group).await.unwrap(), "set", "a write ends it");
+    assert_eq!(get(&group).await.unwrap(), "set", "a write replaces the negative entry");
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_being_asked_for_it_nothing_is_remembered() {
+async fn not_found_is_not_cached_by_default() {
     let source = Source::default();
-    source.says(Says::Nothing);
+    source.set(Outcome::NotFound);
     let (_node, group) = group(&source, |group| group).await;
     assert!(get(&group).await.is_err() && get(&group).await.is_err());
     assert_eq!((source.loads.total(), group.entries()), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stale_value_is_served_at_once_while_one_load_brings_a_younger_one() {
+async fn stale_value_is_served_while_one_load_refreshes_it() {
     let gate = Gate::default();
     gate.open();
     let source = Source { gate: Some(gate.clone()), ..Source::default() };
@@ -186,92 +188,92 @@ async fn a_stale_value_is_served_at_once_while_one_load_brings_a_younger_one() {
     for value in futures_util::future::join_all(callers).await {
         assert_eq!(value.unwrap(), "1");
     }
-    assert_eq!(before.elapsed(), Duration::ZERO, "nobody waits");
+    assert_eq!(before.elapsed(), Duration::ZERO, "no caller waits");
     sleep(Duration::from_millis(1)).await;
-    assert_eq!(source.loads.total(), 2, "one load");
+    assert_eq!(source.loads.total(), 2, "one refresh for all callers");
     let stats = group.stats();
     assert_eq!((stats.stale_hits, stats.refreshes), (1000, 1));
     gate.open();
     pass(Duration::ZERO).await;
     assert_eq!(get(&group).await.unwrap(), "2");
-    assert_eq!(source.told()[1], (LoadReason::Refresh, Some("1".to_owned())));
+    assert_eq!(source.take_calls()[1], (LoadReason::Refresh, Some("1".to_owned())));
 
     pass(MINUTE * 2).await;
-    assert_eq!(get(&group).await.unwrap(), "3", "too old to be served: waited for");
+    assert_eq!(get(&group).await.unwrap(), "3", "too old to be served, so that the get waits for the load");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_fails_is_tried_again_each_second_and_the_old_value_serves_on() {
+async fn failing_refresh_is_retried_each_second() {
     let source = Source::default();
     let (_node, group) = group(&source, |group| group.stale_while_revalidate(MINUTE)).await;
     get(&group).await.unwrap();
-    source.says(Says::Fails);
+    source.set(Outcome::Failure);
     pass(MINUTE).await;
     for _ in 0..100 {
         assert_eq!(get(&group).await.unwrap(), "1");
         sleep(Duration::from_millis(100)).await;
     }
     let loads = source.loads.total() - 1;
-    assert!((9..=11).contains(&loads), "{loads} in ten seconds");
+    assert!((9..=11).contains(&loads), "{loads} loads in 10 s");
     pass(MINUTE).await;
-    assert!(get(&group).await.expect_err("too old").is_load_failed());
+    assert!(get(&group).await.expect_err("the value is too old").is_load_failed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_value_that_is_asked_for_is_refreshed_ahead_of_its_end() {
+async fn requested_value_is_refreshed_ahead_of_expiry() {
     let source = Source::default();
     let (_node, group) = group(&source, |group| group.refresh_ahead(Duration::from_secs(10))).await;
     get(&group).await.unwrap();
     pass(Duration::from_secs(49)).await;
     assert_eq!((get(&group).await.unwrap().as_str(), source.loads.total()), ("1", 1));
     pass(Duration::from_secs(1)).await;
-    assert_eq!(get(&group).await.unwrap(), "1", "the old one, once more");
+    assert_eq!(get(&group).await.unwrap(), "1", "this get starts the refresh and returns the present value");
     pass(Duration::ZERO).await;
     assert_eq!(get(&group).await.unwrap(), "2");
-    assert_eq!(group.stats().stale_hits, 0, "it was fresh all the time");
+    assert_eq!(group.stats().stale_hits, 0, "the value was always fresh");
     pass(MINUTE).await;
-    assert_eq!(source.loads.total(), 2, "what nobody asks for is not refreshed");
+    assert_eq!(source.loads.total(), 2, "a value without gets is not refreshed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_value_is_handed_out_while_the_loader_fails() {
+async fn expired_value_is_served_while_the_loader_fails() {
     let source = Source::default();
     let (_node, group) =
         group(&source, |group| group.stale_if_error(MINUTE * 10).load_deadline(Duration::from_secs(2))).await;
     get(&group).await.unwrap();
-    for says in [Says::Fails, Says::Hangs] {
-        source.says(says);
+    for outcome in [Outcome::Failure, Outcome::Hang] {
+        source.set(outcome);
         pass(MINUTE).await;
         let before = source.loads.total();
         assert_eq!(get(&group).await.unwrap(), "1");
-        assert_eq!(get(&group).await.unwrap(), "1", "at once: not everybody waits for the next failure");
+        assert_eq!(get(&group).await.unwrap(), "1", "served without another load");
         assert_eq!(source.loads.total(), before + 1);
     }
     assert_eq!(group.stats().stale_on_error, 2);
-    source.says(Says::Nothing);
+    source.set(Outcome::NotFound);
     pass(Duration::from_secs(2)).await;
-    assert!(get(&group).await.expect_err("no failure").is_not_found());
+    assert!(get(&group).await.expect_err("not found is no failure").is_not_found());
 
-    source.says(Says::Number);
+    source.set(Outcome::Number);
     group.remove("key-1").await.unwrap().log_unreached();
     let value = get(&group).await.unwrap();
-    source.says(Says::Fails);
+    source.set(Outcome::Failure);
     pass(MINUTE * 5).await;
     assert_eq!(get(&group).await.unwrap(), value);
     group.remove("key-1").await.unwrap().log_unreached();
-    assert!(get(&group).await.is_err(), "what was removed is not handed out");
+    assert!(get(&group).await.is_err(), "a removed value is not served");
     pass(MINUTE * 20).await;
-    assert!(get(&group).await.is_err(), "nor what is too old");
+    assert!(get(&group).await.is_err(), "nor is a value that is too old");
 }
 
-/// Cannot be encoded when it is odd.
+/// A number that can be encoded only if it is even.
 #[derive(Clone)]
 struct Even(u64);
 
 impl Value for Even {
     fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError> {
         if self.0 % 2 == 1 {
-            return Err(EncodeError::new("it is odd"));
+            return Err(EncodeError::new("the number is odd"));
         }
         out.put_u64(self.0);
         Ok(())
@@ -286,8 +288,9 @@ impl Value for Even {
     }
 }
 
+/// Checks that a loaded value which cannot be encoded does not replace the value before it.
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_encoded_takes_nothing_away() {
+async fn unencodable_value_does_not_replace_the_previous_one() {
     let node = Node::builder().start().await.unwrap();
     let loads = Loads::default();
     let count = async |loads: &Loads, key: &str| Ok::<_, BoxError>(Even(loads.begin(key) + 1));
@@ -303,35 +306,35 @@ async fn what_cannot_be_encoded_takes_nothing_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unchanged_keeps_the_value_for_another_life() {
+async fn unchanged_keeps_the_value_for_another_time_to_live() {
     let source = Source::default();
     let (_node, group) = group(&source, |group| group.stale_if_error(MINUTE)).await;
     get(&group).await.unwrap();
-    source.says(Says::Unchanged);
+    source.set(Outcome::Unchanged);
     pass(MINUTE).await;
-    source.told();
+    source.take_calls();
     assert_eq!(get(&group).await.unwrap(), "1");
-    assert_eq!(source.told(), [(LoadReason::Owner, Some("1".to_owned()))]);
+    assert_eq!(source.take_calls(), [(LoadReason::Owner, Some("1".to_owned()))]);
     pass(MINUTE - Duration::from_secs(1)).await;
     assert_eq!((get(&group).await.unwrap().as_str(), source.loads.total()), ("1", 2));
 
     group.remove("key-1").await.unwrap().log_unreached();
-    let error = get(&group).await.expect_err("unchanged from what?");
+    let error = get(&group).await.expect_err("there is no previous value");
     assert!(error.is_load_failed() && error.to_string().contains("previous"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_a_write_has_passed_is_not_kept() {
+async fn refresh_overtaken_by_a_write_is_discarded() {
     let gate = Gate::default();
     gate.open();
     let source = Source { gate: Some(gate.clone()), ..Source::default() };
     let (_node, group) = group(&source, |group| group.stale_while_revalidate(MINUTE)).await;
-    for says in [Says::Number, Says::Unchanged] {
-        source.says(Says::Number);
+    for outcome in [Outcome::Number, Outcome::Unchanged] {
+        source.set(Outcome::Number);
         group.remove("key-1").await.unwrap().log_unreached();
         get(&group).await.unwrap();
         pass(MINUTE).await;
-        source.says(says);
+        source.set(outcome);
         gate.close();
         get(&group).await.unwrap();
         let loads = source.loads.total();
@@ -345,23 +348,23 @@ async fn a_refresh_that_a_write_has_passed_is_not_kept() {
 }
 
 #[tokio::test]
-async fn ages_that_make_no_sense_are_refused() {
+async fn invalid_times_and_jitter_are_refused() {
     let node = Node::builder().start().await.unwrap();
     let group = || node.group::<String>("data").capacity_bytes(4 << 20).loader(Source::default());
-    for (group, says) in [
+    for (group, text) in [
         (group().time_to_live(Duration::ZERO), "zero"),
         (group().max_time_to_live(Duration::ZERO), "zero"),
         (group().negative_time_to_live(Duration::ZERO), "zero"),
         (group().jitter(1.5), "jitter"),
         (group().jitter(f64::NAN), "jitter"),
     ] {
-        let error = group.build().expect_err(says);
-        assert!(error.is_config() && error.to_string().contains(says), "{error}");
+        let error = group.build().expect_err(text);
+        assert!(error.is_config() && error.to_string().contains(text), "{error}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_without_peers_that_stood_still_has_missed_nothing() {
+async fn stalled_node_without_peers_keeps_its_values() {
     let source = Source::default();
     let (node, group) = group(&source, |group| group).await;
     get(&group).await.unwrap();
@@ -371,7 +374,7 @@ async fn a_node_without_peers_that_stood_still_has_missed_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_expired_gives_its_memory_back_without_being_asked_for() {
+async fn expired_values_free_their_memory_without_a_get() {
     let source = Source::default();
     let (_node, group) = group(&source, |group| group.stale_if_error(MINUTE)).await;
     for n in 0..2000 {
@@ -380,7 +383,7 @@ async fn what_has_expired_gives_its_memory_back_without_being_asked_for() {
     group.set("key-young", "young").await.unwrap().log_unreached();
     pass(MINUTE).await;
     group.set("key-young", "young").await.unwrap().log_unreached();
-    assert_eq!(group.entries(), 2001, "expired, and still of use when the loader fails");
+    assert_eq!(group.entries(), 2001, "expired values are kept for a failing loader");
     pass(MINUTE - Duration::from_secs(1)).await;
     pass(Duration::from_secs(12)).await;
     assert_eq!((group.entries(), group.stats().expired), (1, 2000));
@@ -388,21 +391,22 @@ async fn what_has_expired_gives_its_memory_back_without_being_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_not_kept_ends_the_value_before_it() {
+async fn uncached_not_found_removes_the_previous_value() {
     let source = Source::default();
     let (_node, group) = group(&source, |group| group.stale_while_revalidate(MINUTE).stale_if_error(MINUTE * 10)).await;
     get(&group).await.unwrap();
     pass(MINUTE).await;
-    source.says(Says::Nothing);
-    assert_eq!(get(&group).await.unwrap(), "1", "while it is looked for");
+    source.set(Outcome::NotFound);
+    assert_eq!(get(&group).await.unwrap(), "1", "the stale value is served during the refresh");
     pass(Duration::ZERO).await;
-    assert!(get(&group).await.expect_err("the row is gone").is_not_found());
-    source.says(Says::Fails);
-    assert!(get(&group).await.expect_err("and does not come back").is_load_failed());
+    assert!(get(&group).await.expect_err("the loader found nothing").is_not_found());
+    source.set(Outcome::Failure);
+    assert!(get(&group).await.expect_err("the removed value is not served").is_load_failed());
 }
 
+/// Checks that times up to [`Duration::MAX`] overflow nowhere.
 #[tokio::test(start_paused = true)]
-async fn times_of_any_length_harm_nobody() {
+async fn times_of_any_length_are_accepted() {
     for long in [Duration::MAX, Duration::from_secs(1 << 62), Duration::from_secs(60 * 86_400)] {
         let source = Source::default();
         let (_node, group) = group(&source, |group| {

@@ -158,7 +158,7 @@ async fn the_end_of_the_runtime_of_a_node_is_an_error_to_callers_who_wait_for_it
     peers.change(|peers| peers.push(peer(&node)));
     cluster.nodes.push(node);
     cluster.agree().await;
-    cluster.know("data").await;
+    cluster.wait_for_group("data").await;
     let key = cluster.key_of(&[at_a], 0);
     let waiting = tokio::spawn({
         let (group, key) = (at_b.clone(), key.clone());

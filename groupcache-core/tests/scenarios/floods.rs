@@ -1,5 +1,5 @@
-//! Clients that abuse HTTP/2 itself: the node is a process of its own, and a good client beside them is served, gets in
-//! anew, and the node does not grow. How long it waits is printed; a build for tests says little about that.
+//! Abuse of HTTP/2: the node is a child process, a well-behaved client is served during each flood and can connect
+//! again after it, and the node hardly grows. Latencies of that client are printed, and mean little in a test build.
 
 use std::{
     io::{BufRead, BufReader},
@@ -25,25 +25,25 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Set for the process that is the node.
+/// Environment variable that is set for the process of the node.
 const IS_NODE: &str = "GROUPCACHE_TEST_FLOODED";
 
-/// The most that a node may grow by while it is flooded.
+/// Maximum growth of a node during a flood, in KiB.
 const MAX_GROWTH_KIB: u64 = 64 << 10;
 
-/// How long a flood lasts: one that ends its connection is done in a moment.
-const AT_LEAST: Duration = Duration::from_secs(2);
+/// Minimum duration of flooding. A flood that ends earlier is repeated.
+const MIN_DURATION: Duration = Duration::from_secs(2);
 
-/// Between two requests of the good client.
+/// Pause between two requests of the well-behaved client.
 const PAUSE: Duration = Duration::from_millis(2);
 
 async fn echo((): &(), key: &str) -> Result<String, BoxError> {
     Ok(key.to_owned())
 }
 
-/// Not a test but a node, until it is told to end.
+/// Runs a node when it is started as the child process, until standard input closes. Returns at once as a test.
 #[test]
-fn a_process_of_its_own() {
+fn child_process_runs_a_node() {
     if std::env::var_os(IS_NODE).is_none() {
         return;
     }
@@ -59,15 +59,15 @@ fn a_process_of_its_own() {
 
 struct Flooded {
     child: Child,
-    /// Closed when this is dropped, which ends it.
-    _told: ChildStdin,
+    /// Standard input of the node. The node ends when this handle is dropped.
+    _stdin: ChildStdin,
     address: SocketAddr,
 }
 
 impl Flooded {
     fn start() -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["floods::a_process_of_its_own", "--exact", "--nocapture"])
+            .args(["floods::child_process_runs_a_node", "--exact", "--nocapture"])
             .env(IS_NODE, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -75,8 +75,8 @@ impl Flooded {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let address = lines.find_map(|line| line.strip_prefix("listening ").map(|a| a.parse().unwrap())).unwrap();
-        let told = child.stdin.take().unwrap();
-        Self { child, _told: told, address }
+        let stdin = child.stdin.take().unwrap();
+        Self { child, _stdin: stdin, address }
     }
 
     fn resident_kib(&self) -> u64 {
@@ -93,26 +93,27 @@ impl Drop for Flooded {
     }
 }
 
-/// One request, and how long it took.
+/// Makes one request and returns its latency.
 async fn ask(good: &mut Raw, id: u64) -> Duration {
     let begun = Instant::now();
     assert_eq!(statuses(&good.ask(vec![get(id, format!("key-{}", id % 50))]).await), [VALUE]);
     begun.elapsed()
 }
 
-/// The median and the ninety-ninth percentile.
+/// Returns the median and the 99th percentile.
 fn percentiles(latencies: &mut [Duration]) -> [Duration; 2] {
     latencies.sort();
     [50, 99].map(|percent| latencies[latencies.len() * percent / 100])
 }
 
-/// A thread of its own. Where latencies are measured it has the processor only while nobody else wants it, or the good
-/// client would wait for the flood and not for the node. Not in a build for tests: beside others it might get none at all.
-fn behind_all_others(name: &str, run: impl FnOnce() + Send + 'static) {
+/// Spawns a thread. In a release build, where latencies are measured, the thread runs only while the processor is idle,
+/// because otherwise the well-behaved client would wait for the flood and not for the node. In a test build the thread
+/// has normal priority, because beside other tests it might get no processor time at all.
+fn spawn_at_idle_priority(name: &str, run: impl FnOnce() + Send + 'static) {
     let run = || {
         if cfg!(not(debug_assertions)) {
             let me = std::fs::read_link("/proc/thread-self").unwrap();
-            // Without the tool the latencies say less.
+            // Without `chrt` the latencies mean less.
             let _ = Command::new("chrt").args(["--idle", "--pid", "0"]).arg(me.file_name().unwrap()).status();
         }
         run();
@@ -120,14 +121,14 @@ fn behind_all_others(name: &str, run: impl FnOnce() + Send + 'static) {
     thread::Builder::new().name(name.to_owned()).spawn(run).unwrap();
 }
 
-/// Does nothing, and keeps a processor from going to sleep as a flood does.
+/// A thread that does nothing and keeps a processor awake, as a flood does.
 struct Busy(Arc<AtomicBool>);
 
 impl Busy {
     fn start() -> Self {
         let ends = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&ends);
-        behind_all_others("busy", move || {
+        spawn_at_idle_priority("busy", move || {
             while !end.load(Ordering::Relaxed) {
                 std::hint::spin_loop();
             }
@@ -142,29 +143,29 @@ impl Drop for Busy {
     }
 }
 
-/// Floods for a while, from a thread of its own.
+/// Repeats a flood for at least [`MIN_DURATION`] on a thread of its own and returns the outcome of the last one.
 fn flood_on_a_thread<T: Send + 'static>(
     node: SocketAddr,
     flood: impl AsyncFn(SocketAddr) -> T + Send + 'static,
 ) -> oneshot::Receiver<T> {
-    let (said, hear) = oneshot::channel();
-    behind_all_others("flood", move || {
+    let (sender, receiver) = oneshot::channel();
+    spawn_at_idle_priority("flood", move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let begun = Instant::now();
         let last = runtime.block_on(async {
             loop {
-                let said = flood(node).await;
-                if begun.elapsed() >= AT_LEAST {
-                    return said;
+                let outcome = flood(node).await;
+                if begun.elapsed() >= MIN_DURATION {
+                    return outcome;
                 }
             }
         });
-        let _ = said.send(last);
+        let _ = sender.send(last);
     });
-    hear
+    receiver
 }
 
-/// Floods a node, again and again for a while, as a good client asks; returns what the flood says of itself.
+/// Floods a new node while a well-behaved client makes requests, and returns the outcome of the last flood.
 async fn flooded<T: Send + 'static>(name: &str, flood: impl AsyncFn(SocketAddr) -> T + Send + 'static) -> T {
     let node = Flooded::start();
     let mut good = Raw::greeted(node.address).await;
@@ -178,11 +179,11 @@ async fn flooded<T: Send + 'static>(name: &str, flood: impl AsyncFn(SocketAddr) 
     let (small_kib, mut large_kib, mut during) = (node.resident_kib(), 0, Vec::new());
     let mut flooding = std::pin::pin!(timeout(3 * PATIENCE, flood_on_a_thread(node.address, flood)));
     let mut id = 1000;
-    let said = loop {
+    let outcome = loop {
         tokio::select! {
             biased;
             took = ask(&mut good, id) => during.push(took),
-            said = &mut flooding => break said,
+            outcome = &mut flooding => break outcome,
         }
         id += 1;
         if id % 16 == 0 {
@@ -190,12 +191,12 @@ async fn flooded<T: Send + 'static>(name: &str, flood: impl AsyncFn(SocketAddr) 
         }
         tokio::select! {
             biased;
-            said = &mut flooding => break said,
+            outcome = &mut flooding => break outcome,
             () = sleep(PAUSE) => {}
         }
     };
-    let said = said.expect("the flood comes to an end").expect("it does not panic");
-    // A connection that was asked on meanwhile may have an answer under way.
+    let outcome = outcome.expect("the flood ends").expect("the flood does not panic");
+    // The first connection may still owe an answer.
     drop(good);
     let mut again = Raw::greeted(node.address).await;
     for id in 0..100 {
@@ -203,13 +204,13 @@ async fn flooded<T: Send + 'static>(name: &str, flood: impl AsyncFn(SocketAddr) 
     }
     let grown_kib = large_kib.max(node.resident_kib()).saturating_sub(small_kib);
     let asked = during.len();
-    assert!(asked > 0, "the good client had its turn");
+    assert!(asked > 0, "the well-behaved client was served");
     let (before, during) = (percentiles(&mut before), percentiles(&mut during));
     println!(
-        "{name}: {asked} requests beside it, p50 and p99 {before:?} before, {during:?} during, {grown_kib} KiB more"
+        "{name}: {asked} requests, p50 and p99 {before:?} before, {during:?} during the flood, {grown_kib} KiB growth"
     );
     assert!(grown_kib < MAX_GROWTH_KIB, "{name}: {grown_kib} KiB");
-    said
+    outcome
 }
 
 const DATA: u8 = 0;
@@ -228,7 +229,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The headers of a `Connect`, and these bytes of HPACK after them.
+/// Returns the HPACK block of a `Connect` request, followed by the given bytes.
 fn headers(more: &[u8]) -> Vec<u8> {
     let mut block = vec![0x83, 0x86]; // POST, http
     for (name, value) in
@@ -243,7 +244,7 @@ fn headers(more: &[u8]) -> Vec<u8> {
     block
 }
 
-/// A header that is not in any table, of so many bytes.
+/// Returns a header field with a value of the given length that is in no HPACK table.
 fn header(bytes: usize) -> Vec<u8> {
     let mut field = b"\0\x01x".to_vec();
     // An integer with a prefix of seven bits (RFC 7541, section 5.1).
@@ -258,7 +259,7 @@ fn header(bytes: usize) -> Vec<u8> {
     field
 }
 
-/// A connection of HTTP/2 that reads nothing by itself.
+/// Opens an HTTP/2 connection that reads nothing by itself.
 async fn http2(node: SocketAddr) -> TcpStream {
     let mut tcp = TcpStream::connect(node).await.unwrap();
     tcp.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
@@ -266,20 +267,21 @@ async fn http2(node: SocketAddr) -> TcpStream {
     tcp
 }
 
-/// Writes the frames that `make` makes for 0, 1, 2…, and reads meanwhile; how many were written before the node closed.
+/// Writes the frames of `make` for 0, 1, 2… while reading, and returns how many were written before the node closed the
+/// connection.
 async fn write(node: SocketAddr, count: u32, make: impl Fn(u32) -> Vec<u8>) -> u32 {
     let (mut reader, mut writer) = http2(node).await.into_split();
     let reading = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
     let mut written = 0;
     while written < count && !reading.is_finished() {
-        let some: Vec<u8> = (written..count.min(written + 16)).flat_map(&make).collect();
-        if writer.write_all(&some).await.is_err() {
+        let frames: Vec<u8> = (written..count.min(written + 16)).flat_map(&make).collect();
+        if writer.write_all(&frames).await.is_err() {
             break;
         }
         written = count.min(written + 16);
         tokio::task::yield_now().await;
     }
-    // What is written after the end goes nowhere: let it be seen.
+    // Writes after the end of the connection may still succeed, so that the end is waited for.
     let _ = timeout(Duration::from_millis(300), reading).await;
     written
 }
@@ -289,7 +291,7 @@ fn stream(n: u32) -> u32 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn streams_that_are_reset_at_once_end_their_connection() {
+async fn rapid_stream_resets_end_the_connection() {
     let written = flooded("rapid resets", async |node| {
         write(node, 100_000, |n| {
             let cancel = frame(RESET, 0, stream(n), &8_u32.to_be_bytes());
@@ -298,11 +300,11 @@ async fn streams_that_are_reset_at_once_end_their_connection() {
         .await
     })
     .await;
-    assert!(written < 100_000, "it goes on");
+    assert!(written < 100_000, "the node ends the connection");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn headers_that_never_end_end_their_connection() {
+async fn endless_headers_end_the_connection() {
     let written = flooded("CONTINUATION", async |node| {
         write(node, 20_000, |n| match n {
             0 => frame(HEADERS, 0, 1, &headers(&[])),
@@ -312,7 +314,7 @@ async fn headers_that_never_end_end_their_connection() {
     })
     .await;
     assert!(written < 2_000, "{written} frames of 16 KiB");
-    // As large as nothing: what counts is that there are so many.
+    // The frames are empty, so that only their number ends the connection.
     let written = flooded("empty CONTINUATION", async |node| {
         write(node, 1_000_000, |n| match n {
             0 => frame(HEADERS, 0, 1, &headers(&[])),
@@ -321,11 +323,11 @@ async fn headers_that_never_end_end_their_connection() {
         .await
     })
     .await;
-    assert!(written < 1_000_000, "it goes on");
+    assert!(written < 1_000_000, "the node ends the connection");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn headers_that_are_too_large_are_refused() {
+async fn oversized_headers_disturb_no_other_client() {
     flooded("headers of 64 KiB", async |node| {
         write(node, 2_000, |n| {
             let block = headers(&header(64 << 10));
@@ -342,11 +344,11 @@ async fn headers_that_are_too_large_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn frames_of_one_byte_and_of_none_harm_nobody_else() {
+async fn tiny_and_empty_frames_disturb_no_other_client() {
     flooded("DATA of one byte", async |node| {
         write(node, 200_000, |n| match n {
             0 => frame(HEADERS, END_HEADERS, 1, &headers(&[])),
-            // A message of 200,000 bytes, which comes one by one.
+            // A message of 200,000 bytes, sent byte by byte.
             1 => frame(DATA, 0, 1, &[0, 0, 3, 13, 64]),
             _ => frame(DATA, 0, 1, &[0]),
         })
@@ -365,7 +367,7 @@ async fn frames_of_one_byte_and_of_none_harm_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn ten_thousand_streams_are_not_ten_thousand_requests() {
+async fn ten_thousand_streams_disturb_no_other_client() {
     flooded("10,000 streams", async |node| {
         write(node, 10_000, |n| frame(HEADERS, END_HEADERS, stream(n), &headers(&[]))).await
     })
@@ -373,12 +375,12 @@ async fn ten_thousand_streams_are_not_ten_thousand_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_thousand_connections_that_say_little_keep_nobody_out() {
+async fn thousand_slow_connections_keep_no_client_out() {
     let closed = flooded("1,000 slow connections", async |node| {
         let mut slow = Vec::new();
         for n in 0..1_000 {
             let mut tcp = TcpStream::connect(node).await.unwrap();
-            // Nothing, a part of the preface, and headers that never go on.
+            // No byte, a part of the preface, or headers that are never completed.
             let begin: &[u8] = match n % 3 {
                 0 => b"",
                 1 => b"PRI * HT",
@@ -389,12 +391,12 @@ async fn a_thousand_connections_that_say_little_keep_nobody_out() {
         }
         let mut closed = 0;
         for mut tcp in slow {
-            // One byte in a while keeps none of them: what counts is an accepted request.
+            // A byte now and then keeps no connection open, because only an accepted request counts.
             let _ = tcp.write_all(b"\x01").await;
             closed += u32::from(timeout(PATIENCE, tokio::io::copy(&mut tcp, &mut tokio::io::sink())).await.is_ok());
         }
         closed
     })
     .await;
-    assert_eq!(closed, 1_000, "closed within {PATIENCE:?}");
+    assert_eq!(closed, 1_000, "all are closed within {PATIENCE:?}");
 }

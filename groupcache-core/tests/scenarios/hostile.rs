@@ -115,7 +115,7 @@ async fn a_peer_that_reads_late_gets_what_it_was_owed_when_the_node_was_shut_dow
     });
     // One that does not wait gives its tasks a second to end, and is done.
     assert!(timeout(Duration::from_secs(2), &mut closing).await.is_err(), "it waits for the reader");
-    assert_eq!(statuses(&raw.hear(50).await.unwrap()), [VALUE; 50]);
+    assert_eq!(statuses(&raw.receive(50).await.unwrap()), [VALUE; 50]);
     closing.await.unwrap().unwrap();
 }
 
@@ -127,7 +127,7 @@ async fn ids_that_come_twice_and_cancels_of_nothing_harm_nobody() {
     // An id that comes twice is answered once, or twice when it was in memory.
     let requests = vec![get(1, "x"), get(1, "x"), get(u64::MAX, "x")];
     raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
-    let answers = raw.hear(2).await.unwrap();
+    let answers = raw.receive(2).await.unwrap();
     assert!(answers.iter().all(|answer| answer.status == VALUE), "{answers:?}");
     // A chain of any length and content; the deadline of one millisecond may pass, and only for this one.
     let odd = Request { chain: vec![7; 1000], deadline_ms: 1, traceparent: "?".repeat(5000), ..get(2, "y") };
@@ -180,7 +180,7 @@ async fn a_connection_speaks_for_one_node_all_its_life() {
     let mut raw = Raw::greeted(node.address()).await;
     let other = Hello { id: "another".into(), ..hello() };
     raw.frames.send(Frame { hello: Some(other), ..Frame::default() }).await.unwrap();
-    assert_eq!(raw.hear(1).await.expect_err("refused").code(), Code::FailedPrecondition);
+    assert_eq!(raw.receive(1).await.expect_err("refused").code(), Code::FailedPrecondition);
     serves(&node).await;
 }
 
@@ -190,7 +190,7 @@ async fn a_frame_that_is_too_large_ends_its_stream_in_words_and_nothing_else() {
     let mut raw = Raw::greeted(node.address()).await;
     let huge = Request { op: 1, value: vec![0; 2 << 20].into(), ..get(1, "k") };
     raw.frames.send(Frame { requests: vec![huge], ..Frame::default() }).await.unwrap();
-    let refused = raw.hear(1).await.expect_err("refused");
+    let refused = raw.receive(1).await.expect_err("refused");
     assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
     // One value above the limit, in a frame that is not: this request alone.
     let mut raw = Raw::greeted(node.address()).await;
@@ -206,7 +206,7 @@ async fn a_frame_of_very_many_very_small_parts_is_refused_before_it_is_decoded()
     let mut raw = Raw::greeted(node.address()).await;
     let requests = vec![Request::default(); 100_000]; // 200 KB that would become 18 MB
     raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
-    let refused = raw.hear(1).await.expect_err("refused");
+    let refused = raw.receive(1).await.expect_err("refused");
     assert!(refused.code() == Code::OutOfRange && refused.message().contains("parts"), "{refused:?}");
     let groups = vec![proto::Group::default(); 1 << 18];
     let first = Frame { hello: Some(Hello { groups, ..hello() }), ..Frame::default() };
@@ -252,7 +252,7 @@ async fn a_peer_that_reads_no_answers_is_told_overloaded_and_then_cut_off() {
     }
     serves(&node).await;
     eventually("all was asked for, and nothing read for a second", || group.stats().served >= 1000).await;
-    let answers = raw.hear(1000).await.unwrap();
+    let answers = raw.receive(1000).await.unwrap();
     let refused = answers.iter().filter(|answer| answer.status == OVERLOADED).count();
     assert!(refused > 500, "{refused} of 1,000 refused");
     assert!(answers.iter().any(|answer| answer.status == VALUE && answer.value.len() == value.len()));
@@ -266,7 +266,7 @@ async fn a_peer_that_reads_no_answers_is_told_overloaded_and_then_cut_off() {
         }
     };
     timeout(PATIENCE, flood).await.expect("it is cut off");
-    assert_eq!(deaf.hear(usize::MAX).await.expect_err("cut off").code(), Code::ResourceExhausted);
+    assert_eq!(deaf.receive(usize::MAX).await.expect_err("cut off").code(), Code::ResourceExhausted);
     serves(&node).await;
 }
 

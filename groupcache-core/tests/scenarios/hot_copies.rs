@@ -150,7 +150,7 @@ async fn write_what_all_have(groups: &[Group<String>], loads: &Loads, n: usize) 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_no_write_reaches_is_named_and_its_copy_is_gone_in_its_time() {
     const SHORT: Duration = Duration::from_millis(1500);
-    let ((cluster, path), loads) = (Cluster::start_with_a_path().await, Loads::default());
+    let ((cluster, path), loads) = (Cluster::start_with_proxy().await, Loads::default());
     let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(SHORT)).await;
     let key = cluster.key_of(&groups, 0);
     warm(&groups[1], &key).await;
@@ -189,7 +189,7 @@ async fn what_a_node_no_longer_owns_is_a_copy_from_then_on() {
     peers.set(vec![support::peer(&a), support::peer(&b)]);
     let cluster = Cluster { nodes: vec![a, b], peers };
     cluster.agree().await;
-    cluster.know("data").await;
+    cluster.wait_for_group("data").await;
     let groups = [at_a, at_b];
     let moved: Vec<_> = keys.iter().filter(|key| cluster.owner(&groups, key) == 1).collect();
     let kept: Vec<_> = keys.iter().filter(|key| cluster.owner(&groups, key) == 0).collect();
@@ -206,7 +206,7 @@ async fn what_a_node_no_longer_owns_is_a_copy_from_then_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_lost_all_its_peers_serves_what_it_held_for_a_short_time() {
-    let ((cluster, path), loads) = (Cluster::start_with_a_path().await, Loads::default());
+    let ((cluster, path), loads) = (Cluster::start_with_proxy().await, Loads::default());
     let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_millis(500))).await;
     let key = cluster.key_of(&groups, 0);
     assert_eq!(get(&groups[0], &key).await, 1);
@@ -220,7 +220,7 @@ async fn a_node_that_lost_all_its_peers_serves_what_it_held_for_a_short_time() {
     sleep(Duration::from_millis(600)).await;
     assert_eq!(get(&groups[0], &key).await, 3, "and so may what it loads while it is alone");
     path.cut();
-    path.go_on();
+    path.resume();
     cluster.agree().await;
     sleep(Duration::from_millis(600)).await;
     assert_eq!(get(&groups[0], &key).await, 4, "what it loaded while it was alone");

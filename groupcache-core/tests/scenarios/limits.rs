@@ -48,7 +48,7 @@ impl Raw {
         const PENDING: u32 = 8;
         let mut all = Vec::new();
         while all.len() < n {
-            let answers = self.hear(1).await.expect("answers");
+            let answers = self.receive(1).await.expect("answers");
             all.extend(statuses(&answers).into_iter().filter(|status| *status != PENDING));
         }
         all
@@ -139,7 +139,7 @@ async fn a_peer_that_reads_nothing_is_told_so_and_hears_of_its_writes() {
     let remove = Request { op: 2, ..get(40, &keys[0]) };
     deaf.frames.send(Frame { requests: gets.chain([remove]).collect(), ..Frame::default() }).await.unwrap();
     eventually("its write is done", || group.entries() == 39).await;
-    let answers = statuses(&deaf.hear(41).await.unwrap());
+    let answers = statuses(&deaf.receive(41).await.unwrap());
     let values = answers.iter().filter(|status| **status == VALUE).count();
     assert!((5..40).contains(&values), "{answers:?}");
     assert_eq!(answers.iter().filter(|status| **status == OVERLOADED).count(), 40 - values);
@@ -291,7 +291,7 @@ async fn connections_beyond_the_limit_are_refused_and_counted_and_those_before_g
     // Its place is free as soon as its end is known.
     let again = async {
         let hello = || Frame { hello: Some(hello()), ..Frame::default() };
-        while Raw::open_if_let_in(node.address(), hello()).await.is_none() {
+        while Raw::try_open(node.address(), hello()).await.is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

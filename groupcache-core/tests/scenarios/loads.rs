@@ -1,4 +1,4 @@
-//! P3 and P7: loaders that panic, fail, hang or nest, callers that give up, nodes that stand still.
+//! Promises P3 and P7: loaders that panic, fail, hang or nest, cancelled callers, and stalled nodes.
 
 use std::{
     sync::{
@@ -15,17 +15,17 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-async fn alone() -> Node {
-    Node::builder().start().await.expect("starts")
+async fn single_node() -> Node {
+    Node::builder().start().await.expect("the node starts")
 }
 
-/// A loader that does what its key says.
+/// Loads a value, or panics, fails or hangs at the first load, as the prefix of the key says.
 async fn by_key(loads: &Loads, key: &str) -> Result<String, LoadError> {
     let number = loads.begin(key);
     tokio::time::sleep(Duration::from_millis(20)).await;
     match key.split(':').next() {
         Some("panics") if number == 1 => panic!("on purpose"),
-        Some("fails") if number == 1 => Err(LoadError::transient("the database is away")),
+        Some("fails") if number == 1 => Err(LoadError::transient("the database is unreachable")),
         Some("hangs") if number == 1 => std::future::pending().await,
         _ => Ok(format!("load {number}")),
     }
@@ -33,11 +33,11 @@ async fn by_key(loads: &Loads, key: &str) -> Result<String, LoadError> {
 
 fn group(node: &Node, loads: &Loads) -> Group<String> {
     let group = node.group::<String>("data").capacity_bytes(1 << 20).load_deadline(Duration::from_millis(300));
-    group.loader_with(loads.clone(), by_key).build().expect("builds")
+    group.loader_with(loads.clone(), by_key).build().expect("the group is valid")
 }
 
-/// A thousand callers of one key at once.
-async fn thousand(group: &Group<String>, key: &'static str) -> Vec<Result<String, Error>> {
+/// Gets one key with a thousand concurrent callers.
+async fn get_with_thousand_callers(group: &Group<String>, key: &'static str) -> Vec<Result<String, Error>> {
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..1000 {
         let group = group.clone();
@@ -46,8 +46,10 @@ async fn thousand(group: &Group<String>, key: &'static str) -> Vec<Result<String
     callers.join_all().await
 }
 
+/// Checks that a thousand waiters of a load that fails, panics or hangs get one error, and that the next get loads at
+/// once.
 #[tokio::test]
-async fn a_thousand_who_wait_for_a_failing_load_share_one_error_and_the_key_works_at_once() {
+async fn failed_load_gives_all_waiters_one_error() {
     let node = alone().await;
     for (key, is_expected) in [
         ("fails", (|e: &Error| e.is_load_failed() && e.is_transient()) as fn(&Error) -> bool),
@@ -56,20 +58,20 @@ async fn a_thousand_who_wait_for_a_failing_load_share_one_error_and_the_key_work
     ] {
         let loads = Loads::default();
         let group = group(&node, &loads);
-        let answers = timeout(PATIENCE, thousand(&group, key)).await.expect("in time");
+        let answers = timeout(PATIENCE, get_with_thousand_callers(&group, key)).await.expect("the gets end in time");
         for answer in answers {
-            let error = answer.expect_err("an error");
+            let error = answer.expect_err("the load fails");
             assert!(is_expected(&error), "{key}: {error:?}");
         }
         assert_eq!(loads.total(), 1, "{key}");
-        assert_eq!(group.get(key).await.expect("a value"), "load 2", "{key}");
+        assert_eq!(group.get(key).await.expect("the second load succeeds"), "load 2", "{key}");
         assert!(node.remove_group("data"));
     }
     node.shutdown().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_hung_load_gives_its_permit_back() {
+async fn hung_load_returns_its_permit() {
     let mut limits = Limits::default();
     limits.max_loads = 1;
     let node = Node::builder().limits(limits).start().await.unwrap();
@@ -80,16 +82,16 @@ async fn a_hung_load_gives_its_permit_back() {
         async move { group.get("hangs").await }
     });
     eventually("the load runs", || node.loads().0 == 1).await;
-    // The only permit is taken; it comes back when the hung load is aborted.
-    let other = group.get("other").await.expect_err("its own deadline is as short");
+    // The hung load has the only permit until it is aborted at its deadline.
+    let other = group.get("other").await.expect_err("its deadline is as short");
     assert!(other.is_overloaded() || other.is_timeout(), "{other:?}");
-    assert!(hung.await.unwrap().expect_err("aborted").is_timeout());
+    assert!(hung.await.unwrap().expect_err("the hung load is aborted").is_timeout());
     assert_eq!(node.loads(), (0, 0));
     assert!(group.get("other").await.is_ok());
 }
 
 #[tokio::test]
-async fn the_first_caller_may_give_up() {
+async fn cancelled_first_caller_does_not_end_the_load() {
     let node = alone().await;
     let loads = Loads::default();
     let group = group(&node, &loads);
@@ -109,18 +111,18 @@ async fn the_first_caller_may_give_up() {
 }
 
 #[tokio::test]
-async fn a_caller_may_wait_for_less_than_a_load_takes() {
+async fn caller_deadline_may_be_shorter_than_the_load() {
     let node = alone().await;
     let loads = Loads::default();
     let group = group(&node, &loads);
     let quick = group.with_deadline(Duration::from_millis(50));
-    assert!(quick.get("hangs").await.expect_err("too soon").is_timeout());
-    assert!(group.get("hangs").await.expect_err("the same load").is_timeout());
+    assert!(quick.get("hangs").await.expect_err("the deadline of the caller passes").is_timeout());
+    assert!(group.get("hangs").await.expect_err("this caller joins the same load").is_timeout());
     assert_eq!(loads.total(), 1);
 }
 
 #[tokio::test]
-async fn when_the_queue_is_full_that_is_said_at_once() {
+async fn full_load_queue_is_reported_at_once() {
     let mut limits = Limits::default();
     limits.max_loads = 1;
     limits.max_queued_loads = 2;
@@ -140,24 +142,24 @@ async fn when_the_queue_is_full_that_is_said_at_once() {
         .collect();
     eventually("one runs and two wait", || node.loads() == (1, 2)).await;
     let began = Instant::now();
-    let refused = group.get("one more").await.expect_err("no room");
+    let refused = group.get("one more").await.expect_err("the queue is full");
     assert!(refused.is_overloaded() && refused.is_transient(), "{refused:?}");
-    assert!(began.elapsed() < Duration::from_secs(1), "said at once, not at a deadline");
+    assert!(began.elapsed() < Duration::from_secs(1), "reported at once, not at a deadline");
     gate.add_permits(3);
     for waiter in waiting {
-        waiter.await.unwrap().expect("those who had a place are served");
+        waiter.await.unwrap().expect("queued callers are served");
     }
 }
 
-/// A loader that gets its key, with another prefix, from another group.
-struct Through {
+/// A loader that gets its key from another group.
+struct GetFromNext {
     next: Arc<std::sync::OnceLock<Group<String>>>,
     calls: Arc<AtomicU64>,
-    /// Spawns its get instead of awaiting it.
+    /// Whether the get runs in a task of its own.
     in_a_task: bool,
 }
 
-impl Loader<String> for Through {
+impl Loader<String> for GetFromNext {
     async fn load(&self, load: Load<'_, String>) -> Result<Loaded<String>, LoadError> {
         self.calls.fetch_add(1, SeqCst);
         let (next, key) = (self.next.get().expect("set").clone(), load.key().to_owned());
@@ -167,29 +169,30 @@ impl Loader<String> for Through {
     }
 }
 
-/// An error and all that led to it.
-fn causes(error: &dyn std::error::Error) -> String {
+/// Returns the texts of an error and of all its sources.
+fn with_sources(error: &dyn std::error::Error) -> String {
     match error.source() {
-        Some(cause) => format!("{error}: {}", causes(cause)),
+        Some(source) => format!("{error}: {}", with_sources(source)),
         None => error.to_string(),
     }
 }
 
-async fn a_circle(nodes: usize, in_a_task: bool) {
+/// Checks that a cycle of two groups, each of which loads from the other, fails at once.
+async fn check_load_cycle(nodes: usize, in_a_task: bool) {
     let cluster = Cluster::start(nodes).await;
     let calls = Arc::new(AtomicU64::new(0));
     let mut firsts = Vec::new();
     for node in &cluster.nodes {
         let (to_second, to_first) = (Arc::default(), Arc::default());
-        let through = |next: &Arc<_>| Through { next: Arc::clone(next), calls: Arc::clone(&calls), in_a_task };
-        let first = node.group("first").capacity_bytes(1 << 20).loader(through(&to_second)).build().unwrap();
-        let second = node.group("second").capacity_bytes(1 << 20).loader(through(&to_first)).build().unwrap();
+        let loader = |next: &Arc<_>| GetFromNext { next: Arc::clone(next), calls: Arc::clone(&calls), in_a_task };
+        let first = node.group("first").capacity_bytes(1 << 20).loader(loader(&to_second)).build().unwrap();
+        let second = node.group("second").capacity_bytes(1 << 20).loader(loader(&to_first)).build().unwrap();
         let _ = (to_second.set(second.clone()), to_first.set(first.clone()));
         firsts.push((first, second));
     }
-    cluster.know("first").await;
-    cluster.know("second").await;
-    // On two nodes, a key whose two loads run on different ones.
+    cluster.wait_for_group("first").await;
+    cluster.wait_for_group("second").await;
+    // With two nodes, a key that has different owners in the two groups.
     let key = (0..)
         .map(|n| format!("key-{n}"))
         .find(|key| nodes == 1 || firsts[0].0.owner_of(key) != firsts[0].1.owner_of(key))
@@ -197,38 +200,40 @@ async fn a_circle(nodes: usize, in_a_task: bool) {
     for (first, second) in &firsts {
         for group in [first, second] {
             let began = Instant::now();
-            let error = group.get(&key).await.expect_err("it cannot be loaded");
+            let error = group.get(&key).await.expect_err("the cycle is detected");
             assert!(error.is_load_failed(), "{error:?}");
-            let text = causes(&error);
-            assert!(text.contains("needs, through other loads"), "it says what is wrong: {text}");
+            let text = with_sources(&error);
+            assert!(text.contains("needs, through other loads"), "the error names the cycle: {text}");
             assert!(began.elapsed() < Duration::from_secs(2), "at once, not at a deadline");
         }
     }
-    // Both ends at the same moment: whoever closes the circle is told.
+    // Gets of both groups at the same moment: the load that closes the cycle fails.
     let gets = firsts.iter().flat_map(|(a, b)| [a.clone(), b.clone()]).map(|group| {
         let key = format!("{key}-again");
-        tokio::spawn(async move { timeout(Duration::from_secs(2), group.get(&key)).await.expect("at once") })
+        tokio::spawn(
+            async move { timeout(Duration::from_secs(2), group.get(&key)).await.expect("the get ends at once") },
+        )
     });
     for get in gets.collect::<Vec<_>>() {
-        assert!(get.await.unwrap().expect_err("it cannot be loaded").is_load_failed());
+        assert!(get.await.unwrap().expect_err("the cycle is detected").is_load_failed());
     }
     cluster.shutdown().await;
 }
 
 #[tokio::test]
-async fn a_load_that_needs_itself_is_an_error_at_once_on_one_node() {
-    a_circle(1, false).await;
-    a_circle(1, true).await;
+async fn load_cycle_on_one_node_fails_at_once() {
+    check_load_cycle(1, false).await;
+    check_load_cycle(1, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_load_that_needs_itself_is_an_error_at_once_on_two_nodes() {
-    a_circle(2, false).await;
-    a_circle(2, true).await;
+async fn load_cycle_across_two_nodes_fails_at_once() {
+    check_load_cycle(2, false).await;
+    check_load_cycle(2, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_load_of_five_seconds_is_one_load_and_no_dead_owner() {
+async fn load_of_five_seconds_runs_once_and_opens_no_breaker() {
     let cluster = Cluster::start(5).await;
     let loads = Loads::default();
     let slow = async |loads: &Loads, key: &str| {
@@ -247,7 +252,7 @@ async fn a_load_of_five_seconds_is_one_load_and_no_dead_owner() {
         }
     }
     for value in callers.join_all().await {
-        assert_eq!(value.expect("a value"), "slow");
+        assert_eq!(value.expect("the get returns a value"), "slow");
     }
     assert_eq!(loads.total(), 1);
     for node in &cluster.nodes {
@@ -255,12 +260,14 @@ async fn a_load_of_five_seconds_is_one_load_and_no_dead_owner() {
         assert_eq!((stats.silent, stats.lost, stats.fallback_attempts), (0, 0, 0), "no breaker opened");
     }
     let pending: u64 = cluster.nodes.iter().map(|node| node.stats().pending).sum();
-    assert_eq!(pending, 4, "the owner said once to each that it is at work");
+    assert_eq!(pending, 4, "the owner reports once to each peer that the load is running");
     cluster.shutdown().await;
 }
 
+/// Checks that a node which stalls for 2 s during its fetch loads nothing itself and does not regard the owner as
+/// silent or lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_caller_that_stands_still_for_two_seconds_causes_no_second_load() {
+async fn stalled_caller_causes_no_second_load() {
     let cluster = Cluster::start(1).await;
     let loads = Loads::default();
     let slow = async |loads: &Loads, key: &str| {
@@ -270,9 +277,9 @@ async fn a_caller_that_stands_still_for_two_seconds_causes_no_second_load() {
     };
     let owner = cluster.nodes[0].group::<String>("data").capacity_bytes(1 << 20).loader_with(loads.clone(), slow);
     let owner = owner.build().unwrap();
-    // The other node lives on a runtime of its own, with one thread, which is blocked while its get is under way.
+    // The other node runs on a runtime of its own with one thread, which is blocked during the get.
     let (loads_there, peers, at_owner) = (loads.clone(), cluster.peers.clone(), support::peer(&cluster.nodes[0]));
-    let standing = std::thread::spawn(move || {
+    let stalled = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let node = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
@@ -287,23 +294,23 @@ async fn a_caller_that_stands_still_for_two_seconds_causes_no_second_load() {
                 async move { group.get(&key).await }
             });
             tokio::task::yield_now().await;
-            eventually("the request is on its way", || node.in_flight() == 1).await;
+            eventually("the request is in flight", || node.in_flight() == 1).await;
             tokio::time::sleep(Duration::from_millis(150)).await; // sent, and perhaps a ping with it
             std::thread::sleep(Duration::from_secs(2));
-            let value = get.await.unwrap().expect("a value");
+            let value = get.await.unwrap().expect("the get returns a value");
             let stats = node.stats();
             (key, value, stats.silent, stats.lost, stats.late_ticks)
         })
     });
-    let (key, value, silent, lost, late) = tokio::task::spawn_blocking(move || standing.join().unwrap()).await.unwrap();
+    let (key, value, silent, lost, late) = tokio::task::spawn_blocking(move || stalled.join().unwrap()).await.unwrap();
     assert_eq!((value.as_str(), silent, lost), ("slow", 0, 0));
-    assert!(late > 0, "it did stand still");
+    assert!(late > 0, "the node stalled");
     assert_eq!(loads.of(&key), 1);
     drop(owner);
     cluster.shutdown().await;
 }
 
-/// Users need the configuration, which needs the base.
+/// A loader with keys that need other keys: users need the configuration, and the configuration needs the base.
 #[derive(Clone, Default)]
 struct Nested {
     keys: Arc<std::sync::OnceLock<(String, String)>>,
@@ -328,8 +335,9 @@ impl Loader<String> for Nested {
     }
 }
 
-/// Twenty loads that wait for one, which needs another: it is nested as deep as if one waited.
-async fn many_loads_need_one(nodes: usize) {
+/// Checks that a nested load is as deep with twenty waiting loads as with one. Twenty users need the configuration,
+/// which needs the base.
+async fn check_shared_nested_load(nodes: usize) {
     const USERS: usize = 20;
     let cluster = Cluster::start(nodes).await;
     let nested = Nested::default();
@@ -338,7 +346,7 @@ async fn many_loads_need_one(nodes: usize) {
     for (nested, group) in each.iter().zip(&groups) {
         let _ = nested.own.set(group.clone());
     }
-    // The configuration is loaded where the users are; on two nodes, its base on the other.
+    // Users and configuration have the same owner. With two nodes the base has the other owner.
     let last = nodes - 1;
     let keys = |prefix: &'static str, owner: usize| {
         let keys = (0..).map(move |n| format!("{prefix}-{n}"));
@@ -354,26 +362,27 @@ async fn many_loads_need_one(nodes: usize) {
     let all_wait = || groups[last].stats().shared_flights == USERS as u64 - 1;
     eventually("all users wait for the configuration", all_wait).await;
     nested.gate.open();
-    for value in timeout(PATIENCE, callers.join_all()).await.expect("in time") {
-        assert_eq!(value.expect("nested three deep, however many wait"), "the base");
+    for value in timeout(PATIENCE, callers.join_all()).await.expect("the gets end in time") {
+        assert_eq!(value.expect("three levels are allowed for any number of waiters"), "the base");
     }
     assert_eq!(nested.gate.loads.total(), USERS as u64 + 2);
     cluster.shutdown().await;
 }
 
 #[tokio::test]
-async fn those_who_join_a_load_do_not_count_as_nesting_on_one_node() {
-    many_loads_need_one(1).await;
+async fn waiters_do_not_deepen_a_load_chain_on_one_node() {
+    check_shared_nested_load(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn those_who_join_a_load_do_not_count_as_nesting_on_two_nodes() {
-    many_loads_need_one(2).await;
+async fn waiters_do_not_deepen_a_load_chain_on_two_nodes() {
+    check_shared_nested_load(2).await;
 }
 
-/// A plain get waits for the base, whose owner has no permit left; then a load two deep comes to need it too.
+/// Checks that a fetch reports a greater nesting depth to the owner when a nested load joins it. A plain get waits for
+/// the base at an owner without a free permit, and then a load of depth two needs the base too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_nested_get_of_what_is_being_fetched_tells_its_owner_how_deep_it_is() {
+async fn nested_get_raises_the_depth_of_a_running_fetch() {
     let mut limits = Limits::default();
     limits.max_loads = 1;
     let cluster = Cluster::start_with(2, limits).await;
@@ -395,12 +404,12 @@ async fn a_nested_get_of_what_is_being_fetched_tells_its_owner_how_deep_it_is() 
         tokio::spawn(async move { group.get(&key).await })
     };
     let user = get(1, user);
-    nested.gate.begun(2).await; // the user, which has the only permit, and the configuration
+    nested.gate.begun(2).await; // the user, which has the only permit of its node, and the configuration
     let plain = get(0, base);
     eventually("the base waits for a permit", || cluster.nodes[1].loads() == (1, 1)).await;
     nested.gate.open();
     for value in [user, plain] {
-        assert_eq!(value.await.unwrap().expect("nobody waits for a permit that waits for him"), "the base");
+        assert_eq!(value.await.unwrap().expect("no load waits for a permit of a load that waits for it"), "the base");
     }
     assert_eq!(nested.gate.loads.total(), 3);
     cluster.shutdown().await;

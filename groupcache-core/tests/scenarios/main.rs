@@ -1,6 +1,6 @@
-//! The promises of the core as scenarios: real nodes on real sockets of loopback, some in processes of their own.
+//! Scenarios: tests of the core's promises with real nodes on loopback sockets, some nodes in processes of their own.
 //!
-//! `cargo test -p groupcache-core --test scenarios owner_lost` runs one of them.
+//! `cargo test -p groupcache-core --test scenarios owner_lost` runs the scenarios of one module.
 #![allow(
     unreachable_pub,
     clippy::allow_attributes,
@@ -9,7 +9,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
-    reason = "a test may stop at the first surprise, and the network is its own"
+    reason = "a test may panic at an unexpected outcome, and opens sockets of its own"
 )]
 
 mod ages;
@@ -19,7 +19,6 @@ mod deadlines;
 mod drops;
 mod floods;
 mod formats;
-mod former_owner;
 mod holds;
 mod hostile;
 mod hot_copies;
@@ -34,6 +33,7 @@ mod odd_peers;
 mod one_load;
 mod overload;
 mod owner_lost;
+mod previous_owner;
 mod protection;
 mod removed_group;
 mod secrecy;
@@ -45,9 +45,10 @@ mod wire_limits;
 mod writes;
 mod zones;
 
-/// The messages themselves, for tests that speak the protocol as no node would.
+/// The protocol messages, for tests that send frames no node would send.
 ///
-/// Included and not a module by path: the formatter follows those, and the code must stay as it was generated.
+/// The files are included instead of declared as modules by path, because rustfmt follows such modules and generated
+/// code must stay unchanged.
 #[allow(missing_docs, reason = "generated")]
 mod proto {
     include!("../../src/protocol/proto/groupcache.v1.rs");

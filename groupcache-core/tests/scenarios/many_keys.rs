@@ -130,7 +130,7 @@ async fn looking_loads_nothing() {
 
 /// What `a` says to `b` goes through a path that can be stopped.
 async fn with_a_path() -> (Cluster, Vec<Group<String>>, Loads, Proxy) {
-    let ((cluster, path), loads) = (Cluster::start_with_a_path().await, Loads::default());
+    let ((cluster, path), loads) = (Cluster::start_with_proxy().await, Loads::default());
     let group = |node: &Node| {
         let group = node.group::<String>("data").capacity_bytes(64 << 20).loader_with(loads.clone(), numbered);
         group.borrowed_time_to_live(Duration::from_secs(3600))
@@ -152,7 +152,7 @@ async fn a_peer_that_is_connected_again_hears_what_it_has_missed() {
     assert_eq!(told.unreached().len(), 1, "b did not hear of it");
     assert_eq!(groups[1].entries(), mine.len());
     path.cut();
-    path.go_on();
+    path.resume();
     eventually("b hears what it has missed", || groups[1].entries() == untouched.len()).await;
     for key in removed {
         assert_eq!(get(&groups[1], key).await, "2");
@@ -175,7 +175,7 @@ async fn a_peer_that_is_connected_again_hears_of_a_clear_that_it_has_missed() {
     assert_eq!(told.unreached().len(), 1, "b did not hear of it");
     assert_eq!(groups[1].entries(), mine.len());
     path.cut();
-    path.go_on();
+    path.resume();
     eventually("b hears of the clear", || groups[1].entries() == 0).await;
 }
 
@@ -226,7 +226,7 @@ async fn keys_of_an_owner_that_is_known_to_be_gone_are_loaded_here_without_an_ex
     let values = timeout(PATIENCE, groups[0].get_many(&theirs)).await.expect("in time");
     assert!(values.iter().all(Result::is_ok), "{values:?}");
     assert_eq!((loads.total(), cluster.nodes[0].stats().requests_sent), (theirs.len() as u64, before));
-    path.go_on();
+    path.resume();
     cluster.shutdown().await;
 }
 

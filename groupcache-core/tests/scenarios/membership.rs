@@ -94,7 +94,7 @@ async fn a_member_that_starts_again_elsewhere_owns_its_keys_as_before() {
     cluster.agree().await;
     eventually("both know its new life", || cluster.nodes[..2].iter().all(|node| life(node) > first_life)).await;
     groups.push(data(&cluster.nodes[2], &gate));
-    cluster.know("data").await;
+    cluster.wait_for_group("data").await;
 
     assert_eq!(cluster.owner(&groups, &key), 2, "the ring is placed by ids");
     for group in &groups {

@@ -1,7 +1,6 @@
-//! What anyone can make a node hold is bounded: each attack leaves it within 64 MiB of what it had before, and the
-//! gets of a good peer go on.
+//! Memory under attack: each attack makes the node grow by 64 MiB at most, and the gets of a well-behaved peer go on.
 //!
-//! The node that is attacked is a process: this test binary, started again as `a_process_of_its_own`.
+//! The attacked node is a child process: this test binary, started again as `child_process_runs_a_node`.
 
 use std::{
     io::{BufRead, BufReader, Lines, Write},
@@ -33,18 +32,18 @@ use tokio::{
 };
 use tonic::codegen::http::{Request, StatusCode};
 
-/// Set for the process of its own.
+/// Environment variable that is set for the child process.
 const VICTIM: &str = "GROUPCACHE_TEST_MEMORY";
 
 const MIB: u64 = 1 << 20;
 
-/// How much more a node may hold at any moment of an attack.
+/// Maximum growth of the node at any moment of an attack.
 const BOUND: u64 = 64 * MIB;
 
-/// Keys that begin so have values of 60 KiB.
+/// Prefix of keys with values of 60 KiB.
 const LARGE: &str = "large";
 
-/// Those of them whose load takes a moment.
+/// Prefix of keys with values of 60 KiB and loads of 100 ms.
 const SLOW: &str = "large and slow";
 
 async fn by_key((): &(), key: &str) -> Result<String, BoxError> {
@@ -58,13 +57,13 @@ fn data(node: &Node) -> Group<String> {
     node.group::<String>("data").capacity_bytes(4 << 20).loader_with((), by_key).build().unwrap()
 }
 
-/// Announces so many peers, where nobody listens.
-struct Boundless(Arc<watch::Sender<u32>>);
+/// A provider that reports the given number of peers at addresses without a listener.
+struct ManyPeers(Arc<watch::Sender<u32>>);
 
 #[async_trait]
-impl Provider for Boundless {
+impl Provider for ManyPeers {
     fn name(&self) -> &str {
-        "boundless"
+        "many-peers"
     }
 
     async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {
@@ -82,16 +81,17 @@ impl Provider for Boundless {
     }
 }
 
-/// Not a test but node `a`: it does what its parent says, and ends with it.
+/// Runs node `a` when it is started as the child process: obeys the lines on standard input and ends with the parent.
+/// Returns at once as a test.
 #[test]
-fn a_process_of_its_own() {
+fn child_process_runs_a_node() {
     if std::env::var_os(VICTIM).is_none() {
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let announced = Arc::new(watch::Sender::new(0));
     let (node, group) = runtime.block_on(async {
-        let provider = Boundless(Arc::clone(&announced));
+        let provider = ManyPeers(Arc::clone(&announced));
         let node = Node::builder().identity(identity("a")).provider(provider).start().await.unwrap();
         let group = data(&node);
         (node, group)
@@ -107,79 +107,80 @@ fn a_process_of_its_own() {
     }
 }
 
-/// What node `a` says of itself.
+/// Counters that node `a` reports.
 #[derive(Debug)]
 struct Report {
     served: u64,
-    /// Connections that took too long, or had to make room.
+    /// Connections that were closed for lack of progress or of room.
     closed: u64,
     rejected: u64,
     members: u64,
     unconnected: u64,
 }
 
-/// Node `a`, and a good peer of it.
+/// Node `a`, and a well-behaved peer of it.
 struct Scene {
     child: Child,
     stdin: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
     address: SocketAddr,
     key: Option<String>,
-    good: Good,
+    peer: GoodPeer,
+    /// Resident memory before the attack, in bytes.
     before: u64,
 }
 
 impl Scene {
     async fn start(key: Option<String>) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["memory::a_process_of_its_own", "--exact", "--nocapture"]).env(VICTIM, "1");
+        command.args(["memory::child_process_runs_a_node", "--exact", "--nocapture"]).env(VICTIM, "1");
         if let Some(key) = &key {
             command.env("GROUPCACHE_CLUSTER_KEY", key);
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let listening = |line: String| line.strip_prefix("listening ")?.parse().ok();
-        let address = lines.by_ref().map_while(Result::ok).find_map(listening).expect("it says where it listens");
-        let good = Good::start("b", address, key.as_deref()).await;
-        good.goes_on(500).await;
+        let address = lines.by_ref().map_while(Result::ok).find_map(listening).expect("the child reports its address");
+        let peer = GoodPeer::start("b", address, key.as_deref()).await;
+        peer.wait_for_gets(500).await;
         let before = memory(&child, "VmRSS:");
-        Self { stdin: child.stdin.take().unwrap(), child, lines, address, key, good, before }
+        Self { stdin: child.stdin.take().unwrap(), child, lines, address, key, peer, before }
     }
 
     fn report(&mut self, order: &str) -> Report {
         writeln!(self.stdin, "{order}").unwrap();
-        let line = self.lines.next().expect("it answers").unwrap();
+        let line = self.lines.next().expect("the child answers").unwrap();
         let mut numbers = line.split(' ').map(|number| number.parse().unwrap());
         let mut next = || numbers.next().unwrap();
         Report { served: next(), closed: next(), rejected: next(), members: next(), unconnected: next() }
     }
 
-    /// Waits until node `a` reports it.
-    async fn reports(&mut self, what: &str, condition: impl Fn(&Report) -> bool) {
+    /// Waits until a report of node `a` meets the condition.
+    async fn wait_for_report(&mut self, what: &str, condition: impl Fn(&Report) -> bool) {
         eventually(what, || condition(&self.report("report"))).await;
     }
 
-    /// While the attack lasts: the good peer is served, and so is a new one.
-    async fn is_of_use(&self) {
-        self.good.goes_on(200).await;
-        Good::start("c", self.address, self.key.as_deref()).await.end().await;
+    /// Checks during the attack that the peer and a new peer are served.
+    async fn check_service(&self) {
+        self.peer.wait_for_gets(200).await;
+        GoodPeer::start("c", self.address, self.key.as_deref()).await.end().await;
     }
 
-    /// After it: so much more it had at most, and not one get has failed.
+    /// Ends the attack: checks that the growth stayed within [`BOUND`] and that no get has failed.
     async fn end(mut self, what: &str) {
-        self.is_of_use().await;
-        let more = memory(&self.child, "VmHWM:").saturating_sub(self.before);
-        let gets = self.good.done.load(SeqCst);
-        let (before, more_mib) = (self.before / MIB, more / MIB);
-        println!("{what}: {before} MiB before, {more_mib} MiB more at most, {gets} gets, {:?}", self.report("report"));
-        assert!(more <= BOUND, "{what}: {before} MiB before, {more_mib} MiB more");
-        self.good.end().await;
+        self.check_service().await;
+        let growth = memory(&self.child, "VmHWM:").saturating_sub(self.before);
+        let gets = self.peer.done.load(SeqCst);
+        let (before, growth_mib) = (self.before / MIB, growth / MIB);
+        println!("{what}: {before} MiB before, {growth_mib} MiB growth, {gets} gets, {:?}", self.report("report"));
+        assert!(growth <= BOUND, "{what}: {before} MiB before, {growth_mib} MiB growth");
+        self.peer.end().await;
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// In bytes, as the kernel counts: now (`VmRSS:`), or at most so far (`VmHWM:`).
+/// Returns the resident memory of a process in bytes: the current value (`VmRSS:`) or the highest so far (`VmHWM:`).
 fn memory(child: &Child, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -187,7 +188,7 @@ fn memory(child: &Child, name: &str) -> u64 {
 }
 
 /// A peer of node `a` that gets one new key after another.
-struct Good {
+struct GoodPeer {
     node: Node,
     group: Group<String>,
     stop: Arc<AtomicBool>,
@@ -195,7 +196,7 @@ struct Good {
     gets: JoinHandle<()>,
 }
 
-impl Good {
+impl GoodPeer {
     async fn start(id: &str, a: SocketAddr, key: Option<&str>) -> Self {
         let peers = Peers::default();
         peers.set(vec![Peer::member(PeerId::new("a").unwrap(), [a.into()])]);
@@ -209,7 +210,7 @@ impl Good {
             async move {
                 while !stop.load(SeqCst) {
                     let key = format!("{id}-{}", done.fetch_add(1, SeqCst));
-                    assert_eq!(group.get(&key).await.expect("no get fails"), key);
+                    assert_eq!(group.get(&key).await.expect("the get returns a value"), key);
                     sleep(Duration::from_millis(1)).await;
                 }
             }
@@ -217,21 +218,22 @@ impl Good {
         Self { node, group, stop, done, gets }
     }
 
-    async fn goes_on(&self, gets: u64) {
+    /// Waits until this many more gets have been made.
+    async fn wait_for_gets(&self, gets: u64) {
         let until = self.done.load(SeqCst) + gets;
-        eventually("gets go on", || self.done.load(SeqCst) >= until || self.gets.is_finished()).await;
+        eventually("the peer makes more gets", || self.done.load(SeqCst) >= until || self.gets.is_finished()).await;
     }
 
-    /// It has failed at nothing, and `a` serves it still.
+    /// Checks that no get has failed and that `a` still serves this peer, and shuts the peer down.
     async fn end(self) {
-        self.goes_on(20).await;
+        self.wait_for_gets(20).await;
         self.stop.store(true, SeqCst);
         self.gets.await.expect("no get has failed");
         let loads = self.group.stats().loads;
         for n in 0..20 {
             self.group.get(&format!("end-{n}")).await.unwrap();
         }
-        assert_eq!(self.group.stats().loads, loads, "all at their owner");
+        assert_eq!(self.group.stats().loads, loads, "all keys are loaded at their owner");
         self.node.shutdown_within(Duration::from_secs(1)).await.unwrap();
     }
 }
@@ -250,50 +252,52 @@ fn with_key(builder: groupcache_core::NodeBuilder, _: Option<&str>) -> groupcach
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_a_peer_never_reads() {
+async fn unread_answers_stay_within_the_bound() {
     let mut scene = Scene::start(None).await;
-    let deaf = Raw::greeted(scene.address).await;
+    let non_reader = Raw::greeted(scene.address).await;
     let before = scene.report("report").served;
     for at in 0..40 {
         let requests = (0..50).map(|n| get(at * 50 + n, format!("{LARGE}-{at}-{n}"))).collect();
-        deaf.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
+        non_reader.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
     }
-    scene.reports("all 120 MiB were asked for", |report| report.served >= before + 2000).await;
-    scene.is_of_use().await;
-    // Refusals it does not read either.
+    scene.wait_for_report("all 120 MiB are served", |report| report.served >= before + 2000).await;
+    scene.check_service().await;
+    // The client does not read the answers to these requests either, until the node closes the connection.
     let mut n = 0;
     while scene.report("report").rejected == 0 {
         n += 1;
-        assert!(n < 2000, "it is cut off");
+        assert!(n < 2000, "the node closes the connection");
         let requests = (0..1024).map(|n| get(n, "")).collect();
-        let _ = timeout(Duration::from_millis(20), deaf.frames.send(Frame { requests, ..Frame::default() })).await;
+        let _ =
+            timeout(Duration::from_millis(20), non_reader.frames.send(Frame { requests, ..Frame::default() })).await;
     }
-    scene.end("answers that a peer never reads").await;
+    scene.end("answers that are never read").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn loads_that_end_while_a_peer_is_waited_for_to_read() {
+async fn unread_answers_of_loads_stay_within_the_bound() {
     let mut scene = Scene::start(None).await;
-    let deaf = Raw::greeted(scene.address).await;
+    let non_reader = Raw::greeted(scene.address).await;
     let frame = |requests| Frame { requests, ..Frame::default() };
-    deaf.frames.send(frame(vec![get(9999, LARGE)])).await.unwrap();
+    non_reader.frames.send(frame(vec![get(9999, LARGE)])).await.unwrap();
     let before = scene.report("report").served;
-    scene.reports("one is in memory", |report| report.served >= before + 200).await; // most are the good peer's
+    // Most of these are gets of the well-behaved peer.
+    scene.wait_for_report("the large value is in memory", |report| report.served >= before + 200).await;
     for at in 0..40 {
         let requests = (0..50).map(|n| get(at * 50 + n, format!("{SLOW}-{at}-{n}"))).collect();
-        deaf.frames.send(frame(requests)).await.unwrap();
+        non_reader.frames.send(frame(requests)).await.unwrap();
     }
-    // More than may wait to be sent.
+    // More answers than may be queued for one peer.
     for at in 40..44 {
         let requests = (0..50).map(|n| get(at * 50 + n, LARGE)).collect();
-        deaf.frames.send(frame(requests)).await.unwrap();
+        non_reader.frames.send(frame(requests)).await.unwrap();
     }
-    scene.reports("all 120 MiB were loaded", |report| report.served >= before + 2000).await;
-    scene.is_of_use().await;
-    scene.end("loads that end while a peer is waited for to read").await;
+    scene.wait_for_report("all 120 MiB are loaded", |report| report.served >= before + 2000).await;
+    scene.check_service().await;
+    scene.end("answers of loads that are never read").await;
 }
 
-/// A connection of HTTP/2 that may open as many streams at once as it likes.
+/// Opens an HTTP/2 connection without a limit of its own on concurrent streams.
 async fn http2(
     address: SocketAddr,
 ) -> (h2::client::SendRequest<tonic::codegen::Bytes>, h2::client::Connection<TcpStream, tonic::codegen::Bytes>) {
@@ -307,15 +311,15 @@ fn connect_request() -> Request<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_streams_on_one_connection() {
+async fn ten_thousand_streams_stay_within_the_bound() {
     const STREAMS: u32 = 10_000;
     let scene = Scene::start(None).await;
-    // By hand: a client library keeps to the number that it is told.
+    // Frames are written by hand, because a client library respects the node's limit of streams.
     let (mut from, mut to) = TcpStream::connect(scene.address).await.unwrap().into_split();
     let opening = tokio::spawn(async move {
-        // Unary, and what is asked for never comes: nothing but their number ends them.
+        // Unary requests without a body, so that only their number ends the streams.
         let path = b"/groupcache.v1.Peer/Get";
-        // POST, http, the path, and the type of its content, as literals of HPACK.
+        // The HPACK fields POST, http, the path and the content type.
         let headers = [&[0x83, 0x86, 0x04, path.len() as u8], &path[..], b"\x0f\x10\x10application/grpc"].concat();
         let mut frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
         for stream in 0..STREAMS {
@@ -327,19 +331,22 @@ async fn ten_thousand_streams_on_one_connection() {
     });
     let (mut refused, mut header) = (0, [0; 9]);
     while refused < STREAMS - 64 {
-        timeout(PATIENCE, from.read_exact(&mut header)).await.expect("an answer").expect("the connection is open");
+        timeout(PATIENCE, from.read_exact(&mut header))
+            .await
+            .expect("the node answers")
+            .expect("the connection is open");
         let mut frame = vec![0; u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize];
         from.read_exact(&mut frame).await.unwrap();
         // RST_STREAM with REFUSED_STREAM.
         refused += u32::from(header[3] == 3 && frame == [0, 0, 0, 7]);
     }
-    scene.is_of_use().await;
+    scene.check_service().await;
     scene.end("10,000 streams").await;
     drop(opening);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mebibyte_of_headers() {
+async fn one_mebibyte_of_headers_is_refused() {
     let scene = Scene::start(None).await;
     for _ in 0..10 {
         let mut under_way = JoinSet::new();
@@ -354,7 +361,7 @@ async fn a_mebibyte_of_headers() {
                 }
                 let (answer, _stream) = requests.send_request(request, false).unwrap();
                 let connection = tokio::spawn(connection);
-                let answer = timeout(PATIENCE, answer).await.expect("refused in time");
+                let answer = timeout(PATIENCE, answer).await.expect("the node refuses in time");
                 connection.abort();
                 answer.map(|answer| answer.status())
             });
@@ -370,24 +377,27 @@ async fn a_mebibyte_of_headers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_thousand_announced_peers() {
+async fn announced_peers_stay_within_the_bound() {
     let mut scene = Scene::start(None).await;
     scene.report("announce 100000");
-    scene.reports("as many are dialled as are allowed", |report| report.unconnected >= 1900).await;
-    scene.is_of_use().await;
+    scene
+        .wait_for_report("the node dials nearly as many as its limit allows", |report| report.unconnected >= 1900)
+        .await;
+    scene.check_service().await;
     let report = scene.report("report");
     assert!(report.unconnected <= 2000 && report.members == 1, "{report:?}");
     scene.end("100,000 announced peers").await;
 }
 
-/// 1,000 connections that say the beginning of something, one byte a second, until they are closed.
-async fn slow_connections(mut scene: Scene, what: &str, says: &'static [u8]) {
+/// Opens 1,000 connections that send the given bytes again and again, one byte a second, and waits until the node has
+/// closed all of them.
+async fn check_slow_connections(mut scene: Scene, what: &str, sent: &'static [u8]) {
     const SLOW: usize = 1000;
     let mut slow = JoinSet::new();
     for _ in 0..SLOW {
         let mut tcp = TcpStream::connect(scene.address).await.unwrap();
         slow.spawn(async move {
-            for byte in says.iter().cycle() {
+            for byte in sent.iter().cycle() {
                 if tcp.write_all(&[*byte]).await.is_err() {
                     return;
                 }
@@ -400,21 +410,26 @@ async fn slow_connections(mut scene: Scene, what: &str, says: &'static [u8]) {
             }
         });
     }
-    scene.is_of_use().await;
-    timeout(PATIENCE, slow.join_all()).await.expect("all are closed");
-    scene.reports("those that made room are counted", |report| report.closed >= 400).await;
+    scene.check_service().await;
+    timeout(PATIENCE, slow.join_all()).await.expect("the node closes all connections");
+    scene.wait_for_report("the closed connections are counted", |report| report.closed >= 400).await;
     scene.end(what).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_connections_that_send_a_byte_a_second() {
-    slow_connections(Scene::start(None).await, "1,000 slow connections", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+async fn thousand_slow_connections_are_closed() {
+    check_slow_connections(Scene::start(None).await, "1,000 slow connections", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await;
 }
 
 #[cfg(feature = "tls")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_handshakes_that_send_a_byte_a_second() {
+async fn thousand_slow_handshakes_are_closed() {
     let scene = Scene::start(Some(crate::support::pki::cluster_key())).await;
-    slow_connections(scene, "1,000 slow handshakes", &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 7, 7, 7, 7, 7, 7, 7, 7])
-        .await;
+    check_slow_connections(
+        scene,
+        "1,000 slow handshakes",
+        &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 7, 7, 7, 7, 7, 7, 7, 7],
+    )
+    .await;
 }

@@ -257,7 +257,7 @@ async fn a_path_that_stops_carrying_anything_is_waited_for_once() {
     path.stop();
     load.more(20_000).await;
     eventually("the silence is noticed", || scene.others().iter().all(|node| node.stats().silent == 1)).await;
-    path.go_on();
+    path.resume();
     scene.a_is_back().await;
     let (gets, slow) = load.end().await;
     println!("dead path: {gets} gets, 0 failed, slow ones {slow:?}");
@@ -320,7 +320,7 @@ async fn a_connection_that_was_given_up_is_closed() {
     for round in 1..=2 {
         path.stop();
         eventually("the silence is noticed", || b.stats().silent == round).await;
-        path.go_on();
+        path.resume();
         is_reached(&b, "data").await;
         eventually("the old connection is closed", || path.open() == 1).await;
     }
@@ -340,7 +340,7 @@ async fn a_large_value_on_a_slow_path_is_not_silence() {
         node.group::<String>("data").capacity_bytes(8 << 20).loader_with(loads.clone(), large).build().unwrap()
     };
     let (_a, b, group, path) = behind_a_proxy(build).await;
-    path.narrow(200 << 10);
+    path.limit_rate(200 << 10);
     let key = (0..).map(|n| format!("key-{n}")).find(|key| group.owner_of(key).as_str() == "a").unwrap();
     assert_eq!(group.get(&key).await.unwrap().len(), BYTES);
     assert_eq!((b.stats().silent, b.stats().lost), (0, 0), "bytes came all the time");

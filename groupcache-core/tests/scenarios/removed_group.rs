@@ -58,7 +58,7 @@ async fn peers_notice_that_a_group_goes_and_comes_back() {
     gate.open();
     let at_a = data(&cluster.nodes[0], &gate);
     let at_b = data(&cluster.nodes[1], &gate);
-    cluster.know("data").await;
+    cluster.wait_for_group("data").await;
     let keys: Vec<_> =
         (0..).map(|n| format!("key-{n}")).filter(|key| at_b.owner_of(key).as_str() == "a").take(3).collect();
     at_b.get(&keys[0]).await.unwrap();
@@ -70,7 +70,7 @@ async fn peers_notice_that_a_group_goes_and_comes_back() {
     assert_eq!((at_b.stats().fallback_loads, at_a.entries()), (1, 0));
 
     let again = data(&cluster.nodes[0], &gate);
-    cluster.know("data").await;
+    cluster.wait_for_group("data").await;
     at_b.get(&keys[2]).await.unwrap();
     assert_eq!(at_b.stats().fallback_loads, 1, "at its owner again");
     assert!((1..=2).contains(&again.entries()), "and what was loaded elsewhere meanwhile may be handed over to it");
@@ -79,7 +79,7 @@ async fn peers_notice_that_a_group_goes_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_peer_has_missed_of_a_group_that_is_removed_is_told_when_it_comes_back() {
-    let (cluster, path) = Cluster::start_with_a_path().await;
+    let (cluster, path) = Cluster::start_with_proxy().await;
     let gate = Gate::default();
     gate.open();
     let groups = cluster
@@ -92,7 +92,7 @@ async fn what_a_peer_has_missed_of_a_group_that_is_removed_is_told_when_it_comes
     assert_eq!(groups[0].remove(&key).await.unwrap().unreached().len(), 1);
     assert!(cluster.nodes[0].remove_group("data"));
     path.cut();
-    path.go_on();
+    path.resume();
     eventually("it is there again", || cluster.nodes[0].members().iter().all(|member| member.is_reachable)).await;
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await; // missed writes are looked for each second
     assert_eq!(groups[1].entries(), 1);

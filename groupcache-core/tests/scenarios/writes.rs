@@ -182,7 +182,7 @@ async fn a_write_names_who_is_listed_and_has_never_answered_and_who_hears_of_it_
     assert_eq!(written.unreached(), [b.id()], "its address is listed, and it may have the value");
     assert_eq!(number(&at_b.get(removed).await.unwrap()), 1, "nobody has told it");
 
-    path.go_on();
+    path.resume();
     support::eventually("they have met", || a.members().len() == 2).await;
     support::eventually("b was told", || at_b.stats().invalidated == 1).await;
     assert!(number(&at_b.get(removed).await.unwrap()) > before, "what was written is loaded again");

@@ -1,4 +1,4 @@
-//! Clusters for tests: real nodes on real sockets of loopback, and a discovery that the test sets.
+//! Test clusters: real nodes on loopback sockets, with a provider that the test controls.
 #![allow(
     dead_code,
     unused_imports,
@@ -10,7 +10,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
-    reason = "each test file uses its part, and a helper that fails fails the test"
+    reason = "each test file uses a part of the helpers, and a failing helper fails the test"
 )]
 
 #[cfg(feature = "tls")]
@@ -18,7 +18,7 @@ pub mod pki;
 mod proxy;
 pub mod raw;
 #[cfg(feature = "tls")]
-pub mod stranger;
+pub mod unlisted_client;
 pub mod warnings;
 
 use std::{
@@ -39,10 +39,10 @@ use tokio::{sync::watch, time::timeout};
 
 pub use proxy::Proxy;
 
-/// Long enough for anything that works, on a busy machine with two cores.
+/// Time limit that anything that works keeps, even on a busy machine with two cores.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A set of peers that the test changes and nodes follow.
+/// A provider with a peer set that the test changes.
 #[derive(Clone)]
 pub struct Peers(Arc<watch::Sender<Vec<Peer>>>);
 
@@ -80,7 +80,7 @@ impl Provider for Peers {
     }
 }
 
-/// Nodes `a`, `b`, `c`… that know each other.
+/// Nodes `a`, `b`, `c`…, and the provider that reports them to each other.
 pub struct Cluster {
     pub nodes: Vec<Node>,
     pub peers: Peers,
@@ -90,9 +90,9 @@ pub fn name(n: usize) -> String {
     char::from(b'a' + n as u8).to_string()
 }
 
-/// An identity of that name on a free port of loopback.
+/// Returns an identity with this name on a free loopback port.
 pub fn identity(name: &str) -> Identity {
-    Identity::default().with_id(name).expect("a good id")
+    Identity::default().with_id(name).expect("the id is valid")
 }
 
 pub fn peer(node: &Node) -> Peer {
@@ -108,13 +108,13 @@ impl Cluster {
         Self::start_each(n, |_, builder| builder.limits(limits.clone())).await
     }
 
-    /// `n` nodes, each built as the test says.
+    /// Starts `n` nodes, each configured by `build`.
     pub async fn start_each(n: usize, build: impl Fn(usize, NodeBuilder) -> NodeBuilder) -> Self {
         let peers = Peers::default();
         let mut nodes = Vec::new();
         for at in 0..n {
             let builder = Node::builder().identity(identity(&name(at))).provider(peers.clone());
-            nodes.push(build(at, builder).start().await.expect("starts"));
+            nodes.push(build(at, builder).start().await.expect("the node starts"));
         }
         peers.set(nodes.iter().map(peer).collect());
         let cluster = Self { nodes, peers };
@@ -122,20 +122,21 @@ impl Cluster {
         cluster
     }
 
-    /// Nodes `a` and `b`; what `a` says to `b` goes through a path that the test can stop, and the reverse does not.
-    pub async fn start_with_a_path() -> (Self, Proxy) {
+    /// Starts nodes `a` and `b`. `a` connects to `b` through a proxy that the test can stop, and `b` connects to `a`
+    /// directly.
+    pub async fn start_with_proxy() -> (Self, Proxy) {
         let peers = Peers::default();
         let start =
             async |name: &str| Node::builder().identity(identity(name)).provider(peers.clone()).start().await.unwrap();
         let (a, b) = (start("a").await, start("b").await);
-        let path = Proxy::start(b.address()).await;
-        peers.set(vec![peer(&a), Peer::member(b.id(), [path.address.into()])]);
+        let proxy = Proxy::start(b.address()).await;
+        peers.set(vec![peer(&a), Peer::member(b.id(), [proxy.address.into()])]);
         let cluster = Self { nodes: vec![a, b], peers };
         cluster.agree().await;
-        (cluster, path)
+        (cluster, proxy)
     }
 
-    /// Waits until every node sees all as Ready and all place keys alike.
+    /// Waits until every node sees all nodes as reachable owners and all fingerprints are equal.
     pub async fn agree(&self) {
         eventually("all nodes agree", || {
             let n = self.nodes.len();
@@ -148,41 +149,41 @@ impl Cluster {
         .await;
     }
 
-    /// The same group on all nodes, and known to all.
+    /// Builds the same group on all nodes and waits until every node knows the group at all others.
     pub async fn group<V: Value>(&self, build: impl Fn(usize, &Node) -> GroupBuilder<V>) -> Vec<Group<V>> {
-        let build = |(at, node)| build(at, node).build().expect("builds");
+        let build = |(at, node)| build(at, node).build().expect("the group is valid");
         let groups: Vec<Group<V>> = self.nodes.iter().enumerate().map(build).collect();
-        self.know(groups[0].name()).await;
+        self.wait_for_group(groups[0].name()).await;
         groups
     }
 
-    /// Waits until every node has heard of the group at every other.
-    pub async fn know(&self, group: &str) {
+    /// Waits until every node knows that all others have the group.
+    pub async fn wait_for_group(&self, group: &str) {
         eventually("all nodes know the group", || {
             self.nodes.iter().all(|node| node.peers_with_group(group) + 1 == self.nodes.len())
         })
         .await;
     }
 
-    /// The node that owns a key, as all agree.
+    /// Returns the index of the owner of a key, as node `a` sees it.
     pub fn owner<V: Value>(&self, groups: &[Group<V>], key: &str) -> usize {
         let owner = groups[0].owner_of(key);
-        self.nodes.iter().position(|node| node.id() == owner).expect("a node of the cluster")
+        self.nodes.iter().position(|node| node.id() == owner).expect("the owner is a node of the cluster")
     }
 
-    /// A key that this node owns.
+    /// Returns a key that the given node owns.
     pub fn key_of<V: Value>(&self, groups: &[Group<V>], node: usize) -> String {
-        (0..).map(|n| format!("key-{n}")).find(|key| self.owner(groups, key) == node).expect("there is one")
+        (0..).map(|n| format!("key-{n}")).find(|key| self.owner(groups, key) == node).expect("the node owns a key")
     }
 
     pub async fn shutdown(self) {
         for node in &self.nodes {
-            node.shutdown_within(Duration::from_secs(1)).await.expect("shuts down");
+            node.shutdown_within(Duration::from_secs(1)).await.expect("the node shuts down");
         }
     }
 }
 
-/// Waits for a condition, and says which one when it does not come.
+/// Waits for a condition. Panics with its name when the condition does not hold within [`PATIENCE`].
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let wait = async {
         while !condition() {
@@ -192,7 +193,7 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
 }
 
-/// Counts the loads of each key, all nodes together.
+/// A counter of loads by key, shared by all nodes of a test.
 #[derive(Clone, Default)]
 pub struct Loads(Arc<Counted>);
 
@@ -203,7 +204,7 @@ struct Counted {
 }
 
 impl Loads {
-    /// Counts one and returns its number, from 1.
+    /// Counts a load and returns its number among the loads of all keys, from 1.
     pub fn begin(&self, key: &str) -> u64 {
         *self.0.by_key.lock().unwrap().entry(key.to_owned()).or_default() += 1;
         self.0.total.fetch_add(1, SeqCst) + 1
@@ -218,7 +219,7 @@ impl Loads {
     }
 }
 
-/// Loads that have begun and wait until the test opens the gate.
+/// A gate at which loads wait until the test opens it.
 #[derive(Clone, Default)]
 pub struct Gate {
     pub loads: Loads,
@@ -239,13 +240,13 @@ impl Gate {
         let _ = is_open.wait_for(|open| *open).await;
     }
 
-    /// Waits until this many loads have begun.
+    /// Waits until exactly this many loads have begun.
     pub async fn begun(&self, loads: u64) {
         eventually("the loads begin", || self.loads.total() == loads).await;
     }
 }
 
-/// A loader that waits at the gate and says which load of its key it was.
+/// Waits at the gate and returns a value that names the key and the number of this load among the loads of the key.
 pub async fn gated(gate: &Gate, key: &str) -> Result<String, BoxError> {
     gate.loads.begin(key);
     let number = gate.loads.of(key);

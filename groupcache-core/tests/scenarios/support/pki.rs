@@ -1,4 +1,4 @@
-//! Authorities and certificates, good and bad.
+//! Authorities and certificates, valid and invalid.
 
 use groupcache_core::{ClusterKey, MutualTls};
 use rcgen::{
@@ -7,12 +7,12 @@ use rcgen::{
 };
 use read_along::is_secret;
 
-/// An authority.
+/// A certificate authority.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
-/// A certificate in PEM, and its key.
+/// A certificate and its private key in PEM.
 #[derive(Clone)]
 pub struct Pem {
     pub certificate: String,
@@ -32,19 +32,19 @@ impl Authority {
         self.issuer.pem()
     }
 
-    /// A certificate for a peer of that DNS name.
+    /// Issues a certificate for a peer with this DNS name.
     pub fn issue(&self, name: &str) -> Pem {
         self.issue_as(name, |_| {})
     }
 
-    /// The same, with something changed.
+    /// Issues a certificate for a peer with this DNS name after `change` has altered its parameters.
     pub fn issue_as(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Pem {
         let (params, key) = leaf(name, change);
         Pem::new(params.signed_by(&key, &self.issuer).unwrap().pem(), &key)
     }
 }
 
-/// A certificate that vouches for itself.
+/// Returns a self-signed certificate.
 pub fn self_signed(name: &str) -> Pem {
     let (params, key) = leaf(name, |_| {});
     Pem::new(params.self_signed(&key).unwrap().pem(), &key)
@@ -70,7 +70,7 @@ pub fn with_uri(uri: &str) -> impl FnOnce(&mut CertificateParams) {
     |params| params.subject_alt_names = vec![uri]
 }
 
-/// A new cluster key.
+/// Returns a new random cluster key.
 pub fn cluster_key() -> String {
     let key = ClusterKey::random().unwrap();
     is_secret(&key);
@@ -84,7 +84,8 @@ impl Pem {
         Self { certificate, key }
     }
 
-    /// As a node uses it, trusting `authorities`, with peers called `*.peers`.
+    /// Returns the TLS settings of a node that shows this certificate, trusts `authorities` and lets in peers named
+    /// `{id}.peers`.
     pub fn mutual(&self, authorities: &str) -> MutualTls {
         MutualTls::from_pem(&self.certificate, &self.key, authorities).peer_names(["{id}.peers"]).unwrap()
     }

@@ -1,4 +1,4 @@
-//! A path to a node that a test can stop, cut and narrow.
+//! Proxies in front of nodes, which a test can stop, slow down and disconnect.
 
 use std::{
     net::SocketAddr,
@@ -24,11 +24,11 @@ pub struct Proxy {
 #[derive(Clone)]
 struct State {
     to: SocketAddr,
-    /// `false`: connections stay open and nothing is read any more, as on a dead path.
+    /// Whether bytes are carried. While `false`, connections stay open and nothing is read, as on a dead path.
     flows: Arc<watch::Sender<bool>>,
-    /// Each change closes all connections.
+    /// Signal that closes all connections at each change.
     cut: Arc<watch::Sender<()>>,
-    /// What the node sends is carried at this many bytes per second; 0 = as fast as it comes.
+    /// Bytes per second that are carried from the node to the client. 0 means no limit.
     rate: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
 }
@@ -52,13 +52,13 @@ impl Proxy {
         proxy
     }
 
-    /// Stops carrying anything, both ways.
+    /// Stops carrying bytes in both directions.
     pub fn stop(&self) {
         self.state.flows.send_replace(false);
     }
 
-    /// Goes on where it stopped: nothing was lost, as after a stopped process was continued.
-    pub fn go_on(&self) {
+    /// Resumes after [`stop`](Self::stop) without the loss of a byte, as when a stopped process is continued.
+    pub fn resume(&self) {
         self.state.flows.send_replace(true);
     }
 
@@ -67,12 +67,12 @@ impl Proxy {
         self.state.cut.send_replace(());
     }
 
-    /// Carries what the node sends this slowly.
-    pub fn narrow(&self, bytes_per_second: usize) {
+    /// Limits the rate at which bytes from the node are carried.
+    pub fn limit_rate(&self, bytes_per_second: usize) {
         self.state.rate.store(bytes_per_second, SeqCst);
     }
 
-    /// Connections that neither side has closed.
+    /// Returns the number of connections that neither side has closed.
     pub fn open(&self) -> usize {
         self.state.open.load(SeqCst)
     }
@@ -88,7 +88,8 @@ impl State {
         let (from_here, to_here) = here.split();
         let (from_there, to_there) = there.split();
         let unlimited = AtomicUsize::new(0);
-        // Whoever closes closes both. What was stopped, and is cut before it goes on, carries nothing more.
+        // When one side closes, both connections are closed. The cut is polled first, so that a stopped connection
+        // carries nothing more once it is cut.
         tokio::select! {
             biased;
             _ = cuts.changed() => {}

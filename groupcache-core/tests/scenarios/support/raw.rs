@@ -1,4 +1,4 @@
-//! A connection that says what a test wants, as no node would.
+//! Peer connections on which a test sends any frames, including frames that no node would send.
 
 use std::net::SocketAddr;
 
@@ -25,13 +25,13 @@ pub fn hello() -> Hello {
         min_version: 1,
         max_version: 1,
         cluster: "default".into(),
-        id: "stranger".into(),
+        id: "unlisted".into(),
         incarnation: 1,
         state: 2,
         weight: 1,
         groups: vec![
             proto::Group { index: 7, name: "data".into(), format: 0 },
-            proto::Group { index: 8, name: "nobody has it".into(), format: 0 },
+            proto::Group { index: 8, name: "unknown".into(), format: 0 },
             proto::Group { index: 9, name: "data".into(), format: 5 },
         ],
         ..Hello::default()
@@ -47,7 +47,7 @@ pub async fn client(node: SocketAddr) -> PeerClient<Channel> {
     PeerClient::new(channel.connect().await.unwrap()).max_encoding_message_size(64 << 20)
 }
 
-/// A connection that says what a test wants.
+/// A peer connection with frames that the test sends and receives.
 pub struct Raw {
     pub frames: mpsc::Sender<Frame>,
     pub answers: Streaming<Frame>,
@@ -65,30 +65,32 @@ impl Raw {
         Ok(Self { frames, answers })
     }
 
-    /// `None` when there is no place for the connection.
-    pub async fn open_if_let_in(node: SocketAddr, first: Frame) -> Option<Self> {
+    /// Opens a connection. Returns `None` when the node refuses it, for example because no place is free.
+    pub async fn try_open(node: SocketAddr, first: Frame) -> Option<Self> {
         let channel = Channel::from_shared(format!("http://{node}")).unwrap().connect().await.ok()?;
         Self::on(PeerClient::new(channel), first).await.ok()
     }
 
-    /// As somebody who may ask.
+    /// Opens a connection with a valid Hello, after which the node accepts requests.
     pub async fn greeted(node: SocketAddr) -> Self {
-        Self::open(node, Frame { hello: Some(hello()), ..Frame::default() }).await.expect("greeted")
+        Self::open(node, Frame { hello: Some(hello()), ..Frame::default() })
+            .await
+            .expect("the node accepts the connection")
     }
 
-    /// Asks, and waits for as many answers.
+    /// Sends requests and waits for as many answers.
     pub async fn ask(&mut self, requests: Vec<Request>) -> Vec<Answer> {
         let n = requests.len();
         self.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
-        self.hear(n).await.expect("answers")
+        self.receive(n).await.expect("the node answers")
     }
 
-    /// The next `n` answers, in the order of their ids.
-    pub async fn hear(&mut self, n: usize) -> Result<Vec<Answer>, Status> {
+    /// Receives `n` answers and returns them sorted by id.
+    pub async fn receive(&mut self, n: usize) -> Result<Vec<Answer>, Status> {
         let mut answers = Vec::new();
         while answers.len() < n {
-            let frame = timeout(PATIENCE, self.answers.message()).await.expect("in time")?;
-            answers.extend(frame.expect("the stream goes on").answers);
+            let frame = timeout(PATIENCE, self.answers.message()).await.expect("the next frame comes in time")?;
+            answers.extend(frame.expect("the stream is open").answers);
         }
         answers.sort_by_key(|answer| answer.id);
         Ok(answers)

@@ -1,4 +1,4 @@
-//! The warnings of the nodes of one test.
+//! Warnings that the nodes of one test log.
 
 use std::{
     io,
@@ -8,13 +8,14 @@ use std::{
 use tracing::{level_filters::LevelFilter, subscriber::DefaultGuard};
 use tracing_subscriber::{Layer, fmt, prelude::*};
 
-/// The warnings of all nodes that run on this thread.
+/// Warnings of all nodes that run on this thread.
 #[derive(Clone, Default)]
 pub struct Warnings(Arc<Mutex<Vec<u8>>>);
 
 impl Warnings {
-    /// Begins to listen, until the guard is dropped. A test on one thread hears its own nodes and no others.
-    pub fn listen() -> (Self, DefaultGuard) {
+    /// Records the warnings of this thread until the guard is dropped. A test on a single thread records its own nodes
+    /// and no others.
+    pub fn capture() -> (Self, DefaultGuard) {
         let warnings = Self::default();
         let writer = warnings.clone();
         let lines = fmt::layer().with_ansi(false).without_time().with_writer(move || writer.clone());
@@ -23,8 +24,8 @@ impl Warnings {
         (warnings, subscriber.set_default())
     }
 
-    /// The lines so far that say `text`.
-    pub fn saying(&self, text: &str) -> Vec<String> {
+    /// Returns the lines recorded so far that contain `text`.
+    pub fn lines_with(&self, text: &str) -> Vec<String> {
         let written = self.0.lock().unwrap().clone();
         String::from_utf8(written).unwrap().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }

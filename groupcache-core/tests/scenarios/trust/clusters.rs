@@ -1,4 +1,4 @@
-//! Nodes that trust each other are a cluster like any other.
+//! Clusters of nodes that trust each other by cluster key or certificate.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -15,14 +15,14 @@ async fn groups(cluster: &Cluster, loads: &Loads) -> Vec<Group<String>> {
     cluster.group(|_, node| node.group::<String>("data").capacity_bytes(4 << 20).loader_with(loads.clone(), echo)).await
 }
 
-/// Every node gets every key; each is loaded once.
-async fn shares(cluster: &Cluster) {
+/// Checks that every node gets every key and that each key is loaded once.
+async fn check_shared_cache(cluster: &Cluster) {
     let loads = Loads::default();
     let groups = groups(cluster, &loads).await;
     for n in 0..100 {
         let key = format!("key-{n}");
         for group in &groups {
-            assert_eq!(timeout(PATIENCE, group.get(&key)).await.expect("in time").unwrap(), key);
+            assert_eq!(timeout(PATIENCE, group.get(&key)).await.expect("the get ends in time").unwrap(), key);
         }
     }
     assert_eq!(loads.total(), 100);
@@ -32,7 +32,7 @@ async fn shares(cluster: &Cluster) {
 async fn nodes_with_one_cluster_key_share_a_cache() {
     let key = pki::cluster_key();
     let cluster = Cluster::start_each(3, |_, node| node.cluster_key(ClusterKey::new(&key).unwrap())).await;
-    shares(&cluster).await;
+    check_shared_cache(&cluster).await;
     cluster.shutdown().await;
 }
 
@@ -41,23 +41,25 @@ async fn nodes_with_certificates_of_one_authority_share_a_cache() {
     let authority = Authority::new("ours");
     let tls = |at: usize| authority.issue(&format!("{}.peers", name(at))).mutual(&authority.pem());
     let cluster = Cluster::start_each(3, |at, node| node.mutual_tls(tls(at))).await;
-    shares(&cluster).await;
+    check_shared_cache(&cluster).await;
     cluster.shutdown().await;
 }
 
+/// Checks that a file with an invalid key is refused and changes nothing, and that nodes read a changed file by
+/// themselves every 10 s.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_file_that_changes_is_noticed_by_itself_and_a_broken_one_changes_nothing() {
+async fn key_file_is_reread_and_an_invalid_one_ignored() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("key-{}", std::process::id()));
     let [old, new] = [(); 2].map(|()| pki::cluster_key());
     fs::write(&path, &old).unwrap();
     let cluster = Cluster::start_each(2, |_, node| node.cluster_key(ClusterKey::from_file(&path))).await;
 
     fs::write(&path, "too short").unwrap();
-    let broken = cluster.nodes[0].reload_tls().await.expect_err("refused");
+    let broken = cluster.nodes[0].reload_tls().await.expect_err("the key is too short");
     assert!(broken.is_config() && broken.to_string().contains("/dev/urandom"), "{broken}");
     assert!(cluster.nodes.iter().all(|node| node.members().iter().all(|member| member.is_reachable)));
 
-    // Somebody who has the new key alone is let in once the others have read it.
+    // A node that has only the new key is let in once the others have read the file.
     fs::write(&path, format!("{new},{old}")).unwrap();
     let key = ClusterKey::new(&new).unwrap();
     let c = Node::builder().identity(identity("c")).cluster_key(key).provider(cluster.peers.clone());
@@ -68,6 +70,6 @@ async fn a_key_file_that_changes_is_noticed_by_itself_and_a_broken_one_changes_n
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(Duration::from_secs(60), all_see_c).await.expect("files are read again every 10 s");
+    timeout(Duration::from_secs(60), all_see_c).await.expect("the nodes read the file again");
     fs::remove_file(path).unwrap();
 }

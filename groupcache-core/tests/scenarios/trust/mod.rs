@@ -1,7 +1,7 @@
-//! Nobody in who does not belong: certificates, keys, and what happens when they change.
+//! Trust between nodes: certificates and cluster keys, their replacement, and the refusal of all others.
 
 mod clusters;
 mod matrix;
 mod mounted;
 mod rotation;
-mod strangers;
+mod unlisted_clients;

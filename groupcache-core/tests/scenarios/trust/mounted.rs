@@ -1,4 +1,4 @@
-//! The peer service in servers that users have: peers get the cache, everybody else gets the user's routes only.
+//! The peer service mounted in servers of users: peers reach the cache, and all other clients only the user's routes.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -48,7 +48,7 @@ fn certified(pem: &Pem) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>
     (chain, PrivateKeyDer::from_pem_slice(pem.key.as_bytes()).unwrap())
 }
 
-/// An HTTPS server of a user: it takes client certificates of its authority, and clients without any.
+/// Starts an HTTPS server of a user, which accepts client certificates of its authority and clients without one.
 async fn axum_server(listener: TcpListener, authority: &Authority, pem: &Pem, peers: PeerService) {
     let verifier = WebPkiClientVerifier::builder(roots(authority)).allow_unauthenticated().build().unwrap();
     let (chain, key) = certified(pem);
@@ -70,7 +70,7 @@ async fn axum_server(listener: TcpListener, authority: &Authority, pem: &Pem, pe
     });
 }
 
-/// A tonic server of a user, with tonic's own TLS.
+/// Starts a tonic server of a user with tonic's own TLS.
 async fn tonic_server(listener: TcpListener, authority: &Authority, pem: &Pem, peers: PeerService) {
     let tls = ServerTlsConfig::new()
         .identity(TonicIdentity::from_pem(&pem.certificate, &pem.key))
@@ -87,7 +87,7 @@ enum Kind {
     Tonic,
 }
 
-/// Nodes `a` and `b`, mounted in servers of one kind.
+/// Starts nodes `a` and `b`, mounted in servers of one kind.
 async fn mounted(kind: Kind, authority: &Authority) -> (Cluster, Vec<Group<String>>, Loads) {
     let (peers, loads) = (Peers::default(), Loads::default());
     let mut nodes = Vec::new();
@@ -112,88 +112,97 @@ async fn mounted(kind: Kind, authority: &Authority) -> (Cluster, Vec<Group<Strin
     (cluster, groups, loads)
 }
 
-/// Asks for a value as a stranger with this certificate, or with none.
-async fn ask(address: SocketAddr, authority: &Authority, shown: Option<&Pem>, key: &str) -> Result<(), Status> {
+/// Gets a value as an unlisted client with the given certificate or none.
+async fn get_as_client(
+    address: SocketAddr,
+    authority: &Authority,
+    shown: Option<&Pem>,
+    key: &str,
+) -> Result<(), Status> {
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem())).domain_name("a.peers");
     if let Some(pem) = shown {
         tls = tls.identity(TonicIdentity::from_pem(&pem.certificate, &pem.key));
     }
     let channel = Channel::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
-    let mut client = PeerClient::new(timeout(PATIENCE, channel.connect()).await.expect("in time").unwrap());
-    let ask = GetRequest {
+    let mut client =
+        PeerClient::new(timeout(PATIENCE, channel.connect()).await.expect("the client connects in time").unwrap());
+    let request = GetRequest {
         cluster: "default".into(),
         group: "data".into(),
         key: key.to_owned().into(),
         ..Default::default()
     };
-    client.get(ask).await.map(drop)
+    client.get(request).await.map(drop)
 }
 
-async fn strangers_are_turned_away(cluster: &Cluster, authority: &Authority, held: &str) {
+/// Checks that unlisted clients are refused with a reason, and that a client with the name of a peer is served.
+async fn check_unlisted_clients(cluster: &Cluster, authority: &Authority, held: &str) {
     let a = &cluster.nodes[0];
-    for (shown, says) in [
+    for (shown, reason) in [
         (None, "PeerCertificates"),
         (Some(authority.issue("users.example.org")), "users.example.org"),
         (Some(authority.issue_as("b.peers", |p| p.extended_key_usages.truncate(1))), "clientAuth"),
     ] {
         let before = a.stats().unauthenticated;
-        let refused = ask(a.address(), authority, shown.as_ref(), held).await;
-        // A server may refuse in the handshake what its own TLS does not take.
+        let refused = get_as_client(a.address(), authority, shown.as_ref(), held).await;
+        // The user's server may refuse a certificate in its own handshake.
         if let Err(status) = &refused
             && status.code() == Code::Unauthenticated
         {
-            assert!(status.message().contains(says), "{status:?}");
+            assert!(status.message().contains(reason), "{status:?}");
             assert_eq!(a.stats().unauthenticated, before + 1);
         } else {
-            assert!(refused.is_err() && says == "clientAuth", "{says}: {refused:?}");
+            assert!(refused.is_err() && reason == "clientAuth", "{reason}: {refused:?}");
         }
     }
-    ask(a.address(), authority, Some(&authority.issue("z.peers")), held).await.expect("a peer by its name");
+    let peer = authority.issue("z.peers");
+    get_as_client(a.address(), authority, Some(&peer), held).await.expect("the name is that of a peer");
 }
 
-async fn shares(cluster: &Cluster, groups: &[Group<String>], loads: &Loads) {
+/// Checks that every node gets every key and that each key is loaded once.
+async fn check_shared_cache(cluster: &Cluster, groups: &[Group<String>], loads: &Loads) {
     for n in 0..50 {
         let key = format!("key-{n}");
         for group in groups {
-            assert_eq!(timeout(PATIENCE, group.get(&key)).await.expect("in time").unwrap(), key);
+            assert_eq!(timeout(PATIENCE, group.get(&key)).await.expect("the get ends in time").unwrap(), key);
         }
     }
-    assert_eq!((loads.total(), cluster.nodes.len()), (50, 2), "each key once");
+    assert_eq!((loads.total(), cluster.nodes.len()), (50, 2), "each key is loaded once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_an_axum_router_peers_get_the_cache_and_users_get_their_routes() {
+async fn axum_router_serves_the_cache_to_peers_only() {
     let authority = Authority::new("ours");
     let (cluster, groups, loads) = mounted(Kind::Axum, &authority).await;
-    shares(&cluster, &groups, &loads).await;
+    check_shared_cache(&cluster, &groups, &loads).await;
     let held = cluster.key_of(&groups, 0);
     groups[0].get(&held).await.unwrap();
-    strangers_are_turned_away(&cluster, &authority, &held).await;
+    check_unlisted_clients(&cluster, &authority, &held).await;
 
-    // Without a certificate, and not even HTTP/2.
+    // A user without a certificate, with HTTP/1.1.
     let config = ClientConfig::builder().with_root_certificates(roots(&authority)).with_no_client_auth();
     let tcp = TcpStream::connect(cluster.nodes[0].address()).await.unwrap();
     let name = ServerName::try_from("a.peers").unwrap();
     let mut tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
     tls.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut page = String::new();
-    let _ = timeout(PATIENCE, tls.read_to_string(&mut page)).await.expect("in time");
+    let _ = timeout(PATIENCE, tls.read_to_string(&mut page)).await.expect("the page comes in time");
     assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("the user's page"), "{page}");
     cluster.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_a_tonic_server_peers_get_the_cache_and_strangers_do_not() {
+async fn tonic_server_serves_the_cache_to_peers_only() {
     let authority = Authority::new("ours");
     let (cluster, groups, loads) = mounted(Kind::Tonic, &authority).await;
-    shares(&cluster, &groups, &loads).await;
+    check_shared_cache(&cluster, &groups, &loads).await;
     let held = cluster.key_of(&groups, 0);
     groups[0].get(&held).await.unwrap();
-    strangers_are_turned_away(&cluster, &authority, &held).await;
+    check_unlisted_clients(&cluster, &authority, &held).await;
     cluster.shutdown().await;
 }
 
-/// A server without TLS.
+/// Starts a server without TLS and returns its address.
 async fn plain_server(peers: PeerService) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -202,19 +211,22 @@ async fn plain_server(peers: PeerService) -> SocketAddr {
     address
 }
 
+/// Checks that a mounted service without `mutual_tls` needs `insecure` and an advertised address, belongs to one node
+/// at a time, and answers `unavailable` without a node.
 #[tokio::test]
-async fn without_certificates_a_mounted_service_answers_only_when_it_is_told_to() {
+async fn mounted_service_without_tls_requires_insecure() {
     let service = PeerService::default();
     let address = plain_server(service.clone()).await;
     let me = || identity("a").with_advertised([address.into()]).unwrap();
-    let ask = async || {
+    let get = async || {
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        let ask = GetRequest { cluster: "default".into(), group: "none".into(), key: "k".into(), ..Default::default() };
-        PeerClient::new(channel).get(ask).await.map(|answer| answer.into_inner().status)
+        let request =
+            GetRequest { cluster: "default".into(), group: "none".into(), key: "k".into(), ..Default::default() };
+        PeerClient::new(channel).get(request).await.map(|answer| answer.into_inner().status)
     };
-    assert_eq!(ask().await.expect_err("no node yet").code(), Code::Unavailable);
+    assert_eq!(get().await.expect_err("there is no node yet").code(), Code::Unavailable);
 
-    let refused = async |builder: NodeBuilder| builder.start().await.expect_err("refused").to_string();
+    let refused = async |builder: NodeBuilder| builder.start().await.expect_err("the settings are refused").to_string();
     let mount = || Node::builder().identity(me()).mount(&service);
     assert!(refused(mount()).await.contains("mutual_tls"));
     let key = ClusterKey::new(pki::cluster_key()).unwrap();
@@ -222,51 +234,58 @@ async fn without_certificates_a_mounted_service_answers_only_when_it_is_told_to(
     assert!(refused(mount().identity(Identity::default()).insecure()).await.contains("with_advertised"));
 
     let node = mount().insecure().start().await.unwrap();
-    assert_eq!(ask().await.expect("answered"), 6, "declined: there is no such group");
+    assert_eq!(get().await.expect("the node answers"), 6, "declined, because the group does not exist");
     let twice = Node::builder().identity(me().with_id("b").unwrap()).mount(&service).insecure();
     assert!(refused(twice).await.contains("one node"));
-    assert_eq!(ask().await.expect("answered by the first one"), 6);
+    assert_eq!(get().await.expect("the first node answers"), 6);
     node.shutdown().await.unwrap();
-    assert_eq!(ask().await.expect_err("shut down").code(), Code::Unavailable);
-    let again = mount().insecure().start().await.expect("another node may have it now");
-    assert_eq!(ask().await.expect("answered"), 6);
+    assert_eq!(get().await.expect_err("the node is shut down").code(), Code::Unavailable);
+    let again = mount().insecure().start().await.expect("another node may use the service");
+    assert_eq!(get().await.expect("the node answers"), 6);
     again.shutdown().await.unwrap();
 }
 
+/// Checks that connections of a mounted service end when the node's authority is replaced, as those of its own listener
+/// do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_replaced_authority_let_in_ends_in_a_mounted_service_too() {
+async fn replaced_authority_ends_mounted_connections() {
     let authority = Authority::new("old");
     let (cluster, groups, _) = mounted(Kind::Axum, &authority).await;
     let [a, b] = [&cluster.nodes[0], &cluster.nodes[1]];
-    // Node a trusts another authority from now on; its server still shows and takes what it did.
+    // Node a trusts another authority, while its server shows and accepts the same certificates as before.
     let (new, own) = (Authority::new("new"), authority.issue("a.peers"));
     let accepted = a.stats().accepted;
     assert!(a.set_mutual_tls(own.mutual(&new.pem())).await.unwrap());
-    let turned_away = async {
+    let is_refused = async {
         while !b.unconnected().iter().any(|peer| peer.error.is_unauthenticated()) {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     };
-    timeout(std::time::Duration::from_secs(60), turned_away).await.expect("within 50 s");
+    timeout(std::time::Duration::from_secs(60), is_refused).await.expect("the connection ends within 50 s");
     assert_eq!(a.stats().accepted, accepted);
     let key = cluster.key_of(&groups, 0);
-    assert_eq!(groups[1].get(&key).await.unwrap(), key, "b serves itself");
-    assert!(a.set_cluster_key(ClusterKey::new(pki::cluster_key()).unwrap()).await.expect_err("refused").is_config());
+    assert_eq!(groups[1].get(&key).await.unwrap(), key, "b loads the value itself");
+    assert!(
+        a.set_cluster_key(ClusterKey::new(pki::cluster_key()).unwrap())
+            .await
+            .expect_err("a mounted node takes no cluster key")
+            .is_config()
+    );
 }
 
 #[tokio::test]
-async fn a_mounted_service_without_its_certificates_tells_the_peer_what_is_missing() {
+async fn mounted_service_without_certificates_names_the_remedy() {
     let authority = Authority::new("ours");
     let service = PeerService::default();
     let address = plain_server(service.clone()).await;
     let me = identity("a").with_advertised([address.into()]).unwrap();
     let tls = authority.issue("a.peers").mutual(&authority.pem());
     let a = Node::builder().identity(me).mount(&service).mutual_tls(tls).start().await.unwrap();
-    // Its server speaks no TLS, and b neither: b gets through to it, and no further.
+    // Neither the server nor b uses TLS, so that requests of b reach the service and are refused there.
     let peers = Peers::default();
     let b = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
     peers.set(vec![groupcache_core::Peer::member(a.id(), [address.into()])]);
-    eventually("b is turned away", || b.unconnected().iter().any(|peer| peer.error.is_unauthenticated())).await;
+    eventually("b is refused", || b.unconnected().iter().any(|peer| peer.error.is_unauthenticated())).await;
     let error = b.unconnected().remove(0).error.to_string();
     assert!(error.contains("cluster_key") && error.contains("PeerCertificates"), "{error}");
     assert!(a.stats().unauthenticated > 0);

@@ -1,5 +1,5 @@
-//! Keys and authorities are changed while three processes make 1,000 gets a second: no get fails, every connection is
-//! made anew within a minute, and who was not given what is new is out.
+//! Rotation of keys and authorities while three processes make 1,000 gets a second: no get fails, every connection is
+//! replaced within 75 s, and a node without the new secret is excluded.
 
 use std::{
     collections::BTreeMap,
@@ -21,29 +21,31 @@ use crate::support::{
 use groupcache_core::{Address, BoxError, ClusterKey, Group, MutualTls, Node, NodeBuilder, Peer, PeerId};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-/// Set for a process of its own: what it is called, and where its key or its certificates are.
+/// Environment variable with the id of a child process.
 const ID: &str = "GROUPCACHE_TEST_TRUST_ID";
+/// Environment variable with the path of its cluster key.
 const KEY: &str = "GROUPCACHE_TEST_TRUST_KEY";
+/// Environment variable with the folder of its certificates.
 const CERTIFICATES: &str = "GROUPCACHE_TEST_TRUST_CERTIFICATES";
 
-/// Between two gets of one process: three of them make 1,000 a second.
+/// Pause between two gets of one process: three processes make 1,000 gets a second.
 const PAUSE: Duration = Duration::from_millis(3);
 
-/// Every connection is a new one after this long, with time to spare on a busy machine.
+/// Time limit for the replacement of all connections, with time to spare on a busy machine.
 const RENEWED: Duration = Duration::from_secs(75);
 
 async fn echo(_: &(), key: &str) -> Result<String, BoxError> {
     Ok(key.to_owned())
 }
 
-/// Not a test but a node: run by [`Process`], it does what its parent says.
+/// Runs a node when it is started by [`Process`], and obeys the lines on standard input. Returns at once as a test.
 #[test]
-fn a_process_of_its_own() {
+fn child_process_runs_a_node() {
     let Ok(id) = std::env::var(ID) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let peers = Peers::default();
     let (node, group) = runtime.block_on(async {
-        // Who is left behind owns nothing: keys of its own would be loaded elsewhere.
+        // Node d, which does not get the new secret, owns no keys, because those would be loaded elsewhere.
         let me = identity(&id).with_weight(u8::from(id != "d")).unwrap();
         let node = trusting(Node::builder()).identity(me).provider(peers.clone()).start().await.unwrap();
         let group = node.group::<String>("data").capacity_bytes(64 << 20).loader_with((), echo).build().unwrap();
@@ -54,7 +56,7 @@ fn a_process_of_its_own() {
     for line in std::io::stdin().lines().map_while(Result::ok) {
         match line.split_once(' ').unwrap_or((&line, "")) {
             ("peers", list) => peers.set(list.split(',').map(peer).collect()),
-            ("load", _) => drop(runtime.spawn(get_on_and_on(id.clone(), group.clone(), Arc::clone(&failed)))),
+            ("load", _) => drop(runtime.spawn(get_continuously(id.clone(), group.clone(), Arc::clone(&failed)))),
             ("reload", _) => println!("reloaded {}", runtime.block_on(node.reload_tls()).unwrap()),
             ("report", _) => println!("{}", report(&node, &group, &failed)),
             other => panic!("{other:?}"),
@@ -76,7 +78,7 @@ fn peer(text: &str) -> Peer {
     Peer::member(PeerId::new(id).unwrap(), [Address::new(address).unwrap()])
 }
 
-async fn get_on_and_on(id: String, group: Group<String>, failed: Arc<AtomicU64>) {
+async fn get_continuously(id: String, group: Group<String>, failed: Arc<AtomicU64>) {
     let mut ticks = interval(PAUSE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     for n in 0_u64.. {
@@ -111,39 +113,39 @@ fn report(node: &Node, group: &Group<String>, failed: &AtomicU64) -> String {
 struct Process {
     id: &'static str,
     child: Child,
-    says: Lines<BufReader<ChildStdout>>,
-    told: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
+    stdin: ChildStdin,
     address: String,
 }
 
 impl Process {
     fn start(id: &'static str, secret: &str, path: &Path) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["trust::rotation::a_process_of_its_own", "--exact", "--nocapture"])
+            .args(["trust::rotation::child_process_runs_a_node", "--exact", "--nocapture"])
             .envs([(ID, Path::new(id)), (secret, path)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (says, told) = (BufReader::new(child.stdout.take().unwrap()).lines(), child.stdin.take().unwrap());
-        let mut process = Self { id, child, says, told, address: String::new() };
-        process.address = process.hears("listening ");
+        let (stdout, stdin) = (BufReader::new(child.stdout.take().unwrap()).lines(), child.stdin.take().unwrap());
+        let mut process = Self { id, child, stdout, stdin, address: String::new() };
+        process.address = process.read_line("listening ");
         process
     }
 
-    fn tell(&mut self, what: &str) {
-        writeln!(self.told, "{what}").unwrap();
+    fn send(&mut self, command: &str) {
+        writeln!(self.stdin, "{command}").unwrap();
     }
 
-    /// The rest of the next line that begins so.
-    fn hears(&mut self, begin: &str) -> String {
-        let mut lines = self.says.by_ref().map_while(Result::ok);
-        lines.find_map(|line| line.strip_prefix(begin).map(str::to_owned)).expect("it goes on")
+    /// Waits for a line that begins with `begin` and returns the rest of it.
+    fn read_line(&mut self, begin: &str) -> String {
+        let mut lines = self.stdout.by_ref().map_while(Result::ok);
+        lines.find_map(|line| line.strip_prefix(begin).map(str::to_owned)).expect("the child goes on")
     }
 
     fn report(&mut self) -> Report {
-        self.tell("report");
-        let line = format!("gets={}", self.hears("gets="));
+        self.send("report");
+        let line = format!("gets={}", self.read_line("gets="));
         let pairs = line.split(' ').map(|pair| pair.split_once('=').unwrap());
         Report(pairs.map(|(name, n)| (name.to_owned(), n.parse().unwrap())).collect())
     }
@@ -167,34 +169,34 @@ impl std::ops::Index<&str> for Report {
     }
 }
 
-/// Three processes under load, and a fourth that is not told what is new.
+/// Three processes under load, which receive each new secret, and a fourth, `d`, which does not.
 struct Scene {
-    three: Vec<Process>,
-    left_behind: Process,
+    updated: Vec<Process>,
+    outdated: Process,
 }
 
 impl Scene {
     async fn start(secret: &str, path_of: impl Fn(&str) -> PathBuf) -> Self {
         let mut all: Vec<_> = ["a", "b", "c", "d"].map(|id| Process::start(id, secret, &path_of(id))).into();
         let list: Vec<_> = all.iter().map(|process| format!("{}@{}", process.id, process.address)).collect();
-        all.iter_mut().for_each(|process| process.tell(&format!("peers {}", list.join(","))));
-        let left_behind = all.pop().unwrap();
-        let mut scene = Self { three: all, left_behind };
+        all.iter_mut().for_each(|process| process.send(&format!("peers {}", list.join(","))));
+        let outdated = all.pop().unwrap();
+        let mut scene = Self { updated: all, outdated };
         scene
-            .until("all know each other", Duration::from_secs(20), |scene| {
+            .wait_until("all processes know each other", Duration::from_secs(20), |scene| {
                 scene.all().all(|process| process.report()["offering"] == 3)
             })
             .await;
-        scene.three.iter_mut().for_each(|process| process.tell("load"));
+        scene.updated.iter_mut().for_each(|process| process.send("load"));
         scene
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Process> {
-        self.three.iter_mut().chain([&mut self.left_behind])
+        self.updated.iter_mut().chain([&mut self.outdated])
     }
 
-    /// Waits for a condition; the load goes on.
-    async fn until(&mut self, what: &str, patience: Duration, mut holds: impl FnMut(&mut Self) -> bool) {
+    /// Waits for a condition while the load goes on.
+    async fn wait_until(&mut self, what: &str, patience: Duration, mut holds: impl FnMut(&mut Self) -> bool) {
         let step = Duration::from_millis(200);
         for _ in 0..patience.as_millis() / step.as_millis() {
             if holds(self) {
@@ -206,21 +208,22 @@ impl Scene {
         panic!("not within {patience:?}: {what}: {reports:#?}");
     }
 
-    /// Changes files, has the three read theirs one after the other, and waits until all their connections are new.
+    /// Changes files, makes the three processes read theirs one after the other, and waits until all their connections
+    /// are new.
     async fn change(&mut self, what: &str, write: impl FnOnce()) {
         let count = |process: &mut Process| {
             let report = process.report();
             (report["connected"], report["accepted"])
         };
-        let before: Vec<_> = self.three.iter_mut().map(count).collect();
+        let before: Vec<_> = self.updated.iter_mut().map(count).collect();
         write();
-        for process in &mut self.three {
-            process.tell("reload");
-            process.hears("reloaded "); // or it has read them by itself just before
-            sleep(Duration::from_millis(300)).await; // they do not change in one moment
+        for process in &mut self.updated {
+            process.send("reload");
+            process.read_line("reloaded "); // with either answer: the process may have read the files by itself
+            sleep(Duration::from_millis(300)).await; // so that the processes do not change at the same moment
         }
-        self.until(what, RENEWED, |scene| {
-            scene.three.iter_mut().zip(&before).all(|(process, (connected, accepted))| {
+        self.wait_until(what, RENEWED, |scene| {
+            scene.updated.iter_mut().zip(&before).all(|(process, (connected, accepted))| {
                 let now = process.report();
                 now["connected"] >= connected + 2 && now["accepted"] >= accepted + 2 && now["reachable"] >= 2
             })
@@ -228,15 +231,16 @@ impl Scene {
         .await;
     }
 
-    /// No get of the three has failed, or was loaded by somebody who should not; and the fourth is out.
-    async fn ends_well(mut self) {
-        self.until("who was left behind is out", RENEWED, |scene| {
-            let left_behind = scene.left_behind.report();
-            left_behind["untrusted"] == 3 && scene.three.iter_mut().all(|process| process.report()["reachable"] == 2)
+    /// Checks that no get of the three processes has failed or was loaded by a node other than the owner, and that the
+    /// fourth process is excluded.
+    async fn check_end(mut self) {
+        self.wait_until("process d is excluded", RENEWED, |scene| {
+            let outdated = scene.outdated.report();
+            outdated["untrusted"] == 3 && scene.updated.iter_mut().all(|process| process.report()["reachable"] == 2)
         })
         .await;
         let mut gets = 0;
-        for process in &mut self.three {
+        for process in &mut self.updated {
             let report = process.report();
             println!("{}: {report:?}", process.id);
             assert_eq!((report["failed"], report["elsewhere"]), (0, 0), "{}", process.id);
@@ -246,14 +250,14 @@ impl Scene {
     }
 }
 
-/// A folder for the files of a test.
+/// Creates a folder for the files of a test.
 fn folder(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
     fs::create_dir_all(&path).unwrap();
     path
 }
 
-/// As an orchestrator does it: written beside, and moved into place.
+/// Replaces a file as an orchestrator does: writes a new file beside it and renames that file.
 fn replace(path: &Path, text: &str) {
     let beside = path.with_extension("new");
     fs::write(&beside, text).unwrap();
@@ -261,21 +265,21 @@ fn replace(path: &Path, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_cluster_key_changes_in_two_steps_and_no_get_fails() {
+async fn cluster_key_changes_in_two_steps_without_a_failed_get() {
     let folder = folder("cluster-key");
     let path = |id: &str| folder.join(id);
     let [old, new] = [(); 2].map(|()| pki::cluster_key());
     ["a", "b", "c", "d"].iter().for_each(|id| replace(&path(id), &old));
     let mut scene = Scene::start(KEY, path).await;
     let write = |text: &str| ["a", "b", "c"].iter().for_each(|id| replace(&path(id), text));
-    scene.change("the new key is known beside the old one", || write(&format!("{new}\n{old}\n"))).await;
-    scene.change("the new key alone", || write(&new)).await;
-    scene.ends_well().await;
+    scene.change("new and old key", || write(&format!("{new}\n{old}\n"))).await;
+    scene.change("new key only", || write(&new)).await;
+    scene.check_end().await;
     fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_authority_changes_in_three_steps_and_no_get_fails() {
+async fn authority_changes_in_three_steps_without_a_failed_get() {
     let folder = folder("authority");
     let path = |id: &str| folder.join(id);
     let (old, new) = (Authority::new("old"), Authority::new("new"));
@@ -290,12 +294,12 @@ async fn an_authority_changes_in_three_steps_and_no_get_fails() {
     olds.iter().for_each(|(id, pem)| write(id, pem, &old.pem()));
     let mut scene = Scene::start(CERTIFICATES, path).await;
     let trust_both = || olds.iter().take(3).for_each(|(id, pem)| write(id, pem, &both));
-    scene.change("both authorities are trusted", trust_both).await;
+    scene.change("trust in both authorities", trust_both).await;
     let news = ["a", "b", "c"].map(|id| (id, new.issue(&format!("{id}.peers"))));
     let show_new = || news.iter().for_each(|(id, pem)| write(id, pem, &both));
-    scene.change("certificates of the new one", show_new).await;
+    scene.change("certificates of the new authority", show_new).await;
     let trust_new = || news.iter().for_each(|(id, pem)| write(id, pem, &new.pem()));
-    scene.change("the new authority alone", trust_new).await;
-    scene.ends_well().await;
+    scene.change("trust in the new authority only", trust_new).await;
+    scene.check_end().await;
     fs::remove_dir_all(folder).unwrap();
 }

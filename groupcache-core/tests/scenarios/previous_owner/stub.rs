@@ -1,4 +1,4 @@
-//! A former owner that answers as the test says: a peer `a` that is Ready at first and drains when it is told to.
+//! A stub of a previous owner: peer `a`, which answers as the test defines, is Ready at first and drains on request.
 
 use std::{
     net::SocketAddr,
@@ -12,7 +12,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
 
 use crate::proto::{
-    self, Answer, Frame, GetRequest, Hello, Request as Asked,
+    self, Answer, Frame, GetRequest, Hello, Request as PeerRequest,
     peer_server::{Peer as Service, PeerServer},
 };
 use crate::support::{self, Gate, Peers, eventually, gated, identity};
@@ -25,28 +25,28 @@ pub const DECLINED: u32 = 6;
 pub const UNSUPPORTED: u32 = 11;
 pub const DONE: u32 = 12;
 pub const PAGE: u32 = 14;
-/// Why it is declined.
+/// Reason of a declined request: the key is not in memory.
 pub const NOT_HELD: u32 = 4;
 
 const READY: u32 = 2;
 const DRAINING: u32 = 3;
-/// It hands over what it owned before.
-const HAND_OVER: u64 = 1;
-/// The role of a former owner that is asked for one key.
-const PEEK: u32 = 1000;
+/// Feature bit of a node that hands over values.
+const HANDOVER: u64 = 1;
+/// Role of a request to the previous owner of a key.
+const PREVIOUS_OWNER: u32 = 1000;
 
-/// What it answers; `None` = nothing, for now.
-type Answers = Box<dyn FnMut(&Asked) -> Option<Answer> + Send>;
+/// Function that answers requests. `None` leaves a request unanswered until [`Stub::send_answer`].
+type Answers = Box<dyn FnMut(&PeerRequest) -> Option<Answer> + Send>;
 
 #[derive(Default)]
 struct Inner {
     answers: Mutex<Option<Answers>>,
-    asked: Mutex<Vec<Asked>>,
-    /// Where its current connection takes frames.
-    says: Mutex<Option<mpsc::Sender<Result<Frame, Status>>>>,
-    /// The last fingerprint that its peer said: it agrees with it.
+    requests: Mutex<Vec<PeerRequest>>,
+    /// Sender of frames on the current connection.
+    sender: Mutex<Option<mpsc::Sender<Result<Frame, Status>>>>,
+    /// Last fingerprint that the peer sent. The stub sends the same one, so that both agree about every owner.
     fingerprint: Mutex<u64>,
-    /// What its peer understands.
+    /// Features that the peer offers.
     features: Mutex<u64>,
 }
 
@@ -59,57 +59,57 @@ pub struct Stub {
 
 impl Stub {
     pub fn new() -> Self {
-        Self { inner: Arc::default(), state: Arc::new(watch::Sender::new(READY)), features: HAND_OVER }
+        Self { inner: Arc::default(), state: Arc::new(watch::Sender::new(READY)), features: HANDOVER }
     }
 
-    /// One of before there was such a thing.
-    pub fn older() -> Self {
+    /// Returns a stub that does not hand over values, as nodes of an older version.
+    pub fn without_handover() -> Self {
         Self { features: 0, ..Self::new() }
     }
 
-    /// What it answers to peeks and to requests for pages, from now on. It agrees to all writes.
-    pub fn answers(&self, answers: impl FnMut(&Asked) -> Option<Answer> + Send + 'static) {
+    /// Sets the answers to gets, previous-owner reads and page requests. The stub acknowledges all writes.
+    pub fn answer_with(&self, answers: impl FnMut(&PeerRequest) -> Option<Answer> + Send + 'static) {
         *self.inner.answers.lock().unwrap() = Some(Box::new(answers));
     }
 
-    /// The peeks so far.
-    pub fn peeks(&self) -> Vec<Asked> {
-        self.asked(|asked| asked.op == 0 && asked.role == PEEK)
+    /// Returns the previous-owner reads received so far.
+    pub fn reads(&self) -> Vec<PeerRequest> {
+        self.requests_where(|request| request.op == 0 && request.role == PREVIOUS_OWNER)
     }
 
-    /// The requests for pages so far.
-    pub fn pages(&self) -> Vec<Asked> {
-        self.asked(|asked| asked.op == 4)
+    /// Returns the page requests received so far.
+    pub fn page_requests(&self) -> Vec<PeerRequest> {
+        self.requests_where(|request| request.op == 4)
     }
 
-    fn asked(&self, which: impl Fn(&Asked) -> bool) -> Vec<Asked> {
-        self.inner.asked.lock().unwrap().iter().filter(|asked| which(asked)).cloned().collect()
+    fn requests_where(&self, is_wanted: impl Fn(&PeerRequest) -> bool) -> Vec<PeerRequest> {
+        self.inner.requests.lock().unwrap().iter().filter(|request| is_wanted(request)).cloned().collect()
     }
 
-    /// Answers what it has kept waiting.
-    pub fn say(&self, answer: Answer) {
-        self.frame(Frame { answers: vec![answer], ..Frame::default() });
+    /// Sends the answer to a request that was left unanswered.
+    pub fn send_answer(&self, answer: Answer) {
+        self.send_frame(Frame { answers: vec![answer], ..Frame::default() });
     }
 
-    /// Owns nothing any more.
+    /// Drains, after which the stub owns no key.
     pub fn drain(&self) {
-        self.becomes(DRAINING);
+        self.change_state(DRAINING);
     }
 
-    /// Owns its share again.
-    pub fn is_back(&self) {
-        self.becomes(READY);
+    /// Becomes Ready, after which the stub owns its share again.
+    pub fn return_to_ready(&self) {
+        self.change_state(READY);
     }
 
-    fn becomes(&self, state: u32) {
+    fn change_state(&self, state: u32) {
         self.state.send_replace(state);
-        self.frame(Frame { hello: Some(self.hello()), ..Frame::default() });
+        self.send_frame(Frame { hello: Some(self.hello()), ..Frame::default() });
     }
 
-    fn frame(&self, frame: Frame) {
+    fn send_frame(&self, frame: Frame) {
         let frame = Frame { fingerprint: *self.inner.fingerprint.lock().unwrap(), ..frame };
-        let says = self.inner.says.lock().unwrap().clone().expect("connected");
-        says.try_send(Ok(frame)).expect("there is room");
+        let sender = self.inner.sender.lock().unwrap().clone().expect("node b is connected");
+        sender.try_send(Ok(frame)).expect("the channel has room");
     }
 
     fn hello(&self) -> Hello {
@@ -127,7 +127,7 @@ impl Stub {
         }
     }
 
-    async fn converse(self, mut inbound: Streaming<Frame>) {
+    async fn serve_frames(self, mut inbound: Streaming<Frame>) {
         while let Ok(Some(frame)) = inbound.message().await {
             if let Some(hello) = &frame.hello {
                 *self.inner.features.lock().unwrap() = hello.features;
@@ -136,21 +136,21 @@ impl Stub {
                 let mut fingerprint = self.inner.fingerprint.lock().unwrap();
                 std::mem::replace(&mut *fingerprint, frame.fingerprint) != frame.fingerprint
             };
-            let answers: Vec<_> = frame.requests.iter().filter_map(|asked| self.answer(asked)).collect();
-            self.inner.asked.lock().unwrap().extend(frame.requests);
+            let answers: Vec<_> = frame.requests.iter().filter_map(|request| self.answer_to(request)).collect();
+            self.inner.requests.lock().unwrap().extend(frame.requests);
             if has_changed || frame.ping > 0 || !answers.is_empty() {
-                self.frame(Frame { answers, pong: frame.ping, ..Frame::default() });
+                self.send_frame(Frame { answers, pong: frame.ping, ..Frame::default() });
             }
         }
     }
 
-    fn answer(&self, asked: &Asked) -> Option<Answer> {
-        let id = asked.id;
-        if (1..=3).contains(&asked.op) {
+    fn answer_to(&self, request: &PeerRequest) -> Option<Answer> {
+        let id = request.id;
+        if (1..=3).contains(&request.op) {
             return Some(Answer { id, status: DONE, ..Answer::default() });
         }
         let mut answers = self.inner.answers.lock().unwrap();
-        let answer = answers.as_mut().map_or_else(|| Some(not_held()), |answers| answers(asked));
+        let answer = answers.as_mut().map_or_else(|| Some(not_held()), |answers| answers(request));
         answer.map(|answer| Answer { id, ..answer })
     }
 }
@@ -170,19 +170,19 @@ impl Service for Server {
     type ConnectStream = Frames;
 
     async fn connect(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
-        let (says, frames) = mpsc::channel(4096);
-        says.try_send(Ok(Frame { hello: Some(self.0.hello()), ..Frame::default() })).expect("there is room");
-        *self.0.inner.says.lock().unwrap() = Some(says);
-        tokio::spawn(self.0.clone().converse(request.into_inner()));
+        let (sender, frames) = mpsc::channel(4096);
+        sender.try_send(Ok(Frame { hello: Some(self.0.hello()), ..Frame::default() })).expect("the channel has room");
+        *self.0.inner.sender.lock().unwrap() = Some(sender);
+        tokio::spawn(self.0.clone().serve_frames(request.into_inner()));
         Ok(Response::new(Box::pin(ReceiverStream::new(frames))))
     }
 
     async fn get(&self, _: Request<GetRequest>) -> Result<Response<Answer>, Status> {
-        Err(Status::unimplemented("not here"))
+        Err(Status::unimplemented("the stub serves frames only"))
     }
 }
 
-/// Node `b`, of which every other key belongs to a stub.
+/// Node `b` and the stub, which is peer `a` and owns about half of the keys.
 pub struct Scene {
     pub stub: Stub,
     pub b: Node,
@@ -209,36 +209,36 @@ impl Scene {
         let group = b.group::<String>("data").capacity_bytes(8 << 20).loader_with(gate.clone(), gated);
         let group = group.build().unwrap();
         peers.set(vec![Peer::member(PeerId::new("a").unwrap(), [address.into()]), support::peer(&b)]);
-        eventually("it owns a share", || b.members().iter().filter(|member| member.owns).count() == 2).await;
-        if *stub.inner.features.lock().unwrap() & stub.features & HAND_OVER != 0 {
-            // It has come, as it sees it, and asks for its share.
-            eventually("it is told that there is nothing", || !stub.pages().is_empty()).await;
-            stub.inner.asked.lock().unwrap().clear();
+        eventually("a and b own their shares", || b.members().iter().filter(|member| member.owns).count() == 2).await;
+        if *stub.inner.features.lock().unwrap() & stub.features & HANDOVER != 0 {
+            // Node b regards itself as a joining node, and requests its share.
+            eventually("b requests a page and receives none", || !stub.page_requests().is_empty()).await;
+            stub.inner.requests.lock().unwrap().clear();
         }
         Self { stub, b, group, gate, _peers: peers }
     }
 
-    /// Keys of the stub, as long as it owns any.
+    /// Returns keys of the stub. Never returns while the stub owns no key.
     pub fn keys_of_a(&self, n: usize) -> Vec<String> {
         let keys = (0..).map(|n| format!("key-{n}"));
         keys.filter(|key| self.group.owner_of(key).as_str() == "a").take(n).collect()
     }
 
-    /// Keys of `b`.
+    /// Returns keys of `b`.
     pub fn keys_of_b(&self, n: usize) -> Vec<String> {
         let keys = (0..).map(|n| format!("key-{n}"));
         keys.filter(|key| self.group.owner_of(key).as_str() == "b").take(n).collect()
     }
 
-    /// The stub drains, and `b` owns everything.
-    pub async fn a_drains(&self) {
+    /// Drains the stub and waits until `b` owns all keys.
+    pub async fn drain_a(&self) {
         self.stub.drain();
-        eventually("it owns nothing", || self.b.members().iter().filter(|member| member.owns).count() == 1).await;
+        eventually("a owns no key", || self.b.members().iter().filter(|member| member.owns).count() == 1).await;
     }
 
-    /// A get in a task of its own.
+    /// Starts a get in a task of its own.
     pub fn get(&self, key: &str) -> tokio::task::JoinHandle<String> {
         let (group, key) = (self.group.clone(), key.to_owned());
-        tokio::spawn(async move { group.get(&key).await.expect("a value") })
+        tokio::spawn(async move { group.get(&key).await.expect("the get returns a value") })
     }
 }

@@ -1,4 +1,4 @@
-//! TLS clients and servers that are no nodes.
+//! TLS clients and servers that are not nodes.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -17,19 +17,19 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 use super::pki::{Authority, Pem};
 
-/// What a client of HTTP/2 says first, and an empty SETTINGS after it.
+/// Preface of an HTTP/2 client, followed by an empty SETTINGS frame.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A TLS client or server that a test arranges; by default it does everything right.
+/// A TLS client or server that a test configures. Default: everything is as the node requires.
 #[derive(Clone)]
-pub struct Stranger {
+pub struct UnlistedClient {
     pub version: &'static SupportedProtocolVersion,
     pub alpn: Option<&'static str>,
     pub certificate: Option<Pem>,
     authorities: String,
 }
 
-impl Stranger {
+impl UnlistedClient {
     pub fn new(authority: &Authority, certificate: Pem) -> Self {
         Self { version: &TLS13, alpn: Some("h2"), certificate: Some(certificate), authorities: authority.pem() }
     }
@@ -53,8 +53,9 @@ impl Stranger {
         TlsConnector::from(Arc::new(config)).connect(name.try_into().unwrap(), tcp).await
     }
 
-    /// Connects, begins to speak HTTP/2, and returns how it ended: in TLS 1.3 a client hears of its refusal late.
-    pub async fn knock(&self, node: SocketAddr, name: &'static str) -> String {
+    /// Connects, sends the HTTP/2 preface and returns how the connection ended. The preface is needed because a client
+    /// of TLS 1.3 learns of its refusal only after its own handshake is finished.
+    pub async fn attempt(&self, node: SocketAddr, name: &'static str) -> String {
         let talk = async {
             let mut stream = self.connect(node, name).await?;
             let _ = stream.write_all(PREFACE).await;
@@ -63,7 +64,7 @@ impl Stranger {
         talk.await.map_or_else(|e: io::Error| e.to_string(), |_| "closed".to_owned())
     }
 
-    /// Shakes hands with everyone who connects, and says nothing.
+    /// Completes the TLS handshake with every client and then sends nothing.
     pub async fn listen(self) -> SocketAddr {
         let config = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[self.version]).unwrap();
         let clients = WebPkiClientVerifier::builder_with_provider(self.roots().into(), provider()).build().unwrap();
@@ -89,7 +90,7 @@ impl Stranger {
     }
 }
 
-/// Does the same with everyone who connects.
+/// Runs `each` for every connection to a new loopback listener and returns the address of the listener.
 pub async fn listen<F: Future<Output = ()> + Send + 'static>(
     mut each: impl FnMut(TcpStream) -> F + Send + 'static,
 ) -> SocketAddr {
@@ -103,8 +104,8 @@ pub async fn listen<F: Future<Output = ()> + Send + 'static>(
     address
 }
 
-/// Says something to a node and stops talking; returns all that it answers.
-pub async fn say(node: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+/// Sends bytes to a node, closes the sending side and returns all bytes that the node answers.
+pub async fn send_and_read(node: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut answer = Vec::new();
     let talk = async {
         let mut tcp = TcpStream::connect(node).await?;
@@ -112,7 +113,7 @@ pub async fn say(node: SocketAddr, bytes: &[u8]) -> Vec<u8> {
         tcp.shutdown().await?;
         tcp.read_to_end(&mut answer).await
     };
-    let _ = talk.await; // that it is closed early is as good
+    let _ = talk.await; // the node may close the connection early
     answer
 }
 
