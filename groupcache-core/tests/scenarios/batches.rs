@@ -1,4 +1,4 @@
-//! A batch loader: many keys are one query, and each key is one load.
+//! Batch loaders: many keys are one query, and each key is one load.
 
 use std::{
     sync::{Arc, Mutex},
@@ -9,7 +9,7 @@ use crate::support::{Cluster, Gate, PATIENCE, eventually};
 use groupcache_core::{BatchLoader, Group, GroupBuilder, Limits, LoadError, Loaded, Node};
 use tokio::time::timeout;
 
-/// Remembers how many keys each of its queries had.
+/// Batch loader that records the number of keys of each query.
 #[derive(Clone, Default)]
 struct Database {
     gate: Gate,
@@ -42,6 +42,7 @@ impl BatchLoader<String> for Database {
 }
 
 impl Database {
+    /// Returns the sizes of the queries since the last call.
     fn queries(&self) -> Vec<usize> {
         std::mem::take(&mut *self.queries.lock().unwrap())
     }
@@ -59,8 +60,10 @@ async fn get_many(group: &Group<String>, keys: &[impl AsRef<str>]) -> Vec<Result
     timeout(PATIENCE, group.get_many(keys)).await.expect("in time")
 }
 
+/// Checks that the missing keys of one `get_many` are split into queries of at most `max_batch` keys, and that a single
+/// get is a query of one key.
 #[tokio::test]
-async fn the_keys_of_one_call_are_one_query_of_no_more_than_it_may_have() {
+async fn keys_of_one_call_share_queries_up_to_max_batch() {
     let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
     let group = group(&node, &database).max_batch(40).build().unwrap();
     let values = get_many(&group, &keys(100)).await;
@@ -74,8 +77,10 @@ async fn the_keys_of_one_call_are_one_query_of_no_more_than_it_may_have() {
     assert_eq!((database.queries(), node.loads()), (vec![1], (0, 0)));
 }
 
+/// Checks that 1,000 keys requested by a peer at the same time need a few queries at each owner, 20 at most on five
+/// nodes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_peers_ask_for_at_once_is_one_query_at_each_owner() {
+async fn simultaneous_requests_share_a_query_at_each_owner() {
     let (cluster, database) = (Cluster::start(5).await, Database::default());
     let groups = cluster.group(|_, node| group(node, &database).max_batch(1000)).await;
     for value in get_many(&groups[0], &keys(1000)).await {
@@ -83,12 +88,14 @@ async fn what_peers_ask_for_at_once_is_one_query_at_each_owner() {
     }
     let queries = database.queries();
     assert_eq!(queries.iter().sum::<usize>(), 1000, "each key once");
-    assert!(queries.len() <= 20, "{queries:?}: one at each owner, or a few");
+    assert!(queries.len() <= 20, "{queries:?}: more than a few per owner");
     cluster.shutdown().await;
 }
 
+/// Checks that concurrent `get_many` calls at two nodes share one load per key, and that missing and failing keys of a
+/// batch have outcomes of their own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_key_has_one_load_and_its_own_outcome() {
+async fn batched_key_has_one_load_and_its_own_outcome() {
     let (cluster, database) = (Cluster::start(2).await, Database::default());
     let groups = cluster.group(|_, node| group(node, &database)).await;
     let slow: Vec<_> = (0..20).map(|n| format!("slow-{n}")).collect();
@@ -103,7 +110,7 @@ async fn each_key_has_one_load_and_its_own_outcome() {
     for task in tasks {
         assert!(task.await.unwrap().iter().all(Result::is_ok));
     }
-    assert_eq!(database.gate.loads.total(), 20, "however many asked");
+    assert_eq!(database.gate.loads.total(), 20, "one load per key");
 
     let values = get_many(&groups[0], &["key-1", "none-1", "bad-1", "key-2"]).await;
     assert!(values[0].is_ok() && values[3].is_ok());
@@ -112,25 +119,28 @@ async fn each_key_has_one_load_and_its_own_outcome() {
     cluster.shutdown().await;
 }
 
+/// Checks that an error, a panic, a result of the wrong length or a time-out of a batch fails all of its keys, and that
+/// the keys can be loaded right afterwards.
 #[tokio::test]
-async fn a_batch_that_fails_fails_for_all_of_it_and_the_keys_work_at_once() {
+async fn failed_batch_fails_its_keys_and_later_gets_work() {
     let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
     let group = group(&node, &database).load_deadline(Duration::from_millis(300)).build().unwrap();
-    for (first, says) in
+    for (first, expected) in
         [("all-fail", "failed"), ("panic-1", "panicked"), ("short-1", "0 answers to 2"), ("hang-1", "took longer")]
     {
         let values = get_many(&group, &[first, "key-1"]).await;
         for value in values {
             let error = value.expect_err(first);
-            assert!(error.to_string().contains(says), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
         }
     }
     assert_eq!((group.stats().load_errors, node.loads()), (8, (0, 0)));
     assert_eq!(group.get("key-1").await.unwrap(), "row key-1");
 }
 
+/// Checks that a set during a batch detaches the load of its own key, and that the values of the other keys are cached.
 #[tokio::test]
-async fn a_write_passes_one_load_of_a_batch_and_no_other() {
+async fn write_detaches_one_load_of_a_batch_only() {
     let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
     let group = group(&node, &database).build().unwrap();
     let keys = ["slow-1".to_owned(), "slow-2".to_owned()];
@@ -147,29 +157,33 @@ async fn a_write_passes_one_load_of_a_batch_and_no_other() {
     assert_eq!(database.gate.loads.total(), 2);
 }
 
+/// Checks that a group with two loaders, or with a `max_batch` of 0, is a configuration error.
 #[tokio::test]
-async fn two_loaders_or_batches_of_nothing_are_refused() {
+async fn two_loaders_or_max_batch_of_zero_are_refused() {
     let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
     let two = group(&node, &database).loader(async |key: &str| Ok::<_, std::io::Error>(key.to_owned()));
-    for (group, says) in [(two, "two loaders"), (group(&node, &database).max_batch(0), "max_batch")] {
-        let error = group.build().expect_err(says);
-        assert!(error.is_config() && error.to_string().contains(says), "{error}");
+    for (group, expected) in [(two, "two loaders"), (group(&node, &database).max_batch(0), "max_batch")] {
+        let error = group.build().expect_err(expected);
+        assert!(error.is_config() && error.to_string().contains(expected), "{error}");
     }
 }
 
+/// Checks that the breaker counts a batch in which every key fails as one failure of the source, and opens after three
+/// of them.
 #[tokio::test]
-async fn a_batch_that_fails_for_each_of_its_keys_is_a_failure_of_the_source() {
+async fn batch_failing_for_all_keys_counts_for_the_breaker() {
     let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
     let group = group(&node, &database).breaker(3, Duration::from_secs(60)).build().unwrap();
     for n in 0..5 {
         assert!(get_many(&group, &[format!("bad-{n}"), format!("bad-{n}-too")]).await.iter().all(Result::is_err));
     }
-    assert_eq!(database.queries(), [2, 2, 2], "it is open then");
+    assert_eq!(database.queries(), [2, 2, 2], "the breaker is open after three failures");
 }
 
-/// A load that has the last permit needs the second key of a batch which waits for one.
+/// Checks that a load with the last permit does not wait forever for the second key of a batch that waits for a permit:
+/// the batch runs first.
 #[tokio::test]
-async fn a_load_that_needs_a_key_of_a_batch_that_waits_for_a_permit_lets_it_go_first() {
+async fn queued_batch_runs_before_a_load_needing_its_key() {
     let mut limits = Limits::default();
     limits.max_loads = 1;
     let (node, database) = (Node::builder().limits(limits).start().await.unwrap(), Database::default());
@@ -188,7 +202,7 @@ async fn a_load_that_needs_a_key_of_a_batch_that_waits_for_a_permit_lets_it_go_f
     let many = tokio::spawn(async move { get_many(&rows, &keys(3)).await });
     eventually("the batch waits", || node.loads() == (1, 1)).await;
     gate.open();
-    assert_eq!(page.await.unwrap().expect("it does not wait for itself"), "row key-1");
+    assert_eq!(page.await.unwrap().expect("the load does not wait for itself"), "row key-1");
     assert!(many.await.unwrap().iter().all(Result::is_ok));
     assert_eq!(database.queries(), [3]);
 }

@@ -1,4 +1,4 @@
-//! P3: a get ends by its deadline, whatever loaders, threads and runtimes do.
+//! Deadlines (P3): a get ends by its deadline, in spite of slow loaders, blocked threads and ended runtimes.
 
 use std::{
     sync::{Arc, Mutex, mpsc},
@@ -9,43 +9,52 @@ use crate::support::{Cluster, Gate, Loads, PATIENCE, eventually, gated, identity
 use groupcache_core::{BoxError, Group, Limits, Node};
 use tokio::time::{Instant, timeout};
 
-/// Far longer than any deadline of these tests.
+/// Time far longer than any deadline of these tests.
 const LONG: Duration = Duration::from_secs(60);
 
+/// Builds the group `data`, in which loads wait at the gate.
 fn group(node: &Node, gate: &Gate) -> Group<String> {
     node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated).build().unwrap()
 }
 
+/// Checks that a get with a hanging fallback load ends by its deadline, and that a caller with a longer deadline starts
+/// further fetches, all of which share one load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fetch_that_has_to_load_here_ends_by_the_deadline_of_the_get() {
+async fn fallback_load_ends_by_the_deadline_of_the_get() {
     let mut limits = Limits::default();
     (limits.get_deadline, limits.load_deadline) = (Duration::from_millis(500), LONG);
     let cluster = Cluster::start_with(2, limits).await;
     let gate = Gate::default();
-    let at_b = group(&cluster.nodes[1], &gate); // and a does not have it
+    let at_b = group(&cluster.nodes[1], &gate); // node a lacks the group
     let key = (0..).map(|n| format!("key-{n}")).find(|key| at_b.owner_of(key).as_str() == "a").unwrap();
 
-    let error = timeout(PATIENCE, at_b.get(&key)).await.expect("by its deadline").expect_err("the load hangs");
+    let error = timeout(PATIENCE, at_b.get(&key)).await.expect("ends by its deadline").expect_err("the load hangs");
     assert!(error.is_timeout(), "{error:?}");
 
-    // Who waits for longer than a fetch does asks again, and ends by a deadline of its own.
+    // A caller with a longer deadline than a fetch starts further fetches, and ends by its own deadline.
     let (patient, began) = (at_b.with_deadline(Duration::from_millis(1250)), Instant::now());
-    let error = timeout(PATIENCE, patient.get(&key)).await.expect("by its deadline").expect_err("the load hangs");
+    let error = timeout(PATIENCE, patient.get(&key)).await.expect("ends by its deadline").expect_err("the load hangs");
     assert!(error.is_timeout(), "{error:?}");
-    assert!(began.elapsed() >= Duration::from_millis(1200), "not by that of the fetch: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() >= Duration::from_millis(1200),
+        "the get ended by the deadline of the fetch: {:?}",
+        began.elapsed()
+    );
 
     let stats = at_b.stats();
-    assert!(stats.fetches >= 4, "asked again: {} fetches", stats.fetches);
-    assert!(stats.fetches <= 6, "each for as long as the first: {} fetches", stats.fetches);
-    assert_eq!((gate.loads.total(), stats.fallback_loads), (1, 1), "all of them for one load");
+    assert!(stats.fetches >= 4, "the caller starts further fetches: {} fetches", stats.fetches);
+    assert!(stats.fetches <= 6, "all fetches have the same deadline: {} fetches", stats.fetches);
+    assert_eq!((gate.loads.total(), stats.fallback_loads), (1, 1), "all fetches share one load");
     gate.open();
     assert_eq!(at_b.get(&key).await.unwrap(), format!("{key} by load 1"));
     cluster.shutdown().await;
 }
 
-/// Both times are over at nearly the same moment, and the caller would have more of it.
+/// Checks that a load that times out at the owner is the result of the get, although its caller has time left.
+///
+/// The deadlines of the load (450 ms) and of the fetch (500 ms) end at nearly the same moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_load_that_runs_into_its_own_deadline_at_the_owner_is_not_asked_for_again() {
+async fn load_timed_out_at_the_owner_is_not_repeated() {
     let mut limits = Limits::default();
     (limits.get_deadline, limits.load_deadline) = (Duration::from_millis(500), Duration::from_millis(450));
     let cluster = Cluster::start_with(2, limits).await;
@@ -59,8 +68,9 @@ async fn a_load_that_runs_into_its_own_deadline_at_the_owner_is_not_asked_for_ag
     cluster.shutdown().await;
 }
 
+/// Checks that a group with a longer load deadline than the node's limit has this time for callers at other nodes too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_whose_loads_may_take_longer_has_that_time_for_callers_on_other_nodes_too() {
+async fn load_deadline_of_a_group_applies_to_remote_callers() {
     let mut limits = Limits::default();
     limits.load_deadline = Duration::from_millis(200);
     let cluster = Cluster::start_with(2, limits).await;
@@ -75,8 +85,9 @@ async fn a_group_whose_loads_may_take_longer_has_that_time_for_callers_on_other_
     cluster.shutdown().await;
 }
 
+/// Checks that a get right after a pause of the process has its full deadline, although the coarse clock is late.
 #[tokio::test]
-async fn a_get_after_the_process_stood_still_has_all_of_its_time() {
+async fn get_after_a_process_pause_has_its_full_deadline() {
     let node = Node::builder().start().await.unwrap();
     let loads = Loads::default();
     let quick = async |loads: &Loads, key: &str| {
@@ -86,18 +97,20 @@ async fn a_get_after_the_process_stood_still_has_all_of_its_time() {
     };
     let group = node.group::<String>("data").capacity_bytes(1 << 20).loader_with(loads, quick).build().unwrap();
     let group = group.with_deadline(Duration::from_millis(300));
-    std::thread::sleep(Duration::from_millis(500)); // the only thread: nothing has ticked meanwhile
+    std::thread::sleep(Duration::from_millis(500)); // blocks the only thread, so that the clock does not tick
     assert_eq!(group.get("key").await.expect("300 ms are enough"), "key");
 }
 
+/// Checks that callers of a loader that blocks its thread time out by their deadlines, that the load is counted as
+/// overdue, and that its permit is freed when the thread goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_for_a_loader_that_blocks_its_thread_is_told_in_time() {
+async fn get_of_a_thread_blocking_loader_ends_in_time() {
     let mut limits = Limits::default();
     (limits.get_deadline, limits.load_deadline) = (Duration::from_millis(200), Duration::from_millis(200));
     let node = Node::builder().limits(limits).start().await.unwrap();
     let (release, released) = mpsc::channel::<()>();
     let blocks = async |released: &Arc<Mutex<mpsc::Receiver<()>>>, key: &str| {
-        let _ = released.lock().unwrap().recv(); // as a synchronous driver does
+        let _ = released.lock().unwrap().recv(); // blocks the thread, as a synchronous driver does
         Ok::<_, BoxError>(key.to_owned())
     };
     let group = node
@@ -110,14 +123,15 @@ async fn who_waits_for_a_loader_that_blocks_its_thread_is_told_in_time() {
         let error = timeout(PATIENCE, group.get("key")).await.expect("in time").expect_err("the loader blocks");
         assert!(error.is_timeout(), "{error:?}");
     }
-    eventually("the watch counts it", || group.stats().overdue_loads == 1).await;
-    assert_eq!(node.loads(), (1, 0), "it runs on, since nothing can stop it");
+    eventually("the overdue load is counted", || group.stats().overdue_loads == 1).await;
+    assert_eq!(node.loads(), (1, 0), "the load still runs, because a blocked thread cannot be stopped");
     drop(release);
-    eventually("its permit comes back", || node.loads() == (0, 0)).await;
+    eventually("the permit is free again", || node.loads() == (0, 0)).await;
 }
 
+/// Checks that running and later gets of callers on another runtime fail as closed when the runtime of the node ends.
 #[tokio::test]
-async fn the_end_of_the_runtime_of_a_node_is_an_error_to_callers_on_another() {
+async fn end_of_node_runtime_fails_callers_on_other_runtimes() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let gate = Gate::default();
     let (started, at_start) = (gate.clone(), tokio::sync::oneshot::channel());
@@ -133,16 +147,18 @@ async fn the_end_of_the_runtime_of_a_node_is_an_error_to_callers_on_another() {
     });
     gate.begun(1).await;
     runtime.shutdown_background();
-    let error = timeout(PATIENCE, waiting).await.expect("in time").unwrap().expect_err("the load is gone");
+    let error =
+        timeout(PATIENCE, waiting).await.expect("in time").unwrap().expect_err("the load has ended with its runtime");
     assert!(error.is_closed(), "{error:?}");
-    let error = timeout(PATIENCE, group.get("another")).await.expect("in time").expect_err("nothing can be loaded");
+    let error = timeout(PATIENCE, group.get("another")).await.expect("in time").expect_err("the node is closed");
     assert!(error.is_closed(), "{error:?}");
     drop(node);
 }
 
-/// Nothing in the process of the callers looks after what the node has asked its peer for.
+/// Checks that gets that wait for a peer fail as closed when the runtime of the node ends, because no task is left to
+/// receive the response.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_end_of_the_runtime_of_a_node_is_an_error_to_callers_who_wait_for_its_peer() {
+async fn end_of_node_runtime_fails_callers_awaiting_its_peer() {
     let mut cluster = Cluster::start(1).await;
     let (gate, peers) = (Gate::default(), cluster.peers.clone());
     let at_a = group(&cluster.nodes[0], &gate);
@@ -166,15 +182,16 @@ async fn the_end_of_the_runtime_of_a_node_is_an_error_to_callers_who_wait_for_it
     });
     gate.begun(1).await;
     runtime.shutdown_background();
-    let error = timeout(PATIENCE, waiting).await.expect("in time").unwrap().expect_err("nobody hears the answer");
+    let error = timeout(PATIENCE, waiting).await.expect("in time").unwrap().expect_err("no task receives the response");
     assert!(error.is_closed(), "{error:?}");
-    let error = timeout(PATIENCE, at_b.get(&key)).await.expect("in time").expect_err("nobody can be asked");
+    let error = timeout(PATIENCE, at_b.get(&key)).await.expect("in time").expect_err("the node is closed");
     assert!(error.is_closed(), "{error:?}");
     gate.open();
 }
 
+/// Checks that `Duration::MAX` works as a deadline, as a time to live and as the time of a shutdown.
 #[tokio::test]
-async fn waiting_for_ever_is_a_deadline_like_any_other() {
+async fn infinite_deadlines_are_accepted() {
     let mut limits = Limits::default();
     (limits.get_deadline, limits.load_deadline) = (Duration::MAX, Duration::MAX);
     let node = Node::builder().limits(limits).start().await.unwrap();

@@ -1,9 +1,9 @@
-//! What nodes of one group have in common when a deploy has changed the format of its values: the writes.
+//! Groups in two formats, as during a deploy that changes the format: the nodes share writes, but no values.
 
 use crate::support::{Cluster, Gate, gated};
 use groupcache_core::Group;
 
-/// Group `data` in format 1 at `a` and in format 2 at `b`, each with its own loads.
+/// Builds the group `data` in format 1 at `a` and in format 2 at `b`, with a load counter for each.
 async fn two_formats() -> (Cluster, [Gate; 2], Vec<Group<String>>) {
     let cluster = Cluster::start(2).await;
     let gates = [Gate::default(), Gate::default()];
@@ -17,8 +17,9 @@ async fn two_formats() -> (Cluster, [Gate; 2], Vec<Group<String>>) {
     (cluster, gates, groups)
 }
 
+/// Checks that each of two nodes with different formats loads a key once for itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nodes_of_two_formats_load_each_for_itself() {
+async fn nodes_of_two_formats_load_separately() {
     let (cluster, gates, groups) = two_formats().await;
     for owner in 0..2 {
         let key = cluster.key_of(&groups, owner);
@@ -32,8 +33,9 @@ async fn nodes_of_two_formats_load_each_for_itself() {
     cluster.shutdown().await;
 }
 
+/// Checks that a remove drops the values of both formats, and that a set stores its value in its own format only.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_drops_the_values_of_every_format() {
+async fn write_drops_the_values_of_all_formats() {
     let (cluster, _gates, groups) = two_formats().await;
     for owner in 0..2 {
         let key = cluster.key_of(&groups, owner);
@@ -50,7 +52,7 @@ async fn a_write_drops_the_values_of_every_format() {
         let set = groups[0].set(&key, "by hand").await.unwrap();
         assert!(set.is_complete(), "{set:?}");
         assert_eq!(groups[0].get(&key).await.unwrap(), "by hand");
-        assert_eq!(groups[1].get(&key).await.unwrap(), format!("{key} by load 3"), "in its own format");
+        assert_eq!(groups[1].get(&key).await.unwrap(), format!("{key} by load 3"), "b loads the key in its own format");
         for group in &groups {
             group.remove(&key).await.unwrap().log_unreached();
         }

@@ -1,4 +1,5 @@
-//! P8: bad input is an error of its own; the connection's other requests and the listener go on.
+//! Malformed and hostile input (P8): each bad input has an error of its own, and the other requests of its connection
+//! and the listener keep working.
 
 use std::time::Duration;
 
@@ -20,11 +21,13 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
+/// Loads a key as its own value.
 async fn echo(loads: &Loads, key: &str) -> Result<String, BoxError> {
     loads.begin(key);
     Ok(key.to_owned())
 }
 
+/// Starts node `a` with the group `data` and values of at most 64 KiB.
 async fn node() -> (Node, Group<String>) {
     let mut limits = Limits::default();
     limits.max_value_bytes = 64 << 10;
@@ -34,14 +37,16 @@ async fn node() -> (Node, Group<String>) {
     (node, group)
 }
 
-/// A well-behaved peer is served.
-async fn serves(node: &Node) {
+/// Checks that the node still serves a well-behaved peer.
+async fn assert_serves(node: &Node) {
     let mut raw = Raw::greeted(node.address()).await;
     assert_eq!(statuses(&raw.ask(vec![get(1, "good")]).await), [VALUE]);
 }
 
+/// Checks that bad keys, unknown groups, other formats and unknown operations in one frame have a status each, and that
+/// the good requests of the frame and later ones are served.
 #[tokio::test]
-async fn bad_keys_and_unknown_names_are_answered_one_by_one_among_good_ones() {
+async fn bad_requests_are_answered_among_good_ones() {
     let (node, _group) = node().await;
     let mut raw = Raw::greeted(node.address()).await;
     let answers = raw
@@ -63,13 +68,15 @@ async fn bad_keys_and_unknown_names_are_answered_one_by_one_among_good_ones() {
     let (v, b, d) = (VALUE, BAD_REQUEST, DECLINED);
     assert_eq!(statuses(&answers), [v, b, b, b, d, d, d, UNSUPPORTED, d, v, DONE, d]);
     let reasons: Vec<_> = answers.iter().filter(|a| a.status == DECLINED).map(|a| a.reason).collect();
-    assert_eq!(reasons, [1, 1, 3, 4, 3], "unknown group twice, other format, not held, not decodable");
+    assert_eq!(reasons, [1, 1, 3, 4, 3], "unknown group (twice), other format, not in memory, not decodable");
     assert!(
         answers[1].text.contains("empty") && answers[2].text.contains("1,024") && answers[3].text.contains("UTF-8")
     );
-    assert_eq!(statuses(&raw.ask(vec![get(20, "again")]).await), [VALUE], "the connection goes on");
+    assert_eq!(statuses(&raw.ask(vec![get(20, "again")]).await), [VALUE], "the connection still works");
 }
 
+/// Checks that a remove and a set in another format drop the local value, that the set stores nothing, and that a write
+/// to an unknown group is declined.
 #[tokio::test]
 async fn writes_in_another_format_drop_the_value_and_store_none() {
     let (node, group) = node().await;
@@ -88,8 +95,9 @@ async fn writes_in_another_format_drop_the_value_and_store_none() {
     assert_eq!(group.get("k").await.unwrap(), "k");
 }
 
+/// Checks that a draining node returns a cached value to a peer, and declines a request that would need a load.
 #[tokio::test]
-async fn a_node_that_drains_answers_from_memory_and_loads_nothing_for_others() {
+async fn draining_node_serves_peers_from_memory_only() {
     let (node, group) = node().await;
     group.get("warm").await.unwrap();
     let mut raw = Raw::greeted(node.address()).await;
@@ -100,111 +108,123 @@ async fn a_node_that_drains_answers_from_memory_and_loads_nothing_for_others() {
     assert_eq!(group.stats().loads, 1);
 }
 
+/// Checks that a shutdown waits until a slow peer has read the responses queued for it.
 #[tokio::test]
-async fn a_peer_that_reads_late_gets_what_it_was_owed_when_the_node_was_shut_down() {
+async fn shutdown_waits_until_a_peer_reads_its_responses() {
     let (node, group) = node().await;
     group.set("large", "v".repeat(60 << 10)).await.unwrap().log_unreached();
     let mut raw = Raw::greeted(node.address()).await;
-    // More than HTTP/2 takes from the node before its peer reads.
+    // The responses exceed what HTTP/2 accepts from the node before its peer reads.
     let requests = (0..50).map(|id| get(id, "large")).collect();
     raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
-    eventually("the requests are taken", || group.stats().served_hits == 50).await;
+    eventually("the node has served the requests", || group.stats().served_hits == 50).await;
     let mut closing = tokio::spawn({
         let node = node.clone();
         async move { node.shutdown().await }
     });
-    // One that does not wait gives its tasks a second to end, and is done.
-    assert!(timeout(Duration::from_secs(2), &mut closing).await.is_err(), "it waits for the reader");
+    // A shutdown that did not wait would give its tasks 1 s to end and return.
+    assert!(timeout(Duration::from_secs(2), &mut closing).await.is_err(), "the shutdown waits for the reader");
     assert_eq!(statuses(&raw.receive(50).await.unwrap()), [VALUE; 50]);
     closing.await.unwrap().unwrap();
 }
 
+/// Checks that cancels of unknown ids, a duplicate id, a long chain and a bad trace parent leave the node working.
 #[tokio::test]
-async fn ids_that_come_twice_and_cancels_of_nothing_harm_nobody() {
+async fn duplicate_ids_and_unknown_cancels_are_harmless() {
     let (node, group) = node().await;
     let mut raw = Raw::greeted(node.address()).await;
     raw.frames.send(Frame { cancels: vec![0, 1, u64::MAX], ..Frame::default() }).await.unwrap();
-    // An id that comes twice is answered once, or twice when it was in memory.
+    // A duplicate id has one response, or two if its value was in memory.
     let requests = vec![get(1, "x"), get(1, "x"), get(u64::MAX, "x")];
     raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
     let answers = raw.receive(2).await.unwrap();
     assert!(answers.iter().all(|answer| answer.status == VALUE), "{answers:?}");
-    // A chain of any length and content; the deadline of one millisecond may pass, and only for this one.
+    // The chain is long and arbitrary. The deadline of 1 ms may pass, for this request alone.
     let odd = Request { chain: vec![7; 1000], deadline_ms: 1, traceparent: "?".repeat(5000), ..get(2, "y") };
     raw.ask(vec![odd]).await;
     assert_eq!(group.get("x").await.unwrap(), "x");
 }
 
+/// Checks that a Hello of another cluster, of unsupported versions or with a bad id, and a first frame without a Hello,
+/// are refused with the reason in the status, and that unknown states, features and zones are accepted.
 #[tokio::test]
-async fn a_hello_that_will_not_do_is_refused_in_words() {
+async fn unacceptable_hello_is_refused_with_a_reason() {
     let (node, _group) = node().await;
     let with = |change: fn(&mut Hello)| {
         let mut hello = hello();
         change(&mut hello);
         Frame { hello: Some(hello), ..Frame::default() }
     };
-    for (first, says) in [
+    for (first, expected) in [
         (with(|h| h.cluster = "orders".into()), "cluster"),
         (with(|h| (h.min_version, h.max_version) = (2, 9)), "versions 2 to 9"),
         (with(|h| h.id = String::new()), "peer id"),
         (with(|h| h.id = "x".repeat(1000)), "peer id"),
         (Frame { requests: vec![get(1, "k")], ..Frame::default() }, "Hello"),
     ] {
-        let refused = Raw::open(node.address(), first).await.map(drop).expect_err(says);
+        let refused = Raw::open(node.address(), first).await.map(drop).expect_err(expected);
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
-        assert!(refused.message().contains(says), "{refused:?}");
+        assert!(refused.message().contains(expected), "{refused:?}");
     }
-    // Strange, and no reason to refuse.
+    // Odd values, but acceptable.
     let odd = with(|h| (h.weight, h.state, h.features, h.zone) = (65_535, 77, u64::MAX, "somewhere".into()));
     assert!(Raw::open(node.address(), odd).await.is_ok());
-    serves(&node).await;
+    assert_serves(&node).await;
     assert!(node.stats().rejected >= 5);
 }
 
+/// Checks that a connection with another expected id in its Hello receives the Hello of the node, and that its requests
+/// are refused and change nothing.
 #[tokio::test]
-async fn who_wants_somebody_else_is_told_who_is_here_and_served_nothing() {
+async fn hello_for_another_id_is_served_nothing() {
     let (node, group) = node().await;
-    group.set("k", "held").await.unwrap().log_unreached();
-    let wants = Hello { expected_id: "b".into(), ..hello() };
-    let mut raw = Raw::open(node.address(), Frame { hello: Some(wants), ..Frame::default() }).await.expect("greeted");
+    group.set("k", "old").await.unwrap().log_unreached();
+    let hello_for_b = Hello { expected_id: "b".into(), ..hello() };
+    let mut raw =
+        Raw::open(node.address(), Frame { hello: Some(hello_for_b), ..Frame::default() }).await.expect("greeted");
     let first = timeout(PATIENCE, raw.answers.message()).await.expect("in time").unwrap().unwrap();
     assert_eq!(first.hello.expect("a Hello").id, "a");
     let remove = Request { op: 2, ..get(2, "k") };
     assert_eq!(statuses(&raw.ask(vec![get(1, "k"), remove]).await), [WRONG_PEER, WRONG_PEER]);
-    assert_eq!(group.get("k").await.unwrap(), "held", "nor does it change anything");
+    assert_eq!(group.get("k").await.unwrap(), "old", "the refused requests change nothing");
 }
 
+/// Checks that a second Hello with another id ends the stream, because a connection belongs to one node.
 #[tokio::test]
-async fn a_connection_speaks_for_one_node_all_its_life() {
+async fn second_hello_with_another_id_is_refused() {
     let (node, _group) = node().await;
     let mut raw = Raw::greeted(node.address()).await;
     let other = Hello { id: "another".into(), ..hello() };
     raw.frames.send(Frame { hello: Some(other), ..Frame::default() }).await.unwrap();
     assert_eq!(raw.receive(1).await.expect_err("refused").code(), Code::FailedPrecondition);
-    serves(&node).await;
+    assert_serves(&node).await;
 }
 
+/// Checks that an oversized frame ends its stream with `OutOfRange`, and that an oversized value in a frame of allowed
+/// size is refused for its own request only.
 #[tokio::test]
-async fn a_frame_that_is_too_large_ends_its_stream_in_words_and_nothing_else() {
+async fn oversized_frame_ends_only_its_stream() {
     let (node, group) = node().await;
     let mut raw = Raw::greeted(node.address()).await;
     let huge = Request { op: 1, value: vec![0; 2 << 20].into(), ..get(1, "k") };
     raw.frames.send(Frame { requests: vec![huge], ..Frame::default() }).await.unwrap();
     let refused = raw.receive(1).await.expect_err("refused");
     assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
-    // One value above the limit, in a frame that is not: this request alone.
+    // The first value exceeds the limit of a value, but not that of a frame, so that only this request is refused.
     let mut raw = Raw::greeted(node.address()).await;
     let large = Request { op: 1, value: vec![b'v'; 65 << 10].into(), ..get(1, "k") };
     assert_eq!(statuses(&raw.ask(vec![large, get(2, "good")]).await), [TOO_LARGE, VALUE]);
     assert!(group.get("k").await.is_ok());
-    serves(&node).await;
+    assert_serves(&node).await;
 }
 
+/// Checks that frames and Hellos of very many tiny fields are refused before they are decoded, because decoding would
+/// multiply their size.
 #[tokio::test]
-async fn a_frame_of_very_many_very_small_parts_is_refused_before_it_is_decoded() {
+async fn frame_of_many_tiny_fields_is_refused_undecoded() {
     let (node, _group) = node().await;
     let mut raw = Raw::greeted(node.address()).await;
-    let requests = vec![Request::default(); 100_000]; // 200 KB that would become 18 MB
+    let requests = vec![Request::default(); 100_000]; // 200 KB, which decoding would turn into 18 MB
     raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
     let refused = raw.receive(1).await.expect_err("refused");
     assert!(refused.code() == Code::OutOfRange && refused.message().contains("parts"), "{refused:?}");
@@ -212,11 +232,12 @@ async fn a_frame_of_very_many_very_small_parts_is_refused_before_it_is_decoded()
     let first = Frame { hello: Some(Hello { groups, ..hello() }), ..Frame::default() };
     let refused = Raw::open(node.address(), first).await.map(drop).expect_err("refused");
     assert!(refused.message().contains("part 1"), "{refused:?}");
-    serves(&node).await;
+    assert_serves(&node).await;
 }
 
+/// Checks that a second `Connect` on one connection is refused with `ResourceExhausted`.
 #[tokio::test]
-async fn a_connection_has_one_stream_of_frames() {
+async fn second_stream_of_a_connection_is_refused() {
     let (node, _group) = node().await;
     let mut client = client(node.address()).await;
     let mut begin = async || {
@@ -229,8 +250,10 @@ async fn a_connection_has_one_stream_of_frames() {
     assert!(refused.code() == Code::ResourceExhausted && refused.message().contains("one Connect"), "{refused:?}");
 }
 
+/// Checks that the first 1,024 requests of a frame are served and that the rest is answered `overloaded` with a retry
+/// delay.
 #[tokio::test]
-async fn more_requests_than_a_frame_may_hold_are_answered_overloaded() {
+async fn requests_above_1024_per_frame_are_overloaded() {
     let (node, _group) = node().await;
     let mut raw = Raw::greeted(node.address()).await;
     let answers = raw.ask((0..1500).map(|id| get(id, "k")).collect()).await;
@@ -239,99 +262,112 @@ async fn more_requests_than_a_frame_may_hold_are_answered_overloaded() {
     assert!(finals[1024..].iter().all(|answer| answer.status == OVERLOADED && answer.retry_after_ms > 0));
 }
 
+/// Checks that the requests of a peer that reads no responses are answered `overloaded` once the queue is full, and
+/// that the node closes its stream if the refusals stay unread too.
 #[tokio::test]
-async fn a_peer_that_reads_no_answers_is_told_overloaded_and_then_cut_off() {
+async fn peer_not_reading_is_overloaded_then_disconnected() {
     let (node, group) = node().await;
     let value = "v".repeat(60 << 10);
     group.set("large", value.clone()).await.unwrap().log_unreached();
     let mut raw = Raw::greeted(node.address()).await;
-    // 1,000 × 60 KiB are asked for and not read: 8 MiB wait for the reader, the rest is refused.
+    // 1,000 values of 60 KiB are requested and not read: 8 MiB are queued for the peer, the rest is refused.
     for at in 0..10 {
         let requests = (0..100).map(|n| get(at * 100 + n, "large")).collect();
         raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
     }
-    serves(&node).await;
-    eventually("all was asked for, and nothing read for a second", || group.stats().served >= 1000).await;
+    assert_serves(&node).await;
+    eventually("the node has answered all requests, most of them after 1 s without a read", || {
+        group.stats().served >= 1000
+    })
+    .await;
     let answers = raw.receive(1000).await.unwrap();
     let refused = answers.iter().filter(|answer| answer.status == OVERLOADED).count();
     assert!(refused > 500, "{refused} of 1,000 refused");
     assert!(answers.iter().any(|answer| answer.status == VALUE && answer.value.len() == value.len()));
-    // Refusals are small, but a peer that reads nothing at all does not get them without end.
-    let mut deaf = Raw::greeted(node.address()).await;
+    // Refusals are small, but the node does not queue them without end for a peer that reads nothing.
+    let mut unread = Raw::greeted(node.address()).await;
     let rejected = node.stats().rejected;
     let flood = async {
         while node.stats().rejected == rejected {
             let requests = (0..1024).map(|n| get(n, "")).collect();
-            let _ = timeout(Duration::from_millis(50), deaf.frames.send(Frame { requests, ..Frame::default() })).await;
+            let _ =
+                timeout(Duration::from_millis(50), unread.frames.send(Frame { requests, ..Frame::default() })).await;
         }
     };
-    timeout(PATIENCE, flood).await.expect("it is cut off");
-    assert_eq!(deaf.receive(usize::MAX).await.expect_err("cut off").code(), Code::ResourceExhausted);
-    serves(&node).await;
+    timeout(PATIENCE, flood).await.expect("the node closes the stream");
+    assert_eq!(unread.receive(usize::MAX).await.expect_err("closed by the node").code(), Code::ResourceExhausted);
+    assert_serves(&node).await;
 }
 
+/// Checks that 200 connections of random bytes, half of them after a valid HTTP/2 preface, are closed, and that
+/// well-formed connections are served afterwards.
 #[tokio::test]
-async fn garbage_at_the_port_ends_that_connection_only() {
+async fn garbage_bytes_end_only_their_connection() {
     let (node, group) = node().await;
     let mut rng = fastrand::Rng::with_seed(1);
     for round in 0..200 {
         let mut socket = TcpStream::connect(node.address()).await.unwrap();
         let mut bytes: Vec<u8> = (0..rng.usize(1..2000)).map(|_| rng.u8(..)).collect();
         if round % 2 == 0 {
-            bytes.splice(0..0, *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); // gets past the preface
+            bytes.splice(0..0, *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); // passes the check of the preface
         }
         let _ = socket.write_all(&bytes).await;
         let _ = socket.shutdown().await;
         let _ = timeout(PATIENCE, socket.read_to_end(&mut Vec::new())).await.expect("closed");
     }
-    // Frames of gRPC that are no protobuf.
     let mut raw = Raw::greeted(node.address()).await;
     assert_eq!(statuses(&raw.ask(vec![get(1, "good")]).await), [VALUE]);
     assert_eq!(group.get("key").await.unwrap(), "key");
-    serves(&node).await;
+    assert_serves(&node).await;
 }
 
+/// Checks the statuses of the unary `Get`: a value, a bad key, an unknown group, another format, a key that is not in
+/// memory, and the refusal of another cluster.
 #[tokio::test]
-async fn the_unary_get_answers_as_precisely() {
+async fn unary_get_has_the_same_statuses_as_the_stream() {
     let (node, _group) = node().await;
     let mut client = client(node.address()).await;
-    let ask = GetRequest { cluster: "default".into(), group: "data".into(), key: "k".into(), ..GetRequest::default() };
-    let answer = client.get(ask.clone()).await.unwrap().into_inner();
+    let request =
+        GetRequest { cluster: "default".into(), group: "data".into(), key: "k".into(), ..GetRequest::default() };
+    let answer = client.get(request.clone()).await.unwrap().into_inner();
     assert_eq!((answer.status, &*answer.value), (VALUE, &b"k"[..]));
     let odd = [
-        (GetRequest { key: Bytes::new(), ..ask.clone() }, BAD_REQUEST),
-        (GetRequest { group: "none".into(), ..ask.clone() }, DECLINED),
-        (GetRequest { format: 3, ..ask.clone() }, DECLINED),
-        (GetRequest { key: "cold".into(), no_load: true, ..ask.clone() }, DECLINED),
+        (GetRequest { key: Bytes::new(), ..request.clone() }, BAD_REQUEST),
+        (GetRequest { group: "none".into(), ..request.clone() }, DECLINED),
+        (GetRequest { format: 3, ..request.clone() }, DECLINED),
+        (GetRequest { key: "cold".into(), no_load: true, ..request.clone() }, DECLINED),
     ];
-    for (ask, status) in odd {
-        assert_eq!(client.get(ask).await.unwrap().into_inner().status, status);
+    for (request, status) in odd {
+        assert_eq!(client.get(request).await.unwrap().into_inner().status, status);
     }
-    let other = client.get(GetRequest { cluster: "orders".into(), ..ask }).await.expect_err("another cluster");
+    let other = client.get(GetRequest { cluster: "orders".into(), ..request }).await.expect_err("another cluster");
     assert_eq!(other.code(), Code::FailedPrecondition);
 }
 
+/// Checks that the connection of a caller that waits 90 s for a unary `Get`, and sends nothing meanwhile, stays open.
 #[tokio::test]
-async fn who_waits_for_a_unary_get_need_say_nothing_meanwhile() {
+async fn silent_caller_of_unary_get_stays_connected() {
     const LONG: Duration = Duration::from_secs(90);
     let (node, gate) = (Node::builder().start().await.unwrap(), Gate::default());
     let group = node.group::<String>("data").capacity_bytes(1 << 20).load_deadline(LONG * 2);
     let _group = group.loader_with(gate.clone(), gated).build().unwrap();
     let mut client = client(node.address()).await;
-    let ask = GetRequest { cluster: "default".into(), group: "data".into(), key: "k".into(), ..GetRequest::default() };
-    let ask = GetRequest { deadline_ms: LONG.as_millis() as u32 * 2, ..ask };
-    let answer = tokio::spawn(async move { client.get(ask).await });
+    let request =
+        GetRequest { cluster: "default".into(), group: "data".into(), key: "k".into(), ..GetRequest::default() };
+    let request = GetRequest { deadline_ms: LONG.as_millis() as u32 * 2, ..request };
+    let answer = tokio::spawn(async move { client.get(request).await });
     gate.begun(1).await;
-    // The listener looks at its connections each second of these, and nothing comes from a socket.
+    // The listener checks its connections in each second of the paused time, and no bytes arrive from a socket.
     tokio::time::pause();
     tokio::time::sleep(LONG).await;
     tokio::time::resume();
     gate.open();
-    assert_eq!(answer.await.unwrap().expect("it is connected").into_inner().status, VALUE);
+    assert_eq!(answer.await.unwrap().expect("the connection is still open").into_inner().status, VALUE);
 }
 
+/// Checks that two nodes of different clusters, listed to each other, refuse each other and do not become members.
 #[tokio::test]
-async fn nodes_of_another_cluster_do_not_join() {
+async fn nodes_of_two_clusters_refuse_each_other() {
     let peers = Peers::default();
     let start = async |name: &str, cluster: &str| {
         let me = identity(name).with_cluster(cluster).unwrap();
@@ -339,12 +375,13 @@ async fn nodes_of_another_cluster_do_not_join() {
     };
     let (a, b) = (start("a", "users").await, start("b", "orders").await);
     peers.set(vec![support::peer(&a), support::peer(&b)]);
-    eventually("each refuses the other", || a.stats().refused > 0 && b.stats().refused > 0).await;
+    eventually("both nodes refuse each other", || a.stats().refused > 0 && b.stats().refused > 0).await;
     assert_eq!((a.members().len(), b.members().len()), (1, 1));
 }
 
+/// Checks that a node with the id of a live peer does not start, and that the error names the address of the peer.
 #[tokio::test]
-async fn two_live_nodes_of_one_id_are_told_apart_at_start() {
+async fn start_with_the_id_of_a_live_node_is_refused() {
     let peers = Peers::default();
     let first = Node::builder().identity(identity("a")).provider(peers.clone()).start().await.unwrap();
     peers.set(vec![support::peer(&first)]);
@@ -352,14 +389,16 @@ async fn two_live_nodes_of_one_id_are_told_apart_at_start() {
     assert!(second.is_config() && second.to_string().contains(&first.address().to_string()), "{second}");
 }
 
+/// Checks that a wildcard address without TLS needs `insecure()` and an advertised address, and that an address in use
+/// is a configuration error.
 #[tokio::test]
-async fn an_exposed_port_must_be_asked_for() {
+async fn start_on_an_exposed_port_needs_insecure() {
     let exposed = Identity::new("0.0.0.0:0".parse().unwrap());
     let refused = Node::builder().identity(exposed.clone()).start().await.expect_err("refused");
     assert!(refused.is_config() && refused.to_string().contains("insecure"), "{refused}");
-    let nameless = Node::builder().identity(exposed).insecure().start().await.expect_err("no address to dial");
-    assert!(nameless.to_string().contains("with_advertised"), "{nameless}");
-    let taken = Node::builder().start().await.unwrap();
-    let again = Node::builder().identity(Identity::new(taken.address())).start().await.expect_err("taken");
-    assert!(again.is_config() && again.to_string().contains(&taken.address().to_string()), "{again}");
+    let unadvertised = Node::builder().identity(exposed).insecure().start().await.expect_err("no advertised address");
+    assert!(unadvertised.to_string().contains("with_advertised"), "{unadvertised}");
+    let first = Node::builder().start().await.unwrap();
+    let again = Node::builder().identity(Identity::new(first.address())).start().await.expect_err("address in use");
+    assert!(again.is_config() && again.to_string().contains(&first.address().to_string()), "{again}");
 }

@@ -1,4 +1,5 @@
-//! Every limit of a node is one: what goes beyond it is told so, and nobody else notices.
+//! Limits of a node: excess requests, connections and writes are refused with an answer, and other peers are
+//! unaffected.
 
 use std::time::Duration;
 
@@ -16,12 +17,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+/// Loads a key as its own value.
 async fn echo(loads: &Loads, key: &str) -> Result<String, BoxError> {
     loads.begin(key);
     Ok(key.to_owned())
 }
 
-/// A node whose loads wait at a gate.
+/// Starts node `a` with a group in which loads wait at a gate.
 async fn node(limit: impl FnOnce(&mut Limits)) -> (Node, Group<String>, Gate) {
     let (mut limits, gate) = (Limits::default(), Gate::default());
     limit(&mut limits);
@@ -31,20 +33,20 @@ async fn node(limit: impl FnOnce(&mut Limits)) -> (Node, Group<String>, Gate) {
 }
 
 impl Raw {
-    /// As the peer of this name.
+    /// Opens a connection as the peer `id`.
     async fn named(node: &Node, id: &str) -> Self {
         let hello = Hello { id: id.into(), ..hello() };
         Self::open(node.address(), Frame { hello: Some(hello), ..Frame::default() }).await.expect("greeted")
     }
 
-    /// Asks for keys of its own that nobody has loaded.
-    async fn asks(&mut self, prefix: &str, n: u64) {
+    /// Sends `n` gets of keys with this prefix, which nobody has loaded.
+    async fn send_gets(&mut self, prefix: &str, n: u64) {
         let requests = (0..n).map(|id| get(id, format!("{prefix}-{id}"))).collect();
         self.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
     }
 
-    /// The next final answers; that some are still being loaded does not count.
-    async fn finally(&mut self, n: usize) -> Vec<u32> {
+    /// Returns the statuses of the next `n` final responses, without the responses that announce a running load.
+    async fn final_statuses(&mut self, n: usize) -> Vec<u32> {
         const PENDING: u32 = 8;
         let mut all = Vec::new();
         while all.len() < n {
@@ -55,34 +57,38 @@ impl Raw {
     }
 }
 
+/// Checks that requests of one peer beyond `max_serving_per_peer` are overloaded, that another peer has its own limit,
+/// and that finished requests make room.
 #[tokio::test]
-async fn one_peer_may_have_so_many_requests_wait_for_loads_and_no_more() {
+async fn requests_above_max_serving_per_peer_are_overloaded() {
     let (node, _group, gate) = node(|limits| limits.max_serving_per_peer = 4).await;
     let (mut greedy, mut modest) = (Raw::named(&node, "b").await, Raw::named(&node, "c").await);
-    greedy.asks("b", 10).await;
-    assert_eq!(greedy.finally(6).await, [OVERLOADED; 6]);
-    modest.asks("c", 4).await;
+    greedy.send_gets("b", 10).await;
+    assert_eq!(greedy.final_statuses(6).await, [OVERLOADED; 6]);
+    modest.send_gets("c", 4).await;
     gate.begun(8).await;
     gate.open();
-    assert_eq!(greedy.finally(4).await, [VALUE; 4]);
-    assert_eq!(modest.finally(4).await, [VALUE; 4], "another peer has places of its own");
-    greedy.asks("again", 4).await;
-    assert_eq!(greedy.finally(4).await, [VALUE; 4], "places are given back");
+    assert_eq!(greedy.final_statuses(4).await, [VALUE; 4]);
+    assert_eq!(modest.final_statuses(4).await, [VALUE; 4], "another peer has its own limit");
+    greedy.send_gets("again", 4).await;
+    assert_eq!(greedy.final_statuses(4).await, [VALUE; 4], "finished requests make room");
 }
 
-/// As many bytes as the key says.
-async fn as_many(key: &str) -> Result<Bytes, BoxError> {
+/// Loads a value of as many bytes as the key begins with.
+async fn sized(key: &str) -> Result<Bytes, BoxError> {
     let bytes = key.split('-').next().ok_or("no number")?.parse()?;
     Ok(vec![b'v'; bytes].into())
 }
 
+/// Checks that a peer that reads its responses receives all of them, although their bytes exceed the limit of the
+/// queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_reads_its_answers_gets_all_of_them_however_many_bytes_they_are() {
+async fn reading_peer_receives_responses_of_any_total_size() {
     let mut limits = Limits::default();
     limits.max_value_bytes = 16 << 20;
     let cluster = Cluster::start_with(2, limits).await;
-    let groups = cluster.group(|_, node| node.group::<Bytes>("data").capacity_bytes(1 << 30).loader(as_many)).await;
-    // Of what an owner keeps ready for a peer that does not read, the first is more, and so are the others together.
+    let groups = cluster.group(|_, node| node.group::<Bytes>("data").capacity_bytes(1 << 30).loader(sized)).await;
+    // The single value of the first case, and all values of each other case together, exceed the queue limit of 8 MiB.
     for (bytes, n) in [(9 << 20, 1), (1 << 20, 12), (200 << 10, 60)] {
         let keys: Vec<_> =
             (0..).map(|n| format!("{bytes}-{n}")).filter(|key| cluster.owner(&groups, key) == 1).take(n).collect();
@@ -95,27 +101,29 @@ async fn a_peer_that_reads_its_answers_gets_all_of_them_however_many_bytes_they_
     cluster.shutdown().await;
 }
 
-/// As many bytes as the key says, once the gate is open.
-async fn as_many_at_once(gate: &Gate, key: &str) -> Result<Bytes, BoxError> {
+/// Loads a value of as many bytes as the key begins with, once the gate is open.
+async fn sized_behind_gate(gate: &Gate, key: &str) -> Result<Bytes, BoxError> {
     gate.loads.begin(key);
     gate.pass().await;
-    as_many(key).await
+    sized(key).await
 }
 
+/// Checks that a peer receives the values of 100 loads that end in one moment, although they exceed the limit of the
+/// queue (20 MB, limit 1 MiB).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_gets_all_values_whose_loads_end_in_one_moment_however_many_bytes_they_are() {
+async fn values_of_simultaneous_loads_all_reach_the_peer() {
     let mut limits = Limits::default();
-    limits.max_queued_answer_bytes = 1 << 20; // and four times that, of what was just loaded
+    limits.max_queued_answer_bytes = 1 << 20; // four times as much for responses of loads that have just ended
     let (cluster, gate) = (Cluster::start_with(2, limits).await, Gate::default());
     let group =
-        |node: &Node| node.group::<Bytes>("data").capacity_bytes(1 << 30).loader_with(gate.clone(), as_many_at_once);
+        |node: &Node| node.group::<Bytes>("data").capacity_bytes(1 << 30).loader_with(gate.clone(), sized_behind_gate);
     let groups = cluster.group(|_, node| group(node)).await;
     let bytes = 200 << 10;
     let keys = (0..).map(|n| format!("{bytes}-{n}")).filter(|key| cluster.owner(&groups, key) == 1);
     let keys: Vec<_> = keys.take(100).collect();
     let values = tokio::spawn({
-        let asks = groups[0].clone();
-        async move { timeout(PATIENCE, asks.get_many(&keys)).await.expect("in time") }
+        let group = groups[0].clone();
+        async move { timeout(PATIENCE, group.get_many(&keys)).await.expect("in time") }
     });
     gate.begun(100).await;
     gate.open();
@@ -126,20 +134,22 @@ async fn a_peer_gets_all_values_whose_loads_end_in_one_moment_however_many_bytes
     cluster.shutdown().await;
 }
 
+/// Checks that gets of a peer that reads nothing are overloaded once the queue is full, and that its remove is still
+/// carried out and answered.
 #[tokio::test]
-async fn a_peer_that_reads_nothing_is_told_so_and_hears_of_its_writes() {
+async fn peer_not_reading_is_overloaded_but_its_writes_apply() {
     let mut limits = Limits::default();
     limits.max_queued_answer_bytes = 1 << 20;
     let node = Node::builder().identity(identity("a")).limits(limits).start().await.unwrap();
-    let group = node.group::<Bytes>("data").capacity_bytes(1 << 30).loader(as_many).build().unwrap();
+    let group = node.group::<Bytes>("data").capacity_bytes(1 << 30).loader(sized).build().unwrap();
     let keys: Vec<_> = (0..40).map(|n| format!("{}-{n}", 200 << 10)).collect();
     assert!(group.get_many(&keys).await.iter().all(Result::is_ok));
-    let mut deaf = Raw::named(&node, "b").await;
+    let mut unread = Raw::named(&node, "b").await;
     let gets = keys.iter().zip(0..).map(|(key, id)| get(id, key));
     let remove = Request { op: 2, ..get(40, &keys[0]) };
-    deaf.frames.send(Frame { requests: gets.chain([remove]).collect(), ..Frame::default() }).await.unwrap();
-    eventually("its write is done", || group.entries() == 39).await;
-    let answers = statuses(&deaf.receive(41).await.unwrap());
+    unread.frames.send(Frame { requests: gets.chain([remove]).collect(), ..Frame::default() }).await.unwrap();
+    eventually("the remove is carried out", || group.entries() == 39).await;
+    let answers = statuses(&unread.receive(41).await.unwrap());
     let values = answers.iter().filter(|status| **status == VALUE).count();
     assert!((5..40).contains(&values), "{answers:?}");
     assert_eq!(answers.iter().filter(|status| **status == OVERLOADED).count(), 40 - values);
@@ -147,43 +157,49 @@ async fn a_peer_that_reads_nothing_is_told_so_and_hears_of_its_writes() {
     assert!(group.get(&keys[0]).await.is_ok());
 }
 
+/// Checks that a set of a peer at `max_serving_per_peer` is overloaded and still drops the old value, and that it
+/// succeeds once there is room.
 #[tokio::test]
-async fn a_value_that_waits_to_be_stored_has_a_place_among_the_requests_that_wait() {
+async fn set_counts_towards_max_serving_per_peer() {
     let (node, group, gate) = node(|limits| limits.max_serving_per_peer = 4).await;
     group.set("old", "old").await.unwrap().log_unreached();
     let mut greedy = Raw::named(&node, "b").await;
-    greedy.asks("b", 4).await;
+    greedy.send_gets("b", 4).await;
     gate.begun(4).await;
     let set = Request { op: 1, value: "new".into(), ..get(9, "old") };
     greedy.frames.send(Frame { requests: vec![set.clone()], ..Frame::default() }).await.unwrap();
-    assert_eq!(greedy.finally(1).await, [OVERLOADED]);
-    assert_eq!(group.entries(), 0, "what was written is not known, and what was there is not true any more");
+    assert_eq!(greedy.final_statuses(1).await, [OVERLOADED]);
+    assert_eq!(group.entries(), 0, "the new value is refused, and the old value is dropped");
     gate.open();
-    assert_eq!(greedy.finally(4).await, [VALUE; 4]);
+    assert_eq!(greedy.final_statuses(4).await, [VALUE; 4]);
     assert_eq!(statuses(&greedy.ask(vec![set]).await), [DONE]);
     assert_eq!(group.get("old").await.unwrap(), "new");
 }
 
+/// Checks that requests of all peers beyond `max_serving` are overloaded, that callers of the node itself do not count,
+/// and that finished requests make room.
 #[tokio::test]
-async fn all_peers_together_may_have_so_many_requests_wait_for_loads_and_no_more() {
+async fn requests_above_max_serving_are_overloaded() {
     let (node, group, gate) = node(|limits| limits.max_serving = 6).await;
     let (mut b, mut c) = (Raw::named(&node, "b").await, Raw::named(&node, "c").await);
-    b.asks("b", 4).await;
+    b.send_gets("b", 4).await;
     gate.begun(4).await;
-    c.asks("c", 4).await;
-    assert_eq!(c.finally(2).await, [OVERLOADED; 2]);
+    c.send_gets("c", 4).await;
+    assert_eq!(c.final_statuses(2).await, [OVERLOADED; 2]);
     gate.begun(6).await;
     let own = tokio::spawn(async move { group.get("own").await });
     gate.begun(7).await;
     gate.open();
-    assert!(own.await.unwrap().is_ok(), "callers of the node itself have no part in it");
-    assert_eq!((b.finally(4).await, c.finally(2).await), (vec![VALUE; 4], vec![VALUE; 2]));
-    c.asks("again", 4).await;
-    assert_eq!(c.finally(4).await, [VALUE; 4], "places are given back");
+    assert!(own.await.unwrap().is_ok(), "local callers do not count");
+    assert_eq!((b.final_statuses(4).await, c.final_statuses(2).await), (vec![VALUE; 4], vec![VALUE; 2]));
+    c.send_gets("again", 4).await;
+    assert_eq!(c.final_statuses(4).await, [VALUE; 4], "finished requests make room");
 }
 
+/// Checks that gets of keys of other nodes beyond `max_in_flight` are overloaded at the local node, and that finished
+/// requests make room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_asks_all_peers_together_for_so_much_and_no_more() {
+async fn fetches_above_max_in_flight_are_overloaded() {
     let mut limits = Limits::default();
     limits.max_in_flight = 10;
     let cluster = Cluster::start_with(3, limits).await;
@@ -200,8 +216,8 @@ async fn a_node_asks_all_peers_together_for_so_much_and_no_more() {
     }
     gate.begun(10).await;
     let mut refused = None;
-    eventually("they are counted", || {
-        // One that is not refused waits at the gate, and nobody for it.
+    eventually("the requests are counted", || {
+        // A get that is not refused waits at the gate, and the test does not wait for it.
         let (group, key) = (group.clone(), of_others.next().unwrap());
         refused = async move { group.get(&key).await }.now_or_never();
         refused.is_some()
@@ -211,19 +227,21 @@ async fn a_node_asks_all_peers_together_for_so_much_and_no_more() {
     assert!(refused.is_overloaded(), "{refused:?}");
     gate.open();
     for outcome in gets.join_all().await {
-        outcome.expect("those before it are served");
+        outcome.expect("gets within the limit are served");
     }
-    eventually("places are given back", || node.in_flight() == 0).await;
+    eventually("no requests are in flight", || node.in_flight() == 0).await;
     tokio::time::sleep(Duration::from_millis(50)).await; // counted every 10 ms
     let key = of_others.next().unwrap();
     assert_eq!(group.get(&key).await.unwrap(), format!("{key} by load 1"));
     cluster.shutdown().await;
 }
 
+/// Checks that writes beyond `max_invalidations_per_second` of a peer name this peer as unreached, that the connection
+/// stays, and that a write succeeds a second later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_that_declares_too_many_keys_changed_is_told_who_did_not_hear() {
+async fn writes_above_the_rate_limit_name_the_peer_unreached() {
     const LIMIT: u32 = 20;
-    // Node a has the limit, node b writes.
+    // Node `a` has the limit, and node `b` writes.
     let cluster = Cluster::start_each(2, |at, builder| {
         let mut limits = Limits::default();
         if at == 0 {
@@ -246,20 +264,23 @@ async fn a_writer_that_declares_too_many_keys_changed_is_told_who_did_not_hear()
             }
         });
     }
-    let written: Vec<_> = writes.join_all().await.into_iter().map(|written| written.expect("carried out")).collect();
+    let written: Vec<_> =
+        writes.join_all().await.into_iter().map(|written| written.expect("the write is carried out")).collect();
     let a = cluster.nodes[0].id();
-    let (heard, unheard): (Vec<_>, Vec<_>) = written.iter().partition(|written| written.is_complete());
-    assert!(unheard.iter().all(|written| written.unreached() == [a.clone()]), "{unheard:?}");
-    // Some seconds may have passed, each with an allowance; a key of a's own may be told to it twice.
-    assert!(heard.len() >= LIMIT as usize / 2 && unheard.len() >= 50, "{} were heard", heard.len());
+    let (complete, incomplete): (Vec<_>, Vec<_>) = written.iter().partition(|written| written.is_complete());
+    assert!(incomplete.iter().all(|written| written.unreached() == [a.clone()]), "{incomplete:?}");
+    // Some seconds may have passed, each with its own allowance. A key that `a` owns may be sent to it twice.
+    assert!(complete.len() >= LIMIT as usize / 2 && incomplete.len() >= 50, "{} writes were complete", complete.len());
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(groups[1].remove("key").await.unwrap().is_complete(), "a second later there is a new allowance");
+    assert!(groups[1].remove("key").await.unwrap().is_complete(), "there is a new allowance after a second");
     assert_eq!(cluster.nodes[1].stats().lost, 0, "the connection stays");
     cluster.shutdown().await;
 }
 
+/// Checks that removes of a peer beyond `max_invalidations_per_second` are overloaded and drop nothing, and that gets
+/// do not count.
 #[tokio::test]
-async fn changes_beyond_the_limit_change_nothing() {
+async fn invalidations_above_the_limit_change_nothing() {
     let (node, group, gate) = node(|limits| limits.max_invalidations_per_second = 5).await;
     gate.open();
     for n in 0..10 {
@@ -270,36 +291,40 @@ async fn changes_beyond_the_limit_change_nothing() {
     let answers = statuses(&raw.ask(removes).await);
     assert_eq!(answers, [[DONE; 5], [OVERLOADED; 5]].concat());
     assert_eq!(group.entries(), 5);
-    raw.asks("key", 10).await;
-    assert_eq!(raw.finally(10).await, [VALUE; 10], "gets are no changes");
+    raw.send_gets("key", 10).await;
+    assert_eq!(raw.final_statuses(10).await, [VALUE; 10], "gets do not count as invalidations");
 }
 
+/// Checks that connections beyond `max_connections` are closed and counted, that earlier ones still work, and that a
+/// closed one makes room.
 #[tokio::test]
-async fn connections_beyond_the_limit_are_refused_and_counted_and_those_before_go_on() {
+async fn connections_above_the_limit_are_closed_and_counted() {
     let (node, _group, gate) = node(|limits| limits.max_connections = 2).await;
     gate.open();
     let (mut b, c) = (Raw::named(&node, "b").await, Raw::named(&node, "c").await);
     for n in 1..=20 {
         let mut tcp = TcpStream::connect(node.address()).await.unwrap();
-        let closed = timeout(PATIENCE, tcp.read(&mut [0])).await.expect("it is closed");
+        let closed = timeout(PATIENCE, tcp.read(&mut [0])).await.expect("the connection is closed");
         assert_eq!(closed.unwrap_or(0), 0);
-        eventually("it is counted", || node.stats().crowded_out == n).await;
+        eventually("the connection is counted", || node.stats().crowded_out == n).await;
     }
-    b.asks("b", 10).await;
-    assert_eq!(b.finally(10).await, [VALUE; 10]);
+    b.send_gets("b", 10).await;
+    assert_eq!(b.final_statuses(10).await, [VALUE; 10]);
     drop(c);
-    // Its place is free as soon as its end is known.
+    // There is room as soon as the node has noticed the end of the connection.
     let again = async {
         let hello = || Frame { hello: Some(hello()), ..Frame::default() };
         while Raw::try_open(node.address(), hello()).await.is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, again).await.expect("let in");
+    timeout(PATIENCE, again).await.expect("there is room again");
 }
 
+/// Checks that a connection that carries HTTP/2 pings but no accepted request is closed after more than 5 s, and that a
+/// quiet peer with a stream is not.
 #[tokio::test]
-async fn a_connection_that_carries_no_accepted_request_is_closed_and_others_are_not() {
+async fn connection_without_accepted_request_is_closed() {
     let (node, _group, gate) = node(|_| {}).await;
     gate.open();
     let mut peer = Raw::named(&node, "b").await;
@@ -308,14 +333,14 @@ async fn a_connection_that_carries_no_accepted_request_is_closed_and_others_are_
     talker.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let (mut from, mut to) = talker.into_split();
     let pings = tokio::spawn(async move {
-        // However much it says.
+        // The pings continue until the connection is closed.
         while to.write_all(b"\0\0\x08\x06\0\0\0\0\0pingping").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
-    timeout(PATIENCE, from.read_to_end(&mut Vec::new())).await.expect("it is closed").ok();
-    assert!(began.elapsed() > Duration::from_secs(5), "it had its time: {:?}", began.elapsed());
-    timeout(PATIENCE, pings).await.expect("both directions").unwrap();
-    peer.asks("b", 10).await;
-    assert_eq!(peer.finally(10).await, [VALUE; 10], "a peer may be quiet");
+    timeout(PATIENCE, from.read_to_end(&mut Vec::new())).await.expect("the connection is closed").ok();
+    assert!(began.elapsed() > Duration::from_secs(5), "the connection had 5 s: {:?}", began.elapsed());
+    timeout(PATIENCE, pings).await.expect("the other direction is closed too").unwrap();
+    peer.send_gets("b", 10).await;
+    assert_eq!(peer.final_statuses(10).await, [VALUE; 10], "a quiet peer stays connected");
 }

@@ -50,7 +50,7 @@ async fn get_with_thousand_callers(group: &Group<String>, key: &'static str) -> 
 /// once.
 #[tokio::test]
 async fn failed_load_gives_all_waiters_one_error() {
-    let node = alone().await;
+    let node = single_node().await;
     for (key, is_expected) in [
         ("fails", (|e: &Error| e.is_load_failed() && e.is_transient()) as fn(&Error) -> bool),
         ("panics", |e| e.is_load_failed() && !e.is_transient()),
@@ -92,7 +92,7 @@ async fn hung_load_returns_its_permit() {
 
 #[tokio::test]
 async fn cancelled_first_caller_does_not_end_the_load() {
-    let node = alone().await;
+    let node = single_node().await;
     let loads = Loads::default();
     let group = group(&node, &loads);
     let first = tokio::spawn({
@@ -112,7 +112,7 @@ async fn cancelled_first_caller_does_not_end_the_load() {
 
 #[tokio::test]
 async fn caller_deadline_may_be_shorter_than_the_load() {
-    let node = alone().await;
+    let node = single_node().await;
     let loads = Loads::default();
     let group = group(&node, &loads);
     let quick = group.with_deadline(Duration::from_millis(50));

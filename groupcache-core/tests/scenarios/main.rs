@@ -13,30 +13,30 @@
 )]
 
 mod ages;
-mod answers;
 mod batches;
 mod deadlines;
-mod drops;
+mod delete_holds;
+mod error_propagation;
 mod floods;
 mod formats;
-mod holds;
 mod hostile;
-mod hot_copies;
+mod inspect;
 mod limits;
 mod loads;
-mod looking;
+mod log_redaction;
 mod many_keys;
 mod membership;
 mod memory;
+mod misbehaving_peers;
 mod model;
-mod odd_peers;
 mod one_load;
 mod overload;
 mod owner_lost;
+mod panicking_drops;
 mod previous_owner;
 mod protection;
 mod removed_group;
-mod secrecy;
+mod replicas;
 mod shutdown;
 mod support;
 #[cfg(feature = "tls")]

@@ -1,11 +1,11 @@
-//! The promises P1, P2, P3, P6 and P9, and the ends of values, under 100,000 random operations.
+//! Model test of the promises P1, P2, P3, P6 and P9 and of freshness, under 100,000 random operations.
 //!
-//! Callers get, look, write and wait as they like, on top of a loader that fails in every way. All of it is recorded in
-//! one order, and afterwards every load and every get is judged by what had happened before it. One node runs in
-//! virtual time. Five nodes talk through real sockets, which virtual time cannot drive: a paused clock moves on
-//! whenever all tasks wait, and they wait for the network too.
+//! Random callers get, peek, write and wait, and the loader fails in every way. A history records all operations in one
+//! order, and afterwards an oracle judges every load and every get by the events before it. A single node runs in
+//! virtual time. Five nodes use real sockets, which virtual time cannot drive: a paused clock advances whenever all
+//! tasks wait, and tasks wait for the network too.
 //!
-//! Both take their seeds from `MODEL_SEED`, and a failure prints the command that repeats it.
+//! The tests read their seed from `MODEL_SEED`, and a failure prints the command that repeats it.
 
 mod history;
 mod judge;
@@ -17,7 +17,7 @@ use std::{
 };
 
 use self::{
-    history::{Answer, Log, Origin},
+    history::{Log, Origin, Outcome},
     judge::{Rules, judge},
     play::{AtNode, Backend, Play, act},
 };
@@ -27,24 +27,25 @@ use tokio::time::{Instant, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Prints how to repeat a test that fails.
+/// Guard that prints the command to repeat a failed test.
 struct Repeat(&'static str, u64);
 
 impl Drop for Repeat {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let Self(test, seed) = self;
-            eprintln!("again: MODEL_SEED={seed} cargo test -p groupcache-core --test scenarios model::{test}");
+            eprintln!("repeat with: MODEL_SEED={seed} cargo test -p groupcache-core --test scenarios model::{test}");
         }
     }
 }
 
-/// The seeds to be tried, or the one that is asked for.
+/// Returns the seeds 1 to `n`, or the seed in `MODEL_SEED`.
 fn seeds(n: u64) -> Vec<u64> {
     let asked = std::env::var("MODEL_SEED").ok().map(|seed| seed.parse().expect("MODEL_SEED is a number"));
     asked.map_or_else(|| (1..=n).collect(), |seed| vec![seed])
 }
 
+/// Returns a builder of the group of one node, with the ages of the backend's rules.
 fn group(node: &Node, name: &str, at: usize, backend: &Arc<Backend>) -> GroupBuilder<String> {
     let rules = backend.rules;
     let mut group = node.group::<String>(name).capacity_bytes(backend.play.capacity).jitter(0.0);
@@ -70,23 +71,23 @@ fn loads(log: &Log, is: impl Fn(LoadReason) -> bool) -> usize {
     log.sources.iter().filter(|source| matches!(source.origin, Origin::Load(reason) if is(reason))).count()
 }
 
-/// Judges, and says what there was to be judged.
+/// Judges the history, prints its size, and panics if a promise is broken.
 fn verdict(backend: &Backend, what: &str) {
     let log = backend.history.log();
-    let seen = |is: fn(&Answer) -> bool| log.gets.iter().filter(|get| is(&get.seen)).count();
+    let seen = |is: fn(&Outcome) -> bool| log.gets.iter().filter(|get| is(&get.seen)).count();
     println!(
-        "{what}: {} operations, {} loads ({} refreshes, {} fallbacks), {} writes ({} not complete), gets: {} values, {} \
-         nothing, {} failed, {} timed out",
+        "{what}: {} operations, {} loads ({} refreshes, {} fallbacks), {} writes ({} not complete), gets: {} values, \
+         {} not found, {} failed, {} timed out",
         backend.play.operations,
         loads(&log, |_| true),
         loads(&log, |reason| reason == LoadReason::Refresh),
         loads(&log, |reason| reason == LoadReason::Fallback),
         log.writes.len(),
         backend.incomplete.load(SeqCst),
-        seen(|seen| matches!(seen, Answer::Value(_))),
-        seen(|seen| *seen == Answer::Nothing),
-        seen(|seen| *seen == Answer::Failed),
-        seen(|seen| *seen == Answer::TimedOut),
+        seen(|seen| matches!(seen, Outcome::Value(_))),
+        seen(|seen| *seen == Outcome::Nothing),
+        seen(|seen| *seen == Outcome::Failed),
+        seen(|seen| *seen == Outcome::TimedOut),
     );
     if let Err(broken) = judge(&log, &backend.rules) {
         drop(log);
@@ -94,7 +95,7 @@ fn verdict(backend: &Backend, what: &str) {
     }
 }
 
-/// Ages of every kind, and each alone.
+/// Returns the rules of a seed. The seeds cover each kind of age alone and in combination.
 fn rules_of(seed: u64) -> Rules {
     let when = |bit: u64, time: Duration| if seed >> bit & 1 == 1 { time } else { Duration::ZERO };
     Rules {
@@ -105,11 +106,12 @@ fn rules_of(seed: u64) -> Rules {
         refresh_ahead: when(2, SECOND / 2),
         is_roomy: seed % 4 != 3,
         do_views_agree: true,
-        has_copies: false,
+        has_replicas: false,
         late: Duration::from_millis(20),
     }
 }
 
+/// Checks the promises on one node in virtual time, with ten seeds of 5,000 operations each.
 #[tokio::test(start_paused = true)]
 async fn fifty_thousand_operations_on_one_node_keep_every_promise() {
     const SEEDS: u64 = 10;
@@ -139,7 +141,7 @@ async fn fifty_thousand_operations_on_one_node_keep_every_promise() {
         let group = group(&node, "data", 0, &backend).build().unwrap();
         act(std::slice::from_ref(&group), &backend).await;
 
-        // Nothing is left, and every key is well.
+        // No load is left, and every key has a value.
         backend.is_calm.store(true, SeqCst);
         sleep(3 * SECOND).await;
         assert_eq!((node.loads(), node.in_flight()), ((0, 0), 0));
@@ -155,8 +157,8 @@ async fn fifty_thousand_operations_on_one_node_keep_every_promise() {
     }
 }
 
-/// Three groups on five nodes: one with room for everything, one that evicts all the time, and one for the time in
-/// which a node is missing.
+/// Checks the promises on five nodes with three groups: one with room for all entries, one that evicts all the time,
+/// and one for the time in which a node is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_thousand_operations_on_five_nodes_keep_every_promise() {
     for seed in seeds(1) {
@@ -184,7 +186,7 @@ async fn fifty_thousand_operations_on_five_nodes_keep_every_promise() {
             refresh_ahead: Duration::ZERO,
             is_roomy: true,
             do_views_agree: true,
-            has_copies: true,
+            has_replicas: true,
             late: 2 * SECOND,
         };
         let roomy = Backend::new(play, rules, seed);
@@ -207,20 +209,20 @@ async fn fifty_thousand_operations_on_five_nodes_keep_every_promise() {
         let begin = Instant::now();
         act(&groups[0], &roomy).await;
         let borrowed: u64 = groups[0].iter().map(|group| group.stats().borrowed_hits).sum();
-        verdict(&roomy, &format!("five nodes, {:?}, {borrowed} hits on copies", begin.elapsed()));
-        assert!(borrowed > 0, "copies of hot values take part");
+        verdict(&roomy, &format!("five nodes, {:?}, {borrowed} replica hits", begin.elapsed()));
+        assert!(borrowed > 0, "replicas of hot values take part");
         act(&groups[1], &tight).await;
         verdict(&tight, &format!("five nodes without room, {:?}", begin.elapsed()));
         let evictions: u64 = groups[1].iter().map(|group| group.stats().evictions).sum();
-        assert!(evictions > 0, "there was no room");
+        assert!(evictions > 0, "the group without room evicts");
         for backend in [&roomy, &tight] {
             let (log, incomplete) = (backend.history.log(), backend.incomplete.load(SeqCst));
             let fallbacks = loads(&log, |reason| reason == LoadReason::Fallback);
-            assert!(incomplete * 20 <= log.writes.len(), "{incomplete} writes did not reach everyone");
-            assert!(fallbacks * 20 <= log.sources.len(), "{fallbacks} loads of nodes that own nothing of it");
+            assert!(incomplete * 20 <= log.writes.len(), "{incomplete} writes were not complete");
+            assert!(fallbacks * 20 <= log.sources.len(), "{fallbacks} fallback loads");
         }
 
-        // P2: one node goes without a word, and each of the others loads what it must, once at a time.
+        // P2: one node ends without a goodbye, and each other node loads a missing key once at a time.
         let last = cluster.nodes.pop();
         let gone = tokio::spawn(async move {
             sleep(Duration::from_millis(200)).await;
@@ -234,7 +236,7 @@ async fn fifty_thousand_operations_on_five_nodes_keep_every_promise() {
             eventually("no load runs", || all_ended(&backend.history.log())).await;
         }
         let at_rest = |node: &Node| (node.loads(), node.in_flight()) == ((0, 0), 0);
-        eventually("nothing is left", || cluster.nodes.iter().all(at_rest)).await;
+        eventually("no load or request is left", || cluster.nodes.iter().all(at_rest)).await;
         cluster.shutdown().await;
     }
 }

@@ -1,16 +1,17 @@
-//! P1 and P2: any number of concurrent gets of a missing key anywhere cause one loader call.
+//! Single loads (P1 and P2): concurrent gets of a missing key at any nodes cause one loader call.
 
 use std::time::Duration;
 
 use crate::support::{Cluster, Loads};
 
-/// A loader that takes a while and says which load it was.
+/// Loads a key in 50 ms. The value has the number of the load.
 async fn numbered(loads: &Loads, key: &str) -> Result<String, std::io::Error> {
     let number = loads.begin(key);
     tokio::time::sleep(Duration::from_millis(50)).await;
     Ok(format!("{key} by load {number}"))
 }
 
+/// Checks that 1,000 concurrent gets of one key at five nodes cause one load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_nodes_with_200_callers_each_load_a_cold_key_once() {
     let cluster = Cluster::start(5).await;
@@ -36,8 +37,9 @@ async fn five_nodes_with_200_callers_each_load_a_cold_key_once() {
     cluster.shutdown().await;
 }
 
+/// Checks that 1,000 keys, each requested at five nodes, cause one load each, and that every node owns a share of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_keys_are_a_thousand_loads() {
+async fn each_of_1000_keys_is_loaded_once_by_five_nodes() {
     let cluster = Cluster::start(5).await;
     let loads = Loads::default();
     let groups = cluster

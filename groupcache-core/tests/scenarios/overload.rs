@@ -1,4 +1,4 @@
-//! P5: an overload is answered, and not spread: not by asking others, nor by asking twice.
+//! Overload (P5): the owner refuses excess gets, and they are neither sent to other nodes nor repeated.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,17 +10,19 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+/// Loads a key as its own value, without a pause.
 async fn instant(loads: &Loads, key: &str) -> Result<String, BoxError> {
     loads.begin(key);
     Ok(key.to_owned())
 }
 
-/// Ten times as many gets as an owner has places for: each is answered once, by the owner, and nobody else loads.
+/// Checks that with ten times as many gets as the owner can accept, the owner answers each get once, and no other node
+/// loads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn gets_beyond_what_an_owner_can_do_are_refused_by_it_and_done_by_nobody_else() {
+async fn overloaded_owner_refuses_each_excess_get_once() {
     let mut limits = Limits::default();
     (limits.max_loads, limits.max_queued_loads) = (10, 40);
-    // What is asked for is counted, and values that change hands are asked for too.
+    // The test counts requests, and the hand-over would add previous-owner reads.
     let cluster = Cluster::start_each(3, |_, builder| builder.limits(limits.clone()).hand_over(false)).await;
     let gate = Gate::default();
     let groups = cluster
@@ -33,7 +35,7 @@ async fn gets_beyond_what_an_owner_can_do_are_refused_by_it_and_done_by_nobody_e
         let (group, key) = (groups[0].clone(), key.clone());
         gets.spawn(async move { group.get(&key).await });
     }
-    // Those that have no place are told while all the others wait.
+    // The excess gets are refused while all the others wait.
     let mut refused = 0;
     while refused < 450 {
         let got = timeout(PATIENCE, gets.join_next()).await.expect("in time").expect("there are more").unwrap();
@@ -44,35 +46,37 @@ async fn gets_beyond_what_an_owner_can_do_are_refused_by_it_and_done_by_nobody_e
     while let Some(got) = timeout(PATIENCE, gets.join_next()).await.expect("in time") {
         assert!(got.unwrap().is_ok());
     }
-    assert_eq!(gate.loads.total(), 50, "so many as had a place");
-    assert_eq!(cluster.nodes[0].stats().requests_sent, 500, "each asked for once");
-    assert_eq!((groups[0].stats().loads, groups[2].stats().loads), (0, 0), "by nobody but the owner");
-    assert_eq!(groups[0].get("later").await.expect("it goes on"), "later by load 1");
+    assert_eq!(gate.loads.total(), 50, "the accepted gets are loaded");
+    assert_eq!(cluster.nodes[0].stats().requests_sent, 500, "each key is requested once");
+    assert_eq!((groups[0].stats().loads, groups[2].stats().loads), (0, 0), "the owner alone loads");
+    assert_eq!(groups[0].get("later").await.expect("the owner serves again"), "later by load 1");
     cluster.shutdown().await;
 }
 
-/// A node that ends as a process does that is killed.
-struct Mortal {
+/// Node in a runtime of its own, so that it can end as a killed process does.
+struct KillableNode {
     runtime: Runtime,
     address: SocketAddr,
 }
 
-impl Mortal {
+impl KillableNode {
+    /// Starts node `id` with the group `data`.
     fn start(id: &str, listen: SocketAddr, peers: &Peers, loads: &Loads) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let me = Identity::new(listen).with_id(id).unwrap();
         let (provider, loads) = (peers.clone(), loads.clone());
-        let (told, started) = std::sync::mpsc::channel();
+        let (send_address, started) = std::sync::mpsc::channel();
         runtime.spawn(async move {
             let node = Node::builder().identity(me).provider(provider).start().await.unwrap();
             let _group = data(&node, &loads);
-            let _ = told.send(node.address());
+            let _ = send_address.send(node.address());
             std::future::pending::<()>().await;
         });
-        let address = started.recv_timeout(PATIENCE).expect("it starts");
+        let address = started.recv_timeout(PATIENCE).expect("the node starts");
         Self { runtime, address }
     }
 
+    /// Ends the node without a goodbye, and returns its address.
     fn kill(self) -> SocketAddr {
         self.runtime.shutdown_background();
         self.address
@@ -83,39 +87,41 @@ fn data(node: &Node, loads: &Loads) -> Group<String> {
     node.group::<String>("data").capacity_bytes(64 << 20).loader_with(loads.clone(), instant).build().unwrap()
 }
 
+/// Checks that gets cost at most 1.1 requests each while all peers are lost, are loaded once each at the local node,
+/// and go to the owners again once the peers are back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_all_peers_are_gone_each_get_asks_about_once_and_when_they_are_back_they_are_asked_again() {
+async fn lost_peers_cost_one_request_per_get_until_their_return() {
     let (peers, loads) = (Peers::default(), Loads::default());
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let b = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
     let group = data(&b, &loads);
     let elsewhere = Loads::default();
     let mut others: Vec<_> =
-        ["a", "c"].map(|id| (id, Mortal::start(id, any, &peers, &elsewhere))).into_iter().collect();
+        ["a", "c"].map(|id| (id, KillableNode::start(id, any, &peers, &elsewhere))).into_iter().collect();
     let member = |id: &str, at: SocketAddr| Peer::member(PeerId::new(id).unwrap(), [at.into()]);
     let listed = others.iter().map(|(id, node)| member(id, node.address));
     peers.set(listed.chain([support::peer(&b)]).collect());
     let reached = |n| move |b: &Node| b.peers_with_group("data") == n;
-    eventually("both are known", || reached(2)(&b)).await;
+    eventually("both peers have the group", || reached(2)(&b)).await;
 
     let gone: Vec<_> = others.drain(..).map(|(id, node)| (id, node.kill())).collect();
     let (gets, before) = (1_000, b.stats().requests_sent);
     for n in 0..gets {
-        assert_eq!(group.get(&format!("gone-{n}")).await.expect("loaded here"), format!("gone-{n}"));
+        assert_eq!(group.get(&format!("gone-{n}")).await.expect("b loads the key"), format!("gone-{n}"));
         sleep(Duration::from_millis(1)).await;
     }
     let attempts = b.stats().requests_sent - before;
     assert!(attempts <= gets * 11 / 10, "{attempts} requests for {gets} gets");
-    assert_eq!(loads.total(), gets, "each loaded once, here");
+    assert_eq!(loads.total(), gets, "b loads each key once");
 
-    let back: Vec<_> = gone.into_iter().map(|(id, at)| Mortal::start(id, at, &peers, &elsewhere)).collect();
-    eventually("they are asked again", || reached(2)(&b) && b.members().iter().all(|m| m.is_reachable)).await;
+    let back: Vec<_> = gone.into_iter().map(|(id, at)| KillableNode::start(id, at, &peers, &elsewhere)).collect();
+    eventually("both peers are reachable again", || reached(2)(&b) && b.members().iter().all(|m| m.is_reachable)).await;
     let before = loads.total();
     let theirs: Vec<_> =
         (0..).map(|n| format!("back-{n}")).filter(|key| group.owner_of(key).as_str() != "b").take(50).collect();
     for key in &theirs {
         assert_eq!(&group.get(key).await.unwrap(), key);
     }
-    assert_eq!(loads.total(), before, "nothing that is theirs is loaded here any more");
+    assert_eq!(loads.total(), before, "the peers load their own keys again");
     tokio::task::spawn_blocking(move || drop(back)).await.unwrap();
 }

@@ -1,6 +1,6 @@
-//! P4: an owner that is killed, stopped, or behind a path that has gone dead is not the callers' error.
+//! Loss of an owner (P4): callers get no errors when an owner is killed, stopped, or behind a dead network path.
 //!
-//! The owner that is lost is a real process: this test binary, started again as `a_process_of_its_own`.
+//! The lost owner is a real process: this test binary, started again as `child_process`.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -17,9 +17,10 @@ use crate::support::{self, Loads, Peers, Proxy, eventually, identity};
 use groupcache_core::{Address, BoxError, Group, Identity, Node, Peer, PeerId};
 use tokio::{task::JoinSet, time::Instant};
 
-/// Set for the process of its own: what it is called.
+/// Environment variable with the id of the node, set for the child process.
 const ID: &str = "GROUPCACHE_TEST_ID";
 
+/// Loads a key as its own value, without a pause.
 async fn instant(loads: &Loads, key: &str) -> Result<String, BoxError> {
     loads.begin(key);
     Ok(key.to_owned())
@@ -29,9 +30,9 @@ fn data(node: &Node, loads: &Loads) -> Group<String> {
     node.group::<String>("data").capacity_bytes(64 << 20).loader_with(loads.clone(), instant).build().unwrap()
 }
 
-/// Not a test but a node: run by [`Process`], it ends with its parent.
+/// Runs a node, and tests nothing: [`Process`] starts it, and it ends with its parent.
 #[test]
-fn a_process_of_its_own() {
+fn child_process() {
     let Ok(id) = std::env::var(ID) else { return };
     let var = |name| std::env::var(name).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -48,9 +49,10 @@ fn a_process_of_its_own() {
         println!("\nlistening {}", node.address());
         (node, group)
     });
-    let _ = std::io::stdin().read_to_end(&mut Vec::new()); // until the parent is gone
+    let _ = std::io::stdin().read_to_end(&mut Vec::new()); // until the parent ends
 }
 
+/// Node in a child process, which is killed when this is dropped.
 struct Process(Child);
 
 impl Process {
@@ -58,7 +60,7 @@ impl Process {
     fn start(id: &str, listen: SocketAddr, peers: &[&Node]) -> (Self, SocketAddr) {
         let peers: Vec<_> = peers.iter().map(|node| format!("{}@{}", node.id(), node.address())).collect();
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["owner_lost::a_process_of_its_own", "--exact", "--nocapture"])
+            .args(["owner_lost::child_process", "--exact", "--nocapture"])
             .envs([(ID, id), ("LISTEN", &listen.to_string()), ("PEERS", &peers.join(","))])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -66,7 +68,7 @@ impl Process {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let address = lines.find_map(|line| line.strip_prefix("listening ")?.parse().ok());
-        (Self(child), address.expect("it says where it listens"))
+        (Self(child), address.expect("the child prints its address"))
     }
 
     fn signal(&self, name: &str) {
@@ -81,7 +83,7 @@ impl Drop for Process {
     }
 }
 
-/// Nodes `b` and `c` in this process, and `a` somewhere else.
+/// Nodes `b` and `c` in this process, and `a` elsewhere.
 struct Scene {
     b: Node,
     c: Node,
@@ -105,14 +107,15 @@ impl Scene {
         [&self.b, &self.c]
     }
 
-    async fn know_a_at(&self, address: SocketAddr) {
+    /// Lists `a` at this address and waits until it is reachable.
+    async fn list_a_at(&self, address: SocketAddr) {
         let a = Peer::member(PeerId::new("a").unwrap(), [address.into()]);
         self.peers.set(vec![a, support::peer(&self.b), support::peer(&self.c)]);
-        self.a_is_back().await;
+        self.wait_until_a_is_reachable().await;
     }
 
-    /// Waits until both nodes route to `a`.
-    async fn a_is_back(&self) {
+    /// Waits until both nodes route requests to `a`.
+    async fn wait_until_a_is_reachable(&self) {
         eventually("a is reachable and has the group", || {
             self.others().iter().all(|node| {
                 node.members().len() == 3
@@ -123,8 +126,8 @@ impl Scene {
         .await;
     }
 
-    /// Keys of `a` are loaded there: neither `b` nor `c` loads any.
-    async fn a_serves_its_keys(&self, what: &str) {
+    /// Checks that keys of `a` are loaded there: neither `b` nor `c` loads any.
+    async fn assert_a_serves_its_keys(&self, what: &str) {
         let keys = (0..).map(|n| format!("{what}-{n}")).filter(|key| self.groups[0].owner_of(key).as_str() == "a");
         let before = self.loads.total();
         for key in keys.take(50) {
@@ -132,11 +135,11 @@ impl Scene {
                 assert_eq!(group.get(&key).await.unwrap(), key);
             }
         }
-        assert_eq!(self.loads.total(), before, "{what}: all of them at their owner");
+        assert_eq!(self.loads.total(), before, "{what}: the owner loads all of its keys");
     }
 }
 
-/// Callers at `b` and `c` that get new keys all the time, one after another each.
+/// Callers at `b` and `c`, each of which gets new keys one after another until it is stopped.
 struct Load {
     stop: Arc<AtomicBool>,
     callers: JoinSet<Vec<Duration>>,
@@ -144,7 +147,7 @@ struct Load {
     failed: Arc<AtomicU64>,
 }
 
-/// A get that took this long waited for a peer that said nothing.
+/// Duration above which a get has waited for a silent peer.
 const SLOW: Duration = Duration::from_millis(900);
 
 impl Load {
@@ -180,15 +183,15 @@ impl Load {
         Self { stop, callers, done, failed }
     }
 
-    /// Waits for so many gets more, as long as they go on.
-    async fn more(&self, gets: u64) {
+    /// Waits until this many more gets have ended, and panics when they stall.
+    async fn wait_for(&self, gets: u64) {
         let begun = self.done.load(SeqCst);
         for until in (begun..=begun + gets).step_by(500) {
-            eventually("gets go on", || self.done.load(SeqCst) >= until).await;
+            eventually("the gets continue", || self.done.load(SeqCst) >= until).await;
         }
     }
 
-    /// Ends the callers; returns how many gets there were, and the slow ones of each caller.
+    /// Ends the callers, and returns the number of gets and the slow gets of each caller.
     async fn end(self) -> (u64, Vec<Vec<Duration>>) {
         self.stop.store(true, SeqCst);
         let slow = self.callers.join_all().await;
@@ -197,76 +200,84 @@ impl Load {
     }
 }
 
-/// Nobody waits for the lost owner more than once, and then no longer than it takes to notice.
-fn waited_at_most_once(slow: &[Vec<Duration>]) {
-    for one in slow {
-        assert!(one.len() <= 1, "a caller waited again: {one:?}");
-        assert!(one.iter().all(|took| *took < Duration::from_millis(1900)), "the silence limit is a second: {one:?}");
+/// Checks that each caller waited for the lost owner at most once, and no longer than the detection of the loss takes.
+fn assert_waited_at_most_once(slow: &[Vec<Duration>]) {
+    for gets in slow {
+        assert!(gets.len() <= 1, "a caller waited again: {gets:?}");
+        assert!(gets.iter().all(|took| *took < Duration::from_millis(1900)), "the limit of silence is 1 s: {gets:?}");
     }
 }
 
+/// Checks that no get fails and that each caller waits at most once when an owner is killed under load, and that the
+/// owner serves its keys again after its restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_owner_that_is_killed_under_load_fails_no_get() {
+async fn killed_owner_fails_no_get() {
     let scene = Scene::start().await;
     let (process, address) = Process::start("a", "127.0.0.1:0".parse().unwrap(), &scene.others());
-    scene.know_a_at(address).await;
-    scene.a_serves_its_keys("before").await;
+    scene.list_a_at(address).await;
+    scene.assert_a_serves_its_keys("before").await;
     let load = Load::begin(&scene.groups);
-    load.more(2000).await;
+    load.wait_for(2000).await;
     process.signal("-KILL");
     drop(process);
-    load.more(5000).await;
-    // It returns under load, at the same address and with a new incarnation.
+    load.wait_for(5000).await;
+    // The owner returns under load, at the same address and with a new incarnation.
     let (_again, _) = Process::start("a", address, &scene.others());
-    scene.a_is_back().await;
-    load.more(2000).await;
+    scene.wait_until_a_is_reachable().await;
+    load.wait_for(2000).await;
     let (gets, slow) = load.end().await;
     println!("killed: {gets} gets, 0 failed, slow ones {slow:?}");
-    waited_at_most_once(&slow);
-    scene.a_serves_its_keys("after").await;
+    assert_waited_at_most_once(&slow);
+    scene.assert_a_serves_its_keys("after").await;
 }
 
+/// Checks that each caller waits at most once for an owner that is stopped with SIGSTOP, and that the owner serves its
+/// keys again after SIGCONT.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_owner_that_is_stopped_is_waited_for_once() {
+async fn stopped_owner_delays_each_caller_once() {
     let scene = Scene::start().await;
     let (process, address) = Process::start("a", "127.0.0.1:0".parse().unwrap(), &scene.others());
-    scene.know_a_at(address).await;
+    scene.list_a_at(address).await;
     let load = Load::begin(&scene.groups);
-    load.more(2000).await;
+    load.wait_for(2000).await;
     process.signal("-STOP");
-    load.more(20_000).await;
-    eventually("its silence is noticed", || scene.others().iter().all(|node| node.stats().silent == 1)).await;
+    load.wait_for(20_000).await;
+    eventually("b and c detect the silence", || scene.others().iter().all(|node| node.stats().silent == 1)).await;
     process.signal("-CONT");
-    scene.a_is_back().await;
+    scene.wait_until_a_is_reachable().await;
     let (gets, slow) = load.end().await;
     println!("stopped: {gets} gets, 0 failed, slow ones {slow:?}");
-    waited_at_most_once(&slow);
-    scene.a_serves_its_keys("after").await;
+    assert_waited_at_most_once(&slow);
+    scene.assert_a_serves_its_keys("after").await;
 }
 
+/// Checks that each caller waits at most once when the path to the owner carries no more bytes, and that the owner
+/// serves its keys once the path works again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_path_that_stops_carrying_anything_is_waited_for_once() {
+async fn dead_path_delays_each_caller_once() {
     let scene = Scene::start().await;
     let a = Node::builder().identity(identity("a")).provider(scene.peers.clone()).start().await.unwrap();
     let _group = data(&a, &Loads::default());
     let path = Proxy::start(a.address()).await;
-    scene.know_a_at(path.address).await;
-    scene.a_serves_its_keys("before").await;
+    scene.list_a_at(path.address).await;
+    scene.assert_a_serves_its_keys("before").await;
     let load = Load::begin(&scene.groups);
-    load.more(2000).await;
+    load.wait_for(2000).await;
     path.stop();
-    load.more(20_000).await;
-    eventually("the silence is noticed", || scene.others().iter().all(|node| node.stats().silent == 1)).await;
+    load.wait_for(20_000).await;
+    eventually("b and c detect the silence", || scene.others().iter().all(|node| node.stats().silent == 1)).await;
     path.resume();
-    scene.a_is_back().await;
+    scene.wait_until_a_is_reachable().await;
     let (gets, slow) = load.end().await;
     println!("dead path: {gets} gets, 0 failed, slow ones {slow:?}");
-    waited_at_most_once(&slow);
-    scene.a_serves_its_keys("after").await;
+    assert_waited_at_most_once(&slow);
+    scene.assert_a_serves_its_keys("after").await;
 }
 
+/// Checks that a fetch is sent again to the same owner over a new connection when its connection breaks, and that it
+/// joins the running load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_breaks_is_replaced_and_the_same_owner_asked_again() {
+async fn broken_connection_retries_at_the_same_owner() {
     let scene = Scene::start().await;
     let loads = Loads::default();
     let slow = async |loads: &Loads, key: &str| {
@@ -280,18 +291,18 @@ async fn a_connection_that_breaks_is_replaced_and_the_same_owner_asked_again() {
     };
     let (_at_a, _data, at_b, _at_c) = (build(&a), data(&a, &Loads::default()), build(&scene.b), build(&scene.c));
     let path = Proxy::start(a.address()).await;
-    scene.know_a_at(path.address).await;
-    eventually("all know the group", || scene.b.peers_with_group("slow") == 2).await;
+    scene.list_a_at(path.address).await;
+    eventually("b knows the group at both peers", || scene.b.peers_with_group("slow") == 2).await;
     let key = (0..).map(|n| format!("key-{n}")).find(|key| at_b.owner_of(key).as_str() == "a").unwrap();
     let get = tokio::spawn(async move { at_b.get(&key).await });
     eventually("the load runs at its owner", || loads.total() == 1).await;
     path.cut();
     assert_eq!(get.await.unwrap().unwrap(), "once");
-    assert_eq!(loads.total(), 1, "asked again, it joined the load that ran");
-    eventually("the cut was noticed", || scene.b.stats().lost == 1).await;
+    assert_eq!(loads.total(), 1, "the repeated request joins the running load");
+    eventually("b detects the cut", || scene.b.stats().lost == 1).await;
 }
 
-/// Nodes `a` and `b`, of which `b` reaches `a` through a proxy only.
+/// Starts nodes `a` and `b`, of which `b` reaches `a` through a proxy only.
 async fn behind_a_proxy(build: impl Fn(&Node) -> Group<String>) -> (Node, Node, Group<String>, Proxy) {
     let peers = Peers::default();
     let start =
@@ -300,36 +311,39 @@ async fn behind_a_proxy(build: impl Fn(&Node) -> Group<String>) -> (Node, Node, 
     let (_at_a, at_b) = (build(&a), build(&b));
     let path = Proxy::start(a.address()).await;
     peers.set(vec![Peer::member(a.id(), [path.address.into()]), support::peer(&b)]);
-    is_reached(&b, at_b.name()).await;
+    wait_until_reached(&b, at_b.name()).await;
     (a, b, at_b, path)
 }
 
-/// Waits until `node` can ask its one peer for a group.
-async fn is_reached(node: &Node, group: &str) {
-    eventually("the peer is reached", || {
+/// Waits until `node` can send requests for the group to its only peer.
+async fn wait_until_reached(node: &Node, group: &str) {
+    eventually("the peer is reachable", || {
         let members = node.members();
         members.len() == 2 && members.iter().all(|m| m.owns && m.is_reachable) && node.peers_with_group(group) == 1
     })
     .await;
 }
 
+/// Checks that a node closes a connection that it has abandoned because of silence, and serves through the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_was_given_up_is_closed() {
+async fn abandoned_connection_is_closed() {
     let loads = Loads::default();
     let (_a, b, group, path) = behind_a_proxy(|node| data(node, &loads)).await;
     for round in 1..=2 {
         path.stop();
-        eventually("the silence is noticed", || b.stats().silent == round).await;
+        eventually("b detects the silence", || b.stats().silent == round).await;
         path.resume();
-        is_reached(&b, "data").await;
+        wait_until_reached(&b, "data").await;
         eventually("the old connection is closed", || path.open() == 1).await;
     }
     let key = (0..).map(|n| format!("key-{n}")).find(|key| group.owner_of(key).as_str() == "a").unwrap();
     assert_eq!(group.get(&key).await.unwrap(), key);
 }
 
+/// Checks that a response that takes 2.5 s to arrive is not mistaken for a silent peer, because bytes arrive all the
+/// time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_value_on_a_slow_path_is_not_silence() {
+async fn large_value_on_a_slow_path_is_not_silence() {
     const BYTES: usize = 500 << 10;
     let large = async |loads: &Loads, key: &str| {
         loads.begin(key);
@@ -343,6 +357,6 @@ async fn a_large_value_on_a_slow_path_is_not_silence() {
     path.limit_rate(200 << 10);
     let key = (0..).map(|n| format!("key-{n}")).find(|key| group.owner_of(key).as_str() == "a").unwrap();
     assert_eq!(group.get(&key).await.unwrap().len(), BYTES);
-    assert_eq!((b.stats().silent, b.stats().lost), (0, 0), "bytes came all the time");
-    assert_eq!((loads.total(), group.stats().loads), (1, 0), "at its owner");
+    assert_eq!((b.stats().silent, b.stats().lost), (0, 0), "the peer is never silent");
+    assert_eq!((loads.total(), group.stats().loads), (1, 0), "the owner loads the key");
 }

@@ -1,4 +1,4 @@
-//! What protects a source from its cache: loads at once, other attempts, and a breaker. In virtual time.
+//! Protection of the source: a limit of concurrent loads, retries, and a breaker, in virtual time.
 
 use std::{
     sync::{
@@ -12,25 +12,27 @@ use crate::support::{Gate, Loads};
 use groupcache_core::{Error, Group, GroupBuilder, Load, LoadError, Loaded, Loader, Node};
 use tokio::time::{Instant, sleep};
 
-/// Fails the first so many times.
+/// Loader that fails for its first `failures` loads.
 #[derive(Clone, Default)]
 struct Source {
     loads: Loads,
     failures: Arc<AtomicU64>,
     is_permanent: bool,
     gate: Option<Gate>,
-    at_once: Arc<AtomicUsize>,
-    most: Arc<AtomicUsize>,
+    /// Number of loads that run.
+    running: Arc<AtomicUsize>,
+    /// Maximum of `running` so far.
+    most_running: Arc<AtomicUsize>,
 }
 
 impl Loader<String> for Source {
     async fn load(&self, load: Load<'_, String>) -> Result<Loaded<String>, LoadError> {
         self.loads.begin(load.key());
-        self.most.fetch_max(self.at_once.fetch_add(1, SeqCst) + 1, SeqCst);
+        self.most_running.fetch_max(self.running.fetch_add(1, SeqCst) + 1, SeqCst);
         if let Some(gate) = &self.gate {
             gate.pass().await;
         }
-        self.at_once.fetch_sub(1, SeqCst);
+        self.running.fetch_sub(1, SeqCst);
         let is_to_fail = self.failures.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok();
         match (is_to_fail, self.is_permanent) {
             (false, _) => Ok(Loaded::new(load.key())),
@@ -40,6 +42,7 @@ impl Loader<String> for Source {
     }
 }
 
+/// Starts a node with the group `data` over this source.
 async fn group(
     source: &Source,
     build: impl FnOnce(GroupBuilder<String>) -> GroupBuilder<String>,
@@ -50,8 +53,9 @@ async fn group(
     (node, group)
 }
 
+/// Checks that two transient errors are retried with a growing backoff, and that 100 waiters share the three attempts.
 #[tokio::test(start_paused = true)]
-async fn a_transient_error_is_tried_again_and_those_who_wait_share_that_too() {
+async fn transient_error_is_retried_once_for_all_waiters() {
     let source = Source { failures: Arc::new(AtomicU64::new(2)), ..Source::default() };
     let (_node, group) = group(&source, |group| group.retries(3)).await;
     let begun = Instant::now();
@@ -59,11 +63,16 @@ async fn a_transient_error_is_tried_again_and_those_who_wait_share_that_too() {
     assert!(all.iter().all(Result::is_ok));
     assert_eq!((source.loads.total(), group.stats().retries), (3, 2));
     let took = begun.elapsed();
-    assert!(took >= Duration::from_millis(75) && took <= Duration::from_millis(160), "{took:?}: 25–50 and 50–100 ms");
+    assert!(
+        took >= Duration::from_millis(75) && took <= Duration::from_millis(160),
+        "{took:?}, expected pauses of 25–50 and 50–100 ms"
+    );
 }
 
+/// Checks that a permanent error is not retried, that a transient error ends the load after the last retry, and that
+/// retries end by the deadline of the load.
 #[tokio::test(start_paused = true)]
-async fn a_permanent_error_and_too_many_transient_ones_are_the_answer() {
+async fn permanent_and_repeated_errors_reach_the_caller() {
     let source = Source { failures: Arc::new(AtomicU64::new(100)), is_permanent: true, ..Source::default() };
     let (_node, with_three) = group(&source, |group| group.retries(3)).await;
     assert!(with_three.get("key-1").await.is_err_and(|e| e.is_load_failed() && !e.is_transient()));
@@ -78,11 +87,12 @@ async fn a_permanent_error_and_too_many_transient_ones_are_the_answer() {
     let (_node, hasty) = group(&source, |group| group.retries(1000).load_deadline(Duration::from_secs(1))).await;
     let begun = Instant::now();
     assert!(hasty.get("key-1").await.is_err());
-    assert!(begun.elapsed() <= Duration::from_secs(1), "within the load's deadline");
+    assert!(begun.elapsed() <= Duration::from_secs(1), "the retries end by the deadline of the load");
 }
 
+/// Checks that at most `max_loads` loads of a group run at once, and that another group has its own limit.
 #[tokio::test(start_paused = true)]
-async fn no_more_loads_of_a_group_run_at_once_than_it_may_have() {
+async fn max_loads_bounds_concurrent_loads_of_a_group() {
     let gate = Gate::default();
     let source = Source { gate: Some(gate.clone()), ..Source::default() };
     let (node, group) = group(&source, |group| group.max_loads(3)).await;
@@ -95,15 +105,17 @@ async fn no_more_loads_of_a_group_run_at_once_than_it_may_have() {
     });
     sleep(Duration::from_millis(50)).await;
     assert_eq!(source.loads.total(), 3);
-    assert_eq!(other.get("key-1").await.unwrap(), "key-1", "another group has its own");
+    assert_eq!(other.get("key-1").await.unwrap(), "key-1", "another group has its own limit");
     gate.open();
     assert!(all.await.unwrap().iter().all(Result::is_ok));
-    assert_eq!((source.most.load(SeqCst), source.loads.total()), (3, 20));
+    assert_eq!((source.most_running.load(SeqCst), source.loads.total()), (3, 20));
     assert_eq!(node.loads(), (0, 0));
 }
 
+/// Checks that the breaker opens after five failures, admits one load per pause of 10 s, and closes once a load
+/// succeeds.
 #[tokio::test(start_paused = true)]
-async fn a_source_that_fails_every_time_is_left_alone_until_it_is_back() {
+async fn open_breaker_admits_one_load_per_pause_until_success() {
     let source = Source { failures: Arc::new(AtomicU64::new(u64::MAX)), ..Source::default() };
     let (_node, group) = group(&source, |group| group.breaker(5, Duration::from_secs(10))).await;
     let fails = async |n: usize| -> Error { group.get(&format!("key-{n}")).await.expect_err("fails") };
@@ -116,7 +128,7 @@ async fn a_source_that_fails_every_time_is_left_alone_until_it_is_back() {
     for n in 0..10 {
         fails(n).await;
     }
-    assert_eq!(source.loads.total(), 6, "one to see whether it is back");
+    assert_eq!(source.loads.total(), 6, "one probe");
     source.failures.store(0, SeqCst);
     sleep(Duration::from_secs(10)).await;
     for n in 0..10 {
@@ -125,12 +137,13 @@ async fn a_source_that_fails_every_time_is_left_alone_until_it_is_back() {
     assert_eq!(source.loads.total(), 16);
 }
 
+/// Checks that loads that wait for permits when the breaker opens fail without a call of the loader.
 #[tokio::test(start_paused = true)]
-async fn what_waits_when_the_breaker_opens_is_not_loaded() {
+async fn loads_waiting_when_the_breaker_opens_do_not_run() {
     let gate = Gate::default();
     let source = Source { failures: Arc::new(AtomicU64::new(u64::MAX)), gate: Some(gate.clone()), ..Source::default() };
     let (_node, group) = group(&source, |group| group.max_loads(2).breaker(3, Duration::from_secs(10))).await;
-    let ask = || {
+    let get_all = || {
         let group = group.clone();
         let get = move |n: u64| {
             let group = group.clone();
@@ -138,21 +151,23 @@ async fn what_waits_when_the_breaker_opens_is_not_loaded() {
         };
         tokio::spawn(futures_util::future::join_all((0..100).map(get)))
     };
-    let all = ask();
+    let all = get_all();
     sleep(Duration::from_millis(10)).await;
-    assert_eq!(source.loads.total(), 2, "the others wait for permits");
+    assert_eq!(source.loads.total(), 2, "the other loads wait for permits");
     gate.open();
     assert!(all.await.unwrap().iter().all(|value| value.as_ref().is_err_and(|e| e.is_load_failed())));
     assert!((3..=5).contains(&source.loads.total()), "{} loads", source.loads.total());
-    // The probe is one of those that wait.
+    // The probe is one of the waiting loads.
     sleep(Duration::from_secs(10)).await;
     let before = source.loads.total();
-    assert!(ask().await.unwrap().iter().all(Result::is_err));
+    assert!(get_all().await.unwrap().iter().all(Result::is_err));
     assert_eq!(source.loads.total(), before + 1);
 }
 
+/// Checks that stale values are served while the breaker is open, within `stale_if_error`, with at most one probe per
+/// pause.
 #[tokio::test(start_paused = true)]
-async fn while_the_breaker_is_open_old_values_are_served_where_they_may_be() {
+async fn open_breaker_serves_stale_values() {
     let source = Source::default();
     let minute = Duration::from_secs(60);
     let (_node, group) =
@@ -168,8 +183,9 @@ async fn while_the_breaker_is_open_old_values_are_served_where_they_may_be() {
     assert!(source.loads.total() <= 3, "{} loads", source.loads.total());
 }
 
+/// Checks that a limit of no loads, a breaker of no failures and a breaker without a pause are configuration errors.
 #[tokio::test]
-async fn limits_that_allow_nothing_are_refused() {
+async fn zero_limits_are_refused() {
     let node = Node::builder().start().await.unwrap();
     let group = || node.group::<String>("data").capacity_bytes(1 << 20).loader(Source::default());
     for group in [group().max_loads(0), group().breaker(0, Duration::from_secs(1)), group().breaker(3, Duration::ZERO)]

@@ -1,14 +1,17 @@
-//! A group that was taken out of its node, and the handles that are left of it.
+//! Groups that are removed from their node, and the handles that remain of them.
 
 use crate::support::{Cluster, Gate, eventually, gated};
 use groupcache_core::{Group, Node};
 
+/// Builds the group `data`, in which loads wait at the gate.
 fn data(node: &Node, gate: &Gate) -> Group<String> {
     node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated).build().unwrap()
 }
 
+/// Checks that waiters and later calls of the handle of a removed group have errors, that a load that ends later is not
+/// cached, and that a new group of the same name is unaffected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handle_that_was_kept_gets_an_error_and_stores_nothing() {
+async fn handle_of_a_removed_group_fails_and_stores_nothing() {
     let node = Node::builder().start().await.unwrap();
     let gate = Gate::default();
     let old = data(&node, &gate);
@@ -18,8 +21,8 @@ async fn a_handle_that_was_kept_gets_an_error_and_stores_nothing() {
     });
     gate.begun(1).await;
     assert!(node.remove_group("data"));
-    assert!(waiting.await.unwrap().expect_err("who waits is told").is_closed());
-    // Its load goes on, and ends after the group did.
+    assert!(waiting.await.unwrap().expect_err("the waiter has an error").is_closed());
+    // The load goes on, and ends after the removal of the group.
     gate.open();
     eventually("the load ends", || node.loads() == (0, 0)).await;
     let error = old.get("key").await.expect_err("the group is gone");
@@ -27,17 +30,18 @@ async fn a_handle_that_was_kept_gets_an_error_and_stores_nothing() {
     assert!(old.get("another").await.expect_err("the group is gone").is_unknown_group());
     assert!(old.set("key", "value").await.expect_err("the group is gone").is_unknown_group());
     assert!(old.remove("key").await.expect_err("the group is gone").is_unknown_group());
-    assert_eq!((old.entries(), gate.loads.total()), (0, 1), "nothing is kept, and nothing loaded");
+    assert_eq!((old.entries(), gate.loads.total()), (0, 1), "nothing is cached or loaded");
 
     let new = data(&node, &gate);
     assert_eq!(new.get("key").await.unwrap(), "key by load 2");
-    assert!(old.get("key").await.expect_err("still gone").is_unknown_group());
+    assert!(old.get("key").await.expect_err("the group is still gone").is_unknown_group());
     assert_eq!((new.entries(), old.entries()), (1, 0));
     node.shutdown().await.unwrap();
 }
 
+/// Checks that a removed group with 10,000 entries frees all of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_group_is_emptied_too() {
+async fn removed_group_of_10000_entries_is_emptied() {
     const KEYS: usize = 10_000;
     let node = Node::builder().start().await.unwrap();
     let group = node.group::<String>("data").capacity_bytes(64 << 20);
@@ -51,8 +55,10 @@ async fn a_large_group_is_emptied_too() {
     node.shutdown().await.unwrap();
 }
 
+/// Checks that a peer loads the keys of a node that has removed the group, and fetches from this node again once the
+/// group is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn peers_notice_that_a_group_goes_and_comes_back() {
+async fn peers_follow_the_removal_and_return_of_a_group() {
     let cluster = Cluster::start(2).await;
     let gate = Gate::default();
     gate.open();
@@ -62,23 +68,24 @@ async fn peers_notice_that_a_group_goes_and_comes_back() {
     let keys: Vec<_> =
         (0..).map(|n| format!("key-{n}")).filter(|key| at_b.owner_of(key).as_str() == "a").take(3).collect();
     at_b.get(&keys[0]).await.unwrap();
-    assert_eq!(at_a.entries(), 1, "at its owner");
+    assert_eq!(at_a.entries(), 1, "the owner keeps the value");
 
     assert!(cluster.nodes[0].remove_group("data"));
-    eventually("b notices", || cluster.nodes[1].peers_with_group("data") == 0).await;
-    at_b.get(&keys[1]).await.expect("its owner has no such group: loaded here");
+    eventually("b knows of the removal", || cluster.nodes[1].peers_with_group("data") == 0).await;
+    at_b.get(&keys[1]).await.expect("b loads the key, because its owner lacks the group");
     assert_eq!((at_b.stats().fallback_loads, at_a.entries()), (1, 0));
 
     let again = data(&cluster.nodes[0], &gate);
     cluster.wait_for_group("data").await;
     at_b.get(&keys[2]).await.unwrap();
-    assert_eq!(at_b.stats().fallback_loads, 1, "at its owner again");
-    assert!((1..=2).contains(&again.entries()), "and what was loaded elsewhere meanwhile may be handed over to it");
+    assert_eq!(at_b.stats().fallback_loads, 1, "the owner loads again");
+    assert!((1..=2).contains(&again.entries()), "the hand-over may add the value that b loaded meanwhile");
     cluster.shutdown().await;
 }
 
+/// Checks that a missed write of a removed group is replayed to the peer once the group is built again, and not before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_peer_has_missed_of_a_group_that_is_removed_is_told_when_it_comes_back() {
+async fn missed_write_of_a_removed_group_is_replayed_later() {
     let (cluster, path) = Cluster::start_with_proxy().await;
     let gate = Gate::default();
     gate.open();
@@ -88,15 +95,15 @@ async fn what_a_peer_has_missed_of_a_group_that_is_removed_is_told_when_it_comes
     let key = cluster.key_of(&groups, 1);
     groups[1].get(&key).await.unwrap();
     path.stop();
-    // Its owner cannot be reached, and this node stands for it.
+    // The owner is unreachable, so that the local node acts in its place.
     assert_eq!(groups[0].remove(&key).await.unwrap().unreached().len(), 1);
     assert!(cluster.nodes[0].remove_group("data"));
     path.cut();
     path.resume();
-    eventually("it is there again", || cluster.nodes[0].members().iter().all(|member| member.is_reachable)).await;
-    tokio::time::sleep(std::time::Duration::from_millis(1500)).await; // missed writes are looked for each second
+    eventually("b is reachable again", || cluster.nodes[0].members().iter().all(|member| member.is_reachable)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await; // missed writes are replayed each second
     assert_eq!(groups[1].entries(), 1);
     let _again = data(&cluster.nodes[0], &gate);
-    eventually("b hears of it", || groups[1].entries() == 0).await;
+    eventually("b receives the missed write", || groups[1].entries() == 0).await;
     cluster.shutdown().await;
 }

@@ -1,4 +1,4 @@
-//! How a node ends: shut down, shut down twice, half-way, or dropped.
+//! Ends of a node: shut down, shut down again, shut down half-way, or dropped.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,10 +6,10 @@ use crate::support::{Cluster, Gate, PATIENCE, eventually, gated};
 use groupcache_core::{BoxError, Error, Group, Node};
 use tokio::{task::JoinHandle, time::timeout};
 
-/// Long enough to see that a shutdown waits: one that does not ends sooner.
-const LOOK: Duration = Duration::from_millis(500);
+/// Time after which a running shutdown is known to wait, because a shutdown that does not wait ends sooner.
+const OBSERVATION: Duration = Duration::from_millis(500);
 
-/// Two nodes, and a get at `b` of a key of `a` that waits for the load there.
+/// Two nodes, and a get at `b` of a key of `a` that waits for the load at `a`.
 struct Scene {
     nodes: Vec<Node>,
     groups: Vec<Group<String>>,
@@ -30,12 +30,12 @@ impl Scene {
         Self { nodes: cluster.nodes, groups, gate, get }
     }
 
-    /// The get at `b` was told that its node is closed, and `b` has loaded nothing instead of `a`.
-    async fn b_gave_up(self) {
+    /// Checks that the get at `b` failed as closed, and that `b` has loaded nothing in place of `a`.
+    async fn assert_b_is_closed(self) {
         let error = timeout(PATIENCE, self.get).await.expect("in time").unwrap().expect_err("its node is closed");
         assert!(error.is_closed(), "{error:?}");
         assert!(self.groups[1].get("another").await.expect_err("closed").is_closed());
-        assert_eq!((self.groups[1].stats().loads, self.gate.loads.total()), (0, 1), "no load at b");
+        assert_eq!((self.groups[1].stats().loads, self.gate.loads.total()), (0, 1), "b loads nothing");
     }
 }
 
@@ -45,92 +45,104 @@ fn shut_down(node: &Node) -> JoinHandle<()> {
     tokio::spawn(async move { node.shutdown().await.expect("shuts down") })
 }
 
-/// Waits until the node of this group has drained and refuses what is new.
-async fn is_closing(group: &Group<String>) {
+/// Waits until the node of this group has drained and refuses new calls.
+async fn wait_until_closing(group: &Group<String>) {
     let refused = async { while !group.remove("another").await.is_err_and(|e| e.is_closed()) {} };
-    timeout(PATIENCE, refused).await.expect("it drains");
+    timeout(PATIENCE, refused).await.expect("the node drains");
 }
 
+/// Checks that a shutdown fails a running fetch as closed, without a fallback load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_shut_down_while_it_waits_for_a_peer_loads_nothing() {
+async fn shutdown_during_a_fetch_starts_no_load() {
     let scene = Scene::start().await;
     scene.nodes[1].shutdown_within(Duration::from_millis(200)).await.unwrap();
-    scene.b_gave_up().await;
+    scene.assert_b_is_closed().await;
 }
 
+/// Checks that a dropped node fails a running fetch as closed, without a fallback load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_dropped_while_it_waits_for_a_peer_loads_nothing() {
+async fn drop_during_a_fetch_starts_no_load() {
     let mut scene = Scene::start().await;
     drop(scene.nodes.pop());
-    scene.b_gave_up().await;
+    scene.assert_b_is_closed().await;
 }
 
+/// Checks that a load that ends after the shutdown of its node is not cached.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_load_that_outlives_its_node_is_not_stored() {
+async fn load_ending_after_the_shutdown_is_not_cached() {
     let scene = Scene::start().await;
     scene.nodes[0].shutdown_within(Duration::from_millis(200)).await.unwrap();
-    assert_eq!(scene.nodes[0].loads().0, 1, "it runs still");
+    assert_eq!(scene.nodes[0].loads().0, 1, "the load still runs");
     scene.gate.open();
     eventually("the load ends", || scene.nodes[0].loads() == (0, 0)).await;
     assert_eq!(scene.groups[0].entries(), 0);
     assert!(scene.groups[0].get("another").await.expect_err("closed").is_closed());
 }
 
+/// Checks that a shutdown waits for the gets of local callers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_shut_down_waits_for_its_own_gets() {
+async fn shutdown_waits_for_local_gets() {
     let scene = Scene::start().await;
     let mut closing = shut_down(&scene.nodes[1]);
-    is_closing(&scene.groups[1]).await;
-    assert!(timeout(LOOK, &mut closing).await.is_err(), "it waits for the get");
+    wait_until_closing(&scene.groups[1]).await;
+    assert!(timeout(OBSERVATION, &mut closing).await.is_err(), "the shutdown waits for the get");
     scene.gate.open();
     closing.await.unwrap();
     assert!(scene.get.await.unwrap().expect("a value").ends_with("by load 1"));
 }
 
+/// Checks that a shutdown waits for a fetch, and for the fallback load that follows when the owner is lost meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_shut_down_waits_for_what_it_loads_in_the_place_of_an_owner_that_is_lost_meanwhile() {
+async fn shutdown_waits_for_fallback_loads() {
     let mut scene = Scene::start().await;
     let mut closing = shut_down(&scene.nodes[1]);
-    is_closing(&scene.groups[1]).await;
-    assert!(timeout(LOOK, &mut closing).await.is_err(), "no load runs here, and it waits for the owner");
+    wait_until_closing(&scene.groups[1]).await;
+    assert!(
+        timeout(OBSERVATION, &mut closing).await.is_err(),
+        "no load runs at b, and the shutdown waits for the owner"
+    );
     drop(scene.nodes.remove(0));
     scene.gate.begun(2).await;
-    assert!(timeout(LOOK, &mut closing).await.is_err(), "it waits for the load");
+    assert!(timeout(OBSERVATION, &mut closing).await.is_err(), "the shutdown waits for the fallback load");
     scene.gate.open();
     closing.await.unwrap();
     assert!(scene.get.await.unwrap().expect("a value").ends_with("by load 2"));
 }
 
+/// Checks that a shutdown waits for loads that a peer has requested, and sends their responses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_shut_down_gives_the_answers_that_it_owes() {
+async fn shutdown_waits_for_responses_to_peers() {
     let scene = Scene::start().await;
     let mut closing = shut_down(&scene.nodes[0]);
-    is_closing(&scene.groups[0]).await;
-    assert!(timeout(LOOK, &mut closing).await.is_err(), "it waits for the load that b waits for");
+    wait_until_closing(&scene.groups[0]).await;
+    assert!(timeout(OBSERVATION, &mut closing).await.is_err(), "the shutdown waits for the load that b has requested");
     scene.gate.open();
     closing.await.unwrap();
     assert!(scene.get.await.unwrap().expect("a value").ends_with("by load 1"));
-    assert_eq!(scene.gate.loads.total(), 1, "and b loads nothing for itself");
+    assert_eq!(scene.gate.loads.total(), 1, "b loads nothing itself");
 }
 
+/// Checks that a shutdown without a time limit can be dropped half-way, and that further shutdowns, concurrent and
+/// later ones, succeed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shutdown_may_be_called_again_given_up_and_unbounded() {
+async fn shutdown_can_be_dropped_repeated_and_unbounded() {
     let scene = Scene::start().await;
-    // Given up half-way: it waits for the load of a, which does not end.
+    // The shutdown is dropped half-way: it waits for the load of a, which does not end.
     assert!(timeout(Duration::from_millis(100), scene.nodes[0].shutdown_within(Duration::MAX)).await.is_err());
     let (first, second) = (shut_down(&scene.nodes[0]), shut_down(&scene.nodes[0]));
     scene.gate.open();
     for closing in [first, second] {
         timeout(PATIENCE, closing).await.expect("in time").unwrap();
     }
-    scene.nodes[0].shutdown().await.expect("once more");
+    scene.nodes[0].shutdown().await.expect("a later shutdown succeeds");
     assert!(scene.get.await.unwrap().is_ok());
     assert!(scene.nodes[0].ready(1).await.expect_err("closed").is_closed());
     assert!(scene.nodes[0].drain().await.expect_err("closed").is_closed());
 }
 
+/// Checks that the loaders and the port of a node are free after a shutdown, and after a drop alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_gone_leaves_nothing_behind() {
+async fn ended_node_frees_its_loaders_and_its_port() {
     for is_shut_down in [true, false] {
         let cluster = Cluster::start(2).await;
         let held = Arc::new(());
@@ -152,7 +164,7 @@ async fn a_node_that_is_gone_leaves_nothing_behind() {
         }
         let addresses: Vec<_> = nodes.iter().map(Node::address).collect();
         drop((nodes, peers, groups));
-        eventually("loaders and what they hold are freed", || Arc::strong_count(&held) == 1).await;
+        eventually("loaders and their state are freed", || Arc::strong_count(&held) == 1).await;
         for address in addresses {
             eventually("the port is free", || std::net::TcpListener::bind(address).is_ok()).await;
         }

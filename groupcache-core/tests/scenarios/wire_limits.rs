@@ -1,13 +1,14 @@
-//! Two nodes that do not allow values of the same size: each is told what it can be, and nothing else breaks.
+//! Two nodes with different limits of the value size: a value too large for one node is an error of its own, and
+//! nothing else breaks.
 
 use crate::support::{self, Cluster, Gate, PATIENCE, Peers, identity};
 use groupcache_core::{BoxError, Group, Limits, Node};
 use tokio::time::timeout;
 
-/// More than a whole message to `a` may have.
+/// Size of a value that exceeds a whole message to `a`.
 const LARGE: usize = 900 << 10;
 
-/// What a key begins with decides what its loader does.
+/// Loads a key as its prefix demands: `large` is a value of `LARGE` bytes, `slow` waits at the gate.
 async fn by_key(gate: &Gate, key: &str) -> Result<String, BoxError> {
     gate.loads.begin(key);
     match key.split('-').next() {
@@ -18,7 +19,7 @@ async fn by_key(gate: &Gate, key: &str) -> Result<String, BoxError> {
     Ok(key.to_owned())
 }
 
-/// Node `a` takes values of 64 KiB, node `b` of 1 MiB.
+/// Starts node `a` with values of at most 64 KiB, and node `b` with values of at most 1 MiB.
 async fn unequal() -> (Cluster, Vec<Group<String>>, Gate) {
     let peers = Peers::default();
     let mut nodes = Vec::new();
@@ -38,10 +39,12 @@ async fn unequal() -> (Cluster, Vec<Group<String>>, Gate) {
     (cluster, groups, gate)
 }
 
+/// Returns a key with this prefix that `owner` owns.
 fn key_of(groups: &[Group<String>], owner: &str, prefix: &str) -> String {
     (0..).map(|n| format!("{prefix}-{n}")).find(|key| groups[0].owner_of(key).as_str() == owner).unwrap()
 }
 
+/// Checks that no connection was lost or rejected.
 fn assert_connected(cluster: &Cluster) {
     for node in &cluster.nodes {
         let stats = node.stats();
@@ -49,8 +52,10 @@ fn assert_connected(cluster: &Cluster) {
     }
 }
 
+/// Checks that a value too large for the requester is an error of this get, loaded or from memory, and that concurrent
+/// and later gets succeed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_value_that_is_too_large_for_the_asker_is_an_error_of_its_own() {
+async fn value_too_large_for_the_requester_fails_only_its_get() {
     let (cluster, groups, gate) = unequal().await;
     let (slow, large, plain) =
         (key_of(&groups, "b", "slow"), key_of(&groups, "b", "large"), key_of(&groups, "b", "plain"));
@@ -59,22 +64,24 @@ async fn a_value_that_is_too_large_for_the_asker_is_an_error_of_its_own() {
         async move { group.get(&slow).await }
     });
     gate.begun(1).await;
-    // Loaded for the asker, and then from memory.
+    // The owner loads the value for the first get, and has it in memory for the second.
     for _ in 0..2 {
         let error = timeout(PATIENCE, groups[0].get(&large)).await.expect("in time").expect_err("too large for a");
         assert!(error.is_too_large(), "{error:?}");
     }
-    assert_eq!(groups[1].get(&large).await.unwrap().len(), LARGE, "b may have it");
+    assert_eq!(groups[1].get(&large).await.unwrap().len(), LARGE, "the value is within the limit of b");
     assert_eq!(groups[0].get(&plain).await.unwrap(), plain);
     gate.open();
-    assert_eq!(waiting.await.unwrap().unwrap(), slow, "who waited meanwhile is served");
+    assert_eq!(waiting.await.unwrap().unwrap(), slow, "the waiting get succeeds");
     assert_eq!((gate.loads.of(&large), groups[0].stats().loads), (1, 0));
     assert_connected(&cluster);
     cluster.shutdown().await;
 }
 
+/// Checks that a set of a value too large for the owner fails, drops the old value at all nodes, and stores the new
+/// value nowhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_set_of_what_is_too_large_for_the_owner_drops_the_old_value_everywhere() {
+async fn set_too_large_for_the_owner_drops_the_old_value() {
     let (cluster, groups, gate) = unequal().await;
     let (key, slow) = (key_of(&groups, "a", "plain"), key_of(&groups, "a", "slow"));
     assert_eq!(groups[1].get(&key).await.unwrap(), key);
@@ -86,11 +93,15 @@ async fn a_set_of_what_is_too_large_for_the_owner_drops_the_old_value_everywhere
     gate.begun(2).await;
     let refused = groups[1].set(&key, "v".repeat(LARGE)).await.expect_err("too large for the owner");
     assert!(refused.is_too_large(), "{refused:?}");
-    assert_eq!(groups[0].entries() + groups[1].entries(), 0, "the old value is gone, the new one is kept nowhere");
-    assert_eq!(groups[0].get(&key).await.unwrap(), key, "and loads it anew");
+    assert_eq!(
+        groups[0].entries() + groups[1].entries(),
+        0,
+        "the old value is dropped, and the new value is stored nowhere"
+    );
+    assert_eq!(groups[0].get(&key).await.unwrap(), key, "the key is loaded again");
     assert_eq!(gate.loads.of(&key), 2);
     gate.open();
-    assert_eq!(waiting.await.unwrap().unwrap(), slow, "who waited meanwhile is served");
+    assert_eq!(waiting.await.unwrap().unwrap(), slow, "the waiting get succeeds");
     assert_connected(&cluster);
     cluster.shutdown().await;
 }

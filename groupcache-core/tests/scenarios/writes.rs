@@ -1,4 +1,4 @@
-//! P9: after a complete write, no get that starts then yields a value whose load began before it.
+//! Writes (P9): after a complete write, no get that starts then yields a value from a load that began before it.
 //!
 //! The loader returns the number of its start, so that every value tells when it was loaded.
 
@@ -27,9 +27,10 @@ impl Starts {
     }
 }
 
+/// Loads a key as the number of this load.
 async fn numbered(starts: &Starts, key: &str) -> Result<String, BoxError> {
     let number = starts.next();
-    // From none at all to a few milliseconds, so that writes meet loads at every stage.
+    // Loads take from nothing to 1.2 ms, so that writes meet loads at every stage.
     match (number + key.len() as u64) % 4 {
         0 => {}
         1 => tokio::task::yield_now().await,
@@ -38,17 +39,18 @@ async fn numbered(starts: &Starts, key: &str) -> Result<String, BoxError> {
     Ok(number.to_string())
 }
 
+/// Returns the number in a value.
 fn number(value: &str) -> u64 {
     value.parse().expect("a number")
 }
 
-/// One life of a key: gets under way while it is written, then gets everywhere.
+/// Runs one round of a key: gets run during a write, and later gets at any node must not return an older value.
 async fn round(groups: Vec<Group<String>>, starts: Starts, key: String, mut rng: fastrand::Rng) {
     let pick = |rng: &mut fastrand::Rng| groups[rng.usize(..groups.len())].clone();
-    let mut under_way = tokio::task::JoinSet::new();
+    let mut running = tokio::task::JoinSet::new();
     for _ in 0..rng.usize(1..5) {
         let (group, key, pause) = (pick(&mut rng), key.clone(), rng.u64(..1500));
-        under_way.spawn(async move {
+        running.spawn(async move {
             tokio::time::sleep(Duration::from_micros(pause)).await;
             group.get(&key).await
         });
@@ -60,20 +62,20 @@ async fn round(groups: Vec<Group<String>>, starts: Starts, key: String, mut rng:
     let before = starts.last();
     let written =
         if rng.bool() { writer.remove(&key).await } else { writer.set(&key, starts.next().to_string()).await };
-    let written = written.expect("the owner is there");
+    let written = written.expect("the owner is reachable");
     assert!(written.is_complete() && !written.views_differed(), "{written:?}");
     for _ in 0..3 {
         let value = number(&pick(&mut rng).get(&key).await.expect("a value"));
-        assert!(value > before, "{key}: a get after the write began yields {value}, the write came after {before}");
+        assert!(value > before, "{key}: a get after the write returned {value}, the write came after {before}");
     }
-    while let Some(got) = under_way.join_next().await {
-        got.unwrap().expect("who was under way gets a value too");
+    while let Some(got) = running.join_next().await {
+        got.unwrap().expect("a concurrent get has a value");
     }
     let value = number(&pick(&mut rng).get(&key).await.expect("a value"));
-    assert!(value > before, "{key}: what was under way came back: {value}, the write came after {before}");
+    assert!(value > before, "{key}: a concurrent load restored {value}, the write came after {before}");
 }
 
-/// `rounds` rounds over a few keys, many side by side, each key one after another.
+/// Runs `rounds` rounds over 50 keys: the keys in parallel, the rounds of each key one after another.
 async fn rounds(groups: Vec<Group<String>>, starts: Starts, rounds: usize) {
     const KEYS: usize = 50;
     let mut keys = tokio::task::JoinSet::new();
@@ -87,12 +89,13 @@ async fn rounds(groups: Vec<Group<String>>, starts: Starts, rounds: usize) {
         });
     }
     while let Some(done) = keys.join_next().await {
-        done.expect("the rounds of a key hold");
+        done.expect("the rounds of a key pass");
     }
 }
 
+/// Checks P9 in 10,000 rounds on one node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_writes_on_one_node() {
+async fn ten_thousand_writes_on_one_node_leave_no_old_value() {
     let node = Node::builder().start().await.unwrap();
     let starts = Starts::default();
     let group = node.group::<String>("data").capacity_bytes(1 << 20).loader_with(starts.clone(), numbered);
@@ -100,8 +103,9 @@ async fn ten_thousand_writes_on_one_node() {
     node.shutdown().await.unwrap();
 }
 
+/// Checks P9 in 10,000 rounds on five nodes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_writes_on_five_nodes() {
+async fn ten_thousand_writes_on_five_nodes_leave_no_old_value() {
     let cluster = Cluster::start(5).await;
     let starts = Starts::default();
     let groups = cluster
@@ -111,8 +115,9 @@ async fn ten_thousand_writes_on_five_nodes() {
     cluster.shutdown().await;
 }
 
+/// Checks that all nodes return the value of a set, that nothing is loaded, and that only the owner keeps each value.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_set_is_seen_everywhere_and_loads_nothing() {
+async fn set_is_seen_by_all_nodes_without_a_load() {
     let cluster = Cluster::start(3).await;
     let starts = Starts::default();
     let groups = cluster
@@ -126,41 +131,47 @@ async fn a_set_is_seen_everywhere_and_loads_nothing() {
             assert_eq!(group.get(&key).await.unwrap(), "by hand");
         }
     }
-    assert_eq!(starts.last(), 0, "no load");
+    assert_eq!(starts.last(), 0, "nothing is loaded");
     let owned: usize = groups.iter().map(Group::entries).sum();
-    assert_eq!(owned, 3, "each value is at its owner");
+    assert_eq!(owned, 3, "only the owners keep values");
     cluster.shutdown().await;
 }
 
+/// Checks that writes name an unreachable node, whether it is the owner of the key or not, and that a successor stores
+/// the value in place of an unreachable owner.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_names_whom_it_did_not_reach() {
+async fn write_names_an_unreachable_node() {
     let cluster = Cluster::start(3).await;
     let starts = Starts::default();
     let groups = cluster
         .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(starts.clone(), numbered))
         .await;
     let key = cluster.key_of(&groups, 2);
-    // The owner disappears without a word, as a process that was killed does.
+    // The owner ends without a goodbye, as a killed process does.
     let Cluster { mut nodes, peers } = cluster;
     drop((nodes.pop(), peers));
-    support::eventually("its absence is noticed", || nodes.iter().all(|n| n.members().iter().any(|m| !m.is_reachable)))
-        .await;
-    let written = groups[0].set(&key, "by hand").await.expect("a successor takes it");
+    support::eventually("all nodes see the owner unreachable", || {
+        nodes.iter().all(|n| n.members().iter().any(|m| !m.is_reachable))
+    })
+    .await;
+    let written = groups[0].set(&key, "by hand").await.expect("a successor stores the value");
     assert_eq!(written.unreached().iter().map(|id| id.to_string()).collect::<Vec<_>>(), [name(2)]);
     assert!(!written.is_complete());
     for group in &groups[..2] {
-        assert_eq!(group.get(&key).await.unwrap(), "by hand", "the successor has it");
+        assert_eq!(group.get(&key).await.unwrap(), "by hand", "the successor has the value");
     }
-    // It is named too where it is not the owner: it may hold an older copy.
+    // The node is named for keys of other owners too, because it may hold an older replica.
     let elsewhere = (0..).map(|n| format!("else-{n}")).find(|key| groups[0].owner_of(key).as_str() == "a").unwrap();
-    let written = groups[1].remove(&elsewhere).await.expect("its owner is there");
+    let written = groups[1].remove(&elsewhere).await.expect("the owner a is reachable");
     assert_eq!(written.unreached().iter().map(|id| id.to_string()).collect::<Vec<_>>(), [name(2)]);
 }
 
-/// A node that starts while the only other one cannot be reached, and writes: it says so, and the other one is told when
-/// they meet.
+/// Checks that a write names a listed peer that has never answered as unreached, and is replayed to it once the peer is
+/// reachable.
+///
+/// Node `a` starts while its only peer cannot be reached, and writes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_names_who_is_listed_and_has_never_answered_and_who_hears_of_it_when_they_meet() {
+async fn write_is_replayed_to_a_peer_listed_but_never_met() {
     let (starts, peers) = (Starts::default(), Peers::default());
     let start = async |name: &str, provider: Peers| {
         let node = Node::builder().identity(support::identity(name)).provider(provider).start().await.unwrap();
@@ -179,15 +190,15 @@ async fn a_write_names_who_is_listed_and_has_never_answered_and_who_hears_of_it_
     }
     let before = starts.last();
     let written = at_a.remove(removed).await.expect("a serves alone");
-    assert_eq!(written.unreached(), [b.id()], "its address is listed, and it may have the value");
-    assert_eq!(number(&at_b.get(removed).await.unwrap()), 1, "nobody has told it");
+    assert_eq!(written.unreached(), [b.id()], "b is listed and may have the value");
+    assert_eq!(number(&at_b.get(removed).await.unwrap()), 1, "b has not received the write");
 
     path.resume();
-    support::eventually("they have met", || a.members().len() == 2).await;
-    support::eventually("b was told", || at_b.stats().invalidated == 1).await;
-    assert!(number(&at_b.get(removed).await.unwrap()) > before, "what was written is loaded again");
-    assert_eq!(at_b.stats().invalidated, 1, "what was not written is left alone");
-    assert!(at_a.remove(untouched).await.unwrap().is_complete(), "there is nobody left who has not answered");
+    support::eventually("a has reached b", || a.members().len() == 2).await;
+    support::eventually("b receives the missed write", || at_b.stats().invalidated == 1).await;
+    assert!(number(&at_b.get(removed).await.unwrap()) > before, "the written key is loaded again");
+    assert_eq!(at_b.stats().invalidated, 1, "the other key stays");
+    assert!(at_a.remove(untouched).await.unwrap().is_complete(), "all listed peers have answered");
     for node in [a, b] {
         node.shutdown_within(Duration::from_secs(1)).await.unwrap();
     }

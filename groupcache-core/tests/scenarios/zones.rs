@@ -1,4 +1,4 @@
-//! Groups whose keys are shared out in each zone by itself: values do not cross zones, writes do.
+//! Groups with one owner of each key per zone: loads and values stay within a zone, and writes reach all zones.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{self, Cluster, Loads, eventually, identity};
 
-/// Nodes `a` and `c` in one zone, `b` and `d` in another.
+/// Starts nodes `a` and `c` in one zone, `b` and `d` in another.
 async fn two_zones() -> Cluster {
     let build = |at: usize, builder: NodeBuilder| {
         builder.identity(identity(&support::name(at)).with_zone(["east", "west"][at % 2]).unwrap())
@@ -15,6 +15,7 @@ async fn two_zones() -> Cluster {
     Cluster::start_each(4, build).await
 }
 
+/// Loads a key in 20 ms. The value is the number of loads of this key so far, this load included.
 async fn numbered(loads: &Loads, key: &str) -> Result<String, BoxError> {
     loads.begin(key);
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -26,8 +27,10 @@ async fn groups(cluster: &Cluster, loads: &Loads) -> Vec<Group<String>> {
     cluster.group(|_, node| group(node).loader_with(loads.clone(), numbered)).await
 }
 
+/// Checks that each zone loads a key once, that all candidates of a key are in the zone of the caller, and that one
+/// node per zone keeps the value as its owner.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_zone_loads_once_and_asks_no_other() {
+async fn each_zone_loads_a_key_once() {
     let (cluster, loads) = (two_zones().await, Loads::default());
     let groups = groups(&cluster, &loads).await;
     let mut callers = JoinSet::new();
@@ -40,7 +43,7 @@ async fn each_zone_loads_once_and_asks_no_other() {
     callers.join_all().await;
     for n in 0..50 {
         let key = format!("key-{n}");
-        assert_eq!(loads.of(&key), 2, "once in each zone");
+        assert_eq!(loads.of(&key), 2, "each zone loads the key once");
         for (at, group) in groups.iter().enumerate() {
             let explained = group.explain(&key);
             let zone = [["a", "c"], ["b", "d"]][at % 2];
@@ -52,18 +55,19 @@ async fn each_zone_loads_once_and_asks_no_other() {
     }
     let owned: Vec<_> =
         groups.iter().flat_map(|group| group.local_entries(100)).filter(|entry| !entry.is_borrowed).collect();
-    assert_eq!(owned.len(), 100, "in each zone at one node");
-    assert!(owned.iter().all(|entry| entry.fresh_for.is_none()), "kept as an owner keeps it");
+    assert_eq!(owned.len(), 100, "one node per zone owns each key");
+    assert!(owned.iter().all(|entry| entry.fresh_for.is_none()), "owners keep values without a limit of age");
     cluster.shutdown().await;
 }
 
+/// Checks that a node fetches a key that it does not own from the owner of its zone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_does_not_own_a_key_asks_the_owner_of_its_zone() {
+async fn miss_is_fetched_from_the_owner_of_the_zone() {
     let (cluster, loads) = (two_zones().await, Loads::default());
     let groups = groups(&cluster, &loads).await;
     for n in 0..50 {
         let key = format!("key-{n}");
-        let owner = cluster.owner(&groups, &key); // as the first node sees it
+        let owner = cluster.owner(&groups, &key); // in the zone of the first node
         let other = (owner + 2) % 4;
         let served = groups[owner].stats().served;
         groups[other].get(&key).await.unwrap();
@@ -72,8 +76,10 @@ async fn who_does_not_own_a_key_asks_the_owner_of_its_zone() {
     cluster.shutdown().await;
 }
 
+/// Checks that after a complete write no node of any zone returns a value that was loaded before it, and that a clear
+/// empties all zones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_is_heard_in_all_zones() {
+async fn write_reaches_all_zones() {
     let (cluster, loads) = (two_zones().await, Loads::default());
     let groups = groups(&cluster, &loads).await;
     for n in 0..200 {
@@ -98,21 +104,23 @@ async fn a_write_is_heard_in_all_zones() {
     cluster.shutdown().await;
 }
 
+/// Checks that a zone without any owner fetches from the owners of the other zones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_zone_that_loses_all_its_owners_asks_the_others() {
+async fn zone_without_owners_fetches_from_other_zones() {
     let (cluster, loads) = (two_zones().await, Loads::default());
     let groups = groups(&cluster, &loads).await;
     cluster.nodes[2].shutdown().await.unwrap();
     eventually("a owns all of its zone", || groups[0].explain("key-1").owners == 1).await;
     cluster.nodes[0].drain().await.unwrap();
-    eventually("nobody of the zone owns anything", || groups[0].explain("key-1").owners == 2).await;
+    eventually("no node of the zone owns keys", || groups[0].explain("key-1").owners == 2).await;
     assert_eq!(groups[3].get("key-1").await.unwrap(), "1");
-    assert_eq!(groups[0].get("key-1").await.unwrap(), "1", "of the other zone");
+    assert_eq!(groups[0].get("key-1").await.unwrap(), "1", "from the other zone");
     cluster.shutdown().await;
 }
 
+/// Checks that a write in a zone with an unreachable owner names that owner as unreached, and reaches the other zone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_in_a_zone_whose_owners_cannot_be_reached_is_heard_in_the_others() {
+async fn write_in_a_zone_without_owners_reaches_the_others() {
     let (cluster, loads) = (two_zones().await, Loads::default());
     let groups = groups(&cluster, &loads).await;
     cluster.nodes[2].drain().await.unwrap();
@@ -122,19 +130,21 @@ async fn a_write_in_a_zone_whose_owners_cannot_be_reached_is_heard_in_the_others
         ("1".into(), "1".into())
     );
     let Cluster { mut nodes, peers } = cluster;
-    // As a process that was killed does.
+    // Node `a` ends without a goodbye, as a killed process does.
     drop((nodes.remove(0), peers));
-    eventually("its absence is noticed", || nodes.iter().all(|n| n.members().iter().any(|m| !m.is_reachable))).await;
+    eventually("a is unreachable for all", || nodes.iter().all(|n| n.members().iter().any(|m| !m.is_reachable))).await;
 
-    let written = groups[2].remove("key-1").await.expect("c acts for its zone");
+    let written = groups[2].remove("key-1").await.expect("c, which drains, writes for its zone");
     assert_eq!(written.unreached().iter().map(ToString::to_string).collect::<Vec<_>>(), ["a"]);
     for group in [&groups[1], &groups[3]] {
         assert_eq!(group.get("key-1").await.unwrap(), "2");
     }
 }
 
+/// Checks that a node without a zone cannot build a group with one owner per zone, and that the error names
+/// `with_zone`.
 #[tokio::test]
-async fn a_node_without_a_zone_cannot_have_such_a_group() {
+async fn per_zone_group_without_a_zone_is_refused() {
     let node = Node::builder().start().await.unwrap();
     let group = node.group::<String>("data").capacity_bytes(1 << 20).per_zone();
     let error = group.loader_with(Loads::default(), numbered).build().expect_err("refused");

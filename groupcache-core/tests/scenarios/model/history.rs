@@ -1,4 +1,5 @@
-//! What happened, in one order: everything takes the next number when it begins and when it ends.
+//! History of a run: each operation takes the next number when it begins and when it ends, so that all events have one
+//! order.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,25 +10,25 @@ use std::{
 use groupcache_core::LoadReason;
 use tokio::time::Instant;
 
-/// A place in the order, and the time since the history began, which is virtual where time is.
+/// Number of an event, and the time since the history began, which is virtual in virtual time.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     pub n: u64,
     pub at: Duration,
 }
 
-/// What a load said, and what a get was told.
+/// Outcome of a load or of a get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// A value tells its own number: that of the moment in which its load, or its set, began.
+pub enum Outcome {
+    /// Value with its own number: the number of the moment in which its load or its set began.
     Value(u64),
     Nothing,
     Failed,
-    /// The load was aborted by its deadline; or the get ended by its own.
+    /// Abort of a load by its deadline, or end of a get by its own deadline.
     TimedOut,
 }
 
-/// How long an answer is fresh.
+/// Time for which an outcome is fresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fresh {
     NotKept,
@@ -35,62 +36,69 @@ pub enum Fresh {
     Forever,
 }
 
+/// Operation that produced an outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Load(LoadReason),
     Set,
 }
 
-/// Whence an answer can come: a load or a set.
+/// Load or set from which a get may have its outcome.
 #[derive(Clone, Debug)]
 pub struct Source {
     pub key: String,
     pub node: usize,
     pub origin: Origin,
     pub begin: Moment,
-    /// Its flight cannot have begun before this number: a get begins a flight, and then the loader is called.
+    /// Number before which its flight cannot have begun, because a get begins a flight before the loader is called.
     pub since: u64,
     pub end: Option<Moment>,
-    pub answer: Answer,
+    pub outcome: Outcome,
     pub fresh: Fresh,
 }
 
+/// Get that has ended.
 #[derive(Clone, Debug)]
 pub struct Get {
     pub key: String,
     pub begin: Moment,
     pub end: Moment,
     pub deadline: Duration,
-    pub seen: Answer,
+    pub seen: Outcome,
 }
 
+/// Set, remove or clear.
 #[derive(Clone, Debug)]
 pub struct Write {
-    /// `None` = all.
+    /// Keys that are written; `None` means all.
     pub keys: Option<Vec<String>>,
     pub begin: Moment,
-    /// `None` = it did not return, or did not reach everyone: nothing may be concluded from it.
+    /// End of a complete write. `None` if the write has not returned or is not complete, so that nothing may be
+    /// concluded from it.
     pub end: Option<Moment>,
 }
 
 impl Write {
+    /// Returns whether this writes the key.
     pub fn is_of(&self, key: &str) -> bool {
         self.keys.as_ref().is_none_or(|keys| keys.iter().any(|k| k == key))
     }
 }
 
+/// Shared record of all events of one group.
 #[derive(Clone)]
 pub struct History {
     start: Instant,
     log: Arc<Mutex<Log>>,
 }
 
+/// Events so far.
 #[derive(Default)]
 pub struct Log {
     last: u64,
-    /// The millisecond that it is, and the first number in it.
+    /// Current millisecond, and the first number in it.
     now: (u128, u64),
-    /// The gets that have begun and not ended.
+    /// Numbers of the gets that have begun and not ended, by key.
     waiting: BTreeMap<String, BTreeSet<u64>>,
     pub sources: Vec<Source>,
     pub gets: Vec<Get>,
@@ -118,27 +126,28 @@ impl History {
         self.log.lock().unwrap()
     }
 
-    /// The next moment; the time is read under the lock, so that both have one order.
+    /// Returns the next moment. The time is read under the lock, so that numbers and times have one order.
     fn next(&self) -> (MutexGuard<'_, Log>, Moment) {
         let mut log = self.log();
         let moment = log.next(self.start.elapsed());
         (log, moment)
     }
 
-    /// A loader was called. It ends when what this returns is dropped.
+    /// Records a call of a loader. The call ends when the returned guard is dropped.
     pub fn load(&self, key: &str, node: usize, reason: LoadReason) -> Running {
         let (mut log, begin) = self.next();
-        // It was begun by a get that still waits or, when it is a refresh, by one that did not; that was just now.
+        // The load was begun by a get that still waits or, for a refresh, by a get that did not wait and was called
+        // just now.
         let oldest = log.waiting.get(key).and_then(|gets| gets.first()).copied();
         let since = oldest.unwrap_or(begin.n).min(log.now.1);
         let (key, origin) = (key.to_owned(), Origin::Load(reason));
-        let (answer, fresh) = (Answer::Failed, Fresh::NotKept);
-        log.sources.push(Source { key, node, origin, begin, since, end: None, answer, fresh });
+        let (outcome, fresh) = (Outcome::Failed, Fresh::NotKept);
+        log.sources.push(Source { key, node, origin, begin, since, end: None, outcome, fresh });
         Running { history: self.clone(), at: log.sources.len() - 1, number: begin.n }
     }
 
-    /// Gets are about to be called.
-    pub fn asks(&self, keys: &[String]) -> Moment {
+    /// Records that gets of these keys are about to be called.
+    pub fn begin_gets(&self, keys: &[String]) -> Moment {
         let (mut log, begin) = self.next();
         for key in keys {
             log.waiting.entry(key.clone()).or_default().insert(begin.n);
@@ -146,9 +155,9 @@ impl History {
         begin
     }
 
-    /// They have ended; `None` = nothing to be judged.
-    pub fn told(&self, begin: Moment, deadline: Duration, keys: &[String], seen: &[Option<Answer>]) {
-        assert_eq!(keys.len(), seen.len(), "an answer for each key");
+    /// Records the end of gets and their outcomes; `None` is not judged.
+    pub fn end_gets(&self, begin: Moment, deadline: Duration, keys: &[String], seen: &[Option<Outcome>]) {
+        assert_eq!(keys.len(), seen.len(), "an outcome for each key");
         let (mut log, end) = self.next();
         for (key, seen) in keys.iter().zip(seen) {
             log.waiting.entry(key.clone()).or_default().remove(&begin.n);
@@ -158,25 +167,27 @@ impl History {
         }
     }
 
-    /// A write of these keys is about to be called; of all when there are none.
-    pub fn writes(&self, keys: &[String]) -> usize {
+    /// Records that a write of these keys is about to be called, or a clear if there are none. Returns the index of the
+    /// write.
+    pub fn begin_write(&self, keys: &[String]) -> usize {
         let (mut log, begin) = self.next();
         let keys = (!keys.is_empty()).then(|| keys.to_vec());
         log.writes.push(Write { keys, begin, end: None });
         log.writes.len() - 1
     }
 
-    /// The same for a `set`; its number is its value.
-    pub fn sets(&self, key: &str, node: usize, fresh: Fresh) -> (usize, usize, u64) {
+    /// Records that a set is about to be called. Returns the indices of its write and of its source, and its number,
+    /// which is its value.
+    pub fn begin_set(&self, key: &str, node: usize, fresh: Fresh) -> (usize, usize, u64) {
         let (mut log, begin) = self.next();
         log.writes.push(Write { keys: Some(vec![key.to_owned()]), begin, end: None });
-        let (answer, origin) = (Answer::Value(begin.n), Origin::Set);
-        log.sources.push(Source { key: key.into(), node, origin, begin, since: begin.n, end: None, answer, fresh });
+        let (outcome, origin) = (Outcome::Value(begin.n), Origin::Set);
+        log.sources.push(Source { key: key.into(), node, origin, begin, since: begin.n, end: None, outcome, fresh });
         (log.writes.len() - 1, log.sources.len() - 1, begin.n)
     }
 
-    /// A write has returned and reached everyone.
-    pub fn wrote(&self, write: usize, set: Option<usize>) {
+    /// Records that a write has returned and is complete.
+    pub fn end_write(&self, write: usize, set: Option<usize>) {
         let (mut log, end) = self.next();
         log.writes[write].end = Some(end);
         if let Some(set) = set {
@@ -185,18 +196,19 @@ impl History {
     }
 }
 
-/// A call of a loader. Unless it says otherwise it fails.
+/// Guard of a running call of a loader. The recorded outcome is a failure unless `record` changes it.
 pub struct Running {
     history: History,
     at: usize,
-    /// Of its beginning.
+    /// Number of the moment in which the call began.
     pub number: u64,
 }
 
 impl Running {
-    pub fn says(&self, answer: Answer, fresh: Fresh) {
+    /// Records the outcome that the loader is about to return.
+    pub fn record(&self, outcome: Outcome, fresh: Fresh) {
         let source = &mut self.history.log().sources[self.at];
-        (source.answer, source.fresh) = (answer, fresh);
+        (source.outcome, source.fresh) = (outcome, fresh);
     }
 }
 

@@ -1,15 +1,15 @@
-//! What a history may look like: the promises, each as one question to all that has happened to a key.
+//! Oracle of the model test: the promises, each as one check of all events of a key.
 //!
-//! Nothing is simulated. A number says what came first, and each question errs on the side of the cache only by the
-//! time between what it did and what the history could see of it.
+//! Nothing is simulated. A number tells which event came first, and each check errs in favour of the cache only by the
+//! time between an action of the cache and the moment in which the history could record it.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use groupcache_core::LoadReason;
 
-use super::history::{Answer, Fresh, Get, Log, Moment, Origin, Source, Write};
+use super::history::{Fresh, Get, Log, Moment, Origin, Outcome, Source, Write};
 
-/// What a group was told about ages, and what is to be expected of the place where it runs.
+/// Ages of a group, and properties of the place where it runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub time_to_live: Option<Duration>,
@@ -17,38 +17,40 @@ pub struct Rules {
     pub stale_while_revalidate: Duration,
     pub stale_if_error: Duration,
     pub refresh_ahead: Duration,
-    /// Nothing has to leave for want of room.
+    /// Whether no entry is evicted for want of room.
     pub is_roomy: bool,
-    /// All nodes have one view and reach each other.
+    /// Whether all nodes have one view and reach each other.
     pub do_views_agree: bool,
-    /// Nodes may have copies of what others own.
-    pub has_copies: bool,
-    /// How long after its end a load may still be what a new get waits for: coarse time here, a network elsewhere.
+    /// Whether nodes may hold replicas of values that other nodes own.
+    pub has_replicas: bool,
+    /// Maximum time after the end of a load in which a new get may still join its flight: coarse time on one node, the
+    /// network between nodes.
     pub late: Duration,
 }
 
-/// Coarse time is at most this old.
+/// Maximum age of the coarse time.
 const EARLY: Duration = Duration::from_millis(20);
 
-/// How long an old value is served on after a load has failed.
+/// Time for which an old value is still served after a load has failed.
 const SERVED_ON: Duration = Duration::from_secs(1);
 
 impl Rules {
-    /// How long a value is fresh of which its loader says nothing.
+    /// Returns the freshness of a value without a time to live of its own.
     pub fn of_values(&self) -> Fresh {
         self.time_to_live.map_or(Fresh::Forever, Fresh::For)
     }
 
+    /// Returns the freshness of a negative entry.
     pub fn of_nothing(&self) -> Fresh {
         self.negative.map_or(Fresh::NotKept, Fresh::For)
     }
 
-    /// For how long it is served, and for how long it is kept for errors.
+    /// Returns for how long the outcome is served, and for how long it is kept for the case of errors.
     fn served(&self, source: &Source) -> (Duration, Duration) {
-        match (source.fresh, source.answer) {
+        match (source.fresh, source.outcome) {
             (Fresh::NotKept, _) => (Duration::ZERO, Duration::ZERO),
             (Fresh::Forever, _) => (Duration::MAX, Duration::MAX),
-            (Fresh::For(fresh), Answer::Value(_)) => {
+            (Fresh::For(fresh), Outcome::Value(_)) => {
                 let served = fresh + self.stale_while_revalidate;
                 (served, served.max(fresh + self.stale_if_error))
             }
@@ -57,16 +59,20 @@ impl Rules {
     }
 }
 
-/// All that happened to one key.
-struct Life<'a> {
+/// Events of one key.
+struct KeyEvents<'a> {
     rules: &'a Rules,
-    /// In the order of their beginnings.
+    /// Loads and sets, in the order of their beginnings.
     sources: Vec<&'a Source>,
     writes: Vec<&'a Write>,
     all_writes: &'a [Write],
 }
 
-/// `Err` names the promise that was broken, and how.
+/// Judges a history.
+///
+/// # Errors
+///
+/// The promise that is broken, and the events that break it.
 pub fn judge(log: &Log, rules: &Rules) -> Result<(), String> {
     let mut gets: BTreeMap<&str, Vec<&Get>> = BTreeMap::new();
     for get in &log.gets {
@@ -74,37 +80,37 @@ pub fn judge(log: &Log, rules: &Rules) -> Result<(), String> {
     }
     let keys = gets.keys().copied().chain(log.sources.iter().map(|source| source.key.as_str()));
     for key in keys.collect::<std::collections::BTreeSet<_>>() {
-        let life = Life {
+        let events = KeyEvents {
             rules,
             sources: log.sources.iter().filter(|source| source.key == key).collect(),
             writes: log.writes.iter().filter(|write| write.is_of(key)).collect(),
             all_writes: &log.writes,
         };
-        for (at, source) in life.sources.iter().enumerate() {
+        for (at, source) in events.sources.iter().enumerate() {
             if matches!(source.origin, Origin::Load(_)) {
-                life.one_load_at_once(source, &life.sources[..at])?;
-                life.no_load_in_vain(source, &life.sources[..at])?;
+                events.check_single_load(source, &events.sources[..at])?;
+                events.check_no_needless_load(source, &events.sources[..at])?;
             }
         }
         for get in gets.get(key).into_iter().flatten() {
-            life.ended_in_time(get)?;
-            life.may_see(get)?;
+            events.check_deadline(get)?;
+            events.check_outcome(get)?;
         }
     }
     Ok(())
 }
 
-impl Life<'_> {
-    /// Whether a write may have come between the beginnings of two flights: it was called before the second loader was,
-    /// and did not return before the first flight can have begun.
+impl KeyEvents<'_> {
+    /// Returns whether a write may have come between the beginnings of two flights: it was called before the second
+    /// loader was, and did not return before the first flight can have begun.
     fn is_separated(&self, first: &Source, second: &Source) -> bool {
         let own = |write: &Write| first.origin == Origin::Set && write.begin.n == first.begin.n;
         let between = |write: &Write| write.begin.n < second.begin.n && write.end.is_none_or(|end| end.n > first.since);
         self.writes.iter().any(|write| between(write) && !own(write))
     }
 
-    /// P1, and P2 for loads of one node: two loads of a key do not run at once unless a write separates them.
-    fn one_load_at_once(&self, load: &Source, earlier: &[&Source]) -> Result<(), String> {
+    /// Checks P1, and P2 for loads of one node: two loads of a key do not run at once unless a write separates them.
+    fn check_single_load(&self, load: &Source, earlier: &[&Source]) -> Result<(), String> {
         let by_owners = |one: &Source| one.origin != Origin::Load(LoadReason::Fallback) && self.rules.do_views_agree;
         let running = earlier
             .iter()
@@ -112,20 +118,22 @@ impl Life<'_> {
         for other in running {
             let is_one_flight = other.node == load.node || (by_owners(other) && by_owners(load));
             if is_one_flight && !self.is_separated(other, load) {
-                return Err(format!("P1 and P2: two loads at once, and no write between them:\n{other:?}\n{load:?}"));
+                return Err(format!(
+                    "P1 and P2: two loads run at once without a write between them:\n{other:?}\n{load:?}"
+                ));
             }
         }
         Ok(())
     }
 
-    /// P1, the rest: what is fresh is not loaded again, unless a write came between.
-    fn no_load_in_vain(&self, load: &Source, earlier: &[&Source]) -> Result<(), String> {
-        // The last that said what there is; what is not kept leaves nothing behind.
-        let has_said = |other: &&&Source| {
-            matches!(other.answer, Answer::Value(_) | Answer::Nothing)
+    /// Checks the rest of P1: a fresh outcome is not loaded again unless a write separates the loads.
+    fn check_no_needless_load(&self, load: &Source, earlier: &[&Source]) -> Result<(), String> {
+        // The last load or set with a value or with nothing. An outcome that is not kept leaves no entry.
+        let has_outcome = |other: &&&Source| {
+            matches!(other.outcome, Outcome::Value(_) | Outcome::Nothing)
                 && other.end.is_some_and(|end| end.n < load.begin.n)
         };
-        let Some(before) = earlier.iter().rfind(has_said) else { return Ok(()) };
+        let Some(before) = earlier.iter().rfind(has_outcome) else { return Ok(()) };
         let (Some(end), Origin::Load(reason)) = (before.end, load.origin) else { return Ok(()) };
         if !self.rules.is_roomy || !self.rules.do_views_agree || reason == LoadReason::Fallback {
             return Ok(());
@@ -136,40 +144,42 @@ impl Life<'_> {
             _ => self.rules.served(before).0,
         };
         let is_over = before.fresh == Fresh::NotKept || load.begin.at + EARLY >= kept_at.saturating_add(lasts);
-        // Keys share stripes: a write of any key may be why the first load was not kept.
-        let is_passed = |write: &Write| write.begin.n < end.n && write.end.is_none_or(|end| end.n > before.since);
+        // Keys share stripes, so that a write of any key may be the reason why the first outcome was not cached.
+        let may_be_detached = |write: &Write| write.begin.n < end.n && write.end.is_none_or(|end| end.n > before.since);
         let own = |write: &Write| before.origin == Origin::Set && write.begin.n == before.begin.n;
-        if is_over || self.is_separated(before, load) || self.all_writes.iter().any(|w| is_passed(w) && !own(w)) {
+        if is_over || self.is_separated(before, load) || self.all_writes.iter().any(|w| may_be_detached(w) && !own(w)) {
             return Ok(());
         }
-        Err(format!("P1: loaded again while it was fresh:\n{before:?}\n{load:?}"))
+        Err(format!("P1: a fresh outcome was loaded again:\n{before:?}\n{load:?}"))
     }
 
-    /// P3.
-    fn ended_in_time(&self, get: &Get) -> Result<(), String> {
+    /// Checks P3: a get ends by its deadline.
+    fn check_deadline(&self, get: &Get) -> Result<(), String> {
         let took = get.end.at.saturating_sub(get.begin.at);
-        if took <= get.deadline + self.rules.late { Ok(()) } else { Err(format!("P3: it took {took:?}: {get:?}")) }
+        if took <= get.deadline + self.rules.late { Ok(()) } else { Err(format!("P3: the get took {took:?}: {get:?}")) }
     }
 
-    /// P9 and the ends of values: there is something from which the get may have what it was told.
-    fn may_see(&self, get: &Get) -> Result<(), String> {
-        // The last beginning of the writes that had returned when the get began: nothing from before it may be seen.
+    /// Checks P9 and freshness: some source explains the outcome of the get.
+    fn check_outcome(&self, get: &Get) -> Result<(), String> {
+        // The last beginning of the writes that had returned when the get began: no older outcome may be returned.
         let over = |write: &&&Write| write.end.is_some_and(|end| end.n < get.begin.n);
         let floor = self.writes.iter().filter(over).map(|write| write.begin.n).max().unwrap_or(0);
-        let sources = self.sources.iter().filter(|source| source.answer == get.seen);
+        let sources = self.sources.iter().filter(|source| source.outcome == get.seen);
         let mut sources = sources.filter(|source| source.begin.n < get.end.n);
-        if let Answer::Value(number) = get.seen {
-            // "Unchanged" does not make a value younger: it is as old as the load that brought it.
+        if let Outcome::Value(number) = get.seen {
+            // "Unchanged" does not make a value younger, because it is as old as the load that brought it.
             let Some(first) = self.sources.iter().find(|source| source.begin.n == number) else {
-                return Err(format!("nobody ever loaded or set that value of this key: {get:?}"));
+                return Err(format!("this value of the key was never loaded or set: {get:?}"));
             };
             if !is_after(first, floor) {
-                return Err(format!("P9: a write was called at {floor} and had returned:\n{first:?}\n{get:?}"));
+                return Err(format!(
+                    "P9: the value is older than the write of {floor}, which had returned:\n{first:?}\n{get:?}"
+                ));
             }
         }
         let took = get.end.at.saturating_sub(get.begin.at);
         let newest = self.newest_known(get);
-        let by_itself = get.seen == Answer::TimedOut && took + EARLY >= get.deadline;
+        let by_itself = get.seen == Outcome::TimedOut && took + EARLY >= get.deadline;
         let may_have_come_from =
             |source: &&Source| is_after(source, floor) && is_after(source, newest) && self.is_served(source, get);
         if by_itself || sources.clone().any(may_have_come_from) {
@@ -177,33 +187,36 @@ impl Life<'_> {
         }
         let last = sources.next_back();
         Err(format!(
-            "nothing may be seen as this at that time, or after the write of {floor} and the load of {newest}:\n\
+            "no source explains this outcome after the write of {floor} and the load of {newest}:\n\
              {get:?}\n{last:?}"
         ))
     }
 
-    /// The beginning of the last load that had said what there is, or that there is nothing, when the get began: kept or
-    /// not, from then on nothing older is known. Copies on other nodes are not told.
+    /// Returns the beginning of the last load that had ended with a value or with nothing when the get began.
+    ///
+    /// Cached or not, from then on no older outcome is returned. Replicas at other nodes are not updated by such a
+    /// load, so that the result is 0 where there are replicas.
     fn newest_known(&self, get: &Get) -> u64 {
-        let is_passed = |load: &Source, end: u64| {
+        let may_be_detached = |load: &Source, end: u64| {
             self.all_writes.iter().any(|write| write.begin.n < end && write.end.is_none_or(|end| end.n > load.since))
         };
         let known = self.sources.iter().filter(|source| {
-            let says = matches!(source.answer, Answer::Value(_) | Answer::Nothing) && source.origin != Origin::Set;
-            let before = |end: Moment| end.at + EARLY < get.begin.at && !is_passed(source, end.n);
-            says && source.end.is_some_and(before)
+            let has_outcome =
+                matches!(source.outcome, Outcome::Value(_) | Outcome::Nothing) && source.origin != Origin::Set;
+            let before = |end: Moment| end.at + EARLY < get.begin.at && !may_be_detached(source, end.n);
+            has_outcome && source.end.is_some_and(before)
         });
-        if self.rules.has_copies { 0 } else { known.map(|load| load.begin.n).max().unwrap_or(0) }
+        if self.rules.has_replicas { 0 } else { known.map(|load| load.begin.n).max().unwrap_or(0) }
     }
 
-    /// Whether a get may be told what this source has brought, by the time at which it began.
+    /// Returns whether the outcome of this source may be returned to a get, by the time at which the get began.
     fn is_served(&self, source: &Source, get: &Get) -> bool {
         let Some(end) = source.end else { return true };
         let (served, kept) = self.rules.served(source);
         let is_before = |lasts: Duration| get.begin.at <= end.at.saturating_add(lasts).saturating_add(self.rules.late);
-        // A load that failed while the get waited, or so shortly before that the old value is served on.
+        // A load that failed while the get waited, or so shortly before it that the old value is still served.
         let failed = |load: &&Source| {
-            let has_failed = matches!(load.answer, Answer::Failed | Answer::TimedOut);
+            let has_failed = matches!(load.outcome, Outcome::Failed | Outcome::TimedOut);
             let is_near = |at: Duration| get.begin.at <= at + SERVED_ON + self.rules.late && at <= get.end.at + EARLY;
             has_failed && load.end.is_some_and(|end| is_near(end.at))
         };
@@ -214,8 +227,10 @@ impl Life<'_> {
     }
 }
 
-/// Whether what a source brought may be seen after the writes up to this number. Of two writes at once either may stand,
-/// so that a set is older than another write only if it had returned when that was called.
+/// Returns whether the outcome of a source may be returned after the writes up to this number.
+///
+/// Of two concurrent writes either may win, so that a set is older than another write only if it had returned when that
+/// write was called.
 fn is_after(source: &Source, floor: u64) -> bool {
     match source.origin {
         Origin::Load(_) => source.begin.n >= floor,

@@ -1,4 +1,4 @@
-//! Who calls, and who is asked: callers that do anything at any time, and a loader with every fault that there is.
+//! Callers and loader of the model test: random operations at any time, and a loader with every kind of fault.
 
 use std::{
     sync::{
@@ -15,46 +15,50 @@ use tokio::{
 };
 
 use super::{
-    history::{Answer, Fresh, History},
+    history::{Fresh, History, Outcome},
     judge::Rules,
 };
 
-/// What a play is like.
+/// Parameters of one run.
 #[derive(Clone, Copy, Debug)]
 pub struct Play {
+    /// Number of operations of all callers together.
     pub operations: usize,
-    /// Callers of each node.
+    /// Number of callers per node.
     pub callers: usize,
+    /// Number of keys.
     pub keys: usize,
-    /// Writes among a thousand operations.
+    /// Number of writes per 1,000 operations.
     pub writes: u32,
-    /// Of so many writes one is a clear.
+    /// Number of writes of which one is a clear, on average.
     pub clear_in: u32,
-    /// Of how many operations one is followed by a pause, and how long that may be.
+    /// Number of operations of which one is followed by a pause, on average, and the maximum length of the pause.
     pub pause: (u32, Duration),
+    /// Deadline of patient gets.
     pub deadline: Duration,
-    /// Some callers have no patience.
+    /// Whether some callers have short deadlines or drop their gets.
     pub gives_up: bool,
-    /// The longest load that ends by itself.
+    /// Maximum duration of a load that ends by itself.
     pub slow: Duration,
-    /// Of so many loads one hangs.
+    /// Number of loads of which one hangs, on average.
     pub hangs_in: u32,
-    /// And is aborted after this time.
+    /// Time after which a load is aborted.
     pub load_deadline: Duration,
+    /// Upper bound of the padding of a value, in bytes.
     pub largest: usize,
-    /// Of each node, in bytes.
+    /// Capacity of the group at each node, in bytes.
     pub capacity: u64,
 }
 
-/// What loaders of one group share.
+/// State that the loaders of one group share.
 pub struct Backend {
     pub play: Play,
     pub rules: Rules,
     pub history: History,
     pub rng: Mutex<fastrand::Rng>,
-    /// No faults any more.
+    /// Whether the loader no longer fails.
     pub is_calm: AtomicBool,
-    /// Writes that did not reach everyone.
+    /// Number of writes that were not complete.
     pub incomplete: AtomicUsize,
 }
 
@@ -74,20 +78,20 @@ impl Backend {
         self.rng.lock().unwrap().fork()
     }
 
-    /// A value tells its key, its number, and is as long as it likes.
+    /// Returns a value with its key and its number, padded to a random length.
     fn text(&self, key: &str, number: u64, rng: &mut fastrand::Rng) -> String {
         format!("{key} {number} {}", "x".repeat(rng.usize(..self.play.largest)))
     }
 }
 
-/// The number of a value of this key.
+/// Returns the number in a value of this key.
 fn number(key: &str, value: &str) -> u64 {
     let mut words = value.split(' ');
     assert_eq!(words.next(), Some(key), "a value of another key");
     words.next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// The loader of one node.
+/// Loader of one node.
 pub struct AtNode(pub usize, pub Arc<Backend>);
 
 impl Loader<String> for AtNode {
@@ -103,45 +107,45 @@ impl Loader<String> for AtNode {
         }
         let is_calm = backend.is_calm.load(SeqCst);
         if !is_calm && rng.u32(..backend.play.hangs_in) == 0 {
-            running.says(Answer::TimedOut, Fresh::NotKept);
+            running.record(Outcome::TimedOut, Fresh::NotKept);
             return std::future::pending().await;
         }
-        let (of_values, value) = (backend.rules.of_values(), Answer::Value(running.number));
+        let (of_values, value) = (backend.rules.of_values(), Outcome::Value(running.number));
         let loaded = Loaded::new(backend.text(key, running.number, &mut rng));
         match if is_calm { 99 } else { rng.u32(..100) } {
             0..4 => Err(LoadError::transient("the database is down")),
-            4..7 => Err(LoadError::permanent("the database says no")),
-            // Without a word on the terminal, which `panic!` would write.
+            4..7 => Err(LoadError::permanent("the database refuses the query")),
+            // `panic!` would print to the terminal.
             7..10 => std::panic::resume_unwind(Box::new("a loader that panics")),
             10..16 => {
-                running.says(Answer::Nothing, backend.rules.of_nothing());
+                running.record(Outcome::Nothing, backend.rules.of_nothing());
                 Ok(Loaded::not_found())
             }
             16..26 => {
-                // Without a previous value it is an error of the load.
+                // Without a previous value this is an error of the load.
                 if let Some(previous) = load.previous() {
-                    running.says(Answer::Value(number(key, previous)), of_values);
+                    running.record(Outcome::Value(number(key, previous)), of_values);
                 }
                 Ok(Loaded::unchanged())
             }
             26..32 => {
-                running.says(value, Fresh::NotKept);
+                running.record(value, Fresh::NotKept);
                 Ok(loaded.do_not_keep())
             }
             32..40 => {
                 let fresh = Duration::from_millis(rng.u64(1..300));
-                running.says(value, Fresh::For(fresh));
+                running.record(value, Fresh::For(fresh));
                 Ok(loaded.time_to_live(fresh))
             }
             _ => {
-                running.says(value, of_values);
+                running.record(value, of_values);
                 Ok(loaded)
             }
         }
     }
 }
 
-/// One who calls, at one node.
+/// Caller at one node.
 struct Caller {
     group: Group<String>,
     node: usize,
@@ -149,7 +153,7 @@ struct Caller {
     rng: fastrand::Rng,
 }
 
-/// Every node has its callers, who share the operations. Ends when all have done theirs.
+/// Runs the operations, shared by the callers of all nodes, and waits until all of them have ended.
 pub async fn act(groups: &[Group<String>], backend: &Arc<Backend>) {
     let callers = backend.play.callers * groups.len();
     let mut all = JoinSet::new();
@@ -163,7 +167,7 @@ pub async fn act(groups: &[Group<String>], backend: &Arc<Backend>) {
         });
     }
     while let Some(done) = all.join_next().await {
-        done.expect("no caller is surprised");
+        done.expect("no caller panics");
     }
 }
 
@@ -176,17 +180,17 @@ impl Caller {
             n if n < 960 => self.get_many().await,
             _ => self.peek().await,
         }
-        // P6, at every look.
+        // P6 holds after every operation.
         let bytes = self.group.bytes();
         assert!(bytes <= play.capacity, "P6: {bytes} bytes of {}", play.capacity);
         let (pause_in, pause) = play.pause;
         if self.rng.u32(..pause_in) == 0 {
-            // Mostly short ones.
+            // Most pauses are short.
             sleep(pause.mul_f64(self.rng.f64().powi(4))).await;
         }
     }
 
-    /// Some keys are asked for more than others.
+    /// Returns a random key. Keys with low numbers are more frequent.
     fn key(&mut self) -> String {
         let keys = self.backend.play.keys;
         format!("key-{}", self.rng.usize(..keys).min(self.rng.usize(..keys)))
@@ -196,7 +200,8 @@ impl Caller {
         (0..self.rng.usize(1..6)).map(|_| self.key()).collect()
     }
 
-    /// Most writes are of a few keys: what was written within the last second has no copies on other nodes.
+    /// Returns a key to write. Most writes are of a few keys, because a key that was written within the last second has
+    /// no replicas.
     fn key_to_write(&mut self) -> String {
         let is_often_written = |key: &str| key.ends_with(['3', '7']);
         loop {
@@ -214,66 +219,68 @@ impl Caller {
             deadline = Duration::from_millis(self.rng.u64(1..100));
         }
         let is_dropped = is_impatient && self.rng.bool();
-        let begin = self.backend.history.asks(&key);
+        let begin = self.backend.history.begin_gets(&key);
         let got = match is_dropped {
             true => timeout(deadline, self.group.get(&key[0])).await.ok(),
             false => Some(self.group.with_deadline(deadline).get(&key[0]).await),
         };
-        let seen = got.map(|got| seen(&key[0], got));
-        self.backend.history.told(begin, deadline, &key, &[seen]);
+        let outcome = got.map(|got| outcome(&key[0], got));
+        self.backend.history.end_gets(begin, deadline, &key, &[outcome]);
     }
 
     async fn get_many(&mut self) {
         let keys = self.keys();
-        let begin = self.backend.history.asks(&keys);
+        let begin = self.backend.history.begin_gets(&keys);
         let got = self.group.get_many(&keys).await;
-        let seen: Vec<_> = keys.iter().zip(got).map(|(key, got)| Some(seen(key, got))).collect();
-        self.backend.history.told(begin, self.backend.play.deadline, &keys, &seen);
+        let outcome: Vec<_> = keys.iter().zip(got).map(|(key, got)| Some(outcome(key, got))).collect();
+        self.backend.history.end_gets(begin, self.backend.play.deadline, &keys, &outcome);
     }
 
     async fn peek(&mut self) {
         let key = [self.key()];
-        let begin = self.backend.history.asks(&key);
+        let begin = self.backend.history.begin_gets(&key);
         let value = self.group.peek(&key[0]).await.expect("the node runs");
-        let seen = value.map(|value| Answer::Value(number(&key[0], &value)));
-        self.backend.history.told(begin, self.backend.play.deadline, &key, &[seen]);
+        let outcome = value.map(|value| Outcome::Value(number(&key[0], &value)));
+        self.backend.history.end_gets(begin, self.backend.play.deadline, &key, &[outcome]);
     }
 
     async fn write(&mut self) {
         let backend = Arc::clone(&self.backend);
         let history = &backend.history;
         let (write, set, written) = match self.rng.u32(..100) {
-            _ if self.rng.u32(..backend.play.clear_in) == 0 => (history.writes(&[]), None, self.group.clear().await),
+            _ if self.rng.u32(..backend.play.clear_in) == 0 => {
+                (history.begin_write(&[]), None, self.group.clear().await)
+            }
             0..40 => {
                 let key = self.key_to_write();
-                let (write, set, number) = history.sets(&key, self.node, backend.rules.of_values());
+                let (write, set, number) = history.begin_set(&key, self.node, backend.rules.of_values());
                 let value = backend.text(&key, number, &mut self.rng);
                 (write, Some(set), self.group.set(&key, value).await)
             }
             40..80 => {
                 let key = self.key_to_write();
-                (history.writes(std::slice::from_ref(&key)), None, self.group.remove(&key).await)
+                (history.begin_write(std::slice::from_ref(&key)), None, self.group.remove(&key).await)
             }
             _ => {
                 let keys: Vec<_> = (0..self.rng.usize(1..4)).map(|_| self.key_to_write()).collect();
-                (history.writes(&keys), None, self.group.remove_many(&keys).await)
+                (history.begin_write(&keys), None, self.group.remove_many(&keys).await)
             }
         };
         let is_complete = |written: &Invalidated| written.is_complete() && !written.views_differed();
         match written {
-            Ok(written) if is_complete(&written) => history.wrote(write, set),
+            Ok(written) if is_complete(&written) => history.end_write(write, set),
             _ => drop(backend.incomplete.fetch_add(1, SeqCst)),
         }
     }
 }
 
-/// What a get was told; anything but these is a surprise.
-fn seen(key: &str, got: Result<String, Error>) -> Answer {
+/// Converts the result of a get, and panics at any other error.
+fn outcome(key: &str, got: Result<String, Error>) -> Outcome {
     match got {
-        Ok(value) => Answer::Value(number(key, &value)),
-        Err(error) if error.is_not_found() => Answer::Nothing,
-        Err(error) if error.is_load_failed() => Answer::Failed,
-        Err(error) if error.is_timeout() => Answer::TimedOut,
-        Err(error) => panic!("an error that nobody made: {error:?}"),
+        Ok(value) => Outcome::Value(number(key, &value)),
+        Err(error) if error.is_not_found() => Outcome::Nothing,
+        Err(error) if error.is_load_failed() => Outcome::Failed,
+        Err(error) if error.is_timeout() => Outcome::TimedOut,
+        Err(error) => panic!("unexpected error: {error:?}"),
     }
 }

@@ -1,4 +1,5 @@
-//! `remove_and_hold`: for a while what is loaded is handed out and not kept, since its source lags behind.
+//! Delete holds (`remove_and_hold`): for a while loaded values are returned and not cached, because their source lags
+//! behind.
 
 use std::time::Duration;
 
@@ -10,12 +11,14 @@ use crate::support::{Cluster, Gate, Loads, eventually, gated};
 const SECOND: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(600);
 
+/// Loads a key in 30 ms. The value is the number of loads of this key so far, this load included.
 async fn numbered(loads: &Loads, key: &str) -> Result<String, BoxError> {
     loads.begin(key);
     sleep(Duration::from_millis(30)).await;
     Ok(loads.of(key).to_string())
 }
 
+/// Starts one node with the group `data`.
 async fn alone(loads: &Loads) -> (Node, Group<String>) {
     let node = Node::builder().start().await.unwrap();
     let group = node.group::<String>("data").capacity_bytes(1 << 20);
@@ -23,8 +26,10 @@ async fn alone(loads: &Loads) -> (Node, Group<String>) {
     (node, group)
 }
 
+/// Checks that values loaded during a hold are not cached, that other keys are, that a shorter hold does not end a
+/// longer one, and that values are cached after the hold.
 #[tokio::test(start_paused = true)]
-async fn loads_within_the_hold_are_not_kept_and_later_ones_are() {
+async fn loads_are_cached_only_after_the_hold() {
     let loads = Loads::default();
     let (_node, group) = alone(&loads).await;
     assert_eq!(group.get("key-1").await.unwrap(), "1");
@@ -33,7 +38,7 @@ async fn loads_within_the_hold_are_not_kept_and_later_ones_are() {
         assert_eq!((group.get("key-1").await.unwrap().as_str(), group.entries()), (load, 0));
     }
     assert_eq!(group.get("key-2").await.unwrap(), "1");
-    assert_eq!(group.get("key-2").await.unwrap(), "1", "another key is kept");
+    assert_eq!(group.get("key-2").await.unwrap(), "1", "another key is cached");
 
     group.remove_and_hold("key-1", SECOND).await.unwrap().log_unreached();
     sleep(SECOND * 2).await;
@@ -41,34 +46,36 @@ async fn loads_within_the_hold_are_not_kept_and_later_ones_are() {
     assert_eq!(group.get("key-1").await.unwrap(), "5", "a shorter hold does not end a longer one");
     sleep(SECOND * 5).await;
     for _ in 0..2 {
-        assert_eq!(group.get("key-1").await.unwrap(), "6", "it is over");
+        assert_eq!(group.get("key-1").await.unwrap(), "6", "the hold is over");
     }
 }
 
+/// Checks that a load that begins during a hold and ends after it is not cached, and that the next load is.
 #[tokio::test(start_paused = true)]
-async fn a_load_that_begins_within_the_hold_and_ends_after_it_is_not_kept() {
+async fn load_begun_during_a_hold_is_not_cached_after_it() {
     let gate = Gate::default();
     let node = Node::builder().start().await.unwrap();
     let group = node.group::<String>("data").capacity_bytes(1 << 20);
     let group = group.loader_with(gate.clone(), async |gate: &Gate, key: &str| gated(gate, key).await).build().unwrap();
     group.remove_and_hold("key-1", SECOND * 25).await.unwrap().log_unreached();
     sleep(SECOND * 24).await;
-    let asker = tokio::spawn({
+    let getter = tokio::spawn({
         let group = group.with_deadline(LONG);
         async move { group.get("key-1").await }
     });
     gate.begun(1).await;
-    // The sweep of every 10 s must not forget the hold while this one runs.
+    // The sweep, which runs every 10 s, must not forget the hold while this load runs.
     sleep(SECOND * 20).await;
     gate.open();
-    assert_eq!(asker.await.unwrap().unwrap(), "key-1 by load 1");
+    assert_eq!(getter.await.unwrap().unwrap(), "key-1 by load 1");
     assert_eq!(group.entries(), 0);
     assert_eq!(group.get("key-1").await.unwrap(), "key-1 by load 2");
     assert_eq!(group.entries(), 1);
 }
 
+/// Checks that a value set during a hold is cached.
 #[tokio::test(start_paused = true)]
-async fn what_is_set_within_the_hold_is_kept() {
+async fn set_during_a_hold_is_cached() {
     let loads = Loads::default();
     let (_node, group) = alone(&loads).await;
     group.remove_and_hold("key-1", LONG).await.unwrap().log_unreached();
@@ -79,8 +86,10 @@ async fn what_is_set_within_the_hold_is_kept() {
     assert_eq!(loads.total(), 0);
 }
 
+/// Checks that a value set during a hold is not refreshed before the hold ends, because the source lags behind, and is
+/// refreshed afterwards.
 #[tokio::test(start_paused = true)]
-async fn what_is_set_within_the_hold_is_not_refreshed_from_a_source_that_lags() {
+async fn set_during_a_hold_is_refreshed_only_after_it() {
     let loads = Loads::default();
     let node = Node::builder().start().await.unwrap();
     let group = node.group::<String>("data").capacity_bytes(1 << 20).jitter(0.0);
@@ -96,13 +105,15 @@ async fn what_is_set_within_the_hold_is_not_refreshed_from_a_source_that_lags() 
     assert_eq!(loads.total(), 0);
     sleep(SECOND).await;
     group.get("key-1").await.unwrap();
-    eventually("it is refreshed once the hold is over", || loads.total() == 1).await;
+    eventually("the value is refreshed after the hold", || loads.total() == 1).await;
     sleep(SECOND).await;
     assert_eq!((group.get("key-1").await.unwrap().as_str(), loads.total()), ("1", 1));
 }
 
+/// Checks that during a hold concurrent gets at all nodes share loads that begin after the remove, and that no node
+/// caches a value or a replica.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hold_is_heard_everywhere_and_loads_are_still_shared() {
+async fn hold_applies_at_all_nodes_and_loads_are_shared() {
     let cluster = Cluster::start(3).await;
     let loads = Loads::default();
     let groups = cluster
@@ -121,9 +132,9 @@ async fn a_hold_is_heard_everywhere_and_loads_are_still_shared() {
         }
         let values = callers.join_all().await;
         assert!(values.iter().all(|value| value.parse::<u64>().unwrap() > before), "{values:?} after {before}");
-        let together = loads.of(&key) - before;
-        assert!(together < 30, "60 callers at once made {together} loads");
-        // Hot as it is, nobody keeps a copy; and each get is of a load of its own.
+        let shared = loads.of(&key) - before;
+        assert!(shared < 30, "60 concurrent callers made {shared} loads");
+        // Although the key is hot, no node keeps a replica, and each get has a load of its own.
         for _ in 0..5 {
             for group in &groups {
                 let before = loads.of(&key);
@@ -137,14 +148,15 @@ async fn a_hold_is_heard_everywhere_and_loads_are_still_shared() {
     cluster.shutdown().await;
 }
 
+/// Checks that the hold of a key also applies at the successor, once it becomes the owner.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_owns_the_key_next_holds_it_too() {
+async fn hold_applies_at_the_next_owner() {
     let cluster = Cluster::start(3).await;
     let loads = Loads::default();
     let groups = cluster
         .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(loads.clone(), numbered))
         .await;
-    // Written at a, owned by b, then by c.
+    // The key is written at a, owned by b, and then by c.
     let follow = |key: &String| {
         let explained = groups[0].explain(key);
         explained.candidates.iter().map(|candidate| candidate.id.as_str()).eq(["b", "c", "a"])

@@ -1,4 +1,4 @@
-//! Keys, values and secrets stay out of the log above DEBUG, and out of errors.
+//! Redaction: keys, values and secrets stay out of errors and out of log lines above DEBUG.
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -11,12 +11,12 @@ use read_along::is_secret;
 
 use crate::support::{Cluster, Loads};
 
-/// Set for a process of its own.
+/// Environment variable that names the leak, set for the child process.
 const LEAK: &str = "GROUPCACHE_TEST_LEAK";
 
-/// Not a test but a process that logs what it should not.
+/// Logs what must not be logged, and tests nothing: the next test runs it in a child process.
 #[tokio::test]
-async fn a_process_of_its_own() {
+async fn child_process() {
     let Ok(leak) = std::env::var(LEAK) else { return };
     let node = Node::builder().start().await.unwrap();
     let users = node.group::<String>("users").capacity_bytes(1 << 20);
@@ -30,23 +30,26 @@ async fn a_process_of_its_own() {
         "removed" => tracing::error!(error = %"67890-b is gone"),
         "secret" => tracing::info!("the password is pa55word"),
         "nothing" => tracing::debug!(key = "12345-a", name, "loaded with pa55word"),
-        other => panic!("{other} cannot be leaked"),
+        other => panic!("unknown leak: {other}"),
     }
 }
 
+/// Checks that a key, a value or a secret in a log line at INFO or above aborts the process of a test, and that DEBUG
+/// lines do not.
 #[test]
-fn the_suite_is_read_along_and_a_key_a_value_or_a_secret_at_info_ends_it() {
+fn key_value_or_secret_in_the_log_aborts_the_process() {
     let run = |leak: &str| {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["secrecy::a_process_of_its_own", "--exact"]).env(LEAK, leak);
+        command.args(["log_redaction::child_process", "--exact"]).env(LEAK, leak);
         command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap()
     };
     assert!(run("nothing").success());
     for leak in ["key", "value", "removed", "secret"] {
-        assert_eq!(run(leak).signal(), Some(6), "aborted by {leak}");
+        assert_eq!(run(leak).signal(), Some(6), "{leak} aborts the process");
     }
 }
 
+/// Loads a key with the outcome that its prefix names.
 async fn by_key(loads: &Loads, key: &str) -> Result<Option<String>, BoxError> {
     loads.begin(key);
     match key.split('-').next() {
@@ -59,8 +62,9 @@ async fn by_key(loads: &Loads, key: &str) -> Result<Option<String>, BoxError> {
     }
 }
 
+/// Checks that no kind of error contains the key or the value in its texts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn errors_show_neither_keys_nor_values() {
+async fn errors_contain_neither_keys_nor_values() {
     let cluster = Cluster::start(2).await;
     let loads = Loads::default();
     let groups = cluster

@@ -1,4 +1,4 @@
-//! Copies of hot values: they spare their owner, they are dropped by every write, and none outlives its short time.
+//! Replicas of hot values: they spare the owner, every write drops them, and none outlives its short time to live.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// The number of the load of this key.
+/// Loads a key. The value is the number of loads of this key so far, this load included.
 async fn numbered(loads: &Loads, key: &str) -> Result<String, BoxError> {
     loads.begin(key);
     Ok(loads.of(key).to_string())
@@ -29,18 +29,20 @@ async fn get(group: &Group<String>, key: &str) -> u64 {
     timeout(PATIENCE, group.get(key)).await.expect("in time").expect("a value").parse().unwrap()
 }
 
-/// Asks so often that the key is hot, until there is a copy.
+/// Gets the key until it is hot and the node keeps a replica of it.
 async fn warm(group: &Group<String>, key: &str) {
-    let copies = group.borrowed_entries();
+    let replicas = group.borrowed_entries();
     let end = Instant::now() + PATIENCE;
-    while group.borrowed_entries() == copies {
-        assert!(Instant::now() < end, "no copy of {key}");
+    while group.borrowed_entries() == replicas {
+        assert!(Instant::now() < end, "no replica of {key}");
         get(group, key).await;
     }
 }
 
+/// Checks that the owner of a hot key serves at most 64 requests until all nodes have a replica, and none
+/// afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hot_key_costs_its_owner_one_request_for_each_node_and_time() {
+async fn replicas_answer_all_gets_of_a_hot_key() {
     let cluster = Cluster::start(5).await;
     let loads = Loads::default();
     let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_secs(600))).await;
@@ -49,34 +51,36 @@ async fn a_hot_key_costs_its_owner_one_request_for_each_node_and_time() {
         warm(group, &key).await;
     }
     let served = groups[0].stats().served;
-    assert!(served <= 4 * 16, "{served} requests until all had their copies");
+    assert!(served <= 4 * 16, "{served} requests until all nodes had replicas");
     for _ in 0..1000 {
         for group in &groups {
             assert_eq!(get(group, &key).await, 1);
         }
     }
-    assert_eq!(groups[0].stats().served, served, "the owner is not asked again");
+    assert_eq!(groups[0].stats().served, served, "the owner serves no more requests");
     assert_eq!(groups[1].stats().borrowed_hits, 1000);
     cluster.shutdown().await;
 }
 
+/// Checks that the first get after the end of a replica fetches the value and keeps a new replica, and that cold keys
+/// have no replicas.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_that_has_ended_is_replaced_by_the_next_get_and_a_cold_key_has_none() {
+async fn expired_replica_is_fetched_again_by_the_next_get() {
     const TIME: Duration = Duration::from_secs(1);
     let cluster = Cluster::start(2).await;
     let loads = Loads::default();
     let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(TIME)).await;
     let hot = cluster.key_of(&groups, 0);
     warm(&groups[1], &hot).await;
-    // The copy has ended, and it is not long enough ago for the key to be a cold one: on a busy machine the clock of a
-    // node is late by more than its tick of 10 ms.
+    // The replica has expired, but not so long ago that the key counts as cold. The pause is generous because on a busy
+    // machine the clock of a node is late by more than its tick of 10 ms.
     sleep(TIME * 3 / 2).await;
     let before = (groups[0].stats().served, groups[1].stats().borrowed_hits);
     for _ in 0..3 {
         get(&groups[1], &hot).await;
     }
     let after = (groups[0].stats().served, groups[1].stats().borrowed_hits);
-    assert_eq!((after.0 - before.0, after.1 - before.1), (1, 2), "the first asks and keeps");
+    assert_eq!((after.0 - before.0, after.1 - before.1), (1, 2), "the first get fetches the value and keeps a replica");
 
     let cold = (0..).map(|n| format!("cold-{n}")).filter(|key| cluster.owner(&groups, key) == 0);
     for key in cold.take(100) {
@@ -86,8 +90,9 @@ async fn a_copy_that_has_ended_is_replaced_by_the_next_get_and_a_cold_key_has_no
     cluster.shutdown().await;
 }
 
+/// Checks that a group with replicas disabled keeps no values of other nodes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_that_wants_no_copies_has_none() {
+async fn group_with_replicas_disabled_keeps_none() {
     let cluster = Cluster::start(2).await;
     let loads = Loads::default();
     let groups = groups(&cluster, &loads, |group| group.hot_copies(false)).await;
@@ -99,15 +104,15 @@ async fn a_group_that_wants_no_copies_has_none() {
     cluster.shutdown().await;
 }
 
-/// P9 where every node has a copy of every key.
+/// Checks P9 where every node has a replica of every key: after a complete write no node returns the old value.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_write_returned_no_copy_of_what_was_before_is_served_anywhere() {
+async fn complete_write_leaves_no_old_replica() {
     const KEYS: usize = 10_000;
     const AT_ONCE: usize = 32;
     let cluster = Cluster::start(5).await;
     let mut rounds = JoinSet::new();
     for first in 0..AT_ONCE {
-        // A group for each, so that it sees by the number of copies whether there is one more.
+        // Each task has a group of its own, so that the number of replicas in the group shows when there is one more.
         let loads = Loads::default();
         let group = |node: &Node| {
             let group = node.group::<String>(&format!("data-{first}")).capacity_bytes(64 << 20);
@@ -116,7 +121,7 @@ async fn after_a_write_returned_no_copy_of_what_was_before_is_served_anywhere() 
         let groups = cluster.group(|_, node| group(node)).await;
         rounds.spawn(async move {
             for n in (first..KEYS).step_by(AT_ONCE) {
-                write_what_all_have(&groups, &loads, n).await;
+                check_write_with_replicas(&groups, &loads, n).await;
             }
         });
     }
@@ -124,8 +129,8 @@ async fn after_a_write_returned_no_copy_of_what_was_before_is_served_anywhere() 
     cluster.shutdown().await;
 }
 
-/// One round: everyone has the value or a copy, somebody writes, nobody sees the old value.
-async fn write_what_all_have(groups: &[Group<String>], loads: &Loads, n: usize) {
+/// Checks one key: every node has the value or a replica, one node writes, and no node returns the old value.
+async fn check_write_with_replicas(groups: &[Group<String>], loads: &Loads, n: usize) {
     let key = &format!("key-{n}");
     let owner = groups[0].owner_of(key);
     for (at, group) in groups.iter().enumerate() {
@@ -135,11 +140,11 @@ async fn write_what_all_have(groups: &[Group<String>], loads: &Loads, n: usize) 
             warm(group, key).await;
         }
     }
-    let told = match n % 4 {
+    let written = match n % 4 {
         0 => groups[n % 5].set(key, "1000000").await.unwrap(),
         _ => groups[n % 5].remove(key).await.unwrap(),
     };
-    assert!(told.is_complete(), "{told:?}");
+    assert!(written.is_complete(), "{written:?}");
     let before = loads.of(key);
     for group in groups {
         let value = get(group, key).await;
@@ -147,17 +152,18 @@ async fn write_what_all_have(groups: &[Group<String>], loads: &Loads, n: usize) 
     }
 }
 
+/// Checks that a write names a node that it does not reach, and that the replica at this node expires.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_no_write_reaches_is_named_and_its_copy_is_gone_in_its_time() {
+async fn unreached_node_is_named_and_its_replica_expires() {
     const SHORT: Duration = Duration::from_millis(1500);
     let ((cluster, path), loads) = (Cluster::start_with_proxy().await, Loads::default());
     let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(SHORT)).await;
     let key = cluster.key_of(&groups, 0);
     warm(&groups[1], &key).await;
     path.stop();
-    let told = groups[0].remove(&key).await.unwrap();
+    let written = groups[0].remove(&key).await.unwrap();
     let removed = Instant::now();
-    assert_eq!(told.unreached().iter().map(ToString::to_string).collect::<Vec<_>>(), ["b"]);
+    assert_eq!(written.unreached().iter().map(ToString::to_string).collect::<Vec<_>>(), ["b"]);
     eventually("b has the new value", || true).await;
     while get(&groups[1], &key).await == 1 {
         assert!(removed.elapsed() < SHORT + Duration::from_secs(5), "b still has the old value");
@@ -166,11 +172,12 @@ async fn a_node_that_no_write_reaches_is_named_and_its_copy_is_gone_in_its_time(
     assert_eq!(get(&groups[1], &key).await, loads.of(&key));
 }
 
+/// Checks that an orphaned entry expires like a replica, and that the entries that the node still owns stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_node_no_longer_owns_is_a_copy_from_then_on() {
+async fn orphaned_entry_expires_like_a_replica() {
     let (peers, loads) = (Peers::default(), Loads::default());
     let start = async |name: &str| {
-        // What is not handed over is loaded: the second load tells.
+        // Without the hand-over the new owner loads the keys, and the value tells that it is of the second load.
         let builder = Node::builder().identity(identity(name)).provider(peers.clone()).hand_over(false);
         builder.start().await.unwrap()
     };
@@ -196,57 +203,64 @@ async fn what_a_node_no_longer_owns_is_a_copy_from_then_on() {
     assert!(moved.len() > 50 && kept.len() > 50);
     sleep(Duration::from_millis(600)).await;
     for key in moved {
-        assert_eq!(get(&groups[0], key).await, 2, "its new owner is asked");
+        assert_eq!(get(&groups[0], key).await, 2, "the new owner loads the moved key");
     }
     for key in kept {
-        assert_eq!(get(&groups[0], key).await, 1, "what stays is not loaded again");
+        assert_eq!(get(&groups[0], key).await, 1, "a key that stays is not loaded again");
     }
     cluster.shutdown().await;
 }
 
+/// Checks that a partitioned node keeps its entries, and the values that it loads meanwhile, no longer than replicas,
+/// because writes may not reach it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_lost_all_its_peers_serves_what_it_held_for_a_short_time() {
+async fn partitioned_node_serves_its_entries_for_a_short_time() {
     let ((cluster, path), loads) = (Cluster::start_with_proxy().await, Loads::default());
     let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_millis(500))).await;
     let key = cluster.key_of(&groups, 0);
     assert_eq!(get(&groups[0], &key).await, 1);
     sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 1, "it owns the key, and all is well");
+    assert_eq!(get(&groups[0], &key).await, 1, "a owns the key, and its peer is reachable");
     path.stop();
-    eventually("a sees that it is alone", || cluster.nodes[0].stats().cut_off == 1).await;
-    eventually("b sees nothing: its own path to a is well", || cluster.nodes[1].stats().cut_off == 0).await;
+    eventually("a is partitioned", || cluster.nodes[0].stats().cut_off == 1).await;
+    eventually("b is not partitioned, because its path to a works", || cluster.nodes[1].stats().cut_off == 0).await;
     sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 2, "what it held may have changed meanwhile");
+    assert_eq!(get(&groups[0], &key).await, 2, "the earlier entry may be outdated");
     sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 3, "and so may what it loads while it is alone");
+    assert_eq!(get(&groups[0], &key).await, 3, "a value loaded during the partition may be outdated too");
     path.cut();
     path.resume();
     cluster.agree().await;
     sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 4, "what it loaded while it was alone");
+    assert_eq!(get(&groups[0], &key).await, 4, "the value loaded during the partition is not kept");
     sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 4, "what it loads among its peers is kept");
+    assert_eq!(get(&groups[0], &key).await, 4, "a value loaded after the partition is kept");
 }
 
+/// Checks that a node that was paused for 2.5 s keeps its earlier entries no longer than replicas, and later ones
+/// without limit.
 #[tokio::test]
-async fn a_node_that_stood_still_serves_what_it_held_for_a_short_time() {
+async fn paused_node_serves_its_entries_for_a_short_time() {
     let cluster = Cluster::start(2).await;
     let loads = Loads::default();
     let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_millis(500))).await;
     let key = cluster.key_of(&groups, 0);
     assert_eq!(get(&groups[0], &key).await, 1);
-    std::thread::sleep(Duration::from_millis(2500)); // both of them: they share this thread
-    eventually("it knows that it stood still", || cluster.nodes[0].stats().cut_off >= 1).await;
+    std::thread::sleep(Duration::from_millis(2500)); // pauses both nodes, which share this thread
+    eventually("the node detects its pause", || cluster.nodes[0].stats().cut_off >= 1).await;
     assert_eq!(get(&groups[0], &key).await, 1);
-    eventually("its peers are there", || cluster.nodes[0].members().iter().all(|member| member.is_reachable)).await;
+    eventually("all members are reachable", || cluster.nodes[0].members().iter().all(|member| member.is_reachable))
+        .await;
     sleep(Duration::from_millis(600)).await;
     assert_eq!(get(&groups[0], &key).await, 2);
     sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 2, "what it has loaded since is as good as ever");
+    assert_eq!(get(&groups[0], &key).await, 2, "a value loaded after the pause is kept");
 }
 
+/// Checks that gets of a stale hot value seldom reach the owner while its refresh hangs, and that the new value
+/// replaces the stale replica afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hot_value_that_is_stale_does_not_fall_on_its_owner_while_it_is_refreshed() {
+async fn stale_hot_value_spares_its_owner_during_refresh() {
     let (cluster, gate) = (Cluster::start(2).await, Gate::default());
     gate.open();
     let build = |node: &Node| {
@@ -268,12 +282,12 @@ async fn a_hot_value_that_is_stale_does_not_fall_on_its_owner_while_it_is_refres
         gets += 1;
     }
     let (served, most) = (groups[0].stats().served - served, 3 * 32);
-    assert!(gets > 10 * most && served < most, "{served} of {gets} gets asked the owner");
+    assert!(gets > 10 * most && served < most, "{served} of {gets} gets reached the owner");
     gate.open();
-    eventually("the younger value is there", || groups[0].stats().loads == 2).await;
+    eventually("the refresh ends", || groups[0].stats().loads == 2).await;
     let end = Instant::now() + PATIENCE;
     while groups[1].get(&key).await.unwrap() == format!("{key} by load 1") {
-        assert!(Instant::now() < end, "the stale copy ends");
+        assert!(Instant::now() < end, "the stale replica is replaced");
     }
     cluster.shutdown().await;
 }

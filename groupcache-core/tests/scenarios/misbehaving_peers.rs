@@ -1,4 +1,4 @@
-//! Peers that are wire-compatible and of no use: callers do not pay for them.
+//! Misbehaving peers: they speak the protocol but are of no use, and callers do not wait for them.
 
 use std::{
     pin::Pin,
@@ -25,27 +25,27 @@ use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming
 
 type Frames = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
 
-/// A node `a` that is none.
-trait Odd: Send + Sync + 'static {
-    /// What it takes of a stream before it has read any of it.
+/// Behaviour of a server that poses as node `a`.
+trait Misbehaviour: Send + Sync + 'static {
+    /// Bytes of a stream that the peer accepts before it reads: the initial window of HTTP/2.
     const WINDOW: u32 = 65_535;
 
-    /// Whether it says Hello.
-    const GREETS: bool = true;
+    /// Whether the peer sends a Hello.
+    const SENDS_HELLO: bool = true;
 
-    /// The share of the keys that it asks for.
+    /// Returns the weight in the Hello of the peer.
     fn weight(&self) -> u32 {
         1
     }
 
-    /// What it says after its Hello.
-    fn goes_on(&self, inbound: Streaming<Frame>) -> Frames;
+    /// Returns the frames that the peer sends after its Hello.
+    fn frames_after_hello(&self, inbound: Streaming<Frame>) -> Frames;
 }
 
 struct Server<O>(Arc<O>);
 
 #[tonic::async_trait]
-impl<O: Odd> Service for Server<O> {
+impl<O: Misbehaviour> Service for Server<O> {
     type ConnectStream = Frames;
 
     async fn connect(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
@@ -60,9 +60,9 @@ impl<O: Odd> Service for Server<O> {
             groups: vec![proto::Group { index: 1, name: "data".into(), format: 0 }],
             ..Hello::default()
         };
-        let first = O::GREETS.then(|| Ok(Frame { hello: Some(hello), ..Frame::default() }));
+        let first = O::SENDS_HELLO.then(|| Ok(Frame { hello: Some(hello), ..Frame::default() }));
         let first = tokio_stream::iter(first);
-        Ok(Response::new(Box::pin(first.chain(self.0.goes_on(request.into_inner())))))
+        Ok(Response::new(Box::pin(first.chain(self.0.frames_after_hello(request.into_inner())))))
     }
 
     async fn get(&self, _: Request<GetRequest>) -> Result<Response<Answer>, Status> {
@@ -70,8 +70,8 @@ impl<O: Odd> Service for Server<O> {
     }
 }
 
-/// Lets such a peer listen; the path to it.
-async fn listen<O: Odd>(peer: &Arc<O>) -> Proxy {
+/// Starts the server of such a peer, and returns the proxy in front of it.
+async fn listen<O: Misbehaviour>(peer: &Arc<O>) -> Proxy {
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let path = Proxy::start(incoming.local_addr().unwrap()).await;
     let service = PeerServer::new(Server(Arc::clone(peer)));
@@ -80,17 +80,17 @@ async fn listen<O: Odd>(peer: &Arc<O>) -> Proxy {
     path
 }
 
-/// Node `b`, of which every other key belongs to such a peer.
+/// Node `b`, and a misbehaving peer `a` that owns every other key.
 struct Scene {
     b: Node,
     group: Group<String>,
-    /// What lies between it and the peer.
+    /// Proxy between `b` and the peer.
     path: Proxy,
     _peers: Peers,
 }
 
 impl Scene {
-    async fn start(peer: &Arc<impl Odd>) -> Self {
+    async fn start(peer: &Arc<impl Misbehaviour>) -> Self {
         let path = listen(peer).await;
         let peers = Peers::default();
         let b = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
@@ -98,7 +98,7 @@ impl Scene {
         gate.open();
         let group = b.group::<String>("data").capacity_bytes(256 << 20).loader_with(gate, gated).build().unwrap();
         peers.set(vec![Peer::member(PeerId::new("a").unwrap(), [path.address.into()]), support::peer(&b)]);
-        eventually("it is a member, since it said Hello", || b.members().len() == 2).await;
+        eventually("the peer is a member after its Hello", || b.members().len() == 2).await;
         Self { b, group, path, _peers: peers }
     }
 
@@ -107,139 +107,147 @@ impl Scene {
     }
 }
 
-/// Closes after its Hello.
+/// Peer that closes each stream after its Hello.
 #[derive(Default)]
-struct Fickle {
+struct Closing {
     connects: AtomicU64,
 }
 
-impl Odd for Fickle {
-    fn goes_on(&self, _: Streaming<Frame>) -> Frames {
+impl Misbehaviour for Closing {
+    fn frames_after_hello(&self, _: Streaming<Frame>) -> Frames {
         self.connects.fetch_add(1, SeqCst);
         Box::pin(tokio_stream::empty())
     }
 }
 
-/// Says something all the time until it is silenced, and never reads.
-struct Deaf {
-    speaks: watch::Sender<bool>,
+/// Peer that sends frames until the test silences it, and never reads.
+struct NotReading {
+    sends: watch::Sender<bool>,
     unread: Mutex<Vec<Streaming<Frame>>>,
 }
 
-impl Odd for Deaf {
-    fn goes_on(&self, inbound: Streaming<Frame>) -> Frames {
+impl Misbehaviour for NotReading {
+    fn frames_after_hello(&self, inbound: Streaming<Frame>) -> Frames {
         self.unread.lock().unwrap().push(inbound);
         let (frames, stream) = mpsc::channel(1);
-        let mut speaks = self.speaks.subscribe();
+        let mut sends = self.sends.subscribe();
         tokio::spawn(async move {
             while frames.send(Ok(Frame::default())).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                let _ = speaks.wait_for(|speaks| *speaks).await;
+                let _ = sends.wait_for(|sends| *sends).await;
             }
         });
         Box::pin(ReceiverStream::new(stream))
     }
 }
 
-/// Wants all keys, and answers none.
-struct Greedy;
+/// Peer with a greater weight than allowed that answers no request.
+struct Overweight;
 
-impl Odd for Greedy {
+impl Misbehaviour for Overweight {
     fn weight(&self) -> u32 {
         65_535
     }
 
-    fn goes_on(&self, inbound: Streaming<Frame>) -> Frames {
+    fn frames_after_hello(&self, inbound: Streaming<Frame>) -> Frames {
         Box::pin(inbound.filter_map(|_| None))
     }
 }
 
+/// Checks that a peer that announces a weight of 65,535 owns the share of the greatest weight.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_announces_more_weight_than_there_is_gets_no_more_than_the_greatest() {
-    let scene = Scene::start(&Arc::new(Greedy)).await;
+async fn announced_weight_is_capped_at_the_maximum() {
+    let scene = Scene::start(&Arc::new(Overweight)).await;
     let keys = (0..1700).map(|n| format!("key-{n}"));
     let left = keys.filter(|key| scene.group.owner_of(key).as_str() == "b").count();
-    assert!((50..200).contains(&left), "{left} of 1,700, about one in 17");
-    // The ring is that of a node that has the greatest weight.
+    assert!((50..200).contains(&left), "b owns {left} of 1,700 keys, about one in 17");
+    // The ring equals that of a peer with the greatest weight.
     let greatest = |at: usize| identity(&name(at)).with_weight([MAX_WEIGHT, 1][at]).unwrap();
     let cluster = Cluster::start_each(2, |at, builder| builder.identity(greatest(at))).await;
     assert_eq!(scene.b.fingerprint(), cluster.nodes[1].fingerprint());
     cluster.shutdown().await;
 }
 
+/// Checks that a peer that closes every stream is dialled at growing intervals, and that no get waits for it for a
+/// second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_closes_every_connection_is_dialled_ever_more_rarely_and_waited_for_by_nobody() {
-    let fickle = Arc::new(Fickle::default());
-    let scene = Scene::start(&fickle).await;
+async fn closing_peer_is_dialled_rarely_and_delays_no_get() {
+    let closing = Arc::new(Closing::default());
+    let scene = Scene::start(&closing).await;
     let began = Instant::now();
     let mut slowest = Duration::ZERO;
     for key in scene.keys_of_a() {
         let asked = Instant::now();
-        assert_eq!(scene.group.get(&key).await.expect("loaded here"), format!("{key} by load 1"));
+        assert_eq!(scene.group.get(&key).await.expect("b loads the key"), format!("{key} by load 1"));
         slowest = slowest.max(asked.elapsed());
         if began.elapsed() > Duration::from_secs(3) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let connects = fickle.connects.load(SeqCst);
+    let connects = closing.connects.load(SeqCst);
     println!("{connects} connects in {:?}, the slowest get took {slowest:?}", began.elapsed());
     assert!((3..=30).contains(&connects), "{connects} connects in {:?}", began.elapsed());
     assert!(slowest < Duration::from_secs(1), "a get took {slowest:?}");
 }
 
+/// Checks that a peer that neither reads nor sends is found silent although no ping can be sent to it, that writes name
+/// it as unreached, and that it is connected again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_reads_nothing_is_silent_though_no_ping_can_be_sent_to_it() {
-    let deaf = Arc::new(Deaf { speaks: watch::Sender::new(true), unread: Mutex::default() });
-    let scene = Scene::start(&deaf).await;
+async fn peer_not_reading_is_silent_without_a_ping() {
+    let not_reading = Arc::new(NotReading { sends: watch::Sender::new(true), unread: Mutex::default() });
+    let scene = Scene::start(&not_reading).await;
     let keys: Vec<_> = scene.keys_of_a().take(8).collect();
-    // More than HTTP/2 takes from us for somebody who does not read. What it says keeps it from being pinged.
+    // The writes exceed what HTTP/2 accepts for a peer that does not read. Frames from the peer keep it from being
+    // pinged.
     let mut writes = JoinSet::new();
     for key in keys.clone() {
         let group = scene.group.clone();
         writes.spawn(async move { group.set(&key, "v".repeat(900 << 10)).await });
     }
-    eventually("the first is sent", || scene.b.stats().requests_sent > 0).await;
-    deaf.speaks.send_replace(false);
-    eventually("its silence is noticed", || scene.b.stats().silent == 1).await;
+    eventually("the first write is sent", || scene.b.stats().requests_sent > 0).await;
+    not_reading.sends.send_replace(false);
+    eventually("b detects the silence", || scene.b.stats().silent == 1).await;
     for written in writes.join_all().await {
-        assert_eq!(written.expect("stored here").unreached(), [PeerId::new("a").unwrap()]);
+        assert_eq!(written.expect("b stores the value").unreached(), [PeerId::new("a").unwrap()]);
     }
-    deaf.speaks.send_replace(true);
-    // It has kept what it has not read, and waits for more: nobody but us closes the connection.
-    eventually("it is connected again", || {
-        deaf.unread.lock().unwrap().len() > 1 && scene.b.members().iter().all(|member| member.is_reachable)
+    not_reading.sends.send_replace(true);
+    // The peer keeps its unread streams and waits for more, so that nobody but the local node closes the connection.
+    eventually("the peer is connected again", || {
+        not_reading.unread.lock().unwrap().len() > 1 && scene.b.members().iter().all(|member| member.is_reachable)
     })
     .await;
-    eventually("the connection that was given up is closed", || scene.path.open() == 1).await;
+    eventually("the abandoned connection is closed", || scene.path.open() == 1).await;
     for key in &keys {
-        assert_eq!(scene.group.get(key).await.expect("served here").len(), 900 << 10);
+        assert_eq!(scene.group.get(key).await.expect("b has the value").len(), 900 << 10);
     }
 }
 
-/// Answers without a Hello, and takes not even ours.
+/// Peer that sends no Hello and accepts none.
 #[derive(Default)]
-struct Mute {
+struct NoHello {
     unread: Mutex<Vec<Streaming<Frame>>>,
 }
 
-impl Odd for Mute {
+impl Misbehaviour for NoHello {
     const WINDOW: u32 = 0;
-    const GREETS: bool = false;
+    const SENDS_HELLO: bool = false;
 
-    fn goes_on(&self, inbound: Streaming<Frame>) -> Frames {
+    fn frames_after_hello(&self, inbound: Streaming<Frame>) -> Frames {
         self.unread.lock().unwrap().push(inbound);
         Box::pin(tokio_stream::pending())
     }
 }
 
+/// Checks that a peer that accepts no Hello is dialled repeatedly, and that all connections to it are closed once it is
+/// no longer listed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_takes_not_even_a_hello_is_left_with_no_connection() {
-    let mute = Arc::new(Mute::default());
-    let (path, peers) = (listen(&mute).await, Peers::default());
+async fn connections_to_a_peer_accepting_no_hello_close() {
+    let no_hello = Arc::new(NoHello::default());
+    let (path, peers) = (listen(&no_hello).await, Peers::default());
     peers.set(vec![Peer::member(PeerId::new("a").unwrap(), [path.address.into()])]);
     let b = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
-    eventually("it is dialled again and again", || mute.unread.lock().unwrap().len() == 3).await;
+    eventually("the peer is dialled three times", || no_hello.unread.lock().unwrap().len() == 3).await;
     peers.set(vec![support::peer(&b)]);
-    eventually("all are closed", || path.open() == 0).await;
+    eventually("all connections are closed", || path.open() == 0).await;
 }

@@ -1,4 +1,4 @@
-//! What tools are told: who owns a key and why, what is in memory, what leaves it, how long things took.
+//! Introspection: the explanation of a key, the entries in memory, evictions, and latencies.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use crate::support::{Cluster, Loads, PATIENCE, eventually};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// Loads a key in 20 ms. Keys that begin with `none-` are not found.
 async fn load(key: &str) -> Result<Loaded<String>, BoxError> {
     sleep(Duration::from_millis(20)).await;
     Ok(match key.strip_prefix("none-") {
@@ -17,50 +18,56 @@ async fn load(key: &str) -> Result<Loaded<String>, BoxError> {
     })
 }
 
+/// Returns a builder of the group `names` with a time to live of one minute.
 fn names(node: &Node) -> GroupBuilder<String> {
     node.group("names").capacity_bytes(4 << 20).time_to_live(MINUTE).jitter(0.0).loader(load)
 }
 
+/// Starts one node with the group `names`.
 async fn alone(build: impl FnOnce(GroupBuilder<String>) -> GroupBuilder<String>) -> (Node, Group<String>) {
     let node = Node::builder().start().await.unwrap();
     let group = build(names(&node)).build().unwrap();
     (node, group)
 }
 
+/// Checks that two nodes explain a key with the same owners and candidates, and that they skip an owner without the
+/// group.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_nodes_explain_a_key_alike_and_say_whom_they_would_ask() {
+async fn explanations_agree_and_name_the_candidate_to_ask() {
     let cluster = Cluster::start(3).await;
     let groups: Vec<_> = cluster.nodes[..2].iter().map(|node| names(node).build().unwrap()).collect();
-    eventually("both know of each other's group", || {
+    eventually("both nodes know the group of each other", || {
         cluster.nodes[..2].iter().all(|n| n.peers_with_group("names") == 1)
     })
     .await;
     let key = cluster.key_of(&groups, 2); // on a node without the group
-    let told = [groups[0].explain(&key), groups[1].explain(&key)];
-    for explained in &told {
+    let explanations = [groups[0].explain(&key), groups[1].explain(&key)];
+    for explained in &explanations {
         assert_eq!(explained.candidates.len(), 3);
-        assert_eq!((explained.owners, explained.point), (3, told[0].point));
+        assert_eq!((explained.owners, explained.point), (3, explanations[0].point));
         assert_eq!(explained.fingerprint, cluster.nodes[0].fingerprint());
         let ids = |explained: &groupcache_core::Explained| -> Vec<_> {
             explained.candidates.iter().map(|candidate| candidate.id.clone()).collect()
         };
-        assert_eq!(ids(explained), ids(&told[0]));
+        assert_eq!(ids(explained), ids(&explanations[0]));
         assert_eq!(explained.candidates[0].id, groups[0].owner_of(&key));
         assert!(explained.candidates.iter().all(|candidate| candidate.is_reachable));
         assert!(!explained.candidates[0].has_group);
         assert_eq!(explained.asked(), Some(&explained.candidates[1]), "the owner has no such group");
     }
-    let (first, then) = (&told[0].candidates[1].id, &told[0].candidates[2].id);
-    let says = told[0].to_string();
-    assert!(says.starts_with("c (without the group) owns it: the first of 3 owners from point "), "{says}");
+    let (first, then) = (&explanations[0].candidates[1].id, &explanations[0].candidates[2].id);
+    let text = explanations[0].to_string();
+    assert!(text.starts_with("c (without the group) owns it: the first of 3 owners from point "), "{text}");
     let asks = if first.as_str() == "a" { "loads it here".to_owned() } else { format!("asks {first}") };
-    assert!(says.contains(&format!("a get that misses {asks}; then {first}")), "{says}");
-    assert!(says.contains(&format!(", {then}")), "{says}");
+    assert!(text.contains(&format!("a get that misses {asks}; then {first}")), "{text}");
+    assert!(text.contains(&format!(", {then}")), "{text}");
     cluster.shutdown().await;
 }
 
+/// Checks that `local_entries` lists values and negative entries with age, remaining freshness and weight, and at most
+/// as many as requested.
 #[tokio::test(start_paused = true)]
-async fn what_is_in_memory_is_listed_with_its_age_and_weight() {
+async fn local_entries_have_their_age_and_weight() {
     let (_node, group) = alone(|group| group.negative_time_to_live(MINUTE / 2)).await;
     for key in ["key-1", "none-1"] {
         let _ = group.get(key).await;
@@ -69,32 +76,38 @@ async fn what_is_in_memory_is_listed_with_its_age_and_weight() {
     group.set("key-2", "a value").await.unwrap().log_unreached();
     let mut entries = group.local_entries(10);
     entries.sort_by(|a, b| a.key.cmp(&b.key));
-    let told: Vec<_> = entries.iter().map(|entry| (entry.key.as_str(), entry.is_nothing, entry.is_borrowed)).collect();
-    assert_eq!(told, [("key-1", false, false), ("key-2", false, false), ("none-1", true, false)]);
+    let listed: Vec<_> =
+        entries.iter().map(|entry| (entry.key.as_str(), entry.is_nothing, entry.is_borrowed)).collect();
+    assert_eq!(listed, [("key-1", false, false), ("key-2", false, false), ("none-1", true, false)]);
     assert_eq!(entries.iter().map(|entry| entry.bytes).sum::<u64>(), group.bytes());
-    // To the tick.
+    // Times are exact to a few ticks of the clock.
     let is_about =
-        |told: Duration, expected: u64| told.abs_diff(Duration::from_secs(expected)) < Duration::from_millis(60);
+        |actual: Duration, expected: u64| actual.abs_diff(Duration::from_secs(expected)) < Duration::from_millis(60);
     for (entry, age, fresh_for) in [(&entries[0], 10, 50), (&entries[1], 0, 60), (&entries[2], 10, 20)] {
         assert!(is_about(entry.age, age) && is_about(entry.fresh_for.unwrap(), fresh_for), "{entry:?}");
     }
     assert_eq!(group.local_entries(2).len(), 2);
     sleep(MINUTE / 2).await;
     let negative = group.local_entries(10).into_iter().find(|entry| entry.is_nothing);
-    assert!(negative.is_none_or(|entry| entry.fresh_for == Some(Duration::ZERO)), "expired, if not swept");
+    assert!(
+        negative.is_none_or(|entry| entry.fresh_for == Some(Duration::ZERO)),
+        "the negative entry is expired or already swept"
+    );
 }
 
+/// Checks that readers of evictions receive each entry that left for want of room or because of its age, and none that
+/// a call has removed.
 #[tokio::test(start_paused = true)]
-async fn what_leaves_by_itself_is_told_and_nothing_else_is() {
+async fn evictions_report_entries_removed_for_room_or_age() {
     let (_node, group) = alone(|group| group.capacity_bytes(40 << 10).hot_copies(false)).await;
     for n in 0..100 {
-        group.get(&format!("early-{n}")).await.unwrap(); // nobody listens yet
+        group.get(&format!("early-{n}")).await.unwrap(); // before the first reader
     }
     let before = group.stats().evictions;
     let mut evictions = group.evictions();
     let mut other_reader = group.evictions();
     for n in 0..100 {
-        // By a load, and by a write.
+        // A load adds the first entry, a write the second.
         group.get(&format!("key-{n}")).await.unwrap();
         group.set(&format!("set-{n}"), "x".repeat(100)).await.unwrap().log_unreached();
     }
@@ -103,79 +116,87 @@ async fn what_leaves_by_itself_is_told_and_nothing_else_is() {
     assert!(for_room > 100, "{for_room}");
     let left = group.entries() as u64;
     sleep(MINUTE).await;
-    eventually("the sweep takes what has expired", || group.stats().expired == left).await;
-    let mut told = Vec::new();
+    eventually("the sweep removes the expired entries", || group.stats().expired == left).await;
+    let mut evicted = Vec::new();
     for _ in 0..for_room + left {
-        told.push(timeout(PATIENCE, evictions.next()).await.expect("told").expect("the group is there"));
+        evicted.push(timeout(PATIENCE, evictions.next()).await.expect("an eviction").expect("the group exists"));
     }
-    let (room, age): (Vec<_>, Vec<_>) = told.iter().partition(|evicted| evicted.why == Eviction::Room);
+    let (room, age): (Vec<_>, Vec<_>) = evicted.iter().partition(|entry| entry.why == Eviction::Room);
     assert_eq!((room.len() as u64, age.len() as u64), (for_room, left));
-    assert!(told.iter().all(|evicted| evicted.bytes > 100 && !evicted.is_borrowed && &*evicted.key != "key-99"));
-    assert_eq!(timeout(Duration::from_secs(1), other_reader.next()).await.expect("told too").unwrap(), told[0]);
-    assert!(timeout(MINUTE, evictions.next()).await.is_err(), "nothing more");
+    assert!(evicted.iter().all(|entry| entry.bytes > 100 && !entry.is_borrowed && &*entry.key != "key-99"));
+    assert_eq!(
+        timeout(Duration::from_secs(1), other_reader.next()).await.expect("the same eviction").unwrap(),
+        evicted[0]
+    );
+    assert!(timeout(MINUTE, evictions.next()).await.is_err(), "no further evictions");
     assert_eq!(evictions.lost(), 0);
 }
 
+/// Checks that an entry which a get finds expired, between two sweeps, is reported as evicted because of its age.
 #[tokio::test(start_paused = true)]
-async fn an_entry_that_was_asked_for_when_it_had_expired_is_told_of_too() {
+async fn entry_found_expired_by_a_get_is_reported_evicted() {
     let (loads, node) = (Loads::default(), Node::builder().start().await.unwrap());
     let once = async |loads: &Loads, key: &str| match loads.begin(key) {
         1 => Ok("a value".to_owned()),
         _ => Err(BoxError::from("the source is down")),
     };
-    // Between two sweeps.
-    let life = Duration::from_secs(55);
-    let group = node.group::<String>("names").capacity_bytes(1 << 20).time_to_live(life).jitter(0.0);
+    // The time to live ends between two sweeps.
+    let time_to_live = Duration::from_secs(55);
+    let group = node.group::<String>("names").capacity_bytes(1 << 20).time_to_live(time_to_live).jitter(0.0);
     let group = group.loader_with(loads, once).build().unwrap();
     let mut evictions = group.evictions();
     group.get("key-1").await.unwrap();
-    sleep(life + Duration::from_millis(20)).await;
+    sleep(time_to_live + Duration::from_millis(20)).await;
     assert!(group.get("key-1").await.unwrap_err().is_load_failed());
-    let evicted = timeout(PATIENCE, evictions.next()).await.expect("told").expect("the group is there");
+    let evicted = timeout(PATIENCE, evictions.next()).await.expect("an eviction").expect("the group exists");
     assert_eq!((&*evicted.key, evicted.why, group.stats().expired), ("key-1", Eviction::Age, 1));
 }
 
+/// Checks that a stream of evictions ends when its group is removed or its node is shut down, and that other groups go
+/// on.
 #[tokio::test(start_paused = true)]
 async fn evictions_end_with_their_group_or_node() {
     let (node, group) = alone(|group| group).await;
     let other = node.group::<String>("other").capacity_bytes(1 << 20).loader(load).build().unwrap();
     let (mut of_group, mut of_other) = (group.evictions(), other.evictions());
     assert!(node.remove_group("names"));
-    assert_eq!(timeout(PATIENCE, of_group.next()).await.expect("it ends"), None);
-    assert!(timeout(PATIENCE, of_other.next()).await.is_err(), "the other group is there");
+    assert_eq!(timeout(PATIENCE, of_group.next()).await.expect("the stream ends"), None);
+    assert!(timeout(PATIENCE, of_other.next()).await.is_err(), "the stream of the other group continues");
     node.shutdown().await.unwrap();
     for evictions in [of_group, of_other, group.evictions(), other.evictions()].iter_mut() {
         for _ in 0..2 {
-            assert_eq!(timeout(PATIENCE, evictions.next()).await.expect("it has ended"), None);
+            assert_eq!(timeout(PATIENCE, evictions.next()).await.expect("the stream has ended"), None);
         }
     }
 }
 
+/// Checks that a slow reader receives the 4,096 queued evictions and the number of those that it lost.
 #[tokio::test(start_paused = true)]
-async fn a_reader_of_evictions_who_is_slow_is_told_how_many_it_lost() {
+async fn slow_reader_of_evictions_gets_the_number_of_lost() {
     let (_node, group) = alone(|group| group.capacity_bytes(20 << 10).hot_copies(false)).await;
     let mut evictions = group.evictions();
     for n in 0..6000 {
         group.set(&format!("set-{n}"), "x").await.unwrap().log_unreached();
     }
     let all = group.stats().evictions;
-    let mut told = 0;
+    let mut received = 0;
     while timeout(Duration::from_millis(100), evictions.next()).await.is_ok() {
-        told += 1;
+        received += 1;
     }
-    assert_eq!((told, told + evictions.lost()), (4096, all));
+    assert_eq!((received, received + evictions.lost()), (4096, all));
 }
 
+/// Checks that the load is timed at the owner and the response of the peer at the requester.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn loads_and_answers_of_peers_are_timed() {
+async fn latencies_of_loads_and_peer_responses_are_recorded() {
     let cluster = Cluster::start(2).await;
     let groups = cluster.group(|_, node| names(node)).await;
     let key = cluster.key_of(&groups, 1);
     groups[0].get(&key).await.unwrap();
-    let (loads, answers) = (groups[1].load_latencies(), groups[0].peer_latencies());
-    assert_eq!((loads.count(), answers.count()), (1, 1));
+    let (loads, responses) = (groups[1].load_latencies(), groups[0].peer_latencies());
+    assert_eq!((loads.count(), responses.count()), (1, 1));
     assert!(loads.quantile(0.5) >= Duration::from_millis(20), "{loads:?}");
-    assert!(answers.sum() >= loads.sum(), "{answers:?} with {loads:?} in it");
+    assert!(responses.sum() >= loads.sum(), "{responses:?} include {loads:?}");
     assert_eq!((groups[0].load_latencies().count(), groups[1].peer_latencies().count()), (0, 0));
     cluster.shutdown().await;
 }
