@@ -158,13 +158,13 @@ impl<T> Entry<T> {
     }
 
     /// Whether it is served for less time than it is fresh: another node owns it, or did a moment ago.
-    pub(crate) fn is_lent(&self) -> bool {
+    pub(crate) fn is_orphaned(&self) -> bool {
         self.serve_for.load(Relaxed) < self.fresh_for.load(Relaxed)
     }
 
     /// Whether it is of no use here any more, not even when there is nothing else.
     pub(crate) fn is_gone(&self, now_ms: u64) -> bool {
-        self.is_spent(now_ms) || (self.is_lent() && self.is_expired(now_ms))
+        self.is_spent(now_ms) || (self.is_orphaned() && self.is_expired(now_ms))
     }
 
     /// Whether it is of no use to anybody any more.
@@ -196,14 +196,14 @@ impl<T> Entry<T> {
     }
 
     /// It is another node's: served until `end_ms`, and kept for its owner, who may ask for it while it is fresh.
-    pub(crate) fn lend(&self, end_ms: u64) {
+    pub(crate) fn orphan(&self, end_ms: u64) {
         let end = distance(self.loaded_at_ms, end_ms);
         self.serve_for.fetch_min(end, Relaxed);
         self.keep_for.fetch_min(end.max(self.fresh_for.load(Relaxed)), Relaxed);
     }
 
     /// Its owner has it: gone at `end_ms`.
-    pub(crate) fn handed_over(&self, end_ms: u64) {
+    pub(crate) fn mark_sent(&self, end_ms: u64) {
         let end = distance(self.loaded_at_ms, end_ms);
         self.serve_for.fetch_min(end, Relaxed);
         self.keep_for.fetch_min(end, Relaxed);
@@ -271,10 +271,10 @@ mod tests {
     #[test]
     fn what_is_lent_is_gone_here_before_it_is_of_no_use_to_its_owner() {
         let entry = entry();
-        assert!(!entry.is_lent() && !Entry::new(0, Times::until(0, 1)).is_lent());
-        entry.lend(1_200);
+        assert!(!entry.is_orphaned() && !Entry::new(0, Times::until(0, 1)).is_orphaned());
+        entry.orphan(1_200);
         assert_eq!((entry.hit_until_ms(), entry.fresh_at_its_owner_until_ms()), (1_200, 2_000));
-        assert!(entry.is_lent() && !entry.is_gone(1_199) && entry.is_gone(1_200));
+        assert!(entry.is_orphaned() && !entry.is_gone(1_199) && entry.is_gone(1_200));
         assert!(!entry.is_spent(1_999) && entry.is_spent(2_000));
     }
 
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!([0, 1, 2, 3, 40].map(after), [Some(4), Some(2), Some(1), Some(0), Some(0)]);
         (0..1000).for_each(|_| entry.touch(begin_ms));
         assert_eq!(after(0), Some(ENOUGH));
-        entry.handed_over(1_100);
+        entry.mark_sent(1_100);
         entry.touch(begin_ms);
         assert_eq!((after(0), entry.is_gone(1_100)), (None, true));
     }
@@ -320,7 +320,7 @@ mod tests {
         assert!(entry(100, minute).uses(10 * minute) < entry(3, 10 * minute).uses(10 * minute));
         let many = entry(100_000, minute);
         assert_eq!(many.uses(minute), Some(255), "more than enough");
-        many.handed_over(minute);
+        many.mark_sent(minute);
         many.touch(minute);
         assert_eq!(many.uses(minute), None, "its owner has it");
     }
@@ -329,7 +329,7 @@ mod tests {
     fn what_is_lent_ends_here_and_is_kept_for_its_owner_and_what_is_capped_is_gone() {
         let entry = || Entry::new((), Times::until(1000, 100_000));
         let lent = entry();
-        lent.lend(5000);
+        lent.orphan(5000);
         assert_eq!(
             (lent.fresh_until_ms(), lent.fresh_at_its_owner_until_ms(), lent.hit_until_ms()),
             (5000, 100_000, 5000)
@@ -338,8 +338,8 @@ mod tests {
         let capped = entry();
         capped.cap(5000);
         assert_eq!((capped.fresh_at_its_owner_until_ms(), capped.is_spent(5000)), (5000, true));
-        let handed_over = entry();
-        handed_over.handed_over(5000);
-        assert!(!handed_over.is_gone(4999) && handed_over.is_spent(5000));
+        let mark_sent = entry();
+        mark_sent.mark_sent(5000);
+        assert!(!mark_sent.is_gone(4999) && mark_sent.is_spent(5000));
     }
 }

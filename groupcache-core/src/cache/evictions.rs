@@ -38,7 +38,7 @@ pub struct Evicted {
 #[derive(Debug)]
 pub struct Evictions {
     events: broadcast::Receiver<Option<Evicted>>,
-    is_over: bool,
+    is_closed: bool,
     lost: u64,
 }
 
@@ -47,10 +47,10 @@ impl Evictions {
     ///
     /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<Evicted> {
-        while !self.is_over {
+        while !self.is_closed {
             match self.events.recv().await {
                 Ok(Some(evicted)) => return Some(evicted),
-                Ok(None) | Err(RecvError::Closed) => self.is_over = true,
+                Ok(None) | Err(RecvError::Closed) => self.is_closed = true,
                 Err(RecvError::Lagged(lost)) => self.lost += lost,
             }
         }
@@ -77,7 +77,7 @@ impl EvictionEvents {
         if is_closed() {
             self.close();
         }
-        Evictions { events, is_over: false, lost: 0 }
+        Evictions { events, is_closed: false, lost: 0 }
     }
 
     /// Sends an event if anybody reads.

@@ -23,7 +23,7 @@ pub(crate) struct FreshnessPolicy {
     pub(crate) refresh_ahead: Duration,
     pub(crate) stale_if_error: Duration,
     /// How long a copy of what another node owns is served, and what this node no longer owns.
-    pub(crate) borrowed: Duration,
+    pub(crate) replica_time_to_live: Duration,
 }
 
 impl Default for FreshnessPolicy {
@@ -36,7 +36,7 @@ impl Default for FreshnessPolicy {
             stale_while_revalidate: Duration::ZERO,
             refresh_ahead: Duration::ZERO,
             stale_if_error: Duration::ZERO,
-            borrowed: Duration::from_secs(10),
+            replica_time_to_live: Duration::from_secs(10),
         }
     }
 }
@@ -86,7 +86,7 @@ impl FreshnessPolicy {
     }
 
     /// The times of a value that was loaded elsewhere, and is this node's own from now on.
-    pub(crate) fn of_handed(
+    pub(crate) fn of_handover(
         &self,
         age_ms: u64,
         remaining_ms: Option<u64>,
@@ -205,7 +205,7 @@ mod tests {
             ..ages()
         };
         let now_ms = 1_000_000;
-        let handed = |age_ms, remaining_ms, limit| ages.of_handed(age_ms, remaining_ms, now_ms, limit);
+        let handed = |age_ms, remaining_ms, limit| ages.of_handover(age_ms, remaining_ms, now_ms, limit);
         assert_eq!(
             handed(20_000, Some(40_000), None),
             Some(Times {
@@ -227,7 +227,7 @@ mod tests {
         let limit = Some(Duration::from_secs(5));
         assert_eq!(handed(20_000, Some(40_000), limit), Some(Times::until(980_000, 1_005_000)), "a third node's");
         assert_eq!(handed(20_000, Some(3_000), limit), Some(Times::until(980_000, 1_003_000)));
-        let forever = FreshnessPolicy::default().of_handed(20_000, None, now_ms, None);
+        let forever = FreshnessPolicy::default().of_handover(20_000, None, now_ms, None);
         assert_eq!(forever, Some(Times::until(980_000, NEVER)));
     }
 

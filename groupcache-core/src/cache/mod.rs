@@ -19,7 +19,7 @@ use self::evictions::EvictionEvents;
 pub use self::evictions::{Evicted, Eviction, Evictions};
 use crate::{
     cache::{
-        payload::{Payload, Slot, release, release_all},
+        payload::{Payload, Slot, drop_all_caught, drop_caught},
         replicas::{HotKeyCounter, Replicas},
         store::{Admission, Inserted, Item, Key, Store},
     },
@@ -76,7 +76,7 @@ impl<V: Value> Cache<V> {
             self.on_evicted(key, slot, Eviction::Room, is_replica);
         }
         self.counters.evictions.add(count);
-        release_all(inserted.into_items());
+        drop_all_caught(inserted.into_items());
     }
 
     fn on_evicted(&self, key: &str, slot: &Slot<V>, why: Eviction, is_borrowed: bool) {
@@ -117,7 +117,7 @@ impl<V: Value> Cache<V> {
                 self.counters.expired.up();
                 self.on_evicted(&key, &slot, Eviction::Age, is_replica);
             }
-            release(slot); // the last reference if another caller took the entry out meanwhile
+            drop_caught(slot); // the last reference if another caller took the entry out meanwhile
             if looked_at % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
@@ -158,7 +158,7 @@ impl<V: Value> Cache<V> {
 /// where the system has no thread left. There the items are dropped at once.
 pub(crate) fn drop_in_background<T: Send + Sync + 'static>(items: Vec<Item<T>>) {
     let count = items.len();
-    drop_on_thread(count, move || release_all(items));
+    drop_on_thread(count, move || drop_all_caught(items));
 }
 
 /// Runs `free`, which drops `count` values, at once or on a thread of its own.

@@ -77,20 +77,20 @@ impl<V: Value> Payload<V> {
     }
 
     /// Of a value that was another node's own, and that is weighed as if it had been loaded here.
-    pub(crate) fn handed(encoded: Bytes) -> Result<Self, DecodeError> {
+    pub(crate) fn from_handover(encoded: Bytes) -> Result<Self, DecodeError> {
         let value = decode::<V>(encoded.clone())?;
         if V::DECODES_LIKE_A_CLONE {
             return Ok(Self::Encoded(encoded));
         }
         let Ok(weight) = catch_unwind(AssertUnwindSafe(|| value.weight())) else {
-            release(value);
+            drop_caught(value);
             return Err(DecodeError::new("the value panicked when it was weighed"));
         };
         Ok(Self::both(encoded, OnceLock::from(value), weight))
     }
 
     /// What is held, for another entry.
-    pub(crate) fn again(&self) -> Self {
+    pub(crate) fn share(&self) -> Self {
         match self {
             Self::Encoded(encoded) => Self::Encoded(encoded.clone()),
             Self::Decoded(both) => Self::Decoded(both.as_ref().map(|both| {
@@ -109,7 +109,7 @@ impl<V: Value> Payload<V> {
     }
 
     /// What the log shows of a value at TRACE.
-    pub(crate) fn beginning(&self) -> Cow<'_, str> {
+    pub(crate) fn preview(&self) -> Cow<'_, str> {
         const SHOWN_BYTES: usize = 64;
         String::from_utf8_lossy(self.encoded().map_or(&[][..], |bytes| bytes.get(..SHOWN_BYTES).unwrap_or(bytes)))
     }
@@ -132,15 +132,15 @@ impl<V: Value> Payload<V> {
 
 /// Lets go of what may hold the last of a value. Its `Drop` is the user's code: a panic of it must not end what happens to
 /// let go of it, such as the reader of a connection.
-pub(crate) fn release<T>(values: T) {
+pub(crate) fn drop_caught<T>(values: T) {
     if catch_unwind(AssertUnwindSafe(|| drop(values))).is_err() {
         tracing::error!("the `Drop` of a value panicked");
     }
 }
 
 /// The same for many, one by one: two that panic as they are dropped together would end the process.
-pub(crate) fn release_all<T>(values: impl IntoIterator<Item = T>) {
-    values.into_iter().for_each(release);
+pub(crate) fn drop_all_caught<T>(values: impl IntoIterator<Item = T>) {
+    values.into_iter().for_each(drop_caught);
 }
 
 /// Decodes; a decoder that panics is one that cannot.
@@ -167,11 +167,11 @@ mod tests {
 
     #[test]
     fn both_forms_are_weighed_whoever_had_the_value_first() {
-        let weight = |held: &Payload<Json<String>>| Entry::new(held.again(), Times::until(0, 1)).weight("key");
+        let weight = |held: &Payload<Json<String>>| Entry::new(held.share(), Times::until(0, 1)).weight("key");
         let value = Json::new("ada".to_owned());
         let (encoded, decoded) = (value.to_encoded().unwrap(), value.weight() as u64);
-        let (loaded, handed) = (Payload::of(value).unwrap(), Payload::handed(encoded.clone()).unwrap());
-        assert_eq!(weight(&loaded), weight(&handed));
+        let (loaded, from_handover) = (Payload::of(value).unwrap(), Payload::from_handover(encoded.clone()).unwrap());
+        assert_eq!(weight(&loaded), weight(&from_handover));
         assert_eq!(
             weight(&loaded),
             weight(&Payload::received(encoded.clone())) + decoded,

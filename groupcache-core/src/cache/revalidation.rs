@@ -24,7 +24,7 @@ pub(crate) enum Change {
     /// There is another view: keys have other owners.
     View,
     /// This node was cut off, or stood still: writes may have passed it by.
-    CutOff,
+    Partitioned,
 }
 
 /// What has happened since an entry was checked.
@@ -36,7 +36,7 @@ pub(crate) enum ChangesSince {
     /// Coarse times of the first change of either kind.
     Changes {
         first_ms: u64,
-        cut_off_ms: Option<u64>,
+        partitioned_ms: Option<u64>,
     },
 }
 
@@ -52,7 +52,7 @@ struct Log {
     /// The coarse time of each change; the last one is that of the number.
     times: VecDeque<u64>,
     /// Of those, the ones that may have hidden writes, by their numbers.
-    cut_offs: VecDeque<(u32, u64)>,
+    partitions: VecDeque<(u32, u64)>,
 }
 
 impl ChangeLog {
@@ -63,19 +63,19 @@ impl ChangeLog {
     }
 
     /// Something has changed, and is in effect already.
-    pub(crate) fn happened(&self, change: Change, now_ms: u64) {
+    pub(crate) fn record(&self, change: Change, now_ms: u64) {
         let mut log = self.log.lock();
         let number = self.number().wrapping_add(1);
         log.times.push_back(now_ms);
-        if change == Change::CutOff {
-            log.cut_offs.push_back((number, now_ms));
+        if change == Change::Partitioned {
+            log.partitions.push_back((number, now_ms));
         }
         if log.times.len() > REMEMBERED {
             log.times.pop_front();
         }
         let remembered = log.times.len() as u32;
-        while log.cut_offs.front().is_some_and(|(cut_off, _)| number.wrapping_sub(*cut_off) >= remembered) {
-            log.cut_offs.pop_front();
+        while log.partitions.front().is_some_and(|(cut_off, _)| number.wrapping_sub(*cut_off) >= remembered) {
+            log.partitions.pop_front();
         }
         self.number.fetch_add(1, AcqRel);
     }
@@ -89,8 +89,8 @@ impl ChangeLog {
         }
         let first = log.times.len().checked_sub(behind as usize).and_then(|begin| log.times.get(begin));
         let Some(first_ms) = first else { return ChangesSince::TooMuch };
-        let cut_off = log.cut_offs.iter().find(|(cut_off, _)| now.wrapping_sub(*cut_off) < behind);
-        ChangesSince::Changes { first_ms: *first_ms, cut_off_ms: cut_off.map(|(_, at_ms)| *at_ms) }
+        let cut_off = log.partitions.iter().find(|(cut_off, _)| now.wrapping_sub(*cut_off) < behind);
+        ChangesSince::Changes { first_ms: *first_ms, partitioned_ms: cut_off.map(|(_, at_ms)| *at_ms) }
     }
 }
 
@@ -102,25 +102,25 @@ mod tests {
     fn what_was_missed_is_told_from_its_beginning() {
         let changes = ChangeLog::default();
         let begun = changes.number();
-        changes.happened(Change::View, 10);
+        changes.record(Change::View, 10);
         let later = changes.number();
-        changes.happened(Change::CutOff, 20);
-        changes.happened(Change::View, 30);
-        assert_eq!(changes.since(begun), ChangesSince::Changes { first_ms: 10, cut_off_ms: Some(20) });
-        assert_eq!(changes.since(later), ChangesSince::Changes { first_ms: 20, cut_off_ms: Some(20) });
+        changes.record(Change::Partitioned, 20);
+        changes.record(Change::View, 30);
+        assert_eq!(changes.since(begun), ChangesSince::Changes { first_ms: 10, partitioned_ms: Some(20) });
+        assert_eq!(changes.since(later), ChangesSince::Changes { first_ms: 20, partitioned_ms: Some(20) });
         assert_eq!(changes.since(changes.number()), ChangesSince::Nothing);
-        assert_eq!(changes.since(later.wrapping_add(1)), ChangesSince::Changes { first_ms: 30, cut_off_ms: None });
+        assert_eq!(changes.since(later.wrapping_add(1)), ChangesSince::Changes { first_ms: 30, partitioned_ms: None });
     }
 
     #[test]
     fn very_old_numbers_are_too_old() {
         let changes = ChangeLog::default();
-        changes.happened(Change::CutOff, 0);
-        (1..5000).for_each(|at_ms| changes.happened(Change::View, at_ms));
+        changes.record(Change::Partitioned, 0);
+        (1..5000).for_each(|at_ms| changes.record(Change::View, at_ms));
         assert_eq!(changes.since(0), ChangesSince::TooMuch);
         assert_eq!(changes.since(903), ChangesSince::TooMuch);
-        assert_eq!(changes.since(904), ChangesSince::Changes { first_ms: 904, cut_off_ms: None });
-        changes.happened(Change::CutOff, 5000);
-        assert_eq!(changes.since(4999), ChangesSince::Changes { first_ms: 4999, cut_off_ms: Some(5000) });
+        assert_eq!(changes.since(904), ChangesSince::Changes { first_ms: 904, partitioned_ms: None });
+        changes.record(Change::Partitioned, 5000);
+        assert_eq!(changes.since(4999), ChangesSince::Changes { first_ms: 4999, partitioned_ms: Some(5000) });
     }
 }

@@ -1,5 +1,8 @@
 //! What the node and its groups both hold, knowing neither: the view, the links to peers, limits and permits.
 
+mod fallback_budget;
+mod tasks;
+
 use std::{
     collections::BTreeSet,
     sync::{
@@ -10,15 +13,16 @@ use std::{
 };
 
 use dashmap::DashMap;
-use tokio::runtime::Handle;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{runtime::Handle, time::Instant};
+
+use self::{fallback_budget::FallbackBudget, tasks::Tasks};
 
 use crate::{
     cache::revalidation::{Change, ChangeLog},
     flight::{InvalidationStripes, permits::Permits},
     handover::PreviousViews,
     identity::{NodeState, PeerId},
-    limits::{FALLBACK_CAP_MAX, FALLBACK_CAP_MIN, FALLBACK_PER_SECOND, FALLBACK_SHARE, Limits},
+    limits::{FALLBACK_CAP_MAX, FALLBACK_CAP_MIN, Limits},
     membership::{
         stabilizer::{Counters, DialId, Member},
         view::{Scope, View},
@@ -34,7 +38,7 @@ pub(crate) struct NodeContext {
     pub(crate) changes: ChangeLog,
     pub(crate) handover: PreviousViews,
     /// What peers have missed while they could not be reached.
-    pub(crate) undelivered: MissedWrites,
+    pub(crate) missed_writes: MissedWrites,
     has_zones: AtomicBool,
     links: DashMap<DialId, Arc<Link>, Keyed>,
     /// The link on which each peer said Hello last: ahead of the view while a peer moves from one to another.
@@ -47,48 +51,10 @@ pub(crate) struct NodeContext {
     /// What the stabilizer has counted.
     pub(crate) membership: Mutex<Counters>,
     /// All peers are lost: writes pass this node by until one is back.
-    pub(crate) is_cut_off: AtomicBool,
+    pub(crate) is_partitioned: AtomicBool,
     /// Local gets are refused from now on.
     is_closed: AtomicBool,
     rng: Mutex<fastrand::Rng>,
-}
-
-/// The tasks of a node, by how long they live.
-pub(crate) struct Tasks {
-    runtime: Handle,
-    /// Loads: nothing waits for them by itself, and shutdown lets them finish until its deadline.
-    pub(crate) loads: TaskTracker,
-    /// Everything else: ends when `closing` is cancelled.
-    pub(crate) others: TaskTracker,
-    pub(crate) closing: CancellationToken,
-    /// The same, for those who ask at each get: the token takes a lock.
-    is_closing: AtomicBool,
-}
-
-impl Tasks {
-    /// Starts a load.
-    pub(crate) fn load(&self, future: impl Future<Output = ()> + Send + 'static) {
-        #[cfg(shuttle)]
-        shuttle::future::spawn(self.loads.track_future(future));
-        #[cfg(not(shuttle))]
-        self.loads.spawn_on(future, &self.runtime);
-    }
-
-    /// Ends what ends with the node.
-    pub(crate) fn close(&self) {
-        self.is_closing.store(true, Relaxed);
-        self.closing.cancel();
-    }
-
-    pub(crate) fn is_closing(&self) -> bool {
-        self.is_closing.load(Relaxed)
-    }
-
-    /// Starts a task that ends with the node.
-    pub(crate) fn run(&self, future: impl Future<Output = ()> + Send + 'static) {
-        let closing = self.closing.clone();
-        self.others.spawn_on(async move { closing.run_until_cancelled(future).await.unwrap_or(()) }, &self.runtime);
-    }
 }
 
 impl NodeContext {
@@ -107,22 +73,16 @@ impl NodeContext {
             changes: ChangeLog::default(),
             handover: PreviousViews::new(hands_over, hand_over_bytes_per_second),
             has_zones: AtomicBool::new(false),
-            undelivered: MissedWrites::default(),
+            missed_writes: MissedWrites::default(),
             links: sharded(hasher),
             links_by_id: sharded(hasher),
             registry: Arc::new(Registry::new(hasher)),
             permits: Permits::new(max_loads, max_queued_loads),
             stripes: Arc::new(InvalidationStripes::new()),
             budget: FallbackBudget::default(),
-            tasks: Tasks {
-                runtime,
-                loads: TaskTracker::new(),
-                others: TaskTracker::new(),
-                closing: CancellationToken::new(),
-                is_closing: AtomicBool::new(false),
-            },
+            tasks: Tasks::new(runtime),
             membership: Mutex::default(),
-            is_cut_off: AtomicBool::new(false),
+            is_partitioned: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             rng: Mutex::new(rng),
         }
@@ -165,13 +125,13 @@ impl NodeContext {
             scope = Scope::Zone;
             view.prepare(scope);
         }
-        self.handover.changes(self.view(), &view, scope, now_ms);
+        self.handover.on_view_change(self.view(), &view, scope, now_ms);
         let before = self.view.swap(Arc::new(view));
-        self.changes.happened(Change::View, now_ms);
+        self.changes.record(Change::View, now_ms);
         let view = self.view();
         let here: BTreeSet<_> = view.members().iter().map(|member| member.id.clone()).collect();
         let gone: Vec<_> = before.members().iter().map(|member| &member.id).filter(|id| !here.contains(*id)).collect();
-        self.undelivered.view_changed(gone.into_iter(), here, now_ms);
+        self.missed_writes.view_changed(gone.into_iter(), here, now_ms);
         self.local.counters.views.up();
     }
 
@@ -193,8 +153,8 @@ impl NodeContext {
     }
 
     /// Peers that discovery names and that have not answered yet, by their ids or addresses, unless they are in the view.
-    pub(crate) fn strangers(&self, view: &View) -> impl Iterator<Item = PeerId> {
-        let targets = self.undelivered.strangers().into_iter().filter_map(|dial| self.link_of(dial));
+    pub(crate) fn unidentified_targets(&self, view: &View) -> impl Iterator<Item = PeerId> {
+        let targets = self.missed_writes.unidentified_targets().into_iter().filter_map(|dial| self.link_of(dial));
         targets.filter_map(|link| {
             let target = link.target();
             match &target.expected {
@@ -241,7 +201,7 @@ impl NodeContext {
     /// Whether one more second attempt within a get is allowed.
     pub(crate) fn may_ask_again(&self) -> bool {
         let counters = &self.local.counters;
-        let allowed = self.budget.take(self.now_ms(), counters.requests_sent.get()) || mutant!(UnboundedFallback);
+        let allowed = self.budget.take(Instant::now(), counters.requests_sent.get()) || mutant!(UnboundedFallback);
         if allowed {
             counters.fallback_attempts.up()
         } else {
@@ -254,58 +214,5 @@ impl NodeContext {
     pub(crate) fn fallback_cap(&self, owner: &Member) -> Duration {
         let away = self.link(owner).and_then(|link| link.open_for(self.now_ms())).unwrap_or(0);
         Duration::from_millis(away).clamp(FALLBACK_CAP_MIN, FALLBACK_CAP_MAX)
-    }
-}
-
-/// Second attempts, of which there are some per second and some per hundred requests: a fault that makes every
-/// request fail must not double the load on those who are left.
-#[derive(Debug, Default)]
-struct FallbackBudget(Mutex<Budget>);
-
-#[derive(Debug, Default)]
-struct Budget {
-    /// In thousandths.
-    tokens: u64,
-    at_ms: u64,
-    requests: u64,
-    is_begun: bool,
-}
-
-impl FallbackBudget {
-    /// What may be saved up: the attempts of one second.
-    const MAX_TOKENS: u64 = 1000 * FALLBACK_PER_SECOND as u64;
-
-    fn take(&self, now_ms: u64, requests: u64) -> bool {
-        let mut budget = self.0.lock();
-        let new_requests = requests.saturating_sub(budget.requests);
-        let by_time = now_ms.saturating_sub(budget.at_ms) * u64::from(FALLBACK_PER_SECOND);
-        let by_requests = new_requests * 1000 / u64::from(FALLBACK_SHARE);
-        let saved = if budget.is_begun { budget.tokens + by_time + by_requests } else { Self::MAX_TOKENS };
-        // What the requests of a busy second earned is not cut: it is their share.
-        budget.tokens = saved.min(Self::MAX_TOKENS.max(by_requests));
-        budget.at_ms = now_ms;
-        budget.requests = budget.requests.max(requests); // a sum of cells, read while others add, may step back
-        budget.is_begun = true;
-        let allowed = budget.tokens >= 1000;
-        if allowed {
-            budget.tokens -= 1000;
-        }
-        allowed
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn second_attempts_are_a_tenth_and_ten_a_second() {
-        let budget = FallbackBudget::default();
-        let mut taken = (0..100).filter(|_| budget.take(0, 0)).count();
-        assert_eq!(taken, 10);
-        taken = (0..100).filter(|_| budget.take(500, 0)).count();
-        assert_eq!(taken, 5);
-        taken = (0..10_000).filter(|n| budget.take(500, n * 2)).count();
-        assert!((1900..=2100).contains(&taken), "{taken} of 20,000 requests");
     }
 }

@@ -25,7 +25,7 @@ use crate::{
 fn times<V: Value>(engine: &Engine<V>, keep: Keep, is_value: bool, now_ms: u64, hash: u64) -> Option<Times> {
     let checked = engine.context.changes.number(); // before the view
     let (random, limit) = (engine.context.random_share(), engine.ownership.keep_limit(hash));
-    let times = engine.settings.ages.times(keep, is_value, now_ms, random, limit)?;
+    let times = engine.settings.freshness.times(keep, is_value, now_ms, random, limit)?;
     Some(Times { checked, ..times })
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn of_load<V: Value>(
         What::Unchanged => {
             let previous = start.previous.as_ref().filter(|slot| slot.payload.encoded().is_some());
             let previous = previous.ok_or_else(|| engine.errors.nothing_unchanged())?;
-            Slot::new(Entry::new(previous.payload.again(), times))
+            Slot::new(Entry::new(previous.payload.share(), times))
         }
     };
     Ok((Ok(Slot::clone(&slot)), is_kept.then_some(slot)))
@@ -85,9 +85,9 @@ pub(crate) fn of_page<V: Value>(
         return None;
     }
     let (now_ms, limit) = (engine.context.local.clock.read_ms(), engine.ownership.keep_limit(hash));
-    let times = engine.settings.ages.of_handed(age_ms, remaining_ms, now_ms, limit)?;
+    let times = engine.settings.freshness.of_handover(age_ms, remaining_ms, now_ms, limit)?;
     // A copy, because a slice would keep the whole frame in memory as long as the value.
-    let payload = Payload::<V>::handed(small_bytes::copied(bytes)).ok()?;
+    let payload = Payload::<V>::from_handover(small_bytes::copy(bytes)).ok()?;
     Some(Slot::new(Entry::new(payload, Times { checked: changes, ..times })))
 }
 
@@ -102,7 +102,7 @@ fn of_value<V: Value>(engine: &Engine<V>, key: &str, value: V, times: Times) -> 
     };
     let max = engine.context.local.limits.max_value_bytes;
     let len = payload.encoded().map_or(0, Bytes::len);
-    tracing::trace!(group = &**name, key, value = &*payload.beginning(), bytes = len, "cache.insert");
+    tracing::trace!(group = &**name, key, value = &*payload.preview(), bytes = len, "cache.insert");
     if len > max {
         let text = format!(
             "a value of group {name:?} has {len} bytes and limits.max_value_bytes is {max}; raise it on every node, or store less"

@@ -34,7 +34,7 @@ use crate::{
     },
     protocol::{
         chain::LoadChain,
-        message::{Answer, DeadlineOwner, Encoded, Op},
+        message::{DeadlineOwner, Encoded, Op, Response},
     },
     runtime::{
         clock::{NEVER, later},
@@ -209,14 +209,16 @@ impl<'a, V: Value> FetchStep<'a, V> {
 
     /// The times of a copy. Once it is not served any more it stays for as long again, as a sign that the key was hot.
     fn times(&self, value: &Encoded, now_ms: u64) -> Times {
-        let serve_until_ms =
-            later(now_ms, Duration::from_millis(value.borrow_ms).min(self.engine.settings.ages.borrowed));
+        let serve_until_ms = later(
+            now_ms,
+            Duration::from_millis(value.borrow_ms).min(self.engine.settings.freshness.replica_time_to_live),
+        );
         Times {
             loaded_at_ms: now_ms.saturating_sub(value.age_ms),
             refresh_at_ms: NEVER,
             fresh_until_ms: serve_until_ms,
             serve_until_ms,
-            keep_until_ms: later(serve_until_ms, self.engine.settings.ages.borrowed),
+            keep_until_ms: later(serve_until_ms, self.engine.settings.freshness.replica_time_to_live),
             checked: self.fetch.snapshot.changes,
         }
     }
@@ -237,53 +239,53 @@ impl<'a, V: Value> FetchStep<'a, V> {
         self.complete(Err(error.into()));
     }
 
-    fn answered(&self, answer: Answer) {
+    fn answered(&self, answer: Response) {
         let name = &self.engine.settings.name;
         match answer {
-            Answer::Value(value) => {
+            Response::Value(value) => {
                 let now_ms = self.engine.context.now_ms();
                 let times = self.times(&value, now_ms);
                 let is_held = self.engine.holds.is_held(self.flight.key(), self.flight.begun_ms);
-                let is_lent = value.borrow_ms > 0 && !is_held;
-                let replicas = self.engine.cache.replicas.as_ref().filter(|_| is_lent);
+                let is_orphaned = value.borrow_ms > 0 && !is_held;
+                let replicas = self.engine.cache.replicas.as_ref().filter(|_| is_orphaned);
                 let replicas = replicas.filter(|m| value.is_hot || m.wants(self.flight.key(), self.fetch.hash, now_ms));
                 // What is kept is a copy: a slice would hold all of the frame alive.
-                let bytes = if replicas.is_some() { small_bytes::copied(&value.bytes) } else { value.bytes };
+                let bytes = if replicas.is_some() { small_bytes::copy(&value.bytes) } else { value.bytes };
                 let slot = Slot::new(Entry::new(Payload::received(bytes), times));
                 match replicas {
                     Some(replicas) => self.complete_and_keep(slot, replicas),
                     None => self.complete(Ok(slot)),
                 }
             }
-            Answer::NotFound => self.fail(Kind::NotFound, "the loader found nothing"),
-            Answer::LoadFailed { .. } if mutant!(FallbackOnEveryError) => self.advance(),
-            Answer::LoadFailed { is_transient, text } => {
+            Response::NotFound => self.fail(Kind::NotFound, "the loader found nothing"),
+            Response::LoadFailed { .. } if mutant!(FallbackOnEveryError) => self.advance(),
+            Response::LoadFailed { is_transient, text } => {
                 self.fail(Kind::LoadFailed { is_transient }, format!("the loader of group {name:?} failed: {text}"));
             }
-            Answer::Overloaded { retry_after } => {
+            Response::Overloaded { retry_after } => {
                 self.engine.counters.overloaded.up();
                 let text =
                     format!("the owner of a key of group {name:?} is overloaded; ask again after {retry_after:?}");
                 self.fail(Kind::Overloaded, text);
             }
-            Answer::TooLarge => {
+            Response::TooLarge => {
                 let text = format!("a value of group {name:?} is larger than its owner's limits.max_value_bytes");
                 self.fail(Kind::TooLarge, text);
             }
-            Answer::Deadline(DeadlineOwner::Asker) => self.complete(Err(Failure::Expired(self.asked()))),
-            Answer::Deadline(DeadlineOwner::Load) => {
+            Response::Deadline(DeadlineOwner::Asker) => self.complete(Err(Failure::Expired(self.asked()))),
+            Response::Deadline(DeadlineOwner::Load) => {
                 self.engine.counters.timeouts.up();
                 self.fail(Kind::Timeout, format!("the load of a value of group {name:?} ran into its deadline"));
             }
-            Answer::BadRequest(text) => self.fail(Kind::BadKey, text),
+            Response::BadRequest(text) => self.fail(Kind::BadKey, text),
             // Not by this node; asking the next one is free, since this one did no work.
-            Answer::Declined(_)
-            | Answer::Referred(_)
-            | Answer::WrongPeer
-            | Answer::Unsupported
-            | Answer::Pending
-            | Answer::Done
-            | Answer::Page(_) => {
+            Response::Declined(_)
+            | Response::Referred(_)
+            | Response::WrongPeer
+            | Response::Unsupported
+            | Response::Pending
+            | Response::Done
+            | Response::Page(_) => {
                 self.engine.counters.fetch_errors.up();
                 self.advance();
             }

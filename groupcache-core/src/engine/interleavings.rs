@@ -15,7 +15,7 @@ use crate::{
     context::NodeContext,
     error::BoxError,
     peer::group_service::GroupService,
-    protocol::message::Answer,
+    protocol::message::Response,
     testing::interleavings::{alone, check, owned_by, pass},
 };
 
@@ -197,7 +197,7 @@ fn what_was_owned_in_a_former_view_ends_with_the_time_of_copies() {
         });
         // A peer that takes this node for the owner; it asks no view of ours.
         let set = scene.beside(async |scene| {
-            assert_eq!(Arc::clone(&scene.group.engine).set("k", "5".into()).await, Answer::Done);
+            assert_eq!(Arc::clone(&scene.group.engine).set("k", "5".into()).await, Response::Done);
         });
         all(gets.chain([install, set]).collect::<Vec<_>>()).await;
         pass(&scene.node.local, BORROWED + MOMENT).await;

@@ -262,7 +262,7 @@ fn fallback_to_stale<V: Value>(
     let usable = previous.filter(|slot| slot.payload.encoded().is_some() && !slot.is_gone(now_ms));
     // A value that is too large is an answer, and the previous one is not true any more.
     let is_failure = !error.is_too_large();
-    let Some(slot) = usable.filter(|_| is_failure && !engine.settings.ages.stale_if_error.is_zero()) else {
+    let Some(slot) = usable.filter(|_| is_failure && !engine.settings.freshness.stale_if_error.is_zero()) else {
         return Err(error.into());
     };
     engine.counters.stale_on_error.up();

@@ -69,8 +69,8 @@ impl<V: Value> LoadControl<V> {
             batches: loaders.batch.map(|(loader, max_keys)| Arc::new(Batches::new(loader, max_keys))),
             deadline: settings.load_deadline,
             latencies: Histogram::new(),
-            retries: settings.protect.retries,
-            guard: LoadGuard::new(&settings.protect, context.local.limits.max_queued_loads),
+            retries: settings.load_policy.retries,
+            guard: LoadGuard::new(&settings.load_policy, context.local.limits.max_queued_loads),
             context: Arc::clone(context),
             errors: Arc::clone(errors),
             counters: Arc::clone(counters),
@@ -141,11 +141,11 @@ struct LoadGuard {
 }
 
 impl LoadGuard {
-    fn new(protect: &LoadPolicy, max_queued: usize) -> Self {
+    fn new(load_policy: &LoadPolicy, max_queued: usize) -> Self {
         let breaker = |(failures, open_for)| LoadBreaker { failures, open_for, state: Mutex::new(State::Closed(0)) };
         Self {
-            permits: protect.max_loads.map(|at_once| Permits::new(at_once, max_queued)),
-            breaker: protect.breaker.map(breaker),
+            permits: load_policy.max_loads.map(|at_once| Permits::new(at_once, max_queued)),
+            breaker: load_policy.breaker.map(breaker),
         }
     }
 
@@ -235,8 +235,8 @@ mod tests {
     /// Checks that one load at a time asks whether the source is back.
     #[test]
     fn failures_in_a_row_open_the_breaker() {
-        let protect = LoadPolicy { breaker: Some((3, SECOND)), ..LoadPolicy::default() };
-        let (guard, now) = (LoadGuard::new(&protect, 8), Instant::now());
+        let load_policy = LoadPolicy { breaker: Some((3, SECOND)), ..LoadPolicy::default() };
+        let (guard, now) = (LoadGuard::new(&load_policy, 8), Instant::now());
         for has_failed in [true, true, false, true, true] {
             assert_eq!(guard.admit(now), Ok(()));
             guard.record(has_failed, now);
@@ -254,8 +254,8 @@ mod tests {
 
     #[test]
     fn probe_without_end_is_followed_by_another() {
-        let protect = LoadPolicy { breaker: Some((1, SECOND)), ..LoadPolicy::default() };
-        let (guard, now) = (LoadGuard::new(&protect, 8), Instant::now());
+        let load_policy = LoadPolicy { breaker: Some((1, SECOND)), ..LoadPolicy::default() };
+        let (guard, now) = (LoadGuard::new(&load_policy, 8), Instant::now());
         guard.record(true, now);
         assert_eq!(guard.admit(now + SECOND), Ok(()));
         assert!(guard.admit(now + SECOND).is_err());

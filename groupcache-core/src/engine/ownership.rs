@@ -76,7 +76,7 @@ impl Ownership {
     pub(crate) fn keep_limit(&self, hash: u64) -> Option<Duration> {
         let view = self.context.view_ref();
         let fallback = self.peer_owner(&view, hash).map(|owner| self.context.fallback_cap(owner));
-        let partitioned = self.context.is_cut_off.load(Relaxed).then_some(self.replica_time_to_live);
+        let partitioned = self.context.is_partitioned.load(Relaxed).then_some(self.replica_time_to_live);
         match (fallback, partitioned) {
             (Some(fallback), Some(partitioned)) => Some(fallback.min(partitioned)),
             (limit, other) => limit.or(other),
@@ -96,12 +96,12 @@ impl Ownership {
         match self.context.changes.since(slot.checked.load(Relaxed)) {
             ChangesSince::Nothing => {} // another caller has checked it meanwhile
             ChangesSince::TooMuch => slot.cap(0),
-            ChangesSince::Changes { first_ms, cut_off_ms } => {
-                if let Some(cut_off_ms) = cut_off_ms {
-                    slot.cap(later(cut_off_ms, self.replica_time_to_live));
+            ChangesSince::Changes { first_ms, partitioned_ms } => {
+                if let Some(partitioned_ms) = partitioned_ms {
+                    slot.cap(later(partitioned_ms, self.replica_time_to_live));
                 }
                 if !self.is_mine(self.hash(key)) {
-                    slot.lend(later(first_ms, self.replica_time_to_live));
+                    slot.orphan(later(first_ms, self.replica_time_to_live));
                 }
             }
         }

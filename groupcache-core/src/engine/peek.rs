@@ -12,7 +12,7 @@ use crate::{
     engine::{Engine, lookup::Purpose},
     error::Result,
     peer::client::request_table::Outcome,
-    protocol::message::{Answer, Op},
+    protocol::message::{Op, Response},
     runtime::clock::later,
     value::Value,
 };
@@ -31,7 +31,7 @@ pub(crate) async fn peek<V: Value>(engine: &Engine<V>, key: &str, limit: Duratio
     let Some(link) = engine.context.link(owner) else { return Ok(None) };
     let end_ms = later(engine.context.local.clock.read_ms(), limit);
     let Some(answer) = link.request(Op::Peek, engine.index(), &Arc::from(key), end_ms, 0) else { return Ok(None) };
-    let Ok(Ok(Outcome::Answered(Answer::Value(value)))) = timeout(limit, answer).await else { return Ok(None) };
+    let Ok(Ok(Outcome::Answered(Response::Value(value)))) = timeout(limit, answer).await else { return Ok(None) };
     let now_ms = engine.context.now_ms();
     Ok(Some(Slot::new(Entry::new(Payload::received(value.bytes), Times::until(now_ms, now_ms)))))
 }

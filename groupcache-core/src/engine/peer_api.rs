@@ -27,7 +27,7 @@ use crate::{
     limits::{MAX_ERROR_TEXT, RETRY_AFTER},
     loader::LoadReason,
     peer::group_service::{GroupService, LoadRequest, PageRequest, PageResult, Progress, ResponseFuture},
-    protocol::message::{Answer, DeadlineOwner, Decline, Encoded, Page, Source},
+    protocol::message::{DeadlineOwner, Decline, Encoded, Page, Response, Source},
     runtime::clock::{self, NEVER, later},
     value::Value,
 };
@@ -43,7 +43,7 @@ impl<V: Value> GroupService for Engine<V> {
         self.settings.format
     }
 
-    fn cached_response(self: Arc<Self>, key: &str) -> Option<Answer> {
+    fn cached_response(self: Arc<Self>, key: &str) -> Option<Response> {
         self.counters.served.up();
         let now_ms = self.context.now_ms();
         let hash = self.ownership.hash(key);
@@ -56,14 +56,14 @@ impl<V: Value> GroupService for Engine<V> {
         Some(encode_entry(&self, &slot, now_ms, Source::Memory, is_hot))
     }
 
-    fn read_as_previous_owner(&self, key: &str) -> Answer {
+    fn read_as_previous_owner(&self, key: &str) -> Response {
         previous_owner::answer(self, key)
     }
 
     fn page(self: Arc<Self>, to: PeerId, cursor: u64) -> ResponseFuture {
         // In a task of its own, because copying a page takes a while and the connection has others to answer.
         let page = send::page(self, to, cursor);
-        Box::pin(async move { tokio::spawn(page).await.unwrap_or(Answer::Declined(Decline::Other)) })
+        Box::pin(async move { tokio::spawn(page).await.unwrap_or(Response::Declined(Decline::Other)) })
     }
 
     fn build_plan(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -89,7 +89,7 @@ impl<V: Value> GroupService for Engine<V> {
     fn load(self: Arc<Self>, request: LoadRequest<'_>) -> ResponseFuture {
         let dispatched = match begin_load(&self, &request) {
             Ok(dispatched) => dispatched,
-            Err(decline) => return Box::pin(std::future::ready(Answer::Declined(decline))),
+            Err(decline) => return Box::pin(std::future::ready(Response::Declined(decline))),
         };
         // Begun above, not at the first poll: a request is older than what follows it on the connection.
         let deadline = clock::deadline(request.wait);
@@ -98,7 +98,7 @@ impl<V: Value> GroupService for Engine<V> {
                 Ok(Dispatched::Found(slot)) => Ok(slot),
                 Ok(Dispatched::Flight(flight, _joined)) => match within(Some(deadline), flight.outcome()).await {
                     Some(outcome) => outcome,
-                    None => return Answer::Deadline(DeadlineOwner::Asker),
+                    None => return Response::Deadline(DeadlineOwner::Asker),
                 },
                 Err(error) => Err(error.into()),
             };
@@ -123,21 +123,23 @@ impl<V: Value> GroupService for Engine<V> {
         let key: Arc<str> = key.into();
         let store = move || {
             let (now_ms, hash) = (self.context.local.clock.read_ms(), self.ownership.hash(&key));
-            let Ok(value) = decode::<V>(value) else { return Answer::Declined(Decline::OtherFormat) };
+            let Ok(value) = decode::<V>(value) else { return Response::Declined(Decline::OtherFormat) };
             let Ok(slot) = entry::of_set(&self, &key, hash, now_ms, value) else {
-                return Answer::Declined(Decline::OtherFormat);
+                return Response::Declined(Decline::OtherFormat);
             };
             // A write that a later one has passed is done: the later one stands.
             if let Some(inserted) = self.flights.finish_write(token, || self.cache.owned.insert(&key, slot)) {
                 self.cache.after_insert(&key, inserted, false);
             }
-            Answer::Done
+            Response::Done
         };
         if V::DECODES_LIKE_A_CLONE {
             return Box::pin(std::future::ready(store()));
         }
         // Not in the task that reads the connection, because decoding is user code and may take long.
-        Box::pin(async move { tokio::spawn(async move { store() }).await.unwrap_or(Answer::Declined(Decline::Other)) })
+        Box::pin(
+            async move { tokio::spawn(async move { store() }).await.unwrap_or(Response::Declined(Decline::Other)) },
+        )
     }
 
     fn sweep(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -206,14 +208,14 @@ fn begin_load<V: Value>(
 }
 
 /// Encodes an entry as the response to a peer.
-fn encode_entry<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64, source: Source, is_hot: bool) -> Answer {
-    let Some(bytes) = slot.payload.encoded() else { return Answer::NotFound };
+fn encode_entry<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64, source: Source, is_hot: bool) -> Response {
+    let Some(bytes) = slot.payload.encoded() else { return Response::NotFound };
     let fresh_until_ms = slot.fresh_until_ms();
     let remaining_ms = (fresh_until_ms != NEVER).then(|| fresh_until_ms.saturating_sub(now_ms));
-    let replica_ms = engine.settings.ages.borrowed.as_millis() as u64;
+    let replica_ms = engine.settings.freshness.replica_time_to_live.as_millis() as u64;
     // A stale value that is served may have replicas too, or a hot key would burden its owner for the time of a refresh.
     let stale_ms = slot.hit_until_ms().saturating_sub(now_ms).min(STALE_REPLICA_MS);
-    Answer::Value(Encoded {
+    Response::Value(Encoded {
         bytes: bytes.clone(),
         age_ms: now_ms.saturating_sub(slot.loaded_at_ms),
         remaining_ms,
@@ -223,18 +225,18 @@ fn encode_entry<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64, sourc
     })
 }
 
-fn encode_outcome<V: Value>(engine: &Engine<V>, outcome: Outcome<V>) -> Answer {
+fn encode_outcome<V: Value>(engine: &Engine<V>, outcome: Outcome<V>) -> Response {
     match outcome {
         Ok(slot) => encode_entry(engine, &slot, engine.context.now_ms(), Source::Loaded, false),
-        Err(Failure::Expired(_)) => Answer::Deadline(DeadlineOwner::Asker),
+        Err(Failure::Expired(_)) => Response::Deadline(DeadlineOwner::Asker),
         Err(Failure::Final(error)) => encode_error(&error),
     }
 }
 
 /// Encodes an error as the response to a peer.
-fn encode_error(error: &Error) -> Answer {
+fn encode_error(error: &Error) -> Response {
     match error.kind() {
-        Kind::NotFound => Answer::NotFound,
+        Kind::NotFound => Response::NotFound,
         Kind::LoadFailed { is_transient } => {
             // The chain of causes is all that the peer will know of the error.
             let mut text = String::new();
@@ -246,14 +248,14 @@ fn encode_error(error: &Error) -> Answer {
                 text.push_str(&e.to_string());
                 cause = e.source();
             }
-            Answer::LoadFailed { is_transient, text: if text.is_empty() { error.to_string() } else { text } }
+            Response::LoadFailed { is_transient, text: if text.is_empty() { error.to_string() } else { text } }
         }
-        Kind::Overloaded => Answer::Overloaded { retry_after: RETRY_AFTER },
-        Kind::TooLarge => Answer::TooLarge,
-        Kind::Timeout => Answer::Deadline(DeadlineOwner::Load),
-        Kind::Closed => Answer::Declined(Decline::Closing),
+        Kind::Overloaded => Response::Overloaded { retry_after: RETRY_AFTER },
+        Kind::TooLarge => Response::TooLarge,
+        Kind::Timeout => Response::Deadline(DeadlineOwner::Load),
+        Kind::Closed => Response::Declined(Decline::Closing),
         Kind::BadKey | Kind::UnknownGroup | Kind::Unreachable | Kind::Unauthenticated | Kind::Config => {
-            Answer::LoadFailed { is_transient: false, text: error.to_string() }
+            Response::LoadFailed { is_transient: false, text: error.to_string() }
         }
     }
 }

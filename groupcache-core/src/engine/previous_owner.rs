@@ -19,7 +19,7 @@ use crate::{
     loader::LoadReason,
     membership::stabilizer::Member,
     peer::client::{link::Link, request_table::Outcome},
-    protocol::message::{Answer, Decline, Encoded, Op, Source},
+    protocol::message::{Decline, Encoded, Op, Response, Source},
     runtime::clock::later,
     value::Value,
 };
@@ -81,12 +81,12 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
             continue;
         };
         match timeout_at(end, pending).await {
-            Ok(Ok(Outcome::Answered(Answer::Value(value)))) => {
+            Ok(Ok(Outcome::Answered(Response::Value(value)))) => {
                 referrers.push(candidate);
                 judge_all(referrers, true);
                 return Some(value);
             }
-            Ok(Ok(Outcome::Answered(Answer::Referred(named)))) => {
+            Ok(Ok(Outcome::Answered(Response::Referred(named)))) => {
                 if named == *id {
                     to_ask.clear(); // values of the owners before it are older than the one that it had
                 } else if !asked.contains(&named) && to_ask.iter().all(|other| other.id != named) {
@@ -94,7 +94,7 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
                 }
                 referrers.push(candidate);
             }
-            Ok(Ok(Outcome::Answered(Answer::Declined(Decline::NotCached)))) => {
+            Ok(Ok(Outcome::Answered(Response::Declined(Decline::NotCached)))) => {
                 owners.judge(*number, id, |peer| peer.answered(false));
             }
             Ok(Ok(Outcome::Expired)) | Err(_) => {
@@ -102,7 +102,7 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
                 return None; // there is no time left for another
             }
             // Neither says anything about other keys, or about the next moment.
-            Ok(Ok(Outcome::Answered(Answer::TooLarge | Answer::Overloaded { .. }))) => {}
+            Ok(Ok(Outcome::Answered(Response::TooLarge | Response::Overloaded { .. }))) => {}
             Ok(_) => owners.judge(*number, id, |peer| peer.is_over = true),
         }
     }
@@ -127,9 +127,9 @@ fn candidate<V: Value>(engine: &Engine<V>, owner: &Member, number: u64, now_ms: 
 
 /// Returns the previous owners of a key that may be asked, the last one first.
 fn candidates<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Vec<Candidate> {
-    let (owners, longest) = (&engine.handover.previous, engine.settings.ages.longest());
+    let (owners, longest) = (&engine.handover.previous, engine.settings.freshness.longest());
     let mut found: Vec<Candidate> = Vec::new();
-    for previous in engine.context.handover.former().iter() {
+    for previous in engine.context.handover.previous_views().iter() {
         if !previous.is_open(now_ms, longest) || owners.is_cleared_since(previous.since_ms) {
             continue;
         }
@@ -150,8 +150,8 @@ fn candidates<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Vec<Candi
 /// Returns the other nodes that owned a key in the previous views that are still read.
 pub(crate) fn owned_before<V: Value>(engine: &Engine<V>, key: &str) -> BTreeSet<PeerId> {
     let (now_ms, hash) = (engine.context.now_ms(), engine.ownership.hash(key));
-    let previous = engine.context.handover.former();
-    let open = previous.iter().filter(|previous| previous.is_open(now_ms, engine.settings.ages.longest()));
+    let previous = engine.context.handover.previous_views();
+    let open = previous.iter().filter(|previous| previous.is_open(now_ms, engine.settings.freshness.longest()));
     open.filter_map(|previous| engine.ownership.peer_owner(&previous.view, hash))
         .map(|owner| owner.id.clone())
         .collect()
@@ -160,9 +160,9 @@ pub(crate) fn owned_before<V: Value>(engine: &Engine<V>, key: &str) -> BTreeSet<
 /// Returns the peer to ask for a key that this node owned and does not hold: its previous owner, or this node's own id if
 /// it has written or loaded the key since, which tells the asker to stop.
 fn referral<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Option<PeerId> {
-    let (owners, longest) = (&engine.handover.previous, engine.settings.ages.longest());
+    let (owners, longest) = (&engine.handover.previous, engine.settings.freshness.longest());
     let mut was_mine = engine.ownership.is_mine(hash);
-    for previous in engine.context.handover.former().iter() {
+    for previous in engine.context.handover.previous_views().iter() {
         if !previous.is_open(now_ms, longest) || owners.is_cleared_since(previous.since_ms) {
             continue;
         }
@@ -192,12 +192,12 @@ fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64, va
 }
 
 /// Answers a read of a key's current owner: the cached value with its remaining time, or a referral. Never loads.
-pub(crate) fn answer<V: Value>(engine: &Engine<V>, key: &str) -> Answer {
+pub(crate) fn answer<V: Value>(engine: &Engine<V>, key: &str) -> Response {
     if !engine.context.handover.is_on {
-        return Answer::Unsupported;
+        return Response::Unsupported;
     }
     if !send::may_send(engine) {
-        return Answer::Declined(Decline::NotCached);
+        return Response::Declined(Decline::NotCached);
     }
     let now_ms = engine.context.now_ms();
     let slot = engine.cache.owned.peek(key);
@@ -206,11 +206,11 @@ pub(crate) fn answer<V: Value>(engine: &Engine<V>, key: &str) -> Answer {
             engine.counters.handed_over.up();
             engine.counters.handed_over_bytes.add(bytes.len() as u64);
             let source = Source::Memory;
-            Answer::Value(Encoded { bytes, age_ms, remaining_ms, borrow_ms: 0, is_hot: false, source })
+            Response::Value(Encoded { bytes, age_ms, remaining_ms, borrow_ms: 0, is_hot: false, source })
         }
         None => {
             let referral = referral(engine, engine.ownership.hash(key), now_ms);
-            referral.map_or(Answer::Declined(Decline::NotCached), Answer::Referred)
+            referral.map_or(Response::Declined(Decline::NotCached), Response::Referred)
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use crate::{
-    cache::payload::{Slot, release},
+    cache::payload::{Slot, drop_caught},
     engine::{Engine, entry},
     handover::PreviousView,
     peer::group_service::{PageRequest, PageResult},
@@ -27,7 +27,7 @@ pub(crate) fn room<V: Value>(engine: &Engine<V>) -> u64 {
 /// Stores the entries of a page that are still wanted.
 pub(crate) async fn store_page<V: Value>(engine: Arc<Engine<V>>, page: Page, request: PageRequest) -> PageResult {
     let mut result = PageResult::default();
-    let previous_views = engine.context.handover.former();
+    let previous_views = engine.context.handover.previous_views();
     for (n, handed) in page.entries.into_iter().enumerate() {
         // Before the first entry too, because the next page is requested meanwhile.
         if n % STORED_AT_ONCE == 0 {
@@ -60,7 +60,7 @@ fn store_entry<V: Value>(
     let now_ms = engine.context.now_ms();
     let is_wanted = engine.ownership.is_mine(hash) && !engine.holds.is_held(key, request.asked_ms);
     // An entry that this node has sent away itself is about to end, and is replaced when it comes back.
-    let is_left_over = |slot: &Slot<V>| slot.is_expired(now_ms) || slot.is_lent();
+    let is_left_over = |slot: &Slot<V>| slot.is_expired(now_ms) || slot.is_orphaned();
     if !is_wanted || !engine.cache.owned.peek(key).as_ref().is_none_or(is_left_over) {
         return None;
     }
@@ -85,9 +85,9 @@ fn store_entry<V: Value>(
         (there, kept.map(|slot| engine.cache.owned.insert(key, slot)))
     };
     let filled = engine.flights.fill(key, request.asked_ms, fill);
-    release(slot); // not kept
+    drop_caught(slot); // not kept
     let (there, inserted) = filled?;
-    release(there);
+    drop_caught(there);
     engine.cache.after_insert(key, inserted?, false);
     Some(bytes)
 }

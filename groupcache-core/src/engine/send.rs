@@ -14,7 +14,7 @@ use crate::{
     handover::{PeerQueue, PlanForRing},
     identity::PeerId,
     protocol::{
-        message::{Answer, Handed, NO_MORE, Page},
+        message::{Handed, NO_MORE, Page, Response},
         wire,
     },
     runtime::clock::{NEVER, later},
@@ -72,16 +72,16 @@ async fn build_queues<V: Value>(engine: &Engine<V>, is_whole: bool) -> BTreeMap<
 }
 
 /// Returns a page for the peer that owns its keys now. The cursor says that all entries before it have arrived there.
-pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u64) -> Answer {
+pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u64) -> Response {
     if !engine.context.handover.is_on || !may_send(&engine) {
-        return Answer::Unsupported;
+        return Response::Unsupported;
     }
     let plan = current_plan(&engine);
     let queues = plan.queues.get_or_init(|| build_queues(&engine, plan.is_whole)).await;
-    let Some(queue) = queues.get(&to) else { return Answer::Page(Page::default()) };
+    let Some(queue) = queues.get(&to) else { return Response::Page(Page::default()) };
     if cursor == NO_MORE {
         queue.finish();
-        return Answer::Page(Page::default());
+        return Response::Page(Page::default());
     }
     let start = plan.position(cursor).min(queue.keys.len());
     have_arrived(&engine, queue, start);
@@ -108,7 +108,7 @@ pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u
     engine.counters.handed_over_bytes.add(entries.iter().map(|handed| handed.bytes.len() as u64).sum());
     let clock = &engine.context.local.clock;
     let read_ms = clock.read_ms();
-    engine.context.handover.gives.spend(bytes as u64).await;
+    engine.context.handover.send_rate.spend(bytes as u64).await;
     // The entries have grown older in the queue.
     let waited_ms = clock.read_ms().saturating_sub(read_ms);
     for handed in &mut entries {
@@ -116,12 +116,12 @@ pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u
         handed.remaining_ms = handed.remaining_ms.map(|left_ms| left_ms.saturating_sub(waited_ms));
     }
     let next = if entries.is_empty() { 0 } else { plan.cursor(at) };
-    Answer::Page(Page { entries, next, left: (queue.keys.len() - at) as u64 })
+    Response::Page(Page { entries, next, left: (queue.keys.len() - at) as u64 })
 }
 
 /// Whether this node may send entries: a removed group and a partitioned node send none.
 pub(crate) fn may_send<V: Value>(engine: &Engine<V>) -> bool {
-    !engine.is_removed.load(Relaxed) && !engine.context.is_cut_off.load(Relaxed)
+    !engine.is_removed.load(Relaxed) && !engine.context.is_partitioned.load(Relaxed)
 }
 
 fn page_entry<V: Value>(engine: &Engine<V>, key: &str) -> Option<Handed> {
@@ -134,12 +134,12 @@ fn page_entry<V: Value>(engine: &Engine<V>, key: &str) -> Option<Handed> {
 /// Marks the first entries of a queue as sent: they are served as orphaned entries are, and their memory is free after
 /// that.
 fn have_arrived<V: Value>(engine: &Engine<V>, queue: &PeerQueue, until: usize) {
-    let end_ms = later(engine.context.now_ms(), engine.settings.ages.borrowed);
+    let end_ms = later(engine.context.now_ms(), engine.settings.freshness.replica_time_to_live);
     for key in queue.advance(until) {
         // The key may have come back meanwhile.
         let is_orphaned = |_: &Slot<V>| !engine.ownership.is_mine(engine.ownership.hash(key));
         if let Some(slot) = engine.cache.owned.peek(key).filter(is_orphaned) {
-            slot.handed_over(end_ms);
+            slot.mark_sent(end_ms);
         }
     }
 }
@@ -160,7 +160,7 @@ fn sendable_until<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64) -> 
     let is_doubtful = match engine.context.changes.since(slot.checked.load(Relaxed)) {
         ChangesSince::Nothing => false,
         ChangesSince::TooMuch => true,
-        ChangesSince::Changes { cut_off_ms, .. } => cut_off_ms.is_some(),
+        ChangesSince::Changes { partitioned_ms, .. } => partitioned_ms.is_some(),
     };
     let is_over = now_ms >= until_ms || slot.is_spent(now_ms) || engine.flights.is_clearing();
     (!is_doubtful && !is_over).then_some(until_ms)

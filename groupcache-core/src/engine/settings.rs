@@ -9,10 +9,10 @@ use crate::{cache::freshness::FreshnessPolicy, engine::load_control::LoadPolicy,
 pub(crate) struct Settings {
     pub(crate) name: Arc<str>,
     pub(crate) format: u32,
-    pub(crate) ages: FreshnessPolicy,
+    pub(crate) freshness: FreshnessPolicy,
     pub(crate) load_deadline: Duration,
     /// Whether replicas of hot values are kept.
     pub(crate) has_replicas: bool,
     pub(crate) scope: Scope,
-    pub(crate) protect: LoadPolicy,
+    pub(crate) load_policy: LoadPolicy,
 }

@@ -10,7 +10,7 @@ use tokio::{sync::oneshot, time::timeout};
 use crate::{
     cache::{
         self,
-        payload::{Slot, release},
+        payload::{Slot, drop_caught},
     },
     engine::{Engine, entry, previous_owner},
     error::{Error, Kind, Result},
@@ -22,7 +22,7 @@ use crate::{
         view::{Scope, View},
     },
     peer::client::{link::Link, request::PendingOutcome, request_table::Outcome},
-    protocol::message::{Answer, Decline, Op},
+    protocol::message::{Decline, Op, Response},
     runtime::clock::later,
     value::Value,
     write::{delete_hold::MAX_HOLD, outcome::WriteOutcome},
@@ -220,8 +220,8 @@ pub(crate) async fn remove_lazy<V: Value>(engine: &Arc<Engine<V>>, key: &str, li
 /// the write was about.
 fn has_dropped<V: Value>(engine: &Engine<V>, outcome: Option<Outcome>) -> bool {
     match outcome {
-        Some(Outcome::Answered(Answer::Done)) => true,
-        Some(Outcome::Answered(Answer::Declined(Decline::UnknownGroup))) => !engine.is_removed.load(Relaxed),
+        Some(Outcome::Answered(Response::Done)) => true,
+        Some(Outcome::Answered(Response::Declined(Decline::UnknownGroup))) => !engine.is_removed.load(Relaxed),
         _ => false,
     }
 }
@@ -230,13 +230,13 @@ fn has_dropped<V: Value>(engine: &Engine<V>, outcome: Option<Outcome>) -> bool {
 /// with this view does not notify.
 fn absent_peers<V: Value>(engine: &Engine<V>, view: &View, key: Option<&Arc<str>>) -> Vec<PeerId> {
     let notified = view.members().iter().map(|member| &member.id);
-    let others = engine.context.undelivered.passes(&engine.settings.name, key, notified);
-    engine.context.strangers(view).chain(others).collect()
+    let others = engine.context.missed_writes.record_write(&engine.settings.name, key, notified);
+    engine.context.unidentified_targets(view).chain(others).collect()
 }
 
 /// Records a write that a peer has missed; it is replayed as soon as the peer can be reached.
 fn record_missed<V: Value>(engine: &Engine<V>, peer: &PeerId, key: Option<&Arc<str>>) {
-    engine.context.undelivered.missed(peer, &engine.settings.name, key);
+    engine.context.missed_writes.missed(peer, &engine.settings.name, key);
 }
 
 /// Returns whether some peer has another view of the owners.
@@ -270,13 +270,13 @@ async fn write_at_owner<V: Value>(
             continue;
         }
         let mut outcome = request(engine, member, key, change.at_owner(), rank).await;
-        if matches!(outcome, Some(Outcome::Answered(Answer::TooLarge))) {
+        if matches!(outcome, Some(Outcome::Answered(Response::TooLarge))) {
             // A successor must not keep the value either, because gets go to this owner: the write becomes a remove.
             (change, is_too_large) = (Change::Remove { hold: Duration::ZERO }, true);
             outcome = request(engine, member, key, change.at_owner(), rank).await;
         }
         match outcome {
-            Some(Outcome::Answered(Answer::Done)) => {
+            Some(Outcome::Answered(Response::Done)) => {
                 return Ok(AtOwner { acting: Some(member.id.clone()), unreached, is_too_large });
             }
             Some(Outcome::Answered(_)) => {} // declined: it is notified with the others
@@ -313,7 +313,7 @@ fn send<V: Value>(engine: &Engine<V>, member: &Member, key: &Arc<str>, op: Op, r
     {
         // The peer would end the whole stream.
         let (outcome, pending) = oneshot::channel();
-        let _ = outcome.send(Outcome::Answered(Answer::TooLarge));
+        let _ = outcome.send(Outcome::Answered(Response::TooLarge));
         return Some(pending);
     }
     let end_ms = later(engine.context.local.clock.read_ms(), INVALIDATION);
@@ -329,7 +329,7 @@ pub(crate) fn drop_written<V: Value>(engine: &Engine<V>, key: &str) -> WriteToke
     if dropped.0.is_some() || dropped.1.is_some() {
         engine.counters.invalidated.up();
     }
-    release(dropped);
+    drop_caught(dropped);
     token
 }
 
@@ -354,7 +354,7 @@ fn store_written<V: Value>(engine: &Engine<V>, key: &str, slot: Slot<V>) {
     mark_overwritten(engine, key);
     let store = || (engine.cache.owned.insert(key, slot), engine.cache.remove_replica(key));
     let ((inserted, replica), _) = engine.flights.write(key, engine.context.now_ms(), store);
-    release(replica);
+    drop_caught(replica);
     engine.cache.after_insert(key, inserted, false);
 }
 
@@ -380,10 +380,10 @@ mod tests {
         let group = node.group::<String>("data").capacity_bytes(1 << 20);
         let group = group.loader(async |key: &str| Ok::<_, std::io::Error>(key.to_owned())).build().unwrap();
         let has_dropped = |answer| has_dropped(&group.engine, Some(Outcome::Answered(answer)));
-        let unknown = || Answer::Declined(Decline::UnknownGroup);
-        assert!(has_dropped(unknown()) && has_dropped(Answer::Done));
-        assert!(!has_dropped(Answer::Declined(Decline::Closing)) && !super::has_dropped(&group.engine, None));
+        let unknown = || Response::Declined(Decline::UnknownGroup);
+        assert!(has_dropped(unknown()) && has_dropped(Response::Done));
+        assert!(!has_dropped(Response::Declined(Decline::Closing)) && !super::has_dropped(&group.engine, None));
         node.remove_group("data");
-        assert!(!has_dropped(unknown()) && has_dropped(Answer::Done));
+        assert!(!has_dropped(unknown()) && has_dropped(Response::Done));
     }
 }

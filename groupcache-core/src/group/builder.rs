@@ -35,11 +35,11 @@ impl<V: Value> GroupBuilder<V> {
         let settings = Settings {
             name: name.into(),
             format: 0,
-            ages: FreshnessPolicy::default(),
+            freshness: FreshnessPolicy::default(),
             load_deadline,
             has_replicas: true,
             scope: Scope::Cluster,
-            protect: LoadPolicy::default(),
+            load_policy: LoadPolicy::default(),
         };
         Self {
             context,
@@ -60,48 +60,48 @@ impl<V: Value> GroupBuilder<V> {
 
     /// How long values are kept. Default: until they are evicted. A loader may say otherwise for one value.
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
-        self.settings.ages.time_to_live = Some(time_to_live);
+        self.settings.freshness.time_to_live = Some(time_to_live);
         self
     }
 
     /// The longest that any value is kept, whatever its loader says. Default: as long as that.
     pub fn max_time_to_live(mut self, time_to_live: Duration) -> Self {
-        self.settings.ages.max_time_to_live = Some(time_to_live);
+        self.settings.freshness.max_time_to_live = Some(time_to_live);
         self
     }
 
     /// How much of a time to live may be taken off at random, from 0 to 1, so that values that were loaded together do
     /// not expire together. Default 0.1: up to a tenth.
     pub fn jitter(mut self, share: f64) -> Self {
-        self.settings.ages.jitter = share;
+        self.settings.freshness.jitter = share;
         self
     }
 
     /// How long it is remembered that the loader found nothing. Default: not at all. A loader may say otherwise for one
     /// key.
     pub fn negative_time_to_live(mut self, time_to_live: Duration) -> Self {
-        self.settings.ages.negative = Some(time_to_live);
+        self.settings.freshness.negative = Some(time_to_live);
         self
     }
 
     /// How long after its time to live a value is still served, at once, while one load in the whole cluster brings a
     /// younger one (stale-while-revalidate of RFC 5861). Default: not at all.
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
-        self.settings.ages.stale_while_revalidate = window;
+        self.settings.freshness.stale_while_revalidate = window;
         self
     }
 
     /// How long before the end of its time to live a value that is asked for is loaded anew, in the background, at most
     /// half of that time. Default: not at all.
     pub fn refresh_ahead(mut self, window: Duration) -> Self {
-        self.settings.ages.refresh_ahead = window;
+        self.settings.freshness.refresh_ahead = window;
         self
     }
 
     /// How long after its time to live a value is still handed out when the loader fails (stale-if-error of RFC 5861).
     /// Default: not at all; the error is. What the loader does not find is no failure.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
-        self.settings.ages.stale_if_error = window;
+        self.settings.freshness.stale_if_error = window;
         self
     }
 
@@ -116,7 +116,7 @@ impl<V: Value> GroupBuilder<V> {
     /// How long a copy of a hot value is served, and a value whose key has gone to another owner. Default 10 s; never
     /// longer than the value itself. It bounds how old a value can be that a write could not reach.
     pub fn borrowed_time_to_live(mut self, time_to_live: Duration) -> Self {
-        self.settings.ages.borrowed = time_to_live;
+        self.settings.freshness.replica_time_to_live = time_to_live;
         self
     }
 
@@ -141,7 +141,7 @@ impl<V: Value> GroupBuilder<V> {
     /// How many loads of this group may run at once on this node, for each depth of nesting. Default: as many as the
     /// node's [`max_loads`](crate::Limits::max_loads). As many as the source bears, such as connections of a pool.
     pub fn max_loads(mut self, at_once: usize) -> Self {
-        self.settings.protect.max_loads = Some(at_once);
+        self.settings.load_policy.max_loads = Some(at_once);
         self
     }
 
@@ -151,7 +151,7 @@ impl<V: Value> GroupBuilder<V> {
     /// Between attempts it waits 50 ms, then twice as long each time up to 2 s, half of it at random, and it stays
     /// within the load's deadline. Those who wait share the attempts too.
     pub fn retries(mut self, attempts: u32) -> Self {
-        self.settings.protect.retries = attempts;
+        self.settings.load_policy.retries = attempts;
         self
     }
 
@@ -159,7 +159,7 @@ impl<V: Value> GroupBuilder<V> {
     /// once, or are served what [`stale_if_error`](Self::stale_if_error) allows. Then one load at a time asks whether
     /// the source is back. Default: never.
     pub fn breaker(mut self, failures: u32, open_for: Duration) -> Self {
-        self.settings.protect.breaker = Some((failures, open_for));
+        self.settings.load_policy.breaker = Some((failures, open_for));
         self
     }
 
@@ -244,13 +244,13 @@ impl<V: Value> GroupBuilder<V> {
             return Err(engine.errors.closed());
         }
         context.local.change(|hello| hello.groups = context.registry.names());
-        context.handover.begin_again(context.now_ms());
+        context.handover.group_added(context.now_ms());
         Ok(group)
     }
 
     /// Returns an error that says what to change if the group cannot be built.
     fn check(&self) -> Result<()> {
-        let Settings { name, ages, protect, .. } = &self.settings;
+        let Settings { name, freshness, load_policy, .. } = &self.settings;
         check_name("group name", name)?;
         let missing = |what: &str| Err(Error::config(format!("group {name:?} has no {what}")));
         let refused = |why: String| Err(Error::config(format!("group {name:?} {why}")));
@@ -269,14 +269,14 @@ impl<V: Value> GroupBuilder<V> {
         if self.capacity_bytes.is_none_or(|bytes| bytes == 0) {
             return missing("capacity: add .capacity_bytes(64 << 20)");
         }
-        if [ages.time_to_live, ages.max_time_to_live, ages.negative].contains(&Some(Duration::ZERO)) {
+        if [freshness.time_to_live, freshness.max_time_to_live, freshness.negative].contains(&Some(Duration::ZERO)) {
             return refused("keeps nothing: its time to live is zero".to_owned());
         }
-        if !(0.0..=1.0).contains(&ages.jitter) {
-            let text = format!("the jitter of group {name:?} is {}; give it a share from 0 to 1", ages.jitter);
+        if !(0.0..=1.0).contains(&freshness.jitter) {
+            let text = format!("the jitter of group {name:?} is {}; give it a share from 0 to 1", freshness.jitter);
             return Err(Error::config(text));
         }
-        if protect.max_loads == Some(0) || protect.breaker.is_some_and(|(n, open)| n == 0 || open.is_zero()) {
+        if load_policy.max_loads == Some(0) || load_policy.breaker.is_some_and(|(n, open)| n == 0 || open.is_zero()) {
             return refused("can load nothing: a limit of its loads is 0".to_owned());
         }
         if self.settings.load_deadline.is_zero() {

@@ -61,7 +61,7 @@ impl PreviousOwners {
 
     /// Forgets the results of views that are not read any more.
     pub(crate) fn sweep(&self, views: &PreviousViews) {
-        let oldest = views.former().last().map(|view| view.number);
+        let oldest = views.previous_views().last().map(|view| view.number);
         self.overwritten.sweep(oldest);
         self.usefulness.lock().retain(|_, peer| oldest.is_some_and(|oldest| peer.number >= oldest));
     }

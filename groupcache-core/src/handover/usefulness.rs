@@ -5,7 +5,7 @@ const JUDGED: u32 = 256;
 /// See [`JUDGED`].
 const WORTH_IT: u32 = 5;
 /// A former owner of whom so many first questions were all in vain has nothing: the cluster was started just now.
-const IN_VAIN: u32 = 64;
+const GIVE_UP_AFTER_MISSES: u32 = 64;
 
 /// Times in a row that a former owner may be late before there are pauses: a busy machine stands still for 20 ms now and
 /// then. What was asked before it was found to be late counts with that.
@@ -44,7 +44,7 @@ impl Usefulness {
         self.late = 0;
         self.asked += 1;
         self.found += u32::from(is_found);
-        self.is_over |= !self.is_judged && self.found == 0 && self.asked >= IN_VAIN;
+        self.is_over |= !self.is_judged && self.found == 0 && self.asked >= GIVE_UP_AFTER_MISSES;
         if self.asked >= JUDGED {
             self.is_over |= self.found < WORTH_IT;
             (self.asked, self.found, self.is_judged) = (0, 0, true);

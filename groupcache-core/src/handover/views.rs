@@ -1,7 +1,7 @@
 //! Values change hands when keys do: what a node remembers of the views before this one.
 //!
 //! A value is only ever handed out to who asks for it. A node that owns a key now asks who owned it before: for one
-//! key before it is loaded (`group/former.rs`), and for all of them, a page at a time, in the background
+//! key before it is loaded (`group/previous_views.rs`), and for all of them, a page at a time, in the background
 //! (`node/handover.rs`).
 
 use std::{
@@ -16,13 +16,13 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep},
 };
 
 use crate::{
     identity::{NodeState, PeerId},
     membership::view::{Scope, View},
-    runtime::{clock::later, sync::Mutex},
+    runtime::{clock::later, sync::Mutex, token_bucket::TokenBucket},
 };
 
 /// How long the owners of a former view are asked, at most: what is worth much is pulled within seconds, and what is left
@@ -55,47 +55,38 @@ pub(crate) struct PreviousViews {
     /// Values change hands at all.
     pub(crate) is_on: bool,
     /// The newest first.
-    former: ArcSwap<Vec<PreviousView>>,
+    previous_views: ArcSwap<Vec<PreviousView>>,
     /// Until then the newest of them counts: all that a load looks at in quiet times. 0 = there is none.
     open_until_ms: AtomicU64,
     /// The number of the newest.
     number: AtomicU64,
     /// When this node came to own something; 0 = it has not yet.
-    came_ms: AtomicU64,
+    joined_at_ms: AtomicU64,
     /// Who may have what is this node's now.
     sources: Mutex<BTreeSet<PeerId>>,
     /// The same of the last change, whether it was taken out or not.
     last: Mutex<BTreeSet<PeerId>>,
-    news: watch::Sender<()>,
+    updates: watch::Sender<()>,
     /// What this node hands over, and what it takes over.
-    pub(crate) gives: TokenBucket,
-    pub(crate) takes: TokenBucket,
+    pub(crate) send_rate: Pace,
+    pub(crate) receive_rate: Pace,
 }
 
-/// So many bytes a second. Whoever spends waits until what was spent before is paid for.
+/// A byte-rate limiter of one direction of the hand-over.
 #[derive(Debug)]
-pub(crate) struct TokenBucket {
-    per_second: f64,
-    paid_at: Mutex<Option<Instant>>,
-}
+pub(crate) struct Pace(Mutex<TokenBucket>);
 
-impl TokenBucket {
-    fn new(per_second: u64) -> Self {
-        Self { per_second: per_second as f64, paid_at: Mutex::default() }
+impl Pace {
+    fn new(bytes_per_second: u64) -> Self {
+        Self(Mutex::new(TokenBucket::new(bytes_per_second as f64, 0.0)))
     }
 
+    /// Spends bytes after all earlier spending fits the rate.
     pub(crate) async fn spend(&self, bytes: u64) {
-        let start = {
-            let mut paid_at = self.paid_at.lock();
-            let now = Instant::now();
-            let start = paid_at.map_or(now, |at| at.max(now));
-            // A rate of next to nothing: a day is long enough.
-            *paid_at = Some(start + Duration::from_secs_f64((bytes as f64 / self.per_second).min(86_400.0)));
-            start
-        };
-        // Less is not slept: a timer may be a millisecond late, which is more than a page takes.
-        if start.saturating_duration_since(Instant::now()) >= SLACK {
-            sleep_until(start).await;
+        let wait = self.0.lock().spend(bytes as f64, Instant::now());
+        // A shorter wait is skipped: a timer may be a millisecond late, which is more than a page takes.
+        if wait >= SLACK {
+            sleep(wait).await;
         }
     }
 }
@@ -121,21 +112,21 @@ impl PreviousViews {
     pub(crate) fn new(is_on: bool, bytes_per_second: u64) -> Self {
         Self {
             is_on,
-            former: ArcSwap::default(),
+            previous_views: ArcSwap::default(),
             open_until_ms: AtomicU64::new(0),
             number: AtomicU64::new(0),
-            came_ms: AtomicU64::new(0),
+            joined_at_ms: AtomicU64::new(0),
             sources: Mutex::default(),
             last: Mutex::default(),
-            news: watch::Sender::new(()),
-            gives: TokenBucket::new(bytes_per_second),
-            takes: TokenBucket::new(bytes_per_second),
+            updates: watch::Sender::new(()),
+            send_rate: Pace::new(bytes_per_second),
+            receive_rate: Pace::new(bytes_per_second),
         }
     }
 
     /// Tells when there may be something to take over.
-    pub(crate) fn news(&self) -> watch::Receiver<()> {
-        self.news.subscribe()
+    pub(crate) fn updates(&self) -> watch::Receiver<()> {
+        self.updates.subscribe()
     }
 
     /// Takes out who may have what is this node's now.
@@ -144,12 +135,12 @@ impl PreviousViews {
     }
 
     /// A view is about to follow another. Told before it does: who looks at the new one must find the former.
-    pub(crate) fn changes(&self, before: Arc<View>, now: &View, scope: Scope, now_ms: u64) {
+    pub(crate) fn on_view_change(&self, before: Arc<View>, now: &View, scope: Scope, now_ms: u64) {
         // Who comes has been alone, in its own eyes, and sees everyone else for the first time in the view in which it owns
         // its share: they had its keys.
         let knew_others = before.members().iter().any(|member| member.dial.is_some() && member.share > 0);
         let before = if share_of_me(now) > 0 && (share_of_me(&before) == 0 || !knew_others) {
-            self.came_ms.store(now_ms.max(1), Relaxed);
+            self.joined_at_ms.store(now_ms.max(1), Relaxed);
             Arc::new(now.without_me(before.epoch))
         } else {
             before
@@ -158,24 +149,24 @@ impl PreviousViews {
         if !self.is_on || is_same || before.owners(Scope::Cluster) == 0 {
             return;
         }
-        let is_new_here = now_ms < later(self.came_ms.load(Relaxed), NEW_HERE);
+        let is_new_here = now_ms < later(self.joined_at_ms.load(Relaxed), NEW_HERE);
         let sources = sources(&before, now, is_new_here);
         let number = self.number() + 1;
         let mut all = vec![PreviousView { number, view: before, since_ms: now_ms }];
-        let others = self.former.load_full();
+        let others = self.previous_views.load_full();
         let mut members = now.members().len();
-        let is_remembered = |(at, former): &(usize, &PreviousView)| {
-            members += former.view.members().len();
+        let is_remembered = |(at, previous_views): &(usize, &PreviousView)| {
+            members += previous_views.view.members().len();
             at + 1 < REMEMBERED_AT_LEAST || at + 1 < REMEMBERED && members <= REMEMBERED_MEMBERS
         };
-        let open = others.iter().filter(|former| former.is_open(now_ms, None)).enumerate();
-        all.extend(open.take_while(is_remembered).map(|(_, former)| former.clone()));
-        self.former.store(Arc::new(all));
+        let open = others.iter().filter(|previous_views| previous_views.is_open(now_ms, None)).enumerate();
+        all.extend(open.take_while(is_remembered).map(|(_, previous_views)| previous_views.clone()));
+        self.previous_views.store(Arc::new(all));
         self.number.store(number, Release);
         self.open_until_ms.store(later(now_ms, WINDOW), Release);
         self.last.lock().clone_from(&sources);
         self.sources.lock().extend(sources);
-        self.news.send_replace(());
+        self.updates.send_replace(());
     }
 
     /// Whether there is a former view to look at.
@@ -185,7 +176,7 @@ impl PreviousViews {
 
     /// Whether the ring has been the same for a while.
     pub(crate) fn is_quiet(&self, now_ms: u64) -> bool {
-        self.former.load().first().is_none_or(|newest| now_ms >= later(newest.since_ms, QUIET))
+        self.previous_views.load().first().is_none_or(|newest| now_ms >= later(newest.since_ms, QUIET))
     }
 
     /// The number of the newest former view.
@@ -194,23 +185,23 @@ impl PreviousViews {
     }
 
     /// There is another group: it was not here when its keys moved here.
-    pub(crate) fn begin_again(&self, now_ms: u64) {
+    pub(crate) fn group_added(&self, now_ms: u64) {
         if self.is_open(now_ms) {
             let last = self.last.lock().clone();
             self.sources.lock().extend(last);
-            self.news.send_replace(());
+            self.updates.send_replace(());
         }
     }
 
     /// The former views, the newest first.
-    pub(crate) fn former(&self) -> Arc<Vec<PreviousView>> {
-        self.former.load_full()
+    pub(crate) fn previous_views(&self) -> Arc<Vec<PreviousView>> {
+        self.previous_views.load_full()
     }
 
     /// Forgets what is not looked at any more.
     pub(crate) fn sweep(&self, now_ms: u64) {
         if !self.is_open(now_ms) && self.open_until_ms.load(Relaxed) > 0 {
-            self.former.store(Arc::default());
+            self.previous_views.store(Arc::default());
         }
     }
 }
@@ -283,34 +274,41 @@ pub(crate) mod tests {
         let handover = PreviousViews::new(true, 1);
         let all = [("a", 1), ("b", 1)];
         let mut now_ms = 1000;
-        let changes = |before: &[(&str, u8)], now: &[(&str, u8)], epoch, now_ms| {
-            handover.changes(Arc::new(view(epoch, before)), &view(epoch + 1, now), Scope::Cluster, now_ms);
+        let on_view_change = |before: &[(&str, u8)], now: &[(&str, u8)], epoch, now_ms| {
+            handover.on_view_change(Arc::new(view(epoch, before)), &view(epoch + 1, now), Scope::Cluster, now_ms);
         };
-        changes(&[], &all, 1, now_ms);
+        on_view_change(&[], &all, 1, now_ms);
         assert_eq!(handover.sources().into_iter().map(|id| id.to_string()).collect::<Vec<_>>(), ["b"], "it has come");
         assert!(
-            handover.former()[0].view.members().iter().all(|member| (member.share > 0) == (member.id.as_str() == "b"))
+            handover.previous_views()[0]
+                .view
+                .members()
+                .iter()
+                .all(|member| (member.share > 0) == (member.id.as_str() == "b"))
         );
-        changes(&all, &all, 2, now_ms);
-        assert_eq!(handover.former().len(), 1);
+        on_view_change(&all, &all, 2, now_ms);
+        assert_eq!(handover.previous_views().len(), 1);
         for epoch in 3..20 {
             now_ms += 1000;
-            changes(&all[1..], &all, epoch, now_ms);
+            on_view_change(&all[1..], &all, epoch, now_ms);
         }
-        changes(&all[..1], &all, 19, now_ms);
+        on_view_change(&all[..1], &all, 19, now_ms);
         assert_eq!(handover.sources().len(), 1, "it was alone in its own eyes");
-        let epochs: Vec<_> = handover.former().iter().map(|former| former.view.epoch).collect();
+        let epochs: Vec<_> = handover.previous_views().iter().map(|previous_views| previous_views.view.epoch).collect();
         assert_eq!(epochs, [&[19][..], &(3..20).rev().collect::<Vec<_>>(), &[1]].concat());
-        assert_eq!((handover.number(), handover.former()[0].number, handover.former()[7].number), (19, 19, 12));
+        assert_eq!(
+            (handover.number(), handover.previous_views()[0].number, handover.previous_views()[7].number),
+            (19, 19, 12)
+        );
         let end_ms = now_ms + WINDOW.as_millis() as u64;
         assert!(handover.is_open(end_ms - 1) && !handover.is_open(end_ms));
-        let newest = &handover.former()[0];
+        let newest = &handover.previous_views()[0];
         assert!(newest.is_open(now_ms + 999, Some(Duration::from_secs(1))));
         assert!(!newest.is_open(now_ms + 1000, Some(Duration::from_secs(1))), "what lives no longer is gone");
         handover.sweep(end_ms);
-        assert!(handover.former().is_empty());
-        changes(&all[1..], &all, 30, end_ms);
-        assert_eq!(handover.former().len(), 1);
+        assert!(handover.previous_views().is_empty());
+        on_view_change(&all[1..], &all, 30, end_ms);
+        assert_eq!(handover.previous_views().len(), 1);
     }
 
     #[test]
@@ -318,7 +316,7 @@ pub(crate) mod tests {
         for (met_ms, sources) in [(59_999, "c"), (61_000, "")] {
             let handover = PreviousViews::new(true, 1);
             let change = |before: &[(&str, u8)], now: &[(&str, u8)], at_ms| {
-                handover.changes(Arc::new(view(1, before)), &view(2, now), Scope::Cluster, at_ms);
+                handover.on_view_change(Arc::new(view(1, before)), &view(2, now), Scope::Cluster, at_ms);
                 handover.sources().iter().map(ToString::to_string).collect::<String>()
             };
             assert_eq!(change(&[("a", 0), ("b", 1)], &[("a", 1), ("b", 1)], 1000), "b");
@@ -334,9 +332,9 @@ pub(crate) mod tests {
             let all: Vec<_> = [("a", 1)].into_iter().chain(ids.iter().map(|id| (id.as_str(), 1))).collect();
             let views = [Arc::new(view(1, &all)), Arc::new(view(2, &all[..others]))];
             for n in 0..100 {
-                handover.changes(Arc::clone(&views[n % 2]), &views[(n + 1) % 2], Scope::Cluster, 1000);
+                handover.on_view_change(Arc::clone(&views[n % 2]), &views[(n + 1) % 2], Scope::Cluster, 1000);
             }
-            handover.former().len()
+            handover.previous_views().len()
         };
         assert_eq!([2, 100, 1000].map(remembered), [64, 40, 8]);
     }
@@ -347,7 +345,7 @@ pub(crate) mod tests {
         assert!(handover.is_quiet(0), "nothing has moved");
         for at_ms in [1000, 5000] {
             let all = [("a", 1), ("b", 1)];
-            handover.changes(Arc::new(view(1, &all[1..])), &view(2, &all), Scope::Cluster, at_ms);
+            handover.on_view_change(Arc::new(view(1, &all[1..])), &view(2, &all), Scope::Cluster, at_ms);
         }
         assert!(!handover.is_quiet(34_999) && handover.is_quiet(35_000));
     }
@@ -355,13 +353,13 @@ pub(crate) mod tests {
     #[test]
     fn one_that_is_told_not_to_remembers_nothing() {
         let handover = PreviousViews::new(false, 1);
-        handover.changes(Arc::new(view(1, &[("a", 1)])), &view(2, &[("a", 1), ("b", 1)]), Scope::Cluster, 1000);
+        handover.on_view_change(Arc::new(view(1, &[("a", 1)])), &view(2, &[("a", 1), ("b", 1)]), Scope::Cluster, 1000);
         assert!(!handover.is_open(1000) && handover.sources().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_spent_is_paid_for_before_more_is_spent() {
-        let (pace, begun) = (TokenBucket::new(1000), Instant::now());
+        let (pace, begun) = (Pace::new(1000), Instant::now());
         // The last one is ahead by no more than a timer may be late.
         for (bytes, at_ms) in [(500, 0), (20, 500), (5, 520), (0, 520)] {
             pace.spend(bytes).await;

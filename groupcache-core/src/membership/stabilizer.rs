@@ -5,13 +5,13 @@
 //! peers is not believed until somebody confirms it. Health is no part of it: a peer that does not answer stays
 //! a member, and requests are routed around it elsewhere.
 
-mod asking;
 mod dials;
 mod events;
 mod hello;
 mod leave;
 mod listing;
 mod members;
+mod resolve_backoff;
 mod sets;
 #[cfg(test)]
 mod tests;
@@ -23,9 +23,9 @@ use std::{
 
 use crate::identity::{Address, Incarnation, NodeState, PeerId};
 use crate::membership::stabilizer::{
-    asking::Asking,
-    dials::{Aim, Dials, Link},
+    dials::{DialPurpose, Dials, Link},
     listing::Listing,
+    resolve_backoff::ResolveBackoff,
 };
 pub(crate) use crate::membership::stabilizer::{
     events::{Action, Counters, DialId, HelloFacts, Input, Refusal, Warning},
@@ -63,11 +63,11 @@ pub(crate) struct Stabilizer {
     members: BTreeMap<PeerId, Entry>,
     dials: Dials,
     /// Whose the hinted addresses have turned out to be.
-    owners_of: BTreeMap<Address, Alias>,
+    owners_of: BTreeMap<Address, AddressOwner>,
     /// The lives that said goodbye, and until when they are not let in again.
     gone: BTreeMap<PeerId, (Incarnation, Duration)>,
     removals: Removals,
-    asking: Asking,
+    asking: ResolveBackoff,
     /// Who was listed and had no connection when it was last looked.
     unreachable: BTreeSet<PeerId>,
     self_listed: SelfListed,
@@ -84,14 +84,14 @@ pub(crate) struct Stabilizer {
 struct Entry {
     facts: HelloFacts,
     dial: DialId,
-    standing: Standing,
+    standing: ListingStatus,
     /// When it was last pinged because discovery said that it left.
     left_at: Option<Duration>,
 }
 
 /// What discovery says about a member.
 #[derive(Debug)]
-enum Standing {
+enum ListingStatus {
     /// It is there.
     Listed,
     /// It is there, but is said to have left.
@@ -122,13 +122,13 @@ enum Removals {
 
 /// Whose a hinted address is.
 #[derive(Debug)]
-struct Alias {
-    whose: Whose,
+struct AddressOwner {
+    whose: OwnerKind,
     unlisted_since: Option<Duration>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Whose {
+enum OwnerKind {
     Me,
     Peer(PeerId),
 }
@@ -169,7 +169,7 @@ impl Stabilizer {
             owners_of: BTreeMap::new(),
             gone: BTreeMap::new(),
             removals: Removals::Allowed,
-            asking: Asking::new(rng),
+            asking: ResolveBackoff::new(rng),
             unreachable: BTreeSet::new(),
             self_listed: SelfListed::NotYet,
             settle: Settle::First,
@@ -250,13 +250,13 @@ impl Stabilizer {
         let mut ids = unreachable.clone();
         for (id, entry) in &self.members {
             let differs = self.dials.is_live(entry.dial) && entry.facts.fingerprint != self.me.fingerprint;
-            if differs || (is_held && matches!(entry.standing, Standing::Missing(_))) {
+            if differs || (is_held && matches!(entry.standing, ListingStatus::Missing(_))) {
                 ids.insert(id.clone());
             }
         }
         // A peer that is lost now must not wait for what the others have made of the back-off.
         if !unreachable.is_subset(&self.unreachable) {
-            self.asking.anew(now);
+            self.asking.reset(now);
         }
         self.unreachable = unreachable;
         if ids.is_empty() {
@@ -331,7 +331,7 @@ impl Stabilizer {
     }
 
     /// Dials what an aim has, if it has an address.
-    fn open(&mut self, aim: Aim) {
+    fn open(&mut self, aim: DialPurpose) {
         let addresses = self.addresses_of(&aim, &[]);
         if addresses.is_empty() {
             return;
@@ -361,10 +361,10 @@ impl Stabilizer {
 
     /// Where to dial, best first: what discovery says, what the peer says, what worked before. A record of an
     /// older life comes last.
-    fn addresses_of(&self, aim: &Aim, before: &[Address]) -> Vec<Address> {
+    fn addresses_of(&self, aim: &DialPurpose, before: &[Address]) -> Vec<Address> {
         let id = match aim {
-            Aim::Hint(address) => return vec![address.clone()],
-            Aim::Named(id) | Aim::Member(id) => id,
+            DialPurpose::Hint(address) => return vec![address.clone()],
+            DialPurpose::Named(id) | DialPurpose::Member(id) => id,
         };
         let listed = self.listing.named.get(id);
         let of_list = listed.map(|l| l.addresses.clone()).unwrap_or_default();
@@ -386,12 +386,12 @@ impl Stabilizer {
     }
 
     fn is_mine(&self, address: &Address) -> bool {
-        self.owners_of.get(address).is_some_and(|alias| alias.whose == Whose::Me)
+        self.owners_of.get(address).is_some_and(|alias| alias.whose == OwnerKind::Me)
     }
 }
 
-impl Alias {
+impl AddressOwner {
     fn is_of(&self, id: &PeerId) -> bool {
-        matches!(&self.whose, Whose::Peer(peer) if peer == id)
+        matches!(&self.whose, OwnerKind::Peer(peer) if peer == id)
     }
 }

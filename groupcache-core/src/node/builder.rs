@@ -42,7 +42,7 @@ use crate::{
     protocol::{message::Hello, wire},
     ring,
     runtime::{clock, sync::Keyed},
-    transport::{self, Doorkeeper, TcpListener},
+    transport::{self, ListenerConfig, TcpListener},
 };
 
 /// Streams that one connection may carry: the data plane is one, the rest are unary gets of clients that are no peers.
@@ -161,22 +161,22 @@ impl NodeBuilder {
         let hello = hello_of(&identity, &self.limits, hands_over);
         let stabilizer = Stabilizer::new(facts(&hello), rng.fork());
         let local = Arc::new(LocalNode::new(hello, self.limits, security));
-        let shared = Arc::new(NodeContext::new(
+        let context = Arc::new(NodeContext::new(
             Arc::clone(&local),
             View::new(1, MemberSet::default()),
             runtime,
             hands_over,
             rng,
         ));
-        let tasks = &shared.tasks;
+        let tasks = &context.tasks;
         let (arrivals, arrival_feed) = mpsc::channel(EVENT_QUEUE);
         let server = Server::new(
             Arc::clone(&local),
-            Arc::clone(&shared.registry),
+            Arc::clone(&context.registry),
             arrivals,
             tasks.others.clone(),
             tasks.closing.clone(),
-            Keyed(shared.random()),
+            Keyed(context.random()),
         );
 
         let (me, announced) = watch::channel(me_of(&identity, &local.hello(), !local.security.is_open()));
@@ -189,7 +189,7 @@ impl NodeBuilder {
         let (handle, provider_feed) = ProviderHandle::new(announced, is_leaving.clone(), reached_feed);
         let node = Node {
             inner: Arc::new(Inner {
-                shared: Arc::clone(&shared),
+                context: Arc::clone(&context),
                 identity,
                 server: server.clone(),
                 commands,
@@ -207,18 +207,18 @@ impl NodeBuilder {
         if self.mounted.is_some_and(|mounted| !mounted.begins(&server)) {
             return Err(Error::config("a peer service serves one node; make another with PeerService::default()"));
         }
-        tasks.run(tick(Arc::clone(&shared)));
-        tasks.run(sweep(Arc::clone(&shared)));
-        tasks.run(take_over(Arc::clone(&shared)));
-        tasks.run(announce(Arc::clone(&shared), server));
+        tasks.run(tick(Arc::clone(&context)));
+        tasks.run(sweep(Arc::clone(&context)));
+        tasks.run(take_over(Arc::clone(&context)));
+        tasks.run(announce(Arc::clone(&context), server));
         #[cfg(feature = "tls")]
         if let Security::Tls(keeper) = &local.security {
-            tasks.run(keep_up_to_date(Arc::clone(&shared), Arc::clone(keeper)));
+            tasks.run(keep_up_to_date(Arc::clone(&context), Arc::clone(keeper)));
         }
         let withdrawn = node.inner.withdrawn.clone();
         match self.provider {
             Some(provider) => {
-                let seed = shared.random();
+                let seed = context.random();
                 let run = supervise(provider, handle, asks, Arc::clone(&local), is_leaving, seed);
                 // Not one that `closing` cuts off: it has a second to withdraw.
                 tasks.others.spawn(async move {
@@ -231,7 +231,7 @@ impl NodeBuilder {
                 withdrawn.cancel();
             }
         }
-        let membership = Membership::new(Arc::clone(&shared), stabilizer, events, ask_feed, me, reached, status);
+        let membership = Membership::new(Arc::clone(&context), stabilizer, events, ask_feed, me, reached, status);
         tasks.run(membership.run(Feeds {
             provider: provider_feed,
             commands: command_feed,
@@ -343,7 +343,7 @@ fn router(server: &Server, limits: &Limits) -> Router {
 impl Node {
     /// As it serves its own connections.
     pub(crate) fn router(&self) -> Router {
-        router(&self.inner.server, &self.inner.shared.local.limits)
+        router(&self.inner.server, &self.inner.context.local.limits)
     }
 
     /// Requests of peers that are not answered yet.
@@ -355,12 +355,12 @@ impl Node {
 /// Serves peers until the node stops.
 fn serve(node: &Node, listener: TcpListener) {
     let inner = &node.inner;
-    let (local, tasks) = (&inner.shared.local, &inner.shared.tasks);
+    let (local, tasks) = (&inner.context.local, &inner.context.tasks);
     let router = router(&inner.server, &local.limits);
     let stop = inner.stop_serving.clone();
-    let accepting = transport::open(
+    let accepting = transport::start(
         listener,
-        Doorkeeper {
+        ListenerConfig {
             security: local.security.clone(),
             max_connections: local.limits.max_connections,
             counters: Arc::clone(&local.counters),

@@ -17,7 +17,7 @@ use crate::{
         client::{link::Link, request_table::Outcome},
         group_service::{GroupService, PageRequest, Progress},
     },
-    protocol::message::{Answer, GroupName, NO_MORE, Op, Page},
+    protocol::message::{GroupName, NO_MORE, Op, Page, Response},
     runtime::{clock::later, sync::Mutex},
 };
 
@@ -53,8 +53,8 @@ const BAR: usize = 20;
 type Pulls = Arc<Mutex<BTreeMap<PeerId, bool>>>;
 
 /// Pulls from former owners whenever there are any. Runs until the node ends.
-pub(super) async fn take_over(shared: Arc<NodeContext>) {
-    let mut news = shared.handover.news();
+pub(super) async fn take_over(context: Arc<NodeContext>) {
+    let mut updates = context.handover.updates();
     let pulls = Pulls::default();
     let mut is_due = false;
     loop {
@@ -65,19 +65,19 @@ pub(super) async fn take_over(shared: Arc<NodeContext>) {
             }
         };
         tokio::select! {
-            changed = news.changed() => match changed {
+            changed = updates.changed() => match changed {
                 Ok(()) => is_due = true,
                 Err(_) => return,
             },
             () = is_quiet => {
                 is_due = false;
-                shared.tasks.run(pull_the_rest(Arc::clone(&shared), Arc::clone(&pulls)));
+                context.tasks.run(pull_the_rest(Arc::clone(&context), Arc::clone(&pulls)));
                 continue;
             }
         }
-        for peer in shared.handover.sources() {
+        for peer in context.handover.sources() {
             if begins(&pulls, &peer) {
-                shared.tasks.run(pull_from(Arc::clone(&shared), Arc::clone(&pulls), peer));
+                context.tasks.run(pull_from(Arc::clone(&context), Arc::clone(&pulls), peer));
             }
         }
     }
@@ -98,23 +98,23 @@ fn begins(pulls: &Pulls, peer: &PeerId) -> bool {
 }
 
 /// Whoever stays may have more than it has handed over, of whatever change before. Nobody waits for it: one after the other.
-async fn pull_the_rest(shared: Arc<NodeContext>, pulls: Pulls) {
-    let number = shared.handover.number();
-    for member in shared.view().members().iter().filter(|member| member.dial.is_some()) {
+async fn pull_the_rest(context: Arc<NodeContext>, pulls: Pulls) {
+    let number = context.handover.number();
+    for member in context.view().members().iter().filter(|member| member.dial.is_some()) {
         // All of them are asked again when the ring is quiet once more.
-        if shared.handover.number() != number {
+        if context.handover.number() != number {
             return;
         }
         if begins(&pulls, &member.id) {
-            pull_from(Arc::clone(&shared), Arc::clone(&pulls), member.id.clone()).await;
+            pull_from(Arc::clone(&context), Arc::clone(&pulls), member.id.clone()).await;
         }
     }
 }
 
-async fn pull_from(shared: Arc<NodeContext>, pulls: Pulls, peer: PeerId) {
+async fn pull_from(context: Arc<NodeContext>, pulls: Pulls, peer: PeerId) {
     let mut pulling = Pulling { pulls, peer, is_over: false };
     while !pulling.is_over {
-        pull_all_from(&shared, &pulling.peer).await;
+        pull_all_from(&context, &pulling.peer).await;
         let mut pulls = pulling.pulls.lock();
         match pulls.get_mut(&pulling.peer) {
             Some(again) if *again => *again = false,
@@ -142,12 +142,12 @@ impl Drop for Pulling {
 }
 
 /// All groups of one former owner, one after the other.
-async fn pull_all_from(shared: &Arc<NodeContext>, peer: &PeerId) {
-    let since_ms = shared.local.clock.read_ms();
+async fn pull_all_from(context: &Arc<NodeContext>, peer: &PeerId) {
+    let since_ms = context.local.clock.read_ms();
     let (mut kept, mut bytes) = (0, 0);
-    for group in shared.registry.names() {
-        let Some(served) = shared.registry.get(&group.name) else { continue };
-        let (more, all) = pull(shared, peer, &group, &served, since_ms).await;
+    for group in context.registry.names() {
+        let Some(served) = context.registry.get(&group.name) else { continue };
+        let (more, all) = pull(context, peer, &group, &served, since_ms).await;
         kept += more;
         bytes += all;
     }
@@ -157,15 +157,15 @@ async fn pull_all_from(shared: &Arc<NodeContext>, peer: &PeerId) {
 }
 
 /// Whether everyone who is connected has the same owners in mind: then everyone tells this node what is written.
-fn is_agreed(shared: &NodeContext) -> bool {
-    let view = shared.view();
+fn is_agreed(context: &NodeContext) -> bool {
+    let view = context.view();
     let is_same = |link: Arc<Link>| !link.admits() || link.fingerprint() == view.fingerprint();
-    view.members().iter().all(|member| shared.link(member).is_none_or(is_same))
+    view.members().iter().all(|member| context.link(member).is_none_or(is_same))
 }
 
-async fn agreed(shared: &NodeContext) -> bool {
+async fn agreed(context: &NodeContext) -> bool {
     let agreed = async {
-        while !is_agreed(shared) {
+        while !is_agreed(context) {
             sleep(LOOK).await;
         }
     };
@@ -174,7 +174,7 @@ async fn agreed(shared: &NodeContext) -> bool {
 
 /// One group of one former owner; returns how many entries were kept, and their bytes.
 async fn pull(
-    shared: &Arc<NodeContext>,
+    context: &Arc<NodeContext>,
     peer: &PeerId,
     group: &GroupName,
     served: &Arc<dyn GroupService>,
@@ -182,13 +182,13 @@ async fn pull(
 ) -> (u64, u64) {
     let (mut kept, mut bytes, mut beginnings, room) = (0, 0, 0, served.room());
     let ask = async |cursor| {
-        if !agreed(shared).await {
+        if !agreed(context).await {
             return None;
         }
         // Before it is asked: what is written from now on is not undone by what comes.
-        let (asked_ms, changes) = (shared.local.clock.read_ms(), shared.changes.number());
+        let (asked_ms, changes) = (context.local.clock.read_ms(), context.changes.number());
         let pulled = PageRequest { peer: peer.clone(), asked_ms, changes, since_ms };
-        Some((cursor, page(shared, peer, group, cursor).await?, pulled))
+        Some((cursor, page(context, peer, group, cursor).await?, pulled))
     };
     let mut asked = ask(0).await;
     while let Some((cursor, found, pulled)) = asked {
@@ -204,7 +204,7 @@ async fn pull(
         }
         // While one is stored the next is on its way.
         let following = async {
-            shared.handover.takes.spend(sent).await;
+            context.handover.receive_rate.spend(sent).await;
             ask(next).await
         };
         let (following, taken) = tokio::join!(following, take);
@@ -212,7 +212,7 @@ async fn pull(
         bytes += taken.bytes;
         if taken.is_over || bytes >= room {
             // Or who leaves would wait for this node to ask on.
-            page(shared, peer, group, NO_MORE).await;
+            page(context, peer, group, NO_MORE).await;
             break;
         }
         asked = following;
@@ -220,33 +220,33 @@ async fn pull(
     (kept, bytes)
 }
 
-fn link_to(shared: &NodeContext, peer: &PeerId) -> Option<Arc<Link>> {
-    let view = shared.view();
+fn link_to(context: &NodeContext, peer: &PeerId) -> Option<Arc<Link>> {
+    let view = context.view();
     let member = view.members().iter().find(|member| member.id == *peer)?;
-    shared.link(member).filter(|link| link.admits() && link.hands_over())
+    context.link(member).filter(|link| link.admits() && link.hands_over())
 }
 
 /// A page may be asked for again: only the cursor of the next one says that it has arrived.
-async fn page(shared: &NodeContext, peer: &PeerId, group: &GroupName, cursor: u64) -> Option<Page> {
+async fn page(context: &NodeContext, peer: &PeerId, group: &GroupName, cursor: u64) -> Option<Page> {
     for attempt in 0..ATTEMPTS {
         // Views may differ by now, and then a write need not reach this node.
-        if attempt > 0 && !agreed(shared).await {
+        if attempt > 0 && !agreed(context).await {
             return None;
         }
         // It is gone, or has never had the group, and not only out of reach.
-        let member = shared.view().members().iter().find(|member| member.id == *peer)?.clone();
-        let link = shared.link(&member)?;
+        let member = context.view().members().iter().find(|member| member.id == *peer)?.clone();
+        let link = context.link(&member)?;
         if link.admits() && !(link.hands_over() && link.offers(&group.name, group.format)) {
             return None;
         }
-        let end_ms = later(shared.local.clock.read_ms(), PATIENCE);
+        let end_ms = later(context.local.clock.read_ms(), PATIENCE);
         let outcome = match link.request(Op::ReadPage { cursor }, group.index, &"".into(), end_ms, 0) {
             Some(pending) => pending.await.ok()?,
             None => Outcome::Unreachable,
         };
         match outcome {
-            Outcome::Answered(Answer::Page(page)) => return Some(page),
-            Outcome::Answered(Answer::Overloaded { retry_after }) => sleep(retry_after.min(PATIENCE)).await,
+            Outcome::Answered(Response::Page(page)) => return Some(page),
+            Outcome::Answered(Response::Overloaded { retry_after }) => sleep(retry_after.min(PATIENCE)).await,
             Outcome::Unreachable => sleep(PAUSE).await,
             Outcome::Answered(_) | Outcome::Expired => return None,
         }
@@ -257,8 +257,8 @@ async fn page(shared: &NodeContext, peer: &PeerId, group: &GroupName, cursor: u6
 impl Node {
     /// Waits until those that own now what this node has have taken it over, at most so long.
     pub(super) async fn hand_over_within(&self, limit: Duration) {
-        let shared = &self.inner.shared;
-        if !shared.handover.is_on {
+        let context = &self.inner.context;
+        if !context.handover.is_on {
             return;
         }
         let begun = Instant::now();
@@ -266,7 +266,7 @@ impl Node {
         let handed_over = async {
             let mut told = begun;
             loop {
-                last = progress(shared).await;
+                last = progress(context).await;
                 if last.waits_for == 0 {
                     return;
                 }
@@ -287,12 +287,12 @@ impl Node {
 }
 
 /// How far the hand-over of all groups is. Makes the lists where there are none.
-async fn progress(shared: &Arc<NodeContext>) -> Progress {
+async fn progress(context: &Arc<NodeContext>) -> Progress {
     let mut all = Progress::default();
-    for group in shared.registry.names() {
-        let Some(served) = shared.registry.get(&group.name) else { continue };
+    for group in context.registry.names() {
+        let Some(served) = context.registry.get(&group.name) else { continue };
         let is_reached =
-            |peer: &PeerId| link_to(shared, peer).is_some_and(|link| link.offers(&group.name, group.format));
+            |peer: &PeerId| link_to(context, peer).is_some_and(|link| link.offers(&group.name, group.format));
         let found = match served.progress(&is_reached) {
             Some(found) => Some(found),
             None => {

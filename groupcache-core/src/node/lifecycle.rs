@@ -29,10 +29,10 @@ impl Node {
             let mut status = inner.status.clone();
             let _ = status.wait_for(|status| status.is_draining).await;
             loop {
-                let view = inner.shared.view();
+                let view = inner.context.view();
                 let mut heirs = view.members().iter().filter(|m| m.dial.is_some() && m.state != NodeState::Draining);
                 let knows = |link: Arc<Link>| !link.admits() || link.fingerprint() == view.fingerprint();
-                if heirs.all(|heir| inner.shared.link(heir).is_none_or(knows)) {
+                if heirs.all(|heir| inner.context.link(heir).is_none_or(knows)) {
                     return;
                 }
                 tokio::time::sleep(LOOK).await;
@@ -91,17 +91,17 @@ impl Node {
     /// None at present; a node that is closed already stays so.
     pub async fn shutdown_within(&self, deadline: Duration) -> Result<()> {
         let inner = &self.inner;
-        let shared = &inner.shared;
+        let context = &inner.context;
         let end = Instant::now().checked_add(deadline);
         if inner.stop_serving.is_cancelled() {
             return Ok(());
         }
         // Already closed means that somebody else shuts it down too: the steps below bear being taken twice.
         let _ = self.drain_within(DRAIN.min(deadline)).await;
-        shared.close();
+        context.close();
         if within(end, inner.has_answered_all()).await.is_none() {
             tracing::warn!(
-                left = shared.tasks.loads.len(),
+                left = context.tasks.loads.len(),
                 "loads still ran at the end of the shutdown; who waits gets an error"
             );
         }
@@ -109,7 +109,7 @@ impl Node {
         let _ = timeout(WITHDRAW, inner.withdrawn.cancelled()).await;
         inner.say_goodbye().await;
         inner.close();
-        let _ = timeout(WITHDRAW, shared.tasks.others.wait()).await;
+        let _ = timeout(WITHDRAW, context.tasks.others.wait()).await;
         tracing::info!(id = %self.id(), "left the cluster");
         Ok(())
     }
@@ -119,8 +119,8 @@ impl Inner {
     /// Waits until no load runs, and no answer is owed by this node or to it.
     async fn has_answered_all(&self) {
         let is_quiet = || {
-            let links = self.shared.links();
-            self.shared.tasks.loads.is_empty() && self.server.owes() == 0 && links.iter().all(|l| l.in_flight() == 0)
+            let links = self.context.links();
+            self.context.tasks.loads.is_empty() && self.server.owes() == 0 && links.iter().all(|l| l.in_flight() == 0)
         };
         // Twice: what a peer that is lost was asked for is in no table until its load begins here, a moment later.
         let mut was_quiet = false;
@@ -135,7 +135,7 @@ impl Inner {
     }
 
     async fn say_goodbye(&self) {
-        let links = self.shared.links();
+        let links = self.context.links();
         links.iter().for_each(|link| link.say_goodbye());
         self.server.say_goodbye();
         let all_said = async {
@@ -150,18 +150,18 @@ impl Inner {
 
     /// Ends everything at once.
     fn close(&self) {
-        self.shared.close();
+        self.context.close();
         self.leaving.send_replace(true);
         self.stop_serving.cancel();
         // First, so that fetches which lose their link now do not begin to load here.
-        self.shared.tasks.close();
-        self.shared.tasks.others.close();
+        self.context.tasks.close();
+        self.context.tasks.others.close();
         // Groups hold what holds the registry: emptied, they are freed with their last handle.
-        for group in self.shared.registry.take_all() {
+        for group in self.context.registry.take_all() {
             group.close();
         }
-        for link in self.shared.links() {
-            link.hang_up();
+        for link in self.context.links() {
+            link.close();
         }
         if let Some(service) = &self.mounted {
             service.ends(&self.server);

@@ -11,7 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::node::replay::catch_up;
+use crate::node::replay::replay;
 use crate::{
     context::NodeContext,
     identity::{Address, NodeState, PeerId},
@@ -60,7 +60,7 @@ pub(super) struct Feeds {
 }
 
 pub(super) struct Membership {
-    shared: Arc<NodeContext>,
+    context: Arc<NodeContext>,
     stabilizer: Stabilizer,
     links: LinkEvents,
     pings: mpsc::Sender<(PeerId, bool)>,
@@ -77,7 +77,7 @@ pub(super) struct Membership {
 
 impl Membership {
     pub(super) fn new(
-        shared: Arc<NodeContext>,
+        context: Arc<NodeContext>,
         stabilizer: Stabilizer,
         links: LinkEvents,
         asks: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
@@ -87,7 +87,7 @@ impl Membership {
     ) -> Self {
         let (pings, pinged) = mpsc::channel(EVENT_QUEUE);
         let (who, health, epoch) = (BTreeMap::new(), None, 1);
-        Self { shared, stabilizer, links, pings, pinged, who, asks, me, reached, status, health, epoch }
+        Self { context, stabilizer, links, pings, pinged, who, asks, me, reached, status, health, epoch }
     }
 
     /// Runs until the node ends.
@@ -111,7 +111,7 @@ impl Membership {
                     provider_is_there = changed.is_ok();
                     let published = feeds.provider.sets.borrow_and_update().clone();
                     if let Some(set) = published.take_complete() {
-                        self.shared.local.counters.provider_sets.up();
+                        self.context.local.counters.provider_sets.up();
                         self.step(Input::Set(set));
                     }
                     (!published.hints.is_empty()).then(|| Input::Set(PeerSet::partial(published.hints)))
@@ -147,34 +147,34 @@ impl Membership {
     }
 
     fn now_ms(&self) -> u64 {
-        self.shared.local.clock.read_ms()
+        self.context.local.clock.read_ms()
     }
 
     fn step(&mut self, input: Input) {
-        let now = self.shared.local.clock.elapsed();
+        let now = self.context.local.clock.elapsed();
         let mut actions: VecDeque<_> = self.stabilizer.step(now, input).into();
         while let Some(action) = actions.pop_front() {
             if let Some(follow_up) = self.act(action) {
                 actions.extend(self.stabilizer.step(now, follow_up));
             }
         }
-        *self.shared.membership.lock() = self.stabilizer.counters();
+        *self.context.membership.lock() = self.stabilizer.counters();
     }
 
     fn act(&mut self, action: Action) -> Option<Input> {
         match action {
             Action::Dial { dial, expected, addresses } => self.dial(dial, Target { expected, addresses }),
             Action::Redial { dial } => {
-                if let Some(link) = self.shared.link_of(dial) {
+                if let Some(link) = self.context.link_of(dial) {
                     link.reconnect();
                 }
             }
             Action::Hangup { dial } => {
                 self.who.remove(&dial);
-                if let Some(link) = self.shared.remove_link(dial) {
-                    self.shared.no_longer_at(&link);
-                    self.shared.undelivered.given_up(dial, link.target().expected.as_ref(), self.now_ms());
-                    link.hang_up();
+                if let Some(link) = self.context.remove_link(dial) {
+                    self.context.no_longer_at(&link);
+                    self.context.missed_writes.target_dropped(dial, link.target().expected.as_ref(), self.now_ms());
+                    link.close();
                 }
             }
             Action::Ping { id } => self.ping(id),
@@ -200,20 +200,20 @@ impl Membership {
     }
 
     fn dial(&self, dial: DialId, target: Target) {
-        if let Some(link) = self.shared.link_of(dial) {
-            return link.retarget(target);
+        if let Some(link) = self.context.link_of(dial) {
+            return link.set_addresses(target);
         }
-        let link = Link::new(dial, target, Arc::clone(&self.shared.local));
-        self.shared.add_link(dial, Arc::clone(&link));
-        self.shared.undelivered.dialled(dial);
-        self.shared.tasks.run(keep(link, self.links.clone(), self.shared.random()));
+        let link = Link::new(dial, target, Arc::clone(&self.context.local));
+        self.context.add_link(dial, Arc::clone(&link));
+        self.context.missed_writes.dialled(dial);
+        self.context.tasks.run(keep(link, self.links.clone(), self.context.random()));
     }
 
     fn ping(&self, id: PeerId) {
-        let links = self.who.iter().filter(|(_, who)| **who == id).filter_map(|(dial, _)| self.shared.link_of(*dial));
+        let links = self.who.iter().filter(|(_, who)| **who == id).filter_map(|(dial, _)| self.context.link_of(*dial));
         let link = links.max_by_key(|link| link.admits());
         let pings = self.pings.clone();
-        self.shared.tasks.run(async move {
+        self.context.tasks.run(async move {
             let is_alive = match link {
                 Some(link) => link.is_alive().await,
                 None => false,
@@ -230,8 +230,8 @@ impl Membership {
         let fingerprint = view.fingerprint();
         let ids: Vec<_> = view.members().iter().map(|m| format!("{} ({})", m.id, m.state)).collect();
         tracing::info!(epoch = view.epoch, fingerprint = format_args!("{fingerprint:016x}"), members = ?ids, "view");
-        self.shared.install(view);
-        self.shared.local.change(|hello| hello.fingerprint = fingerprint);
+        self.context.install(view);
+        self.context.local.change(|hello| hello.fingerprint = fingerprint);
         self.status.send_modify(|status| {
             status.ready_members = ready_members;
             status.is_draining = is_draining;
@@ -246,8 +246,8 @@ impl Membership {
 
     /// Changes what we say of ourselves, to peers and to the provider.
     fn announce(&self, change: impl FnOnce(&mut Hello)) {
-        self.shared.local.change(change);
-        let hello = self.shared.local.hello();
+        self.context.local.change(change);
+        let hello = self.context.local.hello();
         self.me.send_modify(|me| {
             me.state = hello.state;
             me.incarnation = hello.incarnation;
@@ -256,21 +256,21 @@ impl Membership {
 
     fn heard(&mut self, dial: DialId, event: LinkEvent) -> Option<Input> {
         // Hung up meanwhile: what it still says is of no interest, and must not be remembered.
-        let link = self.shared.link_of(dial)?;
+        let link = self.context.link_of(dial)?;
         let who = self.who.get(&dial).cloned();
         Some(match event {
             LinkEvent::Hello(hello) => {
                 self.who.insert(dial, hello.id.clone());
-                self.shared.now_at(&hello.id, &link);
-                self.shared.undelivered.met(dial, &hello.id, self.now_ms());
-                self.shared.tasks.run(catch_up(Arc::clone(&self.shared), hello.id.clone(), link));
+                self.context.now_at(&hello.id, &link);
+                self.context.missed_writes.peer_identified(dial, &hello.id, self.now_ms());
+                self.context.tasks.run(replay(Arc::clone(&self.context), hello.id.clone(), link));
                 Input::Hello { dial, hello: facts(&hello) }
             }
             LinkEvent::Refused(why, text) => {
                 tracing::debug!(error = %text, "refused");
                 if matches!(why, Refusal::OtherCluster | Refusal::WrongId { .. }) {
                     // Nobody there has anything of ours.
-                    self.shared.undelivered.given_up(dial, link.target().expected.as_ref(), self.now_ms());
+                    self.context.missed_writes.target_dropped(dial, link.target().expected.as_ref(), self.now_ms());
                 }
                 Input::Refused { dial, why }
             }
@@ -286,8 +286,8 @@ impl Membership {
             }
             LinkEvent::Goodbye(incarnation) => Input::Goodbye { id: who?, incarnation },
             LinkEvent::Fingerprint(fingerprint) => {
-                if fingerprint != self.shared.local.fingerprint() {
-                    self.shared.local.counters.fingerprint_differences.up();
+                if fingerprint != self.context.local.fingerprint() {
+                    self.context.local.counters.fingerprint_differences.up();
                 }
                 Input::Fingerprint { id: who?, fingerprint }
             }
@@ -297,12 +297,12 @@ impl Membership {
     /// Who comes is there: whom we have dialled in vain is dialled again soon. Whose a hint is is not known before somebody
     /// answers there.
     fn arrived(&self, id: &PeerId) {
-        if self.shared.reaches(id) {
+        if self.context.reaches(id) {
             return; // most of the time: an idle peer says something now and then
         }
-        for link in self.shared.links().iter().filter(|link| !link.admits()) {
+        for link in self.context.links().iter().filter(|link| !link.admits()) {
             if link.target().expected.as_ref().is_none_or(|expected| expected == id) {
-                link.hurry();
+                link.retry_soon();
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::node::membership::{Command, Status};
 #[cfg(feature = "tls")]
 use crate::transport::{
     Security,
-    tls::{ClusterKey, Keeper, MutualTls, Source},
+    tls::{ClusterKey, CredentialStore, MutualTls, Source},
 };
 use crate::{
     context::NodeContext,
@@ -62,7 +62,7 @@ pub struct Node {
 }
 
 struct Inner {
-    shared: Arc<NodeContext>,
+    context: Arc<NodeContext>,
     identity: Identity,
     server: Server,
     commands: mpsc::Sender<Command>,
@@ -142,16 +142,16 @@ impl Node {
     /// All nodes of a service build the same groups. One that is built later, or on some nodes only, works: a
     /// node asks only those peers that have it.
     pub fn group<V: Value>(&self, name: &str) -> GroupBuilder<V> {
-        GroupBuilder::new(Arc::clone(&self.inner.shared), name)
+        GroupBuilder::new(Arc::clone(&self.inner.context), name)
     }
 
     /// Takes a group out of the node; its memory is freed, a moment later where there are many entries, and who waits for
     /// it gets an error with [`is_closed`](Error::is_closed). Returns whether there was one.
     pub fn remove_group(&self, name: &str) -> bool {
-        let shared = &self.inner.shared;
-        let Some(group) = shared.registry.remove(name) else { return false };
+        let context = &self.inner.context;
+        let Some(group) = context.registry.remove(name) else { return false };
         group.close();
-        shared.local.change(|hello| hello.groups = shared.registry.names());
+        context.local.change(|hello| hello.groups = context.registry.names());
         true
     }
 
@@ -167,31 +167,31 @@ impl Node {
 
     /// What it says of itself now.
     pub fn state(&self) -> NodeState {
-        self.inner.shared.local.hello().state
+        self.inner.context.local.hello().state
     }
 
     /// The limits that it was started with.
     pub fn limits(&self) -> &Limits {
-        &self.inner.shared.local.limits
+        &self.inner.context.local.limits
     }
 
     /// Everyone in the view, sorted by id; this node is always among them.
     pub fn members(&self) -> Vec<MemberInfo> {
-        let shared = &self.inner.shared;
+        let context = &self.inner.context;
         let info = |member: &crate::membership::stabilizer::Member| MemberInfo {
             id: member.id.clone(),
             state: member.state,
             incarnation: member.incarnation,
             owns: member.share > 0,
-            is_reachable: member.dial.is_none() || shared.link(member).is_some_and(|link| link.admits()),
+            is_reachable: member.dial.is_none() || context.link(member).is_some_and(|link| link.admits()),
             is_me: member.dial.is_none(),
         };
-        shared.view().members().iter().map(info).collect()
+        context.view().members().iter().map(info).collect()
     }
 
     /// Peers that discovery names and that there is no connection to, each with the reason. Empty when all is well.
     pub fn unconnected(&self) -> Vec<Unconnected> {
-        let failures = self.inner.shared.links().into_iter().filter_map(|link| link.failure());
+        let failures = self.inner.context.links().into_iter().filter_map(|link| link.failure());
         failures
             .map(|(target, error)| Unconnected { id: target.expected, addresses: target.addresses, error })
             .collect()
@@ -231,8 +231,8 @@ impl Node {
     }
 
     #[cfg(feature = "tls")]
-    fn keeper(&self) -> Result<&Keeper> {
-        match &self.inner.shared.local.security {
+    fn keeper(&self) -> Result<&CredentialStore> {
+        match &self.inner.context.local.security {
             Security::Tls(keeper) => Ok(keeper),
             Security::Open { .. } => Err(Error::config(
                 "this node was started without TLS; start it with cluster_key(...) or mutual_tls(...)",
@@ -242,29 +242,29 @@ impl Node {
 
     /// How many connected peers have this group, in any format.
     pub fn peers_with_group(&self, name: &str) -> usize {
-        self.inner.shared.links().iter().filter(|link| link.admits() && link.offers_any(name)).count()
+        self.inner.context.links().iter().filter(|link| link.admits() && link.offers_any(name)).count()
     }
 
     /// The fingerprint of its ring: two nodes with the same one give every key the same owner.
     pub fn fingerprint(&self) -> u64 {
-        self.inner.shared.view_ref().fingerprint()
+        self.inner.context.view_ref().fingerprint()
     }
 
     /// How many views there have been; a number of this node alone.
     pub fn epoch(&self) -> u64 {
-        self.inner.shared.view_ref().epoch
+        self.inner.context.view_ref().epoch
     }
 
     /// What has been counted since the start.
     pub fn stats(&self) -> NodeStats {
-        self.inner.shared.local.counters.snapshot()
+        self.inner.context.local.counters.snapshot()
     }
 
     /// What discovery has said so far, and what was made of it.
     pub fn discovery(&self) -> DiscoveryInfo {
-        let shared = &self.inner.shared;
-        let counted = *shared.membership.lock();
-        let now = shared.local.clock.elapsed();
+        let context = &self.inner.context;
+        let counted = *context.membership.lock();
+        let now = context.local.clock.elapsed();
         DiscoveryInfo {
             last_set_age: counted.last_set_at.map(|at| now.saturating_sub(at)),
             held_sets: counted.holds,
@@ -279,13 +279,13 @@ impl Node {
 
     /// Loads that run on this node now, and loads that wait for a permit.
     pub fn loads(&self) -> (usize, usize) {
-        let shared = &self.inner.shared;
-        shared.permits.in_use(shared.local.limits.max_loads)
+        let context = &self.inner.context;
+        context.permits.in_use(context.local.limits.max_loads)
     }
 
     /// Requests of this node that peers have not answered yet.
     pub fn in_flight(&self) -> usize {
-        self.inner.shared.links().iter().map(|link| link.in_flight()).sum()
+        self.inner.context.links().iter().map(|link| link.in_flight()).sum()
     }
 
     /// Waits until this node is Ready, sees at least `members` Ready members, itself included, and the groups that
@@ -297,18 +297,18 @@ impl Node {
     /// # Errors
     /// [`is_closed`](Error::is_closed) when the node is shut down meanwhile, or was before.
     pub async fn ready(&self, members: usize) -> Result<()> {
-        let shared = &self.inner.shared;
+        let context = &self.inner.context;
         let mut status = self.inner.status.clone();
         loop {
             let waited = status.wait_for(|s| s.is_ready && s.ready_members >= members).await;
             waited.map(drop).map_err(|_| self.closed())?;
             // The last status outlives the task that set it.
-            if shared.is_closed() {
+            if context.is_closed() {
                 return Err(self.closed());
             }
-            let groups = shared.registry.names();
+            let groups = context.registry.names();
             let has_all = |link: &Arc<Link>| link.admits() && groups.iter().all(|g| link.offers(&g.name, g.format));
-            if shared.links().iter().filter(|link| has_all(link)).count() + 1 >= members {
+            if context.links().iter().filter(|link| has_all(link)).count() + 1 >= members {
                 return Ok(());
             }
             tokio::time::sleep(READY_LOOK).await;

@@ -6,7 +6,7 @@ use crate::{
     context::NodeContext,
     identity::PeerId,
     peer::client::{link::Link, request::PendingOutcome, request_table::Outcome},
-    protocol::message::{Answer, Op},
+    protocol::message::{Op, Response},
     runtime::clock::later,
     write::missed::Missed,
 };
@@ -18,9 +18,9 @@ const AT_ONCE: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Tells it; what it does not acknowledge it has still missed.
-pub(super) async fn catch_up(context: Arc<NodeContext>, peer: PeerId, link: Arc<Link>) {
+pub(super) async fn replay(context: Arc<NodeContext>, peer: PeerId, link: Arc<Link>) {
     let indices: BTreeMap<_, _> = context.local.hello().groups.iter().map(|g| (Arc::clone(&g.name), g.index)).collect();
-    let missed = context.undelivered.take(&peer, |group| indices.contains_key(group));
+    let missed = context.missed_writes.take(&peer, |group| indices.contains_key(group));
     if missed.is_empty() {
         return;
     }
@@ -42,11 +42,11 @@ pub(super) async fn catch_up(context: Arc<NodeContext>, peer: PeerId, link: Arc<
             .collect();
         for (group, key, answer) in told.into_iter().flatten() {
             let is_told = match answer {
-                Some(answer) => matches!(answer.await, Ok(Outcome::Answered(Answer::Done | Answer::Declined(_)))),
+                Some(answer) => matches!(answer.await, Ok(Outcome::Answered(Response::Done | Response::Declined(_)))),
                 None => false,
             };
             if !is_told {
-                context.undelivered.missed(&peer, group, key.as_ref());
+                context.missed_writes.missed(&peer, group, key.as_ref());
             }
         }
     }

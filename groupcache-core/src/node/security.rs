@@ -11,7 +11,7 @@ use crate::{
     context::NodeContext,
     transport::{
         RETIRE_WITHIN,
-        tls::{ClusterKey, Keeper, Me, Source},
+        tls::{ClusterKey, CredentialStore, Source, TlsIdentity},
     },
 };
 use crate::{
@@ -100,8 +100,8 @@ impl Chosen {
             Self::Open { is_insecure } => Ok(Security::Open { is_insecure }),
             #[cfg(feature = "tls")]
             Self::Tls(source) => {
-                let me = Me { cluster: identity.cluster().into(), id: identity.id() };
-                Ok(Security::Tls(Arc::new(Keeper::new(source, me).await?)))
+                let me = TlsIdentity { cluster: identity.cluster().into(), id: identity.id() };
+                Ok(Security::Tls(Arc::new(CredentialStore::new(source, me).await?)))
             }
         }
     }
@@ -132,12 +132,12 @@ fn check_exposure(identity: &Identity, is_insecure: bool, is_mounted: bool) -> R
 
 /// Reads files again, and makes connections anew when what was read has changed. Runs until the node ends.
 #[cfg(feature = "tls")]
-pub(super) async fn keep_up_to_date(shared: Arc<NodeContext>, keeper: Arc<Keeper>) {
-    tokio::join!(reread(&keeper), renew(&shared, &keeper));
+pub(super) async fn keep_up_to_date(context: Arc<NodeContext>, keeper: Arc<CredentialStore>) {
+    tokio::join!(reread(&keeper), renew(&context, &keeper));
 }
 
 #[cfg(feature = "tls")]
-async fn reread(keeper: &Keeper) {
+async fn reread(keeper: &CredentialStore) {
     let mut looks = interval(REREAD);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     looks.tick().await; // the first is at once, and the node has just read them
@@ -159,16 +159,16 @@ async fn reread(keeper: &Keeper) {
 
 /// Our own connections are made anew one by one; those that peers made retire at the door.
 #[cfg(feature = "tls")]
-async fn renew(shared: &NodeContext, keeper: &Keeper) {
+async fn renew(context: &NodeContext, keeper: &CredentialStore) {
     let mut generations = keeper.generations();
     while generations.changed().await.is_ok() {
         let generation = *generations.borrow_and_update();
         tracing::info!(generation, "other certificates or keys are in use; connections are made anew with them");
-        let links = shared.links();
+        let links = context.links();
         let pause = RETIRE_WITHIN / (links.len() as u32 + 1);
         for link in links {
             // A share of each pause is random: nodes that read the same file must not all turn to one peer at once.
-            sleep(pause.mul_f64((shared.random() % 1000) as f64 / 1000.0)).await;
+            sleep(pause.mul_f64((context.random() % 1000) as f64 / 1000.0)).await;
             link.renew();
             if generations.has_changed().unwrap_or(true) {
                 break; // another change: all of them once more, and within the same time

@@ -20,13 +20,13 @@ async fn slow(loads: &Loads, key: &str) -> Result<String, crate::BoxError> {
 
 /// Makes `node` believe that these are the owners.
 fn believe(node: &Node, owners: &[&str]) {
-    let shared = &node.inner.shared;
-    let view = shared.view();
+    let context = &node.inner.context;
+    let view = context.view();
     let mut members = view.members().to_vec();
     for member in &mut members {
         member.share = u8::from(owners.contains(&member.id.as_str()));
     }
-    shared.install(View::new(view.epoch + 1, MemberSet { members }));
+    context.install(View::new(view.epoch + 1, MemberSet { members }));
 }
 
 async fn three(loads: &Loads) -> (Cluster, Vec<Group<String>>) {

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::node::replay::catch_up;
+use crate::node::replay::replay;
 use crate::{
     cache::revalidation::Change, context::NodeContext, limits::TICK, peer::server::Server, runtime::clock::Punctuality,
 };
@@ -22,99 +22,99 @@ const CUT_OFF: Duration = Duration::from_secs(2);
 const WATCH_EVERY: u64 = 100;
 
 /// Runs until the node ends.
-pub(super) async fn tick(shared: Arc<NodeContext>) {
-    let _end = End(Arc::clone(&shared));
+pub(super) async fn tick(context: Arc<NodeContext>) {
+    let _end = CloseOnDrop(Arc::clone(&context));
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut n: u64 = 0;
     let mut was_connected = false;
     loop {
         ticks.tick().await;
-        let late = shared.local.clock.tick();
+        let late = context.local.clock.tick();
         let we_stood_still = matches!(late, Punctuality::Late(_));
         if we_stood_still {
-            shared.local.counters.late_ticks.up();
+            context.local.counters.late_ticks.up();
         }
-        let now_ms = shared.now_ms();
+        let now_ms = context.now_ms();
         // A node that knows nobody else hears of every write.
-        let is_alone = shared.view_ref().members().len() <= 1;
+        let is_alone = context.view_ref().members().len() <= 1;
         if matches!(late, Punctuality::Late(by) if by > CUT_OFF) && !is_alone {
-            cut_off(&shared, "this process stood still");
+            on_partitioned(&context, "this process stood still");
         }
         let (mut in_flight, mut connected, mut lost) = (0, 0, 0);
-        for link in shared.links() {
+        for link in context.links() {
             link.sweep(now_ms, we_stood_still);
             in_flight += link.in_flight();
             connected += usize::from(link.admits());
             lost += usize::from(link.is_lost(now_ms));
         }
         if connected == 0 && was_connected && lost > 0 {
-            shared.is_cut_off.store(true, Relaxed);
-            cut_off(&shared, "no peer can be reached");
+            context.is_partitioned.store(true, Relaxed);
+            on_partitioned(&context, "no peer can be reached");
         }
         if connected > 0 && !was_connected {
             // It was not the others that were away.
-            shared.links().iter().filter(|link| !link.admits()).for_each(|link| link.hurry());
+            context.links().iter().filter(|link| !link.admits()).for_each(|link| link.retry_soon());
         }
         was_connected = connected > 0;
         if connected > 0 || lost == 0 {
-            shared.is_cut_off.store(false, Relaxed);
+            context.is_partitioned.store(false, Relaxed);
         }
-        shared.local.in_flight.store(in_flight, Relaxed);
+        context.local.in_flight.store(in_flight, Relaxed);
         n += 1;
         if n.is_multiple_of(WATCH_EVERY) {
-            shared.registry.all().iter().for_each(|group| group.watch());
-            catch_up_with_those_who_missed(&shared);
+            context.registry.all().iter().for_each(|group| group.watch());
+            catch_up_with_those_who_missed(&context);
         }
     }
 }
 
 /// The node ends, or its runtime does, under callers who have another one: nothing would ever end what they wait for.
-struct End(Arc<NodeContext>);
+struct CloseOnDrop(Arc<NodeContext>);
 
-impl Drop for End {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
         self.0.tasks.close(); // first, so that fetches which lose their link now do not begin to load here
-        self.0.links().iter().for_each(|link| link.hang_up());
+        self.0.links().iter().for_each(|link| link.close());
     }
 }
 
 /// A write may not have been taken though the connection lives: a limit was reached, or a deadline passed.
-fn catch_up_with_those_who_missed(shared: &Arc<NodeContext>) {
-    let is_here = |group: &str| shared.registry.get(group).is_some();
-    for member in shared.view().members() {
-        if shared.undelivered.has_missed(&member.id, is_here)
-            && let Some(link) = shared.link(member).filter(|link| link.admits())
+fn catch_up_with_those_who_missed(context: &Arc<NodeContext>) {
+    let is_here = |group: &str| context.registry.get(group).is_some();
+    for member in context.view().members() {
+        if context.missed_writes.has_missed(&member.id, is_here)
+            && let Some(link) = context.link(member).filter(|link| link.admits())
         {
-            shared.tasks.run(catch_up(Arc::clone(shared), member.id.clone(), link));
+            context.tasks.run(replay(Arc::clone(context), member.id.clone(), link));
         }
     }
 }
 
 /// Gives back the memory of what has expired. Runs until the node ends.
-pub(super) async fn sweep(shared: Arc<NodeContext>) {
+pub(super) async fn sweep(context: Arc<NodeContext>) {
     loop {
         sleep(SWEEP).await;
-        shared.handover.sweep(shared.now_ms());
-        for group in shared.registry.all() {
+        context.handover.sweep(context.now_ms());
+        for group in context.registry.all() {
             group.sweep().await;
         }
     }
 }
 
 /// Writes may have passed this node by: what it holds is served for a short time only.
-fn cut_off(shared: &NodeContext, why: &str) {
-    shared.changes.happened(Change::CutOff, shared.now_ms());
-    shared.local.counters.cut_off.up();
+fn on_partitioned(context: &NodeContext, why: &str) {
+    context.changes.record(Change::Partitioned, context.now_ms());
+    context.local.counters.cut_off.up();
     tracing::warn!("{why}: what this node holds may have changed meanwhile, and is served for a short time only");
 }
 
 /// Sends the Hello again on every connection when it has changed.
-pub(super) async fn announce(shared: Arc<NodeContext>, server: Server) {
-    let mut changes = shared.local.changes();
+pub(super) async fn announce(context: Arc<NodeContext>, server: Server) {
+    let mut changes = context.local.changes();
     while changes.changed().await.is_ok() {
-        shared.links().iter().for_each(|link| link.nudge());
+        context.links().iter().for_each(|link| link.nudge());
         server.nudge();
     }
 }

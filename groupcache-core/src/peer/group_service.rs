@@ -18,7 +18,7 @@ use crate::{
     limits::MAX_GROUPS,
     protocol::{
         chain::LoadChain,
-        message::{Answer, GroupName, Page},
+        message::{GroupName, Page, Response},
     },
     runtime::sync::{Keyed, sharded},
 };
@@ -33,7 +33,7 @@ pub(crate) struct LoadRequest<'a> {
 }
 
 /// Future of a response.
-pub(crate) type ResponseFuture = Pin<Box<dyn Future<Output = Answer> + Send>>;
+pub(crate) type ResponseFuture = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 /// Progress of the transfers to new owners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,9 +83,9 @@ pub(crate) trait GroupService: Send + Sync {
     /// Returns the version of the encoding of the group's values.
     fn format(&self) -> u32;
     /// Returns the response to a get from memory, if memory can answer it.
-    fn cached_response(self: Arc<Self>, key: &str) -> Option<Answer>;
+    fn cached_response(self: Arc<Self>, key: &str) -> Option<Response>;
     /// Returns the cached value of a key that the asker owns now, with its remaining time to live. Never loads.
-    fn read_as_previous_owner(&self, key: &str) -> Answer;
+    fn read_as_previous_owner(&self, key: &str) -> Response;
     /// Returns a page of the entries that a peer owns now. The cursor says that all entries before it have arrived there.
     fn page(self: Arc<Self>, to: PeerId, cursor: u64) -> ResponseFuture;
     /// Fills the transfer plan of the entries that other nodes own now.

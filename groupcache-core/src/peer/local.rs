@@ -81,7 +81,7 @@ impl LocalNode {
 }
 
 /// Why two nodes do not talk to each other; the text is for the logs of both.
-pub(crate) fn objection(ours: &Hello, theirs: &Hello) -> Option<String> {
+pub(crate) fn rejection_reason(ours: &Hello, theirs: &Hello) -> Option<String> {
     if ours.cluster != theirs.cluster {
         return Some(format!(
             "{} belongs to cluster {:?} and this node to {:?}; give both one name, or keep them from finding each other",
@@ -99,8 +99,8 @@ mod tests {
     #[test]
     fn another_cluster_is_refused_by_name() {
         let (ours, mut theirs) = (hello("a"), hello("b"));
-        assert_eq!(objection(&ours, &theirs), None);
+        assert_eq!(rejection_reason(&ours, &theirs), None);
         theirs.cluster = "orders".into();
-        assert!(objection(&ours, &theirs).unwrap().contains("\"orders\""));
+        assert!(rejection_reason(&ours, &theirs).unwrap().contains("\"orders\""));
     }
 }

@@ -111,7 +111,7 @@ impl BadKey {
 
 /// What is answered.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Answer {
+pub(crate) enum Response {
     Value(Encoded),
     NotFound,
     LoadFailed {

@@ -1,26 +1,25 @@
-//! Lines of the log about what anyone outside can cause any number of times: a few per second, and a count of the rest.
-
-use std::time::Duration;
+//! Limits of log lines that anyone outside can cause any number of times.
 
 use tokio::time::Instant;
 
-use crate::runtime::sync::Mutex;
+use crate::runtime::{sync::Mutex, token_bucket::TokenBucket};
 
-/// A reader of the log sees what goes on, and the log stays readable.
-const PER_SECOND: u32 = 10;
+/// Lines of one kind per second, so that the log stays readable.
+const PER_SECOND: f64 = 10.0;
 
-#[derive(Debug, Default)]
-pub(crate) struct LogRateLimit(Mutex<Second>);
+/// A limit of the log lines of one kind.
+#[derive(Debug)]
+pub(crate) struct LogRateLimit(Mutex<(TokenBucket, u64)>);
 
-#[derive(Debug, Default)]
-struct Second {
-    begun: Option<Instant>,
-    written: u32,
-    suppressed: u64,
+impl Default for LogRateLimit {
+    fn default() -> Self {
+        Self(Mutex::new((TokenBucket::new(PER_SECOND, PER_SECOND), 0)))
+    }
 }
 
 impl LogRateLimit {
-    /// Writes a line, unless there were enough in this second. It is told how many were left out before it.
+    /// Writes a line, unless there were enough in this second. `line` receives the number of lines that were left out
+    /// before it.
     pub(crate) fn write(&self, line: impl FnOnce(u64)) {
         if let Some(suppressed) = self.take(Instant::now()) {
             line(suppressed);
@@ -28,25 +27,24 @@ impl LogRateLimit {
     }
 
     fn take(&self, now: Instant) -> Option<u64> {
-        let mut second = self.0.lock();
-        if second.begun.is_none_or(|begun| now.duration_since(begun) >= Duration::from_secs(1)) {
-            (second.begun, second.written) = (Some(now), 0);
-        }
-        if second.written >= PER_SECOND {
-            second.suppressed += 1;
+        let mut state = self.0.lock();
+        let (bucket, suppressed) = &mut *state;
+        if !bucket.take(now) {
+            *suppressed += 1;
             return None;
         }
-        second.written += 1;
-        Some(std::mem::take(&mut second.suppressed))
+        Some(std::mem::take(suppressed))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn ten_lines_a_second_and_then_how_many_there_were() {
+    fn ten_lines_a_second_then_a_count_of_the_rest() {
         let (lines, begun) = (LogRateLimit::default(), Instant::now());
         let written = |at: Instant| (0..25).filter_map(|_| lines.take(at)).collect::<Vec<_>>();
         assert_eq!(written(begun), [0; 10]);

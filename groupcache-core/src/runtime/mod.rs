@@ -7,3 +7,4 @@ pub(crate) mod log_limit;
 pub(crate) mod small_bytes;
 pub(crate) mod stats;
 pub(crate) mod sync;
+pub(crate) mod token_bucket;

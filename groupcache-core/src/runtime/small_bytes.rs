@@ -35,7 +35,7 @@ fn inline<const ROOM: usize>(value: &[u8]) -> Bytes {
 }
 
 /// A copy of what may be a slice of something larger.
-pub(crate) fn copied(value: &[u8]) -> Bytes {
+pub(crate) fn copy(value: &[u8]) -> Bytes {
     if value.is_empty() {
         return Bytes::new();
     }
@@ -64,23 +64,23 @@ pub(crate) fn copied(value: &[u8]) -> Bytes {
 }
 
 /// A value that need not keep what it is a slice of: itself where it is long.
-pub(crate) fn owned(value: &Bytes) -> Bytes {
-    if value.len() < COPY_BELOW { copied(value) } else { value.clone() }
+pub(crate) fn detach(value: &Bytes) -> Bytes {
+    if value.len() < COPY_BELOW { copy(value) } else { value.clone() }
 }
 
 /// What was written step by step: its buffer is up to twice as long as what is in it.
-pub(crate) fn exact(written: BytesMut) -> Bytes {
+pub(crate) fn shrink(written: BytesMut) -> Bytes {
     if written.len() <= INLINE {
-        return copied(&written);
+        return copy(&written);
     }
-    let mut exact = Vec::from(written);
-    exact.shrink_to_fit();
-    exact.into()
+    let mut shrink = Vec::from(written);
+    shrink.shrink_to_fit();
+    shrink.into()
 }
 
 /// A part of what was received, which a short one does not hold in memory.
-pub(crate) fn part(whole: &Bytes, part: &[u8]) -> Bytes {
-    if part.len() < COPY_BELOW { copied(part) } else { whole.slice_ref(part) }
+pub(crate) fn slice_or_copy(whole: &Bytes, slice_or_copy: &[u8]) -> Bytes {
+    if slice_or_copy.len() < COPY_BELOW { copy(slice_or_copy) } else { whole.slice_ref(slice_or_copy) }
 }
 
 #[cfg(test)]
@@ -91,8 +91,8 @@ mod tests {
     fn a_copy_is_what_it_is_a_copy_of() {
         let all: Vec<u8> = (0..=255).cycle().take(5000).collect();
         for len in (0..600).chain([COPY_BELOW - 1, COPY_BELOW, 5000]) {
-            assert_eq!(copied(&all[..len]), all[..len]);
-            assert_eq!(exact(BytesMut::from(&all[..len])), all[..len]);
+            assert_eq!(copy(&all[..len]), all[..len]);
+            assert_eq!(shrink(BytesMut::from(&all[..len])), all[..len]);
         }
     }
 
@@ -100,11 +100,11 @@ mod tests {
     fn what_is_short_does_not_hold_what_it_was_a_part_of() {
         let whole = Bytes::from(vec![7; 3 * COPY_BELOW]);
         for len in [1, 100, 300, COPY_BELOW - 1] {
-            let (part, owned) = (part(&whole, &whole[5..5 + len]), owned(&whole.slice(5..5 + len)));
-            assert_eq!((part.len(), owned.len()), (len, len));
+            let (slice_or_copy, detach) = (slice_or_copy(&whole, &whole[5..5 + len]), detach(&whole.slice(5..5 + len)));
+            assert_eq!((slice_or_copy.len(), detach.len()), (len, len));
             assert!(whole.is_unique(), "{len}");
         }
-        let long = part(&whole, &whole[..COPY_BELOW]);
+        let long = slice_or_copy(&whole, &whole[..COPY_BELOW]);
         assert!(!whole.is_unique() && long.as_ptr() == whole.as_ptr());
     }
 }

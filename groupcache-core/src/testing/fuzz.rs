@@ -33,7 +33,7 @@ use tonic::{
 use crate::{
     Group, Node,
     protocol::{
-        message::Answer,
+        message::Response,
         proto,
         wire::{self, Answered, Incoming, Outgoing},
     },
@@ -68,7 +68,7 @@ pub fn wire(bytes: &[u8]) {
         again.answer(id, answer.clone());
         assert!(again.written().len() <= again.bytes());
         // About: an entry of a page takes two bytes more than it says, and is counted with more.
-        let entries = if let Answer::Page(page) = &answer { page.entries.len() } else { 0 };
+        let entries = if let Response::Page(page) = &answer { page.entries.len() } else { 0 };
         assert!(wire::answer_bytes(&answer) <= again.written().len() + 64 + 24 * entries);
         assert_eq!(again.arrived().answers, [Answered { id, answer, is_known: true }]);
     }

@@ -16,10 +16,10 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::transport::listener::LINGER;
+use crate::transport::listener::CLOSE_DELAY;
 use crate::{
     runtime::sync::Mutex,
-    transport::handshake::{Caller, Trouble},
+    transport::handshake::{Caller, HandshakeError},
 };
 
 /// One attempt to connect to a peer.
@@ -34,7 +34,7 @@ pub(crate) struct Attempt {
 #[derive(Debug, Default)]
 struct State {
     server: Option<Caller>,
-    trouble: Option<Trouble>,
+    trouble: Option<HandshakeError>,
 }
 
 impl Attempt {
@@ -59,11 +59,11 @@ impl Attempt {
     }
 
     /// What went wrong first. HTTP/2 only says that the operation was cancelled.
-    pub(crate) fn trouble(&self) -> Option<Trouble> {
+    pub(crate) fn trouble(&self) -> Option<HandshakeError> {
         self.state.lock().trouble.clone()
     }
 
-    pub(crate) fn note(&self, trouble: Trouble) {
+    pub(crate) fn note(&self, trouble: HandshakeError) {
         self.state.lock().trouble.get_or_insert(trouble);
     }
 }
@@ -84,7 +84,7 @@ impl<Io> Watched<Io> {
         let given_up = attempt.given_up.clone();
         let close = async move {
             given_up.cancelled_owned().await;
-            sleep(LINGER).await;
+            sleep(CLOSE_DELAY).await;
         };
         Self { io, attempt, is_first: is_plain, close: Some(Box::pin(close)) }
     }
@@ -102,7 +102,7 @@ impl<Io> Watched<Io> {
 
     fn kept<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(e)) = &result {
-            self.attempt.note(Trouble::of(e));
+            self.attempt.note(HandshakeError::of(e));
         }
         result
     }
@@ -125,7 +125,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
         {
             self.is_first = false;
             if matches!(*first, TLS_ALERT | TLS_HANDSHAKE) {
-                let trouble = Trouble::OneSideIsPlain { they_speak_tls: true };
+                let trouble = HandshakeError::OneSideIsPlain { they_speak_tls: true };
                 self.attempt.note(trouble.clone());
                 return Poll::Ready(Err(trouble.into_io()));
             }
@@ -185,7 +185,7 @@ mod tests {
         let (ours, mut theirs) = duplex(8);
         let mut ours = Watched::new(ours, attempt, false);
         ours.write_all(b"before").await.unwrap();
-        advance(LINGER * 9).await;
+        advance(CLOSE_DELAY * 9).await;
         let given_up = Instant::now();
         drop(of_use);
         ours.write_all(b"go").await.unwrap();
@@ -193,10 +193,10 @@ mod tests {
         let (read, written) = {
             let (mut from, mut to) = tokio::io::split(&mut ours);
             let both = async { tokio::join!(from.read_u8(), to.write_all(b"later")) };
-            timeout(LINGER * 9, both).await.expect("it ends")
+            timeout(CLOSE_DELAY * 9, both).await.expect("it ends")
         };
         // A timer is late by less than a millisecond.
-        assert_eq!(given_up.elapsed().as_millis() / 2, LINGER.as_millis() / 2);
+        assert_eq!(given_up.elapsed().as_millis() / 2, CLOSE_DELAY.as_millis() / 2);
         for ended in [read.unwrap_err(), written.unwrap_err()] {
             assert_eq!(ended.kind(), io::ErrorKind::ConnectionAborted);
         }

@@ -21,26 +21,26 @@ const TURN: Duration = Duration::from_micros(100);
 
 /// Where a connection is in its turn.
 #[derive(Debug, Default)]
-pub(crate) enum Turn {
+pub(crate) enum ReadBudget {
     /// Nothing has been read since the connection last had to wait for its socket.
     #[default]
     Free,
     /// It reads since then.
     Reading(Instant),
     /// It has read for long enough, and others have their turn.
-    Yielding(Yielding),
+    YieldNow(YieldNow),
 }
 
-impl Turn {
+impl ReadBudget {
     /// Before a read: pending when others are to have their turn. The task is woken when the runtime has come round, and
     /// has looked at its sockets.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.poll_write(cx));
         match self {
-            Self::Free | Self::Yielding(_) => *self = Self::Reading(Instant::now()),
+            Self::Free | Self::YieldNow(_) => *self = Self::Reading(Instant::now()),
             Self::Reading(since) if since.elapsed() < TURN => {}
             Self::Reading(_) => {
-                *self = Self::Yielding(Yielding::begin(cx));
+                *self = Self::YieldNow(YieldNow::begin(cx));
                 return Poll::Pending;
             }
         }
@@ -51,7 +51,7 @@ impl Turn {
     /// connection, and would be written by a call of its own.
     pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            Self::Yielding(yielding) => yielding.poll(cx),
+            Self::YieldNow(yielding) => yielding.poll(cx),
             Self::Free | Self::Reading(_) => Poll::Ready(()),
         }
     }
@@ -64,15 +64,15 @@ impl Turn {
 
 /// A wait until the runtime has come round, whoever wakes the connection meanwhile: its own streams do, each time that
 /// one of them has something to send, and would keep the turn here.
-pub(crate) struct Yielding {
-    round: Arc<Round>,
+pub(crate) struct YieldNow {
+    round: Arc<SchedulerTick>,
     /// Kept, since nobody promises that a future which was dropped wakes anybody.
     wait: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-impl Yielding {
+impl YieldNow {
     fn begin(cx: &mut Context<'_>) -> Self {
-        let round = Arc::new(Round { is_over: AtomicBool::new(false), connection: cx.waker().clone() });
+        let round = Arc::new(SchedulerTick { is_over: AtomicBool::new(false), connection: cx.waker().clone() });
         let mut yielding = Self { round, wait: Box::pin(yield_now()) };
         yielding.ask();
         yielding
@@ -102,19 +102,19 @@ impl Yielding {
     }
 }
 
-impl fmt::Debug for Yielding {
+impl fmt::Debug for YieldNow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Yielding").field(&self.round.is_over).finish()
     }
 }
 
 /// A round of the runtime.
-struct Round {
+struct SchedulerTick {
     is_over: AtomicBool,
     connection: Waker,
 }
 
-impl Wake for Round {
+impl Wake for SchedulerTick {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -137,17 +137,17 @@ mod tests {
 
     use super::*;
 
-    async fn may_read(turn: &mut Turn) -> bool {
+    async fn may_read(turn: &mut ReadBudget) -> bool {
         poll_fn(|cx| Poll::Ready(turn.poll_read(cx).is_ready())).await
     }
 
-    async fn may_write(turn: &mut Turn) -> bool {
+    async fn may_write(turn: &mut ReadBudget) -> bool {
         poll_fn(|cx| Poll::Ready(turn.poll_write(cx).is_ready())).await
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_turn_ends_after_its_time_and_another_begins_after_the_others() {
-        let mut turn = Turn::default();
+        let mut turn = ReadBudget::default();
         for _ in 0..3 {
             assert!(may_read(&mut turn).await);
             advance(TURN - Duration::from_micros(1)).await;
@@ -164,7 +164,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_for_the_socket_is_no_part_of_a_turn() {
-        let mut turn = Turn::default();
+        let mut turn = ReadBudget::default();
         assert!(may_read(&mut turn).await);
         turn.over();
         advance(TURN * 10).await;
@@ -173,7 +173,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_woken_when_the_others_have_had_their_turn() {
-        let mut turn = Turn::Reading(Instant::now());
+        let mut turn = ReadBudget::Reading(Instant::now());
         advance(TURN).await;
         let mut polls = 0;
         poll_fn(|cx| {
@@ -186,7 +186,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_task_that_polled_last_is_woken() {
-        let mut turn = Turn::Reading(Instant::now());
+        let mut turn = ReadBudget::Reading(Instant::now());
         advance(TURN).await;
         assert!(turn.poll_read(&mut Context::from_waker(Waker::noop())).is_pending());
         poll_fn(|cx| turn.poll_read(cx)).await;
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn where_there_is_no_runtime_nobody_waits_for_one() {
-        let mut turn = Turn::Yielding(Yielding::begin(&mut Context::from_waker(Waker::noop())));
+        let mut turn = ReadBudget::YieldNow(YieldNow::begin(&mut Context::from_waker(Waker::noop())));
         assert!(turn.poll_write(&mut Context::from_waker(Waker::noop())).is_ready());
     }
 
@@ -217,7 +217,7 @@ mod tests {
         let (end, ends) = std::sync::mpsc::channel::<()>();
         let its = waker.clone();
         let stuck = tokio::spawn(async move {
-            assert!(begun.send(Turn::Yielding(Yielding::begin(&mut Context::from_waker(&its)))).is_ok());
+            assert!(begun.send(ReadBudget::YieldNow(YieldNow::begin(&mut Context::from_waker(&its)))).is_ok());
             let _ = ends.recv(); // blocks its thread
         });
         let mut turn = has_begun.await.unwrap();

@@ -37,7 +37,7 @@ use crate::{
         log_limit::LogRateLimit,
         stats::{Counter, NodeCounters},
     },
-    transport::handshake::Trouble,
+    transport::handshake::HandshakeError,
 };
 
 /// Connections that HTTP/2 has not taken over yet.
@@ -50,7 +50,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long connections may live on after the node, and one that is given up after that: for what HTTP/2 has yet to send.
-pub(crate) const LINGER: Duration = Duration::from_millis(500);
+pub(crate) const CLOSE_DELAY: Duration = Duration::from_millis(500);
 
 /// How long a refused peer is given to read why.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -62,7 +62,7 @@ const TLS_REFUSAL: [u8; 7] = [TLS_ALERT, 3, 3, 0, 2, 2, 40];
 const PLAIN_REFUSAL: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
 /// What the listener of a node needs of it.
-pub(crate) struct Doorkeeper {
+pub(crate) struct ListenerConfig {
     pub(crate) security: Security,
     pub(crate) max_connections: usize,
     pub(crate) counters: Arc<NodeCounters>,
@@ -72,23 +72,23 @@ pub(crate) struct Doorkeeper {
 }
 
 /// Begins to accept; what has shaken hands comes out of the stream.
-pub(crate) fn open(listener: TcpListener, keeper: Doorkeeper) -> Accepting {
+pub(crate) fn start(listener: TcpListener, keeper: ListenerConfig) -> Accepting {
     let (accepted, feed) = mpsc::channel(ACCEPTED_QUEUE);
     let sessions = Sessions::new(keeper.max_connections);
-    let door = Arc::new(Door { sessions, keeper, begun: Instant::now(), lines: LogRateLimit::default(), accepted });
+    let door = Arc::new(Listener { sessions, keeper, begun: Instant::now(), lines: LogRateLimit::default(), accepted });
     door.keeper.tasks.spawn(Arc::clone(&door).run(listener));
     Accepting(feed)
 }
 
-struct Door {
+struct Listener {
     sessions: Sessions,
-    keeper: Doorkeeper,
+    keeper: ListenerConfig,
     begun: Instant,
     lines: LogRateLimit,
     accepted: mpsc::Sender<Accepted>,
 }
 
-impl Door {
+impl Listener {
     async fn run(self: Arc<Self>, listener: TcpListener) {
         let mut sweeps = interval(SWEEP);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -97,7 +97,7 @@ impl Door {
                 biased;
                 () = self.keeper.stop.cancelled() => {
                     // The last words are on their way; who does not read them would hold the connection for ever.
-                    let _ = timeout(LINGER, self.sessions.all_gone()).await;
+                    let _ = timeout(CLOSE_DELAY, self.sessions.all_gone()).await;
                     return self.sessions.cut_all();
                 }
                 _ = sweeps.tick() => self.sessions.sweep(self.now_ms(), self.keeper.security.generation()),
@@ -119,7 +119,7 @@ impl Door {
         match self.sessions.admit(remote, self.now_ms()) {
             Ok((session, crowded_out)) => {
                 if let Some(crowded_out) = crowded_out {
-                    self.refused(crowded_out.remote, &Trouble::CrowdedOut);
+                    self.refused(crowded_out.remote, &HandshakeError::CrowdedOut);
                 }
                 let admitted = Admitted { door: Arc::clone(self), session };
                 self.keeper.tasks.spawn(admitted.shake_hands(tcp));
@@ -128,7 +128,7 @@ impl Door {
         }
     }
 
-    fn refused(&self, remote: SocketAddr, trouble: &Trouble) {
+    fn refused(&self, remote: SocketAddr, trouble: &HandshakeError) {
         counter(&self.keeper.counters, trouble).up();
         self.lines.write(|suppressed| {
             tracing::warn!(%remote, error = %trouble, suppressed, "refused a connection");
@@ -140,22 +140,22 @@ impl Door {
     }
 }
 
-fn counter<'a>(counters: &'a NodeCounters, trouble: &Trouble) -> &'a Counter {
+fn counter<'a>(counters: &'a NodeCounters, trouble: &HandshakeError) -> &'a Counter {
     match trouble {
-        Trouble::OneSideIsPlain { .. } => &counters.refused_plain,
-        Trouble::OtherTls(_) => &counters.refused_tls,
-        Trouble::Certificate(_) => &counters.refused_certificates,
-        Trouble::Name(_) => &counters.refused_names,
-        Trouble::RefusesUs(_) => &counters.refused_by_peers,
-        Trouble::TooLate => &counters.handshake_timeouts,
-        Trouble::CrowdedOut => &counters.crowded_out,
-        Trouble::Broken(_) => &counters.handshakes_broken,
+        HandshakeError::OneSideIsPlain { .. } => &counters.refused_plain,
+        HandshakeError::OtherTls(_) => &counters.refused_tls,
+        HandshakeError::Certificate(_) => &counters.refused_certificates,
+        HandshakeError::Name(_) => &counters.refused_names,
+        HandshakeError::RefusesUs(_) => &counters.refused_by_peers,
+        HandshakeError::TooLate => &counters.handshake_timeouts,
+        HandshakeError::CrowdedOut => &counters.crowded_out,
+        HandshakeError::Broken(_) => &counters.handshakes_broken,
     }
 }
 
 /// A connection that has a place; it is given back when this is dropped.
 struct Admitted {
-    door: Arc<Door>,
+    door: Arc<Listener>,
     session: Arc<Session>,
 }
 
@@ -167,20 +167,20 @@ impl Drop for Admitted {
 
 impl Admitted {
     async fn shake_hands(self, mut tcp: TcpStream) {
-        let Doorkeeper { security, stop, .. } = &self.door.keeper;
+        let ListenerConfig { security, stop, .. } = &self.door.keeper;
         let handshake = async {
             // Small answers must not wait for the acknowledgement of those before them.
-            tcp.set_nodelay(true).map_err(|e| Trouble::of(&e))?;
+            tcp.set_nodelay(true).map_err(|e| HandshakeError::of(&e))?;
             if let Err(trouble) = first_byte(security, &mut tcp).await {
                 let words: &[u8] = if security.is_open() { &PLAIN_REFUSAL } else { &TLS_REFUSAL };
-                last_words(&mut tcp, words).await;
+                send_refusal(&mut tcp, words).await;
                 return Err(trouble);
             }
             match security.accept(tcp).await {
                 Ok(accepted) => Ok(accepted),
                 Err((trouble, tcp)) => {
                     if let Some(mut tcp) = tcp {
-                        last_words(&mut tcp, &[]).await; // the alert has been sent
+                        send_refusal(&mut tcp, &[]).await; // the alert has been sent
                     }
                     Err(trouble)
                 }
@@ -191,11 +191,11 @@ impl Admitted {
             biased;
             () = stop.cancelled() => return,
             () = cut.cancelled() => return, // it was said why
-            shaken = timeout(HANDSHAKE, handshake) => shaken.unwrap_or(Err(Trouble::TooLate)),
+            shaken = timeout(HANDSHAKE, handshake) => shaken.unwrap_or(Err(HandshakeError::TooLate)),
         };
         match shaken {
             Ok((stream, caller, generation)) => {
-                self.session.is_of(caller, generation);
+                self.session.authenticated_as(caller, generation);
                 let accepted = self.door.accepted.clone();
                 let _ = accepted.send(Accepted { stream, cut: Box::pin(cut.cancelled_owned()), place: self }).await;
             }
@@ -205,21 +205,21 @@ impl Admitted {
 }
 
 /// Whether both sides speak TLS, or neither does.
-async fn first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), Trouble> {
+async fn first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), HandshakeError> {
     let mut first = [0];
-    if tcp.peek(&mut first).await.map_err(|e| Trouble::of(&e))? == 0 {
-        return Err(Trouble::Broken("it was closed before anything was said".to_owned()));
+    if tcp.peek(&mut first).await.map_err(|e| HandshakeError::of(&e))? == 0 {
+        return Err(HandshakeError::Broken("it was closed before anything was said".to_owned()));
     }
     let they_speak_tls = first == [TLS_HANDSHAKE];
     match they_speak_tls == security.is_open() {
-        true => Err(Trouble::OneSideIsPlain { they_speak_tls }),
+        true => Err(HandshakeError::OneSideIsPlain { they_speak_tls }),
         false => Ok(()),
     }
 }
 
 /// Says this, and gives the other side time to read it. Closed with something unread, the connection would be reset,
 /// and what was said last be lost.
-async fn last_words(tcp: &mut TcpStream, words: &[u8]) {
+async fn send_refusal(tcp: &mut TcpStream, words: &[u8]) {
     let said = async {
         tcp.write_all(words).await?;
         tcp.shutdown().await?;
@@ -313,8 +313,8 @@ mod tests {
     use super::*;
     use crate::transport;
 
-    fn keeper(stop: &CancellationToken) -> Doorkeeper {
-        Doorkeeper {
+    fn keeper(stop: &CancellationToken) -> ListenerConfig {
+        ListenerConfig {
             security: Security::Open { is_insecure: true },
             max_connections: 4,
             counters: Arc::default(),
@@ -326,13 +326,13 @@ mod tests {
     #[tokio::test]
     #[expect(clippy::disallowed_methods, reason = "somebody who knocks at the door")]
     async fn a_listener_that_ends_waits_for_its_connections_and_not_for_long() {
-        for (linger, is_left) in [(Duration::ZERO, false), (LINGER, true)] {
+        for (linger, is_left) in [(Duration::ZERO, false), (CLOSE_DELAY, true)] {
             let listener = transport::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
             let address = listener.local_addr().unwrap();
             let stop = CancellationToken::new();
             let keeper = keeper(&stop);
             let tasks = keeper.tasks.clone();
-            let mut accepting = open(listener, keeper);
+            let mut accepting = start(listener, keeper);
             let mut peer = TcpStream::connect(address).await.unwrap();
             peer.write_all(b"PRI").await.unwrap();
             let accepted = accepting.0.recv().await.expect("it has shaken hands");

@@ -30,14 +30,14 @@ pub(crate) use turmoil::net::{TcpListener, TcpStream};
 pub(crate) use crate::transport::session::RETIRE_WITHIN;
 pub(crate) use crate::transport::{
     attempt::Attempt,
-    listener::{Doorkeeper, open},
+    listener::{ListenerConfig, start},
     security::Security,
-    session::{DEAD, InUse, Session},
+    session::{IDLE_LIMIT, RequestGuard, Session},
 };
 use crate::transport::{attempt::Watched, stream::Stream};
 use crate::{
     limits::{CONNECT, Limits},
-    transport::handshake::Trouble,
+    transport::handshake::HandshakeError,
 };
 
 /// How to reach a peer. Lazy: it returns at once and connects at first use. What becomes of it is noted in the attempt.
@@ -98,7 +98,7 @@ impl Connector {
         // Small requests must not wait for the acknowledgement of those before them.
         tcp.set_nodelay(true)?;
         let shaken = timeout_at(end, self.security.connect(tcp, authority.host())).await;
-        let (stream, server) = shaken.unwrap_or(Err(Trouble::TooLate)).map_err(|trouble| {
+        let (stream, server) = shaken.unwrap_or(Err(HandshakeError::TooLate)).map_err(|trouble| {
             self.attempt.note(trouble.clone());
             trouble.into_io()
         })?;

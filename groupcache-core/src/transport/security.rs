@@ -1,6 +1,6 @@
 //! How a node proves who it is, and whom it lets in.
 
-use crate::transport::handshake::{Caller, Trouble};
+use crate::transport::handshake::{Caller, HandshakeError};
 use crate::transport::{TcpStream, stream::Stream};
 
 /// How a node proves who it is, and whom it lets in.
@@ -13,7 +13,7 @@ pub(crate) enum Security {
     },
     /// TLS 1.3 with certificates on both sides.
     #[cfg(feature = "tls")]
-    Tls(std::sync::Arc<crate::transport::tls::Keeper>),
+    Tls(std::sync::Arc<crate::transport::tls::CredentialStore>),
 }
 
 impl Security {
@@ -47,7 +47,7 @@ impl Security {
 
     /// The handshake of the side that connects.
     #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "only TLS has a handshake"))]
-    pub(crate) async fn connect(&self, tcp: TcpStream, host: &str) -> Result<(Stream, Caller), Trouble> {
+    pub(crate) async fn connect(&self, tcp: TcpStream, host: &str) -> Result<(Stream, Caller), HandshakeError> {
         match self {
             Self::Open { .. } => Ok((tcp.into(), Caller::Unknown)),
             #[cfg(feature = "tls")]
@@ -61,7 +61,10 @@ impl Security {
     /// The handshake of the side that listens: who it is, and by which generation of certificates.
     ///
     /// A connection that is handed back with the trouble is to be closed when the other side has read what it was told.
-    pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<(Stream, Caller, u64), (Trouble, Option<TcpStream>)> {
+    pub(crate) async fn accept(
+        &self,
+        tcp: TcpStream,
+    ) -> Result<(Stream, Caller, u64), (HandshakeError, Option<TcpStream>)> {
         match self {
             Self::Open { .. } => Ok((tcp.into(), Caller::Unknown, 0)),
             #[cfg(feature = "tls")]

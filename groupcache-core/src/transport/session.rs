@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     runtime::sync::Mutex,
-    transport::handshake::{Caller, Trouble},
+    transport::handshake::{Caller, HandshakeError},
 };
 
 /// Connections that have not carried an accepted request yet.
@@ -30,7 +30,7 @@ const UNUSED: Duration = Duration::from_secs(10);
 
 /// No byte for this long on a connection with a stream of frames: a peer pings every second. A client of the unary
 /// service has nothing to say while it waits.
-pub(crate) const DEAD: Duration = Duration::from_secs(30);
+pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Connections that were made with certificates or keys that have been replaced end within this time, one by one.
 pub(crate) const RETIRE_WITHIN: Duration = Duration::from_secs(30);
@@ -65,7 +65,7 @@ impl Session {
     }
 
     /// The handshake is over.
-    pub(crate) fn is_of(&self, caller: Caller, generation: u64) {
+    pub(crate) fn authenticated_as(&self, caller: Caller, generation: u64) {
         let _ = self.proof.set((caller, generation));
     }
 
@@ -120,9 +120,9 @@ impl Session {
 
 /// A request that was accepted; its connection is of use for as long as there is one.
 #[derive(Debug)]
-pub(crate) struct InUse(Arc<Session>);
+pub(crate) struct RequestGuard(Arc<Session>);
 
-impl InUse {
+impl RequestGuard {
     pub(crate) fn begin(session: &Arc<Session>) -> Self {
         session.begun_uses.fetch_add(1, Relaxed);
         session.uses.fetch_add(1, Relaxed);
@@ -130,7 +130,7 @@ impl InUse {
     }
 }
 
-impl Drop for InUse {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.0.uses.fetch_sub(1, Relaxed);
     }
@@ -184,10 +184,10 @@ impl Sessions {
         &self,
         remote: SocketAddr,
         now_ms: u64,
-    ) -> Result<(Arc<Session>, Option<Arc<Session>>), Trouble> {
+    ) -> Result<(Arc<Session>, Option<Arc<Session>>), HandshakeError> {
         let mut open = self.open.lock();
         if open.sessions.len() >= self.max && open.proven() >= self.max {
-            return Err(Trouble::CrowdedOut);
+            return Err(HandshakeError::CrowdedOut);
         }
         let crowded_out = if open.sessions.len() >= MAX_UNPROVEN { open.one_too_many() } else { None };
         open.next += 1;
@@ -240,7 +240,7 @@ impl Sessions {
             // Who reads a long answer slowly says how far it has come, after the get itself is over.
             let last_ms = if session.is_proven() { watch.used_ms.max(watch.heard_ms) } else { watch.used_ms };
             let is_unused = now_ms.saturating_sub(last_ms) >= ms(UNUSED);
-            let is_dead = session.has_stream.load(Relaxed) && now_ms.saturating_sub(watch.heard_ms) >= ms(DEAD);
+            let is_dead = session.has_stream.load(Relaxed) && now_ms.saturating_sub(watch.heard_ms) >= ms(IDLE_LIMIT);
             if session.proof.get().is_some_and(|(_, of)| *of != generation) {
                 watch.old_since_ms.get_or_insert(now_ms);
             }
@@ -314,7 +314,7 @@ mod tests {
     fn the_newest_takes_the_place_of_the_oldest_that_is_of_no_use_yet() {
         let sessions = Sessions::new(4);
         let proven = admit(&sessions, 0);
-        let _use = InUse::begin(&proven);
+        let _use = RequestGuard::begin(&proven);
         let first = admit(&sessions, 0);
         for _ in 1..MAX_UNPROVEN {
             assert_eq!(sessions.admit(REMOTE, 0).expect("a place").1.map(|s| s.number), None);
@@ -331,7 +331,7 @@ mod tests {
         let at = |host: u8| SocketAddr::from((std::net::Ipv4Addr::new(10, 0, 0, host).to_ipv6_mapped(), 1));
         let peer = sessions.admit(at(1), 0).expect("a place").0;
         let verified = admit(&sessions, 0);
-        verified.is_of(Caller::Verified { ids: None }, 1);
+        verified.authenticated_as(Caller::Verified { ids: None }, 1);
         let flood: Vec<_> = (0..3 * MAX_UNPROVEN).map(|_| sessions.admit(at(2), 0).expect("a place").0).collect();
         assert!(!peer.is_cut().is_cancelled() && !verified.is_cut().is_cancelled());
         let cut = flood.iter().filter(|session| session.is_cut().is_cancelled()).count();
@@ -349,8 +349,8 @@ mod tests {
     #[test]
     fn connections_of_use_have_a_limit_of_their_own() {
         let sessions = Sessions::new(2);
-        let _uses: Vec<_> = (0..2).map(|_| InUse::begin(&admit(&sessions, 0))).collect();
-        assert_eq!(sessions.admit(REMOTE, 0).map(drop), Err(Trouble::CrowdedOut));
+        let _uses: Vec<_> = (0..2).map(|_| RequestGuard::begin(&admit(&sessions, 0))).collect();
+        assert_eq!(sessions.admit(REMOTE, 0).map(drop), Err(HandshakeError::CrowdedOut));
     }
 
     #[test]
@@ -358,13 +358,13 @@ mod tests {
         let sessions = Sessions::new(8);
         let (unused, unary, silent, alive) =
             (admit(&sessions, 0), admit(&sessions, 0), admit(&sessions, 0), admit(&sessions, 0));
-        let _uses = [InUse::begin(&silent), InUse::begin(&alive)];
+        let _uses = [RequestGuard::begin(&silent), RequestGuard::begin(&alive)];
         assert!(silent.takes_its_stream() && alive.takes_its_stream());
         for now_ms in (0..=30_000).step_by(1000) {
             alive.read(1);
             unused.read(1); // however much it says
             if now_ms == 9_000 {
-                drop(InUse::begin(&unary)); // between two looks
+                drop(RequestGuard::begin(&unary)); // between two looks
                 unary.read(1);
             }
             sessions.sweep(now_ms, 0);
@@ -378,7 +378,7 @@ mod tests {
     fn a_client_that_says_nothing_while_it_waits_for_its_answer_is_not_dead() {
         let sessions = Sessions::new(8);
         let client = admit(&sessions, 0);
-        let mut waits = Some(InUse::begin(&client));
+        let mut waits = Some(RequestGuard::begin(&client));
         for now_ms in (0..=80_000).step_by(1000) {
             if now_ms == 60_000 {
                 waits = None;
@@ -392,7 +392,7 @@ mod tests {
     fn a_client_that_reads_its_answer_slowly_is_not_cut_off() {
         let sessions = Sessions::new(8);
         let client = admit(&sessions, 0);
-        drop(InUse::begin(&client));
+        drop(RequestGuard::begin(&client));
         for now_ms in (0..=60_000).step_by(1000) {
             if now_ms <= 40_000 && now_ms % 5_000 == 0 {
                 client.read(13); // it has room for more
@@ -406,8 +406,8 @@ mod tests {
     fn what_old_certificates_let_in_retires_one_by_one_and_is_cut_in_the_end() {
         let sessions = Sessions::new(100);
         let all: Vec<_> = (0..20).map(|_| admit(&sessions, 0)).collect();
-        let _uses: Vec<_> = all.iter().map(InUse::begin).collect();
-        all.iter().for_each(|session| session.is_of(Caller::Unknown, 1));
+        let _uses: Vec<_> = all.iter().map(RequestGuard::begin).collect();
+        all.iter().for_each(|session| session.authenticated_as(Caller::Unknown, 1));
         let mut seen = Vec::new();
         // Certificates change again and again, and that gives nobody more time.
         let generation = |now_ms: u64| if now_ms < 2000 { 1 } else { 2 + now_ms / 10_000 };
@@ -421,7 +421,7 @@ mod tests {
         assert_eq!((seen[0], seen[31]), (0, 20), "all within half a minute of the change");
         assert!(seen[10] > 2 && seen[10] < 18, "and not at once: {seen:?}");
         let young = admit(&sessions, 52_000);
-        young.is_of(Caller::Unknown, generation(53_000));
+        young.authenticated_as(Caller::Unknown, generation(53_000));
         sessions.sweep(53_000, generation(53_000));
         assert!(!young.retired().is_cancelled() && !young.is_cut().is_cancelled());
     }

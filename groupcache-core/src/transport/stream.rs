@@ -8,12 +8,12 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::transport::{TcpStream, fairness::Turn};
+use crate::transport::{TcpStream, fairness::ReadBudget};
 
 /// A TCP connection, in TLS or not.
 pub(crate) struct Stream {
     io: Io,
-    turn: Turn,
+    turn: ReadBudget,
 }
 
 enum Io {
@@ -35,14 +35,14 @@ macro_rules! either {
 
 impl From<TcpStream> for Stream {
     fn from(tcp: TcpStream) -> Self {
-        Self { io: Io::Plain(tcp), turn: Turn::default() }
+        Self { io: Io::Plain(tcp), turn: ReadBudget::default() }
     }
 }
 
 #[cfg(feature = "tls")]
 impl From<tokio_rustls::TlsStream<TcpStream>> for Stream {
     fn from(tls: tokio_rustls::TlsStream<TcpStream>) -> Self {
-        Self { io: Io::Tls(Box::new(tls)), turn: Turn::default() }
+        Self { io: Io::Tls(Box::new(tls)), turn: ReadBudget::default() }
     }
 }
 
@@ -113,8 +113,8 @@ mod tests {
         sender.write_all(b"ab").await.unwrap();
         let mut one = [0];
         stream.read_exact(&mut one).await.unwrap();
-        assert!(matches!(stream.turn, Turn::Reading(_)));
-        stream.turn = Turn::Reading(Instant::now() - std::time::Duration::from_secs(1));
+        assert!(matches!(stream.turn, ReadBudget::Reading(_)));
+        stream.turn = ReadBudget::Reading(Instant::now() - std::time::Duration::from_secs(1));
         poll_fn(|cx| {
             assert!(Pin::new(&mut stream).poll_read(cx, &mut ReadBuf::new(&mut one)).is_pending());
             assert!(Pin::new(&mut stream).poll_write(cx, b"c").is_pending());
@@ -132,6 +132,6 @@ mod tests {
             Poll::Ready(())
         })
         .await;
-        assert!(matches!(stream.turn, Turn::Free), "it waits for its socket");
+        assert!(matches!(stream.turn, ReadBudget::Free), "it waits for its socket");
     }
 }

@@ -64,7 +64,7 @@ pub trait Value: Clone + Send + Sync + 'static {
     fn to_encoded(&self) -> Result<Bytes, EncodeError> {
         let mut out = BytesMut::new();
         self.encode(&mut out)?;
-        Ok(small_bytes::exact(out))
+        Ok(small_bytes::shrink(out))
     }
 }
 
@@ -85,7 +85,7 @@ impl Value for Bytes {
     }
 
     fn to_encoded(&self) -> Result<Bytes, EncodeError> {
-        Ok(small_bytes::owned(self))
+        Ok(small_bytes::detach(self))
     }
 }
 

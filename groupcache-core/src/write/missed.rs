@@ -35,18 +35,18 @@ struct State {
     /// Who is in the view.
     here: BTreeSet<PeerId>,
     /// Peers that are known and not in the view.
-    departed: BTreeMap<PeerId, Away>,
+    departed: BTreeMap<PeerId, AbsentPeer>,
     /// Listed targets where nobody has answered yet, and the first write that they miss: whoever is there may have been
     /// there for long.
-    strangers: BTreeMap<DialId, u64>,
-    passed: Passed,
+    unidentified_targets: BTreeMap<DialId, u64>,
+    passed: WriteLog,
 }
 
 /// What a peer has missed, by group.
 pub(crate) type Groups = BTreeMap<Arc<str>, Missed>;
 
 #[derive(Debug)]
-struct Away {
+struct AbsentPeer {
     since_ms: u64,
     /// The first write that it has missed.
     from: u64,
@@ -54,7 +54,7 @@ struct Away {
 
 /// Writes, in their order and with numbers, while anybody is away; kept once for all of them.
 #[derive(Debug, Default)]
-struct Passed {
+struct WriteLog {
     first: u64,
     /// Groups and keys; no key = all.
     writes: VecDeque<(Arc<str>, Option<Arc<str>>)>,
@@ -62,7 +62,7 @@ struct Passed {
     forgotten: BTreeMap<Arc<str>, u64>,
 }
 
-impl Passed {
+impl WriteLog {
     fn next(&self) -> u64 {
         self.first + self.writes.len() as u64
     }
@@ -110,7 +110,7 @@ impl State {
         }
     }
 
-    fn is_away(&mut self, peer: &PeerId, away: Away) {
+    fn is_away(&mut self, peer: &PeerId, away: AbsentPeer) {
         if self.departed.len() < MAX_DEPARTED {
             self.departed.insert(peer.clone(), away);
         }
@@ -118,7 +118,7 @@ impl State {
 
     fn trim(&mut self) {
         let away = self.departed.values().map(|away| away.from);
-        let oldest = away.chain(self.strangers.values().copied()).min().unwrap_or(u64::MAX);
+        let oldest = away.chain(self.unidentified_targets.values().copied()).min().unwrap_or(u64::MAX);
         self.passed.trim(oldest);
     }
 }
@@ -133,14 +133,14 @@ impl MissedWrites {
     ///
     /// Those of the writer's view, in the order of their ids, are told by the writer. Returns who is not in it, and in the
     /// view that the node has now: the writer took its own before.
-    pub(crate) fn passes<'a>(
+    pub(crate) fn record_write<'a>(
         &self,
         group: &Arc<str>,
         key: Option<&Arc<str>>,
         told: impl Iterator<Item = &'a PeerId> + Clone,
     ) -> Vec<PeerId> {
         let mut state = self.0.lock();
-        if !state.departed.is_empty() || !state.strangers.is_empty() {
+        if !state.departed.is_empty() || !state.unidentified_targets.is_empty() {
             state.passed.add(group, key);
         }
         if state.here.iter().eq(told.clone()) {
@@ -159,7 +159,7 @@ impl MissedWrites {
         let mut state = self.0.lock();
         let from = state.passed.next();
         for peer in gone {
-            state.is_away(peer, Away { since_ms: now_ms, from });
+            state.is_away(peer, AbsentPeer { since_ms: now_ms, from });
         }
         for peer in &here {
             if let Some(away) = state.departed.remove(peer) {
@@ -177,37 +177,37 @@ impl MissedWrites {
     pub(crate) fn dialled(&self, dial: DialId) {
         let mut state = self.0.lock();
         let from = state.passed.next();
-        state.strangers.insert(dial, from);
+        state.unidentified_targets.insert(dial, from);
     }
 
     /// This peer has answered there. Until it is in the view it misses what is written.
-    pub(crate) fn met(&self, dial: DialId, peer: &PeerId, now_ms: u64) {
+    pub(crate) fn peer_identified(&self, dial: DialId, peer: &PeerId, now_ms: u64) {
         let mut state = self.0.lock();
-        let from = state.strangers.remove(&dial).filter(|_| !state.here.contains(peer));
+        let from = state.unidentified_targets.remove(&dial).filter(|_| !state.here.contains(peer));
         let from = state.departed.get(peer).map_or(from, |away| Some(away.from));
         if let Some(from) = from {
             state.has_missed_since(peer, from);
             let from = state.passed.next();
-            state.is_away(peer, Away { since_ms: now_ms, from });
+            state.is_away(peer, AbsentPeer { since_ms: now_ms, from });
         }
         state.trim();
     }
 
     /// A target is dialled no more, where this peer was expected, or anybody.
-    pub(crate) fn given_up(&self, dial: DialId, expected: Option<&PeerId>, now_ms: u64) {
+    pub(crate) fn target_dropped(&self, dial: DialId, expected: Option<&PeerId>, now_ms: u64) {
         let mut state = self.0.lock();
-        if let Some(from) = state.strangers.remove(&dial)
+        if let Some(from) = state.unidentified_targets.remove(&dial)
             && let Some(peer) = expected.filter(|peer| !state.here.contains(*peer))
             && !state.departed.contains_key(peer)
         {
-            state.is_away(peer, Away { since_ms: now_ms, from });
+            state.is_away(peer, AbsentPeer { since_ms: now_ms, from });
         }
         state.trim();
     }
 
     /// Targets where nobody has answered yet.
-    pub(crate) fn strangers(&self) -> Vec<DialId> {
-        self.0.lock().strangers.keys().copied().collect()
+    pub(crate) fn unidentified_targets(&self) -> Vec<DialId> {
+        self.0.lock().unidentified_targets.keys().copied().collect()
     }
 
     /// Whether a peer has missed anything of the groups that are here: of others it cannot be told.
@@ -237,30 +237,30 @@ mod tests {
 
     #[test]
     fn what_is_too_much_to_remember_becomes_everything_of_its_group() {
-        let (undelivered, peer) = (MissedWrites::default(), id("a"));
+        let (missed_writes, peer) = (MissedWrites::default(), id("a"));
         let [users, orders]: [Arc<str>; 2] = ["users".into(), "orders".into()];
         for n in 0..MAX_KEYS {
-            undelivered.missed(&peer, &users, Some(&format!("key-{n}").into()));
-            undelivered.missed(&peer, &users, Some(&"key-1".into()));
+            missed_writes.missed(&peer, &users, Some(&format!("key-{n}").into()));
+            missed_writes.missed(&peer, &users, Some(&"key-1".into()));
         }
-        let missed = undelivered.take(&peer, |_| true);
+        let missed = missed_writes.take(&peer, |_| true);
         assert!(matches!(&missed[&users], Missed::Keys(keys) if keys.len() == MAX_KEYS));
-        assert!(undelivered.take(&peer, |_| true).is_empty());
+        assert!(missed_writes.take(&peer, |_| true).is_empty());
 
         for n in 0..=MAX_KEYS {
-            undelivered.missed(&peer, &users, Some(&format!("key-{n}").into()));
+            missed_writes.missed(&peer, &users, Some(&format!("key-{n}").into()));
         }
-        undelivered.missed(&peer, &orders, Some(&"key-1".into()));
-        undelivered.missed(&peer, &users, Some(&"key-1".into()));
-        let missed = undelivered.take(&peer, |_| true);
+        missed_writes.missed(&peer, &orders, Some(&"key-1".into()));
+        missed_writes.missed(&peer, &users, Some(&"key-1".into()));
+        let missed = missed_writes.take(&peer, |_| true);
         assert_eq!(missed[&users], Missed::Everything);
         assert!(matches!(&missed[&orders], Missed::Keys(keys) if keys.len() == 1), "there is room again");
     }
 
     /// A write by who has the view that the node has now.
-    fn passes(undelivered: &MissedWrites, group: &Arc<str>, key: Option<&Arc<str>>) {
-        let here = undelivered.0.lock().here.clone();
-        assert!(undelivered.passes(group, key, here.iter()).is_empty());
+    fn record_write(missed_writes: &MissedWrites, group: &Arc<str>, key: Option<&Arc<str>>) {
+        let here = missed_writes.0.lock().here.clone();
+        assert!(missed_writes.record_write(group, key, here.iter()).is_empty());
     }
 
     fn here(names: &[&str]) -> BTreeSet<PeerId> {
@@ -273,92 +273,92 @@ mod tests {
 
     #[test]
     fn who_has_left_misses_each_key_that_is_written_until_it_is_back_or_is_given_up() {
-        let undelivered = MissedWrites::default();
+        let missed_writes = MissedWrites::default();
         let users: Arc<str> = "users".into();
-        passes(&undelivered, &users, Some(&"1".into()));
-        undelivered.view_changed([id("a"), id("b")].iter(), here(&["c"]), 0);
-        passes(&undelivered, &users, Some(&"2".into()));
-        undelivered.met(DialId(7), &id("a"), 500);
-        assert_eq!(undelivered.take(&id("a"), |_| true), [(Arc::clone(&users), keys(&["2"]))].into());
-        passes(&undelivered, &users, Some(&"3".into()));
-        undelivered.view_changed([].iter(), here(&["a", "c"]), 1000);
+        record_write(&missed_writes, &users, Some(&"1".into()));
+        missed_writes.view_changed([id("a"), id("b")].iter(), here(&["c"]), 0);
+        record_write(&missed_writes, &users, Some(&"2".into()));
+        missed_writes.peer_identified(DialId(7), &id("a"), 500);
+        assert_eq!(missed_writes.take(&id("a"), |_| true), [(Arc::clone(&users), keys(&["2"]))].into());
+        record_write(&missed_writes, &users, Some(&"3".into()));
+        missed_writes.view_changed([].iter(), here(&["a", "c"]), 1000);
         assert_eq!(
-            undelivered.take(&id("a"), |_| true),
+            missed_writes.take(&id("a"), |_| true),
             [(Arc::clone(&users), keys(&["3"]))].into(),
             "before it was in the view"
         );
-        passes(&undelivered, &users, None);
-        undelivered.view_changed([].iter(), here(&["a", "c"]), 3_600_000);
-        undelivered.view_changed([].iter(), here(&["a", "b", "c"]), 3_600_001);
+        record_write(&missed_writes, &users, None);
+        missed_writes.view_changed([].iter(), here(&["a", "c"]), 3_600_000);
+        missed_writes.view_changed([].iter(), here(&["a", "b", "c"]), 3_600_001);
         assert!(
-            !undelivered.has_missed(&id("a"), |_| true) && !undelivered.has_missed(&id("b"), |_| true),
+            !missed_writes.has_missed(&id("a"), |_| true) && !missed_writes.has_missed(&id("b"), |_| true),
             "one was told, one forgotten"
         );
     }
 
     #[test]
     fn who_has_never_answered_misses_what_is_written_since_it_was_listed() {
-        let undelivered = MissedWrites::default();
+        let missed_writes = MissedWrites::default();
         let (users, orders): (Arc<str>, Arc<str>) = ("users".into(), "orders".into());
-        undelivered.view_changed([].iter(), here(&["me"]), 0);
-        undelivered.dialled(DialId(1));
-        passes(&undelivered, &users, Some(&"1".into()));
-        undelivered.dialled(DialId(2));
-        undelivered.dialled(DialId(3));
-        passes(&undelivered, &orders, None);
-        assert_eq!(undelivered.strangers(), [DialId(1), DialId(2), DialId(3)]);
-        undelivered.met(DialId(1), &id("a"), 10);
-        undelivered.met(DialId(2), &id("b"), 10);
-        undelivered.met(DialId(3), &id("me"), 10); // a hint that was ourselves
+        missed_writes.view_changed([].iter(), here(&["me"]), 0);
+        missed_writes.dialled(DialId(1));
+        record_write(&missed_writes, &users, Some(&"1".into()));
+        missed_writes.dialled(DialId(2));
+        missed_writes.dialled(DialId(3));
+        record_write(&missed_writes, &orders, None);
+        assert_eq!(missed_writes.unidentified_targets(), [DialId(1), DialId(2), DialId(3)]);
+        missed_writes.peer_identified(DialId(1), &id("a"), 10);
+        missed_writes.peer_identified(DialId(2), &id("b"), 10);
+        missed_writes.peer_identified(DialId(3), &id("me"), 10); // a hint that was ourselves
         let all = (Arc::clone(&orders), Missed::Everything);
-        assert_eq!(undelivered.take(&id("a"), |_| true), [(Arc::clone(&users), keys(&["1"])), all.clone()].into());
-        assert_eq!(undelivered.take(&id("b"), |_| true), [all].into());
-        assert!(!undelivered.has_missed(&id("me"), |_| true) && undelivered.strangers().is_empty());
+        assert_eq!(missed_writes.take(&id("a"), |_| true), [(Arc::clone(&users), keys(&["1"])), all.clone()].into());
+        assert_eq!(missed_writes.take(&id("b"), |_| true), [all].into());
+        assert!(!missed_writes.has_missed(&id("me"), |_| true) && missed_writes.unidentified_targets().is_empty());
     }
 
     #[test]
     fn who_comes_or_leaves_while_a_write_is_under_way_misses_it_and_is_named() {
-        let (undelivered, users): (_, Arc<str>) = (MissedWrites::default(), "users".into());
-        undelivered.view_changed([].iter(), here(&["a", "b", "me"]), 0);
-        undelivered.view_changed([id("b")].iter(), here(&["a", "me"]), 0);
+        let (missed_writes, users): (_, Arc<str>) = (MissedWrites::default(), "users".into());
+        missed_writes.view_changed([].iter(), here(&["a", "b", "me"]), 0);
+        missed_writes.view_changed([id("b")].iter(), here(&["a", "me"]), 0);
         let before = here(&["a", "me"]);
         // The owner takes its time; meanwhile b is back.
-        undelivered.view_changed([].iter(), here(&["a", "b", "me"]), 0);
-        assert!(!undelivered.has_missed(&id("b"), |_| true), "nothing was written while it was away");
-        assert_eq!(undelivered.passes(&users, Some(&"1".into()), before.iter()), [id("b")]);
-        assert_eq!(undelivered.take(&id("b"), |_| true), [(Arc::clone(&users), keys(&["1"]))].into());
+        missed_writes.view_changed([].iter(), here(&["a", "b", "me"]), 0);
+        assert!(!missed_writes.has_missed(&id("b"), |_| true), "nothing was written while it was away");
+        assert_eq!(missed_writes.record_write(&users, Some(&"1".into()), before.iter()), [id("b")]);
+        assert_eq!(missed_writes.take(&id("b"), |_| true), [(Arc::clone(&users), keys(&["1"]))].into());
         // And the other way round: the writer has the view without b, which the node is about to install.
-        assert_eq!(undelivered.passes(&users, Some(&"2".into()), before.iter()), [id("b")]);
-        undelivered.view_changed([id("b")].iter(), here(&["a", "me"]), 0);
-        undelivered.view_changed([].iter(), here(&["a", "b", "me"]), 0);
-        assert_eq!(undelivered.take(&id("b"), |_| true), [(users, keys(&["2"]))].into());
+        assert_eq!(missed_writes.record_write(&users, Some(&"2".into()), before.iter()), [id("b")]);
+        missed_writes.view_changed([id("b")].iter(), here(&["a", "me"]), 0);
+        missed_writes.view_changed([].iter(), here(&["a", "b", "me"]), 0);
+        assert_eq!(missed_writes.take(&id("b"), |_| true), [(users, keys(&["2"]))].into());
     }
 
     #[test]
     fn who_was_expected_where_nobody_answered_is_told_elsewhere() {
-        let (undelivered, users) = (MissedWrites::default(), Arc::from("users"));
-        undelivered.dialled(DialId(1));
-        passes(&undelivered, &users, Some(&"1".into()));
-        undelivered.given_up(DialId(1), Some(&id("a")), 0);
-        undelivered.dialled(DialId(2));
-        undelivered.met(DialId(2), &id("a"), 10);
-        assert_eq!(undelivered.take(&id("a"), |_| true), [(users, keys(&["1"]))].into());
+        let (missed_writes, users) = (MissedWrites::default(), Arc::from("users"));
+        missed_writes.dialled(DialId(1));
+        record_write(&missed_writes, &users, Some(&"1".into()));
+        missed_writes.target_dropped(DialId(1), Some(&id("a")), 0);
+        missed_writes.dialled(DialId(2));
+        missed_writes.peer_identified(DialId(2), &id("a"), 10);
+        assert_eq!(missed_writes.take(&id("a"), |_| true), [(users, keys(&["1"]))].into());
     }
 
     #[test]
     fn what_is_too_much_to_remember_for_those_who_are_away_becomes_everything_of_its_group() {
-        let undelivered = MissedWrites::default();
+        let missed_writes = MissedWrites::default();
         let [users, orders, items]: [Arc<str>; 3] = ["users".into(), "orders".into(), "items".into()];
-        undelivered.dialled(DialId(1));
-        passes(&undelivered, &users, Some(&"1".into()));
-        undelivered.dialled(DialId(2));
-        passes(&undelivered, &items, Some(&"1".into()));
+        missed_writes.dialled(DialId(1));
+        record_write(&missed_writes, &users, Some(&"1".into()));
+        missed_writes.dialled(DialId(2));
+        record_write(&missed_writes, &items, Some(&"1".into()));
         for n in 1..MAX_KEYS {
-            passes(&undelivered, &orders, Some(&format!("key-{}", n % 10).into()));
+            record_write(&missed_writes, &orders, Some(&format!("key-{}", n % 10).into()));
         }
-        undelivered.met(DialId(1), &id("a"), 0);
-        undelivered.met(DialId(2), &id("b"), 0);
-        let (a, b) = (undelivered.take(&id("a"), |_| true), undelivered.take(&id("b"), |_| true));
+        missed_writes.peer_identified(DialId(1), &id("a"), 0);
+        missed_writes.peer_identified(DialId(2), &id("b"), 0);
+        let (a, b) = (missed_writes.take(&id("a"), |_| true), missed_writes.take(&id("b"), |_| true));
         assert_eq!((a[&users].clone(), a[&items].clone()), (Missed::Everything, keys(&["1"])));
         assert_eq!((b.get(&users), b[&items].clone()), (None, keys(&["1"])));
         assert!(matches!(&b[&orders], Missed::Keys(keys) if keys.len() == 10));

@@ -73,7 +73,7 @@ async fn local_entries_have_their_age_and_weight() {
         let _ = group.get(key).await;
     }
     sleep(Duration::from_secs(10)).await;
-    group.set("key-2", "a value").await.unwrap().log_unreached();
+    group.set("key-2", "seventh").await.unwrap().log_unreached();
     let mut entries = group.local_entries(10);
     entries.sort_by(|a, b| a.key.cmp(&b.key));
     let listed: Vec<_> =
@@ -137,7 +137,7 @@ async fn evictions_report_entries_removed_for_room_or_age() {
 async fn entry_found_expired_by_a_get_is_reported_evicted() {
     let (loads, node) = (Loads::default(), Node::builder().start().await.unwrap());
     let once = async |loads: &Loads, key: &str| match loads.begin(key) {
-        1 => Ok("a value".to_owned()),
+        1 => Ok("seventh".to_owned()),
         _ => Err(BoxError::from("the source is down")),
     };
     // The time to live ends between two sweeps.

@@ -17,7 +17,7 @@ pub use line::says;
 pub use secrets::is_secret;
 
 /// Value of `RUST_LOG` for a separate process, with the TRACE events from which [`says`] learns.
-pub const RUST_LOG: &str = "info,groupcache_core::group=trace";
+pub const RUST_LOG: &str = "info,groupcache_core::engine=trace";
 
 /// Ends this process. A panic would be caught together with the panics of loaders and tasks. Output of `eprintln` would
 /// be lost, because the test harness keeps it until the end of the test.
@@ -27,6 +27,6 @@ fn abort(secret: &str, how: std::fmt::Arguments<'_>) -> ! {
 }
 
 /// Module of the core that logs keys and values, followed by the names of the fields.
-const TELLER: &str = "groupcache_core::group";
+const TELLER: &str = "groupcache_core::engine";
 const KEY: &str = "key";
 const VALUE: &str = "value";

@@ -64,7 +64,7 @@ fn field(line: &str, name: &str) -> Option<String> {
 mod tests {
     use super::{Line, read};
 
-    const TAUGHT: &str = r#"2026-01-01T00:00:00Z TRACE groupcache_core::group::load: to load group="data" key="user-\"7\"" value="{1: a}""#;
+    const TAUGHT: &str = r#"2026-01-01T00:00:00Z TRACE groupcache_core::engine::load: to load group="data" key="user-\"7\"" value="{1: a}""#;
 
     /// Checks that a key and a value are learnt from a TRACE line and found in other lines above DEBUG.
     #[test]

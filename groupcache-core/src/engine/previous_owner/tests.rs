@@ -26,9 +26,9 @@ fn id(name: &str) -> PeerId {
 
 /// Another node had its share until now, and has left.
 fn leaves(group: &Group<String>, other: &str) {
-    let shared = &group.engine.context;
+    let context = &group.engine.context;
     let before = Arc::new(view(1, &[("a", 1), (other, 1)]));
-    shared.handover.changes(before, &shared.view(), Scope::Cluster, shared.local.clock.read_ms());
+    context.handover.on_view_change(before, &context.view(), Scope::Cluster, context.local.clock.read_ms());
 }
 
 /// A key that was `b`'s and then `c`'s.

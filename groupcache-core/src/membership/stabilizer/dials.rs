@@ -14,7 +14,7 @@ pub(super) const MAX_DIALS: usize = 2 * MAX_PEERS;
 
 /// Why a target is dialled.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Aim {
+pub(super) enum DialPurpose {
     /// Discovery named this peer; it has not answered yet.
     Named(PeerId),
     /// Discovery gave an address; whoever answers is welcome.
@@ -37,7 +37,7 @@ pub(super) enum Link {
 /// One thing that the node dials.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
-    pub(super) aim: Aim,
+    pub(super) aim: DialPurpose,
     pub(super) link: Link,
     /// What the node was told last.
     pub(super) expected: Option<PeerId>,
@@ -55,7 +55,7 @@ pub(super) struct Dials {
     last: u64,
 }
 
-impl Aim {
+impl DialPurpose {
     pub(super) fn id(&self) -> Option<&PeerId> {
         match self {
             Self::Named(id) | Self::Member(id) => Some(id),
@@ -66,7 +66,7 @@ impl Aim {
 
 impl Dials {
     /// A new target; `None` when there are too many.
-    pub(super) fn open(&mut self, aim: Aim, addresses: Vec<Address>) -> Option<DialId> {
+    pub(super) fn open(&mut self, aim: DialPurpose, addresses: Vec<Address>) -> Option<DialId> {
         if self.targets.len() >= MAX_DIALS {
             return None;
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::identity::{Address, Incarnation, PeerId};
 use crate::membership::stabilizer::{
-    Alias, Entry, FORMER_LIVES, SelfListed, Stabilizer, Standing, Whose,
-    dials::{Aim, Link},
+    AddressOwner, Entry, FORMER_LIVES, ListingStatus, OwnerKind, SelfListed, Stabilizer,
+    dials::{DialPurpose, Link},
     events::{Action, DialId, HelloFacts, Refusal, Warning},
 };
 
@@ -21,7 +21,7 @@ impl Stabilizer {
             && hello.incarnation != self.me.incarnation
             && !self.former.contains(&hello.incarnation)
         {
-            return self.rival(now, dial, hello.incarnation);
+            return self.duplicate_id(now, dial, hello.incarnation);
         }
         if aim.id().is_some_and(|expected| *expected != hello.id) {
             self.actions.push(Action::Redial { dial });
@@ -34,28 +34,28 @@ impl Stabilizer {
             return self.redial(now, dial);
         }
         // It was listed when it was dialled, and is not any more.
-        if !matches!(aim, Aim::Member(_)) && !self.listing.wants(&aim) {
+        if !matches!(aim, DialPurpose::Member(_)) && !self.listing.wants(&aim) {
             return self.hangup(dial);
         }
         let other = self.members.get(&hello.id).filter(|old| old.dial != dial && self.dials.is_live(old.dial));
         match other.map(|old| old.facts.incarnation) {
-            Some(known) if known > hello.incarnation => self.old_life(now, dial, hello, known),
+            Some(known) if known > hello.incarnation => self.stale_incarnation(now, dial, hello, known),
             Some(known) if known == hello.incarnation => {
                 self.learn(now, &aim, &hello.id);
                 self.hangup(dial);
             }
             // New, newer, or the only life that answers: then its incarnation may be lower too, after a restart
             // with the clock set back.
-            _ => self.seat(now, dial, aim, hello),
+            _ => self.admit(now, dial, aim, hello),
         }
     }
 
     /// Makes the peer a member on this connection, or moves the member to it.
-    fn seat(&mut self, now: Duration, dial: DialId, aim: Aim, hello: HelloFacts) {
+    fn admit(&mut self, now: Duration, dial: DialId, aim: DialPurpose, hello: HelloFacts) {
         self.learn(now, &aim, &hello.id);
         let id = hello.id.clone();
-        if !matches!(aim, Aim::Member(_)) {
-            let named = Aim::Named(id.clone());
+        if !matches!(aim, DialPurpose::Member(_)) {
+            let named = DialPurpose::Named(id.clone());
             let surplus = self.dials.which(|t| t.aim == named);
             let surplus = surplus.into_iter().chain(self.members.get(&id).map(|old| old.dial));
             for other in surplus.filter(|other| *other != dial).collect::<Vec<_>>() {
@@ -63,7 +63,7 @@ impl Stabilizer {
             }
         }
         if let Some(target) = self.dials.get_mut(dial) {
-            target.aim = Aim::Member(id.clone());
+            target.aim = DialPurpose::Member(id.clone());
             target.link = Link::Live;
             target.refusal = None;
             target.unlisted_since = None;
@@ -74,38 +74,38 @@ impl Stabilizer {
                 entry.facts = hello;
             }
             None => {
-                self.members.insert(id, Entry { facts: hello, dial, standing: Standing::Listed, left_at: None });
+                self.members.insert(id, Entry { facts: hello, dial, standing: ListingStatus::Listed, left_at: None });
             }
         }
         self.changed(now);
     }
 
     /// Remembers whose a hinted address is: it is listed, and so is the peer.
-    fn learn(&mut self, now: Duration, aim: &Aim, id: &PeerId) {
-        let Aim::Hint(address) = aim else { return };
-        self.own(now, address.clone(), Whose::Peer(id.clone()));
+    fn learn(&mut self, now: Duration, aim: &DialPurpose, id: &PeerId) {
+        let DialPurpose::Hint(address) = aim else { return };
+        self.own(now, address.clone(), OwnerKind::Peer(id.clone()));
         if let Some(entry) = self.members.get_mut(id) {
-            entry.standing = Standing::Listed;
+            entry.standing = ListingStatus::Listed;
         }
     }
 
-    fn own(&mut self, now: Duration, address: Address, whose: Whose) {
+    fn own(&mut self, now: Duration, address: Address, whose: OwnerKind) {
         let unlisted_since = if self.listing.has_address(&address, &self.me.id) { None } else { Some(now) };
-        self.owners_of.insert(address, Alias { whose, unlisted_since });
+        self.owners_of.insert(address, AddressOwner { whose, unlisted_since });
     }
 
     fn found_myself(&mut self, now: Duration, dial: DialId) {
         self.self_listed = SelfListed::Seen;
         if let Some(target) = self.dials.get(dial) {
             for address in target.addresses.clone() {
-                self.own(now, address, Whose::Me);
+                self.own(now, address, OwnerKind::Me);
             }
         }
         self.hangup(dial);
     }
 
     /// Another live node answers under our id.
-    fn rival(&mut self, now: Duration, dial: DialId, incarnation: Incarnation) {
+    fn duplicate_id(&mut self, now: Duration, dial: DialId, incarnation: Incarnation) {
         self.rival_until = now + RIVAL_MEMORY;
         let at = self.dials.get(dial).map(|t| t.addresses.clone()).unwrap_or_default();
         self.actions.push(Action::DuplicateId { at, incarnation });
@@ -113,7 +113,7 @@ impl Stabilizer {
     }
 
     /// Two lives of one id answer. The lower incarnation waits until the higher is gone.
-    fn old_life(&mut self, now: Duration, dial: DialId, hello: HelloFacts, known: Incarnation) {
+    fn stale_incarnation(&mut self, now: Duration, dial: DialId, hello: HelloFacts, known: Incarnation) {
         self.counters.old_lives += 1;
         let warning = Warning::OldLife { id: hello.id, incarnation: hello.incarnation, known };
         self.warn_rarely(now, "old life", warning);
@@ -135,7 +135,7 @@ impl Stabilizer {
             self.actions.push(Action::Warn(Warning::Refused { addresses, expected, why: why.clone() }));
         }
         let aim = target.aim.clone();
-        if let (Refusal::WrongId { .. }, Aim::Member(id)) = (why, aim) {
+        if let (Refusal::WrongId { .. }, DialPurpose::Member(id)) = (why, aim) {
             // One of its hinted addresses has a new owner; dialled as hints again, they will tell which.
             self.owners_of.retain(|_, alias| !alias.is_of(&id));
             self.down(now, dial);
@@ -148,8 +148,8 @@ impl Stabilizer {
     pub(super) fn down(&mut self, now: Duration, dial: DialId) {
         let Some(target) = self.dials.get_mut(dial) else { return };
         target.link = Link::Down;
-        if let Aim::Member(id) = &target.aim
-            && let Some(Entry { standing: Standing::Missing(probe), .. }) = self.members.get_mut(id)
+        if let DialPurpose::Member(id) = &target.aim
+            && let Some(Entry { standing: ListingStatus::Missing(probe), .. }) = self.members.get_mut(id)
         {
             probe.hurry(now);
         }

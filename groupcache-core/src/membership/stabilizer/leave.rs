@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::identity::{Incarnation, PeerId};
 use crate::membership::stabilizer::{
-    Entry, Probe, Removals, Stabilizer, Standing, Whose,
-    dials::{Aim, Link},
+    Entry, ListingStatus, OwnerKind, Probe, Removals, Stabilizer,
+    dials::{DialPurpose, Link},
     events::{Action, Warning},
 };
 
@@ -64,10 +64,10 @@ impl Stabilizer {
         let is_former = incarnation.is_some_and(|i| i < entry.facts.incarnation);
         if !is_former && entry.left_at.is_none_or(|at| now >= at + LEFT_AGAIN) {
             entry.left_at = Some(now);
-            if matches!(entry.standing, Standing::Listed) {
-                entry.standing = Standing::Left(Probe::new(now));
+            if matches!(entry.standing, ListingStatus::Listed) {
+                entry.standing = ListingStatus::Left(Probe::new(now));
             }
-            if let Standing::Left(probe) | Standing::Missing(probe) = &mut entry.standing {
+            if let ListingStatus::Left(probe) | ListingStatus::Missing(probe) = &mut entry.standing {
                 probe.ask(now);
                 self.actions.push(Action::Ping { id: id.clone() });
             }
@@ -81,7 +81,7 @@ impl Stabilizer {
     /// A ping was answered, or not.
     pub(super) fn pinged(&mut self, now: Duration, id: &PeerId, is_alive: bool) {
         let Some(entry) = self.members.get_mut(id) else { return };
-        let (Standing::Left(probe) | Standing::Missing(probe)) = &mut entry.standing else { return };
+        let (ListingStatus::Left(probe) | ListingStatus::Missing(probe)) = &mut entry.standing else { return };
         // An answer to a question of an earlier doubt.
         if !std::mem::take(&mut probe.is_asked) {
             return;
@@ -89,8 +89,8 @@ impl Stabilizer {
         if is_alive {
             probe.failures = 0;
             probe.next_ping = now + PING_ALIVE;
-            if matches!(entry.standing, Standing::Left(_)) {
-                entry.standing = Standing::Listed;
+            if matches!(entry.standing, ListingStatus::Left(_)) {
+                entry.standing = ListingStatus::Listed;
             }
         } else {
             probe.failures = probe.failures.saturating_add(1);
@@ -108,7 +108,7 @@ impl Stabilizer {
             self.remove(now, id);
         }
         let is_over = |since: Option<Duration>| since.is_some_and(|since| now >= since + GRACE);
-        let stale = self.dials.which(|t| !matches!(t.aim, Aim::Member(_)) && is_over(t.unlisted_since));
+        let stale = self.dials.which(|t| !matches!(t.aim, DialPurpose::Member(_)) && is_over(t.unlisted_since));
         for dial in &stale {
             self.hangup(*dial);
         }
@@ -116,9 +116,9 @@ impl Stabilizer {
         // An address that is listed again later may be somebody else's by then. But that of a missing peer is
         // what the peer will be known by when it is listed again.
         let members = &self.members;
-        let is_missing = |whose: &Whose| match whose {
-            Whose::Me => false,
-            Whose::Peer(id) => members.get(id).is_some_and(|e| matches!(e.standing, Standing::Missing(_))),
+        let is_missing = |whose: &OwnerKind| match whose {
+            OwnerKind::Me => false,
+            OwnerKind::Peer(id) => members.get(id).is_some_and(|e| matches!(e.standing, ListingStatus::Missing(_))),
         };
         self.owners_of.retain(|_, alias| !is_over(alias.unlisted_since) || is_missing(&alias.whose));
         if !leaving.is_empty() || !stale.is_empty() {
@@ -130,7 +130,7 @@ impl Stabilizer {
 
     /// Ends a hold when every missing peer is proven gone.
     fn release(&mut self) {
-        let is_alive = |e: &Entry| matches!(&e.standing, Standing::Missing(p) if p.failures < FAILURES_TO_RELEASE);
+        let is_alive = |e: &Entry| matches!(&e.standing, ListingStatus::Missing(p) if p.failures < FAILURES_TO_RELEASE);
         if self.removals != Removals::Allowed && !self.members.values().any(is_alive) {
             self.removals = Removals::Allowed;
         }
@@ -138,10 +138,10 @@ impl Stabilizer {
 
     fn is_due(&self, now: Duration, entry: &Entry) -> bool {
         match &entry.standing {
-            Standing::Listed => false,
-            Standing::Left(probe) => probe.failures > 0,
-            Standing::Missing(_) if self.removals != Removals::Allowed => false,
-            Standing::Missing(probe) => {
+            ListingStatus::Listed => false,
+            ListingStatus::Left(probe) => probe.failures > 0,
+            ListingStatus::Missing(_) if self.removals != Removals::Allowed => false,
+            ListingStatus::Missing(probe) => {
                 let is_gone = probe.failures > 0 && !self.dials.is_live(entry.dial);
                 is_gone || now >= probe.since + GRACE
             }
@@ -153,10 +153,10 @@ impl Stabilizer {
         for (id, entry) in &mut self.members {
             let is_down = self.dials.get(entry.dial).is_none_or(|t| t.link != Link::Live);
             let probe = match &mut entry.standing {
-                Standing::Left(probe) => probe,
+                ListingStatus::Left(probe) => probe,
                 // A live connection is sign of life enough, save where most peers depend on it.
-                Standing::Missing(probe) if is_held || is_down => probe,
-                Standing::Listed | Standing::Missing(_) => continue,
+                ListingStatus::Missing(probe) if is_held || is_down => probe,
+                ListingStatus::Listed | ListingStatus::Missing(_) => continue,
             };
             if now >= probe.next_ping {
                 probe.ask(now);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::membership::stabilizer::dials::Aim;
+use crate::membership::stabilizer::dials::DialPurpose;
 use crate::{
     identity::{Address, Incarnation, MAX_ADDRESSES, PeerId},
     membership::provider::Peer,
@@ -80,10 +80,10 @@ impl Listing {
     }
 
     /// Whether this is listed.
-    pub(super) fn wants(&self, aim: &Aim) -> bool {
+    pub(super) fn wants(&self, aim: &DialPurpose) -> bool {
         match aim {
-            Aim::Named(id) | Aim::Member(id) => self.named.contains_key(id),
-            Aim::Hint(address) => self.hints.contains(address),
+            DialPurpose::Named(id) | DialPurpose::Member(id) => self.named.contains_key(id),
+            DialPurpose::Hint(address) => self.hints.contains(address),
         }
     }
 }

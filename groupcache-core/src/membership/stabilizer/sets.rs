@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::membership::stabilizer::{
-    Probe, Removals, SelfListed, Stabilizer, Standing, Whose, dials::Aim, events::Warning, listing::Listing,
+    ListingStatus, OwnerKind, Probe, Removals, SelfListed, Stabilizer, dials::DialPurpose, events::Warning,
+    listing::Listing,
 };
 use crate::{identity::PeerId, membership::provider::PeerSet};
 
@@ -36,7 +37,7 @@ impl Stabilizer {
         self.complete = Some(listing.clone());
         self.listing = listing;
         if !is_same {
-            self.asking.anew(now);
+            self.asking.reset(now);
             self.judge(now);
         } else if self.removals == (Removals::Held { is_asked: true }) {
             // The provider has looked again and means it.
@@ -73,20 +74,22 @@ impl Stabilizer {
             alias.unlisted_since = if is_listed { None } else { alias.unlisted_since.or(Some(now)) };
         }
         // Our own record is dialled only where we do not know to be.
-        let me = Aim::Named(self.me.id.clone());
+        let me = DialPurpose::Named(self.me.id.clone());
         let wants_me = !self.addresses_of(&me, &[]).is_empty();
         let mut dialled = BTreeSet::new();
         for target in self.dials.iter_mut() {
             let is_listed = match &target.aim {
-                Aim::Member(_) => true,
+                DialPurpose::Member(_) => true,
                 aim if *aim == me => wants_me,
                 aim => self.listing.wants(aim),
             };
             target.unlisted_since = if is_listed { None } else { target.unlisted_since.or(Some(now)) };
             dialled.insert(target.aim.clone());
         }
-        let named = self.listing.named.keys().filter(|id| !self.members.contains_key(*id)).cloned().map(Aim::Named);
-        let hints = self.listing.hints.iter().filter(|a| !self.owners_of.contains_key(*a)).cloned().map(Aim::Hint);
+        let named =
+            self.listing.named.keys().filter(|id| !self.members.contains_key(*id)).cloned().map(DialPurpose::Named);
+        let hints =
+            self.listing.hints.iter().filter(|a| !self.owners_of.contains_key(*a)).cloned().map(DialPurpose::Hint);
         for aim in named.chain(hints).collect::<Vec<_>>() {
             if !dialled.contains(&aim) {
                 self.open(aim);
@@ -101,8 +104,8 @@ impl Stabilizer {
     /// The members that discovery lists, by name or by an address known to be theirs.
     fn listed_ids(&self) -> BTreeSet<PeerId> {
         let by_address = self.listing.hints.iter().filter_map(|address| match &self.owners_of.get(address)?.whose {
-            Whose::Peer(id) => Some(id.clone()),
-            Whose::Me => None,
+            OwnerKind::Peer(id) => Some(id.clone()),
+            OwnerKind::Me => None,
         });
         self.listing.named.keys().cloned().chain(by_address).collect()
     }
@@ -123,7 +126,7 @@ impl Stabilizer {
     }
 }
 
-impl Standing {
+impl ListingStatus {
     fn follow(&mut self, now: Duration, is_listed: bool) {
         match (&self, is_listed) {
             (Self::Missing(_), true) => *self = Self::Listed,

@@ -12,11 +12,11 @@ pub(crate) enum Breaker {
     /// Connected: requests flow.
     Closed,
     /// The connection broke a moment ago and is being replaced; requests wait for the outcome of that one attempt.
-    Mending,
+    Reconnecting,
     /// Not reachable since then; requests go to a successor, attempts go on in the background.
     Open { since_ms: u64 },
     /// No longer a peer.
-    Gone,
+    Removed,
 }
 
 /// How a connection ended.
@@ -25,32 +25,32 @@ pub(crate) enum End {
     /// Closed or reset: the process may be gone, or only the path. One attempt tells.
     Broken,
     /// Closed or reset soon after it was made, and not for the first time: the next one is not waited for.
-    Fickle,
+    Flapping,
     /// It said nothing while a ping was outstanding; a new connection would be accepted by its kernel and tell nothing.
     Silent,
     /// We close it to make a new one, with other certificates; nothing is wrong with the peer.
     Renewed,
     /// We closed it ourselves.
-    Dismissed,
+    ClosedLocally,
 }
 
 impl Breaker {
     /// Whether requests are taken.
     pub(crate) fn admits(self) -> bool {
-        matches!(self, Self::Closed | Self::Mending)
+        matches!(self, Self::Closed | Self::Reconnecting)
     }
 
     pub(crate) fn connected(self) -> Self {
         match self {
-            Self::Gone => Self::Gone,
+            Self::Removed => Self::Removed,
             _ => Self::Closed,
         }
     }
 
     pub(crate) fn ended(self, end: End, now_ms: u64) -> Self {
         match (self, end) {
-            (Self::Gone, _) => Self::Gone,
-            (Self::Closed, End::Broken | End::Renewed) => Self::Mending,
+            (Self::Removed, _) => Self::Removed,
+            (Self::Closed, End::Broken | End::Renewed) => Self::Reconnecting,
             (Self::Open { since_ms }, _) => Self::Open { since_ms },
             _ => Self::Open { since_ms: now_ms },
         }
@@ -59,8 +59,8 @@ impl Breaker {
     /// An attempt to connect failed.
     pub(crate) fn failed(self, now_ms: u64) -> Self {
         match self {
-            Self::Connecting | Self::Closed | Self::Mending => Self::Open { since_ms: now_ms },
-            Self::Open { .. } | Self::Gone => self,
+            Self::Connecting | Self::Closed | Self::Reconnecting => Self::Open { since_ms: now_ms },
+            Self::Open { .. } | Self::Removed => self,
         }
     }
 
@@ -91,12 +91,12 @@ mod tests {
     #[test]
     fn silence_opens_at_once_and_so_does_a_peer_that_keeps_closing() {
         assert_eq!(Breaker::Closed.ended(End::Silent, 5), Breaker::Open { since_ms: 5 });
-        assert_eq!(Breaker::Closed.ended(End::Fickle, 5), Breaker::Open { since_ms: 5 });
+        assert_eq!(Breaker::Closed.ended(End::Flapping, 5), Breaker::Open { since_ms: 5 });
     }
 
     #[test]
     fn gone_stays_gone() {
-        let gone = Breaker::Gone;
+        let gone = Breaker::Removed;
         assert_eq!((gone.connected(), gone.failed(1), gone.ended(End::Broken, 1)), (gone, gone, gone));
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     membership::stabilizer::Refusal,
     peer::{
         client::link::{Link, Target, wake},
-        local::objection,
+        local::rejection_reason,
     },
     protocol::{
         message::Hello,
@@ -81,10 +81,10 @@ async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Op
         return Err(Failure::Refused(Refusal::Rejected, text));
     };
     let hello = hello.map_err(|bad| Failure::Refused(Refusal::NoCommonVersion, bad.0))?;
-    if let Some(why) = objection(&local.hello(), &hello) {
+    if let Some(why) = rejection_reason(&local.hello(), &hello) {
         return Err(Failure::Refused(Refusal::OtherCluster, why));
     }
-    if let Some(why) = attempt.server().objection(&hello.id) {
+    if let Some(why) = attempt.server().rejection_reason(&hello.id) {
         return Err(Failure::Refused(Refusal::Untrusted, format!("{address}: {why}")));
     }
     if let Some(expected) = target.expected.as_ref().filter(|expected| **expected != hello.id) {

@@ -25,7 +25,7 @@ use crate::{
     },
     protocol::{
         chain::LoadChain,
-        message::{Answer, Encoded, Op, Source},
+        message::{Encoded, Op, Response, Source},
         wire::{Incoming, Outgoing},
     },
     runtime::sync::Mutex,
@@ -99,7 +99,7 @@ impl Scene {
     async fn answer_of(&self, key: &str, outcome: oneshot::Receiver<Outcome>) -> Outcome {
         let outcome = outcome.await.expect("told");
         if let Outcome::Answered(answer) = &outcome {
-            let Answer::Value(value) = answer else { panic!("{answer:?}") };
+            let Response::Value(value) = answer else { panic!("{answer:?}") };
             assert_eq!(value.bytes, key, "another call's answer");
             self.answered.fetch_add(1, SeqCst);
         }
@@ -125,7 +125,7 @@ impl Scene {
                     source: Source::Memory,
                 };
                 let mut frame = Outgoing::new(0);
-                frame.answer(request.id, Answer::Value(value));
+                frame.answer(request.id, Response::Value(value));
                 take(&link, frame.arrived());
                 drop(scene);
             });
@@ -151,7 +151,7 @@ fn each_request_is_answered_once_with_its_own_value() {
         }
         assert!(scene.asked.lock().values().all(|times| *times == 1));
         assert_eq!(scene.link.in_flight(), 0);
-        scene.link.hang_up();
+        scene.link.close();
         peer.await.expect("the stream ends");
     });
 }
@@ -182,7 +182,7 @@ fn a_late_answer_is_nobody_elses() {
         }
         tick.await.expect("no panic");
         assert_eq!(scene.link.in_flight(), 0);
-        scene.link.hang_up();
+        scene.link.close();
         peer.await.expect("the stream ends");
     });
 }
@@ -217,7 +217,7 @@ fn calls_over_connections(end: End) {
         let most = if end == End::Renewed { 3 } else { 2 };
         assert!(scene.asked.lock().values().all(|times| *times <= most), "{:?}", scene.asked.lock());
         assert_eq!(scene.link.in_flight(), 0);
-        scene.link.hang_up();
+        scene.link.close();
         peer.await.expect("the last stream ends");
     });
 }
@@ -255,7 +255,7 @@ fn what_is_sent_together_leaves_in_one_frame() {
             ask.await.expect("no panic");
         }
         alone.await.expect("no panic");
-        scene.link.hang_up();
+        scene.link.close();
         peer.await.expect("the stream ends");
     });
 }

@@ -23,7 +23,7 @@ use crate::{
     peer::{
         client::{
             breaker::Breaker,
-            request_table::{Call, Ended, NotSent, Table},
+            request_table::{Call, Ended, NotSent, RequestTable},
         },
         local::LocalNode,
     },
@@ -59,7 +59,7 @@ pub(crate) struct Link {
     pub(crate) dial: DialId,
     pub(crate) local: Arc<LocalNode>,
     pub(crate) target: ArcSwap<Target>,
-    pub(crate) table: Mutex<Table>,
+    pub(crate) table: Mutex<RequestTable>,
     /// Names and formats of the peer's groups.
     pub(crate) offers: ArcSwap<BTreeMap<Arc<str>, u32>>,
     pub(crate) max_requests: AtomicU64,
@@ -89,7 +89,7 @@ impl Link {
             dial,
             local,
             target: ArcSwap::from_pointee(target),
-            table: Mutex::new(Table::new(max_in_flight)),
+            table: Mutex::new(RequestTable::new(max_in_flight)),
             offers: ArcSwap::default(),
             max_requests: AtomicU64::new(BATCH_REQUESTS as u64),
             max_value_bytes: AtomicU64::new(u64::MAX),
@@ -237,18 +237,18 @@ impl Link {
     }
 
     /// Other addresses for the next attempt.
-    pub(crate) fn retarget(&self, target: Target) {
+    pub(crate) fn set_addresses(&self, target: Target) {
         self.target.store(Arc::new(target));
         self.retry.notify_one();
     }
 
     /// The peer may be back: the next attempt need not wait as long as after the last one.
-    pub(crate) fn hurry(&self) {
+    pub(crate) fn retry_soon(&self) {
         self.hurried.notify_one();
     }
 
     /// Ends it: who waits is told, and the task of [`keep`] returns.
-    pub(crate) fn hang_up(&self) {
+    pub(crate) fn close(&self) {
         let (ended, waker) = {
             let mut table = self.table.lock();
             (table.gone(), table.waker.take())
@@ -260,7 +260,7 @@ impl Link {
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.table.lock().breaker == Breaker::Gone
+        self.table.lock().breaker == Breaker::Removed
     }
 
     /// Whether the peer says anything within the silence limit, by a ping or by a new connection.

@@ -1,6 +1,6 @@
 //! The client of one peer: one connection, one stream of frames each way, kept up until the peer is none any more.
 //!
-//! Callers put requests into the [`Table`](crate::peer::client::request_table::Table) and go; the stream that HTTP/2 polls for our
+//! Callers put requests into the [`RequestTable`](crate::peer::client::request_table::Table) and go; the stream that HTTP/2 polls for our
 //! next message takes up to 256 of them at a time, and the task that reads the answers tells whoever waits. So a
 //! request costs no task, no timer and no channel, and what 64 callers ask at once is one message.
 
@@ -34,7 +34,7 @@ use crate::{
         request_table::{Ended, Outcome},
     },
     protocol::{
-        message::{Answer, Hello},
+        message::{Hello, Response},
         wire::{Answered, Incoming},
     },
     runtime::backoff::pauses,
@@ -61,7 +61,7 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
     let anew = || pauses(RECONNECT_MIN, RECONNECT_MAX, seed);
     let mut pauses = anew();
     loop {
-        let is_mending = link.table.lock().breaker == Breaker::Mending;
+        let is_mending = link.table.lock().breaker == Breaker::Reconnecting;
         let attempt = connect(&link);
         let attempt = match is_mending {
             true => timeout(MENDING, attempt)
@@ -80,7 +80,7 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
                 // One attempt at once after a good connection: whoever waits is owed its outcome.
                 let is_owed = end == End::Renewed || (was_good && end == End::Broken);
                 let pause = if is_owed { Duration::ZERO } else { pauses.next().unwrap_or(RECONNECT_MAX) };
-                let end = if end == End::Broken && pause > MENDING_PAUSE { End::Fickle } else { end };
+                let end = if end == End::Broken && pause > MENDING_PAUSE { End::Flapping } else { end };
                 finish(&link, end, &events).await;
                 pause
             }
@@ -240,7 +240,7 @@ fn take(link: &Link, frame: Incoming) -> Option<LinkEvent> {
             if !is_known {
                 counters.unknown_answers.up();
             }
-            if answer == Answer::Pending {
+            if answer == Response::Pending {
                 counters.pending.up(); // it is at work on it; what counts is that it said something
             } else {
                 ended.extend(table.answered(id).map(|reply| (reply, Outcome::Answered(answer))));

@@ -12,8 +12,8 @@ use crate::{
     peer::client::breaker::{Breaker, End},
     protocol::{
         chain::LoadChain,
-        message::{Answer, Op},
-        wire::{Asked, Outgoing},
+        message::{Op, Response},
+        wire::{Outgoing, RequestRef},
     },
 };
 
@@ -47,7 +47,7 @@ pub(crate) trait Reply: Send + Sync {
 /// How a call ended.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Answered(Answer),
+    Answered(Response),
     /// The peer cannot be reached; a successor may be asked.
     Unreachable,
     /// The deadline passed while the peer was alive; nobody else is asked.
@@ -78,18 +78,18 @@ struct InFlight {
 }
 
 /// Something to be sent.
-enum Due {
+enum Queued {
     Request(u64),
     Cancel(u64),
 }
 
-pub(crate) struct Table {
+pub(crate) struct RequestTable {
     pub(crate) breaker: Breaker,
     slots: Vec<Slot>,
     free: Vec<u32>,
     in_flight: usize,
     max_in_flight: usize,
-    queue: VecDeque<Due>,
+    queue: VecDeque<Queued>,
     /// Many calls were put into it at once: they leave in one frame.
     is_whole: bool,
     /// The stream that is polled for frames, when it has nothing to send.
@@ -118,13 +118,13 @@ struct SilenceWatch {
 }
 
 /// What the watch over a connection found.
-pub(crate) struct Swept {
+pub(crate) struct SweepResult {
     pub(crate) ended: Ended,
     /// The peer may be silent: the reader should look.
     pub(crate) may_be_silent: bool,
 }
 
-impl Table {
+impl RequestTable {
     pub(crate) fn new(max_in_flight: usize) -> Self {
         Self {
             breaker: Breaker::Connecting,
@@ -154,12 +154,12 @@ impl Table {
 
     /// Whether the stream of this connection still has something to say.
     pub(crate) fn is_current(&self, connection: u64) -> bool {
-        self.connection == connection && self.breaker != Breaker::Gone
+        self.connection == connection && self.breaker != Breaker::Removed
     }
 
     /// Ends the current connection as soon as its reader looks.
     pub(crate) fn dismiss(&mut self) {
-        self.verdict = Some(End::Dismissed);
+        self.verdict = Some(End::ClosedLocally);
     }
 
     /// Puts a new connection in the place of the current one; what waits is asked again on it.
@@ -175,12 +175,12 @@ impl Table {
 
     /// Why the current connection is to end, whatever comes on it.
     pub(crate) fn dismissal(&self) -> Option<End> {
-        if self.breaker == Breaker::Gone { Some(End::Dismissed) } else { self.verdict }
+        if self.breaker == Breaker::Removed { Some(End::ClosedLocally) } else { self.verdict }
     }
 
     /// Takes a call, to be sent with the next frame.
     pub(crate) fn push(&mut self, call: Call) -> Result<Option<Waker>, NotSent> {
-        self.put(call)?;
+        self.enqueue(call)?;
         Ok(self.waker.take())
     }
 
@@ -188,7 +188,7 @@ impl Table {
     pub(crate) fn push_all(&mut self, calls: impl Iterator<Item = Call>) -> (usize, Option<NotSent>, Option<Waker>) {
         let (mut taken, mut refused) = (0, None);
         for call in calls {
-            refused = self.put(call).err();
+            refused = self.enqueue(call).err();
             if refused.is_some() {
                 break;
             }
@@ -198,19 +198,19 @@ impl Table {
         (taken, refused, self.waker.take())
     }
 
-    fn put(&mut self, call: Call) -> Result<(), NotSent> {
+    fn enqueue(&mut self, call: Call) -> Result<(), NotSent> {
         if !self.breaker.admits() {
             return Err(NotSent::Open);
         }
         if self.in_flight >= self.max_in_flight {
             return Err(NotSent::Full);
         }
-        let id = self.occupy(InFlight { call, is_repeated: false });
-        self.queue.push_back(Due::Request(id));
+        let id = self.allocate(InFlight { call, is_repeated: false });
+        self.queue.push_back(Queued::Request(id));
         Ok(())
     }
 
-    fn occupy(&mut self, in_flight: InFlight) -> u64 {
+    fn allocate(&mut self, in_flight: InFlight) -> u64 {
         self.in_flight += 1;
         let at = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, call: None });
@@ -240,12 +240,12 @@ impl Table {
         // Cancels count as requests do: they are parts of a frame too, of which a peer takes no more than so many.
         while frame.requests() + frame.cancels() < max_requests && bytes < BATCH_BYTES {
             match self.queue.pop_front() {
-                Some(Due::Cancel(id)) => frame.cancel(id),
-                Some(Due::Request(id)) => {
+                Some(Queued::Cancel(id)) => frame.cancel(id),
+                Some(Queued::Request(id)) => {
                     if let Some(InFlight { call, .. }) = self.slot(id) {
                         let wait = Duration::from_millis(call.deadline_ms.saturating_sub(now_ms));
                         let Call { op, group, key, rank, chain, .. } = call;
-                        let asked = Asked { id, op, group: *group, key, wait, rank: *rank, chain };
+                        let asked = RequestRef { id, op, group: *group, key, wait, rank: *rank, chain };
                         bytes += asked.bytes();
                         frame.request(&asked);
                     }
@@ -300,7 +300,7 @@ impl Table {
 
     /// Looks after deadlines and silence; called every 10 ms. `we_stood_still`: this process did not run, so
     /// nothing that was not heard counts.
-    pub(crate) fn sweep(&mut self, now_ms: u64, we_stood_still: bool) -> Swept {
+    pub(crate) fn sweep(&mut self, now_ms: u64, we_stood_still: bool) -> SweepResult {
         let mut ended = Ended::new();
         if self.in_flight > 0 {
             let expired = |(at, slot): (usize, &Slot)| {
@@ -310,10 +310,10 @@ impl Table {
             let ids: Vec<u64> = self.slots.iter().enumerate().filter_map(expired).collect();
             for id in ids {
                 ended.extend(self.take(id).map(|call| (call.reply, Outcome::Expired)));
-                self.queue.push_back(Due::Cancel(id));
+                self.queue.push_back(Queued::Cancel(id));
             }
         }
-        Swept {
+        SweepResult {
             ended,
             may_be_silent: self.breaker == Breaker::Closed
                 && self.watch.sweep(now_ms, self.in_flight > 0, we_stood_still),
@@ -344,7 +344,7 @@ impl Table {
             match &mut slot.call {
                 Some(in_flight) if !in_flight.is_repeated || end == End::Renewed => {
                     in_flight.is_repeated |= end != End::Renewed;
-                    self.queue.push_back(Due::Request(id));
+                    self.queue.push_back(Queued::Request(id));
                 }
                 Some(_) => ended.extend(self.take(id).map(|call| (call.reply, Outcome::Unreachable))),
                 None => {}
@@ -361,7 +361,7 @@ impl Table {
 
     /// The peer is none any more.
     pub(crate) fn gone(&mut self) -> Ended {
-        self.breaker = Breaker::Gone;
+        self.breaker = Breaker::Removed;
         self.drain()
     }
 
@@ -413,7 +413,7 @@ impl SilenceWatch {
     }
 }
 
-impl std::fmt::Debug for Table {
+impl std::fmt::Debug for RequestTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Table")
             .field("breaker", &self.breaker)
@@ -433,8 +433,8 @@ mod tests {
         fn reply(self: Arc<Self>, _: Outcome, _: Instant) {}
     }
 
-    fn connected(now_ms: u64) -> Table {
-        let mut table = Table::new(8);
+    fn connected(now_ms: u64) -> RequestTable {
+        let mut table = RequestTable::new(8);
         table.connected(now_ms);
         let call = Call {
             op: Op::Get,
@@ -450,7 +450,7 @@ mod tests {
     }
 
     /// Ticks from one time to another; whether the peer was silent at some of them.
-    fn is_silent_between(table: &mut Table, from_ms: u64, to_ms: u64) -> bool {
+    fn is_silent_between(table: &mut RequestTable, from_ms: u64, to_ms: u64) -> bool {
         let silent = |now_ms| table.sweep(now_ms, false).may_be_silent && table.verdict(now_ms) == Some(End::Silent);
         (from_ms..to_ms).step_by(10).any(silent)
     }
@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn many_cancels_leave_in_many_frames() {
-        let mut table = Table::new(20_000);
+        let mut table = RequestTable::new(20_000);
         table.connected(0);
         let call = |_| Call {
             op: Op::Get,
@@ -497,7 +497,7 @@ mod tests {
             reply: Arc::new(Nobody),
         };
         assert_eq!(table.push_all((0..20_000).map(call)).0, 20_000);
-        let sent = |table: &mut Table| {
+        let sent = |table: &mut RequestTable| {
             let (mut requests, mut cancels) = (0, 0);
             while table.has_due() {
                 let mut frame = Outgoing::new(0);
@@ -519,7 +519,7 @@ mod tests {
         let (first, _) = table.begin_connection();
         table.waker = Some(Waker::noop().clone());
         table.dismiss();
-        assert_eq!(table.verdict(0), Some(End::Dismissed));
+        assert_eq!(table.verdict(0), Some(End::ClosedLocally));
         let (second, waker) = table.begin_connection();
         assert!(waker.is_some(), "it sleeps, and must be woken to end");
         assert!(!table.is_current(first) && table.is_current(second));

@@ -44,7 +44,7 @@ async fn a_peer_that_may_be_back_is_not_waited_for_as_long() {
     let (link, mut events) = in_vain();
     failures(&mut events, 10).await;
     let begun = Instant::now();
-    link.hurry();
+    link.retry_soon();
     failures(&mut events, 1).await;
     let slack = Duration::from_millis(10); // timers may be a millisecond late, and an attempt takes a moment
     assert!(begun.elapsed() <= RECONNECT_MAX / HURRIED + slack, "{:?}", begun.elapsed());
@@ -56,7 +56,7 @@ async fn a_peer_that_may_be_back_all_the_time_is_not_dialled_all_the_time() {
     failures(&mut events, 10).await;
     let time = 4 * RECONNECT_MAX;
     for _ in 0..time.as_millis() {
-        link.hurry();
+        link.retry_soon();
         sleep(Duration::from_millis(1)).await;
     }
     let attempts = std::iter::from_fn(|| events.try_recv().ok()).count() as u32;

@@ -24,20 +24,20 @@ use crate::{
         group_service::Registry,
         local::LocalNode,
         server::{
-            dispatch::{Again, Looked, Named, first_look, resolve},
-            rate::Rate,
-            response_queue::Outbox,
+            dispatch::{Dispatch, ResolvedGroup, Retry, dispatch, resolve},
+            response_queue::ResponseQueue,
         },
     },
     protocol::{
-        message::{Answer, GroupName, Hello, Op, Request},
+        message::{GroupName, Hello, Op, Request, Response},
         wire::{Incoming, answer_bytes},
     },
     runtime::{
         log_limit::LogRateLimit,
         sync::{Keyed, Map},
+        token_bucket::TokenBucket,
     },
-    transport::{DEAD, Security},
+    transport::{IDLE_LIMIT, Security},
 };
 
 /// What every connection serves from.
@@ -80,7 +80,7 @@ const AT_ONCE: usize = 64;
 /// After so many answers they have their turn to be sent before more is read: the peer is at work on them meanwhile.
 const MANY: usize = 8;
 
-type Loads = FuturesUnordered<Pin<Box<dyn Future<Output = (u64, Answer)> + Send>>>;
+type Loads = FuturesUnordered<Pin<Box<dyn Future<Output = (u64, Response)> + Send>>>;
 
 /// How long a connection may live, whatever its peer does.
 pub(crate) enum Lifetime {
@@ -115,31 +115,32 @@ enum Goes {
 /// One connection that a peer opened, as the task that reads it sees it.
 pub(crate) struct Connection {
     service: Arc<Service>,
-    outbox: Arc<Outbox>,
+    queue: Arc<ResponseQueue>,
     peer: PeerId,
     /// The peer's groups by its own indices, resolved against our registry as of `registry_version`.
-    groups: Map<u32, (GroupName, Named)>,
+    groups: Map<u32, (GroupName, ResolvedGroup)>,
     registry_version: u64,
     loads: Loads,
     /// Requests that wait for a load, or for room for its value.
-    waiting: Map<u64, Option<Again>>,
+    waiting: Map<u64, Option<Retry>>,
     /// Those whose load has ended: many may end at once, and the values are not to be in memory twice until they are sent.
     loaded: VecDeque<u64>,
     /// When each of them is owed a Pending, in order of time.
     pending: VecDeque<(Instant, u64)>,
     /// Largest value that the peer takes.
     max_value_bytes: usize,
-    invalidations: Rate,
+    invalidations: TokenBucket,
     /// The peer wants to talk to somebody else; our Hello tells it who we are.
     is_wrong_peer: bool,
 }
 
 impl Connection {
-    pub(crate) fn new(service: Arc<Service>, outbox: Arc<Outbox>, hello: &Hello) -> Self {
+    pub(crate) fn new(service: Arc<Service>, queue: Arc<ResponseQueue>, hello: &Hello) -> Self {
         let hasher = service.hasher;
+        let invalidations = f64::from(service.local.limits.max_invalidations_per_second);
         let mut connection = Self {
             service,
-            outbox,
+            queue,
             peer: hello.id.clone(),
             groups: Map::with_hasher(hasher),
             registry_version: 0,
@@ -148,7 +149,7 @@ impl Connection {
             loaded: VecDeque::new(),
             pending: VecDeque::new(),
             max_value_bytes: hello.max_value_bytes,
-            invalidations: Rate::new(),
+            invalidations: TokenBucket::new(invalidations, invalidations),
             is_wrong_peer: false,
         };
         connection.is_wrong_peer =
@@ -182,21 +183,21 @@ impl Connection {
             if let Some(frame) = next.take() {
                 match self.take(frame, &hello, ends.as_mut()).await {
                     Ok(Goes::On) => {}
-                    Ok(Goes::NoFurther) => return self.outbox.close(None),
+                    Ok(Goes::NoFurther) => return self.queue.close(None),
                     Err(status) => {
                         self.service.local.counters.rejected.up();
-                        return self.outbox.close(Some(status));
+                        return self.queue.close(Some(status));
                     }
                 }
             }
             let owed = self.pending.front().map(|(due, _)| *due);
             tokio::select! {
                 biased;
-                () = closing.cancelled() => return self.outbox.close(None),
+                () = closing.cancelled() => return self.queue.close(None),
                 // The peer connects anew, with its certificates of today, and asks again for what it is owed.
-                () = &mut ends => return self.outbox.close(None),
+                () = &mut ends => return self.queue.close(None),
                 Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => self.has_loaded(id, answer),
-                () = self.outbox.room(), if !self.loaded.is_empty() => self.say_loaded(),
+                () = self.queue.room(), if !self.loaded.is_empty() => self.say_loaded(),
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => {
                         next = Some(frame);
@@ -205,16 +206,16 @@ impl Connection {
                             self.service.has_come(&self.peer); // what we had open to it may be closed
                         }
                     }
-                    Ok(None) => return self.outbox.close(None),
+                    Ok(None) => return self.queue.close(None),
                     Err(status) => {
                         self.service.local.counters.rejected.up();
-                        return self.outbox.close(Some(status)); // its own words: too large, or no protobuf
+                        return self.queue.close(Some(status)); // its own words: too large, or no protobuf
                     }
                 },
                 () = sleep_until(owed.unwrap_or_else(Instant::now)), if owed.is_some() => self.say_pending(),
-                () = self.outbox.abandoned() => return,
+                () = self.queue.abandoned() => return,
                 // Our own listener sees bytes, and so does without a timer for each frame.
-                () = sleep_until(heard + DEAD), if is_mounted => return self.outbox.close(None),
+                () = sleep_until(heard + IDLE_LIMIT), if is_mounted => return self.queue.close(None),
             }
         }
     }
@@ -239,15 +240,15 @@ impl Connection {
         }
         let service = Arc::clone(&self.service);
         if frame.ping != 0 {
-            self.outbox.pong(frame.ping);
+            self.queue.pong(frame.ping);
         }
         // Over all of the frame: what it makes this node load is loaded together.
         let taking = service.registry.takes_many();
         let mut requests = frame.requests.into_iter().enumerate();
         while requests.len() > 0 {
             let is_much = self.answer(&mut requests);
-            if self.outbox.is_overrun() {
-                self.outbox.clear();
+            if self.queue.is_overrun() {
+                self.queue.clear();
                 return Err(Status::resource_exhausted("answers are not read"));
             }
             if is_much {
@@ -256,12 +257,12 @@ impl Connection {
             loop {
                 tokio::select! {
                     biased;
-                    () = self.outbox.room() => break,
+                    () = self.queue.room() => break,
                     // Or the values of all loads that end meanwhile would be kept.
                     Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => self.has_loaded(id, answer),
                     () = service.closing.cancelled() => return Ok(Goes::NoFurther),
                     () = &mut ends => return Ok(Goes::NoFurther),
-                    () = self.outbox.abandoned() => return Ok(Goes::NoFurther),
+                    () = self.queue.abandoned() => return Ok(Goes::NoFurther),
                 }
             }
         }
@@ -269,7 +270,7 @@ impl Connection {
         for id in frame.cancels {
             self.waiting.remove(&id); // the load goes on: it belongs to nobody
         }
-        self.outbox.now_waiting(self.waiting.len());
+        self.queue.now_waiting(self.waiting.len());
         self.say_pending(); // here too: frames that come without a pause keep the timer from being looked at
         Ok(Goes::On)
     }
@@ -288,20 +289,20 @@ impl Connection {
                 answers.push((id, answer));
             }
         }
-        self.outbox.push(answers.into_iter());
+        self.queue.push(answers.into_iter());
         looked_at >= MANY || bytes >= BATCH_BYTES
     }
 
     /// A load has ended. Without room for its value that is looked for once more when there is room.
-    fn has_loaded(&mut self, id: u64, answer: Answer) {
+    fn has_loaded(&mut self, id: u64, answer: Response) {
         let Some(again) = self.waiting.get(&id) else { return }; // the peer has cancelled it
-        if again.is_some() && matches!(answer, Answer::Value(_)) && !self.outbox.has_room_for_loaded() {
+        if again.is_some() && matches!(answer, Response::Value(_)) && !self.queue.has_room_for_loaded() {
             self.loaded.push_back(id);
             return;
         }
         self.waiting.remove(&id);
-        self.outbox.push_loaded(id, self.sized(answer));
-        self.outbox.now_waiting(self.waiting.len());
+        self.queue.push_completed(id, self.sized(answer));
+        self.queue.now_waiting(self.waiting.len());
     }
 
     /// There is room for a value, or the peer reads nothing.
@@ -309,36 +310,34 @@ impl Connection {
         let Some(id) = self.loaded.pop_front() else { return };
         if let Some(again) = self.waiting.remove(&id).flatten() {
             let answer = self.sized(again.look());
-            self.outbox.push(std::iter::once((id, answer)));
+            self.queue.push(std::iter::once((id, answer)));
         }
-        self.outbox.now_waiting(self.waiting.len());
+        self.queue.now_waiting(self.waiting.len());
     }
 
     /// The answer to a request, unless a load must be waited for.
-    fn look(&mut self, request: Request, at: usize) -> Option<Answer> {
+    fn look(&mut self, request: Request, at: usize) -> Option<Response> {
         if self.is_wrong_peer {
-            return Some(Answer::WrongPeer);
+            return Some(Response::WrongPeer);
         }
         if at >= MAX_REQUESTS_PER_FRAME {
-            return Some(Answer::Overloaded { retry_after: RETRY_AFTER });
+            return Some(Response::Overloaded { retry_after: RETRY_AFTER });
         }
-        if matches!(request.op, Op::Set(_) | Op::Remove { .. } | Op::Clear) {
-            let per_second = self.service.local.limits.max_invalidations_per_second;
-            if !self.invalidations.take(per_second, Instant::now()) {
-                return Some(Answer::Overloaded { retry_after: RETRY_AFTER });
-            }
+        let is_write = matches!(request.op, Op::Set(_) | Op::Remove { .. } | Op::Clear);
+        if is_write && !self.invalidations.take(Instant::now()) {
+            return Some(Response::Overloaded { retry_after: RETRY_AFTER });
         }
         let id = request.id;
-        let named = self.groups.get(&request.group).map_or(&Named::Unknown, |(_, named)| named);
+        let named = self.groups.get(&request.group).map_or(&ResolvedGroup::Unknown, |(_, named)| named);
         let has_room = self.loads.len() + self.loaded.len() < self.service.local.limits.max_serving_per_peer;
         let mut waiting = None;
         let may_wait = || {
             waiting = self.service.may_wait().filter(|_| has_room);
             waiting.is_some()
         };
-        match first_look(&self.service, named, request, Some(&self.peer), may_wait) {
-            Looked::Answer(answer) => Some(self.sized(answer)),
-            Looked::Wait(answering, again) => {
+        match dispatch(&self.service, named, request, Some(&self.peer), may_wait) {
+            Dispatch::Response(answer) => Some(self.sized(answer)),
+            Dispatch::Wait(answering, again) => {
                 self.waiting.insert(id, again);
                 self.pending.push_back((Instant::now() + PENDING_AFTER, id));
                 self.loads.push(Box::pin(async move {
@@ -351,12 +350,12 @@ impl Connection {
     }
 
     /// A value that the peer would not take ends the whole stream there: it is told so instead.
-    fn sized(&self, answer: Answer) -> Answer {
+    fn sized(&self, answer: Response) -> Response {
         match answer {
-            Answer::Value(value) if value.bytes.len() > self.max_value_bytes => Answer::TooLarge,
-            Answer::Page(mut page) => {
+            Response::Value(value) if value.bytes.len() > self.max_value_bytes => Response::TooLarge,
+            Response::Page(mut page) => {
                 page.entries.retain(|handed| handed.bytes.len() <= self.max_value_bytes);
-                Answer::Page(page)
+                Response::Page(page)
             }
             answer => answer,
         }
@@ -369,9 +368,9 @@ impl Connection {
             let id = *id;
             self.pending.pop_front();
             if self.waiting.contains_key(&id) {
-                answers.push((id, Answer::Pending));
+                answers.push((id, Response::Pending));
             }
         }
-        self.outbox.push(answers.into_iter());
+        self.queue.push(answers.into_iter());
     }
 }

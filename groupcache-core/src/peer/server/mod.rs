@@ -7,7 +7,6 @@
 mod authenticate;
 mod connection;
 mod dispatch;
-mod rate;
 mod response_queue;
 pub(crate) mod service;
 
@@ -19,19 +18,19 @@ use std::sync::{
 use dashmap::DashMap;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Response, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::{
     identity::PeerId,
     limits::CLIENT_HELLO,
     peer::{
         group_service::Registry,
-        local::{LocalNode, objection},
+        local::{LocalNode, rejection_reason},
         server::{
             authenticate::{Sender, authenticate},
             connection::{Connection, Lifetime, Service},
-            dispatch::{Looked, first_look, resolve},
-            response_queue::{Outbound, Outbox},
+            dispatch::{Dispatch, dispatch, resolve},
+            response_queue::{Outbound, ResponseQueue},
         },
     },
     protocol::wire::{self, GetRequest, Incoming, UnaryAnswer},
@@ -39,7 +38,7 @@ use crate::{
         log_limit::LogRateLimit,
         sync::{Keyed, sharded},
     },
-    transport::InUse,
+    transport::RequestGuard,
 };
 
 /// The peer service of a node.
@@ -48,7 +47,7 @@ pub(crate) struct Server(Arc<Inner>);
 
 struct Inner {
     service: Arc<Service>,
-    connections: DashMap<u64, Arc<Outbox>, Keyed>,
+    connections: DashMap<u64, Arc<ResponseQueue>, Keyed>,
     next_connection: AtomicU64,
     open: AtomicUsize,
     tasks: TaskTracker,
@@ -112,22 +111,22 @@ impl Server {
 
     /// Something that every frame carries has changed: send it.
     pub(crate) fn nudge(&self) {
-        self.0.connections.iter().for_each(|outbox| outbox.wake());
+        self.0.connections.iter().for_each(|queue| queue.wake());
     }
 
     /// Requests of peers that are not answered yet.
     pub(crate) fn owes(&self) -> usize {
-        self.0.connections.iter().map(|outbox| outbox.owes()).sum()
+        self.0.connections.iter().map(|queue| queue.owes()).sum()
     }
 
     /// Whether a goodbye has yet to be taken by its connection.
     pub(crate) fn owes_goodbye(&self) -> bool {
-        self.0.connections.iter().any(|outbox| outbox.owes_goodbye())
+        self.0.connections.iter().any(|queue| queue.owes_goodbye())
     }
 
     /// Tells all peers that this node leaves for good.
     pub(crate) fn say_goodbye(&self) {
-        self.0.connections.iter().for_each(|outbox| outbox.say_goodbye());
+        self.0.connections.iter().for_each(|queue| queue.say_goodbye());
     }
 }
 
@@ -135,7 +134,7 @@ impl Server {
 impl wire::peer_server::Peer for Server {
     type ConnectStream = Outbound;
 
-    async fn connect(&self, request: tonic::Request<Streaming<Incoming>>) -> Result<Response<Outbound>, Status> {
+    async fn connect(&self, request: tonic::Request<Streaming<Incoming>>) -> Result<tonic::Response<Outbound>, Status> {
         let server = &self.0;
         // Before it is looked at who sent it: what is replaced from now on, this connection was let in by.
         let security = server.service.local.security.clone();
@@ -157,7 +156,7 @@ impl wire::peer_server::Peer for Server {
             server.service.local.counters.rejected.up();
             return Err(Status::failed_precondition("the first frame of a connection carries a Hello"));
         };
-        let hello = hello.and_then(|hello| match objection(&server.service.local.hello(), &hello) {
+        let hello = hello.and_then(|hello| match rejection_reason(&server.service.local.hello(), &hello) {
             Some(why) => Err(wire::BadHello(why)),
             None => Ok(hello),
         });
@@ -165,47 +164,47 @@ impl wire::peer_server::Peer for Server {
             server.service.local.counters.rejected.up();
             Status::failed_precondition(bad.0)
         })?;
-        if let Some(why) = sender.caller.objection(&hello.id) {
+        if let Some(why) = sender.caller.rejection_reason(&hello.id) {
             return Err(self.turned_away(Status::unauthenticated(why)));
         }
         server.service.local.counters.accepted.up();
         server.service.has_come(&hello.id);
-        let in_use = sender.session.as_ref().map(InUse::begin);
-        let outbox = Arc::new(Outbox::new(Arc::clone(&server.service.local)));
+        let in_use = sender.session.as_ref().map(RequestGuard::begin);
+        let queue = Arc::new(ResponseQueue::new(Arc::clone(&server.service.local)));
         let number = server.next_connection.fetch_add(1, Relaxed);
-        server.connections.insert(number, Arc::clone(&outbox));
+        server.connections.insert(number, Arc::clone(&queue));
         let lifetime = match sender.session {
             Some(session) => Lifetime::Ours(session.retired().clone()),
             None => Lifetime::Mounted { security, generation, number },
         };
-        let connection = Connection::new(Arc::clone(&server.service), Arc::clone(&outbox), &hello);
+        let connection = Connection::new(Arc::clone(&server.service), Arc::clone(&queue), &hello);
         let registered = Registered(Arc::clone(server), number);
         server.tasks.spawn(async move {
             let (_place, _registered, _in_use) = (place, registered, in_use);
             connection.serve(inbound, frame, hello, lifetime).await;
         });
-        Ok(Response::new(Outbound(outbox)))
+        Ok(tonic::Response::new(Outbound(queue)))
     }
 
-    async fn get(&self, request: tonic::Request<GetRequest>) -> Result<Response<UnaryAnswer>, Status> {
+    async fn get(&self, request: tonic::Request<GetRequest>) -> Result<tonic::Response<UnaryAnswer>, Status> {
         let server = &self.0;
         let sender = self.sender(request.extensions())?;
         let (cluster, group, format, request) = wire::unary(request.into_inner());
         if cluster != server.service.local.hello().cluster {
             return Err(Status::failed_precondition("this node belongs to another cluster"));
         }
-        let _in_use = sender.session.as_ref().map(InUse::begin);
+        let _in_use = sender.session.as_ref().map(RequestGuard::begin);
         let group = resolve(&server.service.registry, &group, format);
         let mut waiting = None;
         let may_wait = || {
             waiting = server.service.may_wait();
             waiting.is_some()
         };
-        let answer = match first_look(&server.service, &group, request, None, may_wait) {
-            Looked::Answer(answer) => answer,
-            Looked::Wait(answering, _) => answering.await,
+        let answer = match dispatch(&server.service, &group, request, None, may_wait) {
+            Dispatch::Response(answer) => answer,
+            Dispatch::Wait(answering, _) => answering.await,
         };
-        Ok(Response::new(UnaryAnswer(answer)))
+        Ok(tonic::Response::new(UnaryAnswer(answer)))
     }
 }
 
@@ -234,8 +233,8 @@ struct Registered(Arc<Inner>, u64);
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        if let Some((_, outbox)) = self.0.connections.remove(&self.1) {
-            outbox.close(None);
+        if let Some((_, queue)) = self.0.connections.remove(&self.1) {
+            queue.close(None);
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     limits::{BATCH_BYTES, RETRY_AFTER},
     peer::local::LocalNode,
     protocol::{
-        message::Answer,
+        message::Response,
         wire::{Outgoing, answer_bytes},
     },
     runtime::{clock::later, sync::Mutex},
@@ -36,7 +36,7 @@ const LOADED: usize = 4;
 const STUCK: Duration = Duration::from_secs(1);
 
 /// What waits to be sent to one peer.
-pub(crate) struct Outbox {
+pub(crate) struct ResponseQueue {
     local: Arc<LocalNode>,
     queue: Mutex<Queue>,
     /// Some of it was taken.
@@ -49,7 +49,7 @@ pub(crate) struct Outbox {
 
 #[derive(Default)]
 struct Queue {
-    answers: VecDeque<(u64, Answer)>,
+    answers: VecDeque<(u64, Response)>,
     bytes: usize,
     /// When some of them were taken, or there were none.
     taken_ms: u64,
@@ -60,7 +60,7 @@ struct Queue {
     waker: Option<Waker>,
 }
 
-impl Outbox {
+impl ResponseQueue {
     pub(crate) fn new(local: Arc<LocalNode>) -> Self {
         Self {
             local,
@@ -73,12 +73,12 @@ impl Outbox {
 
     /// Queues answers. Where there is no [`room`](Self::room) those that are longer than `overloaded` become that: a write
     /// that was done is not refused.
-    pub(crate) fn push(&self, answers: impl ExactSizeIterator<Item = (u64, Answer)>) {
+    pub(crate) fn push(&self, answers: impl ExactSizeIterator<Item = (u64, Response)>) {
         self.push_within(self.local.limits.max_queued_answer_bytes, answers);
     }
 
     /// Queues the answer of a load that has ended: it is there already.
-    pub(crate) fn push_loaded(&self, id: u64, answer: Answer) {
+    pub(crate) fn push_completed(&self, id: u64, answer: Response) {
         self.push_within(self.limit_of_loaded(), std::iter::once((id, answer)));
     }
 
@@ -91,7 +91,7 @@ impl Outbox {
         self.local.limits.max_queued_answer_bytes.saturating_mul(LOADED)
     }
 
-    fn push_within(&self, limit: usize, answers: impl ExactSizeIterator<Item = (u64, Answer)>) {
+    fn push_within(&self, limit: usize, answers: impl ExactSizeIterator<Item = (u64, Response)>) {
         if answers.len() == 0 {
             return;
         }
@@ -104,7 +104,7 @@ impl Outbox {
             // large answer would never be sent.
             let has_room = queue.bytes < limit;
             for (id, mut answer) in answers {
-                let overloaded = Answer::Overloaded { retry_after: RETRY_AFTER };
+                let overloaded = Response::Overloaded { retry_after: RETRY_AFTER };
                 if !has_room && answer_bytes(&answer) > answer_bytes(&overloaded) {
                     answer = overloaded;
                 }
@@ -196,7 +196,7 @@ impl Outbox {
 }
 
 /// Our half of a connection that a peer opened.
-pub(crate) struct Outbound(pub(crate) Arc<Outbox>);
+pub(crate) struct Outbound(pub(crate) Arc<ResponseQueue>);
 
 impl Stream for Outbound {
     type Item = Result<Outgoing, Status>;

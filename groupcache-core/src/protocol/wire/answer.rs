@@ -12,16 +12,16 @@ use crate::protocol::wire::{
 use crate::{
     identity::PeerId,
     limits::MAX_ERROR_TEXT,
-    protocol::message::{Answer, DeadlineOwner, Decline, Encoded, Handed, Page, Source},
+    protocol::message::{DeadlineOwner, Decline, Encoded, Handed, Page, Response, Source},
     runtime::small_bytes,
 };
 
 /// Bytes that an answer takes in a frame, about.
-pub(crate) fn answer_bytes(answer: &Answer) -> usize {
+pub(crate) fn answer_bytes(answer: &Response) -> usize {
     48 + match answer {
-        Answer::Value(value) => value.bytes.len(),
-        Answer::LoadFailed { text, .. } | Answer::BadRequest(text) => text.len().min(MAX_ERROR_TEXT),
-        Answer::Page(page) => page.entries.iter().map(handed_bytes).sum(),
+        Response::Value(value) => value.bytes.len(),
+        Response::LoadFailed { text, .. } | Response::BadRequest(text) => text.len().min(MAX_ERROR_TEXT),
+        Response::Page(page) => page.entries.iter().map(handed_bytes).sum(),
         _ => 0,
     }
 }
@@ -81,15 +81,15 @@ mod handed_tag {
 
 /// An answer that is to be written.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Told<'a>(pub(crate) u64, pub(crate) &'a Answer);
+pub(crate) struct ResponseRef<'a>(pub(crate) u64, pub(crate) &'a Response);
 
-impl Part for Told<'_> {
+impl Part for ResponseRef<'_> {
     fn write(&self, out: &mut impl Sink) {
         let Self(id, answer) = *self;
         out.number(tag::ID, id);
         out.number(tag::STATUS, u64::from(status_of(answer)));
         match answer {
-            Answer::Value(value) => {
+            Response::Value(value) => {
                 out.bytes(tag::VALUE, &value.bytes);
                 out.number(tag::AGE_MS, value.age_ms);
                 if let Some(remaining_ms) = value.remaining_ms {
@@ -99,44 +99,44 @@ impl Part for Told<'_> {
                 out.number(tag::HOT_RATE, u64::from(value.is_hot));
                 out.number(tag::SOURCE, u64::from(value.source == Source::Loaded));
             }
-            Answer::LoadFailed { is_transient, text } => {
+            Response::LoadFailed { is_transient, text } => {
                 out.number(tag::TRANSIENT, u64::from(*is_transient));
                 out.bytes(tag::TEXT, shortened(text).as_bytes());
             }
-            Answer::BadRequest(text) => out.bytes(tag::TEXT, shortened(text).as_bytes()),
-            Answer::Declined(why) => out.number(tag::REASON, u64::from(decline_number(*why))),
-            Answer::Referred(peer) => {
+            Response::BadRequest(text) => out.bytes(tag::TEXT, shortened(text).as_bytes()),
+            Response::Declined(why) => out.number(tag::REASON, u64::from(decline_number(*why))),
+            Response::Referred(peer) => {
                 out.number(tag::REASON, u64::from(decline_number(Decline::NotCached)));
                 out.bytes(tag::FORMER_OWNER, peer.as_str().as_bytes());
             }
-            Answer::Deadline(whose) => out.number(tag::REASON, u64::from(*whose == DeadlineOwner::Load)),
-            Answer::Overloaded { retry_after } => out.number(tag::RETRY_AFTER_MS, u64::from(millis(*retry_after))),
-            Answer::Page(page) => out.part(tag::VALUE, page),
-            Answer::NotFound
-            | Answer::TooLarge
-            | Answer::Pending
-            | Answer::WrongPeer
-            | Answer::Unsupported
-            | Answer::Done => {}
+            Response::Deadline(whose) => out.number(tag::REASON, u64::from(*whose == DeadlineOwner::Load)),
+            Response::Overloaded { retry_after } => out.number(tag::RETRY_AFTER_MS, u64::from(millis(*retry_after))),
+            Response::Page(page) => out.part(tag::VALUE, page),
+            Response::NotFound
+            | Response::TooLarge
+            | Response::Pending
+            | Response::WrongPeer
+            | Response::Unsupported
+            | Response::Done => {}
         }
     }
 }
 
-fn status_of(answer: &Answer) -> u32 {
+fn status_of(answer: &Response) -> u32 {
     match answer {
-        Answer::Value(_) => status::VALUE,
-        Answer::NotFound => status::NOT_FOUND,
-        Answer::LoadFailed { .. } => status::LOADER_ERROR,
-        Answer::Overloaded { .. } => status::OVERLOADED,
-        Answer::Declined(_) | Answer::Referred(_) => status::DECLINED,
-        Answer::TooLarge => status::TOO_LARGE,
-        Answer::Pending => status::PENDING,
-        Answer::Deadline(_) => status::DEADLINE,
-        Answer::WrongPeer => status::WRONG_PEER,
-        Answer::Unsupported => status::UNSUPPORTED,
-        Answer::Done => status::DONE,
-        Answer::BadRequest(_) => status::BAD_REQUEST,
-        Answer::Page(_) => status::PAGE,
+        Response::Value(_) => status::VALUE,
+        Response::NotFound => status::NOT_FOUND,
+        Response::LoadFailed { .. } => status::LOADER_ERROR,
+        Response::Overloaded { .. } => status::OVERLOADED,
+        Response::Declined(_) | Response::Referred(_) => status::DECLINED,
+        Response::TooLarge => status::TOO_LARGE,
+        Response::Pending => status::PENDING,
+        Response::Deadline(_) => status::DEADLINE,
+        Response::WrongPeer => status::WRONG_PEER,
+        Response::Unsupported => status::UNSUPPORTED,
+        Response::Done => status::DONE,
+        Response::BadRequest(_) => status::BAD_REQUEST,
+        Response::Page(_) => status::PAGE,
     }
 }
 
@@ -163,7 +163,7 @@ impl Part for Handed {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Answered {
     pub(crate) id: u64,
-    pub(crate) answer: Answer,
+    pub(crate) answer: Response,
     /// Its status is one that we know.
     pub(crate) is_known: bool,
 }
@@ -193,32 +193,32 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
     }
     let text = || shortened(&String::from_utf8_lossy(text.get(..MAX_ERROR_TEXT).unwrap_or(text))).to_owned();
     let answer = match status {
-        status::VALUE => Answer::Value(Encoded {
-            bytes: small_bytes::part(frame, value),
+        status::VALUE => Response::Value(Encoded {
+            bytes: small_bytes::slice_or_copy(frame, value),
             age_ms,
             remaining_ms,
             borrow_ms,
             is_hot: hot_rate > 0,
             source: if source == 1 { Source::Loaded } else { Source::Memory },
         }),
-        status::NOT_FOUND => Answer::NotFound,
-        status::LOADER_ERROR => Answer::LoadFailed { is_transient, text: text() },
+        status::NOT_FOUND => Response::NotFound,
+        status::LOADER_ERROR => Response::LoadFailed { is_transient, text: text() },
         status::OVERLOADED => {
-            Answer::Overloaded { retry_after: Duration::from_millis(retry_after_ms.min(u64::from(u32::MAX))) }
+            Response::Overloaded { retry_after: Duration::from_millis(retry_after_ms.min(u64::from(u32::MAX))) }
         }
         status::DECLINED => declined(reason, former_owner),
-        status::TOO_LARGE => Answer::TooLarge,
-        status::PENDING => Answer::Pending,
-        status::DEADLINE => Answer::Deadline(if reason == 1 { DeadlineOwner::Load } else { DeadlineOwner::Asker }),
-        status::WRONG_PEER => Answer::WrongPeer,
-        status::UNSUPPORTED => Answer::Unsupported,
-        status::DONE => Answer::Done,
-        status::BAD_REQUEST => Answer::BadRequest(text()),
+        status::TOO_LARGE => Response::TooLarge,
+        status::PENDING => Response::Pending,
+        status::DEADLINE => Response::Deadline(if reason == 1 { DeadlineOwner::Load } else { DeadlineOwner::Asker }),
+        status::WRONG_PEER => Response::WrongPeer,
+        status::UNSUPPORTED => Response::Unsupported,
+        status::DONE => Response::Done,
+        status::BAD_REQUEST => Response::BadRequest(text()),
         status::PAGE => match read_page(frame, Fields(value)) {
-            Ok(page) => Answer::Page(page),
-            Err(_) => return Ok(Answered { id, answer: Answer::Declined(Decline::Other), is_known: false }),
+            Ok(page) => Response::Page(page),
+            Err(_) => return Ok(Answered { id, answer: Response::Declined(Decline::Other), is_known: false }),
         },
-        _ => return Ok(Answered { id, answer: Answer::Declined(Decline::Other), is_known: false }),
+        _ => return Ok(Answered { id, answer: Response::Declined(Decline::Other), is_known: false }),
     };
     Ok(Answered { id, answer, is_known: true })
 }
@@ -254,12 +254,12 @@ fn read_handed(frame: &Bytes, mut fields: Fields<'_>) -> Result<Handed, Malforme
     Ok(Handed { key: frame.slice_ref(key), bytes: frame.slice_ref(value), age_ms, remaining_ms })
 }
 
-fn declined(reason: u32, former_owner: &[u8]) -> Answer {
+fn declined(reason: u32, former_owner: &[u8]) -> Response {
     let why = read_decline(reason);
     let peer = std::str::from_utf8(former_owner).ok().and_then(|id| PeerId::new(id).ok());
     match peer.filter(|_| why == Decline::NotCached) {
-        Some(peer) => Answer::Referred(peer),
-        None => Answer::Declined(why),
+        Some(peer) => Response::Referred(peer),
+        None => Response::Declined(why),
     }
 }
 

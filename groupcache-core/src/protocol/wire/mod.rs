@@ -18,14 +18,14 @@ use bytes::{BufMut, Bytes};
 use prost::{Message, encoding::message};
 
 use crate::protocol::wire::{
-    answer::Told,
+    answer::ResponseRef,
     field::{Buffer, Fields, Part as _, Sink as _},
 };
 use crate::{
     identity::Incarnation,
     limits::MAX_REQUESTS_PER_FRAME,
     protocol::{
-        message::{Answer, Hello, Request},
+        message::{Hello, Request, Response},
         proto,
     },
 };
@@ -38,7 +38,7 @@ pub(crate) use crate::protocol::wire::{
     answer::{Answered, answer_bytes, handed_bytes},
     field::Malformed,
     hello::BadHello,
-    request::{Asked, unary},
+    request::{RequestRef, unary},
 };
 
 /// The one version of the protocol that we speak.
@@ -90,7 +90,7 @@ pub(crate) struct Outgoing {
     parts: Vec<u8>,
     requests: usize,
     /// Written when the frame is sent: their values are not copied twice.
-    long_answers: Vec<(u64, Answer)>,
+    long_answers: Vec<(u64, Response)>,
     cancels: Vec<u64>,
 }
 
@@ -112,19 +112,19 @@ impl Outgoing {
         self.parts.reserve(requests * USUAL_PART_BYTES);
     }
 
-    pub(crate) fn request(&mut self, request: &Asked<'_>) {
+    pub(crate) fn request(&mut self, request: &RequestRef<'_>) {
         self.parts.part(tag::REQUESTS, request);
         self.requests += 1;
     }
 
-    pub(crate) fn answer(&mut self, id: u64, answer: Answer) {
+    pub(crate) fn answer(&mut self, id: u64, answer: Response) {
         match answer_bytes(&answer) {
-            ..LONG => self.parts.part(tag::ANSWERS, &Told(id, &answer)),
+            ..LONG => self.parts.part(tag::ANSWERS, &ResponseRef(id, &answer)),
             _ => self.long_answers.push((id, answer)),
         }
     }
 
-    pub(crate) fn answers(&mut self, answers: Vec<(u64, Answer)>) {
+    pub(crate) fn answers(&mut self, answers: Vec<(u64, Response)>) {
         let short = answers.iter().map(|(_, answer)| answer_bytes(answer)).filter(|bytes| *bytes < LONG);
         self.parts.reserve(short.sum());
         answers.into_iter().for_each(|(id, answer)| self.answer(id, answer));
@@ -167,7 +167,7 @@ impl Outgoing {
         }
         out.put_slice(&self.parts);
         let mut out = Buffer(out);
-        self.long_answers.iter().for_each(|(id, answer)| out.part(tag::ANSWERS, &Told(*id, answer)));
+        self.long_answers.iter().for_each(|(id, answer)| out.part(tag::ANSWERS, &ResponseRef(*id, answer)));
         self.cancels.iter().for_each(|id| out.present(tag::CANCELS, *id));
         out.number(tag::PING, self.ping);
         out.number(tag::PONG, self.pong);
@@ -249,7 +249,7 @@ pub(crate) fn read_get(message: &Bytes) -> Result<GetRequest, Malformed> {
 
 /// The answer to a get of the unary service.
 #[derive(Debug)]
-pub(crate) struct UnaryAnswer(pub(crate) Answer);
+pub(crate) struct UnaryAnswer(pub(crate) Response);
 
 impl UnaryAnswer {
     /// Bytes that it takes, about.
@@ -258,7 +258,7 @@ impl UnaryAnswer {
     }
 
     pub(crate) fn write(&self, out: &mut impl BufMut) {
-        Told(0, &self.0).write(&mut Buffer(out));
+        ResponseRef(0, &self.0).write(&mut Buffer(out));
     }
 }
 

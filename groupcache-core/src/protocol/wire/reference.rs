@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use crate::protocol::wire::{Incoming, Outgoing};
 use crate::protocol::{
     chain::LoadChain,
-    message::{Answer, DeadlineOwner, Op},
+    message::{DeadlineOwner, Op, Response},
     proto,
 };
 
@@ -53,17 +53,17 @@ impl Incoming {
         for (read, other) in self.answers.iter().zip(&frame.answers) {
             assert_eq!(read.id, other.id);
             match &read.answer {
-                Answer::Value(value) => {
+                Response::Value(value) => {
                     assert_eq!((1, &value.bytes), (other.status, &other.value));
                     assert_eq!((value.age_ms, value.remaining_ms), (other.age_ms, other.remaining_ms));
                     assert_eq!((value.borrow_ms, value.is_hot), (other.borrow_for_ms, other.hot_rate > 0));
                 }
-                Answer::LoadFailed { is_transient, text } => {
+                Response::LoadFailed { is_transient, text } => {
                     assert_eq!((4, *is_transient), (other.status, other.transient));
                     assert!(other.text.starts_with(text));
                 }
-                Answer::BadRequest(text) => assert!(other.status == 13 && other.text.starts_with(text)),
-                Answer::Page(page) => {
+                Response::BadRequest(text) => assert!(other.status == 13 && other.text.starts_with(text)),
+                Response::Page(page) => {
                     assert_eq!(other.status, 14);
                     let other: proto::Page = prost::Message::decode(other.value.clone()).expect("it was read");
                     assert_eq!(
@@ -75,21 +75,21 @@ impl Incoming {
                         assert_eq!((read.age_ms, read.remaining_ms), (other.age_ms, other.remaining_ms));
                     }
                 }
-                Answer::Referred(peer) => {
+                Response::Referred(peer) => {
                     assert_eq!((other.status, other.reason), (6, 4));
                     assert_eq!(peer.as_str(), other.former_owner);
                 }
-                Answer::Declined(_) => assert!(other.status == 6 || !read.is_known),
-                Answer::NotFound => assert_eq!(other.status, 3),
-                Answer::Overloaded { .. } => assert_eq!(other.status, 5),
-                Answer::TooLarge => assert_eq!(other.status, 7),
-                Answer::Pending => assert_eq!(other.status, 8),
-                Answer::Deadline(whose) => {
+                Response::Declined(_) => assert!(other.status == 6 || !read.is_known),
+                Response::NotFound => assert_eq!(other.status, 3),
+                Response::Overloaded { .. } => assert_eq!(other.status, 5),
+                Response::TooLarge => assert_eq!(other.status, 7),
+                Response::Pending => assert_eq!(other.status, 8),
+                Response::Deadline(whose) => {
                     assert_eq!((other.status, other.reason == 1), (9, *whose == DeadlineOwner::Load))
                 }
-                Answer::WrongPeer => assert_eq!(other.status, 10),
-                Answer::Unsupported => assert_eq!(other.status, 11),
-                Answer::Done => assert_eq!(other.status, 12),
+                Response::WrongPeer => assert_eq!(other.status, 10),
+                Response::Unsupported => assert_eq!(other.status, 11),
+                Response::Done => assert_eq!(other.status, 12),
             }
         }
     }

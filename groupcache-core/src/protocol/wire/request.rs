@@ -37,7 +37,7 @@ mod tag {
 
 /// A request that is to be written.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked<'a> {
+pub(crate) struct RequestRef<'a> {
     pub(crate) id: u64,
     pub(crate) op: &'a Op,
     /// Index in our own Hello.
@@ -50,14 +50,14 @@ pub(crate) struct Asked<'a> {
     pub(crate) chain: &'a LoadChain,
 }
 
-impl Asked<'_> {
+impl RequestRef<'_> {
     /// Bytes that it takes in a frame, about.
     pub(crate) fn bytes(&self) -> usize {
         64 + self.key.len() + if let Op::Set(value) = self.op { value.len() } else { 0 }
     }
 }
 
-impl Part for Asked<'_> {
+impl Part for RequestRef<'_> {
     fn write(&self, out: &mut impl Sink) {
         let op = match self.op {
             Op::Get | Op::Peek | Op::ReadAsPreviousOwner => 0,

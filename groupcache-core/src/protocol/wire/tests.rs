@@ -20,13 +20,13 @@ fn sent(frame: &Outgoing) -> Incoming {
     arrived
 }
 
-fn request<'a>(op: &'a Op, key: &'a str, chain: &'a LoadChain) -> Asked<'a> {
-    Asked { id: 7 << 32, op, group: 1, key, wait: Duration::from_millis(20), rank: 2, chain }
+fn request<'a>(op: &'a Op, key: &'a str, chain: &'a LoadChain) -> RequestRef<'a> {
+    RequestRef { id: 7 << 32, op, group: 1, key, wait: Duration::from_millis(20), rank: 2, chain }
 }
 
-fn value(bytes: impl Into<Bytes>, remaining_ms: Option<u64>) -> Answer {
+fn value(bytes: impl Into<Bytes>, remaining_ms: Option<u64>) -> Response {
     let bytes = bytes.into();
-    Answer::Value(Encoded { bytes, age_ms: 5, remaining_ms, borrow_ms: 6, is_hot: true, source: Source::Loaded })
+    Response::Value(Encoded { bytes, age_ms: 5, remaining_ms, borrow_ms: 6, is_hot: true, source: Source::Loaded })
 }
 
 #[test]
@@ -71,22 +71,22 @@ fn what_is_answered_comes_as_it_went() {
         value("v", Some(0)),
         value("", None),
         value(vec![1; 5000], Some(u64::MAX)),
-        Answer::NotFound,
-        Answer::LoadFailed { is_transient: true, text: "t".into() },
-        Answer::Overloaded { retry_after: Duration::from_millis(7) },
-        Answer::Declined(Decline::Draining),
-        Answer::Declined(Decline::Other),
-        Answer::Referred(PeerId::new("a").unwrap()),
-        Answer::TooLarge,
-        Answer::Pending,
-        Answer::Deadline(DeadlineOwner::Asker),
-        Answer::Deadline(DeadlineOwner::Load),
-        Answer::WrongPeer,
-        Answer::Unsupported,
-        Answer::Done,
-        Answer::BadRequest("b".into()),
-        Answer::Page(Page { entries: vec![handed("a", Some(5)), handed("b", None)], next: 7, left: 3 }),
-        Answer::Page(Page::default()),
+        Response::NotFound,
+        Response::LoadFailed { is_transient: true, text: "t".into() },
+        Response::Overloaded { retry_after: Duration::from_millis(7) },
+        Response::Declined(Decline::Draining),
+        Response::Declined(Decline::Other),
+        Response::Referred(PeerId::new("a").unwrap()),
+        Response::TooLarge,
+        Response::Pending,
+        Response::Deadline(DeadlineOwner::Asker),
+        Response::Deadline(DeadlineOwner::Load),
+        Response::WrongPeer,
+        Response::Unsupported,
+        Response::Done,
+        Response::BadRequest("b".into()),
+        Response::Page(Page { entries: vec![handed("a", Some(5)), handed("b", None)], next: 7, left: 3 }),
+        Response::Page(Page::default()),
     ];
     let mut frame = Outgoing::new(3);
     answers.iter().zip(1..).for_each(|(answer, id)| frame.answer(id, answer.clone()));
@@ -130,7 +130,7 @@ fn all_that_one_frame_can_say_is_said() {
     frame.ping(5);
     frame.pong(6);
     frame.request(&request(&Op::Get, "k", &LoadChain::EMPTY));
-    frame.answer(4, Answer::Done);
+    frame.answer(4, Response::Done);
     let arrived = sent(&frame);
     assert_eq!((arrived.fingerprint, arrived.goodbye), (u64::MAX, Some(Incarnation(9))));
     assert_eq!((arrived.cancels, arrived.ping, arrived.pong), (vec![1, 1 << 60], 5, 6));
@@ -171,7 +171,7 @@ fn what_others_write_is_read() {
     };
     let read = Incoming::read(&message.encode_to_vec().into()).unwrap();
     read.assert_is(&message);
-    assert_eq!(read.answers[0].answer, Answer::Declined(Decline::Other), "an unknown status");
+    assert_eq!(read.answers[0].answer, Response::Declined(Decline::Other), "an unknown status");
     assert!(!read.answers[0].is_known && read.answers[1].is_known);
 }
 
@@ -227,8 +227,8 @@ fn no_bytes_are_read_otherwise_than_by_the_generated_code() {
 #[test]
 fn a_long_text_is_cut_between_characters() {
     let mut frame = Outgoing::new(0);
-    frame.answer(1, Answer::BadRequest("ü".repeat(1000)));
-    let Answer::BadRequest(text) = sent(&frame).answers.remove(0).answer else { panic!("it was one") };
+    frame.answer(1, Response::BadRequest("ü".repeat(1000)));
+    let Response::BadRequest(text) = sent(&frame).answers.remove(0).answer else { panic!("it was one") };
     assert_eq!(text, "ü".repeat(512));
 }
 

@@ -17,7 +17,7 @@ pub(crate) enum Caller {
 
 impl Caller {
     /// Why it may not go by this id.
-    pub(crate) fn objection(&self, id: &PeerId) -> Option<String> {
+    pub(crate) fn rejection_reason(&self, id: &PeerId) -> Option<String> {
         let Self::Verified { ids: Some(ids) } = self else { return None };
         (!ids.iter().any(|allowed| allowed == id.as_str()))
             .then(|| format!("its certificate is for {}, and it says that it is {id}", ids.join(" or ")))
@@ -32,9 +32,9 @@ mod tests {
     fn a_certificate_that_names_a_peer_is_good_for_that_peer_only() {
         let (a, b) = (PeerId::new("a").unwrap(), PeerId::new("b").unwrap());
         let named = Caller::Verified { ids: Some(vec!["a".into()]) };
-        assert_eq!(named.objection(&a), None);
-        assert!(named.objection(&b).unwrap().contains("is for a"));
-        assert_eq!(Caller::Verified { ids: None }.objection(&b), None);
-        assert_eq!(Caller::Unknown.objection(&b), None);
+        assert_eq!(named.rejection_reason(&a), None);
+        assert!(named.rejection_reason(&b).unwrap().contains("is for a"));
+        assert_eq!(Caller::Verified { ids: None }.rejection_reason(&b), None);
+        assert_eq!(Caller::Unknown.rejection_reason(&b), None);
     }
 }

@@ -8,7 +8,7 @@ const COMPARE: &str = "compare on both nodes: cluster_key(...) or GROUPCACHE_CLU
 /// Why a connection came to nothing before a word was said on it.
 #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without TLS there are fewer"))]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum HandshakeError {
     /// It speaks TLS and we do not, or the reverse.
     OneSideIsPlain { they_speak_tls: bool },
     /// It speaks another TLS than ours: another version, no HTTP/2.
@@ -27,13 +27,13 @@ pub(crate) enum Trouble {
     Broken(String),
 }
 
-impl Trouble {
+impl HandshakeError {
     /// Whether the two will not come together until somebody changes a setting.
     pub(crate) fn is_about_trust(&self) -> bool {
         !matches!(self, Self::TooLate | Self::CrowdedOut | Self::Broken(_))
     }
 
-    /// As an error of the stream, to be found again by [`Trouble::of`].
+    /// As an error of the stream, to be found again by [`HandshakeError::of`].
     pub(crate) fn into_io(self) -> io::Error {
         io::Error::new(io::ErrorKind::InvalidData, self)
     }
@@ -52,7 +52,7 @@ impl Trouble {
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for HandshakeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OneSideIsPlain { they_speak_tls: true } => {
@@ -69,4 +69,4 @@ impl fmt::Display for Trouble {
     }
 }
 
-impl std::error::Error for Trouble {}
+impl std::error::Error for HandshakeError {}

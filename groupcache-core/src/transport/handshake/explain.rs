@@ -2,56 +2,56 @@
 
 use rustls::{AlertDescription as Alert, CertificateError, Error as TlsError, InvalidMessage, OtherError};
 
-use crate::transport::handshake::error::Trouble;
+use crate::transport::handshake::error::HandshakeError;
 
 /// What an error of TLS means.
-pub(crate) fn explain(error: &TlsError) -> Trouble {
+pub(crate) fn explain(error: &TlsError) -> HandshakeError {
     match error {
         TlsError::InvalidCertificate(e) => certificate(e),
-        TlsError::NoCertificatesPresented => Trouble::Certificate("it shows no certificate".to_owned()),
+        TlsError::NoCertificatesPresented => HandshakeError::Certificate("it shows no certificate".to_owned()),
         TlsError::AlertReceived(alert) => alerted(*alert),
         TlsError::PeerIncompatible(why) => {
-            Trouble::OtherTls(format!("it speaks another TLS; nodes speak 1.3 and nothing older ({why:?})"))
+            HandshakeError::OtherTls(format!("it speaks another TLS; nodes speak 1.3 and nothing older ({why:?})"))
         }
-        TlsError::NoApplicationProtocol => Trouble::OtherTls("it does not offer HTTP/2 (ALPN h2)".to_owned()),
+        TlsError::NoApplicationProtocol => HandshakeError::OtherTls("it does not offer HTTP/2 (ALPN h2)".to_owned()),
         TlsError::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            Trouble::OneSideIsPlain { they_speak_tls: false }
+            HandshakeError::OneSideIsPlain { they_speak_tls: false }
         }
-        other => Trouble::Broken(other.to_string()),
+        other => HandshakeError::Broken(other.to_string()),
     }
 }
 
-fn certificate(error: &CertificateError) -> Trouble {
+fn certificate(error: &CertificateError) -> HandshakeError {
     use CertificateError as C;
     match error {
-        C::Other(OtherError(inner)) => match inner.downcast_ref::<Trouble>() {
+        C::Other(OtherError(inner)) => match inner.downcast_ref::<HandshakeError>() {
             Some(trouble) => trouble.clone(),
-            None => Trouble::Certificate(format!("its certificate is not accepted: {inner}")),
+            None => HandshakeError::Certificate(format!("its certificate is not accepted: {inner}")),
         },
-        C::Expired | C::ExpiredContext { .. } => Trouble::Certificate(format!("its certificate has expired ({error})")),
+        C::Expired | C::ExpiredContext { .. } => HandshakeError::Certificate(format!("its certificate has expired ({error})")),
         C::NotValidYet | C::NotValidYetContext { .. } => {
-            Trouble::Certificate(format!("its certificate is not valid yet ({error}); compare the clocks"))
+            HandshakeError::Certificate(format!("its certificate is not valid yet ({error}); compare the clocks"))
         }
-        C::BadSignature => Trouble::Certificate(
+        C::BadSignature => HandshakeError::Certificate(
             "its certificate is of an authority that has the name of one which this node trusts, and another key; was the \
              CA made anew?"
                 .to_owned(),
         ),
-        C::UnknownIssuer => Trouble::Certificate(
+        C::UnknownIssuer => HandshakeError::Certificate(
             "its certificate is of an authority that this node does not know: another CA, another cluster key, or another \
              cluster name"
                 .to_owned(),
         ),
-        C::InvalidPurpose | C::InvalidPurposeContext { .. } => Trouble::Certificate(format!(
+        C::InvalidPurpose | C::InvalidPurposeContext { .. } => HandshakeError::Certificate(format!(
             "its certificate is not for this use ({error}); a peer is both sides: issue it for serverAuth and clientAuth"
         )),
-        other => Trouble::Certificate(format!("its certificate is not accepted: {other}")),
+        other => HandshakeError::Certificate(format!("its certificate is not accepted: {other}")),
     }
 }
 
 /// The other side has said why it ends the handshake.
-fn alerted(alert: Alert) -> Trouble {
-    let refuses = |why: &str| Trouble::RefusesUs(format!("{why} (its log says more)"));
+fn alerted(alert: Alert) -> HandshakeError {
+    let refuses = |why: &str| HandshakeError::RefusesUs(format!("{why} (its log says more)"));
     match alert {
         Alert::CertificateExpired => refuses("it finds our certificate expired, or not valid yet"),
         Alert::UnknownCA => refuses(
@@ -70,8 +70,8 @@ fn alerted(alert: Alert) -> Trouble {
         Alert::BadCertificate | Alert::CertificateRevoked | Alert::AccessDenied => {
             refuses("it does not accept our certificate")
         }
-        Alert::ProtocolVersion => Trouble::OtherTls("it speaks no TLS 1.3".to_owned()),
-        Alert::NoApplicationProtocol => Trouble::OtherTls("it does not offer HTTP/2 (ALPN h2)".to_owned()),
-        other => Trouble::Broken(format!("it ended the handshake with the alert {other:?}")),
+        Alert::ProtocolVersion => HandshakeError::OtherTls("it speaks no TLS 1.3".to_owned()),
+        Alert::NoApplicationProtocol => HandshakeError::OtherTls("it does not offer HTTP/2 (ALPN h2)".to_owned()),
+        other => HandshakeError::Broken(format!("it ended the handshake with the alert {other:?}")),
     }
 }

@@ -7,4 +7,4 @@ mod explain;
 
 #[cfg(feature = "tls")]
 pub(crate) use crate::transport::handshake::explain::explain;
-pub(crate) use crate::transport::handshake::{caller::Caller, error::Trouble};
+pub(crate) use crate::transport::handshake::{caller::Caller, error::HandshakeError};

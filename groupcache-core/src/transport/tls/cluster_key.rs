@@ -21,7 +21,7 @@ use rustls::{
 use zeroize::Zeroizing;
 
 use crate::error::{BoxError, Error, Kind, Result};
-use crate::transport::tls::{Material, Me, Own, digest, names::Name, read_file, verify::Trust};
+use crate::transport::tls::{Material, OwnCertificate, TlsIdentity, digest, names::Name, read_file, verify::Trust};
 
 /// Bytes of a key, at least: who can guess it is a peer, and an attacker may guess offline.
 const MIN_BYTES: usize = 32;
@@ -123,7 +123,7 @@ impl ClusterKey {
     }
 
     /// `None` when it is what had this digest.
-    pub(crate) async fn read(&self, me: &Me, known: &[u8]) -> Result<Option<Material>> {
+    pub(crate) async fn read(&self, me: &TlsIdentity, known: &[u8]) -> Result<Option<Material>> {
         let keys = match &self.from {
             From::Memory(keys) => Arc::clone(keys),
             From::File(path) => {
@@ -141,7 +141,7 @@ impl ClusterKey {
         let (own, roots) = material(&keys, me).map_err(failed)?;
         let name = Name::parse(&format!("{}{{id}}", origin(&me.cluster)))?;
         let trust = Arc::new(Trust::new(roots, vec![name])?);
-        Ok(Some(Material { own: Own(own), trust, digest }))
+        Ok(Some(Material { own: OwnCertificate(own), trust, digest }))
     }
 }
 
@@ -190,7 +190,7 @@ struct Authority {
 type Certificates = Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>;
 
 /// A certificate of each key, and the authorities of all.
-fn material(keys: &[Secret], me: &Me) -> Result<(Certificates, RootCertStore), BoxError> {
+fn material(keys: &[Secret], me: &TlsIdentity) -> Result<(Certificates, RootCertStore), BoxError> {
     let mut roots = RootCertStore::empty();
     let mut own = Vec::new();
     for key in keys {
@@ -224,7 +224,7 @@ fn authority(key: &[u8], cluster: &str) -> Result<Authority, BoxError> {
 }
 
 /// A certificate of a node, with a key that never leaves this process.
-fn issue(authority: &Authority, me: &Me) -> Result<CertifiedKey, BoxError> {
+fn issue(authority: &Authority, me: &TlsIdentity) -> Result<CertifiedKey, BoxError> {
     let pair = Zeroizing::new(KeyPair::generate_for(&PKCS_ED25519)?);
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "groupcache peer");

@@ -31,7 +31,7 @@ use crate::{
     identity::PeerId,
     transport::{
         TcpStream,
-        handshake::{Caller, Trouble},
+        handshake::{Caller, HandshakeError},
     },
 };
 
@@ -54,7 +54,7 @@ impl Source {
     }
 
     /// `None` when it is what had this digest.
-    async fn read(&self, me: &Me, known: &[u8]) -> Result<Option<Material>> {
+    async fn read(&self, me: &TlsIdentity, known: &[u8]) -> Result<Option<Material>> {
         match self {
             Self::Certificates(mutual) => mutual.read(known).await,
             Self::Key(key) => key.read(me, known).await,
@@ -64,14 +64,14 @@ impl Source {
 
 /// Whom the certificates that a node issues to itself are for.
 #[derive(Clone, Debug)]
-pub(crate) struct Me {
+pub(crate) struct TlsIdentity {
     pub(crate) cluster: Arc<str>,
     pub(crate) id: PeerId,
 }
 
 /// What was read from a source.
 pub(crate) struct Material {
-    own: Own,
+    own: OwnCertificate,
     trust: Arc<Trust>,
     /// Of the bytes that were read; a change of it is a change of them.
     digest: Vec<u8>,
@@ -79,9 +79,9 @@ pub(crate) struct Material {
 
 /// What this node shows: the first of its certificates, or the one whose authority the other side asks for.
 #[derive(Debug)]
-struct Own(Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>);
+struct OwnCertificate(Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>);
 
-impl Own {
+impl OwnCertificate {
     fn choose(&self, is_asked_for: impl Fn(&[u8]) -> bool) -> Option<Arc<CertifiedKey>> {
         let asked = |issuer: &Option<DistinguishedName>| issuer.as_ref().is_some_and(|dn| is_asked_for(dn.as_ref()));
         let chosen = self.0.iter().find(|(issuer, _)| asked(issuer)).or_else(|| self.0.first());
@@ -89,14 +89,14 @@ impl Own {
     }
 }
 
-impl ResolvesServerCert for Own {
+impl ResolvesServerCert for OwnCertificate {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let wanted = hello.certificate_authorities().unwrap_or_default();
         self.choose(|issuer| wanted.iter().any(|dn| dn.as_ref() == issuer))
     }
 }
 
-impl ResolvesClientCert for Own {
+impl ResolvesClientCert for OwnCertificate {
     fn resolve(&self, wanted: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         self.choose(|issuer| wanted.contains(&issuer))
     }
@@ -107,7 +107,7 @@ impl ResolvesClientCert for Own {
 }
 
 /// The certificates and keys that are in use.
-struct InUse {
+struct RequestGuard {
     generation: u64,
     digest: Vec<u8>,
     client: TlsConnector,
@@ -115,7 +115,7 @@ struct InUse {
     trust: Arc<Trust>,
 }
 
-impl InUse {
+impl RequestGuard {
     fn new(generation: u64, material: Material) -> Result<Self> {
         let failed = |e| Error::caused(Kind::Config, "these certificates and keys cannot be used for TLS 1.3", e);
         let own = Arc::new(material.own);
@@ -148,19 +148,19 @@ impl InUse {
 type Accepted = (TlsStream<TcpStream>, Caller, u64);
 
 /// Keeps the certificates and keys of a node, and puts others in their place when they change.
-pub(crate) struct Keeper {
-    me: Me,
+pub(crate) struct CredentialStore {
+    me: TlsIdentity,
     /// Held while it is read, so that what was read first is not put in place last.
     source: tokio::sync::Mutex<Source>,
-    in_use: ArcSwap<InUse>,
+    in_use: ArcSwap<RequestGuard>,
     generation: watch::Sender<u64>,
 }
 
-impl Keeper {
-    pub(crate) async fn new(source: Source, me: Me) -> Result<Self> {
+impl CredentialStore {
+    pub(crate) async fn new(source: Source, me: TlsIdentity) -> Result<Self> {
         let material = source.read(&me, &[]).await?;
         let material = material.ok_or_else(|| Error::config("certificates and keys could not be read"))?;
-        let in_use = ArcSwap::from_pointee(InUse::new(1, material)?);
+        let in_use = ArcSwap::from_pointee(RequestGuard::new(1, material)?);
         Ok(Self { me, source: tokio::sync::Mutex::new(source), in_use, generation: watch::Sender::new(1) })
     }
 
@@ -197,29 +197,33 @@ impl Keeper {
         let before = self.in_use.load_full();
         let Some(material) = source.read(&self.me, &before.digest).await? else { return Ok(false) };
         let generation = before.generation + 1;
-        self.in_use.store(Arc::new(InUse::new(generation, material)?));
+        self.in_use.store(Arc::new(RequestGuard::new(generation, material)?));
         self.generation.send_replace(generation);
         Ok(true)
     }
 
     /// Who showed these certificates to somebody else's TLS server.
-    pub(crate) fn check(&self, shown: &PeerCertificates) -> Result<Caller, Trouble> {
+    pub(crate) fn check(&self, shown: &PeerCertificates) -> Result<Caller, HandshakeError> {
         self.in_use.load().trust.check_client(shown.chain())
     }
 
     /// Shakes hands as the side that connects.
-    pub(crate) async fn connect(&self, tcp: TcpStream, host: &str) -> Result<(TlsStream<TcpStream>, Caller), Trouble> {
+    pub(crate) async fn connect(
+        &self,
+        tcp: TcpStream,
+        host: &str,
+    ) -> Result<(TlsStream<TcpStream>, Caller), HandshakeError> {
         let (connector, trust) = {
             let in_use = self.in_use.load();
             (in_use.client.clone(), Arc::clone(&in_use.trust))
         };
         // Who answers is known by its certificate; this is for servers that choose a certificate by name.
         let name = ServerName::try_from(host.to_owned()).or_else(|_| ServerName::try_from("groupcache.invalid"));
-        let name = name.map_err(|e| Trouble::Broken(e.to_string()))?;
+        let name = name.map_err(|e| HandshakeError::Broken(e.to_string()))?;
         let stream = connector.connect(name, tcp).await.map_err(|e| ended(&e))?;
         let (_, connection) = stream.get_ref();
         if connection.alpn_protocol() != Some(ALPN) {
-            return Err(Trouble::OtherTls("it does not offer HTTP/2 (ALPN h2)".to_owned()));
+            return Err(HandshakeError::OtherTls("it does not offer HTTP/2 (ALPN h2)".to_owned()));
         }
         let caller = trust.name(connection.peer_certificates().unwrap_or_default())?;
         Ok((stream.into(), caller))
@@ -229,33 +233,36 @@ impl Keeper {
     ///
     /// When it comes to nothing and the other side has been told why, its connection is handed back, to be closed when
     /// that has been read.
-    pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<Accepted, (Trouble, Option<TcpStream>)> {
+    pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<Accepted, (HandshakeError, Option<TcpStream>)> {
         let in_use = self.in_use.load_full();
         let stream = in_use.server.accept(tcp).into_fallible().await.map_err(|(e, tcp)| (ended(&e), Some(tcp)))?;
         Self::accepted(&in_use, stream).map_err(|trouble| (trouble, None))
     }
 
-    fn accepted(in_use: &InUse, stream: tokio_rustls::server::TlsStream<TcpStream>) -> Result<Accepted, Trouble> {
+    fn accepted(
+        in_use: &RequestGuard,
+        stream: tokio_rustls::server::TlsStream<TcpStream>,
+    ) -> Result<Accepted, HandshakeError> {
         let (_, connection) = stream.get_ref();
         if connection.alpn_protocol() != Some(ALPN) {
-            return Err(Trouble::OtherTls("it does not ask for HTTP/2 (ALPN h2)".to_owned()));
+            return Err(HandshakeError::OtherTls("it does not ask for HTTP/2 (ALPN h2)".to_owned()));
         }
         let caller = in_use.trust.name(connection.peer_certificates().unwrap_or_default())?;
         Ok((stream.into(), caller, in_use.generation))
     }
 }
 
-impl fmt::Debug for Keeper {
+impl fmt::Debug for CredentialStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keeper").field("me", &self.me).field("generation", &self.generation()).finish_non_exhaustive()
     }
 }
 
 /// How a handshake ended.
-fn ended(error: &io::Error) -> Trouble {
+fn ended(error: &io::Error) -> HandshakeError {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => Trouble::Broken("it closed the connection in the middle".to_owned()),
-        _ => Trouble::of(error),
+        io::ErrorKind::UnexpectedEof => HandshakeError::Broken("it closed the connection in the middle".to_owned()),
+        _ => HandshakeError::of(error),
     }
 }
 
@@ -289,8 +296,8 @@ mod tests {
     use super::*;
     use crate::testing::unit::support::pki::{self, Authority};
 
-    fn me() -> Me {
-        Me { cluster: "default".into(), id: PeerId::new("a").unwrap() }
+    fn me() -> TlsIdentity {
+        TlsIdentity { cluster: "default".into(), id: PeerId::new("a").unwrap() }
     }
 
     /// A folder that is gone at the end of the test.
@@ -323,7 +330,7 @@ mod tests {
         let certificate = folder.write("tls.crt", &old.certificate);
         let (key, ca) = (folder.write("tls.key", &old.key), folder.write("ca.crt", &authority.pem()));
         let tls = MutualTls::from_files(&certificate, &key, &ca).peer_names(["*.peers"]).unwrap();
-        let keeper = Keeper::new(Source::Certificates(tls), me()).await.unwrap();
+        let keeper = CredentialStore::new(Source::Certificates(tls), me()).await.unwrap();
         assert_eq!((keeper.reload().await.unwrap(), keeper.generation()), (false, 1), "the same as before");
 
         folder.write("tls.crt", &new.certificate);
@@ -343,7 +350,7 @@ mod tests {
     async fn what_cannot_be_used_is_refused_at_the_start_with_what_to_do() {
         let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
         let (pem, other) = (ours.issue("a.peers"), ours.issue("b.peers"));
-        let start = async |tls: MutualTls| Keeper::new(Source::Certificates(tls), me()).await;
+        let start = async |tls: MutualTls| CredentialStore::new(Source::Certificates(tls), me()).await;
         let named = |tls: MutualTls| tls.peer_names(["*.peers"]).unwrap();
         for (tls, says) in [
             (MutualTls::from_pem(&pem.certificate, &pem.key, ours.pem()), "peer_names"),
@@ -364,7 +371,7 @@ mod tests {
     #[tokio::test]
     async fn who_was_let_in_before_the_certificates_were_replaced_is_told_though_it_looks_late() {
         let source = || Source::Key(ClusterKey::new(pki::cluster_key()).unwrap());
-        let keeper = Arc::new(Keeper::new(source(), me()).await.unwrap());
+        let keeper = Arc::new(CredentialStore::new(source(), me()).await.unwrap());
         let security = crate::transport::Security::Tls(Arc::clone(&keeper));
         let generation = security.generation();
         assert!(keeper.take(source()).await.unwrap());
@@ -377,9 +384,10 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "its own connection")]
     async fn a_node_with_two_keys_shows_each_side_the_certificate_that_it_knows() {
         let [old, new] = [(); 2].map(|()| pki::cluster_key());
-        let keeper = async |keys: &str| Keeper::new(Source::Key(ClusterKey::new(keys).unwrap()), me()).await.unwrap();
+        let keeper =
+            async |keys: &str| CredentialStore::new(Source::Key(ClusterKey::new(keys).unwrap()), me()).await.unwrap();
         let (before, both, after) = (keeper(&old).await, keeper(&format!("{new},{old}")).await, keeper(&new).await);
-        let talk = async |client: &Keeper, server: &Keeper| {
+        let talk = async |client: &CredentialStore, server: &CredentialStore| {
             let listener = crate::transport::listen(([127, 0, 0, 1], 0).into()).await.unwrap();
             let address = listener.local_addr().unwrap();
             let connect = async {

@@ -14,7 +14,7 @@ use rustls::{
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Kind, Result};
-use crate::transport::tls::{Material, Own, digest, names::Name, read_file, verify::Trust};
+use crate::transport::tls::{Material, OwnCertificate, digest, names::Name, read_file, verify::Trust};
 
 /// TLS between peers with certificates that you bring: both sides show one, and are let in by name.
 ///
@@ -135,7 +135,7 @@ impl MutualTls {
         if let Err(trouble) = trust.check_client(&own.cert) {
             tracing::warn!(error = %trouble, "this node would not let its own certificate in, and its peers may not either");
         }
-        Ok(Some(Material { own: Own(vec![(None, Arc::new(own))]), trust: Arc::new(trust), digest }))
+        Ok(Some(Material { own: OwnCertificate(vec![(None, Arc::new(own))]), trust: Arc::new(trust), digest }))
     }
 }
 

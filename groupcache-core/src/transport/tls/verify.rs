@@ -18,7 +18,7 @@ use webpki::EndEntityCert;
 use crate::transport::tls::{names::Name, provider};
 use crate::{
     error::{Error, Kind, Result},
-    transport::handshake::{Caller, Trouble, explain},
+    transport::handshake::{Caller, HandshakeError, explain},
 };
 
 /// Whom a node trusts.
@@ -42,9 +42,9 @@ impl Trust {
     }
 
     /// Who shows this chain: which of its names are let in, and the ids that they carry.
-    pub(crate) fn name(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, Trouble> {
-        let shown = chain.first().ok_or_else(|| Trouble::Certificate("it shows no certificate".to_owned()))?;
-        let unreadable = |e| Trouble::Certificate(format!("its certificate cannot be read: {e}"));
+    pub(crate) fn name(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, HandshakeError> {
+        let shown = chain.first().ok_or_else(|| HandshakeError::Certificate("it shows no certificate".to_owned()))?;
+        let unreadable = |e| HandshakeError::Certificate(format!("its certificate cannot be read: {e}"));
         let shown = EndEntityCert::try_from(shown).map_err(unreadable)?;
         // webpki asks to be asked for one name at a time, which knows no patterns; it has checked that the
         // authority may speak for each of these names.
@@ -56,16 +56,18 @@ impl Trust {
         if matched.is_empty() {
             let shown: Vec<_> = dns.into_iter().chain(uris).collect();
             let shown = if shown.is_empty() { "no DNS name and no URI".to_owned() } else { shown.join(", ") };
-            return Err(Trouble::Name(format!("its certificate is for {shown}, and peer_names lets none of that in")));
+            return Err(HandshakeError::Name(format!(
+                "its certificate is for {shown}, and peer_names lets none of that in"
+            )));
         }
         let ids: Vec<_> = matched.into_iter().filter_map(|matched| matched.id).collect();
         Ok(Caller::Verified { ids: if ids.is_empty() { None } else { Some(ids) } })
     }
 
     /// Checks a chain that was shown to somebody else's TLS server, which has seen that its owner has the key.
-    pub(crate) fn check_client(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, Trouble> {
+    pub(crate) fn check_client(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, HandshakeError> {
         let (shown, rest) =
-            chain.split_first().ok_or_else(|| Trouble::Certificate("it shows no certificate".to_owned()))?;
+            chain.split_first().ok_or_else(|| HandshakeError::Certificate("it shows no certificate".to_owned()))?;
         let checked = self.clients.verify_client_cert(shown, rest, UnixTime::now());
         checked.map_err(|e| explain(&e))?;
         self.name(chain)

@@ -12,7 +12,7 @@ const HOLD_WAIT: Duration = Duration::from_secs(1);
 
 /// The back-off of the questions.
 #[derive(Debug)]
-pub(super) struct Asking {
+pub(super) struct ResolveBackoff {
     rng: fastrand::Rng,
     state: State,
     not_before: Duration,
@@ -26,7 +26,7 @@ enum State {
     Due { due: Duration, wait: Duration },
 }
 
-impl Asking {
+impl ResolveBackoff {
     pub(super) fn new(rng: fastrand::Rng) -> Self {
         Self { rng, state: State::Idle, not_before: Duration::ZERO }
     }
@@ -37,7 +37,7 @@ impl Asking {
     }
 
     /// The provider has said something new, or a peer has been lost: the next question is worth its price again.
-    pub(super) fn anew(&mut self, now: Duration) {
+    pub(super) fn reset(&mut self, now: Duration) {
         if let State::Due { due, .. } = self.state {
             self.state = State::Due { due: due.min(now + self.jittered(FIRST_WAIT)), wait: FIRST_WAIT };
         }
