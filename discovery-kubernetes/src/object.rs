@@ -10,7 +10,7 @@ mod tests;
 
 use std::{fmt, net::IpAddr, net::SocketAddr, sync::Arc};
 
-use groupcache_core::{Address, PeerId};
+use groupcache_core::{PeerId, discovery::Address};
 use serde::Deserialize;
 
 /// Kind of the watched objects.

@@ -6,7 +6,10 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::select_all};
-use groupcache_core::{Address, Health, Peer, PeerId, PeerSet, ProviderContext, Signal};
+use groupcache_core::{
+    PeerId,
+    discovery::{Address, Health, Peer, PeerSet, ProviderContext, Signal},
+};
 use kube::Client;
 use tokio::{
     sync::watch,

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::{Address, NodeState, Peer, PeerId};
+use groupcache_core::{
+    PeerId,
+    discovery::{Address, NodeState, Peer},
+};
 
 use crate::object::{Content, Object, Record};
 

@@ -1,6 +1,9 @@
 //! Provider: one run with a daemon of its own, until the node leaves.
 
-use groupcache_core::{Provider, ProviderContext, ProviderError, async_trait};
+use groupcache_core::{
+    async_trait,
+    discovery::{Provider, ProviderContext, ProviderError},
+};
 
 use crate::{
     daemon::{Daemon, Refused},

@@ -3,7 +3,10 @@
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
-use groupcache_core::{Address, Incarnation, Me, NodeState, Peer, PeerId};
+use groupcache_core::{
+    PeerId,
+    discovery::{Address, Incarnation, Me, NodeState, Peer},
+};
 use mdns_sd::{ResolvedService, ScopedIp, ServiceInfo, TxtProperties};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -184,7 +187,7 @@ fn txt(me: &Me) -> Result<Vec<(&'static str, String)>, String> {
         ("state", me.state.to_string()),
         ("pv", PROTOCOL.to_owned()),
         ("weight", me.weight.to_string()),
-        ("tls", u8::from(me.is_tls).to_string()),
+        ("tls", u8::from(me.tls).to_string()),
     ];
     if !me.zone.is_empty() {
         txt.push(("zone", me.zone.to_string()));

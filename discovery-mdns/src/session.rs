@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::{Health, Incarnation, Me, Peer, PeerId, PeerSet, ProviderContext, ProviderError, Signal};
+use groupcache_core::{
+    PeerId,
+    discovery::{Health, Incarnation, Me, Peer, PeerSet, ProviderContext, ProviderError, Signal},
+};
 use mdns_sd::{DaemonEvent, Receiver};
 use tokio::{
     task::consume_budget,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use groupcache_core::{Peer, PeerId};
+use groupcache_core::{PeerId, discovery::Peer};
 use tokio::time::Instant;
 
 use crate::record::Record;
@@ -113,7 +113,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use groupcache_core::{Address, Incarnation, NodeState};
+    use groupcache_core::discovery::{Address, Incarnation, NodeState};
 
     use super::*;
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use groupcache_core::{Address, Incarnation, Me, NodeState, Peer, PeerId};
+use groupcache_core::{
+    PeerId,
+    discovery::{Address, Incarnation, Me, NodeState, Peer},
+};
 use serde::{Deserialize, Serialize};
 
 /// Version that is written, and the only one that is read.

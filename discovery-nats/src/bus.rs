@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, connection::State};
 use futures_util::{StreamExt, stream};
-use groupcache_core::Me;
+use groupcache_core::discovery::Me;
 use tokio::time::timeout;
 
 use crate::{announcement::Announcement, options::Nats, subjects::Subjects};

@@ -1,7 +1,7 @@
 //! Fuzz target: messages that anybody may send to the subjects of a cluster.
 #![allow(missing_docs, clippy::allow_attributes, reason = "built for tests and fuzzers only")]
 
-use groupcache_core::Incarnation;
+use groupcache_core::discovery::Incarnation;
 use tokio::time::Instant;
 
 use crate::{announcement::Announcement, table::Table};

@@ -12,7 +12,7 @@ use async_nats::{
     },
 };
 use futures_util::StreamExt;
-use groupcache_core::{Me, PeerId};
+use groupcache_core::{PeerId, discovery::Me};
 
 use crate::{
     announcement::{Announcement, MAX_BYTES},

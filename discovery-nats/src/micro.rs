@@ -5,7 +5,7 @@ use async_nats::{
     service::{self, ServiceExt},
 };
 use futures_util::FutureExt;
-use groupcache_core::Me;
+use groupcache_core::discovery::Me;
 
 use crate::subjects::token;
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use groupcache_core::{Health, Provider, ProviderContext, ProviderError, async_trait};
+use groupcache_core::{
+    async_trait,
+    discovery::{Health, Provider, ProviderContext, ProviderError},
+};
 use tokio::time::Instant;
 
 use crate::{

@@ -5,8 +5,8 @@ mod questions;
 use std::time::Duration;
 
 #[cfg(feature = "kv")]
-use groupcache_core::Incarnation;
-use groupcache_core::{Health, Me, Peer, PeerSet, ProviderContext, Signal};
+use groupcache_core::discovery::Incarnation;
+use groupcache_core::discovery::{Health, Me, Peer, PeerSet, ProviderContext, Signal};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use self::questions::{Asked, MAX_ANSWERS};

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use groupcache_core::{Incarnation, Peer, PeerId};
+use groupcache_core::{
+    PeerId,
+    discovery::{Incarnation, Peer},
+};
 use tokio::time::Instant;
 
 use crate::announcement::Announcement;
@@ -111,7 +114,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use groupcache_core::{Address, NodeState};
+    use groupcache_core::discovery::{Address, NodeState};
 
     use super::*;
     use crate::path::Path;

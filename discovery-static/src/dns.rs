@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, str::FromStr, time::Duration};
 
-use groupcache_core::{Address, Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+use groupcache_core::{
+    async_trait,
+    discovery::{Address, Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+};
 use hickory_resolver::proto::rr::Name;
 use tokio::time::{Instant, timeout_at};
 

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+use groupcache_core::{
+    async_trait,
+    discovery::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+};
 use tokio::io::AsyncReadExt;
 
 use crate::list::peer;

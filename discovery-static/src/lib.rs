@@ -20,7 +20,7 @@
 //!
 //! ```
 //! use discovery_static::Static;
-//! use groupcache_core::{Node, Peer};
+//! use groupcache_core::{Node, discovery::Peer};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
 //! let peers = Static::default(); // no peers yet

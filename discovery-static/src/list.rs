@@ -2,7 +2,10 @@
 
 use std::{error::Error, fmt, str::FromStr, sync::Arc};
 
-use groupcache_core::{Address, Peer, PeerId, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+use groupcache_core::{
+    PeerId, async_trait,
+    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+};
 use tokio::sync::watch;
 
 /// Provider of a list of peers that only the program itself changes.
@@ -27,7 +30,7 @@ impl Static {
     ///
     /// ```
     /// # use discovery_static::Static;
-    /// # use groupcache_core::{Address, PeerId};
+    /// # use groupcache_core::{discovery::Address, PeerId};
     /// let peers = Static::members([(PeerId::new("a")?, Address::new("10.0.0.7:7946")?)]);
     /// # Ok::<(), groupcache_core::Error>(())
     /// ```

@@ -97,7 +97,7 @@ impl Address {
     /// [`is_config`](crate::Error::is_config) when there is no host, no port, or a port of 0.
     ///
     /// ```
-    /// # use groupcache_core::Address;
+    /// # use groupcache_core::discovery::Address;
     /// assert!(Address::new("10.0.0.7:7946").is_ok());
     /// assert!(Address::new("[fe80::1]:7946").is_ok());
     /// assert!(Address::new("10.0.0.7").unwrap_err().is_config());

@@ -66,7 +66,7 @@ mod group;
 mod handover;
 mod identity;
 mod limits;
-mod loader;
+pub mod loader;
 mod membership;
 mod node;
 mod peer;
@@ -74,7 +74,7 @@ mod protocol;
 mod ring;
 mod runtime;
 mod transport;
-mod value;
+pub mod value;
 mod write;
 
 // The helpers of the integration tests find the generated messages here and in their own crate.
@@ -93,28 +93,17 @@ pub use crate::testing::fuzz;
 #[doc(hidden)]
 pub use crate::testing::simulation;
 #[cfg(feature = "tls")]
-pub use crate::transport::tls::{ClusterKey, MutualTls, PeerCertificates};
+pub use crate::transport::tls;
 pub use crate::{
-    cache::{Evicted, Eviction, Evictions},
     error::{BoxError, Error, Result},
-    group::{Candidate, EntryInfo, Explained, Group, GroupBuilder},
-    identity::{Address, Identity, Incarnation, MAX_WEIGHT, NodeState, PeerId},
+    group::{Group, GroupBuilder},
+    identity::{Identity, PeerId},
     limits::{Limits, MAX_KEY_BYTES},
-    loader::{
-        BatchLoader, IntoLoadResult, IntoLoaded, Load, LoadError, LoadFn, LoadFnWith, LoadReason, Loaded, Loader,
-    },
-    membership::{
-        merge::{Merge, merge},
-        poll::{Poll, poll},
-        provider::{Health, Me, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
-        stream::{Follow, follow},
-    },
-    node::{DiscoveryInfo, MemberInfo, Node, NodeBuilder, Unconnected},
-    peer::server::service::{PeerBody, PeerService},
-    runtime::{
-        histogram::Latencies,
-        stats::{GroupStats, NodeStats},
-    },
-    value::{DecodeError, EncodeError, Json, Prost, Value},
-    write::outcome::WriteOutcome as Invalidated,
+    loader::{Load, LoadError, Loaded, Loader},
+    membership::discovery,
+    node::{Node, NodeBuilder, inspect},
+    peer::mount,
+    runtime::stats,
+    value::{Json, Prost, Value},
+    write::outcome::{RemoveOptions, WriteOutcome},
 };

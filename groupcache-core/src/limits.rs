@@ -85,7 +85,7 @@ pub(crate) const INVALIDATION: Duration = Duration::from_secs(1);
 pub(crate) const DRAIN: Duration = Duration::from_secs(3);
 
 /// How long a node that leaves waits until others have taken over what it has: a third of what Kubernetes gives a pod.
-pub(crate) const HAND_OVER: Duration = Duration::from_secs(10);
+pub(crate) const HANDOVER: Duration = Duration::from_secs(10);
 
 /// How long a provider may take to withdraw its announcement.
 pub(crate) const WITHDRAW: Duration = Duration::from_secs(1);
@@ -138,7 +138,7 @@ pub struct Limits {
     pub max_connections: usize,
     /// Bytes of values that this node hands over to others in a second when keys move, and as many that it takes over.
     /// Default 256 MiB.
-    pub hand_over_bytes_per_second: u64,
+    pub handover_bytes_per_second: u64,
 }
 
 impl Default for Limits {
@@ -156,7 +156,7 @@ impl Default for Limits {
             max_invalidations_per_second: 50_000,
             max_queued_answer_bytes: 8 << 20,
             max_connections: 4096,
-            hand_over_bytes_per_second: 256 << 20,
+            handover_bytes_per_second: 256 << 20,
         }
     }
 }
@@ -173,11 +173,10 @@ impl Limits {
             ("max_serving_per_peer", self.max_serving_per_peer),
             ("max_queued_answer_bytes", self.max_queued_answer_bytes),
             ("max_in_flight", self.max_in_flight),
-            ("max_serving_per_peer", self.max_serving_per_peer),
             ("max_serving", self.max_serving),
             ("max_invalidations_per_second", self.max_invalidations_per_second as usize),
             ("max_connections", self.max_connections),
-            ("hand_over_bytes_per_second", usize::from(self.hand_over_bytes_per_second > 0)),
+            ("handover_bytes_per_second", usize::from(self.handover_bytes_per_second > 0)),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
             return Err(Error::config(format!("limits.{name} is 0; give it at least 1 (deadlines: 1 ms)")));

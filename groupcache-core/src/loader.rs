@@ -45,7 +45,7 @@ pub trait Loader<V: Value>: Send + Sync + 'static {
 /// loads through a batch of several keys may only end by its deadline.
 ///
 /// ```
-/// use groupcache_core::{BatchLoader, LoadError, Loaded};
+/// use groupcache_core::{loader::BatchLoader, LoadError, Loaded};
 ///
 /// struct Greetings;
 ///

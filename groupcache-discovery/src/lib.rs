@@ -20,7 +20,7 @@
 //! With the feature `tls` peers prove their identity, by `cluster_key` or `mutual_tls` of the builder.
 //!
 //! ```
-//! use groupcache_discovery::{Identity, Node, fixed::Static};
+//! use groupcache_discovery::{Identity, Node, list::Static};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -56,7 +56,7 @@ pub use crate::config::{
 /// The feature and the crate `discovery-static` have the name that people look for. The module has another one, because
 /// `static` is a keyword of Rust.
 #[cfg(feature = "static")]
-pub mod fixed {
+pub mod list {
     #[cfg(feature = "dns")]
     pub use discovery_static::Dns;
     #[cfg(feature = "file")]

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use discovery_kubernetes::Pods;
-use groupcache_core::Health;
+use groupcache_core::discovery::Health;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 

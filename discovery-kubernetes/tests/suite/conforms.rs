@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use discovery_kubernetes::{Pods, Service};
 use groupcache_core::{
-    Me, Provider, async_trait,
+    async_trait,
     conformance::{Cannot, Source, Timing, conform},
+    discovery::{Me, Provider},
 };
 use serde_json::{Value, json};
 
@@ -52,7 +53,7 @@ fn port(member: &Me) -> u16 {
 
 /// Returns the slices of a member, one per address, because a slice has one address family.
 fn slices_of(member: &Me) -> Vec<Value> {
-    let slice = |(n, at): (usize, &groupcache_core::Address)| {
+    let slice = |(n, at): (usize, &groupcache_core::discovery::Address)| {
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": { "name": format!("{}-{n}", member.id), "namespace": NAMESPACE,

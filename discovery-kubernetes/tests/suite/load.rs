@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use discovery_kubernetes::Pods;
-use groupcache_core::Health;
+use groupcache_core::discovery::Health;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 

@@ -47,7 +47,7 @@ pub(crate) async fn start(world: &impl World, name: &str, ip: &str) -> Pod {
 pub(crate) fn all_see(pods: &[Pod], members: usize) -> bool {
     pods.iter().all(|pod| {
         let all = pod.node.members();
-        all.len() == members && all.iter().all(|member| member.is_reachable)
+        all.len() == members && all.iter().all(|member| member.reachable)
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use groupcache_core::Health;
+use groupcache_core::discovery::Health;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 

@@ -1,7 +1,7 @@
 //! Sets from the endpoint slices of a service, and zones from machines. In virtual time.
 
 use discovery_kubernetes::{Pods, SERVICE_LABEL, Service};
-use groupcache_core::{Health, conformance::Bench};
+use groupcache_core::{conformance::Bench, discovery::Health};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;

@@ -11,7 +11,7 @@ fn me() -> Me {
         addresses: vec![Address::new("10.0.0.7:7946").unwrap(), Address::new("[fd00::7]:7946").unwrap()],
         weight: 2,
         zone: "a".into(),
-        is_tls: true,
+        tls: true,
     }
 }
 

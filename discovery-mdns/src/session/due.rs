@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use groupcache_core::{Health, PeerId, ProviderContext, ProviderError};
+use groupcache_core::{
+    PeerId,
+    discovery::{Health, ProviderContext, ProviderError},
+};
 use tokio::time::Instant;
 
 use super::{LOOK, Session};

@@ -1,6 +1,6 @@
 //! Received events: what a session does with the events of the daemon.
 
-use groupcache_core::{Health, ProviderContext};
+use groupcache_core::discovery::{Health, ProviderContext};
 use mdns_sd::{DaemonEvent, RecvError, ResolvedService};
 use tokio::time::Instant;
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use discovery_mdns::Mdns;
-use groupcache_core::{Health, conformance::Bench};
+use groupcache_core::{conformance::Bench, discovery::Health};
 use segment::{Families, Host, Segment};
 
 use crate::support::PATIENCE;

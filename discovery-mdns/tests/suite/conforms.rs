@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use discovery_mdns::Mdns;
 use groupcache_core::{
-    Me, PeerId, Provider, async_trait,
+    PeerId, async_trait,
     conformance::{Cannot, Source, Timing, conform},
+    discovery::{Me, Provider},
 };
 use segment::{Families, Segment};
 

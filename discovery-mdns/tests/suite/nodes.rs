@@ -6,7 +6,7 @@ use std::{
 };
 
 use discovery_mdns::Mdns;
-use groupcache_core::{Address, Group, Identity, Node};
+use groupcache_core::{Group, Identity, Node, discovery::Address};
 use segment::{Families, Segment};
 use tokio::{
     runtime::Runtime,
@@ -24,7 +24,7 @@ async fn start(identity: Identity, mdns: Mdns) -> (Node, Group<String>) {
 
 fn sees(node: &Node, members: usize) -> bool {
     let all = node.members();
-    all.len() == members && all.iter().all(|member| member.is_reachable)
+    all.len() == members && all.iter().all(|member| member.reachable)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,11 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use discovery_mdns::Mdns;
-use groupcache_core::{Address, Health, Incarnation, Me, NodeState, PeerId, conformance::Bench};
+use groupcache_core::{
+    PeerId,
+    conformance::Bench,
+    discovery::{Address, Health, Incarnation, Me, NodeState},
+};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{Announcer, eventually, free_port, has_multicast};
@@ -21,7 +25,7 @@ fn member(name: &str) -> Me {
         addresses: vec![Address::new("127.0.0.1:7946").unwrap()],
         weight: 1,
         zone: "".into(),
-        is_tls: false,
+        tls: false,
     }
 }
 

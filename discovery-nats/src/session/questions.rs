@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use groupcache_core::{Health, ProviderContext};
+use groupcache_core::discovery::{Health, ProviderContext};
 use tokio::time::Instant;
 
 use super::Node;
@@ -163,7 +163,10 @@ impl Node<'_> {
 
 #[cfg(test)]
 mod tests {
-    use groupcache_core::{Address, Incarnation, Me, NodeState, PeerId};
+    use groupcache_core::{
+        PeerId,
+        discovery::{Address, Incarnation, Me, NodeState},
+    };
 
     use super::*;
     use crate::{announcement::Announcement, options::Nats};
@@ -177,7 +180,7 @@ mod tests {
             addresses: vec![Address::new("10.0.0.7:7946").unwrap()],
             weight: 1,
             zone: "".into(),
-            is_tls: false,
+            tls: false,
         }
     }
 

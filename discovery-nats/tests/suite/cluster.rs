@@ -20,7 +20,7 @@ async fn node(servers: &str, name: &str) -> (Node, Group<String>) {
 
 fn sees(node: &Node, members: usize) -> bool {
     let all = node.members();
-    all.len() == members && all.iter().all(|member| member.is_reachable)
+    all.len() == members && all.iter().all(|member| member.reachable)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

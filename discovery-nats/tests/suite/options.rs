@@ -1,6 +1,7 @@
 //! Options that need more of the server: a bucket, a micro service.
 
 #[cfg(any(feature = "kv", feature = "micro"))]
+use groupcache_core::discovery::Health;
 use {crate::support::*, discovery_nats::Nats, groupcache_core::*, std::time::Duration};
 
 #[cfg(feature = "kv")]
@@ -34,7 +35,7 @@ mod bucket {
     }
 
     fn sees(node: &Node, members: usize) -> bool {
-        node.members().len() == members && node.members().iter().all(|member| member.is_reachable)
+        node.members().len() == members && node.members().iter().all(|member| member.reachable)
     }
 
     /// Checks that a bucket holds the members, also while the server is down. With a server that is too old, the test

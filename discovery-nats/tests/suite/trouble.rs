@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use discovery_nats::Nats;
-use groupcache_core::{Health, Peer, conformance::Bench};
+use groupcache_core::{
+    conformance::Bench,
+    discovery::{Health, Peer},
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use crate::support::{Broker, Fake, PATIENCE, Scratch, eventually, fake_client, member};

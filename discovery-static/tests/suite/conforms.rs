@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use discovery_static::Static;
 use groupcache_core::{
-    Me, Peer, Provider, async_trait,
+    async_trait,
     conformance::{Cannot, Source, conform},
+    discovery::{Me, Peer, Provider},
 };
 
 #[derive(Default)]

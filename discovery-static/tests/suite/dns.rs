@@ -9,8 +9,9 @@ use std::{
 
 use discovery_static::Dns;
 use groupcache_core::{
-    Health, Me, Provider, async_trait,
+    async_trait,
     conformance::{Bench, Cannot, Source, Timing, conform},
+    discovery::{Health, Me, Provider},
 };
 use hickory_resolver::proto::{
     op::{Message, ResponseCode},

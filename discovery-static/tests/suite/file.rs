@@ -13,8 +13,9 @@ use std::{
 
 use discovery_static::File;
 use groupcache_core::{
-    Health, Me, Provider, async_trait,
+    async_trait,
     conformance::{Bench, Cannot, Source, Timing, conform},
+    discovery::{Health, Me, Provider},
 };
 use tokio::time::{Instant, sleep};
 

@@ -3,7 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use discovery_static::Static;
-use groupcache_core::{Identity, Node, Peer};
+use groupcache_core::{Identity, Node, discovery::Peer};
 use tokio::time::{sleep, timeout};
 
 /// Maximum time for anything that works, including the grace before a removal.
@@ -17,7 +17,7 @@ async fn start(name: &str, peers: &Static) -> Node {
 /// Returns the members that a node sees, or none if one of them is unreachable.
 fn sees(node: &Node) -> Vec<String> {
     let members = node.members();
-    if members.iter().all(|member| member.is_reachable) {
+    if members.iter().all(|member| member.reachable) {
         members.iter().map(|member| member.id.to_string()).collect()
     } else {
         Vec::new()

@@ -1,7 +1,7 @@
 //! Configuration: reads the settings of the process from its environment.
 use std::{env, net::SocketAddr, path::PathBuf};
 
-use groupcache_discovery::{BoxError, Identity, fixed::Static};
+use groupcache_discovery::{BoxError, Identity, list::Static};
 
 use crate::tls::Files;
 

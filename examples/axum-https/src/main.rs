@@ -9,7 +9,7 @@ mod tls;
 use std::{io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
 
 use axum::Router;
-use groupcache_discovery::{BoxError, Json, Node, PeerService};
+use groupcache_discovery::{BoxError, Json, Node, mount::PeerService};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -80,12 +80,12 @@ async fn run() -> Result<(), BoxError> {
     tracing::info!("leaving");
     // The drain makes /readyz answer 503. The other nodes become owners of the keys of this node and receive its values
     // through this server, so the server stops accepting connections only afterwards. Running requests are answered.
-    node.drain_and_hand_over(LAST_VALUES).await?;
+    node.drain(LAST_VALUES).await?;
     let connections = server.close().await;
     if timeout(LAST_REQUESTS, running.closed()).await.is_err() {
         tracing::warn!("cutting off requests that still run");
     }
-    node.drain_and_shutdown(LAST_LOADS).await?;
+    node.shutdown_within(LAST_LOADS).await?;
     let _ = timeout(LAST_CONNECTIONS, connections).await;
     Ok(())
 }

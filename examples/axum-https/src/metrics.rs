@@ -59,9 +59,9 @@ impl Collector for Cache {
         let members = self.node.members();
         let gauges = [
             ("groupcache_members", "Members in the view of this node, itself included", members.len() as u64),
-            ("groupcache_entries", "Entries in memory", self.primes.entries() as u64),
-            ("groupcache_bytes", "Bytes that the entries take", self.primes.bytes()),
-            ("groupcache_capacity_bytes", "Bytes that the entries may take", self.primes.capacity_bytes()),
+            ("groupcache_entries", "Entries in memory", self.primes.inspect().entries() as u64),
+            ("groupcache_bytes", "Bytes that the entries take", self.primes.inspect().bytes()),
+            ("groupcache_capacity_bytes", "Bytes that the entries may take", self.primes.inspect().capacity_bytes()),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::<i64>::new(i64::try_from(value).unwrap_or(i64::MAX));

@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use groupcache_discovery::{Error, Group, Json, Node, NodeState};
+use groupcache_discovery::{Error, Group, Json, Node, discovery::NodeState};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 

@@ -2,7 +2,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Extension, Router};
-use groupcache_discovery::{BoxError, PeerCertificates};
+use groupcache_discovery::{BoxError, tls::PeerCertificates};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{

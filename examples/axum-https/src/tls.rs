@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use groupcache_discovery::{BoxError, MutualTls};
+use groupcache_discovery::{BoxError, tls::MutualTls};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring,

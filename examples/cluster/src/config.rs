@@ -1,7 +1,7 @@
 //! Configuration: reads the settings of the process from its environment.
 use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use groupcache_discovery::{BoxError, DiscoveryConfig, Identity, Provider, fixed::Static};
+use groupcache_discovery::{BoxError, DiscoveryConfig, Identity, discovery::Provider, list::Static};
 
 /// Settings of one process. The README lists the variables.
 pub(crate) struct Config {

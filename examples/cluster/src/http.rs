@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use groupcache_discovery::{BoxError, Error, Group, Json, Node, NodeState};
+use groupcache_discovery::{BoxError, Error, Group, Json, Node, discovery::NodeState};
 use serde::Serialize;
 use tokio::net::TcpListener;
 
@@ -133,14 +133,14 @@ async fn stats(State(Service { node, data }): State<Service>) -> Response {
         id: member.id.to_string(),
         state: member.state.to_string(),
         owns: member.owns,
-        is_reachable: member.is_reachable,
-        is_me: member.is_me,
+        is_reachable: member.reachable,
+        is_me: member.local,
     });
     let group = GroupStats {
         peers: node.peers_with_group(data.name()),
-        entries: data.entries(),
-        bytes: data.bytes(),
-        capacity_bytes: data.capacity_bytes(),
+        entries: data.inspect().entries(),
+        bytes: data.inspect().bytes(),
+        capacity_bytes: data.inspect().capacity_bytes(),
         counters: data.stats().iter().collect(),
     };
     let stats = Stats {
@@ -179,11 +179,12 @@ async fn cache_stats(
         Ok("hot") => true,
         _ => return failure(StatusCode::BAD_REQUEST, "there is no such cache, ask for /stats/main or /stats/hot"),
     };
-    let held: Vec<_> = data.local_entries(usize::MAX).into_iter().filter(|entry| entry.is_borrowed == is_hot).collect();
+    let held: Vec<_> =
+        data.inspect().local_entries(usize::MAX).into_iter().filter(|entry| entry.replica == is_hot).collect();
     let stats = data.stats();
-    let main_hits = stats.hits.saturating_sub(stats.borrowed_hits);
+    let main_hits = stats.hits.saturating_sub(stats.replica_hits);
     let (gets, hits) =
-        if is_hot { (stats.gets.saturating_sub(main_hits), stats.borrowed_hits) } else { (stats.gets, main_hits) };
+        if is_hot { (stats.gets.saturating_sub(main_hits), stats.replica_hits) } else { (stats.gets, main_hits) };
     let bytes = held.iter().map(|entry| entry.bytes).sum();
     axum::Json(CacheStats { items: held.len(), bytes, gets, hits }).into_response()
 }

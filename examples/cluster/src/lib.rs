@@ -30,8 +30,11 @@ const TIME_TO_LIVE: Duration = Duration::from_secs(60);
 /// Maximum time for running requests, after the node has drained.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
-/// Maximum time after the requests to send the values of this process to other nodes and to end running loads.
-const LAST_VALUES: Duration = Duration::from_secs(15);
+/// Maximum time to drain the node and to send its values to the other nodes, from SIGTERM on.
+const LAST_VALUES: Duration = Duration::from_secs(12);
+
+/// Maximum time for running loads, after the requests.
+const LAST_LOADS: Duration = Duration::from_secs(5);
 
 /// Runs one process of the service: reads the variables of the environment, serves until a signal arrives, and leaves.
 #[tokio::main]
@@ -80,16 +83,16 @@ async fn run() -> Result<(), BoxError> {
         stop.asked().await;
     }
     tracing::info!("leaving");
-    // The drain makes /readyz answer 503. The other nodes own the keys of this node and begin to receive its values
+    // The drain makes /readyz answer 503. The other nodes become owners of the keys of this node and receive its values
     // before this process refuses requests.
     health.is_ready(false).await;
-    node.drain().await?;
+    node.drain(LAST_VALUES).await?;
     health.close().await;
     let _ = close.send(());
     if timeout(LAST_REQUESTS, serving).await.is_err() {
         tracing::warn!("cutting off requests that still run");
     }
-    node.drain_and_shutdown(LAST_VALUES).await?;
+    node.shutdown_within(LAST_LOADS).await?;
     Ok(())
 }
 

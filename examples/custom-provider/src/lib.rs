@@ -7,7 +7,10 @@ mod service;
 
 use std::time::Duration;
 
-use groupcache_discovery::{Address, BoxError, Peer, PeerId, Provider, poll};
+use groupcache_discovery::{
+    BoxError, PeerId,
+    discovery::{Address, Peer, Provider, poll},
+};
 use serde::{Deserialize, Serialize};
 
 pub use crate::{

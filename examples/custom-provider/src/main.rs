@@ -36,10 +36,10 @@ async fn main() -> Result<(), BoxError> {
 
         list.feels(Mood::Well);
         list.remove("c");
-        c.drain_and_shutdown(ENDING).await?;
+        c.shutdown_within(ENDING).await?;
         timeout(MEETING, until_each_knows(2, [&a, &b])).await?;
         println!("the registry works again, and c has left: {}, {}", seen_by(&a), seen_by(&b));
-        tokio::try_join!(a.drain_and_shutdown(ENDING), b.drain_and_shutdown(ENDING))?;
+        tokio::try_join!(a.shutdown_within(ENDING), b.shutdown_within(ENDING))?;
         Ok(())
     };
     tokio::select! {

@@ -14,8 +14,9 @@ use std::{
 
 use custom_provider::{Entry, Mood, Registry, json, registry};
 use groupcache_discovery::{
-    Me, Provider, async_trait,
+    async_trait,
     conformance::{Cannot, Source, Timing, conform},
+    discovery::{Me, Provider},
 };
 use read_along as _;
 

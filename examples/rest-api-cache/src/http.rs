@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get},
 };
-use groupcache_discovery::{Error, Group, Json, Node, NodeState, Prost};
+use groupcache_discovery::{Error, Group, Json, Node, Prost, discovery::NodeState};
 use serde_json::json;
 
 use crate::{

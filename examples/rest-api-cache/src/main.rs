@@ -42,8 +42,11 @@ const MARGIN: Duration = Duration::from_secs(1);
 /// Maximum time for running requests, after the node has drained.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 
-/// Maximum time after the requests to send the values of this process to other nodes and to end running loads.
-const LAST_VALUES: Duration = Duration::from_secs(15);
+/// Maximum time to drain the node and to send its values to the other nodes, from SIGTERM on.
+const LAST_VALUES: Duration = Duration::from_secs(12);
+
+/// Maximum time for running loads, after the requests.
+const LAST_LOADS: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -92,14 +95,14 @@ async fn run() -> Result<(), BoxError> {
     }
     tracing::info!("leaving");
     refresher.abort();
-    // The drain makes /readyz answer 503. The other nodes own the keys of this node and begin to receive its values
+    // The drain makes /readyz answer 503. The other nodes become owners of the keys of this node and receive its values
     // before this process refuses requests.
-    node.drain().await?;
+    node.drain(LAST_VALUES).await?;
     let _ = close.send(());
     if timeout(LAST_REQUESTS, serving).await.is_err() {
         tracing::warn!("cutting off requests that still run");
     }
-    node.drain_and_shutdown(LAST_VALUES).await?;
+    node.shutdown_within(LAST_LOADS).await?;
     Ok(())
 }
 
@@ -149,7 +152,7 @@ fn documents(node: &Node, config: &Config, upstream: Arc<Upstream>) -> Result<Gr
         .stale_if_error(config.stale())
         // A replica, or an orphaned document, lives no longer than one interval, because the owner refreshes the
         // document.
-        .borrowed_time_to_live(refresh)
+        .replica_time_to_live(refresh)
         .load_deadline(config.timeout())
         .loader(Documents(upstream));
     Ok(documents.build()?)
@@ -163,7 +166,7 @@ fn views(node: &Node, config: &Config, documents: Group<Prost<Document>>) -> Res
         .capacity_bytes(CAPACITY_BYTES / 8)
         .time_to_live(config.refresh())
         .stale_if_error(config.stale())
-        .borrowed_time_to_live(config.refresh())
+        .replica_time_to_live(config.refresh())
         .load_deadline(config.timeout() + MARGIN)
         .loader_with(repositories, async |repositories: &Repositories, view: &str| repositories.ranked(view).await);
     Ok(views.build()?)

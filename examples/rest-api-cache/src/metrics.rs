@@ -2,7 +2,7 @@
 use std::{fmt, fs, sync::OnceLock, time::Duration};
 
 use axum::http::StatusCode;
-use groupcache_discovery::{Group, GroupStats, Json, Node, Prost};
+use groupcache_discovery::{Group, Json, Node, Prost, stats::GroupStats};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
@@ -126,7 +126,7 @@ impl Collector for Cache {
             "Members in the view of this node, itself included",
             node.members().len(),
         )?;
-        let bytes = usize::try_from(documents.bytes() + views.bytes()).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(documents.inspect().bytes() + views.inspect().bytes()).unwrap_or(usize::MAX);
         gauge(&mut encoder, "groupcache_bytes", "Bytes that the entries take", bytes)?;
         for (name, value) in node.stats().iter() {
             let counter = ConstCounter::new(value);

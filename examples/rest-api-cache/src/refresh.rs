@@ -27,7 +27,7 @@ pub(crate) async fn keep(
     loop {
         look.tick().await;
         let mut asked = JoinSet::new();
-        for path in paths.iter().filter(|path| documents.owner_of(path) == node.id()) {
+        for path in paths.iter().filter(|path| documents.inspect().owner_of(path) == node.id()) {
             let (documents, path) = (documents.clone(), path.clone());
             asked.spawn(async move { documents.get(&path).await });
         }

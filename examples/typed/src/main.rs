@@ -1,7 +1,7 @@
 //! Program: two nodes get, keep and remove a user. In a service each node has a process.
 use std::{error::Error, time::Duration};
 
-use groupcache_discovery::{Group, Identity, Node, Peer, Prost, fixed::Static};
+use groupcache_discovery::{Group, Identity, Node, Prost, discovery::Peer, list::Static};
 use tokio::time::timeout;
 use typed::{Database, User, users};
 
@@ -36,14 +36,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     show("b", &at_b, "12345", &database).await?;
 
     println!("node a removes the user from the cache of both nodes");
-    at_a.remove("12345").await?.log_unreached();
+    at_a.remove("12345").await?.log_pending();
     show("b", &at_b, "12345", &database).await?;
     show("a", &at_a, "12345", &database).await?;
 
     println!("node a gets a user that the database does not have");
     show("a", &at_a, "99999", &database).await?;
 
-    tokio::try_join!(a.drain_and_shutdown(ENDING), b.drain_and_shutdown(ENDING))?;
+    tokio::try_join!(a.shutdown_within(ENDING), b.shutdown_within(ENDING))?;
     Ok(())
 }
 

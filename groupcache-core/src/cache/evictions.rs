@@ -13,7 +13,7 @@ const WAITING_EVENTS: usize = 4096;
 /// Reason why an entry left memory by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Eviction {
+pub enum EvictionReason {
     /// Other entries needed its room.
     Room,
     /// Its age: the entry was too old to be of any use.
@@ -23,30 +23,31 @@ pub enum Eviction {
 /// An entry that left memory by itself; neither a write nor a younger value took its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Evicted {
+pub struct EvictionEvent {
     /// Key of the entry.
     pub key: Arc<str>,
     /// Bytes that the entry took of the budget.
     pub bytes: u64,
     /// Reason of the eviction.
-    pub why: Eviction,
+    pub why: EvictionReason,
     /// Whether the entry was a replica of a hot value that another node owns.
-    pub is_borrowed: bool,
+    pub replica: bool,
 }
 
-/// Stream of the entries that leave this node's memory by themselves; made by [`Group::evictions`](crate::Group::evictions).
+/// Stream of the entries that leave this node's memory by themselves; made by
+/// [`Inspect::evictions`](crate::inspect::Inspect::evictions).
 #[derive(Debug)]
-pub struct Evictions {
-    events: broadcast::Receiver<Option<Evicted>>,
+pub struct EvictionEvents {
+    events: broadcast::Receiver<Option<EvictionEvent>>,
     is_closed: bool,
     lost: u64,
 }
 
-impl Evictions {
+impl EvictionEvents {
     /// Waits for the next event and returns it; `None` once the group was removed or its node was shut down.
     ///
     /// Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Option<Evicted> {
+    pub async fn next(&mut self) -> Option<EvictionEvent> {
         while !self.is_closed {
             match self.events.recv().await {
                 Ok(Some(evicted)) => return Some(evicted),
@@ -65,11 +66,11 @@ impl Evictions {
 
 /// Sender of the events of one group; the channel is made for the first reader.
 #[derive(Debug, Default)]
-pub(crate) struct EvictionEvents(OnceLock<broadcast::Sender<Option<Evicted>>>);
+pub(crate) struct EvictionSender(OnceLock<broadcast::Sender<Option<EvictionEvent>>>);
 
-impl EvictionEvents {
+impl EvictionSender {
     /// Subscribes to the events from now on; `is_closed` tells whether the group has ended.
-    pub(crate) fn subscribe(&self, is_closed: impl FnOnce() -> bool) -> Evictions {
+    pub(crate) fn subscribe(&self, is_closed: impl FnOnce() -> bool) -> EvictionEvents {
         let events = self.0.get_or_init(|| broadcast::Sender::new(WAITING_EVENTS)).subscribe();
         // The end may have been sent before. Because `close` has a fence too, either it finds this channel or this
         // reader finds the group closed.
@@ -77,11 +78,11 @@ impl EvictionEvents {
         if is_closed() {
             self.close();
         }
-        Evictions { events, is_closed: false, lost: 0 }
+        EvictionEvents { events, is_closed: false, lost: 0 }
     }
 
     /// Sends an event if anybody reads.
-    pub(crate) fn send(&self, event: impl FnOnce() -> Evicted) {
+    pub(crate) fn send(&self, event: impl FnOnce() -> EvictionEvent) {
         if let Some(events) = self.0.get().filter(|events| events.receiver_count() > 0) {
             // Fails only when the last reader has left meanwhile.
             let _ = events.send(Some(event()));

@@ -15,8 +15,8 @@ use std::{sync::Arc, thread};
 
 use tokio::runtime::Handle;
 
-use self::evictions::EvictionEvents;
-pub use self::evictions::{Evicted, Eviction, Evictions};
+use self::evictions::EvictionSender;
+pub use self::evictions::{EvictionEvent, EvictionEvents, EvictionReason};
 use crate::{
     cache::{
         payload::{Payload, Slot, drop_all_caught, drop_caught},
@@ -41,7 +41,7 @@ pub(crate) struct Cache<V: Value> {
     pub(crate) replicas: Option<Replicas<V>>,
     /// How often peers ask for keys of this node.
     pub(crate) requests: HotKeyCounter,
-    pub(crate) events: EvictionEvents,
+    pub(crate) events: EvictionSender,
     counters: Arc<GroupCounters>,
 }
 
@@ -60,7 +60,7 @@ impl<V: Value> Cache<V> {
             owned: Store::new(capacity - for_replicas, largest, seed()),
             replicas,
             requests: HotKeyCounter::new(),
-            events: EvictionEvents::default(),
+            events: EvictionSender::default(),
             counters,
         }
     }
@@ -73,14 +73,14 @@ impl<V: Value> Cache<V> {
         let mut count = 0;
         for (key, slot) in inserted.evicted(key) {
             count += 1;
-            self.on_evicted(key, slot, Eviction::Room, is_replica);
+            self.on_evicted(key, slot, EvictionReason::Room, is_replica);
         }
         self.counters.evictions.add(count);
         drop_all_caught(inserted.into_items());
     }
 
-    fn on_evicted(&self, key: &str, slot: &Slot<V>, why: Eviction, is_borrowed: bool) {
-        self.events.send(|| Evicted { key: key.into(), bytes: slot.weight(key), why, is_borrowed });
+    fn on_evicted(&self, key: &str, slot: &Slot<V>, why: EvictionReason, replica: bool) {
+        self.events.send(|| EvictionEvent { key: key.into(), bytes: slot.weight(key), why, replica });
     }
 
     /// Takes the replica of a key out.
@@ -115,7 +115,7 @@ impl<V: Value> Cache<V> {
         for (looked_at, (key, slot)) in store.iter().enumerate() {
             if slot.is_spent(clock.now_ms()) && store.remove_same(&key, &slot).is_some() {
                 self.counters.expired.up();
-                self.on_evicted(&key, &slot, Eviction::Age, is_replica);
+                self.on_evicted(&key, &slot, EvictionReason::Age, is_replica);
             }
             drop_caught(slot); // the last reference if another caller took the entry out meanwhile
             if looked_at % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1 {

@@ -65,13 +65,13 @@ impl NodeContext {
         hands_over: bool,
         mut rng: fastrand::Rng,
     ) -> Self {
-        let Limits { max_loads, max_queued_loads, hand_over_bytes_per_second, .. } = local.limits;
+        let Limits { max_loads, max_queued_loads, handover_bytes_per_second, .. } = local.limits;
         let hasher = Keyed(rng.u64(..));
         Self {
             local,
             view: ArcSwap::from_pointee(view),
             changes: ChangeLog::default(),
-            handover: PreviousViews::new(hands_over, hand_over_bytes_per_second),
+            handover: PreviousViews::new(hands_over, handover_bytes_per_second),
             has_zones: AtomicBool::new(false),
             missed_writes: MissedWrites::default(),
             links: sharded(hasher),

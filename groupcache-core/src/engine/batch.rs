@@ -241,7 +241,7 @@ mod tests {
     use futures_util::poll;
 
     use super::*;
-    use crate::{BatchLoader, Node};
+    use crate::{Node, loader::BatchLoader};
 
     /// Remembers what it was asked for.
     struct Rows(Arc<Mutex<Vec<Vec<String>>>>);

@@ -89,7 +89,7 @@ impl GroupErrors {
     }
 
     pub(crate) fn breaker_open(&self, wait: Duration) -> Error {
-        self.counters.not_admitted.up();
+        self.counters.breaker_rejections.up();
         let text = format!(
             "the loader of group {:?} has failed again and again, and is not called for {} ms",
             self.name,

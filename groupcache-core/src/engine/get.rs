@@ -63,7 +63,7 @@ impl<V: Value> Engine<V> {
             && let Ok(value) = slot.payload.value()
         {
             self.counters.hits.up();
-            self.counters.borrowed_hits.up();
+            self.counters.replica_hits.up();
             return Some(Ok(value));
         }
         self.counters.misses.up();
@@ -142,7 +142,7 @@ impl<V: Value> Engine<V> {
             Ok(value) => Ok(value),
             Err(NoValue::NotFound) => Err(self.errors.not_found()),
             Err(NoValue::Undecodable(undecodable)) => {
-                self.counters.undecodable.up();
+                self.counters.decode_failures.up();
                 let name = &self.settings.name;
                 tracing::debug!(group = %name, error = %undecodable, "the value of a peer does not decode and is loaded here");
                 Box::pin(self.load_decodable(key, pending)).await

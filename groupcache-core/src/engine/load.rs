@@ -242,7 +242,7 @@ pub(crate) fn complete<V: Value>(
         None => (None, None),
     };
     match engine.flights.complete(flight, outcome, store) {
-        None if keeps => engine.counters.passed_by_a_write.up(),
+        None if keeps => engine.counters.discarded_after_write.up(),
         Some((Some(inserted), _)) => engine.cache.after_insert(flight.key(), inserted, false),
         _ => {}
     }

@@ -44,12 +44,12 @@ impl<V: Value> GroupService for Engine<V> {
     }
 
     fn cached_response(self: Arc<Self>, key: &str) -> Option<Response> {
-        self.counters.served.up();
+        self.counters.peer_requests.up();
         let now_ms = self.context.now_ms();
         let hash = self.ownership.hash(key);
         self.cache.requests.touch(hash, now_ms);
         let slot = self.lookup(key, now_ms, Purpose::Serve).ok()?;
-        self.counters.served_hits.up();
+        self.counters.peer_request_hits.up();
         slot.touch(now_ms);
         load::refresh_if_due(&self, key, &slot, now_ms);
         let is_hot = self.cache.requests.is_hot(hash, now_ms, HOT_AT_OWNER);

@@ -72,7 +72,7 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
         }
     };
     while let Some(candidate) = to_ask.pop_front().filter(|_| asked.len() < MAX_ASKED) {
-        engine.counters.peeks.up();
+        engine.counters.previous_owner_reads.up();
         asked.push(candidate.id.clone());
         let Candidate { number, id, link } = &candidate;
         // A full queue says nothing about what the previous owner has.
@@ -182,11 +182,11 @@ fn referral<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Option<Peer
 /// still runs.
 fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64, value: &Encoded, changes: u32) -> bool {
     let Some(slot) = entry::of_handover(engine, hash, value, changes) else { return false };
-    engine.counters.peeked.up();
+    engine.counters.previous_owner_hits.up();
     let keep = || engine.cache.owned.insert(flight.key(), Slot::clone(&slot));
     match engine.flights.complete(flight, Ok(Slot::clone(&slot)), keep) {
         Some(inserted) => engine.cache.after_insert(flight.key(), inserted, false),
-        None => engine.counters.passed_by_a_write.up(),
+        None => engine.counters.discarded_after_write.up(),
     }
     true
 }
@@ -203,8 +203,8 @@ pub(crate) fn answer<V: Value>(engine: &Engine<V>, key: &str) -> Response {
     let slot = engine.cache.owned.peek(key);
     match slot.and_then(|slot| send::sendable(engine, &slot, now_ms)) {
         Some((bytes, age_ms, remaining_ms)) => {
-            engine.counters.handed_over.up();
-            engine.counters.handed_over_bytes.add(bytes.len() as u64);
+            engine.counters.handover_sent.up();
+            engine.counters.handover_sent_bytes.add(bytes.len() as u64);
             let source = Source::Memory;
             Response::Value(Encoded { bytes, age_ms, remaining_ms, borrow_ms: 0, is_hot: false, source })
         }

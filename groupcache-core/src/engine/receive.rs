@@ -41,8 +41,8 @@ pub(crate) async fn store_page<V: Value>(engine: Arc<Engine<V>>, page: Page, req
         if let Some(bytes) = store_entry(&engine, &handed, &request, &previous_views) {
             result.kept += 1;
             result.bytes += bytes;
-            engine.counters.taken_over.up();
-            engine.counters.taken_over_bytes.add(handed.bytes.len() as u64);
+            engine.counters.handover_received.up();
+            engine.counters.handover_received_bytes.add(handed.bytes.len() as u64);
         }
     }
     result

@@ -104,8 +104,8 @@ pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u
     if entries.is_empty() {
         queue.finish();
     }
-    engine.counters.handed_over.add(entries.len() as u64);
-    engine.counters.handed_over_bytes.add(entries.iter().map(|handed| handed.bytes.len() as u64).sum());
+    engine.counters.handover_sent.add(entries.len() as u64);
+    engine.counters.handover_sent_bytes.add(entries.iter().map(|handed| handed.bytes.len() as u64).sum());
     let clock = &engine.context.local.clock;
     let read_ms = clock.read_ms();
     engine.context.handover.send_rate.spend(bytes as u64).await;

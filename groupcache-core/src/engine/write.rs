@@ -185,31 +185,46 @@ async fn broadcast<V: Value>(
     }
     unreached.sort();
     unreached.dedup(); // a peer that is joining may be known in two ways
-    WriteOutcome { unreached, views_differed: views_differ(engine, view) }
+    WriteOutcome { pending: unreached, views_differed: views_differ(engine, view) }
 }
 
 /// Drops a value at its owner and here, and notifies no other node but the previous owners, from which the next owner
-/// could take the old value.
-pub(crate) async fn remove_lazy<V: Value>(engine: &Arc<Engine<V>>, key: &str, limit: Duration) -> Result<()> {
+/// could take the old value. All other members are pending.
+pub(crate) async fn remove_at_owner<V: Value>(
+    engine: &Arc<Engine<V>>,
+    key: &str,
+    hold: Duration,
+    limit: Duration,
+) -> Result<WriteOutcome> {
     engine.check(key)?;
     engine.counters.writes.up();
+    let hold = hold.min(MAX_HOLD);
     let (writer, key): (_, Arc<str>) = (Arc::clone(engine), key.into());
     let remove = async move {
-        let (engine, remove) = (writer, || Op::Remove { hold: Duration::ZERO });
+        let engine = writer;
         let view = engine.context.view();
-        let change = Change::Remove { hold: Duration::ZERO };
-        let AtOwner { acting, .. } = write_at_owner(&engine, &view, &key, change).await?;
+        let AtOwner { acting, unreached, .. } = write_at_owner(&engine, &view, &key, Change::Remove { hold }).await?;
         if acting.is_some() {
-            drop_written(&engine, &key);
+            drop_and_hold(&engine, &key, hold);
         }
         let previous = previous_owner::owned_before(&engine, &key);
-        let is_told = |member: &&Member| previous.contains(&member.id) && Some(&member.id) != acting.as_ref();
-        let told = view.members().iter().filter(is_told);
-        let pending: Vec<_> = told.filter_map(|member| send(&engine, member, &key, remove(), 0)).collect();
-        for outcome in pending {
-            let _ = outcome.await; // a peer that cannot be reached sends no old value either
+        let (mut told, mut outcome) = (Vec::new(), WriteOutcome { pending: unreached, ..WriteOutcome::nobody() });
+        for member in view.members().iter().filter(|member| !member.is_local() && Some(&member.id) != acting.as_ref()) {
+            let is_told = previous.contains(&member.id);
+            match is_told.then(|| send(&engine, member, &key, Op::Remove { hold }, 0)).flatten() {
+                Some(pending) => told.push((member.id.clone(), pending)),
+                None => outcome.pending.push(member.id.clone()),
+            }
         }
-        Ok(())
+        for (id, pending) in told {
+            // A previous owner that cannot be reached sends no old value either.
+            if !has_dropped(&engine, pending.await.ok()) {
+                outcome.pending.push(id);
+            }
+        }
+        outcome.pending.sort();
+        outcome.pending.dedup();
+        Ok(outcome)
     };
     run_detached(engine, limit, remove).await
 }
@@ -327,7 +342,7 @@ pub(crate) fn drop_written<V: Value>(engine: &Engine<V>, key: &str) -> WriteToke
     let remove = || (engine.cache.owned.remove(key), replica());
     let (dropped, token) = engine.flights.write(key, engine.context.local.clock.read_ms(), remove);
     if dropped.0.is_some() || dropped.1.is_some() {
-        engine.counters.invalidated.up();
+        engine.counters.invalidations.up();
     }
     drop_caught(dropped);
     token
@@ -363,7 +378,7 @@ pub(crate) fn drop_all<V: Value>(engine: &Engine<V>) {
     let now_ms = engine.context.local.clock.read_ms();
     engine.handover.previous.clear(now_ms);
     let dropped = engine.flights.clear(now_ms, || engine.cache.clear());
-    engine.counters.invalidated.add(dropped.len() as u64);
+    engine.counters.invalidations.add(dropped.len() as u64);
     cache::drop_in_background(dropped);
 }
 

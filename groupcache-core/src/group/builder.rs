@@ -108,14 +108,14 @@ impl<V: Value> GroupBuilder<V> {
     /// Whether copies of values that other nodes own are kept here while their keys are hot, in an eighth of the budget.
     /// Default true. A write drops them as it drops the originals. Hot is a key that is asked for often and far more than
     /// most: where thousands of keys are asked for alike, each stays at its owner.
-    pub fn hot_copies(mut self, keep: bool) -> Self {
+    pub fn replicas(mut self, keep: bool) -> Self {
         self.settings.has_replicas = keep;
         self
     }
 
     /// How long a copy of a hot value is served, and a value whose key has gone to another owner. Default 10 s; never
     /// longer than the value itself. It bounds how old a value can be that a write could not reach.
-    pub fn borrowed_time_to_live(mut self, time_to_live: Duration) -> Self {
+    pub fn replica_time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.freshness.replica_time_to_live = time_to_live;
         self
     }

@@ -1,7 +1,7 @@
 //! A group: the values of one kind, with their loader, as the user's code holds it.
 
 mod builder;
-mod inspect;
+pub(crate) mod inspect;
 mod writes;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -14,10 +14,8 @@ use crate::{
     value::Value,
 };
 
-pub use self::{
-    builder::GroupBuilder,
-    inspect::{Candidate, EntryInfo, Explained},
-};
+pub use self::builder::GroupBuilder;
+use self::inspect::Inspect;
 
 /// A named set of values of one type, shared by all nodes that have a group of the same name.
 ///
@@ -133,6 +131,17 @@ impl<V: Value> Group<V> {
     /// Returns the name of the group.
     pub fn name(&self) -> &str {
         &self.engine.settings.name
+    }
+
+    /// Returns a look into the group on this node: owners of keys, entries, evictions, latencies, sizes.
+    ///
+    /// ```
+    /// # fn f(users: groupcache_core::Group<String>) {
+    /// println!("{} entries, {} bytes", users.inspect().entries(), users.inspect().bytes());
+    /// # }
+    /// ```
+    pub fn inspect(&self) -> Inspect<V> {
+        Inspect(Arc::clone(&self.engine))
     }
 
     /// Returns the counters of the group on this node, since it was built.

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     group::Group,
     value::Value,
-    write::outcome::WriteOutcome,
+    write::outcome::{RemoveOptions, WriteOutcome},
 };
 
 /// Removes of one call that are under way at once; they share frames.
@@ -38,26 +38,25 @@ impl<V: Value> Group<V> {
         write::remove(&self.engine, key, Duration::ZERO, self.deadline).await
     }
 
-    /// Drops a value everywhere, and caches no value of the key that is loaded within `hold` from now on.
-    ///
-    /// For a source that is written in one place and read from replicas which lag behind by less than `hold`. Concurrent
-    /// gets still share one load. Range of `hold`: 1 ms to 1 h; other values are cut. A value that is [`set`](Self::set)
-    /// meanwhile is kept, and not refreshed until the hold ends. Nodes that are named as unreached drop their values
-    /// when they can be reached again, and hold nothing; nor does a node that joins later. With more than 10,000 keys
-    /// held at once, no load of the group is cached that begins before the last of the others ends.
+    /// Drops a value with options: a delete hold, or at its owner only. Otherwise as [`remove`](Self::remove).
     ///
     /// ```
     /// # use std::time::Duration;
+    /// # use groupcache_core::RemoveOptions;
     /// # async fn f(users: groupcache_core::Group<String>) -> Result<(), groupcache_core::Error> {
-    /// users.remove_and_hold("12345", Duration::from_secs(2)).await?.log_unreached();
+    /// // The loader reads a replica of the database that lags behind by less than 2 s.
+    /// let hold = RemoveOptions::new().hold(Duration::from_secs(2));
+    /// users.remove_with("12345", hold).await?.log_pending();
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     /// Those of [`set`](Self::set).
-    pub async fn remove_and_hold(&self, key: &str, hold: Duration) -> Result<WriteOutcome> {
-        // Less than a millisecond is not nothing.
-        write::remove(&self.engine, key, hold.max(Duration::from_millis(1)), self.deadline).await
+    pub async fn remove_with(&self, key: &str, options: RemoveOptions) -> Result<WriteOutcome> {
+        match options.is_owner_only {
+            true => write::remove_at_owner(&self.engine, key, options.hold, self.deadline).await,
+            false => write::remove(&self.engine, key, options.hold, self.deadline).await,
+        }
     }
 
     /// Drops values everywhere, as [`remove`](Self::remove) for each key, side by side.
@@ -82,18 +81,6 @@ impl<V: Value> Group<V> {
             }
         }
         failed.map_or(Ok(all), Err)
-    }
-
-    /// Drops a value at its owner and here, and notifies no other node: one message.
-    ///
-    /// Replicas on other nodes are served until they end, at most
-    /// [`borrowed_time_to_live`](crate::GroupBuilder::borrowed_time_to_live). Nodes that owned the key within the last
-    /// 10 minutes are notified too; otherwise a new owner could take the old value from one of them.
-    ///
-    /// # Errors
-    /// Those of [`remove`](Self::remove).
-    pub async fn remove_lazy(&self, key: &str) -> Result<()> {
-        write::remove_lazy(&self.engine, key, self.deadline).await
     }
 
     /// Drops all values of the group everywhere. Otherwise as [`remove`](Self::remove).

@@ -23,7 +23,7 @@ use crate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use groupcache_core::{BoxError, Peer, merge, poll};
+/// use groupcache_core::{BoxError, discovery::{Peer, merge, poll}};
 ///
 /// async fn old_hosts() -> Result<Vec<Peer>, BoxError> {
 ///     Ok(vec![Peer::at("10.0.0.7:7946")?])
@@ -34,27 +34,27 @@ use crate::{
 ///
 /// let every = Duration::from_secs(5);
 /// let provider = merge(poll("old", every, old_hosts), poll("new", every, new_hosts));
-/// # let _: &dyn groupcache_core::Provider = &provider;
+/// # let _: &dyn groupcache_core::discovery::Provider = &provider;
 /// ```
-pub fn merge(first: impl Provider, second: impl Provider) -> Merge {
+pub fn merge(first: impl Provider, second: impl Provider) -> MergedProvider {
     let name = format!("{}+{}", first.name(), second.name());
-    Merge { name, sources: [Arc::new(first), Arc::new(second)] }
+    MergedProvider { name, sources: [Arc::new(first), Arc::new(second)] }
 }
 
 /// What [`merge`] makes.
-pub struct Merge {
+pub struct MergedProvider {
     name: String,
     sources: [Arc<dyn Provider>; 2],
 }
 
-impl fmt::Debug for Merge {
+impl fmt::Debug for MergedProvider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Merge").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl Provider for Merge {
+impl Provider for MergedProvider {
     fn name(&self) -> &str {
         &self.name
     }

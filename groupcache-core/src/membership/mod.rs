@@ -1,5 +1,6 @@
 //! Membership: what providers say, what is believed of it, and the view that readers use.
 
+pub mod discovery;
 pub(crate) mod merge;
 pub(crate) mod poll;
 pub(crate) mod provider;

@@ -16,33 +16,33 @@ use crate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use groupcache_core::{BoxError, Peer, poll};
+/// use groupcache_core::{BoxError, discovery::{Peer, poll}};
 ///
 /// async fn peers_from_the_database() -> Result<Vec<Peer>, BoxError> {
 ///     Ok(vec![Peer::at("10.0.0.7:7946")?])
 /// }
 ///
 /// let provider = poll("database", Duration::from_secs(5), peers_from_the_database);
-/// # let _: &dyn groupcache_core::Provider = &provider;
+/// # let _: &dyn groupcache_core::discovery::Provider = &provider;
 /// ```
-pub fn poll<F, Fut>(name: &'static str, interval: Duration, peers: F) -> Poll<F>
+pub fn poll<F, Fut>(name: &'static str, interval: Duration, peers: F) -> PollProvider<F>
 where
     F: Fn() -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Vec<Peer>, BoxError>> + Send,
 {
-    Poll { name, interval, peers }
+    PollProvider { name, interval, peers }
 }
 
 /// What [`poll`] makes.
 #[derive(Debug)]
-pub struct Poll<F> {
+pub struct PollProvider<F> {
     name: &'static str,
     interval: Duration,
     peers: F,
 }
 
 #[async_trait]
-impl<F, Fut> Provider for Poll<F>
+impl<F, Fut> Provider for PollProvider<F>
 where
     F: Fn() -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Vec<Peer>, BoxError>> + Send,

@@ -17,10 +17,10 @@ pub type ProviderError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// One method, run as a supervised task: an error, a panic or an early return keeps the last set, and the
 /// node runs it again after a back-off with jitter. A provider that polls is a function:
-/// see [`poll`](crate::poll).
+/// see [`poll`](crate::discovery::poll).
 ///
 /// ```
-/// use groupcache_core::{Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+/// use groupcache_core::{discovery::{Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal}, async_trait};
 ///
 /// struct Two;
 ///
@@ -171,7 +171,7 @@ pub struct Me {
     /// Failure domain; may be empty.
     pub zone: Arc<str>,
     /// Whether it talks TLS to its peers.
-    pub is_tls: bool,
+    pub tls: bool,
 }
 
 /// What the node tells a provider.
@@ -403,7 +403,7 @@ mod tests {
             addresses: Vec::new(),
             weight: hello.weight,
             zone: "".into(),
-            is_tls: false,
+            tls: false,
         };
         let reached = watch::channel(BTreeSet::from([PeerId::new("b").expect("a good id")])).1;
         let (handle, feed) = ProviderHandle::new(watch::channel(me).1, watch::channel(false).1, reached);

@@ -21,37 +21,37 @@ use crate::{
 ///
 /// ```
 /// use futures_util::stream;
-/// use groupcache_core::{BoxError, Peer, PeerSet, follow};
+/// use groupcache_core::{BoxError, discovery::{Peer, PeerSet, from_stream}};
 ///
 /// let provider = follow("registry", || {
 ///     let peers = vec![Peer::at("10.0.0.7:7946")];
 ///     stream::iter(peers).map(|peer| Ok::<_, BoxError>(PeerSet::complete(vec![peer?])))
 /// });
 /// # use futures_util::StreamExt;
-/// # let _: &dyn groupcache_core::Provider = &provider;
+/// # let _: &dyn groupcache_core::discovery::Provider = &provider;
 /// ```
-pub fn follow<F, S>(name: &'static str, open: F) -> Follow<F>
+pub fn from_stream<F, S>(name: &'static str, open: F) -> StreamProvider<F>
 where
     F: Fn() -> S + Send + Sync + 'static,
     S: Stream<Item = Result<PeerSet, BoxError>> + Send,
 {
-    Follow { name, open }
+    StreamProvider { name, open }
 }
 
-/// What [`follow`] makes.
-pub struct Follow<F> {
+/// What [`from_stream`] makes.
+pub struct StreamProvider<F> {
     name: &'static str,
     open: F,
 }
 
-impl<F> fmt::Debug for Follow<F> {
+impl<F> fmt::Debug for StreamProvider<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Follow").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl<F, S> Provider for Follow<F>
+impl<F, S> Provider for StreamProvider<F>
 where
     F: Fn() -> S + Send + Sync + 'static,
     S: Stream<Item = Result<PeerSet, BoxError>> + Send,

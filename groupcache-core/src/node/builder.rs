@@ -35,10 +35,7 @@ use crate::{
         stabilizer::{MemberSet, Stabilizer},
         view::View,
     },
-    peer::{
-        local::LocalNode,
-        server::{Server, service::PeerService},
-    },
+    peer::{local::LocalNode, mount::PeerService, server::Server},
     protocol::{message::Hello, wire},
     ring,
     runtime::{clock, sync::Keyed},
@@ -124,8 +121,8 @@ impl NodeBuilder {
     ///
     /// Without it each change of the cluster's members loads a share of all values again, as classic groupcache does;
     /// there is little reason for that but to compare. A node that is told so neither asks nor is asked.
-    pub fn hand_over(mut self, hand_over: bool) -> Self {
-        self.keeps_to_itself = !hand_over;
+    pub fn handover(mut self, handover: bool) -> Self {
+        self.keeps_to_itself = !handover;
         self
     }
 
@@ -311,11 +308,11 @@ fn hello_of(identity: &Identity, limits: &Limits, hands_over: bool) -> Hello {
         max_requests_per_frame: MAX_REQUESTS_PER_FRAME,
         max_value_bytes: limits.max_value_bytes,
         groups: Vec::new(),
-        features: if hands_over { wire::features::HAND_OVER } else { 0 },
+        features: if hands_over { wire::features::HANDOVER } else { 0 },
     }
 }
 
-fn me_of(identity: &Identity, hello: &Hello, is_tls: bool) -> Me {
+fn me_of(identity: &Identity, hello: &Hello, tls: bool) -> Me {
     Me {
         id: hello.id.clone(),
         cluster: identity.cluster().into(),
@@ -324,7 +321,7 @@ fn me_of(identity: &Identity, hello: &Hello, is_tls: bool) -> Me {
         addresses: hello.addresses.clone(),
         weight: hello.weight,
         zone: Arc::clone(&hello.zone),
-        is_tls,
+        tls,
     }
 }
 

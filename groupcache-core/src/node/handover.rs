@@ -12,7 +12,7 @@ use crate::node::Node;
 use crate::{
     context::NodeContext,
     identity::PeerId,
-    limits::HAND_OVER,
+    limits::HANDOVER,
     peer::{
         client::{link::Link, request_table::Outcome},
         group_service::{GroupService, PageRequest, Progress},
@@ -256,7 +256,7 @@ async fn page(context: &NodeContext, peer: &PeerId, group: &GroupName, cursor: u
 
 impl Node {
     /// Waits until those that own now what this node has have taken it over, at most so long.
-    pub(super) async fn hand_over_within(&self, limit: Duration) {
+    pub(super) async fn send_values_within(&self, limit: Duration) {
         let context = &self.inner.context;
         if !context.handover.is_on {
             return;
@@ -316,7 +316,7 @@ fn bar(progress: &Progress) -> String {
 
 /// How long a hand-over may take of what is left until the node must be gone: a third is for what is owed afterwards.
 pub(super) fn share_of(left: Duration) -> Duration {
-    HAND_OVER.min(left / 3 * 2)
+    HANDOVER.min(left / 3 * 2)
 }
 
 #[cfg(test)]

@@ -13,6 +13,9 @@ use crate::{
     peer::client::link::Link,
 };
 
+/// Default time of [`Node::shutdown`]: Kubernetes kills a process 30 s after SIGTERM.
+const SHUTDOWN: Duration = Duration::from_secs(25);
+
 /// How often a condition of other nodes is looked at while leaving.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -20,7 +23,8 @@ const LOOK: Duration = Duration::from_millis(5);
 const FLUSH: Duration = Duration::from_millis(200);
 
 impl Node {
-    pub(super) async fn drain_within(&self, limit: Duration) -> Result<()> {
+    /// Announces that this node drains, and waits until the peers have taken it out of their rings.
+    async fn leave_rings_within(&self, limit: Duration) -> Result<()> {
         let inner = &self.inner;
         inner.commands.send(Command::Drain).await.map_err(|_| self.closed())?;
         // A peer that agrees with our view, in which we own nothing, has taken us out. One that drains itself, or
@@ -46,58 +50,63 @@ impl Node {
         Ok(())
     }
 
-    /// Leaves the cluster so that nothing is loaded again because of it: as [`shutdown`](Self::shutdown), and before it
-    /// refuses gets it waits until the nodes that own its keys now have taken its values over, the most used first.
+    /// Stops owning keys, and waits until their new owners have received the values, the most used first.
     ///
-    /// It takes at most `deadline`: up to a third of it until the peers know, up to 10 s for the values, and the rest for
-    /// owed answers and loads. Give it somewhat less than the process has from SIGTERM on: 25 s of the 30 s of Kubernetes.
-    /// A node without peers, or whose peers take nothing over, does not wait. Calling it again, or dropping its
-    /// future, is safe.
-    ///
-    /// ```
-    /// # async fn f(node: groupcache_core::Node) -> Result<(), groupcache_core::Error> {
-    /// // after SIGTERM
-    /// node.drain_and_shutdown(std::time::Duration::from_secs(25)).await?;
-    /// # Ok(()) }
-    /// ```
+    /// Within the first 3 s of `deadline` the node waits until the connected peers have taken it out of their rings, and
+    /// then for the values. Its own gets go on, and peers are answered from memory and from loads that run. A node without
+    /// peers, or whose peers receive nothing, does not wait. There is no way back. Calling it again, or dropping its
+    /// future, is safe. For a process whose HTTP server must close before the node does; otherwise
+    /// [`shutdown`](Self::shutdown) drains.
     ///
     /// # Errors
-    /// None at present; a node that is closed already stays so.
-    pub async fn drain_and_shutdown(&self, deadline: Duration) -> Result<()> {
+    /// [`is_closed`](crate::Error::is_closed) when the node was shut down.
+    pub async fn drain(&self, deadline: Duration) -> Result<()> {
         let begun = Instant::now();
-        // Closed already: there is nothing to hand over.
-        if self.drain_within(DRAIN.min(deadline / 3)).await.is_ok() {
-            self.hand_over_within(share_of(deadline.saturating_sub(begun.elapsed()))).await;
-        }
-        self.shutdown_within(deadline.saturating_sub(begun.elapsed())).await
-    }
-
-    /// The first part of [`drain_and_shutdown`](Self::drain_and_shutdown), for a node whose peer service is mounted in a
-    /// server that must close before the node does: drains, and waits until its values are taken over, together at most
-    /// `deadline`. Local gets go on.
-    ///
-    /// # Errors
-    /// [`is_closed`](crate::Error::is_closed) when it was shut down.
-    pub async fn drain_and_hand_over(&self, deadline: Duration) -> Result<()> {
-        let begun = Instant::now();
-        self.drain_within(DRAIN.min(deadline)).await?;
-        self.hand_over_within(deadline.saturating_sub(begun.elapsed())).await;
+        self.leave_rings_within(DRAIN.min(deadline)).await?;
+        self.send_values_within(deadline.saturating_sub(begun.elapsed())).await;
         Ok(())
     }
 
-    /// As [`shutdown`](Self::shutdown), with another time for owed answers and loads.
+    /// Leaves the cluster within 25 s, so that a deploy loads nothing again. Otherwise as
+    /// [`shutdown_within`](Self::shutdown_within).
+    ///
+    /// Kubernetes kills a process 30 s after SIGTERM.
+    ///
+    /// # Errors
+    /// None at present; a node that is closed already stays so.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.shutdown_within(SHUTDOWN).await
+    }
+
+    /// Leaves the cluster: drains, refuses gets, finishes owed responses and loads, withdraws the announcement, says
+    /// goodbye and closes.
+    ///
+    /// The call takes at most `deadline`, and a second for the provider: up to a third of it until the peers know, up to
+    /// 10 s for the values, and the rest for owed responses and loads. Give it somewhat less than the process has from
+    /// SIGTERM on. Calling it again, or dropping its future, is safe; a future that is dropped leaves the node where it
+    /// was.
+    ///
+    /// ```
+    /// # async fn f(node: groupcache_core::Node) -> Result<(), groupcache_core::Error> {
+    /// // after SIGTERM, in a process that is killed 10 s later
+    /// node.shutdown_within(std::time::Duration::from_secs(8)).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// None at present; a node that is closed already stays so.
     pub async fn shutdown_within(&self, deadline: Duration) -> Result<()> {
         let inner = &self.inner;
         let context = &inner.context;
-        let end = Instant::now().checked_add(deadline);
+        let begun = Instant::now();
+        let end = begun.checked_add(deadline);
         if inner.stop_serving.is_cancelled() {
             return Ok(());
         }
-        // Already closed means that somebody else shuts it down too: the steps below bear being taken twice.
-        let _ = self.drain_within(DRAIN.min(deadline)).await;
+        // An error means that another call shuts the node down too: the steps below bear being taken twice.
+        if self.leave_rings_within(DRAIN.min(deadline / 3)).await.is_ok() {
+            self.send_values_within(share_of(deadline.saturating_sub(begun.elapsed()))).await;
+        }
         context.close();
         if within(end, inner.has_answered_all()).await.is_none() {
             tracing::warn!(

@@ -2,6 +2,7 @@
 
 mod builder;
 mod handover;
+pub mod inspect;
 mod lifecycle;
 mod membership;
 mod replay;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::node::builder::NodeBuilder;
+use crate::node::inspect::{DiscoveryInfo, LoadStats, MemberInfo, UnreachablePeer};
 use crate::node::membership::{Command, Status};
 #[cfg(feature = "tls")]
 use crate::transport::{
@@ -27,18 +29,12 @@ use crate::{
     context::NodeContext,
     error::{Error, Kind, Result},
     group::GroupBuilder,
-    identity::{Address, Identity, Incarnation, NodeState, PeerId},
-    limits::{DRAIN, Limits},
-    peer::{
-        client::link::Link,
-        server::{Server, service::PeerService},
-    },
+    identity::{Identity, NodeState, PeerId},
+    limits::Limits,
+    peer::{client::link::Link, mount::PeerService, server::Server},
     runtime::stats::NodeStats,
     value::Value,
 };
-
-/// How long [`Node::shutdown`] lets owed answers and loads finish.
-const SHUTDOWN: Duration = Duration::from_secs(10);
 
 /// How often the groups of the peers are looked at while a node waits to be ready.
 const READY_LOOK: Duration = Duration::from_millis(10);
@@ -75,60 +71,6 @@ struct Inner {
     stop_serving: CancellationToken,
     /// Where its peer service is mounted, if it does not listen itself.
     mounted: Option<PeerService>,
-}
-
-/// A member of the cluster, as this node sees it now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct MemberInfo {
-    /// Its id.
-    pub id: PeerId,
-    /// What it says of itself.
-    pub state: NodeState,
-    /// Which life of that id.
-    pub incarnation: Incarnation,
-    /// Whether keys are its own.
-    pub owns: bool,
-    /// Whether requests can be sent to it now; always true for this node itself.
-    pub is_reachable: bool,
-    /// Whether it is this node.
-    pub is_me: bool,
-}
-
-/// What discovery has said so far, and what was made of it; counts are since the start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DiscoveryInfo {
-    /// Since the last complete set that was believed; `None` before the first. A provider that publishes only
-    /// changes may be silent for long and well.
-    pub last_set_age: Option<Duration>,
-    /// Sets that lost most peers at once and were held back.
-    pub held_sets: u64,
-    /// Goodbyes that were not acted upon at once, because the peer still answered or had started again.
-    pub ignored_goodbyes: u64,
-    /// New addresses of peers that still answered at their old ones.
-    pub ignored_addresses: u64,
-    /// Connections that one side refused: another cluster, another id, no common version.
-    pub refusals: u64,
-    /// Hellos of an older life of a connected peer.
-    pub older_lives: u64,
-    /// Times that the provider was asked to look again.
-    pub resolves: u64,
-    /// Peers that left.
-    pub removals: u64,
-}
-
-/// A peer that discovery names and that there is no connection to.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Unconnected {
-    /// Its id, where discovery knows it.
-    pub id: Option<PeerId>,
-    /// Where it was dialled.
-    pub addresses: Vec<Address>,
-    /// Why the last attempt failed: [`is_unauthenticated`](Error::is_unauthenticated) when the two do not trust each
-    /// other, [`is_unreachable`](Error::is_unreachable) otherwise. Attempts go on.
-    pub error: Error,
 }
 
 impl Node {
@@ -183,17 +125,17 @@ impl Node {
             state: member.state,
             incarnation: member.incarnation,
             owns: member.share > 0,
-            is_reachable: member.dial.is_none() || context.link(member).is_some_and(|link| link.admits()),
-            is_me: member.dial.is_none(),
+            reachable: member.dial.is_none() || context.link(member).is_some_and(|link| link.admits()),
+            local: member.dial.is_none(),
         };
         context.view().members().iter().map(info).collect()
     }
 
     /// Peers that discovery names and that there is no connection to, each with the reason. Empty when all is well.
-    pub fn unconnected(&self) -> Vec<Unconnected> {
+    pub fn unconnected(&self) -> Vec<UnreachablePeer> {
         let failures = self.inner.context.links().into_iter().filter_map(|link| link.failure());
         failures
-            .map(|(target, error)| Unconnected { id: target.expected, addresses: target.addresses, error })
+            .map(|(target, error)| UnreachablePeer { id: target.expected, addresses: target.addresses, error })
             .collect()
     }
 
@@ -267,20 +209,21 @@ impl Node {
         let now = context.local.clock.elapsed();
         DiscoveryInfo {
             last_set_age: counted.last_set_at.map(|at| now.saturating_sub(at)),
-            held_sets: counted.holds,
+            suspended_removals: counted.holds,
             ignored_goodbyes: counted.ignored_goodbyes,
             ignored_addresses: counted.ignored_addresses,
             refusals: counted.refusals,
-            older_lives: counted.old_lives,
+            stale_incarnations: counted.old_lives,
             resolves: counted.resolves,
             removals: counted.removals,
         }
     }
 
-    /// Loads that run on this node now, and loads that wait for a permit.
-    pub fn loads(&self) -> (usize, usize) {
+    /// Returns how many loads run on this node now, and how many wait for a permit.
+    pub fn loads(&self) -> LoadStats {
         let context = &self.inner.context;
-        context.permits.in_use(context.local.limits.max_loads)
+        let (running, queued) = context.permits.in_use(context.local.limits.max_loads);
+        LoadStats { running, queued }
     }
 
     /// Requests of this node that peers have not answered yet.
@@ -313,28 +256,6 @@ impl Node {
             }
             tokio::time::sleep(READY_LOOK).await;
         }
-    }
-
-    /// Stops owning keys: says so to peers and provider, and waits until the peers that are connected have taken it
-    /// out of their rings, at most 3 s.
-    ///
-    /// Its own gets go on, and peers are answered from memory and from loads that run. There is no way back.
-    ///
-    /// # Errors
-    /// [`is_closed`](Error::is_closed) when it was shut down.
-    pub async fn drain(&self) -> Result<()> {
-        self.drain_within(DRAIN).await
-    }
-
-    /// Leaves the cluster: drains, refuses gets, lets owed answers and loads finish for up to 10 s, withdraws the
-    /// announcement, says goodbye and closes.
-    ///
-    /// Calling it again, or dropping its future, is safe; a future that is dropped leaves the node where it was.
-    ///
-    /// # Errors
-    /// None at present; a node that is closed already stays so.
-    pub async fn shutdown(&self) -> Result<()> {
-        self.shutdown_within(SHUTDOWN).await
     }
 
     fn closed(&self) -> Error {

@@ -87,7 +87,7 @@ async fn who_is_asked_by_mistake_keeps_the_value_for_a_short_time_only() {
     let loads = Loads::default();
     let (cluster, groups) = three(&loads).await;
     believe(&cluster.nodes[0], &["b"]); // b itself knows that it owns only its share
-    let key = (0..).map(|n| format!("key-{n}")).find(|key| groups[1].owner_of(key).as_str() == "c").unwrap();
+    let key = (0..).map(|n| format!("key-{n}")).find(|key| groups[1].inspect().owner_of(key).as_str() == "c").unwrap();
     groups[0].get(&key).await.unwrap();
     let kept = groups[1].kept_for_ms(&key).expect("kept");
     assert!(kept <= 5_000, "the fallback cap, and not for ever: {kept} ms");

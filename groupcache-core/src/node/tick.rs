@@ -106,7 +106,7 @@ pub(super) async fn sweep(context: Arc<NodeContext>) {
 /// Writes may have passed this node by: what it holds is served for a short time only.
 fn on_partitioned(context: &NodeContext, why: &str) {
     context.changes.record(Change::Partitioned, context.now_ms());
-    context.local.counters.cut_off.up();
+    context.local.counters.partitions.up();
     tracing::warn!("{why}: what this node holds may have changed meanwhile, and is served for a short time only");
 }
 

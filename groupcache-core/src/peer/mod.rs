@@ -3,4 +3,5 @@
 pub(crate) mod client;
 pub(crate) mod group_service;
 pub(crate) mod local;
+pub mod mount;
 pub(crate) mod server;

@@ -5,6 +5,6 @@ pub(crate) mod clock;
 pub(crate) mod histogram;
 pub(crate) mod log_limit;
 pub(crate) mod small_bytes;
-pub(crate) mod stats;
+pub mod stats;
 pub(crate) mod sync;
 pub(crate) mod token_bucket;

@@ -1,4 +1,6 @@
-//! Counters, each with the sentence of what it counts.
+//! Statistics: counters of a node and of its groups, and latencies.
+
+pub use crate::runtime::histogram::Latencies;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -81,7 +83,7 @@ counters! {
         /// Gets that were not.
         misses,
         /// Hits on copies of hot values that other nodes own.
-        borrowed_hits,
+        replica_hits,
         /// Hits on values past their time to live, which are served while a younger one is loaded.
         stale_hits,
         /// Loads that nobody waited for: values that were stale, or would be soon.
@@ -93,9 +95,9 @@ counters! {
         /// Answers of peers that were no value: unreachable, declined, failed, overloaded.
         fetch_errors,
         /// Requests of peers.
-        served,
+        peer_requests,
         /// Requests of peers that were answered from this node's memory.
-        served_hits,
+        peer_request_hits,
         /// Loads that were begun on this node: the calls of its loader.
         loads,
         /// Calls of a batch loader, each for one or many of the loads.
@@ -103,27 +105,27 @@ counters! {
         /// Loads of keys that this node does not own, because no peer could answer.
         fallback_loads,
         /// Former owners that were asked for a value before it would be loaded.
-        peeks,
+        previous_owner_reads,
         /// Values that a former owner had: loads that were spared.
-        peeked,
+        previous_owner_hits,
         /// Values that were handed over to the nodes that own them now, one by one or in pages.
-        handed_over,
+        handover_sent,
         /// The bytes of those, encoded.
-        handed_over_bytes,
+        handover_sent_bytes,
         /// Values that were taken over in pages from nodes that owned them before.
-        taken_over,
+        handover_received,
         /// The bytes of those, encoded.
-        taken_over_bytes,
+        handover_received_bytes,
         /// Loads that ended with an error, a panic or a time-out.
         load_errors,
         /// Attempts after the first, of loads that failed and may succeed.
         retries,
         /// Loads that were not begun because the group's breaker was open.
-        not_admitted,
+        breaker_rejections,
         /// Gets and requests that found a flight already under way and shared its outcome.
         shared_flights,
         /// Values that were loaded and not kept because a write had passed them.
-        passed_by_a_write,
+        discarded_after_write,
         /// Values that were returned and not kept because they are larger than one entry may be.
         too_large_to_keep,
         /// Entries that left because others needed the room.
@@ -137,11 +139,11 @@ counters! {
         /// Loads that have run more than a second past their deadline: their loader blocks its thread.
         overdue_loads,
         /// Values of peers that could not be decoded here and were loaded instead.
-        undecodable,
+        decode_failures,
         /// Writes made here: `set` and `remove`.
         writes,
         /// Entries that were dropped because a peer said that they had changed.
-        invalidated,
+        invalidations,
     } and {
         /// Gets that callers of this node made. It has no counter: a hit writes to one, not to two.
         gets = hits + misses,
@@ -158,7 +160,7 @@ counters! {
         /// Connections that broke.
         lost,
         /// Connections that were given up because the peer said nothing for a second while a ping was outstanding.
-        silent,
+        ping_timeouts,
         /// Attempts to connect that failed.
         connect_failed,
         /// Peers that were refused, or refused us: another cluster, another id, another protocol version.
@@ -200,11 +202,11 @@ counters! {
         /// Connections to this node that broke, or spoke nonsense, during their handshake.
         handshakes_broken,
         /// Connections to this node that had to make room for others.
-        crowded_out,
+        connections_evicted,
         /// Ticks that were more than 100 ms late: this process stood still.
         late_ticks,
         /// Times that this node found that writes may have passed it by: it stood still, or lost all its peers.
-        cut_off,
+        partitions,
         /// Runs of the provider that ended with an error and were started again.
         provider_restarts,
         /// Complete sets that the provider published.

@@ -117,9 +117,9 @@ impl Listener {
 
     fn admit(self: &Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
         match self.sessions.admit(remote, self.now_ms()) {
-            Ok((session, crowded_out)) => {
-                if let Some(crowded_out) = crowded_out {
-                    self.refused(crowded_out.remote, &HandshakeError::CrowdedOut);
+            Ok((session, connections_evicted)) => {
+                if let Some(connections_evicted) = connections_evicted {
+                    self.refused(connections_evicted.remote, &HandshakeError::CrowdedOut);
                 }
                 let admitted = Admitted { door: Arc::clone(self), session };
                 self.keeper.tasks.spawn(admitted.shake_hands(tcp));
@@ -148,7 +148,7 @@ fn counter<'a>(counters: &'a NodeCounters, trouble: &HandshakeError) -> &'a Coun
         HandshakeError::Name(_) => &counters.refused_names,
         HandshakeError::RefusesUs(_) => &counters.refused_by_peers,
         HandshakeError::TooLate => &counters.handshake_timeouts,
-        HandshakeError::CrowdedOut => &counters.crowded_out,
+        HandshakeError::CrowdedOut => &counters.connections_evicted,
         HandshakeError::Broken(_) => &counters.handshakes_broken,
     }
 }

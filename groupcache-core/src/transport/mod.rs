@@ -8,7 +8,7 @@ mod security;
 mod session;
 mod stream;
 #[cfg(feature = "tls")]
-pub(crate) mod tls;
+pub mod tls;
 
 use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc};
 

@@ -189,7 +189,7 @@ impl Sessions {
         if open.sessions.len() >= self.max && open.proven() >= self.max {
             return Err(HandshakeError::CrowdedOut);
         }
-        let crowded_out = if open.sessions.len() >= MAX_UNPROVEN { open.one_too_many() } else { None };
+        let connections_evicted = if open.sessions.len() >= MAX_UNPROVEN { open.one_too_many() } else { None };
         open.next += 1;
         let session = Arc::new(Session {
             number: open.next,
@@ -211,10 +211,10 @@ impl Sessions {
             old_since_ms: None,
         };
         open.sessions.insert(session.number, watch);
-        if let Some(crowded_out) = &crowded_out {
-            crowded_out.cut();
+        if let Some(connections_evicted) = &connections_evicted {
+            connections_evicted.cut();
         }
-        Ok((session, crowded_out))
+        Ok((session, connections_evicted))
     }
 
     /// Want of descriptors: the oldest connection that is of no use yet makes room.
@@ -319,8 +319,8 @@ mod tests {
         for _ in 1..MAX_UNPROVEN {
             assert_eq!(sessions.admit(REMOTE, 0).expect("a place").1.map(|s| s.number), None);
         }
-        let (_, crowded_out) = sessions.admit(REMOTE, 0).expect("a place");
-        assert_eq!(crowded_out.map(|s| s.number), Some(first.number));
+        let (_, connections_evicted) = sessions.admit(REMOTE, 0).expect("a place");
+        assert_eq!(connections_evicted.map(|s| s.number), Some(first.number));
         assert!(first.is_cut().is_cancelled() && !proven.is_cut().is_cancelled());
     }
 

@@ -19,7 +19,7 @@ pub use crate::value::prost::Prost;
 ///
 /// ```
 /// use std::sync::Arc;
-/// use groupcache_core::{DecodeError, EncodeError, Value, bytes::{BufMut, Bytes, BytesMut}};
+/// use groupcache_core::{value::{DecodeError, EncodeError}, Value, bytes::{BufMut, Bytes, BytesMut}};
 ///
 /// #[derive(Clone)]
 /// struct Points(Arc<[u32]>);

@@ -10,9 +10,10 @@ use std::{
 
 use crate::support::{Gate, Loads};
 use groupcache_core::{
-    BoxError, DecodeError, EncodeError, Error, Group, GroupBuilder, Load, LoadError, LoadReason, Loaded, Loader, Node,
-    Value,
+    BoxError, Error, Group, GroupBuilder, Load, LoadError, Loaded, Loader, Node, Value,
     bytes::{Buf, BufMut, Bytes, BytesMut},
+    loader::LoadReason,
+    value::{DecodeError, EncodeError},
 };
 use tokio::time::sleep;
 
@@ -108,13 +109,13 @@ async fn time_to_live_comes_from_loader_or_group_up_to_maximum() {
     assert_eq!(get(&group).await.unwrap(), "2", "the group sets 60 s");
 
     source.ttl_ms.store(10_000, SeqCst);
-    group.remove("key-1").await.unwrap().log_unreached();
+    group.remove("key-1").await.unwrap().log_pending();
     assert_eq!(get(&group).await.unwrap(), "3");
     pass(Duration::from_secs(10)).await;
     assert_eq!(get(&group).await.unwrap(), "4", "the loader sets 10 s");
 
     source.ttl_ms.store(3_600_000, SeqCst);
-    group.remove("key-1").await.unwrap().log_unreached();
+    group.remove("key-1").await.unwrap().log_pending();
     assert_eq!(get(&group).await.unwrap(), "5");
     pass(MINUTE * 2).await;
     assert_eq!(get(&group).await.unwrap(), "6", "the group limits one hour to two minutes");
@@ -159,9 +160,9 @@ async fn not_found_is_cached_for_the_negative_time_to_live() {
     assert_eq!(get(&group).await.unwrap(), "2");
 
     source.set(Outcome::NotFound);
-    group.remove("key-1").await.unwrap().log_unreached();
+    group.remove("key-1").await.unwrap().log_pending();
     assert!(get(&group).await.is_err());
-    group.set("key-1", "set").await.unwrap().log_unreached();
+    group.set("key-1", "set").await.unwrap().log_pending();
     assert_eq!(get(&group).await.unwrap(), "set", "a write replaces the negative entry");
 }
 
@@ -171,7 +172,7 @@ async fn not_found_is_not_cached_by_default() {
     source.set(Outcome::NotFound);
     let (_node, group) = group(&source, |group| group).await;
     assert!(get(&group).await.is_err() && get(&group).await.is_err());
-    assert_eq!((source.loads.total(), group.entries()), (2, 0));
+    assert_eq!((source.loads.total(), group.inspect().entries()), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -255,12 +256,12 @@ async fn expired_value_is_served_while_the_loader_fails() {
     assert!(get(&group).await.expect_err("not found is no failure").is_not_found());
 
     source.set(Outcome::Number);
-    group.remove("key-1").await.unwrap().log_unreached();
+    group.remove("key-1").await.unwrap().log_pending();
     let value = get(&group).await.unwrap();
     source.set(Outcome::Failure);
     pass(MINUTE * 5).await;
     assert_eq!(get(&group).await.unwrap(), value);
-    group.remove("key-1").await.unwrap().log_unreached();
+    group.remove("key-1").await.unwrap().log_pending();
     assert!(get(&group).await.is_err(), "a removed value is not served");
     pass(MINUTE * 20).await;
     assert!(get(&group).await.is_err(), "nor is a value that is too old");
@@ -299,7 +300,7 @@ async fn unencodable_value_does_not_replace_the_previous_one() {
     assert_eq!(group.get("key").await.unwrap().0, 2);
     pass(MINUTE).await;
     for _ in 0..2 {
-        assert_eq!((group.get("key").await.unwrap().0, group.entries(), loads.total()), (2, 1, 2));
+        assert_eq!((group.get("key").await.unwrap().0, group.inspect().entries(), loads.total()), (2, 1, 2));
     }
     pass(MINUTE).await;
     assert_eq!((group.get("key").await.unwrap().0, loads.total()), (4, 3));
@@ -318,7 +319,7 @@ async fn unchanged_keeps_the_value_for_another_time_to_live() {
     pass(MINUTE - Duration::from_secs(1)).await;
     assert_eq!((get(&group).await.unwrap().as_str(), source.loads.total()), ("1", 2));
 
-    group.remove("key-1").await.unwrap().log_unreached();
+    group.remove("key-1").await.unwrap().log_pending();
     let error = get(&group).await.expect_err("there is no previous value");
     assert!(error.is_load_failed() && error.to_string().contains("previous"), "{error}");
 }
@@ -331,7 +332,7 @@ async fn refresh_overtaken_by_a_write_is_discarded() {
     let (_node, group) = group(&source, |group| group.stale_while_revalidate(MINUTE)).await;
     for outcome in [Outcome::Number, Outcome::Unchanged] {
         source.set(Outcome::Number);
-        group.remove("key-1").await.unwrap().log_unreached();
+        group.remove("key-1").await.unwrap().log_pending();
         get(&group).await.unwrap();
         pass(MINUTE).await;
         source.set(outcome);
@@ -339,7 +340,7 @@ async fn refresh_overtaken_by_a_write_is_discarded() {
         get(&group).await.unwrap();
         let loads = source.loads.total();
         pass(Duration::ZERO).await;
-        group.set("key-1", "set").await.unwrap().log_unreached();
+        group.set("key-1", "set").await.unwrap().log_pending();
         gate.open();
         pass(Duration::from_secs(1)).await;
         assert_eq!(get(&group).await.unwrap(), "set");
@@ -370,7 +371,7 @@ async fn stalled_node_without_peers_keeps_its_values() {
     get(&group).await.unwrap();
     tokio::time::advance(Duration::from_secs(3)).await;
     pass(Duration::from_secs(20)).await;
-    assert_eq!((get(&group).await.unwrap().as_str(), node.stats().cut_off), ("1", 0));
+    assert_eq!((get(&group).await.unwrap().as_str(), node.stats().partitions), ("1", 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -380,14 +381,14 @@ async fn expired_values_free_their_memory_without_a_get() {
     for n in 0..2000 {
         group.get(&format!("key-{n}")).await.unwrap();
     }
-    group.set("key-young", "young").await.unwrap().log_unreached();
+    group.set("key-young", "young").await.unwrap().log_pending();
     pass(MINUTE).await;
-    group.set("key-young", "young").await.unwrap().log_unreached();
-    assert_eq!(group.entries(), 2001, "expired values are kept for a failing loader");
+    group.set("key-young", "young").await.unwrap().log_pending();
+    assert_eq!(group.inspect().entries(), 2001, "expired values are kept for a failing loader");
     pass(MINUTE - Duration::from_secs(1)).await;
     pass(Duration::from_secs(12)).await;
-    assert_eq!((group.entries(), group.stats().expired), (1, 2000));
-    assert!(group.bytes() < 1000);
+    assert_eq!((group.inspect().entries(), group.stats().expired), (1, 2000));
+    assert!(group.inspect().bytes() < 1000);
 }
 
 #[tokio::test(start_paused = true)]
@@ -419,7 +420,7 @@ async fn times_of_any_length_are_accepted() {
         })
         .await;
         assert_eq!(get(&group).await.unwrap(), "1");
-        group.set("key-1", "set").await.unwrap().log_unreached();
+        group.set("key-1", "set").await.unwrap().log_pending();
         pass(MINUTE).await;
         assert_eq!(get(&group).await.unwrap(), "set");
     }

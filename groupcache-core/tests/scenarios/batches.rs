@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::support::{Cluster, Gate, PATIENCE, eventually};
-use groupcache_core::{BatchLoader, Group, GroupBuilder, Limits, LoadError, Loaded, Node};
+use groupcache_core::{Group, GroupBuilder, Limits, LoadError, Loaded, Node, loader::BatchLoader};
 use tokio::time::timeout;
 
 /// Batch loader that records the number of keys of each query.
@@ -74,7 +74,7 @@ async fn keys_of_one_call_share_queries_up_to_max_batch() {
     get_many(&group, &keys(100)).await;
     assert_eq!(database.queries(), [0; 0], "from memory");
     assert_eq!(group.get("key-100").await.unwrap(), "row key-100");
-    assert_eq!((database.queries(), node.loads()), (vec![1], (0, 0)));
+    assert_eq!((database.queries(), crate::support::loads_of(&node)), (vec![1], (0, 0)));
 }
 
 /// Checks that 1,000 keys requested by a peer at the same time need a few queries at each owner, 20 at most on five
@@ -134,7 +134,7 @@ async fn failed_batch_fails_its_keys_and_later_gets_work() {
             assert!(error.to_string().contains(expected), "{error}");
         }
     }
-    assert_eq!((group.stats().load_errors, node.loads()), (8, (0, 0)));
+    assert_eq!((group.stats().load_errors, crate::support::loads_of(&node)), (8, (0, 0)));
     assert_eq!(group.get("key-1").await.unwrap(), "row key-1");
 }
 
@@ -149,7 +149,7 @@ async fn write_detaches_one_load_of_a_batch_only() {
         async move { group.get_many(keys).await }
     });
     database.gate.begun(2).await;
-    group.set("slow-1", "written").await.unwrap().log_unreached();
+    group.set("slow-1", "written").await.unwrap().log_pending();
     database.gate.open();
     assert!(many.await.unwrap().iter().all(Result::is_ok));
     assert_eq!(group.get("slow-1").await.unwrap(), "written");
@@ -200,7 +200,7 @@ async fn queued_batch_runs_before_a_load_needing_its_key() {
     let page = tokio::spawn(async move { pages.get("page").await });
     gate.begun(1).await;
     let many = tokio::spawn(async move { get_many(&rows, &keys(3)).await });
-    eventually("the batch waits", || node.loads() == (1, 1)).await;
+    eventually("the batch waits", || crate::support::loads_of(&node) == (1, 1)).await;
     gate.open();
     assert_eq!(page.await.unwrap().expect("the load does not wait for itself"), "row key-1");
     assert!(many.await.unwrap().iter().all(Result::is_ok));

@@ -1,6 +1,7 @@
 //! Delete holds (`remove_and_hold`): for a while loaded values are returned and not cached, because their source lags
 //! behind.
 
+use groupcache_core::RemoveOptions;
 use std::time::Duration;
 
 use groupcache_core::{BoxError, Group, Node};
@@ -33,14 +34,14 @@ async fn loads_are_cached_only_after_the_hold() {
     let loads = Loads::default();
     let (_node, group) = alone(&loads).await;
     assert_eq!(group.get("key-1").await.unwrap(), "1");
-    group.remove_and_hold("key-1", SECOND * 5).await.unwrap().log_unreached();
+    group.remove_with("key-1", RemoveOptions::new().hold(SECOND * 5)).await.unwrap().log_pending();
     for load in ["2", "3"] {
-        assert_eq!((group.get("key-1").await.unwrap().as_str(), group.entries()), (load, 0));
+        assert_eq!((group.get("key-1").await.unwrap().as_str(), group.inspect().entries()), (load, 0));
     }
     assert_eq!(group.get("key-2").await.unwrap(), "1");
     assert_eq!(group.get("key-2").await.unwrap(), "1", "another key is cached");
 
-    group.remove_and_hold("key-1", SECOND).await.unwrap().log_unreached();
+    group.remove_with("key-1", RemoveOptions::new().hold(SECOND)).await.unwrap().log_pending();
     sleep(SECOND * 2).await;
     assert_eq!(group.get("key-1").await.unwrap(), "4");
     assert_eq!(group.get("key-1").await.unwrap(), "5", "a shorter hold does not end a longer one");
@@ -57,7 +58,7 @@ async fn load_begun_during_a_hold_is_not_cached_after_it() {
     let node = Node::builder().start().await.unwrap();
     let group = node.group::<String>("data").capacity_bytes(1 << 20);
     let group = group.loader_with(gate.clone(), async |gate: &Gate, key: &str| gated(gate, key).await).build().unwrap();
-    group.remove_and_hold("key-1", SECOND * 25).await.unwrap().log_unreached();
+    group.remove_with("key-1", RemoveOptions::new().hold(SECOND * 25)).await.unwrap().log_pending();
     sleep(SECOND * 24).await;
     let getter = tokio::spawn({
         let group = group.with_deadline(LONG);
@@ -68,9 +69,9 @@ async fn load_begun_during_a_hold_is_not_cached_after_it() {
     sleep(SECOND * 20).await;
     gate.open();
     assert_eq!(getter.await.unwrap().unwrap(), "key-1 by load 1");
-    assert_eq!(group.entries(), 0);
+    assert_eq!(group.inspect().entries(), 0);
     assert_eq!(group.get("key-1").await.unwrap(), "key-1 by load 2");
-    assert_eq!(group.entries(), 1);
+    assert_eq!(group.inspect().entries(), 1);
 }
 
 /// Checks that a value set during a hold is cached.
@@ -78,8 +79,8 @@ async fn load_begun_during_a_hold_is_not_cached_after_it() {
 async fn set_during_a_hold_is_cached() {
     let loads = Loads::default();
     let (_node, group) = alone(&loads).await;
-    group.remove_and_hold("key-1", LONG).await.unwrap().log_unreached();
-    group.set("key-1", "by hand").await.unwrap().log_unreached();
+    group.remove_with("key-1", RemoveOptions::new().hold(LONG)).await.unwrap().log_pending();
+    group.set("key-1", "by hand").await.unwrap().log_pending();
     for _ in 0..2 {
         assert_eq!(group.get("key-1").await.unwrap(), "by hand");
     }
@@ -95,8 +96,8 @@ async fn set_during_a_hold_is_refreshed_only_after_it() {
     let group = node.group::<String>("data").capacity_bytes(1 << 20).jitter(0.0);
     let group = group.time_to_live(SECOND * 60).refresh_ahead(SECOND * 10).loader_with(loads.clone(), numbered);
     let group = group.build().unwrap();
-    group.remove_and_hold("key-1", SECOND * 55).await.unwrap().log_unreached();
-    group.set("key-1", "by hand").await.unwrap().log_unreached();
+    group.remove_with("key-1", RemoveOptions::new().hold(SECOND * 55)).await.unwrap().log_pending();
+    group.set("key-1", "by hand").await.unwrap().log_pending();
     sleep(SECOND * 52).await;
     for _ in 0..3 {
         assert_eq!(group.get("key-1").await.unwrap(), "by hand");
@@ -122,7 +123,7 @@ async fn hold_applies_at_all_nodes_and_loads_are_shared() {
     for owner in 0..3 {
         let key = cluster.key_of(&groups, owner);
         groups[owner].get(&key).await.unwrap();
-        let held = groups[(owner + 1) % 3].remove_and_hold(&key, LONG).await.unwrap();
+        let held = groups[(owner + 1) % 3].remove_with(&key, RemoveOptions::new().hold(LONG)).await.unwrap();
         assert!(held.is_complete(), "{held:?}");
         let before = loads.of(&key);
         let mut callers = JoinSet::new();
@@ -142,7 +143,7 @@ async fn hold_applies_at_all_nodes_and_loads_are_shared() {
             }
         }
         for group in &groups {
-            assert_eq!((group.contains(&key).await.unwrap(), group.borrowed_entries()), (false, 0));
+            assert_eq!((group.contains(&key).await.unwrap(), group.inspect().replicas()), (false, 0));
         }
     }
     cluster.shutdown().await;
@@ -158,13 +159,13 @@ async fn hold_applies_at_the_next_owner() {
         .await;
     // The key is written at a, owned by b, and then by c.
     let follow = |key: &String| {
-        let explained = groups[0].explain(key);
+        let explained = groups[0].inspect().explain(key);
         explained.candidates.iter().map(|candidate| candidate.id.as_str()).eq(["b", "c", "a"])
     };
     let key = (0..).map(|n| format!("key-{n}")).find(follow).expect("there is one");
-    groups[0].remove_and_hold(&key, LONG).await.unwrap().log_unreached();
+    groups[0].remove_with(&key, RemoveOptions::new().hold(LONG)).await.unwrap().log_pending();
     cluster.nodes[1].shutdown_within(SECOND).await.unwrap();
-    eventually("c owns it", || groups[2].owner_of(&key).as_str() == "c").await;
+    eventually("c owns it", || groups[2].inspect().owner_of(&key).as_str() == "c").await;
     for load in ["1", "2"] {
         assert_eq!(groups[2].get(&key).await.unwrap(), load);
     }

@@ -141,7 +141,8 @@ async fn overloaded_owner_refuses_without_a_fallback_load() {
         async move { group.get(&key).await }
     };
     let waiting = [tokio::spawn(get()), tokio::spawn(get())];
-    eventually("one load runs and one waits at the owner", || cluster.nodes[1].loads() == (1, 1)).await;
+    eventually("one load runs and one waits at the owner", || crate::support::loads_of(&cluster.nodes[1]) == (1, 1))
+        .await;
     let refused = get().await.expect_err("no room");
     assert!(refused.is_overloaded() && refused.peer() == Some("b"), "{refused:?}");
     assert_eq!(loads.total(), 1, "no fallback load");

@@ -86,9 +86,9 @@ async fn writes_in_another_format_drop_the_value_and_store_none() {
     let set = Request { op: 1, value: "theirs".into(), ..get(2, "k") };
     for (request, status, reason) in [(remove, DONE, 0), (set, DECLINED, 3)] {
         group.get("k").await.unwrap();
-        assert_eq!(group.entries(), 1);
+        assert_eq!(group.inspect().entries(), 1);
         let answers = raw.ask(vec![other(request)]).await;
-        assert_eq!((answers[0].status, answers[0].reason, group.entries()), (status, reason, 0));
+        assert_eq!((answers[0].status, answers[0].reason, group.inspect().entries()), (status, reason, 0));
     }
     let unknown = Request { op: 2, group: 12345, ..get(3, "k") };
     assert_eq!(statuses(&raw.ask(vec![unknown]).await), [DECLINED]);
@@ -101,7 +101,7 @@ async fn draining_node_serves_peers_from_memory_only() {
     let (node, group) = node().await;
     group.get("warm").await.unwrap();
     let mut raw = Raw::greeted(node.address()).await;
-    node.drain().await.unwrap();
+    node.drain(Duration::from_secs(3)).await.unwrap();
     let answers = raw.ask(vec![get(1, "warm"), get(2, "cold")]).await;
     assert_eq!(statuses(&answers), [VALUE, DECLINED]);
     assert_eq!(answers[1].reason, 2, "draining");
@@ -112,12 +112,12 @@ async fn draining_node_serves_peers_from_memory_only() {
 #[tokio::test]
 async fn shutdown_waits_until_a_peer_reads_its_responses() {
     let (node, group) = node().await;
-    group.set("large", "v".repeat(60 << 10)).await.unwrap().log_unreached();
+    group.set("large", "v".repeat(60 << 10)).await.unwrap().log_pending();
     let mut raw = Raw::greeted(node.address()).await;
     // The responses exceed what HTTP/2 accepts from the node before its peer reads.
     let requests = (0..50).map(|id| get(id, "large")).collect();
     raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
-    eventually("the node has served the requests", || group.stats().served_hits == 50).await;
+    eventually("the node has served the requests", || group.stats().peer_request_hits == 50).await;
     let mut closing = tokio::spawn({
         let node = node.clone();
         async move { node.shutdown().await }
@@ -178,7 +178,7 @@ async fn unacceptable_hello_is_refused_with_a_reason() {
 #[tokio::test]
 async fn hello_for_another_id_is_served_nothing() {
     let (node, group) = node().await;
-    group.set("k", "old").await.unwrap().log_unreached();
+    group.set("k", "old").await.unwrap().log_pending();
     let hello_for_b = Hello { expected_id: "b".into(), ..hello() };
     let mut raw =
         Raw::open(node.address(), Frame { hello: Some(hello_for_b), ..Frame::default() }).await.expect("greeted");
@@ -268,7 +268,7 @@ async fn requests_above_1024_per_frame_are_overloaded() {
 async fn peer_not_reading_is_overloaded_then_disconnected() {
     let (node, group) = node().await;
     let value = "v".repeat(60 << 10);
-    group.set("large", value.clone()).await.unwrap().log_unreached();
+    group.set("large", value.clone()).await.unwrap().log_pending();
     let mut raw = Raw::greeted(node.address()).await;
     // 1,000 values of 60 KiB are requested and not read: 8 MiB are queued for the peer, the rest is refused.
     for at in 0..10 {
@@ -277,7 +277,7 @@ async fn peer_not_reading_is_overloaded_then_disconnected() {
     }
     assert_serves(&node).await;
     eventually("the node has answered all requests, most of them after 1 s without a read", || {
-        group.stats().served >= 1000
+        group.stats().peer_requests >= 1000
     })
     .await;
     let answers = raw.receive(1000).await.unwrap();

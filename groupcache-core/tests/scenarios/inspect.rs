@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use groupcache_core::{BoxError, Eviction, Group, GroupBuilder, Loaded, Node};
+use groupcache_core::{BoxError, Group, GroupBuilder, Loaded, Node, inspect::EvictionReason};
 use tokio::time::{sleep, timeout};
 
 use crate::support::{Cluster, Loads, PATIENCE, eventually};
@@ -41,17 +41,17 @@ async fn explanations_agree_and_name_the_candidate_to_ask() {
     })
     .await;
     let key = cluster.key_of(&groups, 2); // on a node without the group
-    let explanations = [groups[0].explain(&key), groups[1].explain(&key)];
+    let explanations = [groups[0].inspect().explain(&key), groups[1].inspect().explain(&key)];
     for explained in &explanations {
         assert_eq!(explained.candidates.len(), 3);
         assert_eq!((explained.owners, explained.point), (3, explanations[0].point));
         assert_eq!(explained.fingerprint, cluster.nodes[0].fingerprint());
-        let ids = |explained: &groupcache_core::Explained| -> Vec<_> {
+        let ids = |explained: &groupcache_core::inspect::KeyPlacement| -> Vec<_> {
             explained.candidates.iter().map(|candidate| candidate.id.clone()).collect()
         };
         assert_eq!(ids(explained), ids(&explanations[0]));
-        assert_eq!(explained.candidates[0].id, groups[0].owner_of(&key));
-        assert!(explained.candidates.iter().all(|candidate| candidate.is_reachable));
+        assert_eq!(explained.candidates[0].id, groups[0].inspect().owner_of(&key));
+        assert!(explained.candidates.iter().all(|candidate| candidate.reachable));
         assert!(!explained.candidates[0].has_group);
         assert_eq!(explained.asked(), Some(&explained.candidates[1]), "the owner has no such group");
     }
@@ -73,22 +73,21 @@ async fn local_entries_have_their_age_and_weight() {
         let _ = group.get(key).await;
     }
     sleep(Duration::from_secs(10)).await;
-    group.set("key-2", "seventh").await.unwrap().log_unreached();
-    let mut entries = group.local_entries(10);
+    group.set("key-2", "seventh").await.unwrap().log_pending();
+    let mut entries = group.inspect().local_entries(10);
     entries.sort_by(|a, b| a.key.cmp(&b.key));
-    let listed: Vec<_> =
-        entries.iter().map(|entry| (entry.key.as_str(), entry.is_nothing, entry.is_borrowed)).collect();
+    let listed: Vec<_> = entries.iter().map(|entry| (entry.key.as_str(), entry.negative, entry.replica)).collect();
     assert_eq!(listed, [("key-1", false, false), ("key-2", false, false), ("none-1", true, false)]);
-    assert_eq!(entries.iter().map(|entry| entry.bytes).sum::<u64>(), group.bytes());
+    assert_eq!(entries.iter().map(|entry| entry.bytes).sum::<u64>(), group.inspect().bytes());
     // Times are exact to a few ticks of the clock.
     let is_about =
         |actual: Duration, expected: u64| actual.abs_diff(Duration::from_secs(expected)) < Duration::from_millis(60);
     for (entry, age, fresh_for) in [(&entries[0], 10, 50), (&entries[1], 0, 60), (&entries[2], 10, 20)] {
         assert!(is_about(entry.age, age) && is_about(entry.fresh_for.unwrap(), fresh_for), "{entry:?}");
     }
-    assert_eq!(group.local_entries(2).len(), 2);
+    assert_eq!(group.inspect().local_entries(2).len(), 2);
     sleep(MINUTE / 2).await;
-    let negative = group.local_entries(10).into_iter().find(|entry| entry.is_nothing);
+    let negative = group.inspect().local_entries(10).into_iter().find(|entry| entry.negative);
     assert!(
         negative.is_none_or(|entry| entry.fresh_for == Some(Duration::ZERO)),
         "the negative entry is expired or already swept"
@@ -99,31 +98,31 @@ async fn local_entries_have_their_age_and_weight() {
 /// a call has removed.
 #[tokio::test(start_paused = true)]
 async fn evictions_report_entries_removed_for_room_or_age() {
-    let (_node, group) = alone(|group| group.capacity_bytes(40 << 10).hot_copies(false)).await;
+    let (_node, group) = alone(|group| group.capacity_bytes(40 << 10).replicas(false)).await;
     for n in 0..100 {
         group.get(&format!("early-{n}")).await.unwrap(); // before the first reader
     }
     let before = group.stats().evictions;
-    let mut evictions = group.evictions();
-    let mut other_reader = group.evictions();
+    let mut evictions = group.inspect().evictions();
+    let mut other_reader = group.inspect().evictions();
     for n in 0..100 {
         // A load adds the first entry, a write the second.
         group.get(&format!("key-{n}")).await.unwrap();
-        group.set(&format!("set-{n}"), "x".repeat(100)).await.unwrap().log_unreached();
+        group.set(&format!("set-{n}"), "x".repeat(100)).await.unwrap().log_pending();
     }
-    group.remove("key-99").await.unwrap().log_unreached();
+    group.remove("key-99").await.unwrap().log_pending();
     let for_room = group.stats().evictions - before;
     assert!(for_room > 100, "{for_room}");
-    let left = group.entries() as u64;
+    let left = group.inspect().entries() as u64;
     sleep(MINUTE).await;
     eventually("the sweep removes the expired entries", || group.stats().expired == left).await;
     let mut evicted = Vec::new();
     for _ in 0..for_room + left {
         evicted.push(timeout(PATIENCE, evictions.next()).await.expect("an eviction").expect("the group exists"));
     }
-    let (room, age): (Vec<_>, Vec<_>) = evicted.iter().partition(|entry| entry.why == Eviction::Room);
+    let (room, age): (Vec<_>, Vec<_>) = evicted.iter().partition(|entry| entry.why == EvictionReason::Room);
     assert_eq!((room.len() as u64, age.len() as u64), (for_room, left));
-    assert!(evicted.iter().all(|entry| entry.bytes > 100 && !entry.is_borrowed && &*entry.key != "key-99"));
+    assert!(evicted.iter().all(|entry| entry.bytes > 100 && !entry.replica && &*entry.key != "key-99"));
     assert_eq!(
         timeout(Duration::from_secs(1), other_reader.next()).await.expect("the same eviction").unwrap(),
         evicted[0]
@@ -144,12 +143,12 @@ async fn entry_found_expired_by_a_get_is_reported_evicted() {
     let time_to_live = Duration::from_secs(55);
     let group = node.group::<String>("names").capacity_bytes(1 << 20).time_to_live(time_to_live).jitter(0.0);
     let group = group.loader_with(loads, once).build().unwrap();
-    let mut evictions = group.evictions();
+    let mut evictions = group.inspect().evictions();
     group.get("key-1").await.unwrap();
     sleep(time_to_live + Duration::from_millis(20)).await;
     assert!(group.get("key-1").await.unwrap_err().is_load_failed());
     let evicted = timeout(PATIENCE, evictions.next()).await.expect("an eviction").expect("the group exists");
-    assert_eq!((&*evicted.key, evicted.why, group.stats().expired), ("key-1", Eviction::Age, 1));
+    assert_eq!((&*evicted.key, evicted.why, group.stats().expired), ("key-1", EvictionReason::Age, 1));
 }
 
 /// Checks that a stream of evictions ends when its group is removed or its node is shut down, and that other groups go
@@ -158,12 +157,12 @@ async fn entry_found_expired_by_a_get_is_reported_evicted() {
 async fn evictions_end_with_their_group_or_node() {
     let (node, group) = alone(|group| group).await;
     let other = node.group::<String>("other").capacity_bytes(1 << 20).loader(load).build().unwrap();
-    let (mut of_group, mut of_other) = (group.evictions(), other.evictions());
+    let (mut of_group, mut of_other) = (group.inspect().evictions(), other.inspect().evictions());
     assert!(node.remove_group("names"));
     assert_eq!(timeout(PATIENCE, of_group.next()).await.expect("the stream ends"), None);
     assert!(timeout(PATIENCE, of_other.next()).await.is_err(), "the stream of the other group continues");
     node.shutdown().await.unwrap();
-    for evictions in [of_group, of_other, group.evictions(), other.evictions()].iter_mut() {
+    for evictions in [of_group, of_other, group.inspect().evictions(), other.inspect().evictions()].iter_mut() {
         for _ in 0..2 {
             assert_eq!(timeout(PATIENCE, evictions.next()).await.expect("the stream has ended"), None);
         }
@@ -173,10 +172,10 @@ async fn evictions_end_with_their_group_or_node() {
 /// Checks that a slow reader receives the 4,096 queued evictions and the number of those that it lost.
 #[tokio::test(start_paused = true)]
 async fn slow_reader_of_evictions_gets_the_number_of_lost() {
-    let (_node, group) = alone(|group| group.capacity_bytes(20 << 10).hot_copies(false)).await;
-    let mut evictions = group.evictions();
+    let (_node, group) = alone(|group| group.capacity_bytes(20 << 10).replicas(false)).await;
+    let mut evictions = group.inspect().evictions();
     for n in 0..6000 {
-        group.set(&format!("set-{n}"), "x").await.unwrap().log_unreached();
+        group.set(&format!("set-{n}"), "x").await.unwrap().log_pending();
     }
     let all = group.stats().evictions;
     let mut received = 0;
@@ -193,10 +192,10 @@ async fn latencies_of_loads_and_peer_responses_are_recorded() {
     let groups = cluster.group(|_, node| names(node)).await;
     let key = cluster.key_of(&groups, 1);
     groups[0].get(&key).await.unwrap();
-    let (loads, responses) = (groups[1].load_latencies(), groups[0].peer_latencies());
+    let (loads, responses) = (groups[1].inspect().load_latencies(), groups[0].inspect().peer_latencies());
     assert_eq!((loads.count(), responses.count()), (1, 1));
     assert!(loads.quantile(0.5) >= Duration::from_millis(20), "{loads:?}");
     assert!(responses.sum() >= loads.sum(), "{responses:?} include {loads:?}");
-    assert_eq!((groups[0].load_latencies().count(), groups[1].peer_latencies().count()), (0, 0));
+    assert_eq!((groups[0].inspect().load_latencies().count(), groups[1].inspect().peer_latencies().count()), (0, 0));
     cluster.shutdown().await;
 }

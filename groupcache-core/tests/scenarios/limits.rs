@@ -148,7 +148,7 @@ async fn peer_not_reading_is_overloaded_but_its_writes_apply() {
     let gets = keys.iter().zip(0..).map(|(key, id)| get(id, key));
     let remove = Request { op: 2, ..get(40, &keys[0]) };
     unread.frames.send(Frame { requests: gets.chain([remove]).collect(), ..Frame::default() }).await.unwrap();
-    eventually("the remove is carried out", || group.entries() == 39).await;
+    eventually("the remove is carried out", || group.inspect().entries() == 39).await;
     let answers = statuses(&unread.receive(41).await.unwrap());
     let values = answers.iter().filter(|status| **status == VALUE).count();
     assert!((5..40).contains(&values), "{answers:?}");
@@ -162,14 +162,14 @@ async fn peer_not_reading_is_overloaded_but_its_writes_apply() {
 #[tokio::test]
 async fn set_counts_towards_max_serving_per_peer() {
     let (node, group, gate) = node(|limits| limits.max_serving_per_peer = 4).await;
-    group.set("old", "old").await.unwrap().log_unreached();
+    group.set("old", "old").await.unwrap().log_pending();
     let mut greedy = Raw::named(&node, "b").await;
     greedy.send_gets("b", 4).await;
     gate.begun(4).await;
     let set = Request { op: 1, value: "new".into(), ..get(9, "old") };
     greedy.frames.send(Frame { requests: vec![set.clone()], ..Frame::default() }).await.unwrap();
     assert_eq!(greedy.final_statuses(1).await, [OVERLOADED]);
-    assert_eq!(group.entries(), 0, "the new value is refused, and the old value is dropped");
+    assert_eq!(group.inspect().entries(), 0, "the new value is refused, and the old value is dropped");
     gate.open();
     assert_eq!(greedy.final_statuses(4).await, [VALUE; 4]);
     assert_eq!(statuses(&greedy.ask(vec![set]).await), [DONE]);
@@ -208,7 +208,7 @@ async fn fetches_above_max_in_flight_are_overloaded() {
         .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated))
         .await;
     let (node, group) = (&cluster.nodes[0], &groups[0]);
-    let mut of_others = (0..).map(|n| format!("key-{n}")).filter(|key| group.owner_of(key) != node.id());
+    let mut of_others = (0..).map(|n| format!("key-{n}")).filter(|key| group.inspect().owner_of(key) != node.id());
     let mut gets = JoinSet::new();
     for key in of_others.by_ref().take(10) {
         let group = group.clone();
@@ -268,7 +268,7 @@ async fn writes_above_the_rate_limit_name_the_peer_unreached() {
         writes.join_all().await.into_iter().map(|written| written.expect("the write is carried out")).collect();
     let a = cluster.nodes[0].id();
     let (complete, incomplete): (Vec<_>, Vec<_>) = written.iter().partition(|written| written.is_complete());
-    assert!(incomplete.iter().all(|written| written.unreached() == [a.clone()]), "{incomplete:?}");
+    assert!(incomplete.iter().all(|written| written.pending() == [a.clone()]), "{incomplete:?}");
     // Some seconds may have passed, each with its own allowance. A key that `a` owns may be sent to it twice.
     assert!(complete.len() >= LIMIT as usize / 2 && incomplete.len() >= 50, "{} writes were complete", complete.len());
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -290,7 +290,7 @@ async fn invalidations_above_the_limit_change_nothing() {
     let removes = (0..10).map(|n| Request { op: 2, ..get(n, format!("key-{n}")) }).collect();
     let answers = statuses(&raw.ask(removes).await);
     assert_eq!(answers, [[DONE; 5], [OVERLOADED; 5]].concat());
-    assert_eq!(group.entries(), 5);
+    assert_eq!(group.inspect().entries(), 5);
     raw.send_gets("key", 10).await;
     assert_eq!(raw.final_statuses(10).await, [VALUE; 10], "gets do not count as invalidations");
 }
@@ -306,7 +306,7 @@ async fn connections_above_the_limit_are_closed_and_counted() {
         let mut tcp = TcpStream::connect(node.address()).await.unwrap();
         let closed = timeout(PATIENCE, tcp.read(&mut [0])).await.expect("the connection is closed");
         assert_eq!(closed.unwrap_or(0), 0);
-        eventually("the connection is counted", || node.stats().crowded_out == n).await;
+        eventually("the connection is counted", || node.stats().connections_evicted == n).await;
     }
     b.send_gets("b", 10).await;
     assert_eq!(b.final_statuses(10).await, [VALUE; 10]);

@@ -81,12 +81,12 @@ async fn hung_load_returns_its_permit() {
         let group = group.clone();
         async move { group.get("hangs").await }
     });
-    eventually("the load runs", || node.loads().0 == 1).await;
+    eventually("the load runs", || node.loads().running == 1).await;
     // The hung load has the only permit until it is aborted at its deadline.
     let other = group.get("other").await.expect_err("its deadline is as short");
     assert!(other.is_overloaded() || other.is_timeout(), "{other:?}");
     assert!(hung.await.unwrap().expect_err("the hung load is aborted").is_timeout());
-    assert_eq!(node.loads(), (0, 0));
+    assert_eq!(support::loads_of(&node), (0, 0));
     assert!(group.get("other").await.is_ok());
 }
 
@@ -140,7 +140,7 @@ async fn full_load_queue_is_reported_at_once() {
             tokio::spawn(async move { group.get(&format!("key-{n}")).await })
         })
         .collect();
-    eventually("one runs and two wait", || node.loads() == (1, 2)).await;
+    eventually("one runs and two wait", || support::loads_of(&node) == (1, 2)).await;
     let began = Instant::now();
     let refused = group.get("one more").await.expect_err("the queue is full");
     assert!(refused.is_overloaded() && refused.is_transient(), "{refused:?}");
@@ -195,7 +195,7 @@ async fn check_load_cycle(nodes: usize, in_a_task: bool) {
     // With two nodes, a key that has different owners in the two groups.
     let key = (0..)
         .map(|n| format!("key-{n}"))
-        .find(|key| nodes == 1 || firsts[0].0.owner_of(key) != firsts[0].1.owner_of(key))
+        .find(|key| nodes == 1 || firsts[0].0.inspect().owner_of(key) != firsts[0].1.inspect().owner_of(key))
         .unwrap();
     for (first, second) in &firsts {
         for group in [first, second] {
@@ -257,7 +257,7 @@ async fn load_of_five_seconds_runs_once_and_opens_no_breaker() {
     assert_eq!(loads.total(), 1);
     for node in &cluster.nodes {
         let stats = node.stats();
-        assert_eq!((stats.silent, stats.lost, stats.fallback_attempts), (0, 0, 0), "no breaker opened");
+        assert_eq!((stats.ping_timeouts, stats.lost, stats.fallback_attempts), (0, 0, 0), "no breaker opened");
     }
     let pending: u64 = cluster.nodes.iter().map(|node| node.stats().pending).sum();
     assert_eq!(pending, 4, "the owner reports once to each peer that the load is running");
@@ -288,7 +288,8 @@ async fn stalled_caller_causes_no_second_load() {
             let group = group.build().unwrap();
             eventually("both are in the view", || node.members().len() == 2 && node.peers_with_group("data") == 1)
                 .await;
-            let key = (0..).map(|n| format!("key-{n}")).find(|key| group.owner_of(key).as_str() == "a").unwrap();
+            let key =
+                (0..).map(|n| format!("key-{n}")).find(|key| group.inspect().owner_of(key).as_str() == "a").unwrap();
             let get = tokio::spawn({
                 let (group, key) = (group.clone(), key.clone());
                 async move { group.get(&key).await }
@@ -299,7 +300,7 @@ async fn stalled_caller_causes_no_second_load() {
             std::thread::sleep(Duration::from_secs(2));
             let value = get.await.unwrap().expect("the get returns a value");
             let stats = node.stats();
-            (key, value, stats.silent, stats.lost, stats.late_ticks)
+            (key, value, stats.ping_timeouts, stats.lost, stats.late_ticks)
         })
     });
     let (key, value, silent, lost, late) = tokio::task::spawn_blocking(move || stalled.join().unwrap()).await.unwrap();
@@ -406,7 +407,7 @@ async fn nested_get_raises_the_depth_of_a_running_fetch() {
     let user = get(1, user);
     nested.gate.begun(2).await; // the user, which has the only permit of its node, and the configuration
     let plain = get(0, base);
-    eventually("the base waits for a permit", || cluster.nodes[1].loads() == (1, 1)).await;
+    eventually("the base waits for a permit", || support::loads_of(&cluster.nodes[1]) == (1, 1)).await;
     nested.gate.open();
     for value in [user, plain] {
         assert_eq!(value.await.unwrap().expect("no load waits for a permit of a load that waits for it"), "the base");

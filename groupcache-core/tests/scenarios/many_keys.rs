@@ -1,5 +1,6 @@
 //! Calls with many keys, clears, peeks, and the replay of missed writes to peers that are connected again.
 
+use groupcache_core::RemoveOptions;
 use std::time::Duration;
 
 use crate::support::{self, Cluster, Gate, Loads, PATIENCE, Proxy, eventually, gated};
@@ -15,7 +16,7 @@ async fn numbered(loads: &Loads, key: &str) -> Result<String, BoxError> {
 /// Starts `n` nodes with the group `data`.
 async fn cluster_of(n: usize) -> (Cluster, Vec<Group<String>>, Loads) {
     // The tests count frames and requests, so that the hand-over is off: previous-owner reads would be counted too.
-    let cluster = Cluster::start_each(n, |_, builder| builder.hand_over(false)).await;
+    let cluster = Cluster::start_each(n, |_, builder| builder.handover(false)).await;
     let loads = Loads::default();
     let group =
         |node: &Node| node.group::<String>("data").capacity_bytes(64 << 20).loader_with(loads.clone(), numbered);
@@ -38,10 +39,10 @@ async fn clear_drops_the_entries_of_all_nodes() {
     for key in keys(300) {
         get(&groups[0], &key).await;
     }
-    assert_eq!(groups.iter().map(Group::entries).sum::<usize>(), 300);
+    assert_eq!(groups.iter().map(|group| group.inspect().entries()).sum::<usize>(), 300);
     let written = groups[1].clear().await.unwrap();
     assert!(written.is_complete(), "{written:?}");
-    assert_eq!(groups.iter().map(Group::entries).sum::<usize>(), 0);
+    assert_eq!(groups.iter().map(|group| group.inspect().entries()).sum::<usize>(), 0);
     for key in keys(300) {
         assert_eq!(get(&groups[2], &key).await, "2");
     }
@@ -92,7 +93,7 @@ async fn remove_many_shares_frames_and_refuses_a_bad_key() {
     assert!(written.is_complete());
     let frames = cluster.nodes[0].stats().frames_sent - frames;
     assert!(frames < 400, "{frames} frames for 2,000 removes");
-    assert_eq!(groups.iter().map(Group::entries).sum::<usize>(), 0);
+    assert_eq!(groups.iter().map(|group| group.inspect().entries()).sum::<usize>(), 0);
     assert!(groups[0].remove_many(Vec::<String>::new()).await.unwrap().is_complete());
     cluster.shutdown().await;
 }
@@ -105,12 +106,13 @@ async fn lazy_remove_sends_one_request_and_leaves_replicas() {
     let key = cluster.key_of(&groups, 0);
     for group in &groups[1..] {
         eventually("a replica exists", || true).await;
-        while group.borrowed_entries() == 0 {
+        while group.inspect().replicas() == 0 {
             get(group, &key).await;
         }
     }
     let sent: u64 = cluster.nodes[1].stats().requests_sent;
-    groups[1].remove_lazy(&key).await.unwrap();
+    let outcome = groups[1].remove_with(&key, RemoveOptions::new().owner_only()).await.unwrap();
+    assert_eq!(outcome.is_complete(), cluster.nodes.len() == 2, "nodes that are not notified are pending: {outcome:?}");
     assert_eq!(cluster.nodes[1].stats().requests_sent, sent + 1);
     assert_eq!(get(&groups[1], &key).await, "2");
     assert_eq!(get(&groups[0], &key).await, "2");
@@ -132,7 +134,7 @@ async fn peek_and_contains_load_nothing() {
         assert_eq!(group.peek(&key).await.unwrap().as_deref(), Some("1"));
         assert!(group.contains(&key).await.unwrap());
     }
-    assert_eq!((loads.total(), groups[1].entries()), (1, 0), "a peek caches nothing");
+    assert_eq!((loads.total(), groups[1].inspect().entries()), (1, 0), "a peek caches nothing");
     assert!(groups[0].peek("").await.expect_err("bad").is_bad_key());
     cluster.nodes[0].shutdown().await.unwrap();
     assert!(groups[0].peek(&key).await.expect_err("closed").is_closed());
@@ -144,7 +146,7 @@ async fn start_with_path() -> (Cluster, Vec<Group<String>>, Loads, Proxy) {
     let ((cluster, path), loads) = (Cluster::start_with_proxy().await, Loads::default());
     let group = |node: &Node| {
         let group = node.group::<String>("data").capacity_bytes(64 << 20).loader_with(loads.clone(), numbered);
-        group.borrowed_time_to_live(Duration::from_secs(3600))
+        group.replica_time_to_live(Duration::from_secs(3600))
     };
     let groups = cluster.group(|_, node| group(node)).await;
     (cluster, groups, loads, path)
@@ -162,11 +164,11 @@ async fn reconnected_peer_receives_missed_removes() {
     path.stop();
     let (removed, untouched) = mine.split_at(mine.len() / 2);
     let written = groups[0].remove_many(removed).await.unwrap();
-    assert_eq!(written.unreached().len(), 1, "the write names b as unreached");
-    assert_eq!(groups[1].entries(), mine.len());
+    assert_eq!(written.pending().len(), 1, "the write names b as unreached");
+    assert_eq!(groups[1].inspect().entries(), mine.len());
     path.cut();
     path.resume();
-    eventually("b receives the missed removes", || groups[1].entries() == untouched.len()).await;
+    eventually("b receives the missed removes", || groups[1].inspect().entries() == untouched.len()).await;
     for key in removed {
         assert_eq!(get(&groups[1], key).await, "2");
     }
@@ -188,11 +190,11 @@ async fn reconnected_peer_receives_a_missed_clear() {
     }
     path.stop();
     let written = groups[0].clear().await.unwrap();
-    assert_eq!(written.unreached().len(), 1, "the write names b as unreached");
-    assert_eq!(groups[1].entries(), mine.len());
+    assert_eq!(written.pending().len(), 1, "the write names b as unreached");
+    assert_eq!(groups[1].inspect().entries(), mine.len());
     path.cut();
     path.resume();
-    eventually("b receives the clear", || groups[1].entries() == 0).await;
+    eventually("b receives the clear", || groups[1].inspect().entries() == 0).await;
 }
 
 /// Checks that a get of 1,000 keys of five nodes sends one frame to each of the four other owners, loads each key once,
@@ -243,7 +245,7 @@ async fn keys_of_unreachable_owner_load_without_requests() {
     let theirs: Vec<_> = keys(40).into_iter().filter(|key| cluster.owner(&groups, key) == 1).collect();
     path.stop();
     get(&groups[0], &theirs[0]).await; // a waiting request is needed to detect the silence
-    eventually("a marks b unreachable", || cluster.nodes[0].members().iter().any(|m| !m.is_reachable)).await;
+    eventually("a marks b unreachable", || cluster.nodes[0].members().iter().any(|m| !m.reachable)).await;
     let before = cluster.nodes[0].stats().requests_sent;
     let values = timeout(PATIENCE, groups[0].get_many(&theirs)).await.expect("in time");
     assert!(values.iter().all(Result::is_ok), "{values:?}");
@@ -347,10 +349,10 @@ async fn relisted_peer_receives_missed_writes() {
     for key in &mine {
         assert!(groups[0].remove(key).await.unwrap().is_complete(), "no member of the view holds the key");
     }
-    assert_eq!(groups[1].entries(), mine.len());
+    assert_eq!(groups[1].inspect().entries(), mine.len());
     cluster.peers.set(vec![a, b, c]);
     cluster.agree().await;
-    eventually("b receives the missed removes after it is listed again", || groups[1].entries() == 0).await;
+    eventually("b receives the missed removes after it is listed again", || groups[1].inspect().entries() == 0).await;
     assert_eq!(get(&groups[1], &mine[0]).await, "2");
     drop(loads);
     cluster.shutdown().await;
@@ -370,10 +372,10 @@ async fn invalidations_above_the_rate_limit_are_replayed() {
     }
     let written = groups[0].remove_many(&mine).await.unwrap();
     assert!(
-        !written.is_complete() && groups[1].entries() > 0,
+        !written.is_complete() && groups[1].inspect().entries() > 0,
         "the peer accepts only a part of the removes in one second"
     );
-    eventually("the peer receives all removes", || groups[1].entries() == 0).await;
+    eventually("the peer receives all removes", || groups[1].inspect().entries() == 0).await;
     cluster.shutdown().await;
 }
 

@@ -15,8 +15,8 @@ use crate::support::{
 };
 use futures_util::poll;
 use groupcache_core::{
-    Address, Group, Identity, Node, Peer, PeerId, PeerSet, Provider, ProviderContext, ProviderError, Signal,
-    async_trait,
+    Group, Identity, Node, PeerId, async_trait,
+    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
 };
 use tokio::time::{Instant, timeout};
 
@@ -88,7 +88,7 @@ async fn restarted_member_owns_its_keys_at_a_new_address() {
 
     // The first incarnation ends without a goodbye, and the next one listens at another port.
     drop((groups.pop(), cluster.nodes.pop()));
-    let is_lost = |node: &Node| node.members().iter().any(|m| !m.is_reachable);
+    let is_lost = |node: &Node| node.members().iter().any(|m| !m.reachable);
     eventually("both nodes mark the first incarnation unreachable", || cluster.nodes.iter().all(is_lost)).await;
     let again = start("c", &cluster.peers).await;
     cluster.peers.change(|peers| {
@@ -186,7 +186,7 @@ async fn reached_after(record: impl Fn(SocketAddr) -> Peer) -> Duration {
     let begun = Instant::now();
     let identity = Identity::new(address).with_id("late").unwrap();
     let late = Node::builder().identity(identity).provider(peers.clone()).start().await.unwrap();
-    eventually("the late node is reached", || me.members().iter().any(|m| m.id.as_str() == "late" && m.is_reachable))
+    eventually("the late node is reached", || me.members().iter().any(|m| m.id.as_str() == "late" && m.reachable))
         .await;
     let after = begun.elapsed();
     for node in [me, late] {
@@ -280,7 +280,7 @@ async fn shut_down_member_leaves_at_once_and_its_keys_move() {
         }
     }
     assert!(groups.iter().all(|group| group.stats().loads > 0), "both members receive a share of the keys");
-    assert_eq!(cluster.nodes.iter().map(|node| node.stats().silent).sum::<u64>(), 0);
+    assert_eq!(cluster.nodes.iter().map(|node| node.stats().ping_timeouts).sum::<u64>(), 0);
     cluster.shutdown().await;
 }
 
@@ -295,7 +295,7 @@ async fn draining_node_serves_its_own_callers() {
         .await;
     let (before, after) = (cluster.key_of(&groups, 0), format!("{}-too", cluster.key_of(&groups, 0)));
     groups[0].get(&before).await.unwrap();
-    cluster.nodes[0].drain().await.unwrap();
+    cluster.nodes[0].drain(Duration::from_secs(3)).await.unwrap();
     let owns =
         |node: &Node| node.members().into_iter().filter(|m| m.owns).map(|m| m.id.to_string()).collect::<Vec<_>>();
     for node in &cluster.nodes {

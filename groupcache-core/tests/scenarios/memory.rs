@@ -21,7 +21,8 @@ use crate::{
     },
 };
 use groupcache_core::{
-    Address, BoxError, Group, Node, Peer, PeerId, PeerSet, Provider, ProviderContext, ProviderError, async_trait,
+    BoxError, Group, Node, PeerId, async_trait,
+    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -101,8 +102,8 @@ fn child_process_runs_a_node() {
         if let Some(n) = line.strip_prefix("announce ") {
             announced.send_replace(n.parse().unwrap());
         }
-        let (stats, served) = (node.stats(), group.stats().served);
-        let closed = stats.handshake_timeouts + stats.crowded_out;
+        let (stats, served) = (node.stats(), group.stats().peer_requests);
+        let closed = stats.handshake_timeouts + stats.connections_evicted;
         println!("{served} {closed} {} {} {}", stats.rejected, node.members().len(), node.unconnected().len());
     }
 }
@@ -241,7 +242,7 @@ impl GoodPeer {
 #[cfg(feature = "tls")]
 fn with_key(builder: groupcache_core::NodeBuilder, key: Option<&str>) -> groupcache_core::NodeBuilder {
     match key {
-        Some(key) => builder.cluster_key(groupcache_core::ClusterKey::new(key).unwrap()),
+        Some(key) => builder.cluster_key(groupcache_core::tls::ClusterKey::new(key).unwrap()),
         None => builder,
     }
 }

@@ -22,7 +22,7 @@ use self::{
     play::{AtNode, Backend, Play, act},
 };
 use crate::support::{Cluster, eventually};
-use groupcache_core::{GroupBuilder, Limits, LoadReason, Node};
+use groupcache_core::{GroupBuilder, Limits, Node, loader::LoadReason};
 use tokio::time::{Instant, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -144,7 +144,7 @@ async fn fifty_thousand_operations_on_one_node_keep_every_promise() {
         // No load is left, and every key has a value.
         backend.is_calm.store(true, SeqCst);
         sleep(3 * SECOND).await;
-        assert_eq!((node.loads(), node.in_flight()), ((0, 0), 0));
+        assert_eq!((crate::support::loads_of(&node), node.in_flight()), ((0, 0), 0));
         assert!(all_ended(&backend.history.log()), "no load runs");
         let begin = Instant::now();
         for n in 0..play.keys {
@@ -208,7 +208,7 @@ async fn fifty_thousand_operations_on_five_nodes_keep_every_promise() {
 
         let begin = Instant::now();
         act(&groups[0], &roomy).await;
-        let borrowed: u64 = groups[0].iter().map(|group| group.stats().borrowed_hits).sum();
+        let borrowed: u64 = groups[0].iter().map(|group| group.stats().replica_hits).sum();
         verdict(&roomy, &format!("five nodes, {:?}, {borrowed} replica hits", begin.elapsed()));
         assert!(borrowed > 0, "replicas of hot values take part");
         act(&groups[1], &tight).await;
@@ -235,7 +235,7 @@ async fn fifty_thousand_operations_on_five_nodes_keep_every_promise() {
         for backend in [&roomy, &tight, &missing] {
             eventually("no load runs", || all_ended(&backend.history.log())).await;
         }
-        let at_rest = |node: &Node| (node.loads(), node.in_flight()) == ((0, 0), 0);
+        let at_rest = |node: &Node| (crate::support::loads_of(node), node.in_flight()) == ((0, 0), 0);
         eventually("no load or request is left", || cluster.nodes.iter().all(at_rest)).await;
         cluster.shutdown().await;
     }

@@ -57,7 +57,7 @@ async fn each_of_1000_keys_is_loaded_once_by_five_nodes() {
 
     assert_eq!(loads.total(), 1000);
     assert!((0..1000).all(|n| loads.of(&format!("key-{n}")) == 1));
-    let owned: Vec<_> = groups.iter().map(|group| group.entries()).collect();
+    let owned: Vec<_> = groups.iter().map(|group| group.inspect().entries()).collect();
     assert!(owned.iter().all(|n| *n > 100), "every node owns its share: {owned:?}");
     cluster.shutdown().await;
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use crate::support::{self, Cluster, Gate, Loads, PATIENCE, Peers, eventually, gated, identity};
-use groupcache_core::{BoxError, Group, Identity, Limits, Node, Peer, PeerId};
+use groupcache_core::{BoxError, Group, Identity, Limits, Node, PeerId, discovery::Peer};
 use tokio::{
     runtime::{Builder, Runtime},
     task::JoinSet,
@@ -23,7 +23,7 @@ async fn overloaded_owner_refuses_each_excess_get_once() {
     let mut limits = Limits::default();
     (limits.max_loads, limits.max_queued_loads) = (10, 40);
     // The test counts requests, and the hand-over would add previous-owner reads.
-    let cluster = Cluster::start_each(3, |_, builder| builder.limits(limits.clone()).hand_over(false)).await;
+    let cluster = Cluster::start_each(3, |_, builder| builder.limits(limits.clone()).handover(false)).await;
     let gate = Gate::default();
     let groups = cluster
         .group(|_, node| node.group::<String>("data").capacity_bytes(16 << 20).loader_with(gate.clone(), gated))
@@ -115,10 +115,13 @@ async fn lost_peers_cost_one_request_per_get_until_their_return() {
     assert_eq!(loads.total(), gets, "b loads each key once");
 
     let back: Vec<_> = gone.into_iter().map(|(id, at)| KillableNode::start(id, at, &peers, &elsewhere)).collect();
-    eventually("both peers are reachable again", || reached(2)(&b) && b.members().iter().all(|m| m.is_reachable)).await;
+    eventually("both peers are reachable again", || reached(2)(&b) && b.members().iter().all(|m| m.reachable)).await;
     let before = loads.total();
-    let theirs: Vec<_> =
-        (0..).map(|n| format!("back-{n}")).filter(|key| group.owner_of(key).as_str() != "b").take(50).collect();
+    let theirs: Vec<_> = (0..)
+        .map(|n| format!("back-{n}"))
+        .filter(|key| group.inspect().owner_of(key).as_str() != "b")
+        .take(50)
+        .collect();
     for key in &theirs {
         assert_eq!(&group.get(key).await.unwrap(), key);
     }

@@ -14,7 +14,10 @@ use std::{
 };
 
 use crate::support::{self, Loads, Peers, Proxy, eventually, identity};
-use groupcache_core::{Address, BoxError, Group, Identity, Node, Peer, PeerId};
+use groupcache_core::{
+    BoxError, Group, Identity, Node, PeerId,
+    discovery::{Address, Peer},
+};
 use tokio::{task::JoinSet, time::Instant};
 
 /// Environment variable with the id of the node, set for the child process.
@@ -119,7 +122,7 @@ impl Scene {
         eventually("a is reachable and has the group", || {
             self.others().iter().all(|node| {
                 node.members().len() == 3
-                    && node.members().iter().all(|m| m.is_reachable && m.owns)
+                    && node.members().iter().all(|m| m.reachable && m.owns)
                     && node.peers_with_group("data") == 2
             })
         })
@@ -128,7 +131,8 @@ impl Scene {
 
     /// Checks that keys of `a` are loaded there: neither `b` nor `c` loads any.
     async fn assert_a_serves_its_keys(&self, what: &str) {
-        let keys = (0..).map(|n| format!("{what}-{n}")).filter(|key| self.groups[0].owner_of(key).as_str() == "a");
+        let keys =
+            (0..).map(|n| format!("{what}-{n}")).filter(|key| self.groups[0].inspect().owner_of(key).as_str() == "a");
         let before = self.loads.total();
         for key in keys.take(50) {
             for group in &self.groups {
@@ -242,7 +246,8 @@ async fn stopped_owner_delays_each_caller_once() {
     load.wait_for(2000).await;
     process.signal("-STOP");
     load.wait_for(20_000).await;
-    eventually("b and c detect the silence", || scene.others().iter().all(|node| node.stats().silent == 1)).await;
+    eventually("b and c detect the silence", || scene.others().iter().all(|node| node.stats().ping_timeouts == 1))
+        .await;
     process.signal("-CONT");
     scene.wait_until_a_is_reachable().await;
     let (gets, slow) = load.end().await;
@@ -265,7 +270,8 @@ async fn dead_path_delays_each_caller_once() {
     load.wait_for(2000).await;
     path.stop();
     load.wait_for(20_000).await;
-    eventually("b and c detect the silence", || scene.others().iter().all(|node| node.stats().silent == 1)).await;
+    eventually("b and c detect the silence", || scene.others().iter().all(|node| node.stats().ping_timeouts == 1))
+        .await;
     path.resume();
     scene.wait_until_a_is_reachable().await;
     let (gets, slow) = load.end().await;
@@ -293,7 +299,7 @@ async fn broken_connection_retries_at_the_same_owner() {
     let path = Proxy::start(a.address()).await;
     scene.list_a_at(path.address).await;
     eventually("b knows the group at both peers", || scene.b.peers_with_group("slow") == 2).await;
-    let key = (0..).map(|n| format!("key-{n}")).find(|key| at_b.owner_of(key).as_str() == "a").unwrap();
+    let key = (0..).map(|n| format!("key-{n}")).find(|key| at_b.inspect().owner_of(key).as_str() == "a").unwrap();
     let get = tokio::spawn(async move { at_b.get(&key).await });
     eventually("the load runs at its owner", || loads.total() == 1).await;
     path.cut();
@@ -319,7 +325,7 @@ async fn behind_a_proxy(build: impl Fn(&Node) -> Group<String>) -> (Node, Node, 
 async fn wait_until_reached(node: &Node, group: &str) {
     eventually("the peer is reachable", || {
         let members = node.members();
-        members.len() == 2 && members.iter().all(|m| m.owns && m.is_reachable) && node.peers_with_group(group) == 1
+        members.len() == 2 && members.iter().all(|m| m.owns && m.reachable) && node.peers_with_group(group) == 1
     })
     .await;
 }
@@ -331,12 +337,12 @@ async fn abandoned_connection_is_closed() {
     let (_a, b, group, path) = behind_a_proxy(|node| data(node, &loads)).await;
     for round in 1..=2 {
         path.stop();
-        eventually("b detects the silence", || b.stats().silent == round).await;
+        eventually("b detects the silence", || b.stats().ping_timeouts == round).await;
         path.resume();
         wait_until_reached(&b, "data").await;
         eventually("the old connection is closed", || path.open() == 1).await;
     }
-    let key = (0..).map(|n| format!("key-{n}")).find(|key| group.owner_of(key).as_str() == "a").unwrap();
+    let key = (0..).map(|n| format!("key-{n}")).find(|key| group.inspect().owner_of(key).as_str() == "a").unwrap();
     assert_eq!(group.get(&key).await.unwrap(), key);
 }
 
@@ -355,8 +361,8 @@ async fn large_value_on_a_slow_path_is_not_silence() {
     };
     let (_a, b, group, path) = behind_a_proxy(build).await;
     path.limit_rate(200 << 10);
-    let key = (0..).map(|n| format!("key-{n}")).find(|key| group.owner_of(key).as_str() == "a").unwrap();
+    let key = (0..).map(|n| format!("key-{n}")).find(|key| group.inspect().owner_of(key).as_str() == "a").unwrap();
     assert_eq!(group.get(&key).await.unwrap().len(), BYTES);
-    assert_eq!((b.stats().silent, b.stats().lost), (0, 0), "the peer is never silent");
+    assert_eq!((b.stats().ping_timeouts, b.stats().lost), (0, 0), "the peer is never silent");
     assert_eq!((loads.total(), group.stats().loads), (1, 0), "the owner loads the key");
 }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use groupcache_core::{BoxError, DecodeError, EncodeError, Group, Node, Value};
+use groupcache_core::{
+    BoxError, Group, Node, Value,
+    value::{DecodeError, EncodeError},
+};
 use tokio::time::sleep;
 
 use crate::support::Cluster;
@@ -76,11 +79,11 @@ async fn expired_entries_are_freed_although_they_panic() {
     }
     let switched_on = SwitchedOn::now(0);
     sleep(Duration::from_secs(15)).await; // at least one sweep
-    assert_eq!((group.entries(), group.stats().expired), (0, 3), "a panic does not keep the other entries");
+    assert_eq!((group.inspect().entries(), group.stats().expired), (0, 3), "a panic does not keep the other entries");
     drop(switched_on);
     group.get("a").await.unwrap();
     sleep(Duration::from_secs(15)).await;
-    assert_eq!(group.entries(), 0, "later sweeps run");
+    assert_eq!(group.inspect().entries(), 0, "later sweeps run");
     node.shutdown().await.unwrap();
 }
 
@@ -93,11 +96,11 @@ async fn write_is_complete_although_the_dropped_value_panics() {
         |_: usize, node: &Node| node.group::<PanickingValue>("data").capacity_bytes(1 << 20).loader_with(1_u8, load);
     let groups = cluster.group(build).await;
     let all = (0..).map(|n| format!("key-{n}"));
-    let keys: Vec<_> = all.filter(|key| groups[0].owner_of(key) == cluster.nodes[1].id()).take(2).collect();
+    let keys: Vec<_> = all.filter(|key| groups[0].inspect().owner_of(key) == cluster.nodes[1].id()).take(2).collect();
     for key in &keys {
         groups[1].get(key).await.unwrap();
     }
-    assert_eq!(groups[1].entries(), 2);
+    assert_eq!(groups[1].inspect().entries(), 2);
     let switched_on = SwitchedOn::now(1);
     for key in &keys {
         let written = groups[0].remove(key).await.unwrap();
@@ -111,6 +114,6 @@ async fn write_is_complete_although_the_dropped_value_panics() {
     let written = groups[0].clear().await.unwrap();
     assert!(written.is_complete(), "two values panic at once: {written:?}");
     drop(switched_on);
-    assert_eq!(groups[1].entries(), 0);
+    assert_eq!(groups[1].inspect().entries(), 0);
     cluster.shutdown().await;
 }

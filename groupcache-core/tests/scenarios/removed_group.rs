@@ -24,18 +24,18 @@ async fn handle_of_a_removed_group_fails_and_stores_nothing() {
     assert!(waiting.await.unwrap().expect_err("the waiter has an error").is_closed());
     // The load goes on, and ends after the removal of the group.
     gate.open();
-    eventually("the load ends", || node.loads() == (0, 0)).await;
+    eventually("the load ends", || crate::support::loads_of(&node) == (0, 0)).await;
     let error = old.get("key").await.expect_err("the group is gone");
     assert!(error.is_unknown_group() && error.to_string().contains("build it again"), "{error:?}");
     assert!(old.get("another").await.expect_err("the group is gone").is_unknown_group());
     assert!(old.set("key", "value").await.expect_err("the group is gone").is_unknown_group());
     assert!(old.remove("key").await.expect_err("the group is gone").is_unknown_group());
-    assert_eq!((old.entries(), gate.loads.total()), (0, 1), "nothing is cached or loaded");
+    assert_eq!((old.inspect().entries(), gate.loads.total()), (0, 1), "nothing is cached or loaded");
 
     let new = data(&node, &gate);
     assert_eq!(new.get("key").await.unwrap(), "key by load 2");
     assert!(old.get("key").await.expect_err("the group is still gone").is_unknown_group());
-    assert_eq!((new.entries(), old.entries()), (1, 0));
+    assert_eq!((new.inspect().entries(), old.inspect().entries()), (1, 0));
     node.shutdown().await.unwrap();
 }
 
@@ -49,9 +49,9 @@ async fn removed_group_of_10000_entries_is_emptied() {
     for n in 0..KEYS {
         group.get(&format!("key-{n}")).await.unwrap();
     }
-    assert_eq!(group.entries(), KEYS);
+    assert_eq!(group.inspect().entries(), KEYS);
     assert!(node.remove_group("data"));
-    eventually("nothing is left", || (group.entries(), group.bytes()) == (0, 0)).await;
+    eventually("nothing is left", || (group.inspect().entries(), group.inspect().bytes()) == (0, 0)).await;
     node.shutdown().await.unwrap();
 }
 
@@ -66,20 +66,20 @@ async fn peers_follow_the_removal_and_return_of_a_group() {
     let at_b = data(&cluster.nodes[1], &gate);
     cluster.wait_for_group("data").await;
     let keys: Vec<_> =
-        (0..).map(|n| format!("key-{n}")).filter(|key| at_b.owner_of(key).as_str() == "a").take(3).collect();
+        (0..).map(|n| format!("key-{n}")).filter(|key| at_b.inspect().owner_of(key).as_str() == "a").take(3).collect();
     at_b.get(&keys[0]).await.unwrap();
-    assert_eq!(at_a.entries(), 1, "the owner keeps the value");
+    assert_eq!(at_a.inspect().entries(), 1, "the owner keeps the value");
 
     assert!(cluster.nodes[0].remove_group("data"));
     eventually("b knows of the removal", || cluster.nodes[1].peers_with_group("data") == 0).await;
     at_b.get(&keys[1]).await.expect("b loads the key, because its owner lacks the group");
-    assert_eq!((at_b.stats().fallback_loads, at_a.entries()), (1, 0));
+    assert_eq!((at_b.stats().fallback_loads, at_a.inspect().entries()), (1, 0));
 
     let again = data(&cluster.nodes[0], &gate);
     cluster.wait_for_group("data").await;
     at_b.get(&keys[2]).await.unwrap();
     assert_eq!(at_b.stats().fallback_loads, 1, "the owner loads again");
-    assert!((1..=2).contains(&again.entries()), "the hand-over may add the value that b loaded meanwhile");
+    assert!((1..=2).contains(&again.inspect().entries()), "the hand-over may add the value that b loaded meanwhile");
     cluster.shutdown().await;
 }
 
@@ -96,14 +96,14 @@ async fn missed_write_of_a_removed_group_is_replayed_later() {
     groups[1].get(&key).await.unwrap();
     path.stop();
     // The owner is unreachable, so that the local node acts in its place.
-    assert_eq!(groups[0].remove(&key).await.unwrap().unreached().len(), 1);
+    assert_eq!(groups[0].remove(&key).await.unwrap().pending().len(), 1);
     assert!(cluster.nodes[0].remove_group("data"));
     path.cut();
     path.resume();
-    eventually("b is reachable again", || cluster.nodes[0].members().iter().all(|member| member.is_reachable)).await;
+    eventually("b is reachable again", || cluster.nodes[0].members().iter().all(|member| member.reachable)).await;
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await; // missed writes are replayed each second
-    assert_eq!(groups[1].entries(), 1);
+    assert_eq!(groups[1].inspect().entries(), 1);
     let _again = data(&cluster.nodes[0], &gate);
-    eventually("b receives the missed write", || groups[1].entries() == 0).await;
+    eventually("b receives the missed write", || groups[1].inspect().entries() == 0).await;
     cluster.shutdown().await;
 }

@@ -31,9 +31,9 @@ async fn get(group: &Group<String>, key: &str) -> u64 {
 
 /// Gets the key until it is hot and the node keeps a replica of it.
 async fn warm(group: &Group<String>, key: &str) {
-    let replicas = group.borrowed_entries();
+    let replicas = group.inspect().replicas();
     let end = Instant::now() + PATIENCE;
-    while group.borrowed_entries() == replicas {
+    while group.inspect().replicas() == replicas {
         assert!(Instant::now() < end, "no replica of {key}");
         get(group, key).await;
     }
@@ -45,20 +45,20 @@ async fn warm(group: &Group<String>, key: &str) {
 async fn replicas_answer_all_gets_of_a_hot_key() {
     let cluster = Cluster::start(5).await;
     let loads = Loads::default();
-    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_secs(600))).await;
+    let groups = groups(&cluster, &loads, |group| group.replica_time_to_live(Duration::from_secs(600))).await;
     let key = cluster.key_of(&groups, 0);
     for group in &groups[1..] {
         warm(group, &key).await;
     }
-    let served = groups[0].stats().served;
+    let served = groups[0].stats().peer_requests;
     assert!(served <= 4 * 16, "{served} requests until all nodes had replicas");
     for _ in 0..1000 {
         for group in &groups {
             assert_eq!(get(group, &key).await, 1);
         }
     }
-    assert_eq!(groups[0].stats().served, served, "the owner serves no more requests");
-    assert_eq!(groups[1].stats().borrowed_hits, 1000);
+    assert_eq!(groups[0].stats().peer_requests, served, "the owner serves no more requests");
+    assert_eq!(groups[1].stats().replica_hits, 1000);
     cluster.shutdown().await;
 }
 
@@ -69,24 +69,24 @@ async fn expired_replica_is_fetched_again_by_the_next_get() {
     const TIME: Duration = Duration::from_secs(1);
     let cluster = Cluster::start(2).await;
     let loads = Loads::default();
-    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(TIME)).await;
+    let groups = groups(&cluster, &loads, |group| group.replica_time_to_live(TIME)).await;
     let hot = cluster.key_of(&groups, 0);
     warm(&groups[1], &hot).await;
     // The replica has expired, but not so long ago that the key counts as cold. The pause is generous because on a busy
     // machine the clock of a node is late by more than its tick of 10 ms.
     sleep(TIME * 3 / 2).await;
-    let before = (groups[0].stats().served, groups[1].stats().borrowed_hits);
+    let before = (groups[0].stats().peer_requests, groups[1].stats().replica_hits);
     for _ in 0..3 {
         get(&groups[1], &hot).await;
     }
-    let after = (groups[0].stats().served, groups[1].stats().borrowed_hits);
+    let after = (groups[0].stats().peer_requests, groups[1].stats().replica_hits);
     assert_eq!((after.0 - before.0, after.1 - before.1), (1, 2), "the first get fetches the value and keeps a replica");
 
     let cold = (0..).map(|n| format!("cold-{n}")).filter(|key| cluster.owner(&groups, key) == 0);
     for key in cold.take(100) {
         get(&groups[1], &key).await;
     }
-    assert_eq!(groups[1].borrowed_entries(), 1);
+    assert_eq!(groups[1].inspect().replicas(), 1);
     cluster.shutdown().await;
 }
 
@@ -95,12 +95,12 @@ async fn expired_replica_is_fetched_again_by_the_next_get() {
 async fn group_with_replicas_disabled_keeps_none() {
     let cluster = Cluster::start(2).await;
     let loads = Loads::default();
-    let groups = groups(&cluster, &loads, |group| group.hot_copies(false)).await;
+    let groups = groups(&cluster, &loads, |group| group.replicas(false)).await;
     let key = cluster.key_of(&groups, 0);
     for _ in 0..200 {
         get(&groups[1], &key).await;
     }
-    assert_eq!((groups[1].borrowed_entries(), groups[1].entries()), (0, 0));
+    assert_eq!((groups[1].inspect().replicas(), groups[1].inspect().entries()), (0, 0));
     cluster.shutdown().await;
 }
 
@@ -116,7 +116,7 @@ async fn complete_write_leaves_no_old_replica() {
         let loads = Loads::default();
         let group = |node: &Node| {
             let group = node.group::<String>(&format!("data-{first}")).capacity_bytes(64 << 20);
-            group.borrowed_time_to_live(Duration::from_secs(600)).loader_with(loads.clone(), numbered)
+            group.replica_time_to_live(Duration::from_secs(600)).loader_with(loads.clone(), numbered)
         };
         let groups = cluster.group(|_, node| group(node)).await;
         rounds.spawn(async move {
@@ -132,7 +132,7 @@ async fn complete_write_leaves_no_old_replica() {
 /// Checks one key: every node has the value or a replica, one node writes, and no node returns the old value.
 async fn check_write_with_replicas(groups: &[Group<String>], loads: &Loads, n: usize) {
     let key = &format!("key-{n}");
-    let owner = groups[0].owner_of(key);
+    let owner = groups[0].inspect().owner_of(key);
     for (at, group) in groups.iter().enumerate() {
         if support::name(at) == owner.as_str() {
             get(group, key).await;
@@ -157,13 +157,13 @@ async fn check_write_with_replicas(groups: &[Group<String>], loads: &Loads, n: u
 async fn unreached_node_is_named_and_its_replica_expires() {
     const SHORT: Duration = Duration::from_millis(1500);
     let ((cluster, path), loads) = (Cluster::start_with_proxy().await, Loads::default());
-    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(SHORT)).await;
+    let groups = groups(&cluster, &loads, |group| group.replica_time_to_live(SHORT)).await;
     let key = cluster.key_of(&groups, 0);
     warm(&groups[1], &key).await;
     path.stop();
     let written = groups[0].remove(&key).await.unwrap();
     let removed = Instant::now();
-    assert_eq!(written.unreached().iter().map(ToString::to_string).collect::<Vec<_>>(), ["b"]);
+    assert_eq!(written.pending().iter().map(ToString::to_string).collect::<Vec<_>>(), ["b"]);
     eventually("b has the new value", || true).await;
     while get(&groups[1], &key).await == 1 {
         assert!(removed.elapsed() < SHORT + Duration::from_secs(5), "b still has the old value");
@@ -178,13 +178,13 @@ async fn orphaned_entry_expires_like_a_replica() {
     let (peers, loads) = (Peers::default(), Loads::default());
     let start = async |name: &str| {
         // Without the hand-over the new owner loads the keys, and the value tells that it is of the second load.
-        let builder = Node::builder().identity(identity(name)).provider(peers.clone()).hand_over(false);
+        let builder = Node::builder().identity(identity(name)).provider(peers.clone()).handover(false);
         builder.start().await.unwrap()
     };
     let a = start("a").await;
     let build = |node: &Node| {
         let group = node.group::<String>("data").capacity_bytes(16 << 20).loader_with(loads.clone(), numbered);
-        group.borrowed_time_to_live(Duration::from_millis(500)).build().unwrap()
+        group.replica_time_to_live(Duration::from_millis(500)).build().unwrap()
     };
     let at_a = build(&a);
     let keys: Vec<_> = (0..200).map(|n| format!("key-{n}")).collect();
@@ -216,14 +216,14 @@ async fn orphaned_entry_expires_like_a_replica() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitioned_node_serves_its_entries_for_a_short_time() {
     let ((cluster, path), loads) = (Cluster::start_with_proxy().await, Loads::default());
-    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_millis(500))).await;
+    let groups = groups(&cluster, &loads, |group| group.replica_time_to_live(Duration::from_millis(500))).await;
     let key = cluster.key_of(&groups, 0);
     assert_eq!(get(&groups[0], &key).await, 1);
     sleep(Duration::from_millis(600)).await;
     assert_eq!(get(&groups[0], &key).await, 1, "a owns the key, and its peer is reachable");
     path.stop();
-    eventually("a is partitioned", || cluster.nodes[0].stats().cut_off == 1).await;
-    eventually("b is not partitioned, because its path to a works", || cluster.nodes[1].stats().cut_off == 0).await;
+    eventually("a is partitioned", || cluster.nodes[0].stats().partitions == 1).await;
+    eventually("b is not partitioned, because its path to a works", || cluster.nodes[1].stats().partitions == 0).await;
     sleep(Duration::from_millis(600)).await;
     assert_eq!(get(&groups[0], &key).await, 2, "the earlier entry may be outdated");
     sleep(Duration::from_millis(600)).await;
@@ -243,14 +243,13 @@ async fn partitioned_node_serves_its_entries_for_a_short_time() {
 async fn paused_node_serves_its_entries_for_a_short_time() {
     let cluster = Cluster::start(2).await;
     let loads = Loads::default();
-    let groups = groups(&cluster, &loads, |group| group.borrowed_time_to_live(Duration::from_millis(500))).await;
+    let groups = groups(&cluster, &loads, |group| group.replica_time_to_live(Duration::from_millis(500))).await;
     let key = cluster.key_of(&groups, 0);
     assert_eq!(get(&groups[0], &key).await, 1);
     std::thread::sleep(Duration::from_millis(2500)); // pauses both nodes, which share this thread
-    eventually("the node detects its pause", || cluster.nodes[0].stats().cut_off >= 1).await;
+    eventually("the node detects its pause", || cluster.nodes[0].stats().partitions >= 1).await;
     assert_eq!(get(&groups[0], &key).await, 1);
-    eventually("all members are reachable", || cluster.nodes[0].members().iter().all(|member| member.is_reachable))
-        .await;
+    eventually("all members are reachable", || cluster.nodes[0].members().iter().all(|member| member.reachable)).await;
     sleep(Duration::from_millis(600)).await;
     assert_eq!(get(&groups[0], &key).await, 2);
     sleep(Duration::from_millis(600)).await;
@@ -275,13 +274,13 @@ async fn stale_hot_value_spares_its_owner_during_refresh() {
     sleep(Duration::from_millis(400)).await;
     groups[0].get(&key).await.unwrap(); // begins the refresh, which hangs
     gate.begun(2).await;
-    let (served, begun) = (groups[0].stats().served, Instant::now());
+    let (served, begun) = (groups[0].stats().peer_requests, Instant::now());
     let mut gets = 0;
     while begun.elapsed() < Duration::from_secs(2) {
         assert_eq!(groups[1].get(&key).await.unwrap(), format!("{key} by load 1"));
         gets += 1;
     }
-    let (served, most) = (groups[0].stats().served - served, 3 * 32);
+    let (served, most) = (groups[0].stats().peer_requests - served, 3 * 32);
     assert!(gets > 10 * most && served < most, "{served} of {gets} gets reached the owner");
     gate.open();
     eventually("the refresh ends", || groups[0].stats().loads == 2).await;

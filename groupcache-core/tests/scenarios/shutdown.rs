@@ -72,10 +72,10 @@ async fn drop_during_a_fetch_starts_no_load() {
 async fn load_ending_after_the_shutdown_is_not_cached() {
     let scene = Scene::start().await;
     scene.nodes[0].shutdown_within(Duration::from_millis(200)).await.unwrap();
-    assert_eq!(scene.nodes[0].loads().0, 1, "the load still runs");
+    assert_eq!(scene.nodes[0].loads().running, 1, "the load still runs");
     scene.gate.open();
-    eventually("the load ends", || scene.nodes[0].loads() == (0, 0)).await;
-    assert_eq!(scene.groups[0].entries(), 0);
+    eventually("the load ends", || crate::support::loads_of(&scene.nodes[0]) == (0, 0)).await;
+    assert_eq!(scene.groups[0].inspect().entries(), 0);
     assert!(scene.groups[0].get("another").await.expect_err("closed").is_closed());
 }
 
@@ -137,7 +137,7 @@ async fn shutdown_can_be_dropped_repeated_and_unbounded() {
     scene.nodes[0].shutdown().await.expect("a later shutdown succeeds");
     assert!(scene.get.await.unwrap().is_ok());
     assert!(scene.nodes[0].ready(1).await.expect_err("closed").is_closed());
-    assert!(scene.nodes[0].drain().await.expect_err("closed").is_closed());
+    assert!(scene.nodes[0].drain(Duration::from_secs(3)).await.expect_err("closed").is_closed());
 }
 
 /// Checks that the loaders and the port of a node are free after a shutdown, and after a drop alone.

@@ -41,7 +41,7 @@ async fn unequal() -> (Cluster, Vec<Group<String>>, Gate) {
 
 /// Returns a key with this prefix that `owner` owns.
 fn key_of(groups: &[Group<String>], owner: &str, prefix: &str) -> String {
-    (0..).map(|n| format!("{prefix}-{n}")).find(|key| groups[0].owner_of(key).as_str() == owner).unwrap()
+    (0..).map(|n| format!("{prefix}-{n}")).find(|key| groups[0].inspect().owner_of(key).as_str() == owner).unwrap()
 }
 
 /// Checks that no connection was lost or rejected.
@@ -85,7 +85,7 @@ async fn set_too_large_for_the_owner_drops_the_old_value() {
     let (cluster, groups, gate) = unequal().await;
     let (key, slow) = (key_of(&groups, "a", "plain"), key_of(&groups, "a", "slow"));
     assert_eq!(groups[1].get(&key).await.unwrap(), key);
-    assert_eq!((groups[0].entries(), gate.loads.of(&key)), (1, 1));
+    assert_eq!((groups[0].inspect().entries(), gate.loads.of(&key)), (1, 1));
     let waiting = tokio::spawn({
         let (group, slow) = (groups[1].clone(), slow.clone());
         async move { group.get(&slow).await }
@@ -94,7 +94,7 @@ async fn set_too_large_for_the_owner_drops_the_old_value() {
     let refused = groups[1].set(&key, "v".repeat(LARGE)).await.expect_err("too large for the owner");
     assert!(refused.is_too_large(), "{refused:?}");
     assert_eq!(
-        groups[0].entries() + groups[1].entries(),
+        groups[0].inspect().entries() + groups[1].inspect().entries(),
         0,
         "the old value is dropped, and the new value is stored nowhere"
     );

@@ -45,16 +45,16 @@ async fn each_zone_loads_a_key_once() {
         let key = format!("key-{n}");
         assert_eq!(loads.of(&key), 2, "each zone loads the key once");
         for (at, group) in groups.iter().enumerate() {
-            let explained = group.explain(&key);
+            let explained = group.inspect().explain(&key);
             let zone = [["a", "c"], ["b", "d"]][at % 2];
             assert!(explained.candidates.iter().all(|candidate| zone.contains(&candidate.id.as_str())), "{explained}");
             assert_eq!((explained.owners, explained.candidates.len()), (2, 2));
-            assert_eq!(group.owner_of(&key), explained.candidates[0].id);
+            assert_eq!(group.inspect().owner_of(&key), explained.candidates[0].id);
         }
-        assert_eq!(groups[0].owner_of(&key), groups[2].owner_of(&key));
+        assert_eq!(groups[0].inspect().owner_of(&key), groups[2].inspect().owner_of(&key));
     }
     let owned: Vec<_> =
-        groups.iter().flat_map(|group| group.local_entries(100)).filter(|entry| !entry.is_borrowed).collect();
+        groups.iter().flat_map(|group| group.inspect().local_entries(100)).filter(|entry| !entry.replica).collect();
     assert_eq!(owned.len(), 100, "one node per zone owns each key");
     assert!(owned.iter().all(|entry| entry.fresh_for.is_none()), "owners keep values without a limit of age");
     cluster.shutdown().await;
@@ -69,9 +69,9 @@ async fn miss_is_fetched_from_the_owner_of_the_zone() {
         let key = format!("key-{n}");
         let owner = cluster.owner(&groups, &key); // in the zone of the first node
         let other = (owner + 2) % 4;
-        let served = groups[owner].stats().served;
+        let served = groups[owner].stats().peer_requests;
         groups[other].get(&key).await.unwrap();
-        assert_eq!((loads.of(&key), groups[owner].stats().served), (1, served + 1));
+        assert_eq!((loads.of(&key), groups[owner].stats().peer_requests), (1, served + 1));
     }
     cluster.shutdown().await;
 }
@@ -100,7 +100,7 @@ async fn write_reaches_all_zones() {
     }
     let cleared = groups[1].clear().await.unwrap();
     assert!(cleared.is_complete());
-    assert_eq!(groups.iter().map(Group::entries).sum::<usize>(), 0);
+    assert_eq!(groups.iter().map(|group| group.inspect().entries()).sum::<usize>(), 0);
     cluster.shutdown().await;
 }
 
@@ -110,9 +110,9 @@ async fn zone_without_owners_fetches_from_other_zones() {
     let (cluster, loads) = (two_zones().await, Loads::default());
     let groups = groups(&cluster, &loads).await;
     cluster.nodes[2].shutdown().await.unwrap();
-    eventually("a owns all of its zone", || groups[0].explain("key-1").owners == 1).await;
-    cluster.nodes[0].drain().await.unwrap();
-    eventually("no node of the zone owns keys", || groups[0].explain("key-1").owners == 2).await;
+    eventually("a owns all of its zone", || groups[0].inspect().explain("key-1").owners == 1).await;
+    cluster.nodes[0].drain(Duration::from_secs(3)).await.unwrap();
+    eventually("no node of the zone owns keys", || groups[0].inspect().explain("key-1").owners == 2).await;
     assert_eq!(groups[3].get("key-1").await.unwrap(), "1");
     assert_eq!(groups[0].get("key-1").await.unwrap(), "1", "from the other zone");
     cluster.shutdown().await;
@@ -123,8 +123,8 @@ async fn zone_without_owners_fetches_from_other_zones() {
 async fn write_in_a_zone_without_owners_reaches_the_others() {
     let (cluster, loads) = (two_zones().await, Loads::default());
     let groups = groups(&cluster, &loads).await;
-    cluster.nodes[2].drain().await.unwrap();
-    eventually("a owns all of its zone", || groups[2].explain("key-1").owners == 1).await;
+    cluster.nodes[2].drain(Duration::from_secs(3)).await.unwrap();
+    eventually("a owns all of its zone", || groups[2].inspect().explain("key-1").owners == 1).await;
     assert_eq!(
         (groups[1].get("key-1").await.unwrap(), groups[3].get("key-1").await.unwrap()),
         ("1".into(), "1".into())
@@ -132,10 +132,10 @@ async fn write_in_a_zone_without_owners_reaches_the_others() {
     let Cluster { mut nodes, peers } = cluster;
     // Node `a` ends without a goodbye, as a killed process does.
     drop((nodes.remove(0), peers));
-    eventually("a is unreachable for all", || nodes.iter().all(|n| n.members().iter().any(|m| !m.is_reachable))).await;
+    eventually("a is unreachable for all", || nodes.iter().all(|n| n.members().iter().any(|m| !m.reachable))).await;
 
     let written = groups[2].remove("key-1").await.expect("c, which drains, writes for its zone");
-    assert_eq!(written.unreached().iter().map(ToString::to_string).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(written.pending().iter().map(ToString::to_string).collect::<Vec<_>>(), ["a"]);
     for group in [&groups[1], &groups[3]] {
         assert_eq!(group.get("key-1").await.unwrap(), "2");
     }

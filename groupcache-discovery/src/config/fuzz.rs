@@ -18,12 +18,12 @@ pub fn config(bytes: &[u8]) {
         drop(format!("{config:?}"));
     }
     #[cfg(feature = "static")]
-    if let Ok(list) = text.parse::<crate::fixed::Static>() {
-        let addresses = |peer: &groupcache_core::Peer| peer.addresses().len();
+    if let Ok(list) = text.parse::<crate::list::Static>() {
+        let addresses = |peer: &groupcache_core::discovery::Peer| peer.addresses().len();
         assert!(list.handle().peers().iter().all(|peer| addresses(peer) == 1));
     }
     #[cfg(feature = "dns")]
-    let _ = text.parse::<crate::fixed::Dns>();
+    let _ = text.parse::<crate::list::Dns>();
 }
 
 #[cfg(test)]

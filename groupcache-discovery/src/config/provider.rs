@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use groupcache_core::{Identity, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+use groupcache_core::{
+    Identity, async_trait,
+    discovery::{PeerSet, Provider, ProviderContext, ProviderError, Signal},
+};
 
 use super::{ConfigError, DiscoveryConfig};
 

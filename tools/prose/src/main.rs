@@ -25,7 +25,13 @@ const MAX_SUBJECT: usize = 72;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = match root() {
+        Ok(root) => root,
+        Err(error) => {
+            eprintln!("prose: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let outcome = match arguments[..] {
         [] => check(&root),
         ["--lower"] => lower(&root),
@@ -39,6 +45,15 @@ fn main() -> ExitCode {
             eprintln!("prose: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Returns the root of the checkout that the command runs in, so that one binary serves several checkouts.
+fn root() -> io::Result<PathBuf> {
+    let shown = Command::new("git").args(["rev-parse", "--show-toplevel"]).output()?;
+    match String::from_utf8_lossy(&shown.stdout).trim() {
+        "" => Err(io::Error::other("this is no checkout; run it below the root of the repository")),
+        root => Ok(PathBuf::from(root)),
     }
 }
 

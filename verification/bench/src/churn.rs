@@ -125,11 +125,11 @@ pub struct Total {
     /// Bytes of values that the process sent in hand-overs.
     pub moved_bytes: u64,
     /// Number of previous-owner reads before loads.
-    pub peeks: u64,
+    pub previous_owner_reads: u64,
     /// Number of previous-owner reads that found the value.
-    pub peeked: u64,
+    pub previous_owner_hits: u64,
     /// Number of entries that the process received in pages.
-    pub taken_over: u64,
+    pub handover_received: u64,
     /// Processor time in nanoseconds.
     pub nanoseconds: u64,
 }
@@ -138,9 +138,9 @@ impl std::ops::AddAssign for Total {
     fn add_assign(&mut self, other: Self) {
         self.entries += other.entries;
         self.moved_bytes += other.moved_bytes;
-        self.peeks += other.peeks;
-        self.peeked += other.peeked;
-        self.taken_over += other.taken_over;
+        self.previous_owner_reads += other.previous_owner_reads;
+        self.previous_owner_hits += other.previous_owner_hits;
+        self.handover_received += other.handover_received;
         self.nanoseconds += other.nanoseconds;
     }
 }

@@ -383,7 +383,9 @@ impl Driver {
     /// Returns the nodes with loads or requests that have not ended.
     fn unfinished(&self) -> Vec<String> {
         let state = self.world.lock();
-        let left = state.live().filter(|(_, _, node)| (node.loads(), node.in_flight()) != ((0, 0), 0));
+        let left = state
+            .live()
+            .filter(|(_, _, node)| (node.loads().running, node.loads().queued, node.in_flight()) != (0, 0, 0));
         left.map(|(_, _, node)| format!("{}: {:?}, {}", node.id(), node.loads(), node.in_flight())).collect()
     }
 

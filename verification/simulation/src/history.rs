@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::LoadReason;
+use groupcache_core::loader::LoadReason;
 
 /// Place in the order, and the time of its tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

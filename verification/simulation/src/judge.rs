@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use groupcache_core::LoadReason;
+use groupcache_core::loader::LoadReason;
 
 use crate::{
     history::{Answer, Get, Log, Moment, Origin, Source, Write},

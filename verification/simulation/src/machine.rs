@@ -7,7 +7,7 @@ use std::{
 };
 
 use fastrand::Rng;
-use groupcache_core::{Address, Error, Group, Identity, Invalidated, Limits, Node};
+use groupcache_core::{Error, Group, Identity, Limits, Node, WriteOutcome, discovery::Address};
 use tokio::{
     runtime::Handle,
     task::JoinSet,
@@ -20,6 +20,12 @@ use crate::{
     provider::{Scripted, host},
     world::{Order, PORT, Phase, World, id, key, name},
 };
+
+/// Maximum time for a drain.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Maximum time for a shutdown.
+const SHUTDOWN: Duration = Duration::from_secs(10);
 
 /// Pause between two checks of the orders.
 const LOOK: Duration = Duration::from_millis(20);
@@ -84,7 +90,7 @@ async fn run_node(world: &World, machine: usize) -> Outcome<()> {
             Order::Drain if is_draining => {}
             Order::Drain => {
                 world.lock().machines[machine].is_leaving = true;
-                node.drain().await?;
+                node.drain(DRAIN).await?;
                 is_draining = true;
             }
             Order::Stop => break,
@@ -95,8 +101,8 @@ async fn run_node(world: &World, machine: usize) -> Outcome<()> {
         }
     }
     world.lock().machines[machine].is_leaving = true;
-    let incarnation = node.members().into_iter().find(|member| member.is_me).map(|me| me.incarnation);
-    node.shutdown().await?;
+    let incarnation = node.members().into_iter().find(|member| member.local).map(|me| me.incarnation);
+    node.shutdown_within(SHUTDOWN).await?;
     {
         let mut state = world.lock();
         let now = state.log.now();
@@ -356,7 +362,7 @@ impl Caller {
                 (write, None, self.group.remove_many(keys.iter().map(|index| key(*index))).await)
             }
         };
-        let is_complete = |written: &Invalidated| written.is_complete() && !written.views_differed();
+        let is_complete = |written: &WriteOutcome| written.is_complete() && !written.views_differed();
         self.world.end_write(write, set, written.as_ref().is_ok_and(is_complete));
         match written {
             Ok(_) => Next::Continue,

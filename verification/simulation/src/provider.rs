@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use groupcache_core::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, async_trait};
+use groupcache_core::{
+    async_trait,
+    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+};
 
 use crate::world::{Belief, PORT, State, Update, World, id};
 

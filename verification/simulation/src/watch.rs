@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use groupcache_core::{Incarnation, Node, PeerId};
+use groupcache_core::{Node, PeerId, discovery::Incarnation};
 
 use crate::{
     history::Moment,

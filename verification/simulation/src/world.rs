@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::{Group, Incarnation, Node, PeerId, Signal};
+use groupcache_core::{
+    Group, Node, PeerId,
+    discovery::{Incarnation, Signal},
+};
 
 use crate::{
     history::{Answer, Get, Log, Moment, Origin, Process, Source, Write},
@@ -162,15 +165,15 @@ impl World {
     }
 
     /// Records the beginning of a load, which ends when the returned value is dropped.
-    pub(crate) fn begin_load(&self, key: usize, by: Process, reason: groupcache_core::LoadReason) -> Running {
+    pub(crate) fn begin_load(&self, key: usize, by: Process, reason: groupcache_core::loader::LoadReason) -> Running {
         let mut state = self.lock();
         let node = state.machines[by.machine].node.clone();
-        let (epoch, cut_off) = node.map_or((0, 0), |node| (node.epoch(), node.stats().cut_off));
+        let (epoch, cut_off) = node.map_or((0, 0), |node| (node.epoch(), node.stats().partitions));
         let (since, begin) = (state.log.since(), state.log.next());
         state.log.trace(&(1, key, by, begin.n));
         state.log.count(match reason {
-            groupcache_core::LoadReason::Fallback => "fallback loads",
-            groupcache_core::LoadReason::Refresh => "refreshes",
+            groupcache_core::loader::LoadReason::Fallback => "fallback loads",
+            groupcache_core::loader::LoadReason::Refresh => "refreshes",
             _ => "owner loads",
         });
         state.log.sources.push(Source {

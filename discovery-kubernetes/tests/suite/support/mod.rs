@@ -13,7 +13,10 @@ use std::{
 };
 
 use discovery_kubernetes::Pods;
-use groupcache_core::{Health, NodeState, Peer, conformance::Bench};
+use groupcache_core::{
+    conformance::Bench,
+    discovery::{Health, NodeState, Peer},
+};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 

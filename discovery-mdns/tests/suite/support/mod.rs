@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::Me;
+use groupcache_core::discovery::Me;
 use mdns_sd::{IfKind, ServiceDaemon, ServiceInfo};
 use tokio::time::{Instant, sleep};
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_nats::Client;
-use groupcache_core::Me;
+use groupcache_core::discovery::Me;
 use read_along::is_secret;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
@@ -264,11 +264,11 @@ pub(crate) fn member(name: &str) -> Me {
     Me {
         id: groupcache_core::PeerId::new(name).unwrap(),
         cluster: groupcache_core::conformance::CLUSTER.into(),
-        incarnation: groupcache_core::Incarnation(1),
-        state: groupcache_core::NodeState::Ready,
-        addresses: vec![groupcache_core::Address::new("127.0.0.9:7946").unwrap()],
+        incarnation: groupcache_core::discovery::Incarnation(1),
+        state: groupcache_core::discovery::NodeState::Ready,
+        addresses: vec![groupcache_core::discovery::Address::new("127.0.0.9:7946").unwrap()],
         weight: 1,
         zone: "".into(),
-        is_tls: false,
+        tls: false,
     }
 }

@@ -18,7 +18,7 @@ fn context() -> (ProviderContext, ProviderFeed, Node, mpsc::Sender<Vec<PeerId>>)
         addresses: Vec::new(),
         weight: 1,
         zone: "".into(),
-        is_tls: false,
+        tls: false,
     };
     let (leaving, is_leaving) = watch::channel(false);
     let (announce, me) = watch::channel(me);

@@ -127,7 +127,7 @@ impl Link {
 
     /// Whether the peer hands over what it owned before, by its last Hello.
     pub(crate) fn hands_over(&self) -> bool {
-        self.features.load(Relaxed) & wire::features::HAND_OVER != 0
+        self.features.load(Relaxed) & wire::features::HANDOVER != 0
     }
 
     /// Whether the peer takes a value of this size, by its last Hello.

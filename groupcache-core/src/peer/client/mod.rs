@@ -122,7 +122,7 @@ async fn finish(link: &Link, end: End, events: &LinkEvents) {
         counters.lost.up();
     }
     if end == End::Silent {
-        counters.silent.up();
+        counters.ping_timeouts.up();
     }
     // The table is changed before the membership hears of it: it may ping the peer at once.
     let (ended, waker) = {

@@ -8,7 +8,6 @@ mod authenticate;
 mod connection;
 mod dispatch;
 mod response_queue;
-pub(crate) mod service;
 
 use std::sync::{
     Arc,

@@ -47,7 +47,7 @@ pub(crate) const VERSION: u32 = 1;
 /// Feature bits of the Hello. Values in parts and other encodings have their fields and neither a bit nor a behaviour.
 pub(crate) mod features {
     /// It answers for keys that it owned before: one at a time, and in pages.
-    pub(crate) const HAND_OVER: u64 = 1;
+    pub(crate) const HANDOVER: u64 = 1;
 }
 
 /// Parts of one message. A frame holds up to 1,024 requests, or as many answers as make 256 KiB: an empty request takes

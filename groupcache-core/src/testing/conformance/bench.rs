@@ -76,7 +76,7 @@ impl Bench {
         self.health.clone()
     }
 
-    /// Who was said to have left ([`ProviderContext::left`](crate::ProviderContext::left)) since this was asked last,
+    /// Who was said to have left ([`ProviderContext::left`](crate::discovery::ProviderContext::left)) since this was asked last,
     /// each as often as it was said.
     pub fn left(&mut self) -> Vec<(PeerId, Option<Incarnation>)> {
         self.seen();

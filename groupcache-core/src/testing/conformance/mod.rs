@@ -6,11 +6,7 @@
 //!
 //! ```
 //! use std::{sync::{Arc, Mutex}, time::Duration};
-//! use groupcache_core::{
-//!     BoxError, Me, Peer, Provider, async_trait,
-//!     conformance::{Cannot, Source, Timing, conform},
-//!     poll,
-//! };
+//! use groupcache_core::{BoxError, discovery::{Me, Peer, Provider, poll}, async_trait, conformance::{Cannot, Source, Timing, conform}};
 //!
 //! #[derive(Default)]
 //! struct Table(Arc<Mutex<Option<Vec<Peer>>>>); // None: it cannot be read now
@@ -245,6 +241,6 @@ fn member(number: u16) -> Result<Me, crate::Error> {
         addresses: vec![Address::new(format!("127.0.{}.{}:7946", number / 250, 1 + number % 250))?],
         weight: 1,
         zone: "".into(),
-        is_tls: false,
+        tls: false,
     })
 }

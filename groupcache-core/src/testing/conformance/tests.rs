@@ -18,7 +18,7 @@ use crate::{
         merge::merge,
         poll::poll,
         provider::{Peer, PeerSet, ProviderContext, ProviderError, Signal},
-        stream::follow,
+        stream::from_stream,
     },
 };
 
@@ -57,9 +57,9 @@ impl Registry {
         })
     }
 
-    fn follow(&self) -> impl Provider + use<> {
+    fn stream(&self) -> impl Provider + use<> {
         let this = self.clone();
-        follow("followed", move || {
+        from_stream("followed", move || {
             let watch = this.0.subscribe();
             stream::unfold((watch, true), async |(mut watch, is_first)| {
                 if !is_first {
@@ -136,14 +136,14 @@ async fn a_polled_function_conforms() {
 
 #[tokio::test(start_paused = true)]
 async fn a_followed_stream_conforms() {
-    println!("{}", report(false, |registry| Arc::new(registry.follow())).await.passed().unwrap());
+    println!("{}", report(false, |registry| Arc::new(registry.stream())).await.passed().unwrap());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_merge_of_both_conforms() {
     println!(
         "{}",
-        report(false, |registry| Arc::new(merge(registry.poll(), registry.follow()))).await.passed().unwrap()
+        report(false, |registry| Arc::new(merge(registry.poll(), registry.stream()))).await.passed().unwrap()
     );
 }
 

@@ -57,7 +57,7 @@ const MAKE: &str = "make one with: head -c 32 /dev/urandom | base64";
 /// with what was replaced end within 50 s, one by one and without a failed get.
 ///
 /// ```
-/// # use groupcache_core::{ClusterKey, Node};
+/// # use groupcache_core::{tls::ClusterKey, Node};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
 /// let key = ClusterKey::new("1kzNdPkhZJ6L4bmd8bcPYQmCxp8eI2a7A1yj3uVJ2Yk=")?;
 /// let node = Node::builder().cluster_key(key).start().await?;

@@ -25,7 +25,7 @@ use crate::transport::tls::{Material, OwnCertificate, digest, names::Name, read_
 /// To change the authority, let the CA file hold the old and the new one first, everywhere; then the certificates.
 ///
 /// ```no_run
-/// # use groupcache_core::{MutualTls, Node};
+/// # use groupcache_core::{tls::MutualTls, Node};
 /// # async fn f() -> Result<(), groupcache_core::Error> {
 /// let tls = MutualTls::from_files("/etc/tls/tls.crt", "/etc/tls/tls.key", "/etc/tls/ca.crt")
 ///     .peer_names(["{id}.users.default.svc.cluster.local"])?;

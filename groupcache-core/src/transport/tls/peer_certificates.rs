@@ -4,16 +4,16 @@ use std::{fmt, sync::Arc};
 
 use rustls::pki_types::CertificateDer;
 
-/// The certificates that a peer showed in the handshake, for a [`PeerService`](crate::PeerService) that is mounted
+/// The certificates that a peer showed in the handshake, for a [`PeerService`](crate::mount::PeerService) that is mounted
 /// in a server with TLS of its own.
 ///
 /// Insert it into the extensions of every request of a connection. The TLS server must have asked for a client
 /// certificate and have checked that the client has its key, as every TLS server does that accepts one; authority,
-/// dates and names are checked here, by the node's own [`MutualTls`](crate::MutualTls). With tonic's TLS
+/// dates and names are checked here, by the node's own [`MutualTls`](crate::tls::MutualTls). With tonic's TLS
 /// server nothing needs to be inserted.
 ///
 /// ```
-/// # use groupcache_core::PeerCertificates;
+/// # use groupcache_core::tls::PeerCertificates;
 /// # fn f(request: &mut tonic::codegen::http::Request<()>, connection: &rustls::ServerConnection) {
 /// let shown = connection.peer_certificates().unwrap_or_default();
 /// request.extensions_mut().insert(PeerCertificates::from_der(shown.iter().map(|der| der.to_vec())));

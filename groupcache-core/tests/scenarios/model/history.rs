@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::LoadReason;
+use groupcache_core::loader::LoadReason;
 use tokio::time::Instant;
 
 /// Number of an event, and the time since the history began, which is virtual in virtual time.

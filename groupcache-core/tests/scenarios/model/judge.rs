@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use groupcache_core::LoadReason;
+use groupcache_core::loader::LoadReason;
 
 use super::history::{Fresh, Get, Log, Moment, Origin, Outcome, Source, Write};
 

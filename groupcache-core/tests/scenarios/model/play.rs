@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::{Error, Group, Invalidated, Load, LoadError, Loaded, Loader};
+use groupcache_core::{Error, Group, Load, LoadError, Loaded, Loader, WriteOutcome};
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -181,7 +181,7 @@ impl Caller {
             _ => self.peek().await,
         }
         // P6 holds after every operation.
-        let bytes = self.group.bytes();
+        let bytes = self.group.inspect().bytes();
         assert!(bytes <= play.capacity, "P6: {bytes} bytes of {}", play.capacity);
         let (pause_in, pause) = play.pause;
         if self.rng.u32(..pause_in) == 0 {
@@ -266,7 +266,7 @@ impl Caller {
                 (history.begin_write(&keys), None, self.group.remove_many(&keys).await)
             }
         };
-        let is_complete = |written: &Invalidated| written.is_complete() && !written.views_differed();
+        let is_complete = |written: &WriteOutcome| written.is_complete() && !written.views_differed();
         match written {
             Ok(written) if is_complete(&written) => history.end_write(write, set),
             _ => drop(backend.incomplete.fetch_add(1, SeqCst)),

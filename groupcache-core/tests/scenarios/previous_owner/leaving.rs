@@ -1,5 +1,6 @@
 //! Hand-over between real nodes that leave and join: values are where their keys are.
 
+use groupcache_core::RemoveOptions;
 use std::time::Duration;
 
 use groupcache_core::{BoxError, Group, Limits, Node};
@@ -18,7 +19,7 @@ async fn numbered(loads: &Loads, key: &str) -> Result<String, BoxError> {
 }
 
 fn data(node: &Node, loads: &Loads) -> groupcache_core::GroupBuilder<String> {
-    node.group::<String>("data").capacity_bytes(64 << 20).hot_copies(false).loader_with(loads.clone(), numbered)
+    node.group::<String>("data").capacity_bytes(64 << 20).replicas(false).loader_with(loads.clone(), numbered)
 }
 
 fn keys(n: usize) -> Vec<String> {
@@ -56,16 +57,16 @@ async fn drain_and_shutdown_sends_every_value_once() {
     get_all(&groups[0], &keys).await;
     assert_eq!(loads.total(), 3000);
     let (leaving, b_group) = (cluster.nodes.remove(1), groups.remove(1));
-    let held = b_group.entries() as u64;
+    let held = b_group.inspect().entries() as u64;
     let begun = Instant::now();
-    leaving.drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
+    leaving.shutdown_within(Duration::from_secs(20)).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(10), "the drain ends with the hand-over: {:?}", begun.elapsed());
-    let received: u64 = groups.iter().map(|group| group.stats().taken_over).sum();
-    assert_eq!((received, b_group.stats().handed_over), (held, held), "each value is sent once");
+    let received: u64 = groups.iter().map(|group| group.stats().handover_received).sum();
+    assert_eq!((received, b_group.stats().handover_sent), (held, held), "each value is sent once");
     get_all(&groups[0], &keys).await;
     get_all(&groups[1], &keys).await;
     assert_eq!(loads.total(), 3000, "no value is loaded again");
-    leaving.drain_and_shutdown(Duration::from_secs(20)).await.expect("a second call succeeds");
+    leaving.shutdown_within(Duration::from_secs(20)).await.expect("a second call succeeds");
     cluster.shutdown().await;
 }
 
@@ -73,20 +74,20 @@ async fn drain_and_shutdown_sends_every_value_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn joining_node_receives_from_a_draining_node() {
     let mut limits = Limits::default();
-    limits.hand_over_bytes_per_second = 50_000; // the hand-over of b takes about four seconds
+    limits.handover_bytes_per_second = 50_000; // the hand-over of b takes about four seconds
     let (loads, mut cluster) = (Loads::default(), Cluster::start_with(2, limits).await);
     let mut groups = cluster.group(|_, node| data(node, &loads)).await;
     let keys = keys(3000);
     get_all_twice(&groups[0], &keys).await;
     let (b, b_group) = (cluster.nodes.pop().unwrap(), groups.pop().unwrap());
-    let (held, begun) = (b_group.entries() as u64, Instant::now());
-    let leaving = tokio::spawn(async move { b.drain_and_shutdown(Duration::from_secs(20)).await });
-    eventually("b sends values", || b_group.stats().handed_over > 0).await;
+    let (held, begun) = (b_group.inspect().entries() as u64, Instant::now());
+    let leaving = tokio::spawn(async move { b.shutdown_within(Duration::from_secs(20)).await });
+    eventually("b sends values", || b_group.stats().handover_sent > 0).await;
     join(&mut cluster, &mut groups, "c", &loads).await; // all agree once b is gone
     leaving.await.unwrap().unwrap();
     assert!(begun.elapsed() < Duration::from_secs(10), "the drain ends with the hand-over: {:?}", begun.elapsed());
-    let received = groups.iter().map(|group| group.stats().taken_over);
-    assert!(b_group.stats().handed_over >= held && received.sum::<u64>() >= held, "{:?}", groups[1].stats());
+    let received = groups.iter().map(|group| group.stats().handover_received);
+    assert!(b_group.stats().handover_sent >= held && received.sum::<u64>() >= held, "{:?}", groups[1].stats());
     cluster.shutdown().await;
 }
 
@@ -96,21 +97,21 @@ async fn joining_node_receives_from_a_draining_node() {
 async fn values_received_back_replace_sent_copies() {
     const MOMENT: Duration = Duration::from_secs(2);
     let (loads, mut cluster) = (Loads::default(), Cluster::start(1).await);
-    let mut groups = cluster.group(|_, node| data(node, &loads).borrowed_time_to_live(MOMENT)).await;
+    let mut groups = cluster.group(|_, node| data(node, &loads).replica_time_to_live(MOMENT)).await;
     let keys = keys(1000);
     get_all_twice(&groups[0], &keys).await;
     let b = Node::builder().identity(identity("b")).provider(cluster.peers.clone()).start().await.unwrap();
-    groups.push(data(&b, &loads).borrowed_time_to_live(MOMENT).build().unwrap());
+    groups.push(data(&b, &loads).replica_time_to_live(MOMENT).build().unwrap());
     cluster.nodes.push(b);
     cluster.peers.set(cluster.nodes.iter().map(peer).collect());
     cluster.agree().await;
-    let share = keys.iter().filter(|key| groups[0].owner_of(key).as_str() == "b").count() as u64;
-    eventually("b receives its share", || groups[1].stats().taken_over == share).await;
-    cluster.nodes.pop().unwrap().drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
+    let share = keys.iter().filter(|key| groups[0].inspect().owner_of(key).as_str() == "b").count() as u64;
+    eventually("b receives its share", || groups[1].stats().handover_received == share).await;
+    cluster.nodes.pop().unwrap().shutdown_within(Duration::from_secs(20)).await.unwrap();
     eventually("a is alone", || cluster.nodes[0].members().len() == 1).await;
     tokio::time::sleep(MOMENT).await;
     get_all(&groups[0], &keys).await;
-    assert_eq!((groups[0].stats().taken_over, loads.total()), (share, 1000));
+    assert_eq!((groups[0].stats().handover_received, loads.total()), (share, 1000));
     cluster.shutdown().await;
 }
 
@@ -120,10 +121,10 @@ async fn draining_node_does_not_wait_for_a_peer_without_room() {
     let groups = cluster.group(|at, node| data(node, &loads).capacity_bytes([1 << 20, 64 << 20][at])).await;
     let keys = keys(20_000);
     get_all(&groups[1], &keys).await;
-    let (held, begun) = (groups[1].entries() as u64, Instant::now());
-    cluster.nodes.pop().unwrap().drain_and_shutdown(Duration::from_secs(30)).await.unwrap();
+    let (held, begun) = (groups[1].inspect().entries() as u64, Instant::now());
+    cluster.nodes.pop().unwrap().shutdown_within(Duration::from_secs(30)).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
-    let sent = groups[1].stats().handed_over;
+    let sent = groups[1].stats().handover_sent;
     assert!(0 < sent && sent < held, "{sent} of {held}");
     cluster.shutdown().await;
 }
@@ -133,12 +134,12 @@ async fn draining_node_does_not_wait_for_a_peer_without_room() {
 async fn draining_node_without_receivers_leaves_at_once() {
     for others in [0, 1] {
         let (loads, begun) = (Loads::default(), Instant::now());
-        let cluster = Cluster::start_each(1 + others, |at, builder| builder.hand_over(at == 0)).await;
+        let cluster = Cluster::start_each(1 + others, |at, builder| builder.handover(at == 0)).await;
         let groups = cluster.group(|_, node| data(node, &loads)).await;
         get_all(&groups[0], &keys(100)).await;
-        cluster.nodes[0].drain_and_shutdown(Duration::from_secs(30)).await.unwrap();
+        cluster.nodes[0].shutdown_within(Duration::from_secs(30)).await.unwrap();
         assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
-        assert_eq!(groups[0].stats().handed_over, 0);
+        assert_eq!(groups[0].stats().handover_sent, 0);
         cluster.shutdown().await;
     }
 }
@@ -155,9 +156,9 @@ async fn joining_node_receives_its_share_in_the_background() {
     cluster.nodes.push(c);
     cluster.agree().await;
     let share = keys.iter().filter(|key| cluster.owner(&groups, key) == 2).count();
-    eventually("c has its share", || groups[2].entries() >= share).await;
+    eventually("c has its share", || groups[2].inspect().entries() >= share).await;
     get_all(&groups[2], &keys).await;
-    assert_eq!((loads.total(), groups[2].stats().taken_over), (3000, share as u64));
+    assert_eq!((loads.total(), groups[2].stats().handover_received), (3000, share as u64));
     cluster.shutdown().await;
 }
 
@@ -172,15 +173,16 @@ async fn cold_values_move_after_the_ring_is_unchanged() {
     let used = &keys[..1000];
     get_all(&groups[0], used).await;
     join(&mut cluster, &mut groups, "c", &loads).await;
-    let of_c = |keys: &[String]| keys.iter().filter(|key| groups[0].owner_of(key).as_str() == "c").count() as u64;
-    eventually("c has the recently used values", || groups[2].stats().taken_over >= of_c(used)).await;
+    let of_c =
+        |keys: &[String]| keys.iter().filter(|key| groups[0].inspect().owner_of(key).as_str() == "c").count() as u64;
+    eventually("c has the recently used values", || groups[2].stats().handover_received >= of_c(used)).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(groups[2].stats().taken_over, of_c(used), "and no other value");
+    assert_eq!(groups[2].stats().handover_received, of_c(used), "and no other value");
     tokio::time::sleep(Duration::from_secs(35)).await;
-    eventually("c has the cold values", || groups[2].stats().taken_over >= of_c(&keys)).await;
+    eventually("c has the cold values", || groups[2].stats().handover_received >= of_c(&keys)).await;
     get_all(&groups[2], &keys).await;
-    assert_eq!((loads.total(), groups[2].stats().taken_over), (3000, of_c(&keys)));
-    assert_eq!(groups[2].stats().peeked, 0, "no key was read from its previous owner");
+    assert_eq!((loads.total(), groups[2].stats().handover_received), (3000, of_c(&keys)));
+    assert_eq!(groups[2].stats().previous_owner_hits, 0, "no key was read from its previous owner");
     cluster.shutdown().await;
 }
 
@@ -194,15 +196,15 @@ async fn joining_node_finds_values_that_moved_twice() {
     get_all(&groups[0], &keys).await;
     join(&mut cluster, &mut groups, "b", &loads).await;
     let mut moved_twice = keys.clone();
-    moved_twice.retain(|key| groups[0].owner_of(key).as_str() == "b");
+    moved_twice.retain(|key| groups[0].inspect().owner_of(key).as_str() == "b");
     join(&mut cluster, &mut groups, "c", &loads).await;
-    moved_twice.retain(|key| groups[0].owner_of(key).as_str() == "c");
+    moved_twice.retain(|key| groups[0].inspect().owner_of(key).as_str() == "c");
     assert!(moved_twice.len() > 100);
     for some in moved_twice.chunks(10) {
         get_all(&groups[2], some).await;
     }
     // Answers may be late on a busy machine. All others came from a, because b held none of the values.
-    let (read, loaded) = (groups[2].stats().peeked, loads.total() - 3000);
+    let (read, loaded) = (groups[2].stats().previous_owner_hits, loads.total() - 3000);
     assert!(read > 0 && read + loaded == moved_twice.len() as u64, "{read}, {loaded} of {}", moved_twice.len());
     cluster.shutdown().await;
 }
@@ -216,16 +218,16 @@ async fn lazy_remove_is_not_undone_by_an_earlier_owner() {
     let mut keys = keys(1000);
     get_all(&groups[0], &keys).await; // once, so that b does not receive them when it joins
     join(&mut cluster, &mut groups, "b", &loads).await;
-    keys.retain(|key| groups[0].owner_of(key).as_str() == "b");
+    keys.retain(|key| groups[0].inspect().owner_of(key).as_str() == "b");
     let (removed, removed_at) = (keys.clone(), groups[1].clone());
     for key in &removed {
-        removed_at.remove_lazy(key).await.unwrap();
+        let _ = removed_at.remove_with(key, RemoveOptions::new().owner_only()).await.unwrap();
     }
     join(&mut cluster, &mut groups, "c", &loads).await;
-    keys.retain(|key| groups[0].owner_of(key).as_str() == "c");
+    keys.retain(|key| groups[0].inspect().owner_of(key).as_str() == "c");
     assert!(keys.len() > 50);
     // A draining node sends all of its values.
-    cluster.nodes.remove(0).drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
+    cluster.nodes.remove(0).shutdown_within(Duration::from_secs(20)).await.unwrap();
     for key in &keys {
         groups[2].get(key).await.unwrap();
         assert_eq!(loads.of(key), 2, "{key}");
@@ -244,7 +246,7 @@ async fn restarted_node_receives_its_share_again() {
     let mut raw = Raw::open(cluster.nodes[0].address(), as_node("b")).await.unwrap();
     assert!(pages_of(&mut raw).await[0].entries.is_empty(), "b has all values of its keys");
     groups.pop();
-    cluster.nodes.pop().unwrap().drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
+    cluster.nodes.pop().unwrap().shutdown_within(Duration::from_secs(20)).await.unwrap();
     cluster.peers.set(cluster.nodes.iter().map(peer).collect());
     eventually("a is alone", || cluster.nodes[0].members().len() == 1).await;
     get_all(&groups[0], &keys).await;
@@ -255,8 +257,8 @@ async fn restarted_node_receives_its_share_again() {
     cluster.nodes.push(b);
     cluster.agree().await;
     let share = keys.iter().filter(|key| cluster.owner(&groups, key) == 1).count();
-    eventually("b has its share", || groups[1].entries() >= share).await;
-    assert_eq!((loads.total(), groups[1].stats().taken_over), (3000, share as u64));
+    eventually("b has its share", || groups[1].inspect().entries() >= share).await;
+    assert_eq!((loads.total(), groups[1].stats().handover_received), (3000, share as u64));
     cluster.shutdown().await;
 }
 
@@ -265,10 +267,10 @@ async fn drain_deadline_holds_when_no_peer_requests_pages() {
     let scene = Scene::start().await;
     get_all(&scene.group, &scene.keys_of_b(100)).await;
     let begun = Instant::now();
-    scene.b.drain_and_shutdown(Duration::from_secs(3)).await.unwrap();
+    scene.b.shutdown_within(Duration::from_secs(3)).await.unwrap();
     // Two thirds of the deadline are for the hand-over. The provider and the tasks may take one second each on top.
     assert!((1_900..6_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
-    assert_eq!(scene.group.stats().handed_over, 0);
+    assert_eq!(scene.group.stats().handover_sent, 0);
 }
 
 /// Checks that drains which were cancelled, and a concurrent one, do not stop a later drain from sending all values.
@@ -278,12 +280,12 @@ async fn cancelled_drain_can_be_called_again() {
     let groups = cluster.group(|_, node| data(node, &loads)).await;
     get_all(&groups[0], &keys(1000)).await;
     for ms in [0, 1, 5, 20] {
-        let leaving = cluster.nodes[0].drain_and_shutdown(Duration::from_secs(20));
+        let leaving = cluster.nodes[0].shutdown_within(Duration::from_secs(20));
         let _ = tokio::time::timeout(Duration::from_millis(ms), leaving).await;
     }
     let (first, second) = tokio::join!(
-        cluster.nodes[0].drain_and_shutdown(Duration::from_secs(20)),
-        cluster.nodes[0].drain_and_hand_over(Duration::from_secs(20)),
+        cluster.nodes[0].shutdown_within(Duration::from_secs(20)),
+        cluster.nodes[0].drain(Duration::from_secs(20)),
     );
     first.unwrap();
     drop(second); // an error if the other call has closed the node
@@ -332,7 +334,7 @@ async fn page_request_after_a_ring_change_starts_a_new_list() {
     get_all_twice(&groups[0], &keys).await;
     for name in ["b", "c"] {
         // Nodes b and c receive no hand-over themselves.
-        let node = Node::builder().identity(identity(name)).provider(cluster.peers.clone()).hand_over(false);
+        let node = Node::builder().identity(identity(name)).provider(cluster.peers.clone()).handover(false);
         let node = node.start().await.unwrap();
         groups.push(data(&node, &loads).build().unwrap());
         cluster.nodes.push(node);
@@ -342,12 +344,12 @@ async fn page_request_after_a_ring_change_starts_a_new_list() {
     let mut raw = Raw::open(cluster.nodes[0].address(), as_node("b")).await.unwrap();
     let first = pages_from(&mut raw, 0, 1).await.remove(0);
     assert!(first.next > 0 && first.left > 0, "there are more pages");
-    cluster.nodes.pop().unwrap().drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
+    cluster.nodes.pop().unwrap().shutdown_within(Duration::from_secs(20)).await.unwrap();
     eventually("c has left", || cluster.nodes[0].members().len() == 2).await;
 
     let pages = pages_from(&mut raw, first.next, usize::MAX).await;
     let mut got: Vec<_> = pages.iter().flat_map(|page| &page.entries).map(|handed| handed.key.to_vec()).collect();
-    let share = keys.iter().filter(|key| groups[0].owner_of(key).as_str() == "b");
+    let share = keys.iter().filter(|key| groups[0].inspect().owner_of(key).as_str() == "b");
     let mut share: Vec<_> = share.map(|key| key.as_bytes().to_vec()).collect();
     got.sort();
     share.sort();
@@ -360,7 +362,7 @@ async fn page_request_after_a_ring_change_starts_a_new_list() {
 async fn values_age_while_their_page_waits() {
     const TIME_TO_LIVE: Duration = Duration::from_secs(60);
     let mut limits = Limits::default();
-    limits.hand_over_bytes_per_second = 100_000;
+    limits.handover_bytes_per_second = 100_000;
     let (loads, mut cluster) = (Loads::default(), Cluster::start_with(1, limits).await);
     let large =
         async |loads: &Loads, key: &str| Ok::<_, BoxError>(format!("{} {}", loads.begin(key), "x".repeat(2000)));
@@ -371,7 +373,7 @@ async fn values_age_while_their_page_waits() {
     let groups = cluster.group(|_, node| group(node)).await;
     get_all_twice(&groups[0], &keys(400)).await;
     let loaded = Instant::now(); // the loads ended by then
-    let b = Node::builder().identity(identity("b")).provider(cluster.peers.clone()).hand_over(false);
+    let b = Node::builder().identity(identity("b")).provider(cluster.peers.clone()).handover(false);
     cluster.nodes.push(b.start().await.unwrap());
     let _at_b = group(&cluster.nodes[1]).build().unwrap();
     cluster.peers.set(cluster.nodes.iter().map(peer).collect());
@@ -393,7 +395,7 @@ async fn list_holds_each_key_of_the_requester_once_by_use() {
     let mut keys = scene.keys_of_b(3000);
     get_all(&scene.group, &keys).await;
     let removed = keys.remove(0);
-    scene.group.remove(&removed).await.unwrap().log_unreached();
+    scene.group.remove(&removed).await.unwrap().log_pending();
     let (most, more) = (keys[700].clone(), keys[500].clone());
     for _ in 0..5 {
         scene.group.get(&most).await.unwrap();
@@ -402,7 +404,7 @@ async fn list_holds_each_key_of_the_requester_once_by_use() {
     let connect_as = async |id: &str| Raw::open(scene.b.address(), as_node(id)).await.unwrap();
     let (mut a, mut unlisted) = (connect_as("a").await, connect_as("unlisted").await);
     assert!(pages_of(&mut a).await[0].entries.is_empty(), "a owns none of the keys yet");
-    scene.b.drain().await.unwrap();
+    scene.b.drain(Duration::from_secs(3)).await.unwrap();
     assert!(pages_of(&mut unlisted).await[0].entries.is_empty(), "an unlisted client owns no key");
     let pages = pages_of(&mut a).await;
     let got: Vec<_> = pages.iter().flat_map(|page| &page.entries).collect();
@@ -415,8 +417,8 @@ async fn list_holds_each_key_of_the_requester_once_by_use() {
     assert_eq!(pages[0].left as usize, keys.len() - pages[0].entries.len());
     // b leaves. Values that have arrived at a are not sent again.
     scene.stub.return_to_ready();
-    scene.b.drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
-    assert_eq!(scene.group.stats().handed_over, keys.len() as u64);
+    scene.b.shutdown_within(Duration::from_secs(20)).await.unwrap();
+    assert_eq!(scene.group.stats().handover_sent, keys.len() as u64);
 }
 
 /// Checks that a draining node serves its values for 10 s at most to others, and sends them to the new owner with their
@@ -426,11 +428,11 @@ async fn moved_value_is_sent_with_its_full_remaining_time() {
     let scene = Scene::start().await;
     let key = scene.keys_of_b(1).remove(0);
     scene.group.get(&key).await.unwrap();
-    scene.b.drain().await.unwrap();
+    scene.b.drain(Duration::from_secs(3)).await.unwrap();
     // The hit finds that the key has moved, and shortens the time of the entry.
     scene.group.get(&key).await.unwrap();
     assert_eq!(scene.group.stats().hits, 1);
-    let fresh_for = scene.group.local_entries(1)[0].fresh_for.expect("the time is limited");
+    let fresh_for = scene.group.inspect().local_entries(1)[0].fresh_for.expect("the time is limited");
     assert!(fresh_for <= Duration::from_secs(10), "{fresh_for:?}");
     let mut raw = Raw::open(scene.b.address(), as_node("a")).await.unwrap();
     let read = Request { no_load: true, role: 1000, ..get(1, &key) };
@@ -457,8 +459,8 @@ async fn group_built_later_receives_its_share() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     groups.push(data(&cluster.nodes[2], &loads).build().unwrap());
     let share = keys.iter().filter(|key| cluster.owner(&groups, key) == 2).count();
-    eventually("c has its share", || groups[2].entries() >= share).await;
-    assert_eq!((loads.total(), groups[2].stats().taken_over), (1000, share as u64));
+    eventually("c has its share", || groups[2].inspect().entries() >= share).await;
+    assert_eq!((loads.total(), groups[2].stats().handover_received), (1000, share as u64));
     cluster.shutdown().await;
 }
 
@@ -488,7 +490,7 @@ async fn no_get_fails_while_every_node_is_replaced() {
         }
         let leaving = cluster.nodes.remove(0);
         groups.remove(0);
-        leaving.drain_and_shutdown(Duration::from_secs(20)).await.unwrap();
+        leaving.shutdown_within(Duration::from_secs(20)).await.unwrap();
         cluster.peers.change(|peers| drop(peers.remove(0)));
         while let Some(got) = tokio::time::timeout(PATIENCE, gets.join_next()).await.expect("the gets end in time") {
             got.expect("no get fails");

@@ -61,15 +61,18 @@ async fn received_values_keep_age_and_remaining_time() {
     scene.stub.answer_with(in_pages(pages));
     scene.drain_a().await;
     wait_for_pages(&scene, 4).await;
-    assert_eq!(scene.group.entries(), 300);
+    assert_eq!(scene.group.inspect().entries(), 300);
     for key in &keys {
         assert_eq!(scene.group.get(key).await.unwrap(), "from a");
     }
-    let entries = scene.group.local_entries(1000);
+    let entries = scene.group.inspect().local_entries(1000);
     assert!(entries.iter().all(|entry| (50..60).contains(&entry.age.as_secs())));
     assert!(entries.iter().all(|entry| entry.fresh_for.is_some_and(|left| (50..=60).contains(&left.as_secs()))));
     let stats = scene.group.stats();
-    assert_eq!((stats.taken_over, stats.taken_over_bytes, stats.loads, stats.peeks), (300, 300 * 6, 0, 0));
+    assert_eq!(
+        (stats.handover_received, stats.handover_received_bytes, stats.loads, stats.previous_owner_reads),
+        (300, 300 * 6, 0, 0)
+    );
     assert_eq!(scene.stub.page_requests().iter().map(|request| request.cursor).collect::<Vec<_>>(), [0, 1, 2, 3]);
 }
 
@@ -106,7 +109,7 @@ async fn cleared_values_do_not_return_with_a_later_pull() {
     scene.stub.answer_with(in_pages(Vec::new()));
     scene.drain_a().await;
     wait_for_pages(&scene, 1).await;
-    scene.group.clear().await.unwrap().log_unreached();
+    scene.group.clear().await.unwrap().log_pending();
     tokio::time::sleep(Duration::from_millis(1500)).await; // no page is stored within a second of a write
     scene.stub.answer_with(in_pages(vec![all(&keys)]));
     // A new group makes node b pull again.
@@ -114,7 +117,7 @@ async fn cleared_values_do_not_return_with_a_later_pull() {
     let _other = other.loader(async |key: &str| Ok::<_, BoxError>(key.to_owned())).build().unwrap();
     eventually("b requests another page", || scene.stub.page_requests().len() >= 2).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!((scene.group.entries(), scene.group.stats().taken_over), (0, 0));
+    assert_eq!((scene.group.inspect().entries(), scene.group.stats().handover_received), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,14 +126,14 @@ async fn page_does_not_undo_recent_or_concurrent_writes() {
     let keys = scene.keys_of_a(6);
     scene.stub.answer_with(|request| (request.op != 4).then(not_held));
     // A write shortly before the key moves, which the stub may have missed.
-    scene.group.remove(&keys[0]).await.unwrap().log_unreached();
+    scene.group.remove(&keys[0]).await.unwrap().log_pending();
     scene.drain_a().await;
     eventually("b requests a page", || scene.stub.page_requests().len() == 1).await;
-    scene.group.remove(&keys[1]).await.unwrap().log_unreached();
-    scene.group.set(&keys[2], "set").await.unwrap().log_unreached();
+    scene.group.remove(&keys[1]).await.unwrap().log_pending();
+    scene.group.set(&keys[2], "set").await.unwrap().log_pending();
     // A set and a remove, after which the key is not cached.
-    scene.group.set(&keys[3], "set").await.unwrap().log_unreached();
-    scene.group.remove(&keys[3]).await.unwrap().log_unreached();
+    scene.group.set(&keys[3], "set").await.unwrap().log_pending();
+    scene.group.remove(&keys[3]).await.unwrap().log_pending();
     scene.stub.answer_with(in_pages(Vec::new()));
     scene.stub.send_answer(Answer { id: scene.stub.page_requests()[0].id, ..page(all(&keys), 1) });
     wait_for_pages(&scene, 2).await;
@@ -153,7 +156,7 @@ async fn page_does_not_undo_older_writes_since_the_move() {
     scene.stub.answer_with(|request| (request.op != 4).then(not_held));
     scene.drain_a().await;
     eventually("b requests a page", || scene.stub.page_requests().len() == 1).await;
-    scene.group.remove(&keys[0]).await.unwrap().log_unreached();
+    scene.group.remove(&keys[0]).await.unwrap().log_pending();
     // A load since the key moved: the value of the stub may be older.
     scene.group.get(&keys[1]).await.unwrap();
     // Waits out the second after a write in which no page is stored: a condition of time alone.
@@ -175,7 +178,7 @@ async fn clear_ends_the_pull() {
     scene.stub.answer_with(|request| (request.op != 4).then(not_held));
     scene.drain_a().await;
     eventually("b requests a page", || scene.stub.page_requests().len() == 1).await;
-    scene.group.clear().await.unwrap().log_unreached();
+    scene.group.clear().await.unwrap().log_pending();
     // Waits out the second after a write in which no page is stored. A page requested later would be stored.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     scene.stub.answer_with(in_pages(vec![Vec::new(), all(&keys[2..])]));
@@ -202,7 +205,7 @@ async fn page_of_keys_moved_on_is_not_stored() {
     scene.stub.answer_with(in_pages(Vec::new()));
     scene.stub.send_answer(Answer { id: scene.stub.page_requests()[0].id, ..page(all(&keys), 1) });
     eventually("the pull ends", || scene.stub.page_requests().len() >= 2).await;
-    assert_eq!((scene.group.stats().taken_over, scene.group.entries()), (0, 0));
+    assert_eq!((scene.group.stats().handover_received, scene.group.inspect().entries()), (0, 0));
 }
 
 /// Checks that a peer which declines or does not support page requests gets no second one, and still answers reads of
@@ -235,7 +238,7 @@ async fn value_panicking_in_decode_or_weight_is_skipped() {
     let entries = keys.iter().zip(values).map(|(key, value)| handed(key, value)).collect();
     scene.stub.answer_with(in_pages(vec![entries]));
     scene.drain_a().await;
-    eventually("the third value is stored", || group.stats().taken_over == 1).await;
+    eventually("the third value is stored", || group.stats().handover_received == 1).await;
     for (key, value) in keys.iter().zip([&keys[0], &keys[1], "from a"]) {
         assert_eq!(group.get(key).await.unwrap().0, value);
     }
@@ -258,10 +261,10 @@ async fn value_panicking_on_drop_does_not_end_the_pull() {
     scene.drain_a().await;
     // After this remove the value of a for the first key is not stored, so that it is dropped.
     group.get(&keys[0]).await.unwrap();
-    group.remove(&keys[0]).await.unwrap().log_unreached();
+    group.remove(&keys[0]).await.unwrap().log_pending();
     tokio::time::sleep(Duration::from_millis(1500)).await; // no page is stored within a second of a write
     is_ready.store(true, Relaxed);
-    eventually("the second value is stored", || group.stats().taken_over == 1).await;
+    eventually("the second value is stored", || group.stats().handover_received == 1).await;
     assert_eq!((&*group.get(&keys[0]).await.unwrap().0, &*group.get(&keys[1]).await.unwrap().0), (&*keys[0], "from a"));
 }
 
@@ -288,7 +291,7 @@ async fn page_request_without_room_is_retried() {
     assert_eq!(scene.stub.page_requests().len(), 0, "the get takes the only place");
     scene.stub.send_answer(Answer { id: first_get.load(Relaxed), ..value("from a") });
     waiting.await.unwrap();
-    eventually("b receives the values", || scene.group.stats().taken_over == 99).await;
+    eventually("b receives the values", || scene.group.stats().handover_received == 99).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -320,7 +323,7 @@ async fn pull_keeps_the_budget_and_the_first_pages() {
     scene.drain_a().await;
     let (mut before, mut unchanged) = (0, 0);
     eventually("the pages end", || {
-        assert!(scene.group.bytes() <= scene.group.capacity_bytes());
+        assert!(scene.group.inspect().bytes() <= scene.group.inspect().capacity_bytes());
         let requests = scene.stub.page_requests().len();
         unchanged = if requests == before { unchanged + 1 } else { 0 };
         before = requests;
@@ -329,13 +332,13 @@ async fn pull_keeps_the_budget_and_the_first_pages() {
     .await;
     let requests = scene.stub.page_requests().len();
     assert!((70..=110).contains(&requests), "{requests} page requests for 1.25 budgets");
-    assert!(scene.group.entries() > 55, "{} entries", scene.group.entries());
+    assert!(scene.group.inspect().entries() > 55, "{} entries", scene.group.inspect().entries());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pull_rate_is_limited() {
     let mut limits = Limits::default();
-    limits.hand_over_bytes_per_second = 200_000;
+    limits.handover_bytes_per_second = 200_000;
     let scene = Scene::with(Stub::new(), |builder| builder.limits(limits)).await;
     let keys = scene.keys_of_a(5);
     let large = "x".repeat(100_000);

@@ -9,8 +9,10 @@ use std::{
 };
 
 use groupcache_core::{
-    BatchLoader, BoxError, DecodeError, EncodeError, Limits, LoadError, Loaded, Node, Value,
+    BoxError, Limits, LoadError, Loaded, Node, Value,
     bytes::{Bytes, BytesMut},
+    loader::BatchLoader,
+    value::{DecodeError, EncodeError},
 };
 use tokio::task::JoinSet;
 
@@ -29,11 +31,17 @@ async fn value_read_keeps_its_age_and_remaining_time() {
     scene.drain_a().await;
     assert_eq!(scene.group.get(key).await.unwrap(), "from a");
     assert_eq!(scene.group.get(key).await.unwrap(), "from a");
-    let entry = scene.group.local_entries(10).into_iter().find(|entry| entry.key == *key).expect("the value is cached");
+    let entry = scene
+        .group
+        .inspect()
+        .local_entries(10)
+        .into_iter()
+        .find(|entry| entry.key == *key)
+        .expect("the value is cached");
     assert!((50..60).contains(&entry.age.as_secs()), "{:?}", entry.age);
     assert!((50..=60).contains(&entry.fresh_for.expect("the time is limited").as_secs()), "{:?}", entry.fresh_for);
     let stats = scene.group.stats();
-    assert_eq!((stats.peeks, stats.peeked, stats.loads, stats.hits), (1, 1, 0, 1));
+    assert_eq!((stats.previous_owner_reads, stats.previous_owner_hits, stats.loads, stats.hits), (1, 1, 0, 1));
     assert_eq!(scene.stub.reads().len(), 1);
     assert!(scene.stub.reads()[0].no_load, "the previous owner must not load");
 }
@@ -66,7 +74,7 @@ async fn missing_value_is_loaded_and_reads_go_on() {
     // Answers are late now and then on a busy machine, and pauses follow.
     let reads = scene.stub.reads().len();
     assert!((2..=10).contains(&reads), "{reads}");
-    assert_eq!((scene.gate.loads.total(), scene.group.stats().peeked), (10, 0));
+    assert_eq!((scene.gate.loads.total(), scene.group.stats().previous_owner_hits), (10, 0));
 }
 
 /// Checks that reads from a peer end after 64 misses from the start, and after 256 reads with fewer than 5 hits.
@@ -187,7 +195,7 @@ async fn silent_peer_is_given_up_after_seven_reads() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_requests_without_handover_at_both_nodes() {
     let not_offered = Scene::with(Stub::without_handover(), |builder| builder).await;
-    let disabled = Scene::with(Stub::new(), |builder| builder.hand_over(false)).await;
+    let disabled = Scene::with(Stub::new(), |builder| builder.handover(false)).await;
     for scene in [not_offered, disabled] {
         let keys = scene.keys_of_a(10);
         scene.stub.answer_with(|_| Some(value("from a")));
@@ -217,7 +225,10 @@ async fn cancelled_get_does_not_end_its_read() {
             let id = scene.stub.reads().last().unwrap().id;
             scene.stub.send_answer(Answer { id, ..answer });
         }
-        eventually("the key is cached", || scene.group.local_entries(10).iter().any(|entry| entry.key == *key)).await;
+        eventually("the key is cached", || {
+            scene.group.inspect().local_entries(10).iter().any(|entry| entry.key == *key)
+        })
+        .await;
         // Waits out the pause that may follow a late answer.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -266,7 +277,10 @@ async fn unusable_value_is_loaded_instead() {
         });
         scene.drain_a().await;
         assert_eq!(group.get(key).await.unwrap().0, *key, "{text:?}");
-        assert_eq!((group.stats().peeks, group.stats().peeked, group.stats().loads), (1, 0, 1));
+        assert_eq!(
+            (group.stats().previous_owner_reads, group.stats().previous_owner_hits, group.stats().loads),
+            (1, 0, 1)
+        );
     }
 }
 
@@ -303,7 +317,7 @@ async fn leaving_or_joining_owner_causes_almost_no_loads() {
     let (loads, cluster) = (Loads::default(), Cluster::start(3).await);
     let load = async |loads: &Loads, key: &str| Ok::<_, BoxError>(loads.begin(key).to_string());
     let build = |_: usize, node: &Node| {
-        node.group::<String>("data").capacity_bytes(8 << 20).hot_copies(false).loader_with(loads.clone(), load)
+        node.group::<String>("data").capacity_bytes(8 << 20).replicas(false).loader_with(loads.clone(), load)
     };
     let groups = cluster.group(build).await;
     let keys: Vec<_> = (0..300).map(|n| format!("key-{n}")).collect();
@@ -311,7 +325,7 @@ async fn leaving_or_joining_owner_causes_almost_no_loads() {
         groups[0].get(key).await.unwrap();
     }
     assert_eq!(loads.total(), 300);
-    cluster.nodes[1].drain().await.unwrap();
+    cluster.nodes[1].drain(Duration::from_secs(3)).await.unwrap();
     for key in &keys {
         groups[2].get(key).await.unwrap();
     }
@@ -332,7 +346,7 @@ async fn leaving_or_joining_owner_causes_almost_no_loads() {
         of_d.get(key).await.unwrap();
     }
     assert!(loads.total() <= 306, "d has joined, and reads the values of a and c: {} loads", loads.total());
-    assert!(of_d.entries() > 50, "d owns a third");
+    assert!(of_d.inspect().entries() > 50, "d owns a third");
     d.shutdown_within(Duration::from_secs(1)).await.unwrap();
     cluster.shutdown().await;
 }

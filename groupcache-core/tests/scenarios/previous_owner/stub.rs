@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use groupcache_core::{Group, Node, NodeBuilder, Peer, PeerId};
+use groupcache_core::{Group, Node, NodeBuilder, PeerId, discovery::Peer};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
@@ -221,13 +221,13 @@ impl Scene {
     /// Returns keys of the stub. Never returns while the stub owns no key.
     pub fn keys_of_a(&self, n: usize) -> Vec<String> {
         let keys = (0..).map(|n| format!("key-{n}"));
-        keys.filter(|key| self.group.owner_of(key).as_str() == "a").take(n).collect()
+        keys.filter(|key| self.group.inspect().owner_of(key).as_str() == "a").take(n).collect()
     }
 
     /// Returns keys of `b`.
     pub fn keys_of_b(&self, n: usize) -> Vec<String> {
         let keys = (0..).map(|n| format!("key-{n}"));
-        keys.filter(|key| self.group.owner_of(key).as_str() == "b").take(n).collect()
+        keys.filter(|key| self.group.inspect().owner_of(key).as_str() == "b").take(n).collect()
     }
 
     /// Drains the stub and waits until `b` owns all keys.

@@ -1,5 +1,6 @@
 //! Writes around a previous-owner read: the value of the previous owner never comes back after a write.
 
+use groupcache_core::RemoveOptions;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -154,7 +155,7 @@ async fn key_under_a_delete_hold_is_loaded_and_not_cached() {
     let scene = Scene::start().await;
     let key = &scene.keys_of_a(1)[0];
     scene.stub.answer_with(|_| Some(value("from a")));
-    scene.group.remove_and_hold(key, Duration::from_secs(60)).await.unwrap().log_unreached();
+    scene.group.remove_with(key, RemoveOptions::new().hold(Duration::from_secs(60))).await.unwrap().log_pending();
     scene.drain_a().await;
     // Waits out the second after the remove, so that only the delete hold prevents the read.
     tokio::time::sleep(Duration::from_millis(1_100)).await;

@@ -31,13 +31,19 @@ use std::{
 };
 
 use groupcache_core::{
-    BoxError, Group, GroupBuilder, Identity, Limits, Node, NodeBuilder, Peer, PeerSet, Provider, ProviderContext,
-    ProviderError, Signal, Value, async_trait,
+    BoxError, Group, GroupBuilder, Identity, Limits, Node, NodeBuilder, Value, async_trait,
+    discovery::{Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
 };
 use read_along as _;
 use tokio::{sync::watch, time::timeout};
 
 pub use proxy::Proxy;
+
+/// Returns how many loads run on a node and how many wait for a permit.
+pub fn loads_of(node: &Node) -> (usize, usize) {
+    let loads = node.loads();
+    (loads.running, loads.queued)
+}
 
 /// Time limit that anything that works keeps, even on a busy machine with two cores.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -143,7 +149,7 @@ impl Cluster {
             let first = self.nodes[0].fingerprint();
             self.nodes.iter().all(|node| {
                 let members = node.members();
-                members.len() == n && members.iter().all(|m| m.owns && m.is_reachable) && node.fingerprint() == first
+                members.len() == n && members.iter().all(|m| m.owns && m.reachable) && node.fingerprint() == first
             })
         })
         .await;
@@ -167,7 +173,7 @@ impl Cluster {
 
     /// Returns the index of the owner of a key, as node `a` sees it.
     pub fn owner<V: Value>(&self, groups: &[Group<V>], key: &str) -> usize {
-        let owner = groups[0].owner_of(key);
+        let owner = groups[0].inspect().owner_of(key);
         self.nodes.iter().position(|node| node.id() == owner).expect("the owner is a node of the cluster")
     }
 

@@ -1,6 +1,6 @@
 //! Authorities and certificates, valid and invalid.
 
-use groupcache_core::{ClusterKey, MutualTls};
+use groupcache_core::tls::{ClusterKey, MutualTls};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType, date_time_ymd,

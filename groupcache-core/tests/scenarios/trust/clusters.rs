@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use crate::support::{self, Cluster, Loads, PATIENCE, identity, name, pki, pki::Authority};
-use groupcache_core::{BoxError, ClusterKey, Group, Node};
+use groupcache_core::{BoxError, Group, Node, tls::ClusterKey};
 use tokio::time::{sleep, timeout};
 
 async fn echo(loads: &Loads, key: &str) -> Result<String, BoxError> {
@@ -57,7 +57,7 @@ async fn key_file_is_reread_and_an_invalid_one_ignored() {
     fs::write(&path, "too short").unwrap();
     let broken = cluster.nodes[0].reload_tls().await.expect_err("the key is too short");
     assert!(broken.is_config() && broken.to_string().contains("/dev/urandom"), "{broken}");
-    assert!(cluster.nodes.iter().all(|node| node.members().iter().all(|member| member.is_reachable)));
+    assert!(cluster.nodes.iter().all(|node| node.members().iter().all(|member| member.reachable)));
 
     // A node that has only the new key is let in once the others have read the file.
     fs::write(&path, format!("{new},{old}")).unwrap();

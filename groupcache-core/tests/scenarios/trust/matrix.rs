@@ -8,7 +8,11 @@ use crate::support::{
     pki::{self, Authority, Pem},
     warnings::Warnings,
 };
-use groupcache_core::{BoxError, ClusterKey, Error, Group, Identity, MutualTls, Node, NodeStats};
+use groupcache_core::{
+    BoxError, Error, Group, Identity, Node,
+    stats::NodeStats,
+    tls::{ClusterKey, MutualTls},
+};
 use rcgen::ExtendedKeyUsagePurpose;
 use tokio::time::timeout;
 

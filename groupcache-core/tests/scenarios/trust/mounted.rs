@@ -10,7 +10,11 @@ use crate::{
     },
 };
 use axum::{Extension, Router, routing::get};
-use groupcache_core::{BoxError, ClusterKey, Group, Identity, Node, NodeBuilder, PeerCertificates, PeerService};
+use groupcache_core::{
+    BoxError, Group, Identity, Node, NodeBuilder,
+    mount::PeerService,
+    tls::{ClusterKey, PeerCertificates},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -284,7 +288,7 @@ async fn mounted_service_without_certificates_names_the_remedy() {
     // Neither the server nor b uses TLS, so that requests of b reach the service and are refused there.
     let peers = Peers::default();
     let b = Node::builder().identity(identity("b")).provider(peers.clone()).start().await.unwrap();
-    peers.set(vec![groupcache_core::Peer::member(a.id(), [address.into()])]);
+    peers.set(vec![groupcache_core::discovery::Peer::member(a.id(), [address.into()])]);
     eventually("b is refused", || b.unconnected().iter().any(|peer| peer.error.is_unauthenticated())).await;
     let error = b.unconnected().remove(0).error.to_string();
     assert!(error.contains("cluster_key") && error.contains("PeerCertificates"), "{error}");

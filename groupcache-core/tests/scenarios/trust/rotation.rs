@@ -18,7 +18,11 @@ use crate::support::{
     Peers, identity, pki,
     pki::{Authority, Pem},
 };
-use groupcache_core::{Address, BoxError, ClusterKey, Group, MutualTls, Node, NodeBuilder, Peer, PeerId};
+use groupcache_core::{
+    BoxError, Group, Node, NodeBuilder, PeerId,
+    discovery::{Address, Peer},
+    tls::{ClusterKey, MutualTls},
+};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// Environment variable with the id of a child process.
@@ -96,7 +100,7 @@ async fn get_continuously(id: String, group: Group<String>, failed: Arc<AtomicU6
 fn report(node: &Node, group: &Group<String>, failed: &AtomicU64) -> String {
     let (gets, stats) = (group.stats(), node.stats());
     let members = node.members();
-    let reachable = members.iter().filter(|member| member.is_reachable && !member.is_me).count();
+    let reachable = members.iter().filter(|member| member.reachable && !member.local).count();
     let untrusted = node.unconnected().iter().filter(|peer| peer.error.is_unauthenticated()).count();
     let offering = node.peers_with_group("data");
     format!(

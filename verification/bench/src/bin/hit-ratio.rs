@@ -98,7 +98,7 @@ async fn group(node: &Node, name: &str, bytes: u64) -> Result<Group<Bytes>, Box<
 async fn weight(node: &Node) -> Result<u64, Box<dyn Error>> {
     let group = group(node, "weight", 1 << 20).await?;
     group.get("key--0000001").await?;
-    Ok(group.local_entries(1).first().ok_or("the group keeps no entry")?.bytes)
+    Ok(group.inspect().local_entries(1).first().ok_or("the group keeps no entry")?.bytes)
 }
 
 async fn group_percent(group: &Group<Bytes>, workload: &Workload) -> Result<f64, Box<dyn Error>> {

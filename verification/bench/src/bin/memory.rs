@@ -31,9 +31,9 @@ async fn fill<V: Value>(name: &str, group: Group<V>) -> Result<(), Box<dyn Error
     for n in (0..ENTRIES).chain(0..ENTRIES) {
         group.get(&format!("key-{n:016}")).await?;
     }
-    let entries = group.entries();
+    let entries = group.inspect().entries();
     let each = (resident()? - before) as f64 / entries as f64;
-    let accounted = group.bytes() as f64 / entries as f64;
+    let accounted = group.inspect().bytes() as f64 / entries as f64;
     let more = 100.0 * (each / accounted - 1.0);
     println!("| {entries} {name} | {each:.0} B | {accounted:.0} B | {more:+.1} % |");
     Ok(())

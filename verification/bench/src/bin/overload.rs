@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::{Address, Group, Identity, Limits, Node, Peer, PeerId, Provider, poll};
+use groupcache_core::{
+    Group, Identity, Limits, Node, PeerId,
+    discovery::{Address, Peer, Provider, poll},
+};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 /// Number of concurrent loads of the owner's source.
@@ -69,7 +72,7 @@ fn group(node: &Node) -> Result<Group<String>, Failed> {
         }
         Ok::<_, std::io::Error>(key.to_owned())
     };
-    Ok(node.group::<String>("data").capacity_bytes(64 << 20).hot_copies(false).loader(load).build()?)
+    Ok(node.group::<String>("data").capacity_bytes(64 << 20).replicas(false).loader(load).build()?)
 }
 
 fn listed(peers: &str) -> impl Provider {

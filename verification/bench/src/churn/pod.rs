@@ -160,7 +160,7 @@ impl Cache {
         let identity = Identity::new(pod.listen).with_id(&*pod.id)?;
         let provider = File::new(&pod.settings.peers).every(LOOK);
         let hands_over = pod.settings.kind == CacheKind::ThisCrate;
-        let node = Node::builder().identity(identity).provider(provider).hand_over(hands_over).start().await?;
+        let node = Node::builder().identity(identity).provider(provider).handover(hands_over).start().await?;
         let group = node
             .group::<Bytes>("data")
             .capacity_bytes(CAPACITY)
@@ -190,7 +190,7 @@ impl Cache {
 
     async fn end(&self) -> Result<()> {
         match self {
-            Self::ThisCrate(node, _) => node.drain_and_shutdown(GRACE).await?,
+            Self::ThisCrate(node, _) => node.shutdown_within(GRACE).await?,
             Self::GroupcacheRs(_) => sleep(PRE_STOP).await,
         }
         Ok(())
@@ -201,11 +201,11 @@ impl Cache {
         let Self::ThisCrate(_, group) = self else { return Total { nanoseconds, ..Total::default() } };
         let stats = group.stats();
         Total {
-            entries: (group.entries() - group.borrowed_entries()) as u64,
-            moved_bytes: stats.handed_over_bytes,
-            peeks: stats.peeks,
-            peeked: stats.peeked,
-            taken_over: stats.taken_over,
+            entries: (group.inspect().entries() - group.inspect().replicas()) as u64,
+            moved_bytes: stats.handover_sent_bytes,
+            previous_owner_reads: stats.previous_owner_reads,
+            previous_owner_hits: stats.previous_owner_hits,
+            handover_received: stats.handover_received,
             nanoseconds,
         }
     }

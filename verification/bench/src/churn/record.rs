@@ -164,11 +164,11 @@ pub struct Run {
     /// Bytes of values that were sent in hand-overs.
     pub moved_bytes: u64,
     /// Number of previous-owner reads before loads.
-    pub peeks: u64,
+    pub previous_owner_reads: u64,
     /// Number of previous-owner reads that found the value.
-    pub peeked: u64,
+    pub previous_owner_hits: u64,
     /// Number of entries that were received in pages.
-    pub taken_over: u64,
+    pub handover_received: u64,
     /// Bytes of values that were sent after the deploy was counted, once the ring had been the same for a while.
     pub moved_later_bytes: u64,
     /// Bytes of values that the ended processes owned when they were told to end.

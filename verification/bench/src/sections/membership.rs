@@ -4,7 +4,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use discovery_static::Static;
-use groupcache_core::{Address, Identity, Node, Peer, PeerId};
+use groupcache_core::{
+    Identity, Node, PeerId,
+    discovery::{Address, Peer},
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 

@@ -28,7 +28,7 @@ pub async fn node(id: &str, weight: u8, peers: &[(String, SocketAddr)]) -> Resul
 /// # Errors
 /// An error if the node already has the group.
 pub fn group(node: &Node, bytes: usize, hot_copies: bool) -> Result<Group<Bytes>> {
-    let group = node.group::<Bytes>("data").capacity_bytes(CAPACITY).hot_copies(hot_copies);
+    let group = node.group::<Bytes>("data").capacity_bytes(CAPACITY).replicas(hot_copies);
     let load = async |value: &Bytes, _: &str| Ok::<_, Infallible>(value.clone());
     Ok(group.loader_with(value(bytes), load).build()?)
 }

@@ -106,7 +106,7 @@ pub(crate) fn judge(world: &World, group: &Group<String>, key: &str, floor: u64,
     if stamp < floor {
         let ago = |at: u64| clock::nanoseconds().saturating_sub(at) / 1_000_000;
         let (began, written) = (ago(stamp), ago(floor));
-        let why = group.explain(key);
+        let why = group.inspect().explain(key);
         world.tally.is_stale(format!("{key}: a value of {began} ms ago, before the write of {written} ms ago; {why}"));
     }
 }

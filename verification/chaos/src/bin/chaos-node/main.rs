@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use groupcache_discovery::{BoxError, Group, Identity, Node, fixed::Static};
+use groupcache_discovery::{BoxError, Group, Identity, Node, list::Static};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval},
@@ -114,13 +114,14 @@ async fn report(world: Arc<World>) {
         tick.tick().await;
         let mut sample = world.tally.take();
         sample.loaded = world.backend.take();
-        let (running, queued) = world.node.loads();
+        let loads = world.node.loads();
+        let (running, queued) = (loads.running, loads.queued);
         sample.loads = running + queued;
         sample.requests = world.node.in_flight();
-        sample.reachable = world.node.members().iter().filter(|member| member.owns && member.is_reachable).count();
+        sample.reachable = world.node.members().iter().filter(|member| member.owns && member.reachable).count();
         sample.fingerprint = world.node.fingerprint();
-        sample.bytes = world.read.bytes();
-        sample.capacity = world.read.capacity_bytes();
+        sample.bytes = world.read.inspect().bytes();
+        sample.capacity = world.read.inspect().capacity_bytes();
         sample.counters = world.node.stats().iter().map(|(name, n)| (name.to_owned(), n)).collect();
         println!("{}", serde_json::to_string(&sample).unwrap());
     }

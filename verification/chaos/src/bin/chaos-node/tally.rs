@@ -43,7 +43,7 @@ impl Tally {
     /// Records the end of a get.
     pub(crate) fn ends(&self, group: &Group<String>, key: &str, took: Duration, error: Option<Error>) {
         let is_slow = took > SLOW;
-        let slow = is_slow.then(|| format!("{} ms: {}", took.as_millis(), group.explain(key)));
+        let slow = is_slow.then(|| format!("{} ms: {}", took.as_millis(), group.inspect().explain(key)));
         let mut since = self.since();
         since.gets.add(took);
         if let Some(slow) = slow
@@ -60,7 +60,7 @@ impl Tally {
 
     /// Records that the get of one key failed.
     pub(crate) fn failed(&self, group: &Group<String>, key: &str, error: &Error) {
-        let what = format!("{} {} of {}", group.name(), kind(error), group.owner_of(key));
+        let what = format!("{} {} of {}", group.name(), kind(error), group.inspect().owner_of(key));
         *self.since().failed.entry(what).or_default() += 1;
     }
 

@@ -1,12 +1,13 @@
 //! Writes and related calls: ten times a second, a call other than `get`.
 
+use groupcache_discovery::RemoveOptions;
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use chaos::{NODES, clock};
-use groupcache_discovery::{Error, Invalidated};
+use groupcache_discovery::{Error, WriteOutcome};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
@@ -47,9 +48,19 @@ async fn operate(world: &World, turn: usize) {
             let keys = columns.map(|column| format!("written-{column}"));
             record_write(world, "remove_many", &columns, begun, group.remove_many(keys).await);
         }
-        3 => record_write(world, "remove_and_hold", &[column], begun, group.remove_and_hold(&key, EVERY).await),
+        3 => record_write(
+            world,
+            "remove_and_hold",
+            &[column],
+            begun,
+            group.remove_with(&key, RemoveOptions::new().hold(EVERY)).await,
+        ),
         4 => record_write(world, "clear", &[CLEARED], begun, world.cleared.clear().await),
-        5 => record_call(world, "remove_lazy", group.remove_lazy(&key).await.err().as_ref()),
+        5 => record_call(
+            world,
+            "remove_lazy",
+            group.remove_with(&key, RemoveOptions::new().owner_only()).await.err().as_ref(),
+        ),
         6 => record_call(world, "peek", group.peek(&key).await.err().as_ref()),
         _ => get_many(world).await,
     }
@@ -59,7 +70,7 @@ async fn operate(world: &World, turn: usize) {
 ///
 /// The floor of a key rises only if the view held all nodes at the beginning and at the end of the write, because a
 /// complete write promises nothing about nodes outside the writer's view.
-fn record_write(world: &World, what: &str, columns: &[usize], begun: Begun, outcome: Result<Invalidated, Error>) {
+fn record_write(world: &World, what: &str, columns: &[usize], begun: Begun, outcome: Result<WriteOutcome, Error>) {
     let members = begun.members.min(world.node.members().len());
     match outcome {
         Ok(done) if done.is_complete() && !done.views_differed() => {

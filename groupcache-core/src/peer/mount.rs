@@ -32,7 +32,7 @@ use crate::peer::server::Server;
 /// otherwise only [`insecure`](crate::NodeBuilder::insecure) answers anybody.
 ///
 /// ```
-/// # use groupcache_core::{Identity, Node, PeerService};
+/// # use groupcache_core::{Identity, Node, mount::PeerService};
 /// # use axum::routing::get;
 /// # async fn f(me: Identity) -> Result<(), groupcache_core::Error> {
 /// let peers = PeerService::default();
