@@ -83,5 +83,5 @@ fn missing_tool_is_named() {
     let output = tools.run_with(&tools.0.path("bin"), "run");
     let printed = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(printed.starts_with("minikube: there is no minikube on the path; https://"), "{printed}");
+    assert!(printed.starts_with("minikube: minikube is not on the path; install it as https://"), "{printed}");
 }
