@@ -1,4 +1,4 @@
-//! Evictions: the events of entries that leave memory by themselves.
+//! Evictions: events of the entries that leave memory without a write.
 
 use std::sync::{
     Arc, OnceLock,
@@ -7,20 +7,20 @@ use std::sync::{
 
 use tokio::sync::broadcast::{self, error::RecvError};
 
-/// Events that wait for a slow reader; beyond them the oldest are lost.
+/// Maximum number of events that wait for a slow reader. Beyond them the oldest are lost.
 const WAITING_EVENTS: usize = 4096;
 
-/// Reason why an entry left memory by itself.
+/// Reason of an eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EvictionReason {
-    /// Other entries needed its room.
+    /// Other entries needed the room.
     Room,
-    /// Its age: the entry was too old to be of any use.
+    /// The entry was too old to be of any use.
     Age,
 }
 
-/// An entry that left memory by itself; neither a write nor a younger value took its place.
+/// Eviction of one entry: neither a write nor a younger value of the key removed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EvictionEvent {
@@ -34,7 +34,7 @@ pub struct EvictionEvent {
     pub replica: bool,
 }
 
-/// Stream of the entries that leave this node's memory by themselves; made by
+/// Stream of the evictions of one group on this node, made by
 /// [`Inspect::evictions`](crate::inspect::Inspect::evictions).
 #[derive(Debug)]
 pub struct EvictionEvents {
@@ -44,7 +44,7 @@ pub struct EvictionEvents {
 }
 
 impl EvictionEvents {
-    /// Waits for the next event and returns it; `None` once the group was removed or its node was shut down.
+    /// Waits for the next event and returns it, or `None` once the group was removed or its node was shut down.
     ///
     /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<EvictionEvent> {
@@ -58,22 +58,22 @@ impl EvictionEvents {
         None
     }
 
-    /// Returns how many events were lost because more than 4,096 waited to be read.
+    /// Returns the number of events that were lost because more than 4,096 waited to be read.
     pub fn lost(&self) -> u64 {
         self.lost
     }
 }
 
-/// Sender of the events of one group; the channel is made for the first reader.
+/// Sender of the events of one group. The channel is made for the first reader.
 #[derive(Debug, Default)]
 pub(crate) struct EvictionSender(OnceLock<broadcast::Sender<Option<EvictionEvent>>>);
 
 impl EvictionSender {
-    /// Subscribes to the events from now on; `is_closed` tells whether the group has ended.
+    /// Subscribes to the events from now on. `is_closed` returns whether the group has ended.
     pub(crate) fn subscribe(&self, is_closed: impl FnOnce() -> bool) -> EvictionEvents {
         let events = self.0.get_or_init(|| broadcast::Sender::new(WAITING_EVENTS)).subscribe();
-        // The end may have been sent before. Because `close` has a fence too, either it finds this channel or this
-        // reader finds the group closed.
+        // The end may have been sent already. Because `close` has a fence too, either `close` finds this channel or
+        // this reader finds the group closed.
         fence(SeqCst);
         if is_closed() {
             self.close();
@@ -81,7 +81,7 @@ impl EvictionSender {
         EvictionEvents { events, is_closed: false, lost: 0 }
     }
 
-    /// Sends an event if anybody reads.
+    /// Sends an event if there is a reader.
     pub(crate) fn send(&self, event: impl FnOnce() -> EvictionEvent) {
         if let Some(events) = self.0.get().filter(|events| events.receiver_count() > 0) {
             // Fails only when the last reader has left meanwhile.

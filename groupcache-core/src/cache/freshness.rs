@@ -1,4 +1,4 @@
-//! How long what was loaded is fresh, served and kept.
+//! Freshness: how long an entry is fresh, served and kept, by the group's policy and the loader's answer.
 
 use std::time::Duration;
 
@@ -8,21 +8,22 @@ use crate::{
     runtime::clock::{NEVER, later},
 };
 
-/// What a group says about the ages of its entries.
+/// Settings of a group about the ages of its entries.
 #[derive(Clone, Debug)]
 pub(crate) struct FreshnessPolicy {
-    /// `None` = until evicted.
+    /// Time for which a value is fresh; `None` means until it is evicted.
     pub(crate) time_to_live: Option<Duration>,
-    /// What a loader says is cut to this.
+    /// Maximum of every time to live, those of a loader included; `None` means no maximum.
     pub(crate) max_time_to_live: Option<Duration>,
-    /// The most that is taken off at random, as a share: entries that were loaded together should not expire together.
+    /// Maximum share of a time to live that is taken off at random, so that entries that were loaded together do not
+    /// expire together.
     pub(crate) jitter: f64,
-    /// How long it is remembered that there is nothing; `None` = not at all.
+    /// Time for which a negative entry is kept; `None` means not at all.
     pub(crate) negative: Option<Duration>,
     pub(crate) stale_while_revalidate: Duration,
     pub(crate) refresh_ahead: Duration,
     pub(crate) stale_if_error: Duration,
-    /// How long a copy of what another node owns is served, and what this node no longer owns.
+    /// Maximum time for which a replica is served, and an orphaned entry.
     pub(crate) replica_time_to_live: Duration,
 }
 
@@ -42,7 +43,8 @@ impl Default for FreshnessPolicy {
 }
 
 impl FreshnessPolicy {
-    /// How long it is fresh: `None` = not kept, `Some(None)` = for ever. `random` is from 0 to 1.
+    /// Returns how long the answer of a loader is fresh: `None` if it is not kept, `Some(None)` if for ever. `random`
+    /// is from 0 to 1.
     fn fresh_for(&self, keep: Keep, is_value: bool, random: f64) -> Option<Option<Duration>> {
         let wanted = match keep {
             Keep::Not => return None,
@@ -55,15 +57,15 @@ impl FreshnessPolicy {
             (Some(wanted), Some(max)) => Some(wanted.min(max)),
             (wanted, max) => wanted.or(max),
         };
-        // What is too long for seconds as a float is long enough without jitter.
+        // A time that is too long for a float of seconds needs no jitter.
         let jittered = |fresh: Duration| {
             Duration::try_from_secs_f64(fresh.as_secs_f64() * (1.0 - self.jitter * random)).unwrap_or(fresh)
         };
         Some(capped.map(|fresh| jittered(fresh).min(fresh)))
     }
 
-    /// All times of an entry that is loaded now. `limit` is for what another node owns: it is kept no longer, and never
-    /// stale.
+    /// Returns all times of an entry that is loaded now, or `None` if it is not kept. An entry with a `limit`, because
+    /// another node owns its key or this node is partitioned, is kept no longer than that and is never stale.
     pub(crate) fn times(
         &self,
         keep: Keep,
@@ -85,7 +87,7 @@ impl FreshnessPolicy {
         Some(self.of_a_value(now_ms, fresh_for))
     }
 
-    /// The times of a value that was loaded elsewhere, and is this node's own from now on.
+    /// Returns the times of a value that another node loaded and this node owns now, or `None` if it is stale.
     pub(crate) fn of_handover(
         &self,
         age_ms: u64,
@@ -95,9 +97,9 @@ impl FreshnessPolicy {
     ) -> Option<Times> {
         let loaded_at_ms = now_ms.saturating_sub(age_ms);
         let remaining_ms = remaining_ms.filter(|_| !mutant!(HandedValueLivesAnew));
-        let said_ms = remaining_ms.map_or(NEVER, |remaining_ms| now_ms.saturating_add(remaining_ms));
-        // The other node may have been told of another longest time.
-        let fresh_until_ms = self.max_time_to_live.map_or(said_ms, |max| said_ms.min(later(loaded_at_ms, max)));
+        let sent_ms = remaining_ms.map_or(NEVER, |remaining_ms| now_ms.saturating_add(remaining_ms));
+        // The other node may be configured with another maximum.
+        let fresh_until_ms = self.max_time_to_live.map_or(sent_ms, |max| sent_ms.min(later(loaded_at_ms, max)));
         if fresh_until_ms <= now_ms {
             return None;
         }
@@ -110,16 +112,17 @@ impl FreshnessPolicy {
         Some(self.of_a_value(loaded_at_ms, Duration::from_millis(fresh_until_ms - loaded_at_ms)))
     }
 
-    /// The longest that values are fresh, as far as the group knows.
+    /// Returns the maximum time for which any value of the group is fresh, or `None` if there is none.
     pub(crate) fn longest(&self) -> Option<Duration> {
-        // A loader may say longer for one value, up to the latter.
+        // Not `time_to_live`, because a loader may return a longer time for one value, up to the maximum.
         self.max_time_to_live
     }
 
     fn of_a_value(&self, loaded_at_ms: u64, fresh_for: Duration) -> Times {
         let fresh_until_ms = later(loaded_at_ms, fresh_for);
         let serve_until_ms = later(fresh_until_ms, self.stale_while_revalidate);
-        // Never in the first half of its life, whatever was asked for: that would be a load for each hit.
+        // Never in the first half of the time to live, whatever the group asks for. Otherwise each hit could begin a
+        // load.
         let ahead = self.refresh_ahead.min(fresh_for / 2);
         let is_refreshed = !ahead.is_zero() || !self.stale_while_revalidate.is_zero();
         Times {
@@ -139,21 +142,22 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn ages() -> FreshnessPolicy {
+    fn policy() -> FreshnessPolicy {
         FreshnessPolicy { time_to_live: Some(MINUTE), ..FreshnessPolicy::default() }
     }
 
-    fn times(ages: &FreshnessPolicy, keep: Keep) -> Times {
-        ages.times(keep, true, 1000, 0.0, None).expect("kept")
+    fn times(policy: &FreshnessPolicy, keep: Keep) -> Times {
+        policy.times(keep, true, 1000, 0.0, None).expect("kept")
     }
 
+    /// Checks that the loader's time to live precedes the group's, and that the maximum bounds both.
     #[test]
-    fn the_loader_says_how_long_and_the_group_where_it_does_not() {
-        assert_eq!(times(&ages(), Keep::AsTheGroup), Times::until(1000, 61_000));
-        assert_eq!(times(&ages(), Keep::For(MINUTE * 2)), Times::until(1000, 121_000));
-        assert_eq!(times(&ages(), Keep::Forever), Times::until(1000, NEVER));
-        assert_eq!(ages().times(Keep::Not, true, 1000, 0.0, None), None);
-        let capped = FreshnessPolicy { max_time_to_live: Some(MINUTE / 2), ..ages() };
+    fn loader_overrides_time_to_live_up_to_the_maximum() {
+        assert_eq!(times(&policy(), Keep::AsTheGroup), Times::until(1000, 61_000));
+        assert_eq!(times(&policy(), Keep::For(MINUTE * 2)), Times::until(1000, 121_000));
+        assert_eq!(times(&policy(), Keep::Forever), Times::until(1000, NEVER));
+        assert_eq!(policy().times(Keep::Not, true, 1000, 0.0, None), None);
+        let capped = FreshnessPolicy { max_time_to_live: Some(MINUTE / 2), ..policy() };
         for keep in [Keep::AsTheGroup, Keep::For(MINUTE * 2), Keep::Forever] {
             assert_eq!(times(&capped, keep), Times::until(1000, 31_000));
         }
@@ -163,22 +167,25 @@ mod tests {
     #[test]
     fn jitter_shortens_and_never_lengthens() {
         for (random, until) in [(0.0, 61_000), (0.5, 58_000), (1.0, 55_000)] {
-            assert_eq!(ages().times(Keep::AsTheGroup, true, 1000, random, None), Some(Times::until(1000, until)));
+            assert_eq!(policy().times(Keep::AsTheGroup, true, 1000, random, None), Some(Times::until(1000, until)));
         }
     }
 
+    /// Checks that a negative entry is kept only if the group or the loader asks for it, and is never stale.
     #[test]
-    fn that_there_is_nothing_is_remembered_when_it_is_asked_for() {
-        let negative = |ages: FreshnessPolicy, keep| ages.times(keep, false, 1000, 0.0, None);
-        assert_eq!(negative(ages(), Keep::AsTheGroup), None);
-        assert_eq!(negative(ages(), Keep::For(MINUTE)), Some(Times::until(1000, 61_000)), "this loader wants it");
-        let ages = FreshnessPolicy { negative: Some(MINUTE / 6), stale_while_revalidate: MINUTE, ..ages() };
-        assert_eq!(negative(ages, Keep::AsTheGroup), Some(Times::until(1000, 11_000)), "and never stale");
+    fn negative_entry_is_kept_on_request_only() {
+        let negative = |policy: FreshnessPolicy, keep| policy.times(keep, false, 1000, 0.0, None);
+        assert_eq!(negative(policy(), Keep::AsTheGroup), None);
+        assert_eq!(negative(policy(), Keep::For(MINUTE)), Some(Times::until(1000, 61_000)), "as the loader asks");
+        let negative_policy =
+            FreshnessPolicy { negative: Some(MINUTE / 6), stale_while_revalidate: MINUTE, ..policy() };
+        assert_eq!(negative(negative_policy, Keep::AsTheGroup), Some(Times::until(1000, 11_000)), "never stale");
     }
 
+    /// Checks the times that `stale_while_revalidate`, `refresh_ahead` and `stale_if_error` give, alone and together.
     #[test]
-    fn stale_values_are_served_then_kept_for_errors_and_refreshed_before() {
-        let swr = FreshnessPolicy { stale_while_revalidate: MINUTE, ..ages() };
+    fn stale_windows_set_refresh_serve_and_keep_times() {
+        let swr = FreshnessPolicy { stale_while_revalidate: MINUTE, ..policy() };
         let all = |refresh_at_ms, serve_until_ms, keep_until_ms| Times {
             loaded_at_ms: 1000,
             refresh_at_ms,
@@ -188,24 +195,25 @@ mod tests {
             checked: 0,
         };
         assert_eq!(times(&swr, Keep::AsTheGroup), all(61_000, 121_000, 121_000));
-        let all_of_it = FreshnessPolicy { refresh_ahead: MINUTE / 6, stale_if_error: MINUTE * 10, ..swr };
-        assert_eq!(times(&all_of_it, Keep::AsTheGroup), all(51_000, 121_000, 661_000));
-        let early = FreshnessPolicy { refresh_ahead: MINUTE * 5, ..ages() };
-        assert_eq!(times(&early, Keep::AsTheGroup), all(31_000, 61_000, 61_000), "not for each hit");
-        let error = FreshnessPolicy { stale_if_error: MINUTE, ..ages() };
+        let all_windows = FreshnessPolicy { refresh_ahead: MINUTE / 6, stale_if_error: MINUTE * 10, ..swr };
+        assert_eq!(times(&all_windows, Keep::AsTheGroup), all(51_000, 121_000, 661_000));
+        let early = FreshnessPolicy { refresh_ahead: MINUTE * 5, ..policy() };
+        assert_eq!(times(&early, Keep::AsTheGroup), all(31_000, 61_000, 61_000), "not in the first half");
+        let error = FreshnessPolicy { stale_if_error: MINUTE, ..policy() };
         assert_eq!(times(&error, Keep::AsTheGroup), all(NEVER, 61_000, 121_000));
     }
 
+    /// Checks that a value of another node keeps its age and its remaining time, within the limits of this node.
     #[test]
-    fn what_was_another_nodes_goes_on_where_it_was() {
-        let ages = FreshnessPolicy {
+    fn handed_over_value_keeps_age_and_remaining_time() {
+        let policy = FreshnessPolicy {
             stale_while_revalidate: MINUTE,
             refresh_ahead: MINUTE / 6,
             max_time_to_live: Some(MINUTE * 3),
-            ..ages()
+            ..policy()
         };
         let now_ms = 1_000_000;
-        let handed = |age_ms, remaining_ms, limit| ages.of_handover(age_ms, remaining_ms, now_ms, limit);
+        let handed = |age_ms, remaining_ms, limit| policy.of_handover(age_ms, remaining_ms, now_ms, limit);
         assert_eq!(
             handed(20_000, Some(40_000), None),
             Some(Times {
@@ -217,31 +225,36 @@ mod tests {
                 checked: 0,
             })
         );
-        assert_eq!(handed(20_000, Some(0), None), None, "it is stale");
+        assert_eq!(handed(20_000, Some(0), None), None, "stale");
         assert_eq!(
             handed(20_000, None, None).map(|times| times.fresh_until_ms),
             Some(1_160_000),
-            "no longer than here"
+            "the maximum of this node"
         );
         assert_eq!(handed(180_000, None, None), None);
         let limit = Some(Duration::from_secs(5));
-        assert_eq!(handed(20_000, Some(40_000), limit), Some(Times::until(980_000, 1_005_000)), "a third node's");
+        assert_eq!(
+            handed(20_000, Some(40_000), limit),
+            Some(Times::until(980_000, 1_005_000)),
+            "a third node owns the key"
+        );
         assert_eq!(handed(20_000, Some(3_000), limit), Some(Times::until(980_000, 1_003_000)));
         let forever = FreshnessPolicy::default().of_handover(20_000, None, now_ms, None);
         assert_eq!(forever, Some(Times::until(980_000, NEVER)));
     }
 
+    /// Checks that the limit for a key of another node overrides all windows of the group.
     #[test]
-    fn what_another_node_owns_is_kept_for_a_short_time_and_never_stale() {
-        let ages = FreshnessPolicy {
+    fn value_of_another_owner_is_kept_short_and_never_stale() {
+        let policy = FreshnessPolicy {
             stale_while_revalidate: MINUTE,
             stale_if_error: MINUTE,
             refresh_ahead: MINUTE / 6,
-            ..ages()
+            ..policy()
         };
         let limit = Some(Duration::from_secs(5));
         for keep in [Keep::AsTheGroup, Keep::Forever] {
-            assert_eq!(ages.times(keep, true, 1000, 0.0, limit), Some(Times::until(1000, 6000)));
+            assert_eq!(policy.times(keep, true, 1000, 0.0, limit), Some(Times::until(1000, 6000)));
         }
     }
 }

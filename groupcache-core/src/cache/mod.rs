@@ -1,7 +1,9 @@
-//! Cache: the entries of one group in this node's memory, owned ones and replicas, within one budget.
+//! Cache: the entries of one group in this node's memory, owned entries and replicas, within one budget.
 //!
-//! **No user code runs under a lock.** Whatever leaves the cache is handed to the caller, and the caller drops it after
-//! its own locks are released, because the `Drop` of a value is user code.
+//! **No user code runs under a lock.** Entries that leave the cache are handed to the caller, and the caller drops them
+//! after its own locks are released, because the `Drop` of a value is user code.
+//!
+//! [`store`] bounds the bytes, [`entry`] has the times of an entry, and [`freshness`] computes them.
 
 pub(crate) mod entry;
 mod evictions;
@@ -27,26 +29,26 @@ use crate::{
     value::Value,
 };
 
-/// Entries that one step of a sweep looks at before other tasks get their turn: some tens of microseconds.
+/// Number of entries that a sweep checks before other tasks run: some tens of microseconds of work.
 const SWEPT_AT_ONCE: usize = 256;
 
-/// Values that are dropped on the caller's thread: a millisecond or two of work.
+/// Maximum number of values that are dropped on the caller's thread: one or two milliseconds of work.
 const DROPPED_HERE: usize = 8192;
 
-/// The entries of one group on this node.
+/// Entries of one group on this node.
 pub(crate) struct Cache<V: Value> {
-    /// Entries of keys that this node owns, or loaded in the place of their owner.
+    /// Entries of keys that this node owns or owned, or loaded in the place of their owner.
     pub(crate) owned: Store<Payload<V>>,
     /// Replicas of hot values that other nodes own; `None` in a group that keeps none.
     pub(crate) replicas: Option<Replicas<V>>,
-    /// How often peers ask for keys of this node.
+    /// Counter of the requests of peers for keys of this node, which finds hot keys.
     pub(crate) requests: HotKeyCounter,
     pub(crate) events: EvictionSender,
     counters: Arc<GroupCounters>,
 }
 
 impl<V: Value> Cache<V> {
-    /// Makes a cache of `capacity` bytes; `largest` is the weight of the heaviest value, and `seed` keys the hashes.
+    /// Creates a cache of `capacity` bytes. `largest` is the weight of the heaviest value, and `seed` keys the hashes.
     pub(crate) fn new(
         capacity: u64,
         largest: u64,
@@ -65,7 +67,7 @@ impl<V: Value> Cache<V> {
         }
     }
 
-    /// Counts and reports what had to leave for a new entry, and drops it. Must not be called under a lock.
+    /// Counts, reports and drops the entries that left to make room for a new one. Must not be called under a lock.
     pub(crate) fn after_insert(&self, key: &str, inserted: Inserted<Payload<V>>, is_replica: bool) {
         if inserted.admission == Admission::TooLarge && !is_replica {
             self.counters.too_large_to_keep.up();
@@ -83,13 +85,13 @@ impl<V: Value> Cache<V> {
         self.events.send(|| EvictionEvent { key: key.into(), bytes: slot.weight(key), why, replica });
     }
 
-    /// Takes the replica of a key out.
+    /// Removes the replica of a key and returns it.
     #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
     pub(crate) fn remove_replica(&self, key: &str) -> Option<Slot<V>> {
         self.replicas.as_ref()?.remove(key)
     }
 
-    /// Takes all entries out, owned ones and replicas.
+    /// Removes all entries and returns them, owned entries and replicas.
     #[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
     pub(crate) fn clear(&self) -> Vec<Item<Payload<V>>> {
         let mut items = self.owned.clear();
@@ -97,13 +99,13 @@ impl<V: Value> Cache<V> {
         items
     }
 
-    /// Stores nothing from now on.
+    /// Stops storing: inserts are refused from now on.
     pub(crate) fn close(&self) {
         self.owned.close();
         self.replicas.iter().for_each(Replicas::close);
     }
 
-    /// Drops entries that are of no use any more, and lets other tasks run in between.
+    /// Drops the entries that are of no use any more, and lets other tasks run in between.
     pub(crate) async fn sweep(&self, clock: &Clock) {
         self.sweep_store(&self.owned, clock, false).await;
         if let Some(replicas) = &self.replicas {
@@ -112,13 +114,13 @@ impl<V: Value> Cache<V> {
     }
 
     async fn sweep_store(&self, store: &Store<Payload<V>>, clock: &Clock, is_replica: bool) {
-        for (looked_at, (key, slot)) in store.iter().enumerate() {
+        for (checked, (key, slot)) in store.iter().enumerate() {
             if slot.is_spent(clock.now_ms()) && store.remove_same(&key, &slot).is_some() {
                 self.counters.expired.up();
                 self.on_evicted(&key, &slot, EvictionReason::Age, is_replica);
             }
-            drop_caught(slot); // the last reference if another caller took the entry out meanwhile
-            if looked_at % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1 {
+            drop_caught(slot); // the last reference if another caller removed the entry meanwhile
+            if checked % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
         }
@@ -152,10 +154,12 @@ impl<V: Value> Cache<V> {
     }
 }
 
-/// Drops `items`: many of them on a thread of their own, because a thread that serves gets must not be held up.
+/// Drops `items`. More than [`DROPPED_HERE`] items are dropped on a thread of their own, because a thread that serves
+/// gets must not be delayed.
 ///
-/// The thread is not one of the runtime's blocking threads: a runtime that ends waits for those, and spawning one panics
-/// where the system has no thread left. There the items are dropped at once.
+/// The thread is not one of the runtime's blocking threads, because a runtime that ends waits for those, and because
+/// spawning one panics if the system has no thread left. If this thread cannot be spawned, the items are dropped at
+/// once.
 pub(crate) fn drop_in_background<T: Send + Sync + 'static>(items: Vec<Item<T>>) {
     let count = items.len();
     drop_on_thread(count, move || drop_all_caught(items));
@@ -164,9 +168,9 @@ pub(crate) fn drop_in_background<T: Send + Sync + 'static>(items: Vec<Item<T>>) 
 /// Runs `free`, which drops `count` values, at once or on a thread of its own.
 fn drop_on_thread(count: usize, free: impl FnOnce() + Send + 'static) {
     let free = RunOnDrop(Some(free));
-    // A thread is outside of simulated time.
+    // Simulated time does not know threads.
     if count > DROPPED_HERE && cfg!(not(simulation)) {
-        let runtime = Handle::try_current().ok(); // the `Drop` of a value is user code and may want a runtime
+        let runtime = Handle::try_current().ok(); // the `Drop` of a value is user code and may need a runtime
         let on_a_thread = move || {
             let _context = runtime.as_ref().map(Handle::enter);
             drop(free);
@@ -175,7 +179,7 @@ fn drop_on_thread(count: usize, free: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// A closure that runs when it is dropped, wherever that is: a thread that does not start drops its closure.
+/// Closure that runs when it is dropped, because a thread that does not start drops its closure.
 struct RunOnDrop<F: FnOnce()>(Option<F>);
 
 impl<F: FnOnce()> Drop for RunOnDrop<F> {
@@ -202,7 +206,7 @@ mod tests {
         value::{DecodeError, EncodeError},
     };
 
-    /// A value which reports the thread on which it is dropped.
+    /// Value that reports the thread on which it is dropped.
     #[derive(Clone)]
     struct ReportsThread(Sender<ThreadId>);
 
@@ -218,7 +222,7 @@ mod tests {
         }
 
         fn decode(_: Bytes) -> Result<Self, DecodeError> {
-            Err(DecodeError::new("there is no need"))
+            Err(DecodeError::new("this value is never decoded"))
         }
 
         fn weight(&self) -> usize {
@@ -226,7 +230,7 @@ mod tests {
         }
     }
 
-    /// Checks that many values are dropped on a thread that serves nobody.
+    /// Checks that many values are dropped on another thread than the caller's, and few values on the caller's.
     #[tokio::test]
     async fn many_values_are_dropped_on_their_own_thread() {
         let here = thread::current().id();

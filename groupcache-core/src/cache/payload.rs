@@ -1,4 +1,4 @@
-//! What the store holds: the encoded value, and the decoded one once it was needed.
+//! Payload of an entry: the encoded value, and its decoded form once that is needed.
 
 use std::{
     borrow::Cow,
@@ -13,19 +13,20 @@ use crate::{
     value::{DecodeError, EncodeError, Value},
 };
 
-/// An entry as flights and the store share it.
+/// Entry that flights and the store share.
 pub(crate) type Slot<V> = store::Slot<Payload<V>>;
 
-/// What is known of a key.
+/// Value of a key, or the knowledge that the loader found nothing.
 #[derive(Debug)]
 pub(crate) enum Payload<V> {
-    /// The encoded form of a value whose decoding is a clone: there is no other.
+    /// Encoded form of a value that decodes at the cost of a clone, so that the decoded form is not kept.
     Encoded(Bytes),
-    /// A value in both its forms, behind a pointer, for which those above have room; `None`: the loader found nothing.
+    /// Value in both forms, behind a pointer so that this variant is no larger than the other. `None` records that the
+    /// loader found nothing.
     Decoded(Option<Box<DecodedPayload<V>>>),
 }
 
-/// A value in both its forms.
+/// Value in both forms.
 #[derive(Debug)]
 pub(crate) struct DecodedPayload<V> {
     encoded: Bytes,
@@ -42,7 +43,7 @@ impl<V> HeapSize for Payload<V> {
     }
 }
 
-/// Why there is no value to hand out.
+/// Reason why a payload gives no value.
 #[derive(Debug)]
 pub(crate) enum NoValue {
     NotFound,
@@ -50,10 +51,10 @@ pub(crate) enum NoValue {
 }
 
 impl<V: Value> Payload<V> {
-    /// The loader found nothing.
+    /// Payload of a negative entry.
     pub(crate) const NOTHING: Self = Self::Decoded(None);
 
-    /// Of a value that was loaded or set here.
+    /// Encodes a value that was loaded or set on this node.
     pub(crate) fn of(value: V) -> Result<Self, EncodeError> {
         let encoded = value.to_encoded()?;
         if V::DECODES_LIKE_A_CLONE {
@@ -63,7 +64,8 @@ impl<V: Value> Payload<V> {
         Ok(Self::both(encoded, OnceLock::from(value), weight))
     }
 
-    /// What a value has outside of its entry beside both its forms: what is behind the pointer, and what the allocator adds.
+    /// Accounted bytes of a value outside of its entry beside both its forms: the struct behind the pointer, and the
+    /// overhead of its allocation.
     pub(crate) const BESIDE_BYTES: usize = if V::DECODES_LIKE_A_CLONE { 0 } else { size_of::<DecodedPayload<V>>() + 8 };
 
     fn both(encoded: Bytes, decoded: OnceLock<V>, weight: usize) -> Self {
@@ -71,12 +73,15 @@ impl<V: Value> Payload<V> {
         Self::Decoded(Some(Box::new(DecodedPayload { encoded, decoded, heap_bytes })))
     }
 
-    /// Of a value that came from a peer; it is decoded by the first who needs it.
+    /// Makes the payload of a value that a peer sent. The first reader that needs the value decodes it.
     pub(crate) fn received(encoded: Bytes) -> Self {
         if V::DECODES_LIKE_A_CLONE { Self::Encoded(encoded) } else { Self::both(encoded, OnceLock::new(), 0) }
     }
 
-    /// Of a value that was another node's own, and that is weighed as if it had been loaded here.
+    /// Decodes a value that a previous owner sent, so that it weighs as much as if it had been loaded here.
+    ///
+    /// # Errors
+    /// The value does not decode, or its `decode` or `weight` panicked.
     pub(crate) fn from_handover(encoded: Bytes) -> Result<Self, DecodeError> {
         let value = decode::<V>(encoded.clone())?;
         if V::DECODES_LIKE_A_CLONE {
@@ -89,7 +94,7 @@ impl<V: Value> Payload<V> {
         Ok(Self::both(encoded, OnceLock::from(value), weight))
     }
 
-    /// What is held, for another entry.
+    /// Returns the same payload for another entry. The encoded form is shared, and the decoded one cloned.
     pub(crate) fn share(&self) -> Self {
         match self {
             Self::Encoded(encoded) => Self::Encoded(encoded.clone()),
@@ -100,7 +105,7 @@ impl<V: Value> Payload<V> {
         }
     }
 
-    /// The encoded form of a value.
+    /// Returns the encoded form of a value, or `None` for a negative entry.
     pub(crate) fn encoded(&self) -> Option<&Bytes> {
         match self {
             Self::Encoded(encoded) => Some(encoded),
@@ -108,13 +113,13 @@ impl<V: Value> Payload<V> {
         }
     }
 
-    /// What the log shows of a value at TRACE.
+    /// Returns the first 64 bytes of the encoded value as text, for the log at level TRACE.
     pub(crate) fn preview(&self) -> Cow<'_, str> {
         const SHOWN_BYTES: usize = 64;
         String::from_utf8_lossy(self.encoded().map_or(&[][..], |bytes| bytes.get(..SHOWN_BYTES).unwrap_or(bytes)))
     }
 
-    /// A clone of the value, decoded if it has not been.
+    /// Returns a clone of the value, which is decoded first if that has not been done.
     pub(crate) fn value(&self) -> Result<V, NoValue> {
         let both = match self {
             Self::Encoded(encoded) => return decode::<V>(encoded.clone()).map_err(NoValue::Undecodable),
@@ -125,25 +130,25 @@ impl<V: Value> Payload<V> {
             return Ok(value.clone());
         }
         let value = decode::<V>(both.encoded.clone()).map_err(NoValue::Undecodable)?;
-        // Two may decode at once; that is cheaper than to let everyone wait under a lock.
+        // Two readers may decode at once, which is cheaper than a lock on which all readers wait.
         Ok(both.decoded.get_or_init(|| value).clone())
     }
 }
 
-/// Lets go of what may hold the last of a value. Its `Drop` is the user's code: a panic of it must not end what happens to
-/// let go of it, such as the reader of a connection.
+/// Drops `values` and catches a panic. The `Drop` of a value is user code, and its panic must not end the task that
+/// drops the last reference, such as the reader of a connection.
 pub(crate) fn drop_caught<T>(values: T) {
     if catch_unwind(AssertUnwindSafe(|| drop(values))).is_err() {
         tracing::error!("the `Drop` of a value panicked");
     }
 }
 
-/// The same for many, one by one: two that panic as they are dropped together would end the process.
+/// Drops many values one by one as [`drop_caught`] does, because two panics in one drop would abort the process.
 pub(crate) fn drop_all_caught<T>(values: impl IntoIterator<Item = T>) {
     values.into_iter().for_each(drop_caught);
 }
 
-/// Decodes; a decoder that panics is one that cannot.
+/// Decodes a value. A panic of the decoder is an error.
 pub(crate) fn decode<V: Value>(bytes: Bytes) -> Result<V, DecodeError> {
     catch_unwind(AssertUnwindSafe(|| V::decode(bytes)))
         .unwrap_or_else(|_| Err(DecodeError::new("the decoder panicked")))
@@ -158,15 +163,17 @@ mod tests {
         value::Json,
     };
 
+    /// Checks that an entry takes 64 bytes, which with the counter of its `Arc` are the 72 bytes of the accounting.
     #[test]
-    fn an_entry_and_its_counter_fit_into_what_the_allocator_gives_for_72_bytes() {
+    fn entry_takes_64_bytes() {
         assert_eq!(size_of::<Entry<Payload<Bytes>>>(), 64);
         assert_eq!(size_of::<Entry<Payload<String>>>(), 64);
         assert_eq!(size_of::<Entry<Payload<Json<[u64; 9]>>>>(), 64);
     }
 
+    /// Checks that a loaded value and one of a hand-over weigh both forms, and a value of a peer its encoded form only.
     #[test]
-    fn both_forms_are_weighed_whoever_had_the_value_first() {
+    fn loaded_and_handed_over_values_weigh_both_forms() {
         let weight = |held: &Payload<Json<String>>| Entry::new(held.share(), Times::until(0, 1)).weight("key");
         let value = Json::new("ada".to_owned());
         let (encoded, decoded) = (value.to_encoded().unwrap(), value.weight() as u64);
@@ -175,7 +182,7 @@ mod tests {
         assert_eq!(
             weight(&loaded),
             weight(&Payload::received(encoded.clone())) + decoded,
-            "what a peer sends is not decoded"
+            "a value of a peer is not decoded yet"
         );
         assert_eq!(weight(&loaded) - weight(&Payload::NOTHING), (encoded.len() + 56 + 8) as u64 + decoded);
         assert_eq!((*loaded.value().unwrap()).clone(), "ada");

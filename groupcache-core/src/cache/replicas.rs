@@ -1,7 +1,7 @@
-//! Copies of hot values that other nodes own.
+//! Replicas: copies of hot values that other nodes own.
 //!
-//! A copy is kept when its key is asked for often, here or at its owner, for a short time and in a small share of the
-//! budget. It is dropped by the same writes as the original.
+//! A replica is kept for a short time, in a small share of the budget, if its key is requested often on this node or at
+//! its owner. A write drops the replica as it drops the entry of the owner.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -11,26 +11,26 @@ use crate::{
     value::Value,
 };
 
-/// Requests within a second that make a key hot at one node.
+/// Number of requests within a second that make a key hot on one node.
 const HOT: u16 = 8;
 
-/// Requests within a second, of all peers together, that make a key hot at its owner.
+/// Number of requests within a second, of all peers together, that make a key hot at its owner.
 pub(crate) const HOT_AT_OWNER: u16 = 32;
 
-/// The part of a group's budget that copies may take: one over this.
+/// Divisor of a group's budget: replicas may take 1/SHARE of it.
 pub(crate) const SHARE: u64 = 8;
 
-/// Counters of a group. Two keys that share one are counted together, which makes a cold key hot now and then.
+/// Number of counters of a group. Keys that share a counter are counted together, so a cold key is hot now and then.
 const COUNTERS: usize = 4096;
 
-/// Counters that are looked at together: those of a cache line.
+/// Number of counters that are compared with each other: those of a cache line.
 const NEIGHBOURS: usize = 16;
 
-/// How many times as often as most of its neighbours a hot key is asked for: when each counter has many keys, all of
-/// them count much.
+/// Factor by which the counter of a hot key must exceed most of its neighbours. If each counter has many keys, all
+/// counters are high.
 const STANDS_OUT: u16 = 4;
 
-/// How often keys were asked for in this second, about.
+/// Approximate numbers of the requests for keys in the current second.
 pub(crate) struct HotKeyCounter(Box<[AtomicU32]>);
 
 impl HotKeyCounter {
@@ -42,11 +42,11 @@ impl HotKeyCounter {
     pub(crate) fn touch(&self, hash: u64, now_ms: u64) {
         let counter = self.counter(hash);
         let count = count(counter, now_ms).saturating_add(1);
-        // Two that write at once lose one.
+        // Of two requests at the same moment one may be lost.
         counter.store(second(now_ms) << 16 | u32::from(count), Relaxed);
     }
 
-    /// Whether there have been so many requests in this second, and far more than for other keys.
+    /// Returns whether a key had at least `least` requests in this second, and far more than most other keys.
     pub(crate) fn is_hot(&self, hash: u64, now_ms: u64, least: u16) -> bool {
         let count_here = count(self.counter(hash), now_ms);
         if count_here < least {
@@ -54,7 +54,7 @@ impl HotKeyCounter {
         }
         let first = hash as usize % COUNTERS / NEIGHBOURS * NEIGHBOURS;
         let neighbours = self.0.get(first..first + NEIGHBOURS).unwrap_or_default();
-        // A few of them may be hot too.
+        // A few of the neighbours may be hot too.
         let as_busy = neighbours.iter().filter(|other| count(other, now_ms).saturating_mul(STANDS_OUT) > count_here);
         as_busy.count() <= NEIGHBOURS / 2
     }
@@ -65,7 +65,7 @@ impl HotKeyCounter {
     }
 }
 
-/// How many requests a counter has in this second.
+/// Returns the number of requests that a counter has in this second.
 fn count(counter: &AtomicU32, now_ms: u64) -> u16 {
     // The high half is the second, the low one the count.
     let counter = counter.load(Relaxed);
@@ -76,7 +76,7 @@ fn second(now_ms: u64) -> u32 {
     (now_ms / 1000) as u32 & 0xffff
 }
 
-/// The copies of a group on this node.
+/// Replicas of a group on this node.
 pub(crate) struct Replicas<V: Value> {
     store: Store<Payload<V>>,
     heat: HotKeyCounter,
@@ -95,13 +95,13 @@ impl<V: Value> Replicas<V> {
         self.store.get(key, now_ms)
     }
 
-    /// A caller needs the owner for this key.
+    /// Counts a get that this node cannot answer from memory, and that goes to another node.
     pub(crate) fn missed(&self, hash: u64, now_ms: u64) {
         self.heat.touch(hash, now_ms);
     }
 
-    /// Whether a copy of the owner's answer should be kept: the key is hot, or there was a copy until a moment ago, and
-    /// it is asked for again.
+    /// Returns whether the owner's response should be kept as a replica: the key is hot, or memory has a replica,
+    /// perhaps an expired one that has not left yet.
     pub(crate) fn wants(&self, key: &str, hash: u64, now_ms: u64) -> bool {
         self.heat.is_hot(hash, now_ms, HOT) || self.store.peek(key).is_some_and(|slot| !slot.is_gone(now_ms))
     }
@@ -116,7 +116,7 @@ impl<V: Value> Replicas<V> {
         self.store.remove(key)
     }
 
-    /// From now on no copy is kept.
+    /// Stops storing: no replica is kept from now on.
     pub(crate) fn close(&self) {
         self.store.close();
     }
@@ -143,20 +143,22 @@ impl<V: Value> Replicas<V> {
 mod tests {
     use super::*;
 
+    /// Checks that requests of one second make a key hot in that second only.
     #[test]
-    fn a_key_is_hot_in_the_second_in_which_it_is_asked_for_often() {
+    fn key_is_hot_in_the_second_of_its_requests() {
         let heat = HotKeyCounter::new();
         (0..HOT).for_each(|_| heat.touch(7, 1500));
         heat.touch(8, 1500);
         assert!(heat.is_hot(7, 1999, HOT) && !heat.is_hot(7, 1999, HOT + 1) && !heat.is_hot(8, 1999, HOT));
         heat.touch(7, 2000);
-        assert!(!heat.is_hot(7, 2000, HOT), "another second");
+        assert!(!heat.is_hot(7, 2000, HOT), "in the next second");
     }
 
+    /// Checks that a busy node finds the keys that stand out, and takes few others for hot.
     #[test]
-    fn where_all_are_busy_only_those_are_hot_that_stand_out() {
+    fn outstanding_keys_are_hot_on_a_busy_node() {
         let (heat, mut rng) = (HotKeyCounter::new(), fastrand::Rng::with_seed(1));
-        // Half a million requests for as many keys, and a thousand for each of a hundred others.
+        // Half a million requests, each for another key, and a thousand requests for each of a hundred keys.
         (0..500_000).for_each(|_| heat.touch(rng.u64(..), 1000));
         let hot: Vec<u64> = (0..100).map(|_| rng.u64(..)).collect();
         hot.iter().for_each(|hash| (0..1000).for_each(|_| heat.touch(*hash, 1000)));

@@ -1,8 +1,8 @@
-//! What makes an entry doubtful: that its key may have gone to another owner, and that this node may not have heard of a
-//! write.
+//! Revalidation: the changes after which an entry is checked again, because its key may have another owner or because
+//! this node may have missed a write.
 //!
-//! Entries are not looked through when it happens: each carries the number of the last change that it was checked
-//! against, and is checked again by the next hit. A hit in quiet times compares two numbers.
+//! A change does not visit the entries. Each entry carries the number of the last change that it was checked against,
+//! and the next hit checks it again. A hit in quiet times compares two numbers.
 
 use std::collections::VecDeque;
 
@@ -14,33 +14,33 @@ use crate::runtime::sync::{
     },
 };
 
-/// Changes that are remembered, eight bytes each: a deploy of a thousand nodes makes four for each of them. An entry that
-/// nobody has asked for through more of them is not worth keeping.
+/// Number of changes that are remembered, eight bytes each. A deploy of a thousand nodes makes four changes per node.
+/// An entry that was not read during more changes is not worth keeping.
 const REMEMBERED: usize = 4096;
 
-/// What happened.
+/// Change after which entries are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// There is another view: keys have other owners.
+    /// The node has another view, so that keys may have other owners.
     View,
-    /// This node was cut off, or stood still: writes may have passed it by.
+    /// The node was partitioned or stood still, and may have missed writes.
     Partitioned,
 }
 
-/// What has happened since an entry was checked.
+/// Changes since an entry was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ChangesSince {
     Nothing,
-    /// Too much to remember.
+    /// More changes than are remembered.
     TooMuch,
-    /// Coarse times of the first change of either kind.
+    /// Coarse times of the first change of any kind, and of the first partition.
     Changes {
         first_ms: u64,
         partitioned_ms: Option<u64>,
     },
 }
 
-/// The changes of a node.
+/// Changes of a node.
 #[derive(Debug, Default)]
 pub(crate) struct ChangeLog {
     number: AtomicU32,
@@ -49,20 +49,20 @@ pub(crate) struct ChangeLog {
 
 #[derive(Debug, Default)]
 struct Log {
-    /// The coarse time of each change; the last one is that of the number.
+    /// Coarse time of each remembered change. The last one belongs to the current number.
     times: VecDeque<u64>,
-    /// Of those, the ones that may have hidden writes, by their numbers.
+    /// Numbers and coarse times of the remembered changes that are partitions.
     partitions: VecDeque<(u32, u64)>,
 }
 
 impl ChangeLog {
-    /// The number of the last change. Read before what it is about: an entry with a number that is too old is only
-    /// checked once more.
+    /// Returns the number of the last change. Read it before the view, because an entry with a number that is too old
+    /// is only checked once more.
     pub(crate) fn number(&self) -> u32 {
         self.number.load(Acquire)
     }
 
-    /// Something has changed, and is in effect already.
+    /// Records a change that is already in effect.
     pub(crate) fn record(&self, change: Change, now_ms: u64) {
         let mut log = self.log.lock();
         let number = self.number().wrapping_add(1);
@@ -74,12 +74,13 @@ impl ChangeLog {
             log.times.pop_front();
         }
         let remembered = log.times.len() as u32;
-        while log.partitions.front().is_some_and(|(cut_off, _)| number.wrapping_sub(*cut_off) >= remembered) {
+        while log.partitions.front().is_some_and(|(partition, _)| number.wrapping_sub(*partition) >= remembered) {
             log.partitions.pop_front();
         }
         self.number.fetch_add(1, AcqRel);
     }
 
+    /// Returns the changes after the one of this number.
     pub(crate) fn since(&self, number: u32) -> ChangesSince {
         let log = self.log.lock();
         let now = self.number();
@@ -89,8 +90,8 @@ impl ChangeLog {
         }
         let first = log.times.len().checked_sub(behind as usize).and_then(|begin| log.times.get(begin));
         let Some(first_ms) = first else { return ChangesSince::TooMuch };
-        let cut_off = log.partitions.iter().find(|(cut_off, _)| now.wrapping_sub(*cut_off) < behind);
-        ChangesSince::Changes { first_ms: *first_ms, partitioned_ms: cut_off.map(|(_, at_ms)| *at_ms) }
+        let partition = log.partitions.iter().find(|(partition, _)| now.wrapping_sub(*partition) < behind);
+        ChangesSince::Changes { first_ms: *first_ms, partitioned_ms: partition.map(|(_, at_ms)| *at_ms) }
     }
 }
 
@@ -99,21 +100,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_missed_is_told_from_its_beginning() {
+    fn changes_since_a_number_begin_with_the_first() {
         let changes = ChangeLog::default();
-        let begun = changes.number();
+        let first = changes.number();
         changes.record(Change::View, 10);
         let later = changes.number();
         changes.record(Change::Partitioned, 20);
         changes.record(Change::View, 30);
-        assert_eq!(changes.since(begun), ChangesSince::Changes { first_ms: 10, partitioned_ms: Some(20) });
+        assert_eq!(changes.since(first), ChangesSince::Changes { first_ms: 10, partitioned_ms: Some(20) });
         assert_eq!(changes.since(later), ChangesSince::Changes { first_ms: 20, partitioned_ms: Some(20) });
         assert_eq!(changes.since(changes.number()), ChangesSince::Nothing);
         assert_eq!(changes.since(later.wrapping_add(1)), ChangesSince::Changes { first_ms: 30, partitioned_ms: None });
     }
 
     #[test]
-    fn very_old_numbers_are_too_old() {
+    fn number_older_than_the_log_is_too_much() {
         let changes = ChangeLog::default();
         changes.record(Change::Partitioned, 0);
         (1..5000).for_each(|at_ms| changes.record(Change::View, at_ms));

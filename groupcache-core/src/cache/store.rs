@@ -1,10 +1,10 @@
-//! The byte-bounded store of one group: entries with an expiry, evicted by use, never above the budget.
+//! Store: entries bounded by bytes, which expire, and are evicted by use so that the budget is never exceeded.
 //!
-//! This is the only file that names the eviction crate. It knows nothing of groups, flights or clocks: the caller
-//! gives the time, says what an entry weighs, and keeps whatever locks it needs.
+//! No other file names the eviction crate. The store knows no groups, flights or clocks: the caller passes the time,
+//! the payload reports its heap bytes, and the caller takes the locks that its own invariants need.
 //!
-//! **No user code runs under a lock.** What the store lets go of (evicted, replaced, refused, removed) is handed to
-//! the caller, who drops it after releasing its own locks: a payload's `Drop` is user code.
+//! **No user code runs under a lock.** Entries that leave the store (evicted, replaced, refused, removed) are handed to
+//! the caller, which drops them after releasing its own locks, because a payload's `Drop` is user code.
 
 use std::hash::{BuildHasher, Hasher};
 use std::marker::PhantomData;
@@ -18,79 +18,81 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub(crate) use crate::cache::entry::{Entry, HeapSize, Times};
 
-/// The longest key of the API; the shard that holds the largest value must hold its key too.
+/// Longest key of the API. The shard of the largest value must hold its key too.
 const MAX_KEY_BYTES: u64 = 1024;
 
-/// Past this, more locks no longer help: 64 shards gave 1.59 times one thread's hits on two cores, 512 gave 1.66.
-/// A constant, because a count of cores would make two runs of one simulation differ.
+/// Maximum number of shards. More locks do not help: 64 shards gave 1.59 times one thread's hits on two cores, 512
+/// shards 1.66 times. The number is a constant, because a number that depends on the cores would make two runs of one
+/// simulation differ.
 const MAX_SHARDS: u64 = 64;
 
-/// A shard below this is not worth its lock: a few large entries would fill it and leave its neighbours empty.
-/// It is also what makes a small budget one shard, in which one entry may take nearly all of it.
+/// Minimum bytes of a shard. A few large entries would fill a smaller shard and leave its neighbours empty. A small
+/// budget is therefore one shard, in which one entry may take nearly all of the budget.
 const MIN_SHARD_BYTES: u64 = 2 << 20;
 
-/// The share of a shard that one entry may take: the eviction policy admits nothing heavier than its hot part.
+/// Share of a shard that one entry may take, because the eviction policy admits nothing heavier than its hot part.
 const HOT_SHARE: f64 = 0.97;
 
-/// One remembered key per this many bytes of budget. An evicted key is remembered for a while (50 % of this estimate)
-/// so that one that returns soon counts as hot; such a memory takes a slot and is not in the accounted bytes.
+/// Bytes of budget per estimated entry. The eviction crate remembers evicted keys, half as many as the estimate, so
+/// that a key that returns soon counts as hot. A remembered key takes a slot and is not in the accounted bytes.
 const BYTES_PER_ESTIMATED_ITEM: u64 = 512;
 
-/// Below this many estimated items per shard the eviction crate would lower the number of shards by itself.
+/// Minimum number of estimated entries per shard, below which the eviction crate would reduce the number of shards.
 const MIN_ITEMS_PER_SHARD: u64 = 32;
 
-/// Far above any memory, far below where sums of weights could overflow.
+/// Maximum capacity: far above any memory, and far below the overflow of sums of weights.
 const MAX_CAPACITY_BYTES: u64 = 1 << 62;
 
-/// An entry as it is shared. An `Arc` without weak references: its second counter would cost each entry 16 bytes.
+/// Shared entry: an `Arc` without weak references, because a second counter would cost each entry 16 bytes.
 pub(crate) type Slot<T> = Arc<Entry<T>>;
 
-/// An entry that has left the store, or a look at one that has not.
+/// Key and entry, removed from the store or still in it.
 pub(crate) type Item<T> = (Key, Slot<T>);
 
-/// A key as it is kept: in its slot, if it is short.
+/// Key in the store; a short key is kept in its slot.
 pub(crate) type Key = CompactString;
 
-/// What became of an entry that was given to [`Store::insert`].
+/// Fate of an entry that was passed to [`Store::insert`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// It is in the store.
+    /// The entry is in the store.
     Kept,
-    /// It was evicted at once: every other entry had been used more.
+    /// The entry was evicted at once, because every other entry was used more.
     Crowded,
-    /// It is heavier than [`Store::max_entry_bytes`]. An older entry of the key was removed, because it is stale.
+    /// The entry is heavier than [`Store::max_entry_bytes`]. An older entry of the key was removed, because it is
+    /// stale.
     TooLarge,
-    /// The store keeps nothing any more.
+    /// The store is closed.
     Closed,
 }
 
-/// The answer of [`Store::insert`]: what became of the entry, and what had to leave.
+/// Result of [`Store::insert`]: the fate of the entry, and the entries that left.
 #[derive(Debug)]
 #[must_use = "hold it until your own locks are released: dropping it runs the payloads' Drop"]
 pub(crate) struct Inserted<T> {
-    /// What became of the new entry.
+    /// Fate of the new entry.
     pub(crate) admission: Admission,
-    /// All that is no longer in the store: evicted, replaced, or refused.
+    /// Entries that are not in the store any more: evicted, replaced or refused.
     displaced: Displaced<T>,
 }
 
 impl<T> Inserted<T> {
-    /// The entries that left to make room for the one of `key`.
+    /// Returns the entries of other keys that left to make room for the entry of `key`.
     pub(crate) fn evicted(&self, key: &str) -> impl Iterator<Item = (&str, &Slot<T>)> {
         let others = self.displaced.iter().filter(move |(other, _)| **other != *key);
         others.map(|(other, entry)| (&**other, entry))
     }
 
-    /// What is no longer in the store, to be dropped one by one.
+    /// Returns the entries that are not in the store any more, to be dropped one by one.
     pub(crate) fn into_items(self) -> impl Iterator<Item = Item<T>> {
         self.displaced.first.into_iter().chain(self.displaced.rest)
     }
 }
 
-/// Collects what the eviction crate lets go of while it holds a shard's lock.
+/// Entries that the eviction crate removed while it held the lock of a shard.
 #[derive(Debug)]
 struct Displaced<T> {
-    /// One insert mostly displaces one entry of a like size: that one costs no allocation under the lock.
+    /// First entry, which costs no allocation under the lock: an insert mostly displaces one entry of similar size.
     first: Option<Item<T>>,
     rest: Vec<Item<T>>,
 }
@@ -114,7 +116,7 @@ impl<T> Default for Displaced<T> {
     }
 }
 
-/// Routes evicted, replaced and refused entries out of the shard's lock.
+/// Hook of the eviction crate that passes displaced entries out of the lock of the shard.
 struct HandOut<T>(PhantomData<fn() -> T>);
 
 impl<T> Clone for HandOut<T> {
@@ -131,7 +133,7 @@ impl<T> Lifecycle<Key, Slot<T>> for HandOut<T> {
     }
 }
 
-/// Weighs what never changes its weight.
+/// Weigher of entries, which never change their weights.
 #[derive(Clone)]
 struct FixedWeight;
 
@@ -141,7 +143,7 @@ impl<T: HeapSize> Weighter<Key, Slot<T>> for FixedWeight {
     }
 }
 
-/// Hashes keys under a seed, so that a client who chooses keys cannot know which of them collide.
+/// Hasher with a seed, so that a client that chooses keys cannot know which of them collide.
 #[derive(Debug, Clone)]
 struct Keyed {
     seed: u64,
@@ -155,7 +157,7 @@ impl BuildHasher for Keyed {
     }
 }
 
-/// The hasher of one string.
+/// Hasher of one string.
 struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
@@ -164,7 +166,7 @@ impl Hasher for KeyHasher {
     }
 
     fn write_u8(&mut self, _terminator: u8) {
-        // `str` ends its hash with a byte that keeps apart the strings of a tuple; a lone string needs none.
+        // `str` ends its hash with a byte that separates the strings of a tuple. A single string does not need it.
     }
 
     fn finish(&self) -> u64 {
@@ -172,7 +174,7 @@ impl Hasher for KeyHasher {
     }
 }
 
-/// The entries of one group, bounded by bytes.
+/// Entries of one group, bounded by bytes.
 pub(crate) struct Store<T: HeapSize> {
     cache: Cache<Key, Slot<T>, FixedWeight, Keyed, HandOut<T>>,
     capacity: u64,
@@ -181,17 +183,17 @@ pub(crate) struct Store<T: HeapSize> {
 }
 
 impl<T: HeapSize> Store<T> {
-    /// A store of at most `capacity_bytes`; 0 keeps nothing.
+    /// Creates a store of at most `capacity_bytes`. A store of 0 bytes keeps nothing.
     ///
-    /// `max_value_bytes` is the most that one value weighs, encoded and decoded form together; it decides how many
-    /// shards there may be. `seed` keys the hash. Nothing is allocated for entries that are not there.
+    /// `max_value_bytes` is the maximum weight of one value, encoded and decoded form together, which bounds the number
+    /// of shards. `seed` keys the hash. An empty store allocates nothing for entries.
     pub(crate) fn new(capacity_bytes: u64, max_value_bytes: u64, seed: u64) -> Self {
         let largest = max_value_bytes.saturating_add(MAX_KEY_BYTES).saturating_add(Entry::<T>::OVERHEAD_BYTES);
         Self::with_shards(capacity_bytes, shards_for(capacity_bytes, largest), seed)
     }
 
     fn with_shards(capacity_bytes: u64, shards: u64, seed: u64) -> Self {
-        // Rounded down here, because the eviction crate rounds each shard's part up.
+        // Rounded down here, because the eviction crate rounds the part of each shard up.
         let shard_bytes = capacity_bytes.min(MAX_CAPACITY_BYTES) / shards;
         let capacity = shard_bytes * shards;
         let items = (capacity / BYTES_PER_ESTIMATED_ITEM).max(MIN_ITEMS_PER_SHARD * shards);
@@ -204,25 +206,25 @@ impl<T: HeapSize> Store<T> {
             .build();
         let cache = match options {
             Ok(options) => Cache::with_options(options, FixedWeight, Keyed { seed }, HandOut(PhantomData)),
-            // Only an option that was not given is an error, and all are. This is the same store in one shard: an
-            // estimate of 1 item allows no second.
+            // Unreachable, because only a missing option is an error and all are given. The fallback is the same store
+            // in one shard, because an estimate of 1 item allows no second shard.
             Err(_) => Cache::with(1, capacity, FixedWeight, Keyed { seed }, HandOut(PhantomData)),
         };
         let max_entry = hot_bytes(cache.shard_capacity());
         Self { cache, capacity, max_entry, is_closed: AtomicBool::new(false) }
     }
 
-    /// The entry of `key` that may still be served at `now_ms`.
+    /// Returns the entry of `key` if it may still be served at `now_ms`, and counts a use.
     ///
-    /// An expired entry is a miss and stays until something takes its place or it is swept.
+    /// An expired entry is a miss and stays until it is replaced, evicted or swept.
     pub(crate) fn get(&self, key: &str, now_ms: u64) -> Option<Slot<T>> {
         self.cache.get(key).filter(|entry| !entry.is_expired(now_ms))
     }
 
-    /// The entry of `key` as it is, expired or not; for use under the caller's lock.
+    /// Returns the entry of `key`, expired or not, for use under the caller's lock.
     ///
-    /// It does not count as a use and drops nothing. The caller asks [`Entry::is_expired`] and drops what it got
-    /// after its lock.
+    /// The call counts no use and drops nothing. The caller checks [`Entry::is_expired`], and drops the entry after its
+    /// lock is released.
     #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
     pub(crate) fn peek(&self, key: &str) -> Option<Slot<T>> {
         self.cache.peek(key)
@@ -230,7 +232,8 @@ impl<T: HeapSize> Store<T> {
 
     /// Stores `entry`, which was built for `key`, in the place of an older one.
     ///
-    /// When it is refused or evicted at once, the older entry is gone all the same: it is stale.
+    /// The older entry is removed even if the new one is too large or evicted at once, because it is stale. A closed
+    /// store refuses the new entry and leaves the older one.
     pub(crate) fn insert(&self, key: &str, entry: Slot<T>) -> Inserted<T> {
         let mut displaced = Displaced::default();
         let admission = if self.is_closed.load(Relaxed) {
@@ -245,70 +248,73 @@ impl<T: HeapSize> Store<T> {
         } else {
             let new = Arc::as_ptr(&entry);
             self.cache.insert_with_lifecycle(key.into(), entry, &mut displaced);
-            // Eviction takes what was used least, and that may be what just came.
+            // Eviction removes the least used entry, which may be the new one.
             let crowded = displaced.iter().any(|(_, entry)| Arc::as_ptr(entry) == new);
             if crowded { Admission::Crowded } else { Admission::Kept }
         };
         Inserted { admission, displaced }
     }
 
-    /// Takes the entry of `key` out, expired or not.
+    /// Removes the entry of `key`, expired or not, and returns it.
     #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
     pub(crate) fn remove(&self, key: &str) -> Option<Slot<T>> {
         self.cache.remove(key).map(|(_, entry)| entry)
     }
 
-    /// Takes the entry of `key` out if it is still this very one.
+    /// Removes the entry of `key` if it is still this one, and returns it.
     #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
     pub(crate) fn remove_same(&self, key: &str, entry: &Slot<T>) -> Option<Slot<T>> {
         self.cache.remove_if(key, |current| Arc::ptr_eq(current, entry)).map(|(_, removed)| removed)
     }
 
-    /// Takes out every entry that was there when the call began; an insert that runs meanwhile may stay.
+    /// Removes every entry that was there when the call began, and returns them. The entry of a concurrent insert may
+    /// stay.
     ///
-    /// A shard's lock is held for one entry at a time, so gets go on.
+    /// The lock of a shard is held for one entry at a time, so that gets go on.
     #[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
     pub(crate) fn clear(&self) -> Vec<Item<T>> {
-        // Not the crate's own `clear`, which drops all values under the lock.
+        // Not the eviction crate's `clear`, which drops all values under the lock.
         self.cache.drain().collect()
     }
 
-    /// From now on nothing is stored. An insert that runs meanwhile may still be: who must know that none does takes
-    /// the locks under which inserts run.
+    /// Stops storing: inserts are refused from now on. A concurrent insert may still succeed. A caller that must
+    /// exclude one takes the locks under which inserts run.
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Relaxed);
     }
 
-    /// All entries, expired ones included, one at a time: a shard's lock is held for one entry. What comes or goes
-    /// meanwhile may be missed. Dropping an entry may run the payload's Drop.
+    /// Returns all entries, expired ones included. The lock of a shard is held for one entry at a time, so entries that
+    /// are inserted or removed meanwhile may be missed. Dropping an entry may run the payload's `Drop`.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Item<T>> {
         self.cache.iter()
     }
 
-    /// The heaviest entry that is kept, in accounted bytes: key and [`Entry::OVERHEAD_BYTES`] included.
+    /// Returns the weight of the heaviest entry that is kept, key and [`Entry::OVERHEAD_BYTES`] included.
     pub(crate) fn max_entry_bytes(&self) -> u64 {
         self.max_entry
     }
 
-    /// The accounted bytes of all entries, expired ones included; never above [`capacity`](Self::capacity).
+    /// Returns the accounted bytes of all entries, expired ones included; never above [`capacity`](Self::capacity).
     ///
-    /// Takes each shard's lock in turn: for statistics, not for each get.
+    /// Takes the lock of each shard in turn, which suits statistics and not each get.
     pub(crate) fn bytes(&self) -> u64 {
         self.cache.weight()
     }
 
-    /// The number of entries, expired ones included; takes each shard's lock in turn.
+    /// Returns the number of entries, expired ones included. Takes the lock of each shard in turn.
     pub(crate) fn len(&self) -> usize {
         self.cache.len()
     }
 
-    /// The budget in bytes: what was asked for, less than 64 bytes of rounding taken off.
+    /// Returns the budget in bytes: the requested capacity, rounded down by less than 64 bytes. The maximum is 2⁶²
+    /// bytes.
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity
     }
 }
 
-/// The most shards, a power of two, of which each still holds an entry of `largest` accounted bytes.
+/// Returns the largest number of shards, a power of two, with which each shard still holds an entry of `largest`
+/// accounted bytes and has [`MIN_SHARD_BYTES`], or 1.
 fn shards_for(capacity: u64, largest: u64) -> u64 {
     let mut shards = MAX_SHARDS;
     while shards > 1 && (capacity / shards < MIN_SHARD_BYTES || hot_bytes(capacity / shards) < largest) {
@@ -317,9 +323,9 @@ fn shards_for(capacity: u64, largest: u64) -> u64 {
     shards
 }
 
-/// The part of a shard that one entry may fill; the eviction crate computes it with these very operations.
+/// Returns the bytes of a shard that one entry may fill, by the same operations as the eviction crate.
 fn hot_bytes(shard_bytes: u64) -> u64 {
-    // Not to 0: a shard of one byte admits one byte.
+    // Not rounded to 0, because a shard of one byte admits one byte.
     ((shard_bytes as f64 * HOT_SHARE) as u64).clamp(shard_bytes.min(1), shard_bytes)
 }
 

@@ -14,10 +14,10 @@ use crate::cache::store::*;
 const NEVER: u64 = u64::MAX;
 const MIB: u64 = 1 << 20;
 
-/// The overhead of the entries that most tests store.
+/// Overhead of the entries that most tests store.
 const OVERHEAD: u64 = Entry::<OfSize>::OVERHEAD_BYTES;
 
-/// Stands for a value of any size: only its weight is large.
+/// Stand-in for a value of any size: only its weight is large.
 #[derive(Debug)]
 struct OfSize {
     id: u64,
@@ -34,7 +34,7 @@ fn entry(id: u64, heap_bytes: u64, expires_at_ms: u64) -> Slot<OfSize> {
     Slot::new(Entry::new(OfSize { id, heap_bytes }, Times::until(0, expires_at_ms)))
 }
 
-/// The heap bytes with which an entry of `key` weighs exactly `weight`.
+/// Returns the heap bytes with which an entry of `key` weighs exactly `weight`.
 fn heap_for(key: &str, weight: u64) -> u64 {
     weight - OVERHEAD - key.len() as u64
 }
@@ -43,7 +43,7 @@ fn put(store: &Store<OfSize>, key: &str, id: u64, heap_bytes: u64) -> Admission 
     store.insert(key, entry(id, heap_bytes, NEVER)).admission
 }
 
-/// Runs `body` on its own thread and fails when it does not end: a deadlock must not hang the tests.
+/// Runs `body` on its own thread and panics if it takes a minute, because a deadlock must not hang the tests.
 fn within_a_minute(body: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
     let run = move || {
@@ -63,16 +63,20 @@ fn shards_follow_budget_and_largest_value() {
     assert_eq!(shards(3 * MIB, 0), 1, "a small budget is not divided");
     assert_eq!(shards(64 * MIB, MIB), 32);
     assert_eq!(shards(64 * MIB, 2 * MIB), 16);
-    assert_eq!(shards(64 * MIB, 64 * MIB), 1, "the largest value does not fit even here");
+    assert_eq!(shards(64 * MIB, 64 * MIB), 1, "the largest value does not fit into one shard either");
     assert_eq!(shards(1 << 30, MIB), 64);
     assert_eq!(shards(NEVER, MIB), 64);
     assert_eq!(shards(NEVER, NEVER), 1);
     let largest = hot_bytes(4 * MIB);
-    assert_eq!((shards_for(256 * MIB, largest), shards_for(256 * MIB, largest + 1)), (64, 32), "it fits, and just not");
+    assert_eq!(
+        (shards_for(256 * MIB, largest), shards_for(256 * MIB, largest + 1)),
+        (64, 32),
+        "at the limit, and above it"
+    );
 }
 
 #[test]
-fn all_that_is_there_is_shown_and_handed_out_in_the_end() {
+fn iter_and_clear_return_all_entries() {
     let store = Store::new(64 * MIB, MIB, 1);
     let keys: Vec<_> = (0..100).map(|n| format!("key-{n:02}")).collect();
     keys.iter().for_each(|key| assert_eq!(put(&store, key, 1, 100), Admission::Kept));
@@ -92,7 +96,7 @@ fn largest_entry_of_a_small_group_is_most_of_its_budget() {
     assert_eq!(store.get("large", 0).unwrap().payload.id, 2);
     assert_eq!(put(&store, "large", 3, heap_for("large", limit + 1)), Admission::TooLarge);
     assert!(store.get("large", 0).is_none(), "the older value is stale");
-    assert_eq!(store.get("other", 0).unwrap().payload.id, 1, "a refused entry evicts nobody");
+    assert_eq!(store.get("other", 0).unwrap().payload.id, 1, "a refused entry evicts no other");
 }
 
 #[test]
@@ -113,19 +117,20 @@ fn weight_that_overflows_is_too_large() {
 }
 
 #[test]
-fn nothing_is_allocated_for_entries_that_are_not_there() {
+fn empty_store_allocates_nothing_for_entries() {
     for capacity in [3 * MIB, 64 * MIB, 1 << 40] {
         assert_eq!(Store::<OfSize>::new(capacity, MIB, 1).cache.memory_used().total(), 0);
     }
 }
 
+/// Checks the size of a slot that `SLOT_BYTES` was measured with.
 #[test]
-fn slots_are_what_the_overhead_was_measured_with() {
+fn slot_takes_56_bytes() {
     let store = Store::<OfSize>::new(1 << 30, MIB, 1);
     for id in 0..1_000 {
         assert_eq!(put(&store, &format!("{id}"), id, 0), Admission::Kept);
     }
-    // When this fails, measure SLOT_BYTES again.
+    // If this fails, measure SLOT_BYTES again.
     assert_eq!(store.cache.memory_used().entries, 56 * 1_000);
 }
 
@@ -142,8 +147,9 @@ fn small_hot_entries_survive_a_scan() {
     assert!(store.bytes() * 10 > MIB * 9, "the budget is used");
 }
 
+/// Checks that the seed alone decides the shard of a key, and that keys spread over the shards.
 #[test]
-fn seed_decides_where_a_key_goes() {
+fn seed_decides_the_shard_of_a_key() {
     let place = |seed| {
         let store = Store::<OfSize>::new(1 << 30, MIB, seed);
         (0..64).map(|id| store.cache.shard_index(format!("{id}").as_str())).collect::<Vec<_>>()
@@ -155,15 +161,15 @@ fn seed_decides_where_a_key_goes() {
 }
 
 #[test]
-fn a_store_that_is_closed_keeps_nothing_more_and_hands_it_back() {
+fn closed_store_hands_inserted_entries_back() {
     let store = Store::new(1 << 20, 1 << 10, 1);
     assert_eq!(put(&store, "before", 1, 100), Admission::Kept);
     store.close();
     let refused = entry(2, 100, NEVER);
     let inserted = store.insert("after", Arc::clone(&refused));
     assert_eq!(inserted.admission, Admission::Closed);
-    assert_eq!(Arc::strong_count(&refused), 2, "it is dropped by the caller, and not here");
-    assert_eq!((store.len(), inserted.evicted("after").count()), (1, 0), "what is there stays until it is cleared");
+    assert_eq!(Arc::strong_count(&refused), 2, "the caller drops the refused entry, not the store");
+    assert_eq!((store.len(), inserted.evicted("after").count()), (1, 0), "entries stay until the store is cleared");
     assert_eq!(store.clear().len(), 1);
 }
 
@@ -173,7 +179,7 @@ fn expired_entry_is_a_miss_from_its_first_millisecond() {
     drop(store.insert("k", entry(1, 10, 100)));
     assert_eq!(store.get("k", 99).unwrap().payload.id, 1);
     assert!(store.get("k", 100).is_none());
-    assert_eq!(store.len(), 1, "until it is swept");
+    assert_eq!(store.len(), 1, "the entry stays until it is swept");
     drop(store.insert("k", entry(2, 10, 0)));
     assert!(store.get("k", 0).is_none());
     drop(store.insert("k", entry(3, 10, NEVER)));
@@ -181,7 +187,7 @@ fn expired_entry_is_a_miss_from_its_first_millisecond() {
 }
 
 #[test]
-fn what_is_served_on_is_no_hit_when_it_is_of_no_use_any_more() {
+fn entry_served_on_expires_with_its_last_use() {
     let entry = entry(1, 10, 100);
     entry.serve_on(500);
     assert_eq!((entry.hit_until_ms(), entry.is_expired(99), entry.is_expired(100)), (100, false, true));
@@ -191,13 +197,13 @@ fn what_is_served_on_is_no_hit_when_it_is_of_no_use_any_more() {
 fn fresh_entry_that_replaced_an_expired_one_survives() {
     let store = Store::new(MIB, MIB, 1);
     drop(store.insert("k", entry(1, 10, 100)));
-    let seen = store.peek("k").unwrap();
-    // Between a get's look and its removal another thread stores a fresh value.
+    let expired = store.peek("k").unwrap();
+    // Another thread stores a fresh value between the peek and the removal.
     drop(store.insert("k", entry(2, 10, 300)));
-    assert!(store.remove_same("k", &seen).is_none());
+    assert!(store.remove_same("k", &expired).is_none());
     assert_eq!(store.get("k", 200).unwrap().payload.id, 2);
-    let seen = store.peek("k").unwrap();
-    assert_eq!(store.remove_same("k", &seen).unwrap().payload.id, 2);
+    let fresh = store.peek("k").unwrap();
+    assert_eq!(store.remove_same("k", &fresh).unwrap().payload.id, 2);
     assert!(store.peek("k").is_none());
 }
 

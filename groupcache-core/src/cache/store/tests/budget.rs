@@ -1,4 +1,4 @@
-//! By property: bytes are bounded, and a store contradicts none of its inserts.
+//! Property tests: bytes are bounded, and a store never returns another value than the newest one of a key.
 
 use crate::cache::store::tests::*;
 
@@ -34,7 +34,7 @@ fn size() -> impl Strategy<Value = Size> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    // Few keys meet often (replace, stale values); many fill shards.
+    // A few keys are replaced often; many keys fill the shards.
     let key = || prop_oneof![0..6u8, any::<u8>()];
     let ttl = prop_oneof![3 => Just(None), 1 => (0..40u64).prop_map(Some)];
     prop_oneof![
@@ -59,12 +59,12 @@ fn a_store() -> impl Strategy<Value = (u64, u64)> {
     (capacity, (0..=6u32).prop_map(|power| 1 << power))
 }
 
-/// What a store must not contradict: the newest value of each key. Eviction may make any of them absent.
+/// Store with the newest value of each key, which the store must not contradict. Eviction may make any value absent.
 struct Model {
     store: Store<OfSize>,
     now: u64,
     next_id: u64,
-    /// Key → (id, expires_at_ms) of the last insert that was kept and not removed since.
+    /// Id and expiry of the last insert of each key that was kept and not removed since.
     newest: BTreeMap<String, (u64, u64)>,
 }
 
@@ -142,8 +142,12 @@ impl Model {
         let got = self.store.get(key, self.now);
         match &got {
             Some(e) => {
-                assert_eq!(Some(&(e.payload.id, e.hit_until_ms())), self.newest.get(key), "removed, or not the newest");
-                assert!(self.now < e.hit_until_ms(), "expired");
+                assert_eq!(
+                    Some(&(e.payload.id, e.hit_until_ms())),
+                    self.newest.get(key),
+                    "the value is removed, or not the newest"
+                );
+                assert!(self.now < e.hit_until_ms(), "the entry is expired");
             }
             None => assert!(here.is_none_or(|(_, expired)| expired), "a fresh entry is found"),
         }
@@ -153,8 +157,8 @@ impl Model {
         let weight = |key: &String| self.store.peek(key).map(|e| e.weight(key));
         let found: Vec<u64> = self.newest.keys().filter_map(weight).collect();
         let sum: u64 = found.iter().sum();
-        assert!(self.store.bytes() <= self.store.capacity(), "above the budget");
-        assert_eq!(self.store.bytes(), sum, "accounted is not what can be found");
+        assert!(self.store.bytes() <= self.store.capacity(), "the store is above the budget");
+        assert_eq!(self.store.bytes(), sum, "the accounted bytes are not those of the entries");
         assert_eq!(self.store.len(), found.len());
     }
 }
@@ -190,7 +194,7 @@ fn budget_is_rounded_down_when_shards_do_not_divide_it() {
     for shards in [1, 2, 4, 8, 16, 32, 64] {
         for capacity in (64 * 600..64 * 600 + 130).chain([65 * MIB + 63]) {
             let store = Store::<OfSize>::with_shards(capacity, shards, 3);
-            assert_eq!(store.cache.num_shards() as u64, shards, "the estimate of items lowered it");
+            assert_eq!(store.cache.num_shards() as u64, shards, "the estimate of items reduced the number of shards");
             assert_eq!(store.cache.capacity(), store.capacity());
             assert!(store.capacity() <= capacity && capacity - store.capacity() < shards);
         }
@@ -198,7 +202,7 @@ fn budget_is_rounded_down_when_shards_do_not_divide_it() {
     let store = Store::<OfSize>::with_shards(64 * 600 + 63, 64, 3);
     for id in 0..5_000 {
         let key = format!("{id}");
-        // Each shard holds two of these: 63 spare bytes spread over the shards would let some hold more.
+        // Each shard holds two entries. With the 63 spare bytes spread over the shards, some would hold more.
         assert_eq!(put(&store, &key, id, heap_for(&key, 300)), Admission::Kept);
         assert!(store.bytes() <= 64 * 600);
     }
