@@ -1,8 +1,8 @@
-//! Loads of many keys in one call of the loader.
+//! Loads of many keys in one call of a batch loader.
 //!
-//! Loads that begin in one moment (the keys of a `get_many`, the requests of one frame, callers that came together) are
-//! gathered and handed to the loader together. Each is a flight of its own all the same: shared by all who ask for its
-//! key, and kept only if no write has passed it.
+//! Loads that begin in one moment (the keys of a `get_many`, the requests of one frame, the gets of several callers)
+//! are gathered and passed to the loader together. Each load is a flight of its own: all callers of its key share it,
+//! and its value is cached only if no write came after the flight began.
 
 use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -22,20 +22,20 @@ use crate::{
     value::Value,
 };
 
-/// For how many milliseconds a batch waits at most, while a frame or a call for many keys is being taken: one with a
-/// thousand keys takes about one, and there is an end where frames come without a pause.
+/// Maximum number of milliseconds that a batch waits while a frame or a get of many keys is being dispatched. A frame
+/// of 1,000 keys takes about 1 ms. The maximum ends the wait if frames arrive without a pause.
 const MAX_WAITS: usize = 3;
 
-/// A load that waits for others to come along.
+/// Load that waits for its batch.
 struct Waiting<V: Value> {
     flight: GroupFlight<V>,
     hash: u64,
     reason: LoadReason,
-    /// Lands the flight if nobody else does.
+    /// Completes the flight with an error if the batch does not complete it.
     guard: CompleteOnDrop<Box<dyn FnOnce() + Send + Sync>>,
 }
 
-/// What a group with a batch loader has beside others.
+/// Batch loader of a group, and the loads that wait for its next call.
 pub(crate) struct Batches<V: Value> {
     loader: SharedBatchLoader<V>,
     max_keys: usize,
@@ -48,7 +48,7 @@ impl<V: Value> Batches<V> {
     }
 }
 
-/// Begins a load together with those that begin in the same moment.
+/// Begins a load together with the other loads that begin in the same moment.
 pub(crate) fn load_with_others<V: Value>(
     engine: &Arc<Engine<V>>,
     batches: &Arc<Batches<V>>,
@@ -69,7 +69,7 @@ pub(crate) fn load_with_others<V: Value>(
     let mut gathering = Gathering { batches: Arc::clone(batches), has_taken: false };
     let context = Arc::clone(&engine.context);
     context.tasks.load(async move {
-        // The rest of the frame, or of the keys, arrives in this moment, perhaps on another thread.
+        // The rest of the frame or of the keys is being dispatched in this moment, perhaps on another thread.
         tokio::task::yield_now().await;
         for _ in 0..MAX_WAITS {
             if !engine.context.registry.is_taking() {
@@ -79,14 +79,14 @@ pub(crate) fn load_with_others<V: Value>(
         }
         let mut all = gathering.take();
         while !all.is_empty() {
-            let (some, rest) = one_batch(all, gathering.batches.max_keys);
-            engine.context.tasks.load(run(Arc::clone(&engine), Arc::clone(&gathering.batches), some));
+            let (batch, rest) = one_batch(all, gathering.batches.max_keys);
+            engine.context.tasks.load(run(Arc::clone(&engine), Arc::clone(&gathering.batches), batch));
             all = rest;
         }
     });
 }
 
-/// Begins a load that another load waits for: it goes alone, because it has the permits of its own depth.
+/// Begins a load that another load waits for, in a batch of its own, because it takes a permit of its own depth.
 pub(crate) fn load_alone<V: Value>(
     engine: &Arc<Engine<V>>,
     batches: &Arc<Batches<V>>,
@@ -98,31 +98,33 @@ pub(crate) fn load_alone<V: Value>(
     engine.context.tasks.load(run(Arc::clone(engine), Arc::clone(batches), vec![waiting]));
 }
 
+/// Makes a waiting load, which completes its flight with an error when it is dropped.
 fn waiting<V: Value>(engine: &Arc<Engine<V>>, flight: GroupFlight<V>, hash: u64, reason: LoadReason) -> Waiting<V> {
-    let (engine, given_up) = (Arc::clone(engine), Arc::clone(&flight));
-    let complete: Box<dyn FnOnce() + Send + Sync> = Box::new(move || load::give_up(&engine, &given_up));
+    let (engine, abandoned) = (Arc::clone(engine), Arc::clone(&flight));
+    let complete: Box<dyn FnOnce() + Send + Sync> = Box::new(move || load::give_up(&engine, &abandoned));
     Waiting { flight, hash, reason, guard: CompleteOnDrop::new(complete) }
 }
 
-/// The first of them, each key once: a key that was written meanwhile is waited for by two flights. The others come next.
+/// Splits off the first batch, which has each key once, and returns the remaining loads too. A key that was written
+/// between two gets has two flights, and the second one is in a later batch.
 fn one_batch<V: Value>(all: Vec<Waiting<V>>, max_keys: usize) -> (Vec<Waiting<V>>, Vec<Waiting<V>>) {
     let mut keys = BTreeSet::new();
     all.into_iter().partition(|waiting| keys.len() < max_keys && keys.insert(Arc::clone(waiting.flight.key())))
 }
 
-/// The task of one batch.
-async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, some: Vec<Waiting<V>>) {
-    let some = not_elsewhere(&engine, some).await;
-    if some.is_empty() {
+/// Runs one batch: asks previous owners, calls the loader for the remaining keys, and completes each flight.
+async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, batch: Vec<Waiting<V>>) {
+    let batch = ask_previous_owners(&engine, batch).await;
+    if batch.is_empty() {
         return;
     }
     let changes = engine.context.changes.number();
-    let keys: Vec<Arc<str>> = some.iter().map(|waiting| Arc::clone(waiting.flight.key())).collect();
-    let mut outcomes = match load_many(&engine, &batches, &some, &keys).await {
+    let keys: Vec<Arc<str>> = batch.iter().map(|waiting| Arc::clone(waiting.flight.key())).collect();
+    let mut outcomes = match load_many(&engine, &batches, &batch, &keys).await {
         Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map_err(|e| engine.errors.load_failed(e))).collect(),
-        Err(error) => vec![Err(error); some.len()],
+        Err(error) => vec![Err(error); batch.len()],
     };
-    for Waiting { flight, hash, guard, .. } in some.into_iter().rev() {
+    for Waiting { flight, hash, guard, .. } in batch.into_iter().rev() {
         if let Some(outcome) = outcomes.pop() {
             if outcome.is_err() {
                 engine.counters.load_errors.up();
@@ -134,10 +136,10 @@ async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, some: V
     }
 }
 
-/// Lands those that former owners have the values of; all of them are asked at once. The rest is to be loaded.
-async fn not_elsewhere<V: Value>(engine: &Engine<V>, some: Vec<Waiting<V>>) -> Vec<Waiting<V>> {
+/// Asks the previous owners for all keys at once, completes the flights that get a value, and returns the other loads.
+async fn ask_previous_owners<V: Value>(engine: &Engine<V>, batch: Vec<Waiting<V>>) -> Vec<Waiting<V>> {
     let changes = engine.context.changes.number();
-    let look = async |waiting: Waiting<V>| {
+    let ask = async |waiting: Waiting<V>| {
         let Waiting { flight, hash, reason, .. } = &waiting;
         let is_complete = previous_owner::may_have_moved(engine, flight, *reason)
             && previous_owner::take(engine, flight, *hash, changes).await;
@@ -147,27 +149,28 @@ async fn not_elsewhere<V: Value>(engine: &Engine<V>, some: Vec<Waiting<V>>) -> V
         }
         Some(waiting)
     };
-    join_all(some.into_iter().map(look)).await.into_iter().flatten().collect()
+    join_all(batch.into_iter().map(ask)).await.into_iter().flatten().collect()
 }
 
 type Outcomes<V> = Vec<std::result::Result<Loaded<V>, LoadError>>;
 
-/// Permits, attempts and deadline, of all keys together.
+/// Calls the batch loader, with permits, attempts and a deadline of all keys together.
 async fn load_many<V: Value>(
     engine: &Engine<V>,
     batches: &Batches<V>,
-    some: &[Waiting<V>],
+    batch: &[Waiting<V>],
     keys: &[Arc<str>],
 ) -> Result<Outcomes<V>> {
-    let mut contexts = some.iter().filter_map(|waiting| waiting.flight.context.load_context());
+    let mut contexts = batch.iter().filter_map(|waiting| waiting.flight.context.load_context());
     let Some(context) = contexts.next().cloned() else {
         return Err(Error::new(Kind::Closed, "the load has no context"));
     };
-    // Begun for nobody among loads, or alone: but a load may come to wait for any of them.
+    // No load waited for these when they began, unless the batch has one load only. A load may join any of them later,
+    // and then the permit of the whole batch must be of its depth.
     contexts.for_each(|other| other.follow(&context));
     let deadline = clock::deadline(engine.loads.deadline);
     let keys: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
-    let fallbacks = some.iter().filter(|waiting| waiting.reason == LoadReason::Fallback).count();
+    let fallbacks = batch.iter().filter(|waiting| waiting.reason == LoadReason::Fallback).count();
     let call = || async {
         engine.counters.loads.add(keys.len() as u64);
         engine.counters.fallback_loads.add(fallbacks as u64);
@@ -178,9 +181,9 @@ async fn load_many<V: Value>(
         engine.loads.latencies.add(begun.elapsed());
         outcome(engine, called, keys.len())
     };
-    // A source that fails for each of its keys has failed.
+    // A call counts as failed if it fails as a whole, or for each of its keys.
     let has_failed =
-        |loaded: &Result<Outcomes<V>>| loaded.as_ref().map_or(true, |all| all.iter().all(|one| one.is_err()));
+        |loaded: &Result<Outcomes<V>>| loaded.as_ref().map_or(true, |all| all.iter().all(|outcome| outcome.is_err()));
     engine.loads.attempts(&context, deadline, call, has_failed).await
 }
 
@@ -189,14 +192,14 @@ type Called<V> = std::result::Result<
     tokio::time::error::Elapsed,
 >;
 
-/// What a call of the batch loader came to; a wrong number of answers is nobody's.
+/// Returns the outcomes of a call of the batch loader. A wrong number of outcomes is an error of all keys.
 fn outcome<V: Value>(engine: &Engine<V>, called: Called<V>, wanted: usize) -> Result<Outcomes<V>> {
     let name = &engine.settings.name;
     let failed = |text: String| Error::new(Kind::LoadFailed { is_transient: false }, text);
     match called {
         Ok(Ok(Ok(outcomes))) if outcomes.len() == wanted => Ok(outcomes),
         Ok(Ok(Ok(outcomes))) => Err(failed(format!(
-            "the batch loader of group {name:?} gave {} answers to {wanted} keys; give one for each, in their order",
+            "the batch loader of group {name:?} returned {} outcomes for {wanted} keys; return one per key, in order",
             outcomes.len()
         ))),
         Ok(Ok(Err(error))) => Err(engine.errors.load_failed(error)),
@@ -206,14 +209,16 @@ fn outcome<V: Value>(engine: &Engine<V>, called: Called<V>, wanted: usize) -> Re
         }
         Err(_) => {
             let limit = engine.loads.deadline;
-            let text = format!("the batch loader of group {name:?} took longer than {limit:?} and was aborted");
+            let text = format!(
+                "the batch loader of group {name:?} took longer than {limit:?} and was aborted; raise its load_deadline"
+            );
             Err(Error::new(Kind::Timeout, text))
         }
     }
 }
 
-/// Takes what waits, once. If it never comes to that, because the node or its runtime has ended, what waits is landed
-/// when this is dropped.
+/// Guard of the task that takes the waiting loads once. If the task ends before that, because the node or its runtime
+/// has ended, the drop completes their flights with an error.
 struct Gathering<V: Value> {
     batches: Arc<Batches<V>>,
     has_taken: bool,
@@ -221,7 +226,7 @@ struct Gathering<V: Value> {
 
 impl<V: Value> Gathering<V> {
     fn take(&mut self) -> Vec<Waiting<V>> {
-        // What comes from now on has a gathering of its own.
+        // Loads that begin from here on have a gathering of their own.
         self.has_taken = true;
         std::mem::take(&mut *self.batches.waiting.lock())
     }
@@ -230,7 +235,7 @@ impl<V: Value> Gathering<V> {
 impl<V: Value> Drop for Gathering<V> {
     fn drop(&mut self) {
         if !self.has_taken {
-            drop(self.take()); // outside of the lock
+            drop(self.take()); // not under the lock
         }
     }
 }
@@ -243,7 +248,7 @@ mod tests {
     use super::*;
     use crate::{Node, loader::BatchLoader};
 
-    /// Remembers what it was asked for.
+    /// Batch loader that records the keys of its calls.
     struct Rows(Arc<Mutex<Vec<Vec<String>>>>);
 
     impl BatchLoader<String> for Rows {
@@ -256,11 +261,12 @@ mod tests {
         }
     }
 
+    /// Checks that no call has a key twice: a key that is written between two gets has two flights, in two batches.
     #[tokio::test]
-    async fn a_key_that_is_written_between_two_gets_is_in_a_batch_of_its_own_for_each() {
+    async fn key_written_between_two_gets_is_in_two_batches() {
         let node = Node::builder().start().await.unwrap();
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let group = node.group::<String>("rows").capacity_bytes(1 << 20).batch_loader(Rows(Arc::clone(&asked)));
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let group = node.group::<String>("rows").capacity_bytes(1 << 20).batch_loader(Rows(Arc::clone(&calls)));
         let group = group.build().unwrap();
         let mut gets = [Box::pin(group.get("k")), Box::pin(group.get("other")), Box::pin(group.get("k"))];
         let [first, other, second] = &mut gets;
@@ -269,6 +275,6 @@ mod tests {
         assert!(poll!(&mut *second).is_pending());
         assert_eq!(first.await.unwrap(), "row k");
         assert_eq!((other.await.unwrap(), second.await.unwrap()), ("row other".to_owned(), "row k".to_owned()));
-        assert_eq!(*asked.lock(), [vec!["k", "other"], vec!["k"]]);
+        assert_eq!(*calls.lock(), [vec!["k", "other"], vec!["k"]]);
     }
 }

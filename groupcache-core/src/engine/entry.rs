@@ -1,4 +1,4 @@
-//! Entries of a group: how a loaded, written or received value becomes an entry with its times.
+//! Entries of a group: makes entries with their times of loaded, set and received values.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -20,16 +20,16 @@ use crate::{
     value::Value,
 };
 
-/// Returns the times of an entry that is loaded now, or `None` if it is not kept. This node's own view decides who owns
-/// the key.
+/// Returns the times of an entry that is loaded now, or `None` if it is not kept. The owner of the key in this node's
+/// view decides how long the entry is kept.
 fn times<V: Value>(engine: &Engine<V>, keep: Keep, is_value: bool, now_ms: u64, hash: u64) -> Option<Times> {
-    let checked = engine.context.changes.number(); // before the view
+    let checked = engine.context.changes.number(); // read before the view
     let (random, limit) = (engine.context.random_share(), engine.ownership.keep_limit(hash));
     let times = engine.settings.freshness.times(keep, is_value, now_ms, random, limit)?;
     Some(Times { checked, ..times })
 }
 
-/// Makes the entry of a value that is set.
+/// Makes the entry of a value that is set, on the node of the caller or at the owner.
 pub(crate) fn of_set<V: Value>(engine: &Engine<V>, key: &str, hash: u64, now_ms: u64, value: V) -> Result<Slot<V>> {
     let times = times(engine, Keep::AsTheGroup, true, now_ms, hash).unwrap_or_else(|| Times::until(now_ms, now_ms));
     of_value(engine, key, value, times)
@@ -45,7 +45,7 @@ pub(crate) fn of_load<V: Value>(
     start: &LoadStart<V>,
 ) -> Result<(Outcome<V>, Option<Slot<V>>)> {
     let is_value = !matches!(loaded.what, What::NotFound);
-    // Checked as of the beginning of the load, which may have missed the changes since.
+    // The entry counts as checked when the load began, because a later change may concern the value.
     let times = times(engine, loaded.keep, is_value, now_ms, hash);
     let times = times.map(|times| Times { checked: start.changes, ..times });
     let is_kept = times.is_some();
@@ -65,14 +65,14 @@ pub(crate) fn of_load<V: Value>(
     Ok((Ok(Slot::clone(&slot)), is_kept.then_some(slot)))
 }
 
-/// Makes the entry of a value that another node has handed over; `None` when it cannot be used here.
+/// Makes the entry of a value from a previous owner, or returns `None` if this node cannot use it.
 ///
-/// `changes` is the number of the last change when the value was asked for: later ones may concern it.
+/// `changes` is the number of the last change when the value was requested, because later changes may concern it.
 pub(crate) fn of_handover<V: Value>(engine: &Engine<V>, hash: u64, value: &Encoded, changes: u32) -> Option<Slot<V>> {
     of_page(engine, hash, &value.bytes, value.age_ms, value.remaining_ms, changes)
 }
 
-/// Makes the entry of a value of a page; see [`of_handover`].
+/// Makes the entry of a value of a page. Otherwise as [`of_handover`].
 pub(crate) fn of_page<V: Value>(
     engine: &Engine<V>,
     hash: u64,
@@ -86,12 +86,15 @@ pub(crate) fn of_page<V: Value>(
     }
     let (now_ms, limit) = (engine.context.local.clock.read_ms(), engine.ownership.keep_limit(hash));
     let times = engine.settings.freshness.of_handover(age_ms, remaining_ms, now_ms, limit)?;
-    // A copy, because a slice would keep the whole frame in memory as long as the value.
+    // Copied, because a slice would keep the whole frame in memory as long as the value.
     let payload = Payload::<V>::from_handover(small_bytes::copy(bytes)).ok()?;
     Some(Slot::new(Entry::new(payload, Times { checked: changes, ..times })))
 }
 
-/// Makes the entry of a value of this node, checked against the largest value that may be sent.
+/// Encodes a value and makes its entry.
+///
+/// # Errors
+/// The value cannot be encoded, its code panics, or its encoded form exceeds `limits.max_value_bytes`.
 fn of_value<V: Value>(engine: &Engine<V>, key: &str, value: V, times: Times) -> Result<Slot<V>> {
     let name = &engine.settings.name;
     let text = || format!("a value of group {name:?} could not be encoded");

@@ -1,4 +1,4 @@
-//! Errors of gets and writes, in words for the caller.
+//! Errors of gets and writes: their kinds, their texts and their counters.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     runtime::stats::GroupCounters,
 };
 
-/// Maker of the errors of one group: each names the group, and those that are counted are counted here.
+/// Maker of the errors of one group, which also counts time-outs, overloads and rejections by the breaker.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupErrors {
     name: Arc<str>,
@@ -40,34 +40,49 @@ impl GroupErrors {
 
     pub(crate) fn closed(&self) -> Error {
         let name = &self.name;
-        Error::new(Kind::Closed, format!("group {name:?} is closed: its node was shut down, or it was removed from it"))
+        Error::new(
+            Kind::Closed,
+            format!(
+                "group {name:?} is closed: its node was shut down or the group was removed; build it on a running node"
+            ),
+        )
     }
 
-    /// Returns the error of a get that waited for `after` (zero: for an unknown time) while `peer` had the request.
+    /// Returns the error of a get or a write that waited for `after` (zero for an unknown time), while `peer` had the
+    /// request if one had it.
     pub(crate) fn timed_out(&self, after: Duration, peer: Option<&PeerId>) -> Error {
         self.counters.timeouts.up();
         let text = match after {
-            Duration::ZERO => format!("no value of group {:?} in time", self.name),
-            _ => format!("no value of group {:?} within {after:?}", self.name),
+            Duration::ZERO => format!("no outcome of a call of group {:?} before its deadline", self.name),
+            _ => format!("no outcome of a call of group {:?} within {after:?}", self.name),
         };
         match peer {
-            Some(peer) => Error::at_peer(Kind::Timeout, format!("{text}; its owner is at work on it"), peer.as_str()),
-            None => Error::new(Kind::Timeout, text),
+            Some(peer) => {
+                let text = format!("{text}, because a peer has not answered yet; raise the deadline or check the peer");
+                Error::at_peer(Kind::Timeout, text, peer.as_str())
+            }
+            None => Error::new(Kind::Timeout, format!("{text}; raise the deadline, or make the loader faster")),
         }
     }
 
     pub(crate) fn overloaded(&self, why: &str) -> Error {
         self.counters.overloaded.up();
-        Error::new(Kind::Overloaded, format!("group {:?}: {why}; ask again later", self.name))
+        Error::new(Kind::Overloaded, format!("group {:?} is overloaded: {why}; try again later", self.name))
     }
 
     pub(crate) fn nesting(&self, error: NestingError) -> Error {
         let name = &self.name;
         let text = match error {
             NestingError::Cycle => {
-                format!("a load of group {name:?} needs, through other loads, the value that it is loading")
+                format!(
+                    "a load of group {name:?} needs, through other loads, the value that it is loading; break the cycle"
+                )
             }
-            NestingError::TooDeep => format!("a load of group {name:?} is nested more than {MAX_CHAIN} loads deep"),
+            NestingError::TooDeep => {
+                format!(
+                    "a load of group {name:?} is nested more than {MAX_CHAIN} loads deep; make its loaders nest less"
+                )
+            }
         };
         Error::new(Kind::LoadFailed { is_transient: false }, text)
     }
@@ -91,7 +106,7 @@ impl GroupErrors {
     pub(crate) fn breaker_open(&self, wait: Duration) -> Error {
         self.counters.breaker_rejections.up();
         let text = format!(
-            "the loader of group {:?} has failed again and again, and is not called for {} ms",
+            "the breaker of group {:?} is open, because its loader failed again and again; try again in {} ms",
             self.name,
             wait.as_millis()
         );
@@ -100,8 +115,8 @@ impl GroupErrors {
 
     pub(crate) fn nothing_unchanged(&self) -> Error {
         let text = format!(
-            "the loader of group {:?} said that the value is unchanged, and there is no previous one; answer so only \
-             where Load::previous() is some",
+            "the loader of group {:?} returned Loaded::unchanged() without a previous value; return it only if \
+             Load::previous() is Some",
             self.name
         );
         Error::new(Kind::LoadFailed { is_transient: false }, text)

@@ -1,7 +1,7 @@
-//! A fetch: asks the owner of a key, then its successors, then loads here.
+//! Fetch: asks the owner of a key, then its successors, and loads on this node if no candidate answers.
 //!
-//! A fetch is no task: its callers wait on its flight, and the task that reads a connection moves it forward with each
-//! response.
+//! A fetch has no task. The callers wait for its flight, and the task that reads a connection takes the next step of
+//! the fetch with each response.
 
 use std::{
     sync::{Arc, Weak},
@@ -44,31 +44,34 @@ use crate::{
     value::Value,
 };
 
-/// What a fetch keeps, in its flight.
+/// State of a fetch, kept in its flight.
 pub(crate) struct Fetch<V: Value> {
-    /// Weak, since the group has the flight: they must not keep each other.
+    /// Engine of the group. Weak, because the engine holds the flight.
     engine: Weak<Engine<V>>,
     snapshot: ViewSnapshot,
     hash: u64,
     chain: LoadChain,
     begun: Instant,
     deadline_ms: u64,
-    /// Rank of the candidate to look at next; 0 = the owner. The one before is the one that was asked last.
+    /// Rank of the next candidate; rank 0 is the owner. The candidate before it was tried last.
     next: AtomicUsize,
-    /// A peer was asked and turned out to be unreachable: further attempts come out of the fallback budget.
+    /// Whether the request to a peer ended because the peer is unreachable. Further requests then take from the
+    /// fallback budget.
     has_failed: AtomicBool,
 }
 
 impl<V: Value> Fetch<V> {
+    /// Returns the depth of the load chain for which the fetch began.
     pub(crate) fn depth(&self) -> usize {
         self.chain.depth()
     }
 }
 
-/// Joins the fetch of a key, or makes one, which `begin` begins.
+/// Joins the fetch of a key, or makes one and begins it with `begin`.
 ///
-/// A running fetch is joined only if it was begun for loads that are nested at least as deep: the load at the owner may
-/// wait for a permit, and must learn the depth of the deepest load that waits for it. The owner has one load for both.
+/// A running fetch is joined only if it began for a load chain at least as deep, because the load at the owner may wait
+/// for a permit and must learn the depth of the deepest load that waits for it. The owner runs one load for both
+/// fetches.
 pub(crate) fn join<V: Value>(
     engine: &Arc<Engine<V>>,
     key: &str,
@@ -115,7 +118,7 @@ pub(crate) fn join<V: Value>(
     Dispatched::Flight(flight, None)
 }
 
-/// A fetch that is brought forward.
+/// Step of a fetch, taken by the task that begins it or that reads a response.
 pub(crate) struct FetchStep<'a, V: Value> {
     engine: &'a Arc<Engine<V>>,
     pub(crate) flight: &'a GroupFlight<V>,
@@ -123,11 +126,13 @@ pub(crate) struct FetchStep<'a, V: Value> {
 }
 
 impl<'a, V: Value> FetchStep<'a, V> {
+    /// Returns the step of a flight, or `None` if the flight is a load.
     pub(crate) fn of(flight: &'a GroupFlight<V>, engine: &'a Arc<Engine<V>>) -> Option<Self> {
         if let Work::Fetch(fetch) = &flight.context { Some(Self { engine, flight, fetch }) } else { None }
     }
 
-    /// Asks the next candidate that can be asked; loads here when it is our turn, or nobody is left.
+    /// Sends the request to the next candidate that takes it. Loads on this node if it is the next candidate, if no
+    /// candidate is left, or if the fallback budget is spent.
     pub(crate) fn advance(&self) {
         let (context, fetch) = (&self.engine.context, self.fetch);
         if context.tasks.is_closing() {
@@ -144,13 +149,13 @@ impl<'a, V: Value> FetchStep<'a, V> {
             }
             match link.send(self.call(rank)) {
                 Ok(()) => return,
-                Err(NotSent::Open) => {} // routing around it is free
+                Err(NotSent::Open) => {} // an open breaker costs nothing: the next candidate is asked
                 Err(NotSent::Full) => return self.complete(Err(self.queue_is_full())),
             }
         }
     }
 
-    /// The link to a peer, if it has the group: known from its Hello, or it would decline.
+    /// Returns the link to a peer if the peer's Hello offers the group in this format. Another peer would decline.
     pub(crate) fn link(&self, member: &Member) -> Option<Arc<Link>> {
         let settings = &self.engine.settings;
         self.engine.context.link(member).filter(|link| link.offers(&settings.name, settings.format))
@@ -169,20 +174,20 @@ impl<'a, V: Value> FetchStep<'a, V> {
     }
 
     fn queue_is_full(&self) -> Failure {
-        self.engine.errors.overloaded("as many requests wait for the owner as are allowed").into()
+        self.engine.errors.overloaded("max_in_flight_per_peer or max_in_flight requests wait for peers").into()
     }
 
     fn candidate(&self, rank: usize) -> Option<&'a Member> {
         self.engine.ownership.candidate(&self.fetch.snapshot.view, self.fetch.hash, rank)
     }
 
-    /// Whom the outstanding request is with, or the last one was.
+    /// Returns the peer that was tried last, if any.
     fn asked(&self) -> Option<PeerId> {
         let rank = self.fetch.next.load(Relaxed).checked_sub(1)?;
         self.candidate(rank).filter(|member| !member.is_local()).map(|member| member.id.clone())
     }
 
-    /// Nobody else answers for the key: we do.
+    /// Loads the key on this node, because no other node answers for it.
     fn load_here(&self) {
         let fetch = self.fetch;
         match load::join(self.engine, self.flight.key(), fetch.hash, &fetch.chain, LoadReason::Fallback) {
@@ -190,7 +195,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
             Ok(Dispatched::Flight(load, joined)) => {
                 let (engine, flight) = (Arc::clone(self.engine), Arc::clone(self.flight));
                 let guard = load::complete_on_drop(&engine, &flight);
-                // The load may take longer than a get: who waits must be told in time all the same.
+                // The load may take longer than a get, but the waiters of the fetch need an outcome by its deadline.
                 let end = engine.context.local.clock.instant(fetch.deadline_ms);
                 self.engine.context.tasks.load(async move {
                     let outcome = within(Some(end), load.outcome()).await;
@@ -207,7 +212,8 @@ impl<'a, V: Value> FetchStep<'a, V> {
         complete(self.engine, self.flight, outcome);
     }
 
-    /// The times of a copy. Once it is not served any more it stays for as long again, as a sign that the key was hot.
+    /// Returns the times of a replica. After the time for which it is served, the replica stays for one more
+    /// `replica_time_to_live`, as a sign that the key was hot.
     fn times(&self, value: &Encoded, now_ms: u64) -> Times {
         let serve_until_ms = later(
             now_ms,
@@ -223,7 +229,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
         }
     }
 
-    /// A copy is kept, unless a write has passed it.
+    /// Completes the flight and keeps the value as a replica, unless a write came after the flight began.
     fn complete_and_keep(&self, slot: Slot<V>, replicas: &Replicas<V>) {
         let keep = || replicas.keep(self.flight.key(), Slot::clone(&slot));
         if let Some(inserted) = self.engine.flights.complete(self.flight, Ok(Slot::clone(&slot)), keep) {
@@ -231,6 +237,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
         }
     }
 
+    /// Completes the flight with an error of the peer that was asked.
     fn fail(&self, kind: Kind, text: impl Into<String>) {
         let error = match self.asked() {
             Some(peer) => Error::at_peer(kind, text, peer.as_str()),
@@ -239,17 +246,19 @@ impl<'a, V: Value> FetchStep<'a, V> {
         self.complete(Err(error.into()));
     }
 
-    fn answered(&self, answer: Response) {
+    /// Takes the response of a peer: completes the flight, or asks the next candidate.
+    fn answered(&self, response: Response) {
         let name = &self.engine.settings.name;
-        match answer {
+        match response {
             Response::Value(value) => {
                 let now_ms = self.engine.context.now_ms();
                 let times = self.times(&value, now_ms);
                 let is_held = self.engine.holds.is_held(self.flight.key(), self.flight.begun_ms);
-                let is_orphaned = value.borrow_ms > 0 && !is_held;
-                let replicas = self.engine.cache.replicas.as_ref().filter(|_| is_orphaned);
-                let replicas = replicas.filter(|m| value.is_hot || m.wants(self.flight.key(), self.fetch.hash, now_ms));
-                // What is kept is a copy: a slice would hold all of the frame alive.
+                let may_keep = value.borrow_ms > 0 && !is_held;
+                let replicas = self.engine.cache.replicas.as_ref().filter(|_| may_keep);
+                let replicas =
+                    replicas.filter(|own| value.is_hot || own.wants(self.flight.key(), self.fetch.hash, now_ms));
+                // A replica is copied, because a slice would keep the whole frame in memory.
                 let bytes = if replicas.is_some() { small_bytes::copy(&value.bytes) } else { value.bytes };
                 let slot = Slot::new(Entry::new(Payload::received(bytes), times));
                 match replicas {
@@ -264,21 +273,25 @@ impl<'a, V: Value> FetchStep<'a, V> {
             }
             Response::Overloaded { retry_after } => {
                 self.engine.counters.overloaded.up();
-                let text =
-                    format!("the owner of a key of group {name:?} is overloaded; ask again after {retry_after:?}");
+                let text = format!("a peer that serves group {name:?} is overloaded; try again after {retry_after:?}");
                 self.fail(Kind::Overloaded, text);
             }
             Response::TooLarge => {
-                let text = format!("a value of group {name:?} is larger than its owner's limits.max_value_bytes");
+                let text = format!(
+                    "a value of group {name:?} is larger than its owner's limits.max_value_bytes; raise it everywhere"
+                );
                 self.fail(Kind::TooLarge, text);
             }
             Response::Deadline(DeadlineOwner::Asker) => self.complete(Err(Failure::Expired(self.asked()))),
             Response::Deadline(DeadlineOwner::Load) => {
                 self.engine.counters.timeouts.up();
-                self.fail(Kind::Timeout, format!("the load of a value of group {name:?} ran into its deadline"));
+                self.fail(
+                    Kind::Timeout,
+                    format!("a peer's load of a value of group {name:?} took too long; raise the load_deadline"),
+                );
             }
             Response::BadRequest(text) => self.fail(Kind::BadKey, text),
-            // Not by this node; asking the next one is free, since this one did no work.
+            // The peer did no work, so that the request to the next candidate does not take from the fallback budget.
             Response::Declined(_)
             | Response::Referred(_)
             | Response::WrongPeer
@@ -293,14 +306,14 @@ impl<'a, V: Value> FetchStep<'a, V> {
     }
 }
 
-/// Asks the owner of many keys for all of them, in one frame.
+/// Sends the requests of many keys to their owner together.
 pub(crate) fn ask_together<V: Value>(engine: &Arc<Engine<V>>, owner: &Link, flights: &[GroupFlight<V>]) {
     let steps = || flights.iter().filter_map(|flight| FetchStep::of(flight, engine));
-    let (taken, refused) = match engine.context.tasks.is_closing() {
+    let (sent, refused) = match engine.context.tasks.is_closing() {
         true => (0, Some(NotSent::Open)),
         false => owner.send_all(steps().map(|step| step.call(step.fetch.next.fetch_add(1, Relaxed)))),
     };
-    for step in steps().skip(taken) {
+    for step in steps().skip(sent) {
         match refused {
             Some(NotSent::Full) => step.complete(Err(step.queue_is_full())),
             Some(NotSent::Open) | None => step.advance(),
@@ -308,6 +321,7 @@ pub(crate) fn ask_together<V: Value>(engine: &Arc<Engine<V>>, owner: &Link, flig
     }
 }
 
+/// Completes the flight of a fetch, keeps nothing, and counts an error.
 fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, outcome: Outcome<V>) {
     if outcome.is_err() {
         engine.counters.fetch_errors.up();
@@ -318,13 +332,13 @@ fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, outcome: Outc
 impl<V: Value> Reply for Flight<Outcome<V>, Work<V>> {
     fn reply(self: Arc<Self>, outcome: Reached, at: Instant) {
         let Work::Fetch(fetch) = &self.context else { return };
-        // Whoever waits has the group.
+        // Every waiter holds the engine, so that without it nothing waits.
         let Some(engine) = fetch.engine.upgrade() else { return };
         let step = FetchStep { engine: &engine, flight: &self, fetch };
         match outcome {
-            Reached::Answered(answer) => {
+            Reached::Answered(response) => {
                 engine.peer_latencies.add(at.saturating_duration_since(fetch.begun));
-                step.answered(answer);
+                step.answered(response);
             }
             Reached::Unreachable => {
                 engine.counters.fetch_errors.up();

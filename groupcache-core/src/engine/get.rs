@@ -1,4 +1,4 @@
-//! The steps of a get, in order: memory, the view, the owner, the loader.
+//! Steps of a get, in order: memory, the view, the owner, the loader.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
     value::Value,
 };
 
-/// The time in which a get must end.
+/// Time limit of a get.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     pub(crate) begun: Instant,
@@ -31,17 +31,18 @@ pub(crate) struct Deadline {
     end_ms: u64,
 }
 
-/// A get that memory did not answer.
+/// Get that memory did not answer.
 pub(crate) struct PendingGet {
     pub(crate) deadline: Deadline,
     pub(crate) hash: u64,
     pub(crate) chain: LoadChain,
-    /// Entry of this get in the load that asks for the key, if a load does.
+    /// Record in the calling load that it waits for this key, if a loader makes the get.
     _waiting: Option<WaitGuard>,
 }
 
 impl<V: Value> Engine<V> {
-    /// Step 1: returns what memory knows of a key, an owned entry before a replica.
+    /// Returns the answer of memory (step 1), a value or "not found", and looks for an owned entry before a replica.
+    /// Counts a hit or a miss.
     pub(crate) fn hit(self: &Arc<Self>, key: &str) -> Option<Result<V>> {
         let now_ms = self.context.now_ms();
         if let Ok(slot) = self.lookup(key, now_ms, Purpose::Serve) {
@@ -70,21 +71,23 @@ impl<V: Value> Engine<V> {
         None
     }
 
-    /// Steps 2 to 4, for a key that memory does not know.
+    /// Takes steps 2 to 4 for a key that memory does not answer, and waits for the outcome.
     pub(crate) async fn miss(self: &Arc<Self>, key: &str, limit: Duration) -> Result<V> {
         let pending = self.begin(key, self.deadline(limit), LoadContext::current().as_ref())?;
         let dispatched = self.dispatch(key, &pending, pending.deadline.begun)?;
         self.finish(key, &pending, dispatched).await
     }
 
-    /// Starts the time of a get. The clock is read once, because a read is a tenth of what else a remote get costs here.
+    /// Starts the time limit of a get. Reads the clock once, because a read costs a tenth of the rest of a remote get
+    /// on this node.
     pub(crate) fn deadline(&self, limit: Duration) -> Deadline {
         let begun = Instant::now();
         let end_ms = later(self.context.local.clock.at_ms(begun), limit);
         Deadline { begun, limit, end: clock::after(begun, limit), end_ms }
     }
 
-    /// Checks the key, and records in the load that asks for it, if a load does, that the load waits.
+    /// Checks the key and computes its hash. If a loader makes the get (`asker`), records in its load that the load
+    /// waits for the key.
     pub(crate) fn begin(&self, key: &str, deadline: Deadline, asker: Option<&Arc<LoadContext>>) -> Result<PendingGet> {
         self.check(key)?;
         let hash = self.ownership.hash(key);
@@ -93,7 +96,8 @@ impl<V: Value> Engine<V> {
         Ok(PendingGet { deadline, hash, chain, _waiting: waiting })
     }
 
-    /// Joins or begins the load (step 4) of a key that this node owns, or the fetch (step 3) of any other; does not wait.
+    /// Joins or begins the load (step 4) of a key that this node owns, or the fetch (step 3) of another key. Does not
+    /// wait.
     fn dispatch(self: &Arc<Self>, key: &str, pending: &PendingGet, now: Instant) -> Result<Dispatched<V>> {
         let snapshot = self.ownership.snapshot(); // step 2: the view is taken once
         if self.ownership.owns(&snapshot.view, pending.hash) {
@@ -103,7 +107,7 @@ impl<V: Value> Engine<V> {
         }
     }
 
-    /// Waits for a flight, and dispatches again when the flight's deadline ended before the caller's.
+    /// Waits for the flight, and dispatches again if the flight's deadline passed before the caller's.
     pub(crate) async fn finish(
         self: &Arc<Self>,
         key: &str,
@@ -116,11 +120,11 @@ impl<V: Value> Engine<V> {
                 Dispatched::Found(slot) => return self.value_of(key, pending, &slot).await,
                 Dispatched::Flight(flight, joined) => (flight, joined),
             };
-            // A fetch ends by itself within its deadline: only a caller that waits for less needs a timer.
+            // A fetch ends by its own deadline, so that only a caller with an earlier deadline needs a timer.
             let fetch_ends_ms = later(flight.begun_ms, self.context.local.limits.get_deadline);
             let needs_timer = flight.context.load_context().is_some() || deadline.end_ms < fetch_ends_ms;
             let outcome = if needs_timer && !mutant!(DeadlineIgnored) {
-                // Boxed, because every get that waits has room for all branches of this future.
+                // Boxed, because otherwise every get that waits would have room for this branch.
                 Box::pin(timeout_at(deadline.end, flight.outcome())).await.ok()
             } else {
                 Some(flight.outcome().await)
@@ -132,11 +136,12 @@ impl<V: Value> Engine<V> {
                 Some(Err(Failure::Expired(peer))) => return Err(self.errors.timed_out(deadline.limit, peer.as_ref())),
                 None => return Err(self.errors.timed_out(deadline.limit, None)),
             }
-            dispatched = self.dispatch(key, pending, Instant::now())?; // with the time of now, or the fetch ends at once
+            // With the current time, because a fetch that begins with the old time would end at once.
+            dispatched = self.dispatch(key, pending, Instant::now())?;
         }
     }
 
-    /// Returns the decoded value. A peer's value that does not decode here is loaded here.
+    /// Returns the decoded value. A peer's value that does not decode here is loaded on this node.
     async fn value_of(self: &Arc<Self>, key: &str, pending: &PendingGet, slot: &Slot<V>) -> Result<V> {
         match slot.payload.value() {
             Ok(value) => Ok(value),
@@ -144,12 +149,13 @@ impl<V: Value> Engine<V> {
             Err(NoValue::Undecodable(undecodable)) => {
                 self.counters.decode_failures.up();
                 let name = &self.settings.name;
-                tracing::debug!(group = %name, error = %undecodable, "the value of a peer does not decode and is loaded here");
+                tracing::debug!(group = %name, error = %undecodable, "a peer's value does not decode; loading it here");
                 Box::pin(self.load_decodable(key, pending)).await
             }
         }
     }
 
+    /// Loads a key on this node, because the value of a peer does not decode.
     async fn load_decodable(self: &Arc<Self>, key: &str, pending: &PendingGet) -> Result<V> {
         let loaded = match load::join(self, key, pending.hash, &pending.chain, LoadReason::Fallback)? {
             Dispatched::Found(slot) => slot,
@@ -161,9 +167,11 @@ impl<V: Value> Engine<V> {
         };
         loaded.payload.value().map_err(|no_value| match no_value {
             NoValue::NotFound => self.errors.not_found(),
-            NoValue::Undecodable(e) => {
-                Error::caused(Kind::LoadFailed { is_transient: false }, "the value cannot be decoded again", e)
-            }
+            NoValue::Undecodable(e) => Error::caused(
+                Kind::LoadFailed { is_transient: false },
+                "a loaded value does not decode; make its decode read what its encode writes",
+                e,
+            ),
         })
     }
 }

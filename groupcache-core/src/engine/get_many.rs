@@ -1,4 +1,4 @@
-//! Gets of many keys at once: each owner is asked for all of its keys in one frame.
+//! Gets of many keys at once: the requests to each owner leave together, in one frame if the keys fit 256 KiB.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,10 +20,11 @@ use crate::{
     value::Value,
 };
 
-/// Keys that are asked for at once: one frame to each owner, and no more loads than may wait here.
+/// Maximum number of keys that are dispatched together: as many requests fit a frame, and as many loads may wait on
+/// this node by default.
 const AT_ONCE: usize = 1000;
 
-/// Gets many keys within `limit`, each with its own outcome, in their order.
+/// Returns the outcomes of many keys, in their order, within `limit`.
 pub(crate) async fn get_many<V: Value, K: AsRef<str>>(
     engine: &Arc<Engine<V>>,
     keys: &[K],
@@ -32,35 +33,35 @@ pub(crate) async fn get_many<V: Value, K: AsRef<str>>(
     let begun = Instant::now();
     let mut outcomes: Vec<_> = keys.iter().map(|key| engine.hit(key.as_ref())).collect();
     let mut missing: Vec<_> = outcomes.iter_mut().zip(keys).filter(|(outcome, _)| outcome.is_none()).collect();
-    for some in missing.chunks_mut(AT_ONCE) {
+    for chunk in missing.chunks_mut(AT_ONCE) {
         let left = limit.saturating_sub(begun.elapsed());
         if left.is_zero() {
-            // Nothing is begun that nobody waits for.
-            some.iter_mut().for_each(|(outcome, _)| **outcome = Some(Err(engine.errors.timed_out(limit, None))));
+            // No flight begins that has no waiter.
+            chunk.iter_mut().for_each(|(outcome, _)| **outcome = Some(Err(engine.errors.timed_out(limit, None))));
             continue;
         }
-        let found = miss_many(engine, some.iter().map(|(_, key)| key.as_ref()), left).await;
-        for ((outcome, _), found) in some.iter_mut().zip(found) {
+        let found = miss_many(engine, chunk.iter().map(|(_, key)| key.as_ref()), left).await;
+        for ((outcome, _), found) in chunk.iter_mut().zip(found) {
             **outcome = Some(found);
         }
     }
     outcomes.into_iter().flatten().collect()
 }
 
-/// Dispatches all keys in one moment, then waits for each.
+/// Dispatches all keys together, and then waits for each.
 async fn miss_many<'a, V: Value>(
     engine: &Arc<Engine<V>>,
     keys: impl Iterator<Item = &'a str>,
     limit: Duration,
 ) -> Vec<Result<V>> {
-    let asked: Vec<_> = {
+    let dispatched: Vec<_> = {
         let _window = engine.context.registry.takes_many();
         let mut batch = BatchedGet::new(engine, limit);
         keys.map(|key| (key, batch.dispatch(key))).collect()
     };
-    let mut outcomes = Vec::with_capacity(asked.len());
+    let mut outcomes = Vec::with_capacity(dispatched.len());
     // All requests are under way, so awaiting them in order takes no longer than the slowest.
-    for (key, dispatched) in asked {
+    for (key, dispatched) in dispatched {
         outcomes.push(match dispatched {
             Ok((dispatched, pending)) => engine.finish(key, &pending, dispatched).await,
             Err(error) => Err(error),
@@ -69,17 +70,19 @@ async fn miss_many<'a, V: Value>(
     outcomes
 }
 
-/// Gets that begin in one moment: clock, view and links are looked up once, and each owner is asked when this is dropped.
+/// Gets that begin together. Clock, view and links are read once, and the requests to each owner leave when the batch
+/// is dropped.
 struct BatchedGet<'a, V: Value> {
     engine: &'a Arc<Engine<V>>,
     deadline: Deadline,
     snapshot: ViewSnapshot,
+    /// Load that makes the gets, if a loader makes them.
     asker: Option<Arc<LoadContext>>,
-    /// In an order that does not change from run to run.
+    /// Fetches by owner, in an order that is the same in each run.
     by_owner: BTreeMap<DialId, OwnersFetches<V>>,
 }
 
-/// Fetches that are to begin with one owner; without a link they have begun with its successors.
+/// Fetches that are to begin with one owner. Without a link to it, they have begun with its successors.
 struct OwnersFetches<V: Value> {
     link: Option<Arc<Link>>,
     flights: Vec<GroupFlight<V>>,
@@ -91,7 +94,7 @@ impl<'a, V: Value> BatchedGet<'a, V> {
         Self { engine, deadline, snapshot, asker: LoadContext::current(), by_owner: BTreeMap::new() }
     }
 
-    /// Joins or begins the load or the fetch of a key; requests to its owner leave with those of the other keys.
+    /// Joins or begins the load or the fetch of a key. The request to its owner leaves with those for the other keys.
     fn dispatch(&mut self, key: &str) -> Result<(Dispatched<V>, PendingGet)> {
         let (engine, view) = (self.engine, Arc::clone(&self.snapshot.view));
         let pending = engine.begin(key, self.deadline, self.asker.as_ref())?;

@@ -1,4 +1,4 @@
-//! A whole group under a scheduler that tries orders: its flights, its store, its view.
+//! Interleavings of a whole group: flights, store and view under a scheduler that tries many orders.
 
 use std::{
     sync::{
@@ -20,10 +20,10 @@ use crate::{
 };
 
 const TIME_TO_LIVE: Duration = Duration::from_secs(1);
-const BORROWED: Duration = Duration::from_secs(10);
+const REPLICA_TIME_TO_LIVE: Duration = Duration::from_secs(10);
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// A group of one key whose source is a counter, on a node without a network.
+/// Group of one key with a counter as its source, on a node without a network.
 #[derive(Clone)]
 struct Scene {
     node: Arc<NodeContext>,
@@ -33,7 +33,7 @@ struct Scene {
 
 #[derive(Default)]
 struct Source {
-    /// What it says now.
+    /// Value that a load reads now.
     value: AtomicU64,
     loads: AtomicU64,
 }
@@ -41,7 +41,7 @@ struct Source {
 impl Scene {
     fn new(configure: impl FnOnce(GroupBuilder<String>) -> GroupBuilder<String>) -> Self {
         let (node, source) = (alone(), Arc::<Source>::default());
-        let builder = GroupBuilder::new(Arc::clone(&node), "numbers").capacity_bytes(1 << 16).hot_copies(false);
+        let builder = GroupBuilder::new(Arc::clone(&node), "numbers").capacity_bytes(1 << 16).replicas(false);
         let loader = async |source: &Arc<Source>, _: &str| {
             source.loads.fetch_add(1, SeqCst);
             let value = source.value.load(SeqCst);
@@ -56,7 +56,7 @@ impl Scene {
         self.group.get("k").await.expect("a value").parse().expect("a number")
     }
 
-    /// What memory has, without a load.
+    /// Returns the value in memory, without a load.
     fn hit(&self) -> Option<u64> {
         self.group.engine.hit("k").map(|value| value.expect("a value").parse().expect("a number"))
     }
@@ -65,12 +65,12 @@ impl Scene {
         self.source.loads.load(SeqCst)
     }
 
-    /// Runs with this scene beside others.
+    /// Spawns a task with this scene.
     fn beside<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(Self) -> F) -> JoinHandle<()> {
         spawn(task(self.clone()))
     }
 
-    /// Accounted bytes are those of the entries that are there.
+    /// Checks that the accounted bytes are the weights of the entries.
     fn assert_accounts(&self) {
         let store = &self.group.engine.cache.owned;
         let weights: u64 = store.iter().map(|(key, entry)| entry.weight(&key)).sum();
@@ -85,19 +85,19 @@ async fn all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
     }
 }
 
-/// Gets, a write of one kind, and gets after it.
+/// Runs gets, a concurrent write, and gets after the write, which must not return the older value.
 async fn gets_and_a_write<F: Future<Output = ()> + Send>(write: impl FnOnce(Scene) -> F + Send + 'static) {
     let scene = Scene::new(|builder| builder);
     let get_twice = async |scene: Scene| {
         let first = scene.get().await;
-        assert!(scene.get().await >= first, "what a caller sees never becomes older");
+        assert!(scene.get().await >= first, "the values that a caller gets never become older");
     };
     let gets: Vec<_> = (0..2).map(|_| scene.beside(get_twice)).collect();
     let writer = scene.beside(async |scene| {
         let written = scene.source.value.fetch_add(1, SeqCst) + 1;
         write(scene.clone()).await;
         assert!(scene.get().await >= written);
-        assert!(scene.get().await >= written, "nor later, from the store");
+        assert!(scene.get().await >= written, "nor later, from memory");
     });
     all(gets.into_iter().chain([writer])).await;
     assert_eq!(scene.hit(), Some(1), "the last load is kept");
@@ -105,7 +105,7 @@ async fn gets_and_a_write<F: Future<Output = ()> + Send>(write: impl FnOnce(Scen
 }
 
 #[test]
-fn what_was_before_a_removal_is_not_seen_after_it() {
+fn remove_ends_the_older_value() {
     check(|| {
         gets_and_a_write(async |scene: Scene| {
             assert!(scene.group.remove("k").await.expect("removed").is_complete());
@@ -114,7 +114,7 @@ fn what_was_before_a_removal_is_not_seen_after_it() {
 }
 
 #[test]
-fn what_was_before_a_clear_is_not_seen_after_it() {
+fn clear_ends_the_older_value() {
     check(|| {
         gets_and_a_write(async |scene: Scene| {
             assert!(scene.group.clear().await.expect("cleared").is_complete());
@@ -123,7 +123,7 @@ fn what_was_before_a_clear_is_not_seen_after_it() {
 }
 
 #[test]
-fn what_was_before_a_set_is_not_seen_after_it() {
+fn set_ends_the_older_value() {
     check(|| {
         gets_and_a_write(async |scene: Scene| {
             assert!(scene.group.set("k", "1").await.expect("set").is_complete());
@@ -131,24 +131,27 @@ fn what_was_before_a_set_is_not_seen_after_it() {
     });
 }
 
-/// The sweep looks at an entry and takes it out in two steps; a load may come in between.
+/// Checks that a sweep removes the expired entry and not a younger one: a load may store one between the two steps of
+/// the sweep.
 #[test]
-fn the_sweep_takes_what_is_gone_and_nothing_younger() {
+fn sweep_removes_the_expired_entry_and_no_younger_one() {
     check(|| async {
         let scene = Scene::new(|builder| builder.time_to_live(TIME_TO_LIVE).jitter(0.0));
         assert_eq!(scene.get().await, 0);
         scene.source.value.store(1, SeqCst);
         pass(&scene.node.local, TIME_TO_LIVE).await;
         let sweep = scene.beside(async |scene| Arc::clone(&scene.group.engine).sweep().await);
-        let gets = (0..2).map(|_| scene.beside(async |scene| assert_eq!(scene.get().await, 1, "not what has expired")));
+        let gets =
+            (0..2).map(|_| scene.beside(async |scene| assert_eq!(scene.get().await, 1, "not the expired value")));
         all(gets.chain([sweep]).collect::<Vec<_>>()).await;
-        assert_eq!((scene.hit(), scene.loads()), (Some(1), 2), "loaded once more, and it stays");
+        assert_eq!((scene.hit(), scene.loads()), (Some(1), 2), "loaded once more, and the entry stays");
         scene.assert_accounts();
     });
 }
 
+/// Checks that a lookup returns no entry that had expired when the lookup began.
 #[test]
-fn nobody_gets_what_had_expired_when_the_get_began() {
+fn lookup_returns_no_expired_entry() {
     check(|| async {
         let scene = Scene::new(|builder| builder.time_to_live(TIME_TO_LIVE).jitter(0.0));
         let clock = scene.beside(async |scene| {
@@ -162,12 +165,12 @@ fn nobody_gets_what_had_expired_when_the_get_began() {
                 scene.get().await;
             })
         });
-        let look = scene.beside(async |scene| {
+        let lookups = scene.beside(async |scene| {
             for _ in 0..4 {
                 let begun_ms = scene.node.now_ms();
-                if let Some(entry) = scene.group.engine.store.get("k", begun_ms) {
+                if let Some(entry) = scene.group.engine.cache.owned.get("k", begun_ms) {
                     assert!(begun_ms < entry.loaded_at_ms + 1000, "of {} at {begun_ms}", entry.loaded_at_ms);
-                    // Nothing makes it live longer.
+                    // No other task prolongs the entry.
                     yield_now().await;
                     assert!(entry.is_expired(entry.loaded_at_ms + 1000));
                 }
@@ -175,16 +178,16 @@ fn nobody_gets_what_had_expired_when_the_get_began() {
             }
         });
         let sweep = scene.beside(async |scene| Arc::clone(&scene.group.engine).sweep().await);
-        all(gets.chain([clock, look, sweep]).collect::<Vec<_>>()).await;
+        all(gets.chain([clock, lookups, sweep]).collect::<Vec<_>>()).await;
         scene.assert_accounts();
     });
 }
 
-/// Whoever looked at the view before it changed must not leave an entry behind that counts as looked at since.
+/// Checks that a task with an older view leaves no entry that counts as checked against the new one.
 #[test]
-fn what_was_owned_in_a_former_view_ends_with_the_time_of_copies() {
+fn entry_of_a_previous_view_ends_with_the_time_of_replicas() {
     check(|| async {
-        let scene = Scene::new(|builder| builder.borrowed_time_to_live(BORROWED));
+        let scene = Scene::new(|builder| builder.replica_time_to_live(REPLICA_TIME_TO_LIVE));
         let install = scene.beside(async |scene| {
             scene.node.install(owned_by(2, "a"));
             scene.node.install(owned_by(3, "b"));
@@ -195,21 +198,21 @@ fn what_was_owned_in_a_former_view_ends_with_the_time_of_copies() {
                 scene.hit();
             })
         });
-        // A peer that takes this node for the owner; it asks no view of ours.
+        // The set of a peer that takes this node for the owner, which does not depend on this node's view.
         let set = scene.beside(async |scene| {
             assert_eq!(Arc::clone(&scene.group.engine).set("k", "5".into()).await, Response::Done);
         });
         all(gets.chain([install, set]).collect::<Vec<_>>()).await;
-        pass(&scene.node.local, BORROWED + MOMENT).await;
-        assert_eq!(scene.hit(), None, "writes no longer reach it");
+        pass(&scene.node.local, REPLICA_TIME_TO_LIVE + MOMENT).await;
+        assert_eq!(scene.hit(), None, "writes do not reach the entry any more");
     });
 }
 
-/// A key that comes back is kept as long as it ever was.
+/// Checks that an entry keeps its time through changes of the view if this node owns the key in all of them.
 #[test]
-fn what_is_owned_all_the_time_is_not_lost_by_views_that_change() {
+fn entry_of_an_owned_key_survives_view_changes() {
     check(|| async {
-        let scene = Scene::new(|builder| builder.borrowed_time_to_live(BORROWED));
+        let scene = Scene::new(|builder| builder.replica_time_to_live(REPLICA_TIME_TO_LIVE));
         scene.get().await;
         let install = scene.beside(async |scene| {
             for epoch in 2..5 {
@@ -218,7 +221,7 @@ fn what_is_owned_all_the_time_is_not_lost_by_views_that_change() {
         });
         let gets = (0..2).map(|_| scene.beside(async |scene| assert_eq!(scene.get().await, 0)));
         all(gets.chain([install]).collect::<Vec<_>>()).await;
-        pass(&scene.node.local, BORROWED + MOMENT).await;
+        pass(&scene.node.local, REPLICA_TIME_TO_LIVE + MOMENT).await;
         assert_eq!((scene.hit(), scene.loads()), (Some(0), 1));
     });
 }

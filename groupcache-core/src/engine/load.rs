@@ -1,4 +1,4 @@
-//! A load: begun once, run in a task of its own, shared by everyone who asks meanwhile.
+//! Load: begun once, run in a task of its own, and shared by all callers that get the key meanwhile.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -22,18 +22,22 @@ use crate::{
     value::Value,
 };
 
-/// Least time between the beginnings of two refreshes of a key, and after one that failed.
+/// Minimum time between the beginnings of two refreshes of a key. A stale value is also served for this time after a
+/// failed load.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where the get of a caller stands once it was dispatched.
+/// State of a get after it was dispatched.
 pub(crate) enum Dispatched<V: Value> {
-    /// An entry has arrived meanwhile.
+    /// An entry was stored meanwhile.
     Found(Slot<V>),
-    /// A flight is under way. While the guard lives, the chain of the caller is recorded in the load that it joined.
+    /// A flight runs. While the guard lives, the load that the caller joined has the load chain of the caller.
     Flight(GroupFlight<V>, Option<JoinGuard>),
 }
 
 /// Joins the load of a key, or begins it.
+///
+/// # Errors
+/// The load chain is too deep, or closes a cycle.
 pub(crate) fn join<V: Value>(
     engine: &Arc<Engine<V>>,
     key: &str,
@@ -62,7 +66,7 @@ pub(crate) fn join<V: Value>(
     }
 }
 
-/// Starts a load, by itself or together with others.
+/// Starts a load, alone or in a batch.
 fn begin<V: Value>(engine: &Arc<Engine<V>>, flight: GroupFlight<V>, hash: u64, reason: LoadReason, is_nested: bool) {
     tracing::trace!(group = &*engine.settings.name, key = &**flight.key(), ?reason, "load.start");
     match &engine.loads.batches {
@@ -72,7 +76,8 @@ fn begin<V: Value>(engine: &Arc<Engine<V>>, flight: GroupFlight<V>, hash: u64, r
     }
 }
 
-/// Completes a flight with an error when the guard is dropped: for a task that is to complete it.
+/// Returns a guard which completes a flight with an error when it is dropped, for the task that is to complete the
+/// flight.
 pub(crate) fn complete_on_drop<V: Value>(
     engine: &Arc<Engine<V>>,
     flight: &GroupFlight<V>,
@@ -81,13 +86,15 @@ pub(crate) fn complete_on_drop<V: Value>(
     CompleteOnDrop::new(move || give_up(&engine, &flight))
 }
 
-/// Completes a flight that nobody works on any more.
+/// Completes a flight with an error, because its task ended without an outcome.
 pub(crate) fn give_up<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>) {
-    let text = "the work was given up: the node was shut down or its runtime ended";
+    let text = "a load was abandoned, because the node was shut down or its runtime ended; start another node";
     engine.flights.complete(flight, Err(Error::new(Kind::Closed, text).into()), || ());
 }
 
-/// Begins a refresh in the background if the entry of a hit is due for it: one load in the whole cluster.
+/// Begins a refresh in the background if the entry of a hit is due for one. Counts a stale hit.
+///
+/// A refresh is one load in the whole cluster, because only the owner begins one.
 pub(crate) fn refresh_if_due<V: Value>(engine: &Arc<Engine<V>>, key: &str, slot: &Slot<V>, now_ms: u64) {
     if now_ms >= slot.fresh_until_ms() {
         engine.counters.stale_hits.up();
@@ -96,11 +103,11 @@ pub(crate) fn refresh_if_due<V: Value>(engine: &Arc<Engine<V>>, key: &str, slot:
         return;
     }
     let hash = engine.ownership.hash(key);
-    // Only the owner refreshes a key, and a draining node begins nothing.
+    // Only the owner refreshes a key, and a draining node begins no refresh.
     if !engine.ownership.is_mine(hash) || engine.context.is_draining() {
         return;
     }
-    // A value under a delete hold was set since, and a refresh could only take it away.
+    // An entry under a delete hold was set during the hold. A refresh would remove it, because its value is not kept.
     if engine.holds.is_held(key, now_ms) {
         return;
     }
@@ -108,7 +115,7 @@ pub(crate) fn refresh_if_due<V: Value>(engine: &Arc<Engine<V>>, key: &str, slot:
         return;
     }
     let Ok(load) = LoadContext::begin(&LoadChain::EMPTY, hash) else { return };
-    // The entry that is there does not satisfy a refresh.
+    // The present entry does not satisfy a refresh, so that memory is not checked again.
     let joined = engine.flights.join(Table::Load, key, now_ms, |_| true, || None::<()>, || Work::Load(load));
     if let Join::Started(flight) = joined {
         engine.counters.refreshes.up();
@@ -120,7 +127,7 @@ pub(crate) fn refresh_if_due<V: Value>(engine: &Arc<Engine<V>>, key: &str, slot:
 pub(crate) struct LoadStart<V: Value> {
     /// Number of the last change.
     pub(crate) changes: u32,
-    /// Entry to show to the loader, and to fall back on when it fails.
+    /// Previous entry, for the loader, and for the waiters if the loader fails.
     pub(crate) previous: Option<Slot<V>>,
 }
 
@@ -131,7 +138,7 @@ impl<V: Value> LoadStart<V> {
     }
 }
 
-/// The task of one load. Whatever happens to the task, even if it is never polled, the flight completes.
+/// Returns the task of one load. The flight completes whatever happens to the task, even if it is never polled.
 fn run<V: Value>(
     engine: Arc<Engine<V>>,
     flight: GroupFlight<V>,
@@ -141,7 +148,7 @@ fn run<V: Value>(
     let guard = complete_on_drop(&engine, &flight);
     async move {
         let changes = engine.context.changes.number();
-        // Without a permit, and before the time of the load begins.
+        // Before the load takes a permit, and before its deadline starts.
         if previous_owner::may_have_moved(&engine, &flight, reason)
             && previous_owner::take(&engine, &flight, hash, changes).await
         {
@@ -154,7 +161,7 @@ fn run<V: Value>(
     }
 }
 
-/// Runs the loader, with permits and a deadline.
+/// Calls the loader, with permits, attempts and a deadline.
 async fn load<V: Value>(
     engine: &Engine<V>,
     flight: &GroupFlight<V>,
@@ -184,7 +191,7 @@ async fn one_attempt<V: Value>(
     if load.reason() == LoadReason::Fallback {
         engine.counters.fallback_loads.up();
     }
-    // The call itself is in the block, because a loader may panic before it returns its future.
+    // The call is inside of the block, because a loader may panic before it returns its future.
     let call = AssertUnwindSafe(async { engine.loads.loader.start(load).await }).catch_unwind();
     let begun = Instant::now();
     let called = timeout_at(deadline, CURRENT.scope(Arc::clone(context), call)).await;
@@ -200,7 +207,9 @@ async fn one_attempt<V: Value>(
         }
         Err(_) => {
             let limit = engine.loads.deadline;
-            let text = format!("the loader of group {name:?} took longer than {limit:?} and was aborted");
+            let text = format!(
+                "the loader of group {name:?} took longer than {limit:?} and was aborted; raise its load_deadline"
+            );
             Error::new(Kind::Timeout, text)
         }
     };
@@ -214,7 +223,7 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> BoxError {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned()).into()
 }
 
-/// Encodes a loaded value, caches it unless a write has passed the flight, and completes the flight.
+/// Encodes a loaded value, caches it unless a write came after the flight began, and completes the flight.
 pub(crate) fn complete<V: Value>(
     engine: &Engine<V>,
     flight: &GroupFlight<V>,
@@ -227,7 +236,7 @@ pub(crate) fn complete<V: Value>(
     let is_held = engine.holds.is_held(flight.key(), flight.begun_ms);
     let loaded = loaded.map(|loaded| if is_held { loaded.do_not_keep() } else { loaded });
     let entry = loaded.and_then(|loaded| entry::of_load(engine, flight.key(), hash, loaded, now_ms, start));
-    // A value that cannot be encoded is no answer, and does not take away the entry that was there.
+    // A value that cannot be encoded is no answer, and does not remove the present entry.
     let is_answer = was_loaded && !matches!(&entry, Err(e) if e.is_load_failed());
     let (outcome, keep) = match entry {
         Ok((outcome, keep)) => (outcome, keep),
@@ -235,7 +244,7 @@ pub(crate) fn complete<V: Value>(
     };
     engine.handover.previous.mark_overwritten(&engine.context.handover, hash, now_ms);
     let keeps = keep.is_some();
-    // An answer that is not kept is an answer all the same: the entry that was there is not true any more.
+    // An answer that is not kept removes the present entry, which is outdated.
     let store = || match keep {
         Some(slot) => (Some(engine.cache.owned.insert(flight.key(), slot)), None),
         None if is_answer => (None, engine.cache.owned.remove(flight.key())),
@@ -248,7 +257,8 @@ pub(crate) fn complete<V: Value>(
     }
 }
 
-/// Returns the error of a failed load to its waiters, or the previous value where the group prefers that.
+/// Returns the outcome of a failed load: the previous value if the group's `stale_if_error` allows it, otherwise the
+/// error.
 fn fallback_to_stale<V: Value>(
     engine: &Engine<V>,
     key: &str,
@@ -257,17 +267,17 @@ fn fallback_to_stale<V: Value>(
     previous: Option<&Slot<V>>,
 ) -> Outcome<V> {
     if let Some(slot) = previous {
-        engine.ownership.may_serve(key, slot, now_ms); // it may have ended by a change meanwhile
+        engine.ownership.may_serve(key, slot, now_ms); // applies changes during the load, which may end the entry
     }
     let usable = previous.filter(|slot| slot.payload.encoded().is_some() && !slot.is_gone(now_ms));
-    // A value that is too large is an answer, and the previous one is not true any more.
+    // A value that is too large is an answer, after which the previous value is outdated.
     let is_failure = !error.is_too_large();
     let Some(slot) = usable.filter(|_| is_failure && !engine.settings.freshness.stale_if_error.is_zero()) else {
         return Err(error.into());
     };
     engine.counters.stale_on_error.up();
     if slot.is_expired(now_ms) {
-        // The gets that follow must not each wait for the loader to fail again.
+        // Served on for a while, so that not each of the next gets waits for another failure of the loader.
         slot.serve_on(later(now_ms, REFRESH_PAUSE));
     }
     Ok(Slot::clone(slot))

@@ -1,4 +1,4 @@
-//! Control of loads: how many run at once, when a failed load is tried again, and when none is begun.
+//! Control of loads: how many run at once, when a failed load is tried again, and when no load begins.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,29 +20,30 @@ use crate::{
     value::Value,
 };
 
-/// How a group protects its source.
+/// Limits by which a group protects its source.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LoadPolicy {
-    /// Maximum number of loads at once, for each depth of nesting; `None` = the node's limit.
+    /// Maximum number of loads at once, for each depth of nesting; `None` for the node's limit only.
     pub(crate) max_loads: Option<usize>,
     /// Number of attempts after the first.
     pub(crate) retries: u32,
-    /// Number of failures in a row that open the breaker, and how long it stays open.
+    /// Number of failures in a row that open the breaker, and the time for which it stays open.
     pub(crate) breaker: Option<(u32, Duration)>,
 }
 
-/// Shortest pause before the second attempt; each pause is up to twice as long as the one before.
+/// Shortest pause before the second attempt. The shortest pause doubles with each attempt up to 1 s, and up to as much
+/// is added at random.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
 
 /// Longest pause between two attempts.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// The loader of a group and what stands before it: permits, retries and the breaker.
+/// Loader of a group with its permits, its retries and its breaker.
 pub(crate) struct LoadControl<V: Value> {
     pub(crate) loader: SharedLoader<V>,
-    /// Batches of a group with a batch loader: all loads go through them.
+    /// Batches of a group with a batch loader, through which all its loads go.
     pub(crate) batches: Option<Arc<Batches<V>>>,
-    /// Longest time of one load.
+    /// Maximum time of one load, with the wait for permits and all attempts.
     pub(crate) deadline: Duration,
     /// Durations of the calls of the loader.
     pub(crate) latencies: Histogram,
@@ -77,7 +78,11 @@ impl<V: Value> LoadControl<V> {
         }
     }
 
-    /// Calls a loader, with permits, and again while its error is transient and the group's retries allow it.
+    /// Takes permits and calls a loader, again while its error is transient and both the group's retries and the
+    /// deadline allow it. Records in the breaker whether the last attempt failed.
+    ///
+    /// # Errors
+    /// The error of the last attempt, or that of a missing permit or an open breaker.
     pub(crate) async fn attempts<T, F: Future<Output = Result<T>>>(
         &self,
         load: &Arc<LoadContext>,
@@ -107,11 +112,14 @@ impl<V: Value> LoadControl<V> {
         loaded
     }
 
-    /// Waits until a load may run; an error when the breaker is open, or too many loads wait.
+    /// Waits until a load may run.
+    ///
+    /// # Errors
+    /// The breaker is open, too many loads wait, or no permit came free before the deadline.
     async fn permits(&self, load: &Arc<LoadContext>, deadline: Instant) -> Result<HeldPermits> {
         self.guard.may_wait(Instant::now()).map_err(|wait| self.errors.breaker_open(wait))?;
         let permits = async {
-            // The group's own first, because a load that waits for it must keep none of the node's from other groups.
+            // The group's permit first, because a load that waits for it must not hold a permit of the node.
             let of_group = match &self.guard.permits {
                 Some(permits) => Some(permits.acquire(load).await?),
                 None => None,
@@ -120,21 +128,21 @@ impl<V: Value> LoadControl<V> {
         };
         let permits = match timeout_at(deadline, permits).await {
             Ok(Ok(permits)) => permits,
-            Ok(Err(_)) => return Err(self.errors.overloaded("as many loads wait as are allowed")),
-            Err(_) => return Err(self.errors.overloaded("no permit to load came free in time")),
+            Ok(Err(_)) => return Err(self.errors.overloaded("max_queued_loads loads wait for a permit")),
+            Err(_) => return Err(self.errors.overloaded("no permit for a load came free before its deadline")),
         };
-        // Loads before this one may have failed meanwhile.
+        // Earlier loads may have failed meanwhile.
         self.guard.admit(Instant::now()).map_err(|wait| self.errors.breaker_open(wait))?;
         Ok(permits)
     }
 }
 
-/// Whether another attempt may succeed.
+/// Returns whether another attempt may succeed.
 fn is_transient<T>(loaded: &Result<T>) -> bool {
     matches!(loaded, Err(e) if e.is_load_failed() && e.is_transient())
 }
 
-/// The group's own permits, and its breaker.
+/// Permits and breaker of a group.
 struct LoadGuard {
     permits: Option<Permits>,
     breaker: Option<LoadBreaker>,
@@ -149,17 +157,17 @@ impl LoadGuard {
         }
     }
 
-    /// Returns how long the breaker stays open, if it is open: a load need not wait for permits then.
+    /// Returns the remaining time of an open breaker as an error, because a load need not wait for permits then.
     fn may_wait(&self, now: Instant) -> Result<(), Duration> {
         self.breaker.as_ref().map_or(Ok(()), |breaker| breaker.open_for(now).map_or(Ok(()), Err))
     }
 
-    /// Returns how long no load will begin, if none may begin now.
+    /// Admits a load, or returns as an error for how long no load may begin.
     fn admit(&self, now: Instant) -> Result<(), Duration> {
         self.breaker.as_ref().map_or(Ok(()), |breaker| breaker.admit(now))
     }
 
-    /// Records how a load ended. A load that finds nothing has not failed.
+    /// Records whether a load failed. A load that finds nothing has not failed.
     fn record(&self, has_failed: bool, now: Instant) {
         if let Some(breaker) = &self.breaker {
             breaker.record(has_failed, now);
@@ -167,7 +175,7 @@ impl LoadGuard {
     }
 }
 
-/// Breaker that stops loads from a source which fails every time.
+/// Breaker that stops loads while their source fails.
 struct LoadBreaker {
     failures: u32,
     open_for: Duration,
@@ -176,20 +184,21 @@ struct LoadBreaker {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
-    /// Loads go on; this many have failed in a row.
+    /// Loads run. The number counts the failures in a row.
     Closed(u32),
-    /// No load until then.
+    /// No load begins before this time.
     Open(Instant),
-    /// A single load has been under way since then, to see whether the source is back.
+    /// A single load has run since this time, to test the source.
     Probing(Instant),
 }
 
 impl LoadBreaker {
-    /// Returns when the breaker may close again; a time that is too long to be added becomes a day.
+    /// Returns the end of an open period that begins at `since`. A period that is too long to be added becomes one day.
     fn end(&self, since: Instant) -> Instant {
         since.checked_add(self.open_for).unwrap_or(since + Duration::from_secs(86_400))
     }
 
+    /// Returns how long the breaker stays open, if it is open.
     fn open_for(&self, now: Instant) -> Option<Duration> {
         self.open_in(*self.state.lock(), now)
     }
@@ -198,11 +207,12 @@ impl LoadBreaker {
         match state {
             State::Closed(_) => None,
             State::Open(until) => (now < until).then(|| until - now),
-            // A probe that never ends, or was given up, must not keep the breaker open for ever.
+            // A probe without an end must not keep the breaker open for ever.
             State::Probing(since) => (now < self.end(since)).then(|| self.end(since) - now),
         }
     }
 
+    /// Admits a load if the breaker is closed, or as the single probe once its open period is over.
     fn admit(&self, now: Instant) -> Result<(), Duration> {
         let mut state = self.state.lock();
         if let Some(wait) = self.open_in(*state, now) {
@@ -220,7 +230,7 @@ impl LoadBreaker {
             (_, false) => State::Closed(0),
             (State::Closed(failures), true) if failures + 1 < self.failures => State::Closed(failures + 1),
             (State::Closed(_) | State::Probing(_), true) => State::Open(self.end(now)),
-            // A load that began before the breaker opened.
+            // The load began before the breaker opened.
             (State::Open(until), true) => State::Open(until),
         };
     }
@@ -232,7 +242,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Checks that one load at a time asks whether the source is back.
+    /// Checks that failures in a row open the breaker, that one probe at a time tests the source, and that a success
+    /// closes the breaker.
     #[test]
     fn failures_in_a_row_open_the_breaker() {
         let load_policy = LoadPolicy { breaker: Some((3, SECOND)), ..LoadPolicy::default() };
@@ -244,7 +255,7 @@ mod tests {
         guard.record(true, now);
         assert_eq!(guard.admit(now + SECOND / 4), Err(SECOND * 3 / 4));
         assert_eq!(guard.admit(now + SECOND), Ok(()), "the probe");
-        assert!(guard.admit(now + SECOND).is_err(), "and no other");
+        assert!(guard.admit(now + SECOND).is_err(), "a second probe");
         guard.record(true, now + SECOND);
         assert!(guard.admit(now + SECOND).is_err());
         assert_eq!(guard.admit(now + SECOND * 2), Ok(()));
@@ -252,6 +263,7 @@ mod tests {
         assert_eq!(guard.admit(now + SECOND * 2), Ok(()));
     }
 
+    /// Checks that another probe begins after one that never ends.
     #[test]
     fn probe_without_end_is_followed_by_another() {
         let load_policy = LoadPolicy { breaker: Some((1, SECOND)), ..LoadPolicy::default() };

@@ -1,4 +1,4 @@
-//! Lookup: the one way in which an engine reads local memory.
+//! Lookup: how gets, peeks, flights and loads read local memory.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -8,24 +8,26 @@ use crate::{
     value::Value,
 };
 
-/// Purpose of a lookup; it decides which entries are usable and whether the lookup counts as a use.
+/// Purpose of a lookup, which decides which entries are usable and whether the lookup counts as a use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// An entry is handed to a caller or a peer. Counts as a use.
+    /// An entry is served to a caller or a peer. Counts as a use.
     Serve,
-    /// A replica is handed to a caller. Counts as a use.
+    /// A replica is served to a caller. Counts as a use.
     ServeReplica,
-    /// A flight is about to begin, under the lock of its shard; the flight before it may have left an entry.
+    /// A flight is about to begin, under the lock of its shard. An entry may be there, because another flight of the
+    /// key has just ended.
     BeginFlight,
-    /// A loader wants the previous value, which may be stale.
+    /// A load needs the previous value, which may be stale.
     Previous,
 }
 
 impl<V: Value> Engine<V> {
-    /// Returns the entry of `key` if it is usable for `purpose`; otherwise the unusable entry, if there is one.
+    /// Returns the entry of `key` if it is usable for `purpose`. Otherwise returns the entry that is not usable as the
+    /// error, if one was found.
     ///
-    /// The unusable entry is handed out because it may be the last reference to a value: the caller drops it after its
-    /// own locks are released.
+    /// The caller drops such an entry after its own locks are released, because the entry may be the last reference to
+    /// a value.
     pub(crate) fn lookup(&self, key: &str, now_ms: u64, purpose: Purpose) -> Result<Slot<V>, Option<Slot<V>>> {
         let slot = match purpose {
             Purpose::Serve => self.cache.owned.get(key, now_ms),

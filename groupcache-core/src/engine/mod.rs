@@ -1,8 +1,12 @@
-//! The engine of a group: how it answers gets, runs loads and carries out writes on this node.
+//! Engine of a group: answers gets, runs loads and carries out writes on this node.
 //!
-//! A get reads down: [`get`] is its steps, [`fetch`] asks the owner, [`load`] runs the loader. Each component keeps its
-//! own state and locks: the cache, the control of loads, the ownership of keys, and the hand-over. Two locks nest in one
-//! order only: the shard of a flight, then the store.
+//! To follow a get, read [`get`] for its steps, then [`fetch`] for the request to the owner, then [`load`] for the call
+//! of the loader. Writes are in [`write`], requests of peers in [`peer_api`], and the hand-over in [`send`],
+//! [`receive`] and [`previous_owner`].
+//!
+//! The cache, the control of loads, the ownership of keys and the hand-over each keep their own state and locks. Locks
+//! nest in one order only: the shard of a flight first, and under it the store, the log of changes or the overwritten
+//! keys.
 
 mod batch;
 mod entry;
@@ -52,7 +56,7 @@ use crate::{
     write::delete_hold::DeleteHolds,
 };
 
-/// A group on this node: its components, and the flights that connect them.
+/// Group on this node: its components, and the flights that connect them.
 pub(crate) struct Engine<V: Value> {
     pub(crate) settings: Settings,
     /// Index of the group in this node's Hello.
@@ -67,14 +71,14 @@ pub(crate) struct Engine<V: Value> {
     pub(crate) counters: Arc<GroupCounters>,
     pub(crate) peer_latencies: Histogram,
     pub(crate) errors: Arc<GroupErrors>,
-    /// Whether the group was taken out of its node.
+    /// Whether the group was removed from its node while the node runs.
     pub(crate) is_removed: AtomicBool,
 }
 
 /// Outcome of a flight.
 pub(crate) type Outcome<V> = std::result::Result<Slot<V>, Failure>;
 
-/// A flight of a group.
+/// Flight of a group.
 pub(crate) type GroupFlight<V> = Arc<Flight<Outcome<V>, Work<V>>>;
 
 /// Work of a flight.
@@ -104,8 +108,8 @@ impl<V: Value> Work<V> {
 pub(crate) enum Failure {
     /// The error of every waiter.
     Final(Error),
-    /// The flight's own deadline passed while this peer, or this node, was at work. A caller that may wait longer asks
-    /// again.
+    /// The flight's own deadline passed while this peer had the request, or while this node loaded (`None`). A caller
+    /// with a later deadline begins again.
     Expired(Option<PeerId>),
 }
 
@@ -115,17 +119,18 @@ impl From<Error> for Failure {
     }
 }
 
-/// Source of a group's values, as the builder was given it.
+/// Loaders of a group, as the builder received them.
 pub(crate) struct Loaders<V: Value> {
     pub(crate) single: SharedLoader<V>,
-    /// A batch loader, with the most keys of one call.
+    /// Batch loader, if the group has one, and the maximum number of keys of one call.
     pub(crate) batch: Option<(SharedBatchLoader<V>, usize)>,
 }
 
 impl<V: Value> Engine<V> {
-    /// Makes the engine of a group that is not announced yet.
+    /// Creates the engine of a group that is not announced yet.
     pub(crate) fn new(context: Arc<NodeContext>, settings: Settings, capacity: u64, loaders: Loaders<V>) -> Arc<Self> {
-        // Both forms of a value may be held; the heavier form of most types is its text.
+        // An entry may hold both forms of a value. The encoded form is the heavier one of most types, so that twice the
+        // limit of the encoded form is enough.
         let forms = if V::DECODES_LIKE_A_CLONE { 1 } else { 2 };
         let largest = forms * context.local.limits.max_value_bytes as u64 + Payload::<V>::BESIDE_BYTES as u64;
         let counters = Arc::<GroupCounters>::default();
@@ -148,7 +153,7 @@ impl<V: Value> Engine<V> {
         })
     }
 
-    /// Returns the index of the group in this node's Hello; 0, which names no group, until the group is announced.
+    /// Returns the index of the group in this node's Hello, or 0, which names no group, before the group is announced.
     pub(crate) fn index(&self) -> u32 {
         self.index.get().copied().unwrap_or(0)
     }
@@ -157,7 +162,7 @@ impl<V: Value> Engine<V> {
         let _ = self.index.set(index);
     }
 
-    /// Returns an error if `key` is no key, or the group has ended.
+    /// Returns an error if the length of `key` is not allowed, or if the group has ended.
     pub(crate) fn check(&self, key: &str) -> Result<()> {
         GroupErrors::check_key(key)?;
         self.check_open()

@@ -1,4 +1,4 @@
-//! Ownership: which node a key belongs to, and whether an entry may still be served after a change of the view.
+//! Ownership: which node owns a key, and whether an entry may still be served after a change of the view.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -16,14 +16,14 @@ use crate::{
     runtime::clock::later,
 };
 
-/// A view, and the number of the last change before it was taken.
+/// View with the number of the last change, read before the view was taken.
 #[derive(Clone)]
 pub(crate) struct ViewSnapshot {
     pub(crate) changes: u32,
     pub(crate) view: Arc<View>,
 }
 
-/// The owners of a group's keys, as the view of this node has them.
+/// Owners of a group's keys by the view of this node.
 pub(crate) struct Ownership {
     context: Arc<NodeContext>,
     /// Whether a key has one owner in the cluster or one in each zone.
@@ -42,13 +42,14 @@ impl Ownership {
         self.place.hash(key.as_bytes())
     }
 
-    /// Takes the view, after the number of the last change: an entry with an older number is only checked once more.
+    /// Reads the number of the last change and then takes the view, because an entry with a number that is too old is
+    /// only checked once more.
     pub(crate) fn snapshot(&self) -> ViewSnapshot {
         let changes = self.context.changes.number();
         ViewSnapshot { changes, view: self.context.view() }
     }
 
-    /// Returns the owner of a key when another node owns it.
+    /// Returns the owner of a key if another node owns it.
     pub(crate) fn peer_owner<'v>(&self, view: &'v View, hash: u64) -> Option<&'v Member> {
         view.owner(self.scope, hash).filter(|owner| !owner.is_local())
     }
@@ -61,18 +62,18 @@ impl Ownership {
         }
     }
 
-    /// Whether this node owns a key in `view`.
+    /// Returns whether this node owns a key in `view`.
     pub(crate) fn owns(&self, view: &View, hash: u64) -> bool {
         self.peer_owner(view, hash).is_none()
     }
 
-    /// Whether this node owns a key now.
+    /// Returns whether this node owns a key now.
     pub(crate) fn is_mine(&self, hash: u64) -> bool {
         self.owns(&self.context.view_ref(), hash)
     }
 
-    /// Returns how long a value may be kept at most: a limit exists for keys of other nodes, and for all keys while this
-    /// node is partitioned, because it receives no writes then.
+    /// Returns the maximum time for which a value may be kept, or `None` for no limit. Keys of other nodes have a
+    /// limit, and so do all keys while this node is partitioned, because writes do not reach it.
     pub(crate) fn keep_limit(&self, hash: u64) -> Option<Duration> {
         let view = self.context.view_ref();
         let fallback = self.peer_owner(&view, hash).map(|owner| self.context.fallback_cap(owner));
@@ -83,18 +84,20 @@ impl Ownership {
         }
     }
 
-    /// Returns whether an entry may be served after all changes of the view. In quiet times two numbers are compared.
+    /// Returns whether an entry may be served after the changes of the view and the partitions so far. In quiet times
+    /// the call compares two numbers.
     #[inline]
     pub(crate) fn may_serve<V>(&self, key: &str, slot: &Slot<V>, now_ms: u64) -> bool {
         let number = self.context.changes.number();
         slot.checked.load(Relaxed) == number || self.revalidate(key, slot, now_ms, number)
     }
 
-    /// Checks an entry against the changes since its last check. An entry whose key has moved is orphaned: it is served
-    /// for the time of a replica, counted from the first change. The same holds for every entry after a partition.
+    /// Checks an entry against the changes since its last check. If another node owns the key now, the entry is
+    /// orphaned: it is served for the time of a replica, counted from the first change. After a partition every entry
+    /// ends with the time of a replica, counted from the partition.
     fn revalidate<V>(&self, key: &str, slot: &Slot<V>, now_ms: u64, number: u32) -> bool {
         match self.context.changes.since(slot.checked.load(Relaxed)) {
-            ChangesSince::Nothing => {} // another caller has checked it meanwhile
+            ChangesSince::Nothing => {} // another caller has checked the entry meanwhile
             ChangesSince::TooMuch => slot.cap(0),
             ChangesSince::Changes { first_ms, partitioned_ms } => {
                 if let Some(partitioned_ms) = partitioned_ms {

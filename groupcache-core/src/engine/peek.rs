@@ -1,4 +1,4 @@
-//! Peek: reads memory here and at the owner, and loads nothing.
+//! Peek: reads local memory and the owner's memory, and loads nothing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,8 @@ use crate::{
     value::Value,
 };
 
-/// Returns the entry of `key` from local memory or from its owner's; `None` also when the owner does not answer in time.
+/// Returns the entry of `key` from local memory, or otherwise from the owner's memory. Returns `None` if neither has
+/// one, or if the owner cannot be reached or does not answer in time.
 pub(crate) async fn peek<V: Value>(engine: &Engine<V>, key: &str, limit: Duration) -> Result<Option<Slot<V>>> {
     engine.check(key)?;
     let now_ms = engine.context.now_ms();

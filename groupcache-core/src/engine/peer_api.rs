@@ -1,4 +1,4 @@
-//! The engine as peers use it: the object-safe service of a group.
+//! Engine as peers use it: the object-safe service of a group.
 
 use std::{
     error::Error as _,
@@ -32,10 +32,11 @@ use crate::{
     value::Value,
 };
 
-/// Time for which a peer may keep a replica of a stale value: a younger one is on its way.
+/// Milliseconds for which a peer may keep a replica of a stale value, because a refresh is about to replace the value.
 const STALE_REPLICA_MS: u64 = 1000;
 
-/// A load that is this much past its deadline blocks its thread, because it was told to stop and did not.
+/// Time past its deadline after which a load counts as overdue: the load did not end when it was aborted, so that it
+/// blocks its thread.
 const OVERDUE: Duration = Duration::from_secs(1);
 
 impl<V: Value> GroupService for Engine<V> {
@@ -61,7 +62,7 @@ impl<V: Value> GroupService for Engine<V> {
     }
 
     fn page(self: Arc<Self>, to: PeerId, cursor: u64) -> ResponseFuture {
-        // In a task of its own, because copying a page takes a while and the connection has others to answer.
+        // In a task of its own, because copying a page takes a while and the connection has other requests to answer.
         let page = send::page(self, to, cursor);
         Box::pin(async move { tokio::spawn(page).await.unwrap_or(Response::Declined(Decline::Other)) })
     }
@@ -91,7 +92,8 @@ impl<V: Value> GroupService for Engine<V> {
             Ok(dispatched) => dispatched,
             Err(decline) => return Box::pin(std::future::ready(Response::Declined(decline))),
         };
-        // Begun above, not at the first poll: a request is older than what follows it on the connection.
+        // The load begins above and not at the first poll, because it must precede the later requests of the
+        // connection.
         let deadline = clock::deadline(request.wait);
         Box::pin(async move {
             let outcome = match dispatched {
@@ -127,7 +129,7 @@ impl<V: Value> GroupService for Engine<V> {
             let Ok(slot) = entry::of_set(&self, &key, hash, now_ms, value) else {
                 return Response::Declined(Decline::OtherFormat);
             };
-            // A write that a later one has passed is done: the later one stands.
+            // If a later write came meanwhile, that one stands, and this write is done too.
             if let Some(inserted) = self.flights.finish_write(token, || self.cache.owned.insert(&key, slot)) {
                 self.cache.after_insert(&key, inserted, false);
             }
@@ -136,7 +138,7 @@ impl<V: Value> GroupService for Engine<V> {
         if V::DECODES_LIKE_A_CLONE {
             return Box::pin(std::future::ready(store()));
         }
-        // Not in the task that reads the connection, because decoding is user code and may take long.
+        // Not in the task that reads the connection, because decoding is user code and may take a long time.
         Box::pin(
             async move { tokio::spawn(async move { store() }).await.unwrap_or(Response::Declined(Decline::Other)) },
         )
@@ -145,7 +147,7 @@ impl<V: Value> GroupService for Engine<V> {
     fn sweep(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
             let now_ms = self.context.now_ms();
-            // A load that still runs began when its hold was on.
+            // Holds stay for one load deadline longer, because a load that began during a hold may still run.
             let longest_ms = self.settings.load_deadline.as_millis() as u64;
             self.holds.sweep(now_ms.saturating_sub(longest_ms));
             self.handover.previous.sweep(&self.context.handover);
@@ -162,7 +164,7 @@ impl<V: Value> GroupService for Engine<V> {
                 self.counters.overdue_loads.up();
                 tracing::warn!(
                     group = %self.settings.name,
-                    "a load runs past its deadline: its loader blocks its thread; move what blocks to spawn_blocking"
+                    "a load runs past its deadline: its loader blocks its thread; move blocking code to spawn_blocking"
                 );
             }
         }
@@ -175,14 +177,15 @@ impl<V: Value> GroupService for Engine<V> {
                 self.flights.complete(&flight, Err(self.errors.closed().into()), || ());
             }
         }
-        // A flight that still finds the cache open inserts under the shard lock; the clear takes the same lock afterwards.
+        // A flight that still finds the cache open inserts under the lock of its shard, and this clear of the flights
+        // takes the same lock before the cache is cleared.
         self.flights.clear(self.context.local.clock.read_ms(), || self.cache.close());
         self.cache.events.close();
         cache::drop_in_background(self.cache.clear());
     }
 }
 
-/// Joins or begins the load for a peer's request; a draining node only joins loads that run already.
+/// Joins or begins the load for a peer's request. A draining node only joins loads that run already.
 fn begin_load<V: Value>(
     engine: &Arc<Engine<V>>,
     request: &LoadRequest<'_>,
@@ -213,7 +216,7 @@ fn encode_entry<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64, sourc
     let fresh_until_ms = slot.fresh_until_ms();
     let remaining_ms = (fresh_until_ms != NEVER).then(|| fresh_until_ms.saturating_sub(now_ms));
     let replica_ms = engine.settings.freshness.replica_time_to_live.as_millis() as u64;
-    // A stale value that is served may have replicas too, or a hot key would burden its owner for the time of a refresh.
+    // A stale value may have replicas too. Otherwise a hot key would burden its owner for the time of a refresh.
     let stale_ms = slot.hit_until_ms().saturating_sub(now_ms).min(STALE_REPLICA_MS);
     Response::Value(Encoded {
         bytes: bytes.clone(),
@@ -225,6 +228,7 @@ fn encode_entry<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64, sourc
     })
 }
 
+/// Encodes the outcome of a flight as the response to a peer.
 fn encode_outcome<V: Value>(engine: &Engine<V>, outcome: Outcome<V>) -> Response {
     match outcome {
         Ok(slot) => encode_entry(engine, &slot, engine.context.now_ms(), Source::Loaded, false),
@@ -238,7 +242,7 @@ fn encode_error(error: &Error) -> Response {
     match error.kind() {
         Kind::NotFound => Response::NotFound,
         Kind::LoadFailed { is_transient } => {
-            // The chain of causes is all that the peer will know of the error.
+            // The text of the causes is all that the peer learns about the error.
             let mut text = String::new();
             let mut cause = error.source();
             while let Some(e) = cause.filter(|_| text.len() < MAX_ERROR_TEXT) {

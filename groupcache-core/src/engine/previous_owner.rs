@@ -1,8 +1,7 @@
-//! Previous-owner reads: the owner of a key before this node is asked, from its memory only, for a value that would be
-//! loaded otherwise.
+//! Previous-owner reads: before this node loads a key, it asks the previous owners for the value, from memory only.
 //!
-//! Only a value that no write can have undone is asked for, and only for a key that was neither written nor loaded here
-//! since it may have moved: an older value of a previous owner must not come back after that.
+//! A key is read only if no recent write may still be on its way to a previous owner, and if the key was neither
+//! written nor loaded on this node since it moved. Otherwise an older value could come back.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -24,28 +23,29 @@ use crate::{
     value::Value,
 };
 
-/// Time for all previous owners of a key together: they read memory only, and a loader may be as fast.
+/// Time for all previous owners of a key together. Previous owners read memory only, and a loader may be as fast.
 const READ_DEADLINE: Duration = Duration::from_millis(20);
 
-/// Maximum number of previous owners that are asked for one key, in order, those included that another one has named.
+/// Maximum number of previous owners that are asked for one key, one after the other, with those of referrals.
 const MAX_ASKED: usize = 3;
 
-/// A previous owner that may be asked.
+/// Previous owner that may be asked.
 struct Candidate {
-    /// Number of the previous view in which it owned the key.
+    /// Number of the previous view in which the node owned the key, or of the view of the referral.
     number: u64,
     id: PeerId,
     link: Arc<Link>,
 }
 
-/// Returns whether previous owners may have the value of a load that is about to begin.
+/// Returns whether previous owners may have the value of a load that is about to begin: this node owns the key and does
+/// not drain, and the view changed lately.
 pub(crate) fn may_have_moved<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, reason: LoadReason) -> bool {
     let is_open = || engine.context.handover.is_open(flight.begun_ms) && !engine.context.is_draining();
     reason == LoadReason::Owner && is_open()
 }
 
-/// Completes a flight with the value of a previous owner, instead of a load. Returns `false` when none has it, and the
-/// flight still runs.
+/// Completes a flight with the value of a previous owner, instead of a load. Returns `false` if none has a usable
+/// value, and then the flight still runs.
 pub(crate) async fn take<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64, changes: u32) -> bool {
     let value = read(engine, flight, hash).await;
     value.is_some_and(|value| complete(engine, flight, hash, &value, changes))
@@ -65,7 +65,7 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
     let end = Instant::now() + READ_DEADLINE;
     let mut to_ask = VecDeque::from(candidates(engine, hash, now_ms));
     let (mut asked, mut referrers): (Vec<PeerId>, Vec<Candidate>) = (Vec::new(), Vec::new());
-    // The outcome shows whether a previous owner was worth a request, whichever node had the value in the end.
+    // The outcome shows whether the request to a previous owner was useful, whichever node had the value in the end.
     let judge_all = |referrers: Vec<Candidate>, is_found| {
         for referrer in referrers {
             owners.judge(referrer.number, &referrer.id, |peer| peer.answered(is_found));
@@ -75,7 +75,7 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
         engine.counters.previous_owner_reads.up();
         asked.push(candidate.id.clone());
         let Candidate { number, id, link } = &candidate;
-        // A full queue says nothing about what the previous owner has.
+        // An open breaker or a full queue shows nothing about the values of the previous owner.
         let end_ms = later(now_ms, READ_DEADLINE);
         let Some(pending) = link.request(Op::ReadAsPreviousOwner, engine.index(), flight.key(), end_ms, 0) else {
             continue;
@@ -88,7 +88,7 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
             }
             Ok(Ok(Outcome::Answered(Response::Referred(named)))) => {
                 if named == *id {
-                    to_ask.clear(); // values of the owners before it are older than the one that it had
+                    to_ask.clear(); // the owners before this one have older values than it had
                 } else if !asked.contains(&named) && to_ask.iter().all(|other| other.id != named) {
                     to_ask.extend(referred(engine, &named, *number, now_ms));
                 }
@@ -99,9 +99,9 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
             }
             Ok(Ok(Outcome::Expired)) | Err(_) => {
                 owners.judge(*number, id, |peer| peer.was_late(now_ms, engine.context.local.clock.read_ms()));
-                return None; // there is no time left for another
+                return None; // no time is left for another previous owner
             }
-            // Neither says anything about other keys, or about the next moment.
+            // Neither response shows anything about other keys or later requests.
             Ok(Ok(Outcome::Answered(Response::TooLarge | Response::Overloaded { .. }))) => {}
             Ok(_) => owners.judge(*number, id, |peer| peer.is_over = true),
         }
@@ -110,11 +110,13 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
     None
 }
 
-/// Returns a previous owner that another one has named: a node knows the views since it joined, and not those before.
+/// Returns the previous owner of a referral, if it is a member and may be asked. Referrals name owners in views from
+/// before this node joined, which it does not know.
 fn referred<V: Value>(engine: &Engine<V>, id: &PeerId, number: u64, now_ms: u64) -> Option<Candidate> {
     candidate(engine, engine.context.view().members().iter().find(|member| member.id == *id)?, number, now_ms)
 }
 
+/// Returns a previous owner if its link works and offers the group, and if earlier reads there were useful.
 fn candidate<V: Value>(engine: &Engine<V>, owner: &Member, number: u64, now_ms: u64) -> Option<Candidate> {
     if !engine.handover.previous.may_be_asked(number, &owner.id, now_ms) {
         return None;
@@ -134,7 +136,7 @@ fn candidates<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Vec<Candi
             continue;
         }
         if owners.is_overwritten(previous.number, hash) && !mutant!(PeekIgnoresStripes) {
-            break; // and so it is since the older views
+            break; // overwritten since all older views too
         }
         let Some(owner) = engine.ownership.peer_owner(&previous.view, hash) else { continue };
         if found.iter().all(|other| other.id != owner.id) {
@@ -147,7 +149,7 @@ fn candidates<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Vec<Candi
     found
 }
 
-/// Returns the other nodes that owned a key in the previous views that are still read.
+/// Returns the other nodes that owned a key in the previous views that are still in use.
 pub(crate) fn owned_before<V: Value>(engine: &Engine<V>, key: &str) -> BTreeSet<PeerId> {
     let (now_ms, hash) = (engine.context.now_ms(), engine.ownership.hash(key));
     let previous = engine.context.handover.previous_views();
@@ -157,8 +159,8 @@ pub(crate) fn owned_before<V: Value>(engine: &Engine<V>, key: &str) -> BTreeSet<
         .collect()
 }
 
-/// Returns the peer to ask for a key that this node owned and does not hold: its previous owner, or this node's own id if
-/// it has written or loaded the key since, which tells the asker to stop.
+/// Returns the peer to ask for a key that this node owned and does not hold: its previous owner, or this node's own id
+/// if this node has written or loaded the key since, after which the requester stops.
 fn referral<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Option<PeerId> {
     let (owners, longest) = (&engine.handover.previous, engine.settings.freshness.longest());
     let mut was_mine = engine.ownership.is_mine(hash);
@@ -178,8 +180,8 @@ fn referral<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Option<Peer
     None
 }
 
-/// Completes a flight with the value of a previous owner. Returns `false` when the value is of no use, and the flight
-/// still runs.
+/// Completes a flight with the value of a previous owner. Returns `false` if this node cannot use the value, and then
+/// the flight still runs.
 fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64, value: &Encoded, changes: u32) -> bool {
     let Some(slot) = entry::of_handover(engine, hash, value, changes) else { return false };
     engine.counters.previous_owner_hits.up();
@@ -191,7 +193,8 @@ fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64, va
     true
 }
 
-/// Answers a read of a key's current owner: the cached value with its remaining time, or a referral. Never loads.
+/// Returns the response to a read by a key's current owner: the cached value with its remaining time, or a referral.
+/// Never loads.
 pub(crate) fn answer<V: Value>(engine: &Engine<V>, key: &str) -> Response {
     if !engine.context.handover.is_on {
         return Response::Unsupported;

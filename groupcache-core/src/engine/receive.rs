@@ -1,4 +1,5 @@
-//! Receiving: values of previous owners are stored where nothing is, and where no write can have undone them.
+//! Receiving: stores the values that previous owners send, if memory has no usable entry and no write can have replaced
+//! them.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -11,14 +12,14 @@ use crate::{
     value::Value,
 };
 
-/// Number of entries that are stored before other tasks get their turn: some tens of microseconds.
+/// Number of entries that are stored before other tasks run: some tens of microseconds of work.
 const STORED_AT_ONCE: usize = 64;
 
-/// A hand-over may evict at most 1/SHARE of the budget. Entries arrive most-used first, so later ones must not evict
-/// earlier ones.
+/// Divisor of the budget: a hand-over may evict at most 1/SHARE of it. Entries arrive most-used first, and later
+/// ones must not evict earlier ones.
 const SHARE: u64 = 4;
 
-/// Returns how many bytes may be received now.
+/// Returns the number of bytes that may be received now.
 pub(crate) fn room<V: Value>(engine: &Engine<V>) -> u64 {
     let capacity = engine.cache.owned.capacity();
     capacity.saturating_sub(engine.cache.owned.bytes()) + capacity / SHARE
@@ -29,11 +30,11 @@ pub(crate) async fn store_page<V: Value>(engine: Arc<Engine<V>>, page: Page, req
     let mut result = PageResult::default();
     let previous_views = engine.context.handover.previous_views();
     for (n, handed) in page.entries.into_iter().enumerate() {
-        // Before the first entry too, because the next page is requested meanwhile.
+        // Before the first entry too, so that the next page is requested meanwhile.
         if n % STORED_AT_ONCE == 0 {
             tokio::task::yield_now().await;
         }
-        // After a write of all keys, nothing that other nodes have from before it is wanted.
+        // After a clear, values that other nodes hold from before it are not wanted.
         if engine.handover.previous.is_cleared_since(request.since_ms) || engine.is_removed.load(Relaxed) {
             result.is_over = true;
             break;
@@ -48,7 +49,7 @@ pub(crate) async fn store_page<V: Value>(engine: Arc<Engine<V>>, page: Page, req
     result
 }
 
-/// Stores one entry of a page and returns what it takes of the budget; `None` when it is not kept.
+/// Stores one entry of a page and returns its weight, or `None` if it is not kept.
 fn store_entry<V: Value>(
     engine: &Engine<V>,
     handed: &Handed,
@@ -59,16 +60,16 @@ fn store_entry<V: Value>(
     let hash = engine.ownership.hash(key);
     let now_ms = engine.context.now_ms();
     let is_wanted = engine.ownership.is_mine(hash) && !engine.holds.is_held(key, request.asked_ms);
-    // An entry that this node has sent away itself is about to end, and is replaced when it comes back.
+    // An entry that this node has sent to another owner is about to end, and is replaced when the key comes back.
     let is_left_over = |slot: &Slot<V>| slot.is_expired(now_ms) || slot.is_orphaned();
     if !is_wanted || !engine.cache.owned.peek(key).as_ref().is_none_or(is_left_over) {
         return None;
     }
-    // The value may be of a change long before the last one: what was loaded or written here since then is newer.
-    let was_its = |previous: &&PreviousView| {
+    // The peer may have owned the key several views ago. A value that was loaded or written here since then is newer.
+    let was_owner = |previous: &&PreviousView| {
         previous.view.owner(engine.ownership.scope, hash).is_some_and(|owner| owner.id == request.peer)
     };
-    let previous = previous_views.iter().find(was_its);
+    let previous = previous_views.iter().find(was_owner);
     let (number, since_ms) = previous.map_or((0, request.since_ms), |previous| (previous.number, previous.since_ms));
     if engine.handover.previous.is_cleared_since(since_ms) {
         return None;
@@ -77,7 +78,7 @@ fn store_entry<V: Value>(
     let bytes = slot.weight(key);
     let mut slot = Some(slot);
     let fill = || {
-        // The entry that is there is handed out: this may be the last reference, which is dropped outside of the lock.
+        // The present entry is returned, because this may be its last reference, which is dropped after the lock.
         let there = engine.cache.owned.peek(key);
         let is_free = there.as_ref().is_none_or(is_left_over);
         let is_overwritten = engine.handover.previous.is_overwritten(number, hash) && !mutant!(PullIgnoresStripes);

@@ -1,4 +1,4 @@
-//! Sending: entries that other nodes own now are sent to them a page at a time, the most used first.
+//! Sending: pages of entries for the nodes that own their keys now, the most used entries first.
 
 use std::{
     cmp::Reverse,
@@ -21,37 +21,37 @@ use crate::{
     value::Value,
 };
 
-/// Maximum bytes of a page, unless one value alone is larger: later messages on the connection must not wait for long.
+/// Maximum bytes of a page, unless a single value is larger, so that later messages on the connection do not wait long.
 const PAGE_BYTES: usize = 192 << 10;
 
-/// Maximum number of values in a page: storing them takes the receiver a few milliseconds.
+/// Maximum number of values in a page, which the receiver stores in a few milliseconds.
 const PAGE_ENTRIES: usize = 2048;
 
-/// Number of entries that are looked at before other tasks get their turn.
-const LOOKED_AT_ONCE: usize = 256;
+/// Number of entries that are visited before other tasks run.
+const VISITED_AT_ONCE: usize = 256;
 
-/// Returns the transfer plan of the ring as it is now.
+/// Returns the transfer plan of the current ring.
 pub(crate) fn current_plan<V: Value>(engine: &Engine<V>) -> Arc<PlanForRing> {
     let (number, ring) = (engine.context.handover.number(), engine.context.view_ref().ring_of(engine.ownership.scope));
     let now_ms = engine.context.now_ms();
-    // A node that drains has no other time to send everything.
+    // A draining node has no later time to send the other entries.
     let is_whole = engine.context.is_draining() || engine.context.handover.is_quiet(now_ms);
     engine.handover.plans.of_ring(number, ring, is_whole, now_ms)
 }
 
-/// Fills the transfer plan of the ring as it is now, unless it is filled.
+/// Fills the transfer plan of the current ring, unless it is filled already.
 pub(crate) async fn build_plan<V: Value>(engine: &Engine<V>) {
     let plan = current_plan(engine);
     plan.queues.get_or_init(|| build_queues(engine, plan.is_whole)).await;
 }
 
-/// Returns the entries that other nodes own now, by node: all of them, or those that were used lately.
+/// Returns the keys of the entries that other nodes own now, by node. If `is_whole`, all entries count, otherwise the
+/// recently used ones.
 async fn build_queues<V: Value>(engine: &Engine<V>, is_whole: bool) -> BTreeMap<PeerId, PeerQueue> {
     let (now_ms, view) = (engine.context.now_ms(), engine.context.view());
-    // Grouped by how often they are used, because sorting a million of them would hold other tasks up for a tenth of a
-    // second.
+    // Grouped by their number of uses, because sorting a million keys would delay other tasks by a tenth of a second.
     let mut found: BTreeMap<PeerId, BTreeMap<Reverse<u32>, Vec<Key>>> = BTreeMap::new();
-    for (looked_at, (key, slot)) in engine.cache.owned.iter().enumerate() {
+    for (visited, (key, slot)) in engine.cache.owned.iter().enumerate() {
         if let Some(owner) = engine.ownership.peer_owner(&view, engine.ownership.hash(&key))
             && let Some(uses) = slot.uses(now_ms).filter(|uses| is_whole || *uses > 0)
             && sendable_until(engine, &slot, now_ms).is_some()
@@ -63,7 +63,7 @@ async fn build_queues<V: Value>(engine: &Engine<V>, is_whole: bool) -> BTreeMap<
                 by_uses.entry(Reverse(uses)).or_default().push(key);
             }
         }
-        if looked_at % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1 {
+        if visited % VISITED_AT_ONCE == VISITED_AT_ONCE - 1 {
             tokio::task::yield_now().await;
         }
     }
@@ -71,7 +71,7 @@ async fn build_queues<V: Value>(engine: &Engine<V>, is_whole: bool) -> BTreeMap<
     found.into_iter().map(|(owner, by_uses)| (owner, queue(by_uses))).collect()
 }
 
-/// Returns a page for the peer that owns its keys now. The cursor says that all entries before it have arrived there.
+/// Returns a page for the peer that owns its keys now. The cursor confirms that the peer has all entries before it.
 pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u64) -> Response {
     if !engine.context.handover.is_on || !may_send(&engine) {
         return Response::Unsupported;
@@ -84,7 +84,7 @@ pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u
         return Response::Page(Page::default());
     }
     let start = plan.position(cursor).min(queue.keys.len());
-    have_arrived(&engine, queue, start);
+    mark_arrived(&engine, queue, start);
     let (mut entries, mut bytes, mut at) = (Vec::new(), 0, start);
     while let Some(key) = queue.keys.get(at).filter(|_| entries.len() < PAGE_ENTRIES) {
         if let Some(handed) = page_entry(&engine, key) {
@@ -96,8 +96,8 @@ pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u
             entries.push(handed);
         }
         at += 1;
-        // Entries that have left memory since take no room in the page, so the page alone does not bound the loop.
-        if (at - start).is_multiple_of(LOOKED_AT_ONCE) {
+        // Entries that have left memory take no room in the page, so that the page alone does not bound the loop.
+        if (at - start).is_multiple_of(VISITED_AT_ONCE) {
             tokio::task::yield_now().await;
         }
     }
@@ -109,7 +109,7 @@ pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u
     let clock = &engine.context.local.clock;
     let read_ms = clock.read_ms();
     engine.context.handover.send_rate.spend(bytes as u64).await;
-    // The entries have grown older in the queue.
+    // The entries have grown older while the rate limit delayed the page.
     let waited_ms = clock.read_ms().saturating_sub(read_ms);
     for handed in &mut entries {
         handed.age_ms = handed.age_ms.saturating_add(waited_ms);
@@ -119,24 +119,25 @@ pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u
     Response::Page(Page { entries, next, left: (queue.keys.len() - at) as u64 })
 }
 
-/// Whether this node may send entries: a removed group and a partitioned node send none.
+/// Returns whether this node may send entries. A removed group and a partitioned node send none.
 pub(crate) fn may_send<V: Value>(engine: &Engine<V>) -> bool {
     !engine.is_removed.load(Relaxed) && !engine.context.is_partitioned.load(Relaxed)
 }
 
+/// Returns an entry for a page, or `None` if it is not in memory, was sent already, or must not be sent.
 fn page_entry<V: Value>(engine: &Engine<V>, key: &str) -> Option<Handed> {
     let slot = engine.cache.owned.peek(key)?;
-    slot.uses(0)?; // otherwise its owner has it
+    slot.uses(0)?; // `None` if the entry was sent
     let (bytes, age_ms, remaining_ms) = sendable(engine, &slot, engine.context.now_ms())?;
     Some(Handed { key: Bytes::copy_from_slice(key.as_bytes()), bytes, age_ms, remaining_ms })
 }
 
-/// Marks the first entries of a queue as sent: they are served as orphaned entries are, and their memory is free after
-/// that.
-fn have_arrived<V: Value>(engine: &Engine<V>, queue: &PeerQueue, until: usize) {
+/// Marks the first entries of a queue as sent. The entries are served for the time of a replica, and their
+/// memory is free afterwards.
+fn mark_arrived<V: Value>(engine: &Engine<V>, queue: &PeerQueue, until: usize) {
     let end_ms = later(engine.context.now_ms(), engine.settings.freshness.replica_time_to_live);
     for key in queue.advance(until) {
-        // The key may have come back meanwhile.
+        // The key may belong to this node again.
         let is_orphaned = |_: &Slot<V>| !engine.ownership.is_mine(engine.ownership.hash(key));
         if let Some(slot) = engine.cache.owned.peek(key).filter(is_orphaned) {
             slot.mark_sent(end_ms);
@@ -144,19 +145,19 @@ fn have_arrived<V: Value>(engine: &Engine<V>, queue: &PeerQueue, until: usize) {
     }
 }
 
-/// Returns the encoded value of an entry with its age and its remaining time, for the node that owns its key now; `None`
-/// when the entry must not be sent.
+/// Returns the encoded value of an entry with its age and its remaining time, for the node that owns its key now, or
+/// `None` if the entry must not be sent.
 pub(crate) fn sendable<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64) -> Option<(Bytes, u64, Option<u64>)> {
     let until_ms = sendable_until(engine, slot, now_ms)?;
     let remaining_ms = (until_ms != NEVER).then(|| until_ms - now_ms);
     Some((slot.payload.encoded()?.clone(), now_ms.saturating_sub(slot.loaded_at_ms), remaining_ms))
 }
 
-/// Returns when an entry ends at the node that owns its key now; `None` when the entry must not be sent.
+/// Returns the time at which an entry ends at the node that owns its key now, or `None` if the entry must not be sent.
 fn sendable_until<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64) -> Option<u64> {
     slot.payload.encoded()?;
     let until_ms = slot.fresh_at_its_owner_until_ms();
-    // This node may have missed a write since the entry was checked.
+    // A write may have missed this node since the entry was checked.
     let is_doubtful = match engine.context.changes.since(slot.checked.load(Relaxed)) {
         ChangesSince::Nothing => false,
         ChangesSince::TooMuch => true,

@@ -1,4 +1,5 @@
-//! Writes: the acting owner first, then every other node, so that no node refills from an owner that has not dropped yet.
+//! Writes: the acting owner first and then every other node, so that no node fetches the old value from the owner
+//! again.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -28,9 +29,9 @@ use crate::{
     write::{delete_hold::MAX_HOLD, outcome::WriteOutcome},
 };
 
-/// Change that a write makes.
+/// Change that a write makes to a key.
 pub(crate) enum Change<V: Value> {
-    /// The value of the key is this entry.
+    /// The entry becomes the value of the key.
     Set(Slot<V>),
     /// The value is dropped, and values that are loaded within `hold` are not cached.
     Remove { hold: Duration },
@@ -62,13 +63,13 @@ impl<V: Value> Change<V> {
 struct AtOwner {
     /// The peer that took the write; `None` = this node.
     acting: Option<PeerId>,
-    /// Candidates before the acting owner that could not be reached.
+    /// Candidates before the acting owner that are unreachable or did not answer in time.
     unreached: Vec<PeerId>,
-    /// Whether the value was refused, and the old one was dropped.
+    /// Whether the owner refused the value as too large, so that the old value was only dropped.
     is_too_large: bool,
 }
 
-/// Sets a value, in a task that goes on when the caller gives up after `limit`.
+/// Sets a value, in a task that goes on if the caller gives up after `limit`.
 pub(crate) async fn set<V: Value>(
     engine: &Arc<Engine<V>>,
     key: &str,
@@ -81,7 +82,7 @@ pub(crate) async fn set<V: Value>(
     carry_out(engine, key, Change::Set(slot), limit).await
 }
 
-/// Removes a value, in a task that goes on when the caller gives up after `limit`.
+/// Removes a value, in a task that goes on if the caller gives up after `limit`.
 pub(crate) async fn remove<V: Value>(
     engine: &Arc<Engine<V>>,
     key: &str,
@@ -103,7 +104,7 @@ async fn carry_out<V: Value>(
     run_detached(engine, limit, write_everywhere(Arc::clone(engine), Arc::from(key), change)).await
 }
 
-/// Runs `work` in a task of its own: a caller that gives up must not leave half of the nodes with the old value.
+/// Runs `work` in a task of its own, because a caller that gives up must not leave some nodes with the old value.
 async fn run_detached<V: Value, T: Send + 'static>(
     engine: &Engine<V>,
     limit: Duration,
@@ -119,6 +120,7 @@ async fn run_detached<V: Value, T: Send + 'static>(
     }
 }
 
+/// Makes a write at the acting owner, on this node and on all other members.
 async fn write_everywhere<V: Value>(engine: Arc<Engine<V>>, key: Arc<str>, change: Change<V>) -> Result<WriteOutcome> {
     let view = engine.context.view();
     let (elsewhere, hold) = (change.elsewhere(), change.hold());
@@ -131,15 +133,15 @@ async fn write_everywhere<V: Value>(engine: Arc<Engine<V>>, key: Arc<str>, chang
     if is_too_large {
         let name = &engine.settings.name;
         let text = format!(
-            "the value is larger than limits.max_value_bytes of the node that owns its key in group {name:?}; the old \
-             value was dropped, the new one is not kept; give all nodes the same limits"
+            "the value exceeds limits.max_value_bytes of the owner of its key in group {name:?}; the old value was \
+             dropped, the new one is not kept; give all nodes the same limits"
         );
         return Err(Error::new(Kind::TooLarge, text));
     }
     Ok(outcome)
 }
 
-/// Drops all values of the group everywhere, in a task that goes on when the caller gives up after `limit`.
+/// Drops all values of the group on all nodes, in a task that goes on if the caller gives up after `limit`.
 pub(crate) async fn clear<V: Value>(engine: &Arc<Engine<V>>, limit: Duration) -> Result<WriteOutcome> {
     engine.check_open()?;
     let clearing = Arc::clone(engine);
@@ -152,8 +154,8 @@ pub(crate) async fn clear<V: Value>(engine: &Arc<Engine<V>>, limit: Duration) ->
     run_detached(engine, limit, clear).await
 }
 
-/// Sends a write to every other member, save the acting owner and those known to be unreached, and waits for the
-/// responses. `key` is `None` for a write of all keys.
+/// Sends a write to every other member, except for the acting owner and the members in `unreached`, and waits for the
+/// responses. `key` is `None` for a clear.
 async fn broadcast<V: Value>(
     engine: &Engine<V>,
     view: &View,
@@ -184,12 +186,12 @@ async fn broadcast<V: Value>(
         }
     }
     unreached.sort();
-    unreached.dedup(); // a peer that is joining may be known in two ways
+    unreached.dedup(); // a joining peer may be listed as a member and as an absent peer
     WriteOutcome { pending: unreached, views_differed: views_differ(engine, view) }
 }
 
-/// Drops a value at its owner and here, and notifies no other node but the previous owners, from which the next owner
-/// could take the old value. All other members are pending.
+/// Drops a value at its owner and on this node, and notifies no other node except for the previous owners, from which
+/// the next owner could receive the old value. All other members are pending.
 pub(crate) async fn remove_at_owner<V: Value>(
     engine: &Arc<Engine<V>>,
     key: &str,
@@ -208,16 +210,16 @@ pub(crate) async fn remove_at_owner<V: Value>(
             drop_and_hold(&engine, &key, hold);
         }
         let previous = previous_owner::owned_before(&engine, &key);
-        let (mut told, mut outcome) = (Vec::new(), WriteOutcome { pending: unreached, ..WriteOutcome::nobody() });
+        let (mut notified, mut outcome) = (Vec::new(), WriteOutcome { pending: unreached, ..WriteOutcome::nobody() });
         for member in view.members().iter().filter(|member| !member.is_local() && Some(&member.id) != acting.as_ref()) {
-            let is_told = previous.contains(&member.id);
-            match is_told.then(|| send(&engine, member, &key, Op::Remove { hold }, 0)).flatten() {
-                Some(pending) => told.push((member.id.clone(), pending)),
+            let is_previous = previous.contains(&member.id);
+            match is_previous.then(|| send(&engine, member, &key, Op::Remove { hold }, 0)).flatten() {
+                Some(pending) => notified.push((member.id.clone(), pending)),
                 None => outcome.pending.push(member.id.clone()),
             }
         }
-        for (id, pending) in told {
-            // A previous owner that cannot be reached sends no old value either.
+        for (id, pending) in notified {
+            // Not recorded for replay, because a previous owner that cannot be reached sends no old value either.
             if !has_dropped(&engine, pending.await.ok()) {
                 outcome.pending.push(id);
             }
@@ -229,10 +231,10 @@ pub(crate) async fn remove_at_owner<V: Value>(
     run_detached(engine, limit, remove).await
 }
 
-/// Returns whether a node that received a write has nothing older any more.
+/// Returns whether a node holds no older value after a write was sent to it.
 ///
-/// A node without the group holds nothing of it, unless this node itself has the group no more: then nobody knows what
-/// the write was about.
+/// A node without the group holds no value of it. If the group was removed from this node meanwhile, however, the
+/// response proves nothing, because the peer may not know the group by its index any more.
 fn has_dropped<V: Value>(engine: &Engine<V>, outcome: Option<Outcome>) -> bool {
     match outcome {
         Some(Outcome::Answered(Response::Done)) => true,
@@ -241,7 +243,7 @@ fn has_dropped<V: Value>(engine: &Engine<V>, outcome: Option<Outcome>) -> bool {
     }
 }
 
-/// Records the write for replay to peers outside of the view. Returns the peers that may hold a copy and that a writer
+/// Records the write for replay to peers outside of the view. Returns the peers that may hold a value and that a writer
 /// with this view does not notify.
 fn absent_peers<V: Value>(engine: &Engine<V>, view: &View, key: Option<&Arc<str>>) -> Vec<PeerId> {
     let notified = view.members().iter().map(|member| &member.id);
@@ -249,18 +251,21 @@ fn absent_peers<V: Value>(engine: &Engine<V>, view: &View, key: Option<&Arc<str>
     engine.context.unidentified_targets(view).chain(others).collect()
 }
 
-/// Records a write that a peer has missed; it is replayed as soon as the peer can be reached.
+/// Records a missed write, which is replayed as soon as the peer can be reached.
 fn record_missed<V: Value>(engine: &Engine<V>, peer: &PeerId, key: Option<&Arc<str>>) {
     engine.context.missed_writes.missed(peer, &engine.settings.name, key);
 }
 
-/// Returns whether some peer has another view of the owners.
+/// Returns whether a connected member has another view of the owners.
 fn views_differ<V: Value>(engine: &Engine<V>, view: &View) -> bool {
     let mut links = view.members().iter().filter_map(|member| engine.context.link(member));
     links.any(|link| link.admits() && link.fingerprint() != view.fingerprint())
 }
 
 /// Makes a write at the first candidate that takes it, which may be this node.
+///
+/// # Errors
+/// No candidate took the write, and one of them could not be reached.
 async fn write_at_owner<V: Value>(
     engine: &Engine<V>,
     view: &View,
@@ -272,21 +277,21 @@ async fn write_at_owner<V: Value>(
     let (mut unreached, mut is_too_large) = (Vec::new(), false);
     let mut candidates = view.candidates(engine.ownership.scope, hash).enumerate();
     let is_here = loop {
-        // In a group of zones, other zones must be notified, and know nothing of the trouble in this one.
+        // The write of a group with zones goes on without an owner, because the other zones must be notified.
         let Some((rank, member)) = candidates.next() else {
             break unreached.is_empty() || engine.ownership.scope == Scope::Zone;
         };
         if member.is_local() {
             break true;
         }
-        // A get of this node would not ask it either: the acting owner is the candidate that gets are sent to.
+        // A get of this node skips the candidate too, and the acting owner must be the candidate that gets are sent to.
         let offers = |link: &Link| link.offers(name, engine.settings.format);
         if engine.context.link(member).is_some_and(|link| link.admits() && !offers(&link)) {
             continue;
         }
         let mut outcome = request(engine, member, key, change.at_owner(), rank).await;
         if matches!(outcome, Some(Outcome::Answered(Response::TooLarge))) {
-            // A successor must not keep the value either, because gets go to this owner: the write becomes a remove.
+            // The write becomes a remove. A successor must not keep the value, because gets go to this owner.
             (change, is_too_large) = (Change::Remove { hold: Duration::ZERO }, true);
             outcome = request(engine, member, key, change.at_owner(), rank).await;
         }
@@ -294,12 +299,13 @@ async fn write_at_owner<V: Value>(
             Some(Outcome::Answered(Response::Done)) => {
                 return Ok(AtOwner { acting: Some(member.id.clone()), unreached, is_too_large });
             }
-            Some(Outcome::Answered(_)) => {} // declined: it is notified with the others
+            Some(Outcome::Answered(_)) => {} // declined, and notified with the other members
             Some(Outcome::Unreachable | Outcome::Expired) | None => unreached.push(member.id.clone()),
         }
     };
     if !is_here {
-        let text = format!("the owner of a key of group {name:?} and every successor are unreachable: {unreached:?}");
+        let text =
+            format!("no candidate of a key of group {name:?} took the write, try it again; unreachable: {unreached:?}");
         return Err(Error::new(Kind::Unreachable, text));
     }
     match change {
@@ -320,13 +326,13 @@ async fn request<V: Value>(
     send(engine, member, key, op, rank)?.await.ok()
 }
 
-/// Sends a write to one node; `None` when its breaker is open or too many requests wait for it.
+/// Sends a write to one node. Returns `None` if its breaker is open or too many requests wait.
 fn send<V: Value>(engine: &Engine<V>, member: &Member, key: &Arc<str>, op: Op, rank: usize) -> Option<PendingOutcome> {
     let link = engine.context.link(member)?;
     if let Op::Set(value) = &op
         && !link.takes(value.len())
     {
-        // The peer would end the whole stream.
+        // Not sent, because the peer would close the connection.
         let (outcome, pending) = oneshot::channel();
         let _ = outcome.send(Outcome::Answered(Response::TooLarge));
         return Some(pending);
@@ -335,7 +341,7 @@ fn send<V: Value>(engine: &Engine<V>, member: &Member, key: &Arc<str>, op: Op, r
     link.request(op, engine.index(), key, end_ms, rank)
 }
 
-/// Drops the value of a key here, and lets no running flight store one.
+/// Drops the value of a key on this node, and detaches its flights, so that their values are not cached.
 pub(crate) fn drop_written<V: Value>(engine: &Engine<V>, key: &str) -> WriteToken {
     mark_overwritten(engine, key);
     let replica = || if mutant!(CopyNotInvalidated) { None } else { engine.cache.remove_replica(key) };
@@ -348,23 +354,23 @@ pub(crate) fn drop_written<V: Value>(engine: &Engine<V>, key: &str) -> WriteToke
     token
 }
 
-/// Records that values of previous owners are older than this write.
+/// Records that the values of previous owners are older than this write.
 fn mark_overwritten<V: Value>(engine: &Engine<V>, key: &str) {
     let now_ms = engine.context.local.clock.read_ms();
     engine.handover.previous.mark_overwritten(&engine.context.handover, engine.ownership.hash(key), now_ms);
 }
 
-/// Drops the value of a key here, and caches no value of it that is loaded within `hold`.
+/// Drops the value of a key on this node, and caches no value of the key that is loaded within `hold`.
 pub(crate) fn drop_and_hold<V: Value>(engine: &Engine<V>, key: &str, hold: Duration) {
     if !hold.is_zero() {
         let now_ms = engine.context.local.clock.read_ms();
-        // Before the write, because a flight that begins after it must find the hold.
+        // Before the write, because a flight that begins after the write must find the hold.
         engine.holds.hold(key, now_ms, later(now_ms, hold.min(MAX_HOLD)));
     }
     drop_written(engine, key);
 }
 
-/// Stores a written value; no running flight stores another one over it.
+/// Stores a written value, and detaches the flights of the key, so that they do not replace the value.
 fn store_written<V: Value>(engine: &Engine<V>, key: &str, slot: Slot<V>) {
     mark_overwritten(engine, key);
     let store = || (engine.cache.owned.insert(key, slot), engine.cache.remove_replica(key));
@@ -373,7 +379,7 @@ fn store_written<V: Value>(engine: &Engine<V>, key: &str, slot: Slot<V>) {
     engine.cache.after_insert(key, inserted, false);
 }
 
-/// Drops all values here, and lets no running flight store one.
+/// Drops all values on this node, and detaches all flights, so that their values are not cached.
 pub(crate) fn drop_all<V: Value>(engine: &Engine<V>) {
     let now_ms = engine.context.local.clock.read_ms();
     engine.handover.previous.clear(now_ms);
@@ -388,7 +394,8 @@ mod tests {
     use super::*;
     use crate::Node;
 
-    /// Checks that a peer without the group may hold its values once the group was removed here.
+    /// Checks that "unknown group" proves that a peer has dropped the value, unless the group was removed from this
+    /// node.
     #[tokio::test]
     async fn removed_group_makes_unknown_group_no_proof() {
         let node = Node::builder().start().await.unwrap();
