@@ -1,4 +1,4 @@
-//! Loaders: what users implement, what a load is told, and what it may answer.
+//! Loaders: the traits that users implement, the context of a load, and its possible results.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -10,15 +10,15 @@ use crate::{
     value::{Json, Prost, Value},
 };
 
-/// Gets a value from where it really lives.
+/// Source of the values of a group, one key at a time.
 ///
-/// Functions and async closures without captures are loaders; state is handed to them by
-/// [`loader_with`](crate::GroupBuilder::loader_with). Implement the trait when a load must know more than its
-/// key.
+/// Functions and async closures without captures are loaders, and [`loader_with`](crate::GroupBuilder::loader_with)
+/// passes a state to them. Implement the trait if a load must know more than its key.
 ///
-/// A load runs in a task of its own on the node's deadline, whatever becomes of those who wait for it. It is
-/// dropped when that deadline passes, and a panic is an error for those who wait. It must not block its
-/// thread: move what blocks to `tokio::task::spawn_blocking`.
+/// A load runs in a task of its own, which continues if the callers that wait for it give up. The load is dropped when
+/// the group's [`load_deadline`](crate::GroupBuilder::load_deadline) passes (default: 30 s, permits and retries
+/// included). A panic is an error of all waiters. A load must not block its thread, because a blocked thread cannot be
+/// aborted: move blocking code to `tokio::task::spawn_blocking`.
 ///
 /// ```
 /// use groupcache_core::{Load, LoadError, Loaded, Loader};
@@ -32,17 +32,20 @@ use crate::{
 /// }
 /// ```
 pub trait Loader<V: Value>: Send + Sync + 'static {
-    /// Gets the value of [`Load::key`].
+    /// Loads the value of [`Load::key`].
+    ///
+    /// # Errors
+    /// A [`LoadError`] is the error of all waiters, unless a retry succeeds or the group serves a stale value instead.
     fn load(&self, load: Load<'_, V>) -> impl Future<Output = Result<Loaded<V>, LoadError>> + Send;
 }
 
-/// Gets the values of many keys at once: one query where a [`Loader`] would make one for each key.
+/// Source of the values of a group, many keys at a time: one query where a [`Loader`] would make one for each key.
 ///
-/// Loads that begin in the same moment are handed to it together, at most
-/// [`max_batch`](crate::GroupBuilder::max_batch) of them: the keys of a [`get_many`](crate::Group::get_many), here or at
-/// another node, and those of callers that come together. Each key is loaded once all the same, however many ask for it.
-/// A load that another load waits for comes alone. What else is said of a [`Loader`] holds too, except that a circle of
-/// loads through a batch of several keys may only end by its deadline.
+/// A call gets the keys of loads that begin in the same moment, at most [`max_batch`](crate::GroupBuilder::max_batch)
+/// of them: the keys of a [`get_many`](crate::Group::get_many) on this node or on another one, and the keys of callers
+/// that get at the same time. Each key is loaded once, however many callers get it. A load that another load waits for
+/// is the only one of its call. The rules of a [`Loader`] hold too, except that a cycle of loads through a call with
+/// several keys may end only by its deadline.
 ///
 /// ```
 /// use groupcache_core::{loader::BatchLoader, LoadError, Loaded};
@@ -56,15 +59,17 @@ pub trait Loader<V: Value>: Send + Sync + 'static {
 /// }
 /// ```
 pub trait BatchLoader<V: Value>: Send + Sync + 'static {
-    /// Gets the values of all keys: one outcome for each, in their order. No key comes twice in one call. An error is that
-    /// of all of them.
+    /// Loads the values of all keys and returns one outcome for each, in their order. No call has a key twice.
+    ///
+    /// # Errors
+    /// An error of the call is the error of all its keys.
     fn load_many(
         &self,
         keys: &[&str],
     ) -> impl Future<Output = Result<Vec<Result<Loaded<V>, LoadError>>, LoadError>> + Send;
 }
 
-/// What a load is told.
+/// Context of a load: the key, the deadline, the reason, and the previous value.
 pub struct Load<'a, V> {
     key: &'a str,
     group: &'a str,
@@ -75,20 +80,22 @@ pub struct Load<'a, V> {
 
 impl<V> fmt::Debug for Load<'_, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the key: it may be a secret.
+        // Without the key, which may be a secret.
         f.debug_struct("Load").field("group", &self.group).field("reason", &self.reason).finish_non_exhaustive()
     }
 }
 
-/// Why this node loads.
+/// Reason of a load on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadReason {
-    /// It owns the key.
+    /// The loading node owns the key.
     Owner,
-    /// Another node owns the key and could not answer; the value is kept for a short time only.
+    /// Another node owns the key and could not answer, or sent a value that does not decode here. The value is kept for
+    /// a short time only, 5 s to 60 s at most.
     Fallback,
-    /// It owns the key and has a value, which is stale or will be soon; nobody waits.
+    /// The loading node owns the key and has a value that is stale or is about to be. No caller waited when the load
+    /// began.
     Refresh,
 }
 
@@ -103,48 +110,48 @@ impl<'a, V> Load<'a, V> {
         Self { key, group, deadline, reason, previous }
     }
 
-    /// The key, 1 to 1,024 bytes.
+    /// Returns the key, 1 to 1,024 bytes.
     pub fn key(&self) -> &'a str {
         self.key
     }
 
-    /// The name of the group.
+    /// Returns the name of the group.
     pub fn group(&self) -> &'a str {
         self.group
     }
 
-    /// When the load is aborted.
+    /// Returns the time at which the load is aborted.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Why this node loads.
+    /// Returns the reason why this node loads.
     pub fn reason(&self) -> LoadReason {
         self.reason
     }
 
-    /// The value that this node still has, stale or about to be: for a conditional request (`If-None-Match`), whose
-    /// answer may be [`Loaded::unchanged`]. `None` when there is none.
+    /// Returns the value that this node still has, stale or about to be, or `None` if there is none. A loader may send
+    /// it as a conditional request (`If-None-Match`) and return [`Loaded::unchanged`].
     pub fn previous(&self) -> Option<&'a V> {
         self.previous
     }
 
-    /// Carries the chain of nested loads into a future that the loader spawns.
+    /// Returns a future that carries the chain of nested loads, for a task that the loader spawns.
     ///
-    /// Gets within the loader itself carry it already. A spawned task that gets from a group outside of a
-    /// scope works too, but a circle of loads through it ends by its deadline instead of at once.
+    /// Gets within the loader itself carry the chain already. A spawned task may get from a group without a scope, but
+    /// a cycle of loads through such a task ends by its deadline instead of at once.
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F, V> {
-        let lineage = LoadContext::current();
+        let context = LoadContext::current();
         async move {
-            match lineage {
-                Some(lineage) => CURRENT.scope(lineage, future).await,
+            match context {
+                Some(context) => CURRENT.scope(context, future).await,
                 None => future.await,
             }
         }
     }
 }
 
-/// What a loader answers: a value with what is to become of it, or that there is none.
+/// Result of a load: a value or "not found", and how long the result is kept.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Loaded<V> {
@@ -152,19 +159,19 @@ pub struct Loaded<V> {
     pub(crate) keep: Keep,
 }
 
-/// What a loader found.
+/// Finding of a loader.
 #[derive(Clone, Debug)]
 pub(crate) enum What<V> {
     Value(V),
     NotFound,
-    /// What [`Load::previous`] is.
+    /// The value of [`Load::previous`].
     Unchanged,
 }
 
-/// How long it is kept.
+/// Time for which a result is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// As long as the group says.
+    /// The time of the group's settings.
     AsTheGroup,
     For(Duration),
     Forever,
@@ -172,61 +179,63 @@ pub(crate) enum Keep {
 }
 
 impl<V> Loaded<V> {
-    /// A value, kept as long as the group says.
+    /// Returns a value that is kept for the group's time to live.
     pub fn new(value: impl Into<V>) -> Self {
         Self { what: What::Value(value.into()), keep: Keep::AsTheGroup }
     }
 
-    /// There is no such thing. Callers get an error with [`is_not_found`](crate::Error::is_not_found). It is
-    /// remembered as long as [`GroupBuilder::negative_time_to_live`](crate::GroupBuilder::negative_time_to_live) says,
-    /// which is not at all by default.
+    /// Returns "not found": callers get an error with [`is_not_found`](crate::Error::is_not_found).
+    ///
+    /// Memory keeps the result for the group's
+    /// [`negative_time_to_live`](crate::GroupBuilder::negative_time_to_live). Default: not at all.
     pub fn not_found() -> Self {
         Self { what: What::NotFound, keep: Keep::AsTheGroup }
     }
 
-    /// The value is what [`Load::previous`] is, and is kept on as if it had been loaded now.
+    /// Returns the value of [`Load::previous`], which is kept as if it had been loaded now.
     ///
-    /// Where there is no previous value, it is an error of the load.
+    /// Without a previous value the load fails, with [`is_load_failed`](crate::Error::is_load_failed).
     pub fn unchanged() -> Self {
         Self { what: What::Unchanged, keep: Keep::AsTheGroup }
     }
 
-    /// Keeps it this long instead of the group's time to live; jitter and the group's cap still shorten it. Zero = do not
-    /// keep.
+    /// Keeps the result for this time instead of the group's time to live. The group's jitter and maximum still shorten
+    /// the time. Zero means that the result is not kept.
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
         self.keep = if time_to_live.is_zero() { Keep::Not } else { Keep::For(time_to_live) };
         self
     }
 
-    /// Keeps it until it is evicted or changed, or as long as the group's cap allows.
+    /// Keeps the result until it is evicted or written, or for the group's maximum time to live.
     pub fn never_expires(mut self) -> Self {
         self.keep = Keep::Forever;
         self
     }
 
-    /// Hands it to everyone who waits and forgets it.
+    /// Returns the result to all waiters and does not keep it.
     pub fn do_not_keep(mut self) -> Self {
         self.keep = Keep::Not;
         self
     }
 }
 
-/// Why a load failed: the cause, and whether a later attempt may succeed.
+/// Reason why a load failed: the cause, and whether a later attempt may succeed.
 ///
-/// Any error becomes one with `?` or `.into()`, and is permanent until [`transient`](Self::transient) says
-/// otherwise. It is deliberately no `std::error::Error` itself, which is what allows that conversion.
+/// Any error converts to a permanent `LoadError` with `?` or `.into()`, and [`transient`](Self::transient) makes a
+/// transient one. `LoadError` does not implement `std::error::Error`, because that would forbid the conversion.
 pub struct LoadError {
     pub(crate) cause: BoxError,
     pub(crate) is_transient: bool,
 }
 
 impl LoadError {
-    /// A failure that a later attempt may not meet; callers see [`is_transient`](crate::Error::is_transient).
+    /// Returns a failure after which a later attempt may succeed. Callers get
+    /// [`is_transient`](crate::Error::is_transient), and the group's [`retries`](crate::GroupBuilder::retries) apply.
     pub fn transient(cause: impl Into<BoxError>) -> Self {
         Self { cause: cause.into(), is_transient: true }
     }
 
-    /// A failure that asking again does not mend.
+    /// Returns a failure that another attempt does not repair.
     pub fn permanent(cause: impl Into<BoxError>) -> Self {
         Self { cause: cause.into(), is_transient: false }
     }
@@ -244,10 +253,10 @@ impl<E: Into<BoxError>> From<E> for LoadError {
     }
 }
 
-/// What a loader function may return for a group of `V`: a `V`, an `Option<V>` (`None` = not found), a
-/// [`Loaded<V>`], and for a group of [`Json<T>`] or [`Prost<T>`] also a `T` or an `Option<T>`.
+/// Result of a loader function for a group of `V`: a `V`, an `Option<V>` (`None` means "not found") or a [`Loaded<V>`],
+/// and for a group of [`Json<T>`] or [`Prost<T>`] also a `T` or an `Option<T>`.
 pub trait IntoLoaded<V> {
-    /// Turns it into the general form.
+    /// Converts the result into the general form.
     fn into_loaded(self) -> Loaded<V>;
 }
 
@@ -293,10 +302,10 @@ impl<T> IntoLoaded<Prost<T>> for Option<T> {
     }
 }
 
-/// A function from a key to a future of a value: the bound of [`loader`](crate::GroupBuilder::loader).
+/// Function from a key to a future of a value, for [`loader`](crate::GroupBuilder::loader).
 ///
-/// It exists because the future of an `AsyncFn(&str)` is not provably `Send` on stable Rust, and loads are
-/// spawned. It is implemented for functions and for async closures without captures.
+/// Implemented for functions and for async closures without captures. The trait exists because the future of an
+/// `AsyncFn(&str)` is not provably `Send` on stable Rust, and loads are spawned.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a loader of `{V}`",
     label = "not a loader",
@@ -304,12 +313,12 @@ impl<T> IntoLoaded<Prost<T>> for Option<T> {
     note = "state that a closure would capture goes through `.loader_with(state, async |state: &S, key: &str| ...)`"
 )]
 pub trait LoadFn<'a, V>: Send + Sync {
-    /// What the future gives.
+    /// Output of the future.
     type Output: IntoLoadResult<V>;
-    /// The future.
+    /// Future that the function returns.
     type Future: Future<Output = Self::Output> + Send + 'a;
 
-    /// Calls it.
+    /// Calls the function.
     fn call(&self, key: &'a str) -> Self::Future;
 }
 
@@ -327,18 +336,18 @@ where
     }
 }
 
-/// As [`LoadFn`], with a state: the bound of [`loader_with`](crate::GroupBuilder::loader_with).
+/// [`LoadFn`] with a state, for [`loader_with`](crate::GroupBuilder::loader_with).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a loader of `{V}` with state `{S}`",
     note = "write `.loader_with(state, async |state: &{S}, key: &str| -> Result<{V}, E> {{ ... }})`"
 )]
 pub trait LoadFnWith<'a, S, V>: Send + Sync {
-    /// What the future gives.
+    /// Output of the future.
     type Output: IntoLoadResult<V>;
-    /// The future.
+    /// Future that the function returns.
     type Future: Future<Output = Self::Output> + Send + 'a;
 
-    /// Calls it.
+    /// Calls the function.
     fn call(&self, state: &'a S, key: &'a str) -> Self::Future;
 }
 
@@ -356,9 +365,9 @@ where
     }
 }
 
-/// A `Result` of something that is [`IntoLoaded`], with any error.
+/// `Result` of a type that is [`IntoLoaded`], with any error.
 pub trait IntoLoadResult<V> {
-    /// Turns it into the general form.
+    /// Converts the result into the general form.
     fn into_load_result(self) -> Result<Loaded<V>, LoadError>;
 }
 
@@ -370,12 +379,12 @@ impl<V, T: IntoLoaded<V>, E: Into<LoadError>> IntoLoadResult<V> for Result<T, E>
 
 pub(crate) type LoadFuture<'a, V> = Pin<Box<dyn Future<Output = Result<Loaded<V>, LoadError>> + Send + 'a>>;
 
-/// A loader of any kind, as a group holds it.
+/// Object-safe loader, as a group holds it.
 pub(crate) trait AnyLoader<V: Value>: Send + Sync + 'static {
     fn start<'a>(&'a self, load: Load<'a, V>) -> LoadFuture<'a, V>;
 }
 
-/// A type that implements [`Loader`], functions included.
+/// Type that implements [`Loader`], functions included.
 pub(crate) struct Typed<L>(pub(crate) L);
 
 impl<V: Value, L: Loader<V>> AnyLoader<V> for Typed<L> {
@@ -384,7 +393,7 @@ impl<V: Value, L: Loader<V>> AnyLoader<V> for Typed<L> {
     }
 }
 
-/// A function and its state.
+/// Function and its state.
 pub(crate) struct WithState<S, F>(pub(crate) S, pub(crate) F);
 
 impl<V: Value, S: Send + Sync + 'static, F> AnyLoader<V> for WithState<S, F>
@@ -412,7 +421,7 @@ pub(crate) type SharedLoader<V> = Arc<dyn AnyLoader<V>>;
 type LoadManyFuture<'a, V> =
     Pin<Box<dyn Future<Output = Result<Vec<Result<Loaded<V>, LoadError>>, LoadError>> + Send + 'a>>;
 
-/// A batch loader of any kind, as a group holds it.
+/// Object-safe batch loader, as a group holds it.
 pub(crate) trait AnyBatchLoader<V: Value>: Send + Sync + 'static {
     fn start<'a>(&'a self, keys: &'a [&'a str]) -> LoadManyFuture<'a, V>;
 }
@@ -425,7 +434,7 @@ impl<V: Value, L: BatchLoader<V>> AnyBatchLoader<V> for L {
 
 pub(crate) type SharedBatchLoader<V> = Arc<dyn AnyBatchLoader<V>>;
 
-/// Stands where a group with a batch loader has no other; it is never called.
+/// Placeholder for the loader of a group with a batch loader, which is never called.
 pub(crate) struct NoLoader;
 
 impl<V: Value> AnyLoader<V> for NoLoader {

@@ -1,4 +1,4 @@
-//! Builds a group: name, budget, loader; everything else has a default.
+//! Builder of a group: the name, the budget and the loader are required, and every other setting has a default.
 
 use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
@@ -14,10 +14,10 @@ use crate::{
     value::Value,
 };
 
-/// Keys of one call of a batch loader: what a query with a list of keys takes in its stride.
+/// Default of the maximum number of keys of one call of a batch loader, which a query with a list of keys bears easily.
 const MAX_BATCH: usize = 100;
 
-/// Collects what a group needs; made by [`Node::group`](crate::Node::group).
+/// Builder of a group, made by [`Node::group`](crate::Node::group).
 #[must_use = "a group exists once build() is called"]
 pub struct GroupBuilder<V: Value> {
     context: Arc<NodeContext>,
@@ -52,148 +52,157 @@ impl<V: Value> GroupBuilder<V> {
         }
     }
 
-    /// How many bytes its entries may take on this node: keys, encoded and decoded values, and overhead. Required.
+    /// Sets the bytes that the entries may take on this node: keys, encoded and decoded values, and overhead. Required.
     pub fn capacity_bytes(mut self, bytes: u64) -> Self {
         self.capacity_bytes = Some(bytes);
         self
     }
 
-    /// How long values are kept. Default: until they are evicted. A loader may say otherwise for one value.
+    /// Sets the time for which values are fresh. Default: until they are evicted. A loader may return another time for
+    /// one value.
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.freshness.time_to_live = Some(time_to_live);
         self
     }
 
-    /// The longest that any value is kept, whatever its loader says. Default: as long as that.
+    /// Sets the maximum of every time to live, including the times that a loader returns. Default: no maximum.
     pub fn max_time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.freshness.max_time_to_live = Some(time_to_live);
         self
     }
 
-    /// How much of a time to live may be taken off at random, from 0 to 1, so that values that were loaded together do
-    /// not expire together. Default 0.1: up to a tenth.
+    /// Sets the maximum share of a time to live that is taken off at random, so that values that were loaded together
+    /// do not expire together. Default: 0.1. Range: 0 to 1.
     pub fn jitter(mut self, share: f64) -> Self {
         self.settings.freshness.jitter = share;
         self
     }
 
-    /// How long it is remembered that the loader found nothing. Default: not at all. A loader may say otherwise for one
-    /// key.
+    /// Sets the time for which memory keeps that the loader found nothing. Default: not at all. A loader may return
+    /// another time for one key.
     pub fn negative_time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.freshness.negative = Some(time_to_live);
         self
     }
 
-    /// How long after its time to live a value is still served, at once, while one load in the whole cluster brings a
-    /// younger one (stale-while-revalidate of RFC 5861). Default: not at all.
+    /// Sets the time after its time to live for which a value is still served at once, while one load in the whole
+    /// cluster refreshes it (stale-while-revalidate of RFC 5861). Default: not at all.
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
         self.settings.freshness.stale_while_revalidate = window;
         self
     }
 
-    /// How long before the end of its time to live a value that is asked for is loaded anew, in the background, at most
-    /// half of that time. Default: not at all.
+    /// Sets the time before the end of its time to live in which a hit begins a refresh of the value in the background.
+    /// At most half of the time to live counts. Default: no refresh ahead.
     pub fn refresh_ahead(mut self, window: Duration) -> Self {
         self.settings.freshness.refresh_ahead = window;
         self
     }
 
-    /// How long after its time to live a value is still handed out when the loader fails (stale-if-error of RFC 5861).
-    /// Default: not at all; the error is. What the loader does not find is no failure.
+    /// Sets the time after its time to live for which a value is still served if the loader fails (stale-if-error of
+    /// RFC 5861). Default: not at all, so that callers get the error. "Not found" is no failure.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
         self.settings.freshness.stale_if_error = window;
         self
     }
 
-    /// Whether copies of values that other nodes own are kept here while their keys are hot, in an eighth of the budget.
-    /// Default true. A write drops them as it drops the originals. Hot is a key that is asked for often and far more than
-    /// most: where thousands of keys are asked for alike, each stays at its owner.
+    /// Sets whether this node keeps replicas of values that other nodes own while their keys are hot, in an eighth of
+    /// the budget. Default: true.
+    ///
+    /// A write drops a replica as it drops the owner's entry. A key is hot if it is read often, and far more often than
+    /// most keys: if thousands of keys are read equally often, none of them has replicas.
     pub fn replicas(mut self, keep: bool) -> Self {
         self.settings.has_replicas = keep;
         self
     }
 
-    /// How long a copy of a hot value is served, and a value whose key has gone to another owner. Default 10 s; never
-    /// longer than the value itself. It bounds how old a value can be that a write could not reach.
+    /// Sets the maximum time for which a replica is served, and an entry after its key has moved to another owner.
+    /// Default: 10 s.
+    ///
+    /// A replica is served no longer than the owner may serve the value. For replicas and moved entries, and for all
+    /// entries after a partition, the time bounds how long a node that a write does not reach serves an older value.
     pub fn replica_time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.freshness.replica_time_to_live = time_to_live;
         self
     }
 
-    /// Shares the keys out among the nodes of each zone by itself: every zone has its own owner of a key, loads it once, and
-    /// answers its own nodes, so that values do not cross zones. Default: one owner in the whole cluster.
+    /// Gives each key one owner per zone. Each zone loads a key once and answers its own nodes, so that values do not
+    /// cross zones. Default: one owner in the whole cluster.
     ///
-    /// Writes go to all nodes of all zones as ever; what is `set` is stored at the owner in the writer's zone and dropped
-    /// in the others. All nodes must build the group so, and have a zone
-    /// ([`Identity::with_zone`](crate::Identity::with_zone)). A zone of which no node owns keys asks the others.
+    /// Writes go to all nodes of all zones. A [`set`](Group::set) stores the value at the owner in the writer's zone,
+    /// and the other zones drop theirs. All nodes must build the group per zone and have a zone
+    /// ([`Identity::with_zone`](crate::Identity::with_zone)). A zone in which no node owns keys uses the owners of the
+    /// whole cluster.
     pub fn per_zone(mut self) -> Self {
         self.settings.scope = Scope::Zone;
         self
     }
 
-    /// How long one load may take before it is aborted. Default: the node's
+    /// Sets the time after which a load is aborted, with the wait for a permit and all attempts. Default: the node's
     /// [`load_deadline`](crate::Limits::load_deadline), 30 s.
     pub fn load_deadline(mut self, deadline: Duration) -> Self {
         self.settings.load_deadline = deadline;
         self
     }
 
-    /// How many loads of this group may run at once on this node, for each depth of nesting. Default: as many as the
-    /// node's [`max_loads`](crate::Limits::max_loads). As many as the source bears, such as connections of a pool.
+    /// Sets the maximum number of concurrent loads of this group on this node, for each depth of nesting, such as the
+    /// number of connections of a pool. Default: the node's [`max_loads`](crate::Limits::max_loads), which always
+    /// applies too.
     pub fn max_loads(mut self, at_once: usize) -> Self {
         self.settings.load_policy.max_loads = Some(at_once);
         self
     }
 
-    /// How often a load that failed is tried again, when its loader says that the error is transient
-    /// ([`LoadError::transient`](crate::LoadError::transient)). Default 0.
+    /// Sets the maximum number of further attempts after an attempt that failed with a transient error
+    /// ([`LoadError::transient`](crate::LoadError::transient)). Default: 0.
     ///
-    /// Between attempts it waits 50 ms, then twice as long each time up to 2 s, half of it at random, and it stays
-    /// within the load's deadline. Those who wait share the attempts too.
+    /// The first pause is 25 to 50 ms, chosen at random. The bounds double with each attempt, up to 1 and 2 s. All
+    /// attempts stay within the load's deadline, and all waiters share them.
     pub fn retries(mut self, attempts: u32) -> Self {
         self.settings.load_policy.retries = attempts;
         self
     }
 
-    /// Stops calling the loader for `open_for` once `failures` loads in a row have failed; gets that need it fail at
-    /// once, or are served what [`stale_if_error`](Self::stale_if_error) allows. Then one load at a time asks whether
-    /// the source is back. Default: never.
+    /// Stops loads for `open_for` once `failures` loads in a row have failed. Default: never.
+    ///
+    /// Meanwhile gets that need a load fail at once, unless [`stale_if_error`](Self::stale_if_error) allows a stale
+    /// value. Afterwards one load at a time tests the source, and the first success ends the stop.
     pub fn breaker(mut self, failures: u32, open_for: Duration) -> Self {
         self.settings.load_policy.breaker = Some((failures, open_for));
         self
     }
 
-    /// Version of the encoding of the values. Default 0.
+    /// Sets the version of the encoding of the values. Default: 0.
     ///
-    /// Bump it when a deploy changes what the bytes mean: nodes of two formats do not share values, and each
-    /// still drops what the other changes.
+    /// Raise the version with a deploy that changes the meaning of the bytes. Nodes with different formats do not
+    /// exchange values, and each still drops the values that the other one writes.
     pub fn format(mut self, format: u32) -> Self {
         self.settings.format = format;
         self
     }
 
-    /// Where values come from: an async closure without captures, a function, or a type that implements
-    /// [`Loader`]. Required, unless [`loader_with`](Self::loader_with) is used.
+    /// Sets the loader: an async closure without captures, a function, or a type that implements [`Loader`]. Required,
+    /// unless [`loader_with`](Self::loader_with) or [`batch_loader`](Self::batch_loader) is used.
     pub fn loader(mut self, loader: impl Loader<V>) -> Self {
         self.loader = Some(Arc::new(Typed(loader)));
         self
     }
 
-    /// Where values come from, many keys at a time; instead of [`loader`](Self::loader).
+    /// Sets a loader of many keys at a time, instead of [`loader`](Self::loader).
     pub fn batch_loader(mut self, loader: impl BatchLoader<V>) -> Self {
         self.batch_loader = Some(Arc::new(loader));
         self
     }
 
-    /// Keys that a batch loader is given at once, at most. Default 100.
+    /// Sets the maximum number of keys of one call of a batch loader. Default: 100.
     pub fn max_batch(mut self, keys: usize) -> Self {
         self.max_batch = keys;
         self
     }
 
-    /// Where values come from, with a state that is handed to each call: a pool, a client, a configuration.
+    /// Sets a loader with a state that is passed to each call, such as a pool, a client or a configuration.
     ///
-    /// A state that holds the [`Node`](crate::Node) itself keeps it alive until it is shut down: hold the groups
+    /// A state that holds the [`Node`](crate::Node) keeps the node alive until it is shut down. Hold the groups
     /// instead.
     ///
     /// ```
@@ -220,9 +229,10 @@ impl<V: Value> GroupBuilder<V> {
     /// Builds the group and announces it to the peers.
     ///
     /// # Errors
-    /// [`is_config`](Error::is_config) when there is no loader or no capacity, the name is empty or too long, a
-    /// time is zero, or the node has a group of this name already;
-    /// [`is_closed`](Error::is_closed) when the node was shut down.
+    /// [`is_config`](Error::is_config) if the loader or the capacity is missing, there are two loaders, the name is not
+    /// allowed (empty, too long, with white space or control characters), a time or a limit is zero, the jitter is not
+    /// from 0 to 1, the group is per zone and the node has no zone, the node has a group of this name already, or it
+    /// has 1,000 groups. [`is_closed`](Error::is_closed) if the node was shut down.
     pub fn build(self) -> Result<Group<V>> {
         self.check()?;
         let Self { context, settings, capacity_bytes, loader, batch_loader, max_batch, .. } = self;
@@ -239,7 +249,8 @@ impl<V: Value> GroupBuilder<V> {
         let group = Group::of(Arc::clone(&engine));
         engine.set_index(context.registry.add(&name, group.service())?);
         if context.is_closed() {
-            // The node was closed meanwhile, perhaps after it took all groups out: nobody else would take this one out.
+            // The node was closed meanwhile, perhaps after it removed all groups, so that nothing else removes this
+            // one.
             context.registry.remove(&name);
             return Err(engine.errors.closed());
         }
@@ -248,7 +259,7 @@ impl<V: Value> GroupBuilder<V> {
         Ok(group)
     }
 
-    /// Returns an error that says what to change if the group cannot be built.
+    /// Returns an error that names the setting to change, if the group cannot be built.
     fn check(&self) -> Result<()> {
         let Settings { name, freshness, load_policy, .. } = &self.settings;
         check_name("group name", name)?;
@@ -270,20 +281,27 @@ impl<V: Value> GroupBuilder<V> {
             return missing("capacity: add .capacity_bytes(64 << 20)");
         }
         if [freshness.time_to_live, freshness.max_time_to_live, freshness.negative].contains(&Some(Duration::ZERO)) {
-            return refused("keeps nothing: its time to live is zero".to_owned());
+            return refused("keeps nothing, because a time to live is zero; give it at least 1 ms".to_owned());
         }
         if !(0.0..=1.0).contains(&freshness.jitter) {
             let text = format!("the jitter of group {name:?} is {}; give it a share from 0 to 1", freshness.jitter);
             return Err(Error::config(text));
         }
         if load_policy.max_loads == Some(0) || load_policy.breaker.is_some_and(|(n, open)| n == 0 || open.is_zero()) {
-            return refused("can load nothing: a limit of its loads is 0".to_owned());
+            return refused(
+                "can load nothing, because .max_loads(...) or a number of .breaker(...) is 0; give it at least 1"
+                    .to_owned(),
+            );
         }
         if self.settings.load_deadline.is_zero() {
-            return refused("can load nothing: its load deadline is zero".to_owned());
+            return refused(
+                "can load nothing, because its .load_deadline(...) is zero; give it at least 1 ms".to_owned(),
+            );
         }
         if self.settings.scope == Scope::Zone && self.context.local.hello().zone.is_empty() {
-            return refused("is per zone and this node has none: start it with an identity.with_zone(...)".to_owned());
+            return refused(
+                "is per zone and this node has no zone; start the node with identity.with_zone(...)".to_owned(),
+            );
         }
         Ok(())
     }

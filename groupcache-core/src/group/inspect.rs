@@ -1,4 +1,4 @@
-//! Inspection of a group: who owns a key and why, and which entries this node has.
+//! Inspection of a group: the owners of keys, the entries of this node, and its latencies.
 
 use std::{
     fmt,
@@ -15,68 +15,70 @@ use crate::{
     value::Value,
 };
 
-/// Maximum number of candidates that are reported: nobody asks further than the first few.
+/// Maximum number of candidates that are reported, because requests go no further than the first few.
 const MAX_CANDIDATES: usize = 8;
 
-/// Who owns a key and why, as one node sees it; made by [`Inspect::explain`]. Its `Display` is a sentence.
+/// Placement of a key by the view of one node: its owner and its successors. Made by [`Inspect::explain`]; its
+/// `Display` is a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyPlacement {
-    /// Where the key is on the ring. Group and key decide it, on every node alike.
+    /// Point of the key on the ring, which follows from the group and the key and is equal on every node.
     pub point: u64,
-    /// The ring that was asked; nodes whose rings differ may give a key different owners.
+    /// Fingerprint of the ring. Nodes with different rings may give a key different owners.
     pub fingerprint: u64,
-    /// Which view of this node that is.
+    /// Number of the view of this node.
     pub epoch: u64,
-    /// How many members own keys of this group.
+    /// Number of members that own keys of this group.
     pub owners: usize,
-    /// The owner and then its successors, in the order in which they are asked; at most eight.
+    /// Owner and successors, in the order in which they are asked; at most eight.
     pub candidates: Vec<Candidate>,
 }
 
-/// A node that may answer for a key.
+/// Node that may answer for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Candidate {
-    /// Its id.
+    /// Id of the node.
     pub id: PeerId,
-    /// What it says of itself.
+    /// State that the node reports of itself.
     pub state: NodeState,
-    /// Whether it is this node.
+    /// Whether the candidate is this node.
     pub local: bool,
-    /// Whether requests can be sent to it now.
+    /// Whether requests can be sent to the candidate now.
     pub reachable: bool,
-    /// Whether it has the group, in our format.
+    /// Whether the candidate has the group, in the format of this node.
     pub has_group: bool,
 }
 
 impl KeyPlacement {
-    /// Whom a get that misses here asks first; `None` when all candidates are passed over, and it is loaded here.
+    /// Returns the candidate that answers a get which misses on this node, perhaps this node itself. Returns `None` if
+    /// a get skips all candidates and loads the key on this node.
     pub fn asked(&self) -> Option<&Candidate> {
         self.candidates.iter().find(|candidate| candidate.reachable && candidate.has_group)
     }
 }
 
-/// An entry in this node's memory; made by [`Inspect::local_entries`].
+/// Entry in this node's memory, made by [`Inspect::local_entries`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EntryInfo {
-    /// Its key.
+    /// Key of the entry.
     pub key: String,
-    /// What it takes of the budget: key, encoded and decoded value, and overhead.
+    /// Bytes that the entry takes of the budget: key, encoded and decoded value, and overhead.
     pub bytes: u64,
-    /// Since it was loaded or set, wherever that was.
+    /// Time since the value was loaded or set, on any node.
     pub age: Duration,
-    /// How much longer it is fresh; `None` = until it is evicted or changed, zero = it is stale or has expired. A copy
-    /// counts as fresh for as long as it was lent.
+    /// Remaining time for which the entry is fresh. `None` means until it is evicted or written, and zero means that it
+    /// is stale or expired. A replica or an orphaned entry counts as fresh while it may be served.
     pub fresh_for: Option<Duration>,
-    /// It is a copy of a hot value of another node.
+    /// Whether the entry is a replica of a hot value that another node owns.
     pub replica: bool,
-    /// It says that the loader found nothing.
+    /// Whether the entry records that the loader found nothing.
     pub negative: bool,
 }
 
-/// A look into one group on this node, for tools and tests; made by [`Group::inspect`].
+/// Inspection of one group on this node, for tools and tests; made by [`Group::inspect`](crate::Group::inspect).
 pub struct Inspect<V: Value>(pub(super) Arc<Engine<V>>);
 
 impl<V: Value> fmt::Debug for Inspect<V> {
@@ -86,12 +88,14 @@ impl<V: Value> fmt::Debug for Inspect<V> {
 }
 
 impl<V: Value> Inspect<V> {
-    /// Returns who owns a key, who would answer for it, and why. Sends nothing.
+    /// Returns the owner and the successors of a key, with the reasons why a get would or would not ask them. Sends
+    /// nothing.
     ///
     /// ```
     /// # fn f(users: groupcache_core::Group<String>) {
     /// println!("{}", users.inspect().explain("12345"));
-    /// // n2 owns it: the first of 3 owners from point 9d2c55f6e1a0b437 of ring 51ff0e0a9c6d1b22 on (view 4); a get that misses asks n2; then n3, n1 (here)
+    /// // n2 owns it: the first of 3 owners from point 9d2c55f6e1a0b437 of ring 51ff0e0a9c6d1b22 on (view 4);
+    /// // a get that misses asks n2; then n3, n1 (here)
     /// # }
     /// ```
     pub fn explain(&self, key: &str) -> KeyPlacement {
@@ -118,7 +122,7 @@ impl<V: Value> Inspect<V> {
         }
     }
 
-    /// Returns the node that owns a key, by this node's view; whether it can be reached is another question.
+    /// Returns the owner of a key by this node's view. The owner may be unreachable.
     pub fn owner_of(&self, key: &str) -> PeerId {
         let (engine, context) = (&self.0, &self.0.context);
         let view = context.view_ref();
@@ -126,11 +130,11 @@ impl<V: Value> Inspect<V> {
         owner.map_or_else(|| context.local.hello().id.clone(), |owner| owner.id.clone())
     }
 
-    /// Returns up to `most` entries of this node's memory, in no order: owned ones and replicas, expired ones included
-    /// until they are swept.
+    /// Returns up to `most` entries of this node's memory, in no order: owned entries and replicas, including expired
+    /// ones that were not swept yet.
     ///
-    /// For tools: the call looks at one entry after the other, and may miss entries that come or go meanwhile. Its thread
-    /// does nothing else meanwhile, which is a fraction of a second for a million entries.
+    /// The call is for tools. The result may miss entries that are inserted or removed meanwhile, and the call keeps
+    /// its thread busy for a fraction of a second per million entries.
     pub fn local_entries(&self, most: usize) -> Vec<EntryInfo> {
         let now_ms = self.0.context.now_ms();
         let info = |(key, slot, replica): (Key, Slot<V>, bool)| EntryInfo {
@@ -145,32 +149,32 @@ impl<V: Value> Inspect<V> {
         self.0.cache.iter().map(info).take(most).collect()
     }
 
-    /// Returns the events of entries that leave this node's memory by themselves, from now on: for want of room, or
-    /// because of their age.
+    /// Returns the evictions on this node from now on: of entries that made room for others, and of entries that were
+    /// too old.
     ///
-    /// Values that nobody asks for any more leave because of their age within about 10 s. A slow reader loses events and
-    /// holds up nobody.
+    /// An entry that is too old to be of any use leaves with the next sweep, which begins 10 s after the one before
+    /// ends. A slow reader loses events and delays no other task.
     pub fn evictions(&self) -> EvictionEvents {
         let engine = &self.0;
         engine.cache.events.subscribe(|| engine.is_removed.load(Relaxed) || engine.context.is_closed())
     }
 
-    /// Returns how long the calls of the loader took on this node, failed ones included.
+    /// Returns the latencies of the calls of the loader on this node, including failed calls.
     pub fn load_latencies(&self) -> Latencies {
         self.0.loads.latencies.snapshot()
     }
 
-    /// Returns how long other nodes took to answer gets of this node, their loads included.
+    /// Returns the latencies of the responses of other nodes to gets of this node, including their loads.
     pub fn peer_latencies(&self) -> Latencies {
         self.0.peer_latencies.snapshot()
     }
 
-    /// Returns the bytes that the entries take on this node, as accounted: keys, encoded and decoded values, and overhead.
+    /// Returns the accounted bytes of the entries on this node: keys, encoded and decoded values, and overhead.
     pub fn bytes(&self) -> u64 {
         self.0.cache.bytes()
     }
 
-    /// Returns the number of entries on this node, expired ones included until they are looked at or evicted.
+    /// Returns the number of entries on this node, including expired ones that were not replaced, evicted or swept yet.
     pub fn entries(&self) -> usize {
         self.0.cache.len()
     }
@@ -181,12 +185,13 @@ impl<V: Value> Inspect<V> {
     }
 
     /// Returns the budget on this node, as given to the builder, rounded down to whole shards. An eighth of it is for
-    /// replicas of hot values of other nodes.
+    /// replicas, unless [`replicas`](crate::GroupBuilder::replicas) is off.
     pub fn capacity_bytes(&self) -> u64 {
         self.0.cache.capacity()
     }
 
-    /// Returns the weight of the heaviest entry that is kept; a heavier one is returned to callers, counted, and not kept.
+    /// Returns the weight of the heaviest entry that is kept. A heavier value is returned to callers, counted, and not
+    /// kept.
     pub fn max_entry_bytes(&self) -> u64 {
         self.0.cache.owned.max_entry_bytes()
     }
@@ -195,13 +200,15 @@ impl<V: Value> Inspect<V> {
 impl fmt::Display for KeyPlacement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { point, fingerprint, epoch, owners, candidates } = self;
-        let Some((owner, successors)) = candidates.split_first() else { return f.write_str("nobody owns it yet") };
+        let Some((owner, successors)) = candidates.split_first() else {
+            return f.write_str("no node owns the key yet");
+        };
         write!(f, "{owner} owns it: the first of {owners} owners from point {point:016x} ")?;
         write!(f, "of ring {fingerprint:016x} on (view {epoch}); ")?;
         match self.asked() {
             Some(asked) if asked.local => f.write_str("a get that misses loads it here")?,
             Some(asked) => write!(f, "a get that misses asks {}", asked.id)?,
-            None => f.write_str("no candidate can be asked, a get that misses loads it here")?,
+            None => f.write_str("no candidate can be asked, so that a get that misses loads it here")?,
         }
         for (n, successor) in successors.iter().enumerate() {
             write!(f, "{} {successor}", if n == 0 { "; then" } else { "," })?;

@@ -1,4 +1,4 @@
-//! A group: the values of one kind, with their loader, as the user's code holds it.
+//! Group: the handle of the user's code to the values of one kind and their loader.
 
 mod builder;
 pub(crate) mod inspect;
@@ -17,10 +17,13 @@ use crate::{
 pub use self::builder::GroupBuilder;
 use self::inspect::Inspect;
 
-/// A named set of values of one type, shared by all nodes that have a group of the same name.
+/// Named set of values of one type, shared by all nodes that have a group of the same name.
 ///
-/// A cheap handle: clones are the same group. The group works as long as its [`Node`](crate::Node) runs; afterwards
-/// everything but a hit is an error with [`is_closed`](Error::is_closed).
+/// Clones are handles of the same group. The group works as long as its [`Node`](crate::Node) runs. While the node
+/// shuts down, gets that memory answers still succeed, and other gets, peeks and writes are errors with
+/// [`is_closed`](crate::Error::is_closed). After the shutdown all of them are. After
+/// [`Node::remove_group`](crate::Node::remove_group) all gets, peeks and writes are errors with
+/// [`is_unknown_group`](crate::Error::is_unknown_group).
 pub struct Group<V: Value> {
     pub(crate) engine: Arc<Engine<V>>,
     deadline: Duration,
@@ -29,16 +32,18 @@ pub struct Group<V: Value> {
 impl<V: Value> Group<V> {
     /// Returns the value of a key: from memory, from the node that owns the key, or from the loader.
     ///
-    /// Keys are 1 to 1,024 bytes. At most one load of a key runs in the whole cluster, however many callers on
-    /// however many nodes ask for it, and the load goes on when a caller gives up: dropping the future is safe at any
-    /// time. The future ends within the group's deadline. Default: 10 s.
+    /// Keys are 1 to 1,024 bytes. While the nodes agree about the owners, one load of a key runs in the whole cluster,
+    /// however many callers on however many nodes get the key. A get that begins after a write does not share a load
+    /// with earlier gets. The future ends within the handle's deadline (default: 10 s). Dropping it is safe at any
+    /// time, and a load goes on if its callers give up.
     ///
     /// # Errors
-    /// The predicates tell the error: [`is_not_found`](Error::is_not_found),
-    /// [`is_load_failed`](Error::is_load_failed), [`is_timeout`](Error::is_timeout),
-    /// [`is_overloaded`](Error::is_overloaded), [`is_too_large`](Error::is_too_large),
-    /// [`is_bad_key`](Error::is_bad_key), [`is_closed`](Error::is_closed). An unreachable peer is no error: its
-    /// successor is asked for the key, or the key is loaded here.
+    /// The predicates distinguish the errors: [`is_not_found`](crate::Error::is_not_found),
+    /// [`is_load_failed`](crate::Error::is_load_failed), [`is_timeout`](crate::Error::is_timeout),
+    /// [`is_overloaded`](crate::Error::is_overloaded), [`is_too_large`](crate::Error::is_too_large),
+    /// [`is_bad_key`](crate::Error::is_bad_key), [`is_closed`](crate::Error::is_closed),
+    /// [`is_unknown_group`](crate::Error::is_unknown_group). An unreachable peer is no error, because its successor is
+    /// asked for the key or the key is loaded on this node.
     ///
     /// ```
     /// # use groupcache_core::Node;
@@ -54,16 +59,16 @@ impl<V: Value> Group<V> {
     /// ```
     pub async fn get(&self, key: &str) -> Result<V> {
         match self.engine.hit(key) {
-            Some(known) => known,
-            // Boxed, so that a hit does not pay for the state of a miss.
+            Some(outcome) => outcome,
+            // Boxed, so that a hit has no room for the state of a miss.
             None => Box::pin(self.engine.miss(key, self.deadline)).await,
         }
     }
 
-    /// Returns the value of a key as [`get`](Self::get) does, and `None` when the loader finds nothing.
+    /// Returns the value of a key as [`get`](Self::get) does, and `None` if the loader finds nothing.
     ///
     /// # Errors
-    /// Those of `get`, except not found.
+    /// The errors of `get`, except "not found".
     pub async fn get_opt(&self, key: &str) -> Result<Option<V>> {
         match self.get(key).await {
             Ok(value) => Ok(Some(value)),
@@ -74,9 +79,9 @@ impl<V: Value> Group<V> {
 
     /// Returns the values of many keys, in their order, each with its own outcome.
     ///
-    /// The call is a [`get`](Self::get) of each key at the same time, and shares loads with other callers. Keys that are
-    /// not in memory here are asked of each owner in one exchange, 1,000 keys at a time. The call ends within the group's
-    /// deadline, and a key that fails or is late spoils none of the others. Dropping the future is safe.
+    /// The call gets all keys at the same time, as [`get`](Self::get) does, and shares loads with other callers. Each
+    /// owner receives the requests for its keys together, for 1,000 keys at a time. The call ends within the handle's
+    /// deadline. A key that fails or is late does not affect the outcomes of the others. Dropping the future is safe.
     ///
     /// ```
     /// # async fn f(users: groupcache_core::Group<String>) {
@@ -93,30 +98,33 @@ impl<V: Value> Group<V> {
         get_many::get_many(&self.engine, &keys, self.deadline).await
     }
 
-    /// Returns the value of a key if it is in memory, here or at its owner; loads nothing.
+    /// Returns the value of a key if it is in the memory of this node or of its owner. Loads nothing.
     ///
-    /// `None` also when the owner cannot be reached. The call takes at most one exchange with the owner.
+    /// Returns `None` also if the owner cannot be reached or does not answer within the handle's deadline. The call
+    /// takes at most one exchange with the owner.
     ///
     /// # Errors
-    /// [`is_bad_key`](crate::Error::is_bad_key), [`is_closed`](crate::Error::is_closed).
+    /// [`is_bad_key`](crate::Error::is_bad_key), [`is_closed`](crate::Error::is_closed),
+    /// [`is_unknown_group`](crate::Error::is_unknown_group).
     pub async fn peek(&self, key: &str) -> Result<Option<V>> {
-        // A value that does not decode here is not there for this node.
+        // A value that does not decode counts as missing.
         Ok(peek::peek(&self.engine, key, self.deadline).await?.and_then(|slot| slot.payload.value().ok()))
     }
 
-    /// Returns whether a key's value is in memory, here or at its owner. Otherwise as [`peek`](Self::peek).
+    /// Returns whether a key's value is in the memory of this node or of its owner. Otherwise as [`peek`](Self::peek).
     ///
     /// # Errors
-    /// Those of `peek`.
+    /// The errors of `peek`.
     pub async fn contains(&self, key: &str) -> Result<bool> {
         let slot = peek::peek(&self.engine, key, self.deadline).await?;
         Ok(slot.is_some_and(|slot| slot.payload.encoded().is_some()))
     }
 
-    /// Returns the same group with another deadline for its gets and writes.
+    /// Returns a handle of the same group with another deadline for its gets and writes. Default:
+    /// [`Limits::get_deadline`](crate::Limits::get_deadline), 10 s.
     ///
-    /// The deadline bounds how long *this* caller waits. Loads and requests keep the node's own deadlines, because other
-    /// callers may wait for them too.
+    /// The deadline bounds how long a caller of *this handle* waits. Loads and requests keep their own deadlines,
+    /// because other callers may wait for them too.
     ///
     /// ```
     /// # fn f(users: groupcache_core::Group<String>) {
@@ -133,7 +141,7 @@ impl<V: Value> Group<V> {
         &self.engine.settings.name
     }
 
-    /// Returns a look into the group on this node: owners of keys, entries, evictions, latencies, sizes.
+    /// Returns the inspection of the group on this node: owners of keys, entries, evictions, latencies and sizes.
     ///
     /// ```
     /// # fn f(users: groupcache_core::Group<String>) {
@@ -149,13 +157,14 @@ impl<V: Value> Group<V> {
         self.engine.counters.snapshot()
     }
 
-    /// Returns how many milliseconds longer a key is kept here.
+    /// Returns the milliseconds for which a key is still served on this node.
     #[cfg(test)]
     pub(crate) fn kept_for_ms(&self, key: &str) -> Option<u64> {
         let now_ms = self.engine.context.now_ms();
         self.engine.cache.owned.peek(key).map(|slot| slot.hit_until_ms().saturating_sub(now_ms))
     }
 
+    /// Makes the handle of an engine, with the node's deadline for gets.
     pub(crate) fn of(engine: Arc<Engine<V>>) -> Self {
         let deadline = engine.context.local.limits.get_deadline;
         Self { engine, deadline }

@@ -1,4 +1,4 @@
-//! Values: how they are encoded, decoded and weighed.
+//! Values: how a group encodes, decodes and weighs them.
 
 mod prost;
 
@@ -11,11 +11,14 @@ use crate::{error::BoxError, runtime::small_bytes};
 
 pub use crate::value::prost::Prost;
 
-/// What a group holds.
+/// Type of the values of a group.
 ///
-/// A clone is handed to every caller, so it should be cheap: [`Bytes`], an `Arc`, or [`Json`], which is one.
-/// The encoded form crosses the wire and is kept beside the decoded one, so that neither a hit nor a peer's
-/// request converts anything.
+/// Every caller receives a clone, so a clone should be cheap, as of [`Bytes`], of an `Arc`, or of [`Json`], which holds
+/// an `Arc`. The encoded form crosses the wire. Memory keeps it beside the decoded form, so that neither a hit nor the
+/// request of a peer converts a value.
+///
+/// A panic in `decode` is an error, like a value that does not decode. A panic in `encode` or `weight` fails the load
+/// or the set.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -42,25 +45,29 @@ pub use crate::value::prost::Prost;
 /// }
 /// ```
 pub trait Value: Clone + Send + Sync + 'static {
-    /// Whether decoding costs no more than a clone, so that the decoded form need not be kept. Default `false`.
+    /// Whether decoding costs no more than a clone, so that memory keeps the encoded form only. Default: `false`.
     const DECODES_LIKE_A_CLONE: bool = false;
 
     /// Appends the encoded form to `out`.
     ///
     /// # Errors
-    /// A value that cannot be encoded is a failed load: no peer could be given it.
+    /// A value that cannot be encoded could not be sent to a peer, so its load or [`set`](crate::Group::set) fails with
+    /// [`is_load_failed`](crate::Error::is_load_failed).
     fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError>;
 
-    /// Reads the encoded form.
+    /// Returns the value of an encoded form.
     ///
     /// # Errors
-    /// A value that cannot be decoded here is loaded here instead; callers see no error.
+    /// A peer's value that a node cannot decode is loaded on that node instead, so that callers get no error.
     fn decode(bytes: Bytes) -> Result<Self, DecodeError>;
 
-    /// Bytes that the decoded form takes, heap included. Called once, when the value is stored.
+    /// Returns the bytes that the decoded form takes, heap included.
+    ///
+    /// Called once for each value that this node loads, sets, or receives as the owner of its key. Never called for
+    /// types with [`DECODES_LIKE_A_CLONE`](Self::DECODES_LIKE_A_CLONE).
     fn weight(&self) -> usize;
 
-    /// The encoded form in a buffer of its own.
+    /// Returns the encoded form in a buffer of its own.
     fn to_encoded(&self) -> Result<Bytes, EncodeError> {
         let mut out = BytesMut::new();
         self.encode(&mut out)?;
@@ -81,7 +88,7 @@ impl Value for Bytes {
     }
 
     fn weight(&self) -> usize {
-        0 // one and the same as the encoded form, which is counted already
+        0 // the value is the encoded form, which is counted already
     }
 
     fn to_encoded(&self) -> Result<Bytes, EncodeError> {
@@ -89,9 +96,9 @@ impl Value for Bytes {
     }
 }
 
-/// What a decoded value costs beside itself and its text: the two counters of its `Arc`, and what the allocator adds to
-/// two allocations. Measured as resident memory of 1 M pairs of a string of 92 bytes and a number, 64-bit Linux with
-/// glibc: 8 to 62 % more than was accounted, from run to run, which was not traced.
+/// Accounted bytes of a decoded value beside its struct and its encoded length: the two counters of its `Arc`, and the
+/// overhead of two allocations. Measured as resident memory of 1 million pairs of a string of 92 bytes and a number, on
+/// 64-bit Linux with glibc: 8 to 62 % more than accounted. The cause of the differences between runs is unknown.
 pub(crate) const SHARED_BYTES: usize = 80;
 
 impl Value for String {
@@ -111,9 +118,10 @@ impl Value for String {
     }
 }
 
-/// A value that is JSON on the wire and a shared `T` in memory.
+/// Value that is JSON on the wire and a shared `T` in memory.
 ///
-/// It derefs to `T`; a clone is an `Arc`'s. A loader of a `Json<T>` group may return `T` itself.
+/// The value derefs to `T`, and a clone costs as much as the clone of an `Arc`. A loader of a `Json<T>` group may
+/// return a `T`.
 ///
 /// ```
 /// use groupcache_core::Json;
@@ -123,12 +131,12 @@ impl Value for String {
 pub struct Json<T>(Arc<T>);
 
 impl<T> Json<T> {
-    /// Takes a value.
+    /// Wraps a value.
     pub fn new(value: T) -> Self {
         Self(Arc::new(value))
     }
 
-    /// The shared value itself.
+    /// Returns the shared value.
     pub fn into_arc(self) -> Arc<T> {
         self.0
     }
@@ -181,16 +189,16 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Value for Json<T> 
         serde_json::from_slice(&bytes).map(Self::new).map_err(DecodeError::new)
     }
 
-    /// The heap behind a `T` cannot be asked for; its text is a fair measure of it.
+    /// Returns an estimate: the heap of a `T` is unknown, and the length of its JSON text stands for it.
     fn weight(&self) -> usize {
         let mut count = Count(0);
-        // What cannot be encoded was refused before it is weighed.
+        // A value that cannot be encoded is refused before this call.
         let _ = serde_json::to_writer(&mut count, &*self.0);
         SHARED_BYTES + size_of::<T>() + count.0
     }
 }
 
-/// Counts what is written to it.
+/// Counter of the bytes that are written to it.
 struct Count(usize);
 
 impl std::io::Write for Count {
@@ -204,18 +212,18 @@ impl std::io::Write for Count {
     }
 }
 
-/// Why a value could not be encoded.
+/// Reason why a value could not be encoded.
 #[derive(Debug)]
 pub struct EncodeError(BoxError);
 
-/// Why a value could not be decoded.
+/// Reason why a value could not be decoded.
 #[derive(Debug)]
 pub struct DecodeError(BoxError);
 
 macro_rules! codec_error {
     ($name:ident, $verb:literal) => {
         impl $name {
-            /// Wraps the codec's own error, or a sentence.
+            /// Wraps the error of the codec, or a sentence.
             pub fn new(cause: impl Into<BoxError>) -> Self {
                 Self(cause.into())
             }
@@ -243,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_come_back_as_they_went() {
+    fn value_decodes_to_what_was_encoded() {
         assert_eq!(Bytes::decode(Bytes::from_static(b"ab").to_encoded().unwrap()).unwrap(), "ab");
         assert_eq!(String::decode("ü".to_owned().to_encoded().unwrap()).unwrap(), "ü");
         let json = Json::new(vec![1, 2, 3]);
@@ -252,13 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_decode_is_an_error() {
+    fn invalid_bytes_do_not_decode() {
         assert!(String::decode(Bytes::from_static(&[0xff])).is_err());
         assert!(Json::<u8>::decode(Bytes::from_static(b"300")).is_err());
     }
 
+    /// Checks that a short slice is copied out of its buffer, and that a long one shares it.
     #[test]
-    fn a_short_slice_does_not_pin_its_buffer() {
+    fn short_slice_does_not_pin_its_buffer() {
         let buffer = Bytes::from(vec![7; 8192]);
         let kept = buffer.slice(0..100).to_encoded().unwrap();
         assert!(buffer.is_unique() && kept.len() == 100, "the copy shares nothing");

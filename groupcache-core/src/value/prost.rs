@@ -1,4 +1,4 @@
-//! Values that are protobuf messages.
+//! Protobuf messages as values.
 
 use std::{fmt, mem::size_of, ops::Deref, sync::Arc};
 
@@ -7,11 +7,11 @@ use prost::Message;
 
 use crate::value::{DecodeError, EncodeError, SHARED_BYTES, Value};
 
-/// A value that is a protobuf message on the wire and a shared `T` in memory.
+/// Value that is a protobuf message on the wire and a shared `T` in memory.
 ///
-/// It derefs to `T`; a clone is an `Arc`'s. A loader of a `Prost<T>` group may return `T` itself. `T` is any
-/// message that `prost` generates. Fields that this node does not know are lost when it encodes a message again, which
-/// happens to values that are loaded or set here and to no others.
+/// The value derefs to `T`, and a clone costs as much as the clone of an `Arc`. A loader of a `Prost<T>` group may
+/// return a `T`. `T` is any message that `prost` generates. Unknown fields are lost when a node encodes a message,
+/// which happens to values that the node loads, sets, or receives from a set as the owner of their key.
 ///
 /// ```
 /// use groupcache_core::Prost;
@@ -23,12 +23,12 @@ use crate::value::{DecodeError, EncodeError, SHARED_BYTES, Value};
 pub struct Prost<T>(Arc<T>);
 
 impl<T> Prost<T> {
-    /// Takes a message.
+    /// Wraps a message.
     pub fn new(message: T) -> Self {
         Self(Arc::new(message))
     }
 
-    /// The shared message itself.
+    /// Returns the shared message.
     pub fn into_arc(self) -> Arc<T> {
         self.0
     }
@@ -75,7 +75,7 @@ impl<T: Message + Default + 'static> Value for Prost<T> {
         T::decode(bytes).map(Self::new).map_err(DecodeError::new)
     }
 
-    /// The heap behind a message cannot be asked for; its encoded length is a fair measure of it.
+    /// Returns an estimate: the heap of a message is unknown, and its encoded length stands for it.
     fn weight(&self) -> usize {
         SHARED_BYTES + size_of::<T>() + self.0.encoded_len()
     }
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_come_back_as_they_went() {
+    fn message_decodes_to_what_was_encoded() {
         let user = Prost::new(User { name: "Ada".into(), age: 36 });
         let bytes = user.to_encoded().unwrap();
         assert_eq!(Prost::<User>::decode(bytes).unwrap(), user);
