@@ -83,7 +83,7 @@ impl State {
                         m.id,
                         m.incarnation.0,
                         if m.owns { "" } else { " owns nothing" },
-                        if m.is_reachable { "" } else { " unreachable" }
+                        if m.reachable { "" } else { " unreachable" }
                     )
                 })
                 .collect();
@@ -114,7 +114,7 @@ impl State {
     }
 
     fn all_reach_all(&self) -> bool {
-        self.live().all(|(_, _, node)| node.members().iter().all(|member| member.is_reachable))
+        self.live().all(|(_, _, node)| node.members().iter().all(|member| member.reachable))
     }
 
     /// Returns whether the cluster is well: all nodes are up, agree on one view, and reach all members.
@@ -184,11 +184,11 @@ impl State {
         let is_before_the_check = self.phase < Phase::LivenessCheck;
         for (at, it) in self.machines.iter_mut().enumerate() {
             let (Some(node), Some(group)) = (&it.node, &it.group) else { continue };
-            if group.bytes() > self.scenario.capacity {
+            if group.inspect().bytes() > self.scenario.capacity {
                 wrong.push(format!(
                     "P6: {} holds {} bytes, and its budget is {}",
                     id(at),
-                    group.bytes(),
+                    group.inspect().bytes(),
                     self.scenario.capacity
                 ));
             }
