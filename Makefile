@@ -109,7 +109,7 @@ test:
 
 # Measurements, no tests: tools/test leaves them out and names them.
 measure-ring:
-	$(CARGO) test --release -p groupcache-core --lib -- --ignored --nocapture in_200_sets_of_each_style of_an_owner_and_of_a_ring
+	$(CARGO) test --release -p groupcache-core --lib -- --ignored --nocapture in_200_sets_of_each_style owner_lookup_and_ring_build_are_measured
 
 # memcached and Redis take part where they are installed. The suite names a missing one.
 bench:

@@ -1,79 +1,82 @@
-//! Which peer owns a key, and who takes over when that peer leaves.
+//! Hash ring: the owner of each key, and the successors that own the key after it.
 //!
-//! A ring of hashes: each member has [`POINTS_PER_WEIGHT`] points per unit of weight on a circle of 2³²
-//! positions, and a key belongs to the first point at or after its own position. A member's points depend
-//! on its id and nothing else, so a join or a leave moves only the keys of who came or went.
+//! Each member has [`POINTS_PER_WEIGHT`] points per unit of weight on a circle of 2³² positions, and a key belongs to
+//! the first point at or after its own position. The points of a member depend on its id and its weight alone, so that
+//! a join or a leave moves only keys of the joining or leaving member.
 //!
-//! All nodes must agree on every position, whatever they were compiled for and in whatever order they heard
-//! of each other: integers only, bytes hashed little-endian, ties settled by id, and a file of golden
-//! vectors (`tests/golden/ring-v1.txt`) that another implementation can check itself against.
+//! All nodes must agree on every position, on any platform and after any order of joins. Positions are therefore
+//! computed from integers, bytes are hashed little-endian, and equal positions are ordered by id. A file of golden
+//! vectors (`tests/golden/ring-v1.txt`) lets another implementation check itself.
 
 use std::{fmt, mem};
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// The number of this placement of keys; it travels in the Hello.
+/// The version of the placement of keys, sent in the Hello.
 ///
-/// Raise it with any change that moves a key: the hash, the points, [`POINTS_PER_WEIGHT`], the rule for ties.
+/// Raise the version with any change that moves a key: the hash, the points, [`POINTS_PER_WEIGHT`], the order of equal
+/// positions.
 pub(crate) const ALGORITHM: u32 = 1;
 
-/// How many points a member has on the circle for each unit of weight.
+/// Number of points of a member for each unit of weight.
 ///
-/// A member's share scatters by about 1/√points. 512 would do on average, but among 800 clusters of 1,000
-/// peers the busiest peer of the worst then carries 1.22 times the mean (640: 1.22, 768: 1.19, 1,024: 1.15).
+/// The share of a member scatters by about 1/√points. 512 points are enough on average, but among 800 clusters of 1,000
+/// peers the busiest peer of the worst cluster then owns 1.22 times the mean (640: 1.22, 768: 1.19, 1,024: 1.15).
 pub(crate) const POINTS_PER_WEIGHT: u32 = 768;
 
-/// One hash gives two points, its upper and its lower half, so the number of points is even.
+/// Number of hashes for each unit of weight. A hash gives two points, its upper and its lower half, so that the number
+/// of points is even.
 const HASHES_PER_WEIGHT: u64 = POINTS_PER_WEIGHT as u64 / 2;
 
-/// A bucket of the index holds this many points on average, or up to twice as many: mostly one cache line,
-/// in an index that takes at most a quarter of what the points take.
+/// Minimum mean number of points in a bucket of the index. The mean is below twice this number.
+///
+/// The points of a bucket mostly fit one cache line, and the index takes at most a quarter of the memory of the points.
 const POINTS_PER_BUCKET: usize = 2;
 
-/// Computes where the keys of one group lie on the circle, with the group's part of it done once.
+/// A hasher of the keys of one group, with the group's name hashed once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KeyHasher {
     seed: u64,
 }
 
 impl KeyHasher {
-    /// For the keys of `group`.
+    /// Creates the hasher of the keys of `group`.
     ///
-    /// The name is hashed apart from the key and becomes its seed: no pair of group and key can be mistaken
-    /// for another by moving bytes from one to the other.
+    /// The hash of the name is the seed of the hash of the key, so that moving bytes from the group to the key makes
+    /// another hash.
     pub(crate) fn new(group: &str) -> Self {
         Self { seed: xxh3_64(group.as_bytes()) }
     }
 
-    /// The hash of a key, which [`Ring::owner`] and [`Ring::successors`] take.
+    /// Returns the hash of a key for [`Ring::owner`] and [`Ring::successors`].
     ///
-    /// The ring looks at the upper 32 bits only; keys of one owner still differ in the lower ones.
+    /// The ring uses the upper 32 bits only. Keys of one owner still differ in the lower bits.
     pub(crate) fn hash(&self, key: &[u8]) -> u64 {
         xxh3_64_with_seed(key, self.seed)
     }
 }
 
-/// The hash of a key of a group; see [`KeyHasher`], which is faster for many keys of one group.
+/// Returns the hash of a key of a group. [`KeyHasher`] is faster for many keys of one group.
 #[cfg(test)]
 pub(crate) fn key_hash(group: &str, key: &[u8]) -> u64 {
     KeyHasher::new(group).hash(key)
 }
 
-/// The owners of all keys for one set of members; it never changes, a new set is a new ring.
+/// The owners of all keys for one set of members. A ring is immutable.
 ///
-/// Members are called by their slot: their index among the members that own keys, sorted by id.
+/// A member is named by its slot, which is its index among the members that own keys, sorted by id.
 pub(crate) struct Ring {
-    /// Id and weight, sorted by id, each id once, no weight of 0.
+    /// Id and weight of each member. Sorted by id, without duplicate ids and without weights of 0.
     members: Vec<(Box<str>, u8)>,
     points: Points,
     fingerprint: u64,
 }
 
 impl Ring {
-    /// Places members, given as id and weight in any order.
+    /// Creates the ring of members, which are ids with weights in any order.
     ///
-    /// A member of weight 0 owns nothing and is left out. An id that comes twice counts once, with the
-    /// larger weight: the order in which they came must not decide.
+    /// A member of weight 0 owns nothing and is left out. A duplicate id counts once, with its largest weight, because
+    /// the order of the members must not matter.
     pub(crate) fn new<'a>(members: impl IntoIterator<Item = (&'a str, u8)>) -> Self {
         let mut members: Vec<(&str, u8)> = members.into_iter().filter(|&(_, weight)| weight > 0).collect();
         members.sort_unstable_by(|a, b| a.0.cmp(b.0).then(b.1.cmp(&a.1)));
@@ -90,53 +93,53 @@ impl Ring {
         }
     }
 
-    /// Whether no member owns keys.
+    /// Returns whether no member owns keys.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// How many members own keys; slots are below it.
+    /// Returns the number of members that own keys. Slots are below this number.
     pub(crate) fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// The id of the member in a slot.
+    /// Returns the id of the member in a slot.
     #[cfg(test)]
     pub(crate) fn member(&self, slot: u32) -> Option<&str> {
         self.members.get(slot as usize).map(|(id, _)| &**id)
     }
 
-    /// The ids of the members that own keys, in the order of their slots, which is that of the ids.
+    /// Returns the ids of the members that own keys, in the order of their slots and ids.
     #[cfg(test)]
     pub(crate) fn members(&self) -> impl ExactSizeIterator<Item = &str> {
         self.members.iter().map(|(id, _)| &**id)
     }
 
-    /// The slot of the member that owns the key of this hash; `None` when the ring is empty.
+    /// Returns the slot of the owner of the key with this hash. `None` if the ring is empty.
     pub(crate) fn owner(&self, key: u64) -> Option<u32> {
         self.points.at(self.points.first(key)).map(slot_of)
     }
 
-    /// All members, each once, in the order in which they own a key when those before them have left.
+    /// Returns all members, each once, in the order in which they own the key after earlier members have left.
     ///
-    /// The first is the owner. Taking it alone does not allocate.
+    /// The first is the owner. Reading the owner alone does not allocate.
     pub(crate) fn successors(&self, key: u64) -> impl Iterator<Item = u32> {
-        let mut seen = Seen { first: None, rest: Vec::new(), members: self.len() };
-        // `take`: who has met everybody need not walk the rest of the circle.
-        self.points.from(self.points.first(key)).map(slot_of).filter(move |&slot| seen.insert(slot)).take(self.len())
+        let mut visited = VisitedSlots { first: None, rest: Vec::new(), members: self.len() };
+        // `take` ends the walk around the circle after the last member.
+        self.points.from(self.points.first(key)).map(slot_of).filter(move |&slot| visited.insert(slot)).take(self.len())
     }
 
-    /// A number that two nodes share when they place every key alike.
+    /// Returns the fingerprint, which is equal on two nodes that place every key alike.
     ///
-    /// It covers [`ALGORITHM`] and the id and weight of each member that owns keys.
+    /// The fingerprint covers [`ALGORITHM`], and the id and weight of each member that owns keys.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
 }
 
 impl fmt::Debug for Ring {
-    // A ring of 1,000 peers has 768,000 points: none of them belongs in a log line.
+    // A ring of 1,000 peers has 768,000 points, which do not belong into a log line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ring")
             .field("members", &self.members.len())
@@ -146,7 +149,7 @@ impl fmt::Debug for Ring {
     }
 }
 
-/// The points of one member. More weight adds points and moves none.
+/// Returns the points of one member. A larger weight adds points and moves none.
 fn points_of(slot: u32, id: &str, weight: u8) -> impl Iterator<Item = u64> {
     let seed = xxh3_64(id.as_bytes());
     (0..u64::from(weight) * HASHES_PER_WEIGHT).flat_map(move |n| {
@@ -155,15 +158,15 @@ fn points_of(slot: u32, id: &str, weight: u8) -> impl Iterator<Item = u64> {
     })
 }
 
-/// A point as one number: position in the upper half, slot in the lower.
+/// Returns a point as one number, with the position in the upper half and the slot in the lower half.
 ///
-/// The order of the numbers is then that of the circle, and of equal positions the smaller id comes first,
-/// since slots are in the order of the ids.
+/// The order of the numbers is the order of the circle. The smaller id comes first at equal positions, because slots
+/// are in the order of ids.
 fn point(hash: u64, slot: u32) -> u64 {
     position(hash) | u64::from(slot)
 }
 
-/// The upper half of a hash, where it is: all bits below are zero.
+/// Returns the hash with its lower half set to zero.
 fn position(hash: u64) -> u64 {
     hash & !u64::from(u32::MAX)
 }
@@ -172,7 +175,8 @@ fn slot_of(point: u64) -> u32 {
     point as u32
 }
 
-/// Each part has a fixed length or is preceded by it, so no two lists of members have the same bytes.
+/// Returns the hash of a list of members. Each part has a fixed length or follows its length, so that two lists never
+/// have equal bytes.
 fn fingerprint(members: &[(&str, u8)]) -> u64 {
     let mut bytes = ALGORITHM.to_le_bytes().to_vec();
     for (id, weight) in members {
@@ -183,22 +187,22 @@ fn fingerprint(members: &[(&str, u8)]) -> u64 {
     xxh3_64(&bytes)
 }
 
-/// The points of all members in the order of the circle, with an index by their uppermost bits.
+/// The points of all members in the order of the circle, with an index by their upper bits.
 ///
-/// Positions are hashes, so buckets of equal width hold about equally many: a look-up reads one entry of the
-/// index and a few neighbouring points, where a binary search would miss the cache about twenty times.
+/// Positions are hashes, so that buckets of equal width hold about the same number of points. A lookup reads one entry
+/// of the index and a few neighbouring points. A binary search would miss the CPU cache about 20 times instead.
 struct Points {
     sorted: Vec<u64>,
-    /// For each bucket the index of its first point or, if it has none, of the next bucket that has.
+    /// Index of the first point of each bucket, or of the next bucket with a point if the bucket is empty.
     starts: Vec<u32>,
-    /// A bucket is what is left of a hash after this shift.
+    /// Number of bits by which a hash is shifted right to give its bucket.
     shift: u32,
 }
 
 impl Points {
     fn new(mut points: Vec<u64>) -> Self {
         points.sort_unstable();
-        // Two buckets at least: with one, the shift would be by all 64 bits.
+        // At least two buckets, because the shift of a single bucket would be by all 64 bits.
         let bits = (points.len() / POINTS_PER_BUCKET).checked_ilog2().unwrap_or(0).max(1);
         let shift = u64::BITS - bits;
         let mut starts = vec![0_u32; 1 << bits];
@@ -214,7 +218,7 @@ impl Points {
         Self { sorted: points, starts, shift }
     }
 
-    /// The index of the first point at or after the position of a hash, around the circle.
+    /// Returns the index of the first point at or after the position of a hash, around the circle.
     fn first(&self, hash: u64) -> usize {
         let start = self.starts.get((hash >> self.shift) as usize).map_or(0, |&start| start as usize);
         let position = position(hash);
@@ -226,23 +230,23 @@ impl Points {
         self.sorted.get(index).copied()
     }
 
-    /// All points once around the circle, beginning at one of them.
+    /// Returns all points once around the circle, starting at `index`.
     fn from(&self, index: usize) -> impl Iterator<Item = u64> {
         let (before, after) = self.sorted.split_at_checked(index).unwrap_or_default();
         after.iter().chain(before).copied()
     }
 }
 
-/// The slots that a walk has met; the first costs no allocation, since most walks end there.
-struct Seen {
+/// The slots that a walk around the circle has visited. The first needs no allocation, because most walks end there.
+struct VisitedSlots {
     first: Option<u32>,
-    /// A bit per member, once there is a second.
+    /// A bit for each member, from the second slot on.
     rest: Vec<u64>,
     members: usize,
 }
 
-impl Seen {
-    /// Whether the slot is new.
+impl VisitedSlots {
+    /// Adds a slot. Returns whether the slot is new.
     fn insert(&mut self, slot: u32) -> bool {
         if self.first == Some(slot) {
             return false;

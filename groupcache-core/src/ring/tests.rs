@@ -1,3 +1,5 @@
+//! Tests of the ring: owners, successors and weights.
+
 mod agreement;
 mod equal_points;
 mod golden;
@@ -10,7 +12,8 @@ use proptest::prelude::*;
 
 use crate::ring::*;
 
-/// SplitMix64: the sets of names below must be the same in every run and with every version of a crate.
+/// The random generator SplitMix64, because the sets of names must be the same in every run and with every version of a
+/// crate.
 struct Random(u64);
 
 impl Random {
@@ -34,7 +37,7 @@ impl Random {
     }
 }
 
-/// How peers are called: a stateful set, UUIDs, addresses of one subnet, pods of a deployment.
+/// The style of the ids of peers: a stateful set, UUIDs, addresses of one subnet, pods of a deployment.
 #[derive(Clone, Copy, Debug)]
 enum Style {
     Ordinal,
@@ -45,11 +48,11 @@ enum Style {
 
 const STYLES: [Style; 4] = [Style::Ordinal, Style::Uuid, Style::Address, Style::Pod];
 
-/// The names of a cluster of `count` peers, all different.
+/// Returns the distinct names of a cluster of `count` peers.
 fn names(style: Style, seed: u64, count: usize) -> Vec<String> {
     let mut random = Random(seed);
     let (service, replica_set, subnet) = (random.word(5), random.word(10), random.next() % 0xFF_0000);
-    let mut seen = BTreeSet::new();
+    let mut used = BTreeSet::new();
     let name = |i: u64| match style {
         Style::Ordinal => format!("{service}-{i}"),
         Style::Uuid => {
@@ -63,7 +66,7 @@ fn names(style: Style, seed: u64, count: usize) -> Vec<String> {
         }
         Style::Pod => format!("{service}-{replica_set}-{}", random.word(5)),
     };
-    (0..).map(name).filter(|name| seen.insert(name.clone())).take(count).collect()
+    (0..).map(name).filter(|name| used.insert(name.clone())).take(count).collect()
 }
 
 fn ring_of<'a>(ids: impl IntoIterator<Item = &'a String>) -> Ring {
@@ -78,7 +81,7 @@ fn successors_of(ring: &Ring, key: u64) -> Vec<&str> {
     ring.successors(key).map(|slot| ring.member(slot).unwrap()).collect()
 }
 
-/// The share of the circle of each slot, in positions.
+/// Returns the share of the circle of each slot, in positions.
 fn arcs(ring: &Ring) -> Vec<u64> {
     let mut arcs = vec![0; ring.len()];
     let mut previous = ring.points.sorted.last().map_or(0, |&point| point >> 32);
@@ -87,18 +90,18 @@ fn arcs(ring: &Ring) -> Vec<u64> {
         arcs[slot_of(point) as usize] += here.wrapping_sub(previous) & u64::from(u32::MAX);
         previous = here;
     }
-    assert_eq!(arcs.iter().sum::<u64>(), 1 << 32, "the arcs are the circle");
+    assert_eq!(arcs.iter().sum::<u64>(), 1 << 32, "the arcs add up to the circle");
     arcs
 }
 
-/// Hashes at which either ring may pass from one owner to the next. Between them nothing changes, so what
-/// holds for all of them holds for every key.
+/// Returns the hashes at which the owner may change in either ring. The owner does not change between them, so that a
+/// test of all of them covers every key.
 fn borders(a: &Ring, b: &Ring) -> Vec<u64> {
     let around = |&point: &u64| [position(point), position(point).wrapping_add(1 << 32)];
     a.points.sorted.iter().chain(&b.points.sorted).flat_map(around).collect()
 }
 
-/// The definition of the ring, without an index and without slots.
+/// Returns the owner and the successors of a key by the definition of the ring, without an index and without slots.
 fn model(members: &[(String, u8)], key: u64) -> Vec<String> {
     let mut points = BTreeSet::new();
     for (id, weight) in members {
@@ -118,8 +121,9 @@ fn model(members: &[(String, u8)], key: u64) -> Vec<String> {
     order
 }
 
+/// Checks that a join or a leave moves keys of the joining or leaving peer only.
 #[test]
-fn a_join_or_a_leave_moves_no_key_between_two_peers_that_stay() {
+fn join_or_leave_moves_no_key_between_staying_peers() {
     for style in STYLES {
         let ids = names(style, 1, 21);
         let (large, small) = (ring_of(&ids), ring_of(&ids[..20]));
@@ -129,37 +133,39 @@ fn a_join_or_a_leave_moves_no_key_between_two_peers_that_stay() {
             let (with, without) = (owner_of(&large, key).unwrap(), owner_of(&small, key).unwrap());
             assert_ne!(without, ids[20]);
             if with != without {
-                assert_eq!(with, ids[20], "only the peer that came or went gains or loses keys");
+                assert_eq!(with, ids[20], "only the joining or leaving peer gains or loses keys");
                 moved += 1;
             }
         }
-        assert!(moved > 0, "{style:?}: the twenty-first peer owns something");
+        assert!(moved > 0, "{style:?}: the twenty-first peer owns keys");
     }
 }
 
+/// Checks that the keys of two leaving peers move to the first successor that stays.
 #[test]
-fn when_two_leave_at_once_their_keys_go_to_the_next_successor() {
+fn keys_of_two_leaving_peers_move_to_next_successor() {
     let ids = names(Style::Pod, 2, 12);
     let (before, after) = (ring_of(&ids), ring_of(&ids[2..]));
     for key in borders(&before, &after) {
-        let heir = successors_of(&before, key).into_iter().find(|id| *id != ids[0] && *id != ids[1]);
-        assert_eq!(owner_of(&after, key), heir);
+        let successor = successors_of(&before, key).into_iter().find(|id| *id != ids[0] && *id != ids[1]);
+        assert_eq!(owner_of(&after, key), successor);
     }
 }
 
+/// Checks that a larger weight moves keys to its peer and no key between other peers.
 #[test]
-fn more_weight_takes_keys_from_others_and_moves_none_between_them() {
+fn larger_weight_moves_no_key_between_other_peers() {
     let ids = names(Style::Address, 3, 10);
     let with_first = |weight| Ring::new(ids.iter().enumerate().map(|(i, id)| (&**id, if i == 0 { weight } else { 1 })));
     let (light, heavy) = (with_first(1), with_first(3));
     for key in borders(&light, &heavy) {
         let (a, b) = (owner_of(&light, key).unwrap(), owner_of(&heavy, key).unwrap());
-        assert!(a == b || b == ids[0], "a key went from {a} to {b}");
+        assert!(a == b || b == ids[0], "a key moved from {a} to {b}");
     }
 }
 
 #[test]
-fn a_peer_carries_keys_in_proportion_to_its_weight() {
+fn share_of_a_peer_is_proportional_to_its_weight() {
     for (weight, range) in [(1, 90..=110), (2, 190..=210), (16, 1_540..=1_660)] {
         let ids = names(Style::Ordinal, 4, 40);
         let ring = Ring::new(ids.iter().enumerate().map(|(i, id)| (&**id, if i < 4 { weight } else { 1 })));
@@ -169,12 +175,12 @@ fn a_peer_carries_keys_in_proportion_to_its_weight() {
             *(if is_heavy(id) { &mut heavy } else { &mut light }) += arc;
         }
         let percent = heavy * 36 * 100 / 4 / light;
-        assert!(range.contains(&percent), "weight {weight} carries {percent} % of what weight 1 carries");
+        assert!(range.contains(&percent), "weight {weight} owns {percent} % of the keys of weight 1");
     }
 }
 
 #[test]
-fn a_peer_of_weight_0_owns_nothing() {
+fn peer_of_weight_0_owns_nothing() {
     let ring = Ring::new([("b", 1), ("idle", 0), ("a", 1)]);
     assert_eq!(ring.members().collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!((ring.len(), ring.member(1), ring.member(2)), (2, Some("b"), None));
@@ -184,7 +190,7 @@ fn a_peer_of_weight_0_owns_nothing() {
 }
 
 #[test]
-fn an_empty_ring_has_no_owner() {
+fn empty_ring_has_no_owner() {
     let ring = Ring::new([]);
     assert!(ring.is_empty());
     for key in [0, 1, u64::MAX] {
@@ -195,7 +201,7 @@ fn an_empty_ring_has_no_owner() {
 }
 
 #[test]
-fn a_single_member_owns_everything() {
+fn single_member_owns_all_keys() {
     let ring = Ring::new([("only", 1)]);
     assert!(!ring.is_empty());
     for key in borders(&ring, &ring).into_iter().chain([0, u64::MAX]) {
@@ -205,7 +211,7 @@ fn a_single_member_owns_everything() {
 }
 
 #[test]
-fn successors_are_all_members_once_and_the_owner_first() {
+fn successors_are_all_members_once_with_owner_first() {
     for count in [2, 3, 63, 64, 65, 130] {
         let ring = ring_of(&names(Style::Uuid, 5, count));
         let mut random = Random(count as u64);
@@ -220,7 +226,7 @@ fn successors_are_all_members_once_and_the_owner_first() {
 }
 
 #[test]
-fn debug_is_short() {
+fn debug_output_of_a_ring_is_short() {
     let text = format!("{:?}", ring_of(&names(Style::Pod, 6, 100)));
     assert!(text.starts_with("Ring { members: 100, points: 76800, fingerprint: ") && text.len() < 80, "{text}");
 }

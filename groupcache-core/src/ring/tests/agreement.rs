@@ -1,4 +1,4 @@
-//! Whoever knows the same members has the same ring, whatever order or history they came in.
+//! Tests that nodes with equal members have equal rings, after any order and history of joins and leaves.
 
 use crate::ring::tests::*;
 
@@ -14,7 +14,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(16) })]
 
     #[test]
-    fn the_order_in_which_members_came_does_not_matter(mut members in members(), seed: u64) {
+    fn ring_is_independent_of_member_order(mut members in members(), seed: u64) {
         let ring = build(&members);
         Random(seed).shuffle(&mut members);
         let shuffled = build(&members);
@@ -23,8 +23,9 @@ proptest! {
         prop_assert_eq!(ring.fingerprint(), shuffled.fingerprint());
     }
 
+    /// Checks that a duplicate id is one member, and that the order of its two weights does not matter.
     #[test]
-    fn an_id_that_comes_twice_counts_once_whatever_the_order(mut members in members(), extra in 0_u8..4, seed: u64) {
+    fn duplicate_id_counts_once_in_any_order(mut members in members(), extra in 0_u8..4, seed: u64) {
         let first = members[0].0.clone();
         members.push((first.clone(), extra));
         let ring = build(&members);
@@ -34,8 +35,9 @@ proptest! {
         prop_assert!(ring.members().filter(|id| *id == first).count() <= 1);
     }
 
+    /// Checks owners and successors against the model, at random keys, at the ends of the circle and around a point.
     #[test]
-    fn look_ups_follow_the_definition(members in members(), keys in prop::collection::vec(any::<u64>(), 8), at: usize) {
+    fn lookups_follow_the_definition(members in members(), keys in prop::collection::vec(any::<u64>(), 8), at: usize) {
         let ring = build(&members);
         let mut keys = keys;
         keys.extend([0, 1 << 32, u64::MAX, u64::MAX << 32]);
@@ -49,16 +51,17 @@ proptest! {
         }
     }
 
+    /// Checks that a leave moves only the keys of the leaving member, each to its next successor.
     #[test]
-    fn a_leave_moves_the_leavers_keys_and_only_to_their_successors(members in members(), leaver: prop::sample::Index) {
+    fn leave_moves_keys_only_to_their_successors(members in members(), leaver: prop::sample::Index) {
         let before = build(&members);
         let mut rest = members.clone();
         let (gone, _) = rest.remove(leaver.index(members.len()));
         let after = build(&rest);
         for key in borders(&before, &after) {
             let order = successors_of(&before, key);
-            let heir = order.iter().copied().find(|id| *id != gone);
-            prop_assert_eq!(owner_of(&after, key), heir);
+            let successor = order.iter().copied().find(|id| *id != gone);
+            prop_assert_eq!(owner_of(&after, key), successor);
         }
     }
 }

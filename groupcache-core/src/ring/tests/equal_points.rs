@@ -1,8 +1,8 @@
-//! Points that fall together.
+//! Tests of points at equal positions and in one bucket.
 
 use crate::ring::tests::*;
 
-/// Points at positions that were chosen instead of hashed; the slots are those of "a", "b", "c".
+/// Returns a ring with points at chosen positions instead of hashes. The slots 0, 1 and 2 are "a", "b" and "c".
 fn ring(points: &[(u32, u32)]) -> Ring {
     let points = points.iter().map(|&(at, slot)| point(u64::from(at) << 32, slot)).collect();
     let members = ["a", "b", "c"].map(|id| (id.into(), 1)).to_vec();
@@ -13,8 +13,9 @@ fn key(at: u32) -> u64 {
     u64::from(at) << 32 | 0x1234_5678
 }
 
+/// Checks that the smallest id owns a position with three points, in any order of the points.
 #[test]
-fn the_smaller_id_wins_whoever_was_placed_first() {
+fn smaller_id_wins_at_equal_positions() {
     for points in [[(7, 2), (7, 1), (7, 0)], [(7, 0), (7, 1), (7, 2)], [(7, 1), (7, 2), (7, 0)]] {
         let ring = ring(&points);
         for at in [0, 6, 7, 8, u32::MAX] {
@@ -24,16 +25,18 @@ fn the_smaller_id_wins_whoever_was_placed_first() {
     }
 }
 
+/// Checks that a key at the position of a point belongs to that point, and that the first point follows the last one.
 #[test]
-fn a_key_at_a_point_belongs_to_it_and_the_circle_closes() {
+fn key_at_a_point_belongs_to_it_and_circle_closes() {
     let ring = ring(&[(0, 2), (1 << 31, 1), (u32::MAX, 0), (u32::MAX, 1)]);
     let owners = [0, 1, 1 << 31, (1 << 31) + 1, u32::MAX].map(|at| owner_of(&ring, key(at)).unwrap());
     assert_eq!(owners, ["c", "b", "b", "a", "a"]);
     assert_eq!(successors_of(&ring, key(u32::MAX)), ["a", "b", "c"]);
 }
 
+/// Checks that lookups find the right point among 900 points in one bucket.
 #[test]
-fn points_that_crowd_into_one_bucket_are_found() {
+fn crowded_bucket_finds_every_point() {
     let crowd: Vec<(u32, u32)> = (0..900).map(|at| (at, at % 3)).rev().collect();
     let ring = ring(&crowd);
     for at in 0..900 {

@@ -1,4 +1,4 @@
-//! Where keys lay when the placement was fixed: another version of this crate must not move them.
+//! Test of the golden vectors, which fix the placement of keys: another version of this crate must not move keys.
 
 use crate::ring::tests::*;
 
@@ -7,7 +7,7 @@ const HEADER: &str = "\
 #
 # set:  name, fingerprint, then the members that own keys as id=weight; their slots are 0, 1, 2, ...
 # key:  group, key (UTF-8), hash, then for each set in the order above the slots of the owner and of the
-#       next two successors, as far as there are so many members.
+#       next two successors; fewer where there are fewer members.
 #
 # Written by the test; see this crate's src/ring/tests/golden.rs.
 ";
@@ -26,7 +26,8 @@ fn sets() -> Vec<(&'static str, Vec<(String, u8)>)> {
     ]
 }
 
-/// Keys of all lengths that the hash treats differently: to 3, 8, 16, 128, 240 bytes and beyond.
+/// Returns a key. The keys have all lengths that the hash treats differently: up to 3, 8, 16, 128 and 240 bytes, and
+/// more.
 fn key(i: usize) -> String {
     match i % 8 {
         0 | 1 => i.to_string(),
@@ -64,15 +65,17 @@ fn vectors() -> String {
     text
 }
 
+/// Checks that every key has the owner and the successors of the golden file. With `UPDATE_GOLDEN` set, writes the file
+/// first.
 #[test]
-fn keys_are_where_they_have_always_been() {
+fn placement_of_keys_matches_golden_file() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/ring-v{ALGORITHM}.txt"));
     let vectors = vectors();
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, &vectors).unwrap();
     }
-    let advice = "a node with this placement disagrees with those already running: raise ring::ALGORITHM, then \
+    let advice = "a node with this placement disagrees with running nodes: raise ring::ALGORITHM, then \
                   write the new file with `UPDATE_GOLDEN=1 cargo test -p groupcache-core --lib ring::`";
     let golden = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}; {advice}", path.display()));
     let differing: Vec<_> = golden.lines().zip(vectors.lines()).filter(|(old, new)| old != new).collect();

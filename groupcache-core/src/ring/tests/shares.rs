@@ -1,19 +1,20 @@
-//! How evenly keys are spread.
+//! Tests of the even distribution of keys.
 
 use crate::ring::tests::*;
 
-/// Mean and maximum over the sets of what the busiest peer carries, in 1/10,000 of the average peer.
+/// Returns the share of the busiest peer, as the mean and the maximum over all sets, in 1/10,000 of the average share.
 fn busiest(peers: usize, sets: u64, styles: impl Fn(u64) -> Style) -> (u64, u64) {
-    let of = |set| {
+    let ratio = |set| {
         let ring = ring_of(&names(styles(set), set, peers));
         assert_eq!(ring.len(), peers);
         let most = arcs(&ring).into_iter().max().unwrap();
         ((u128::from(most) * peers as u128 * 10_000) >> 32) as u64
     };
-    let ratios: Vec<u64> = (0..sets).map(of).collect();
+    let ratios: Vec<u64> = (0..sets).map(ratio).collect();
     (ratios.iter().sum::<u64>() / sets, ratios.into_iter().max().unwrap())
 }
 
+/// Checks the shares in `sets` clusters of `peers` peers against the limits.
 fn check(peers: usize, sets: u64, mean_at_most: u64, styles: impl Fn(u64) -> Style) {
     let (mean, worst) = busiest(peers, sets, styles);
     println!(
@@ -30,23 +31,23 @@ fn mixed(set: u64) -> Style {
 }
 
 #[test]
-fn of_20_peers_in_200_sets() {
+fn shares_of_20_peers_are_even_in_200_sets() {
     check(20, 200, 10_900, mixed);
 }
 
 #[test]
-fn of_100_peers_in_40_sets() {
+fn shares_of_100_peers_are_even_in_40_sets() {
     check(100, 40, 11_200, mixed);
 }
 
 #[test]
-fn of_1000_peers_in_4_sets() {
+fn shares_of_1000_peers_are_even_in_4_sets() {
     check(1_000, 4, 11_600, mixed);
 }
 
 #[test]
 #[ignore = "200 sets of each style at each size: half a minute in a release build"]
-fn of_20_and_100_and_1000_peers_in_200_sets_of_each_style() {
+fn shares_are_even_in_200_sets_of_each_style() {
     for style in STYLES {
         println!("{style:?}");
         for (peers, mean_at_most) in [(20, 10_900), (100, 11_200), (1_000, 11_600)] {
