@@ -1,19 +1,39 @@
-//! The one error of the crate: opaque, cheap to clone, asked by predicates.
+//! Error type of the crate: opaque, cheap to clone, and classified by predicates.
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
-/// A result with this crate's [`Error`].
+/// A result with this crate's [`Error`] as the default error type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Any error, as loaders and codecs give it.
+/// Any error, as returned by loaders, codecs and sources of peers.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What went wrong, shared by everyone who waited for the same thing.
+/// The error of all calls of this crate.
 ///
-/// Its text is one sentence that says what failed and what to do; the cause is in
-/// [`source`](StdError::source). There is no public list of kinds: new ones appear, and what a caller does
-/// depends on the question it asks, so there is one predicate for each question. Neither keys nor values
-/// appear in the text or in `Debug`.
+/// The text is one sentence with the failure and, where there is one, the remedy. [`source`](StdError::source) has the
+/// cause. An error is one pointer wide, and a clone is the same error, because all callers that wait for one load get
+/// its error.
+///
+/// # Predicates
+///
+/// There is no public list of kinds, because kinds are added over time. Each decision of a caller has a predicate
+/// instead:
+///
+/// | decision | predicates |
+/// |---|---|
+/// | no value exists: a result, not a failure | [`is_not_found`](Self::is_not_found) |
+/// | retry later | [`is_transient`](Self::is_transient) and its causes: [`is_timeout`](Self::is_timeout), [`is_overloaded`](Self::is_overloaded), [`is_unreachable`](Self::is_unreachable) |
+/// | look into the loader or the codec | [`is_load_failed`](Self::is_load_failed) |
+/// | change the call | [`is_bad_key`](Self::is_bad_key), [`is_too_large`](Self::is_too_large) |
+/// | stop using the handle | [`is_closed`](Self::is_closed), [`is_unknown_group`](Self::is_unknown_group) |
+/// | change the settings | [`is_config`](Self::is_config), [`is_unauthenticated`](Self::is_unauthenticated) |
+///
+/// # Secrets
+///
+/// The crate puts neither keys nor values into the text or the `Debug` output. The error of a loader is passed on
+/// unchanged: as the source on the node that loaded, and in the text on other nodes.
+///
+/// # Example
 ///
 /// ```
 /// # async fn f(users: groupcache_core::Group<String>) -> Result<Option<String>, groupcache_core::Error> {
@@ -31,11 +51,11 @@ struct Inner {
     kind: Kind,
     text: String,
     source: Option<BoxError>,
-    /// Id of the peer that said so.
+    /// Id of the peer that returned the error or had the request.
     peer: Option<Arc<str>>,
 }
 
-/// What callers can ask about; private, so that it can grow.
+/// The kinds that the predicates distinguish. Private, so that kinds can be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     NotFound,
@@ -72,18 +92,22 @@ impl Error {
         self.0.kind
     }
 
-    /// The loader says that there is no such thing; not a failure.
+    /// Returns whether the loader found no value for the key, which is a result rather than a failure.
     pub fn is_not_found(&self) -> bool {
         self.0.kind == Kind::NotFound
     }
 
-    /// The loader failed, panicked, or asked for what it was loading itself. The cause is in `source()` on
-    /// the node that loaded, and in the text elsewhere.
+    /// Returns whether the load failed: the loader returned an error, panicked, or is paused after repeated failures,
+    /// nested loads form a cycle or are too deep, or the value could not be encoded or decoded.
+    ///
+    /// The cause of a loader's error is in [`source`](StdError::source) on the node that loaded, and in the text on
+    /// other nodes.
     pub fn is_load_failed(&self) -> bool {
         matches!(self.0.kind, Kind::LoadFailed { .. })
     }
 
-    /// A later attempt may succeed: a time-out, an overload, an unreachable peer, or a loader that said so.
+    /// Returns whether a later attempt may succeed: after a timeout, an overload or an unreachable peer, or if the
+    /// loader has marked its error as transient or is paused after repeated failures.
     pub fn is_transient(&self) -> bool {
         matches!(
             self.0.kind,
@@ -91,53 +115,61 @@ impl Error {
         )
     }
 
-    /// A deadline passed: the caller's, or that of the load.
+    /// Returns whether a deadline passed: the deadline of the call or the deadline of the load.
     pub fn is_timeout(&self) -> bool {
         self.0.kind == Kind::Timeout
     }
 
-    /// A limit was reached, here or at the owner; asking again at once makes it worse.
+    /// Returns whether a limit was reached, at this node or at the owner. Retry after a pause, because immediate
+    /// retries add to the load.
     pub fn is_overloaded(&self) -> bool {
         self.0.kind == Kind::Overloaded
     }
 
-    /// The value is larger than the owner takes.
+    /// Returns whether the encoded value is larger than [`max_value_bytes`](crate::Limits::max_value_bytes) of this
+    /// node or of the owner.
     pub fn is_too_large(&self) -> bool {
         self.0.kind == Kind::TooLarge
     }
 
-    /// The key is empty or longer than 1,024 bytes.
+    /// Returns whether the key is empty or longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES), which is 1,024 bytes.
     pub fn is_bad_key(&self) -> bool {
         self.0.kind == Kind::BadKey
     }
 
-    /// The group was removed from its node; the handle is of no use any more.
+    /// Returns whether the group was removed from its node. The handle stays unusable, so build the group again.
     pub fn is_unknown_group(&self) -> bool {
         self.0.kind == Kind::UnknownGroup
     }
 
-    /// No peer that had to be reached could be; only writes end so, a get loads here instead.
+    /// Returns whether the owner and all of its successors were unreachable.
+    ///
+    /// Writes return such errors. A get loads at the local node instead.
+    /// [`Node::unconnected`](crate::Node::unconnected) returns such errors too, for peers without a connection.
     pub fn is_unreachable(&self) -> bool {
         self.0.kind == Kind::Unreachable
     }
 
-    /// One of two nodes does not let the other in: certificates, keys and other settings of TLS do not fit together.
-    /// The text names the settings to compare; [`Node::unconnected`](crate::Node::unconnected) returns such errors.
+    /// Returns whether one of two nodes rejects the other because their certificates, keys or other TLS settings do not
+    /// match.
+    ///
+    /// The text names the settings to compare. [`Node::unconnected`](crate::Node::unconnected) returns such errors.
     pub fn is_unauthenticated(&self) -> bool {
         self.0.kind == Kind::Unauthenticated
     }
 
-    /// The node was shut down or dropped, or the group was removed while this was under way.
+    /// Returns whether the node was shut down or dropped, or the group was removed during the call.
     pub fn is_closed(&self) -> bool {
         self.0.kind == Kind::Closed
     }
 
-    /// The program or its environment is set up wrongly; the text says what to change.
+    /// Returns whether the configuration of the program or of its environment is wrong. The text has the remedy.
     pub fn is_config(&self) -> bool {
         self.0.kind == Kind::Config
     }
 
-    /// The id of the peer that answered so, where one did.
+    /// Returns the id of the peer that returned the error, or that had the request when its deadline passed. `None` if
+    /// no peer was involved.
     pub fn peer(&self) -> Option<&str> {
         self.0.peer.as_deref()
     }
@@ -147,7 +179,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.text)?;
         match &self.0.peer {
-            Some(peer) => write!(f, " (said by {peer})"),
+            Some(peer) => write!(f, " (peer {peer})"),
             None => Ok(()),
         }
     }
@@ -178,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cause_is_in_source_and_not_in_the_text() {
+    fn cause_is_in_source_and_not_in_text() {
         let e = Error::caused(Kind::LoadFailed { is_transient: true }, "the loader failed", "no route to the database");
         assert_eq!(e.to_string(), "the loader failed");
         assert_eq!(e.source().unwrap().to_string(), "no route to the database");
@@ -186,10 +218,10 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_is_the_same_error() {
+    fn clone_keeps_text_and_peer_and_is_one_word_wide() {
         let e = Error::at_peer(Kind::Timeout, "no answer in 10 s", "b");
         assert_eq!(e.clone().peer().unwrap(), "b");
-        assert_eq!(e.clone().to_string(), "no answer in 10 s (said by b)");
+        assert_eq!(e.clone().to_string(), "no answer in 10 s (peer b)");
         assert_eq!(std::mem::size_of::<Error>(), std::mem::size_of::<usize>(), "one word wide");
     }
 }

@@ -1,29 +1,34 @@
-//! Who a node is: its id, its incarnation, its state, where it listens and what it is allowed to be called.
+//! Identity of a node: id, incarnation, state, addresses, cluster, weight and zone.
 
 use std::{borrow::Borrow, env, fmt, net::SocketAddr, str::FromStr, sync::Arc};
 
 use crate::error::{Error, Result};
 
-/// Longest id, cluster or zone name in bytes: that of a DNS name, which is what pods and hosts are called.
+/// Maximum length of an id, a cluster name or a zone in bytes: the maximum of a DNS name, because pods and hosts have
+/// DNS names.
 pub(crate) const MAX_NAME_BYTES: usize = 253;
 
-/// Highest weight. A peer of weight 16 carries sixteen times the keys of a peer of weight 1; what differs by
-/// more should not share a ring.
+/// Maximum weight of a node.
+///
+/// A node of weight 16 owns 16 times the keys of a node of weight 1. Machines that differ by more should not share a
+/// ring.
 pub const MAX_WEIGHT: u8 = 16;
 
-/// The name of a peer: stable over restarts, unique in its cluster, and not its address.
+/// The id of a node: unique in its cluster, stable over restarts, and independent of addresses.
 ///
-/// The ring is placed by ids alone, so a pod that comes back under its old name gets its old keys, whatever
-/// address it has by then. 1 to 253 bytes, no white space and no control characters.
+/// The id alone decides about the positions of a node on the ring, so that a pod that returns under its old name owns
+/// its old keys at any address.
+///
+/// Length: 1 to 253 bytes, without white space and control characters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(Arc<str>);
 
 impl PeerId {
-    /// Checks and takes a name.
+    /// Creates an id from a name.
     ///
     /// # Errors
-    /// [`is_config`](crate::Error::is_config) when the name is empty, longer than 253 bytes, or holds white
-    /// space or control characters.
+    /// [`is_config`](crate::Error::is_config) if the name is empty, longer than 253 bytes, or contains white space or
+    /// control characters.
     ///
     /// ```
     /// # use groupcache_core::PeerId;
@@ -37,7 +42,7 @@ impl PeerId {
         Ok(Self(id.into()))
     }
 
-    /// The name as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -67,34 +72,39 @@ impl Borrow<str> for PeerId {
     }
 }
 
-/// Orders the lives of one id: a node that restarts has a higher incarnation than before.
+/// A number that orders the starts of one id: a restarted node has a higher incarnation.
 ///
-/// It is the wall clock in milliseconds at start, or one more than the highest that was ever heard for the
-/// id, whichever is larger; so a clock that was set back orders correctly too. Nothing but this order is
-/// ever read from it.
+/// The number is the wall clock at the start in milliseconds. If discovery has a higher incarnation for the id, the
+/// node raises its own to one above it, so that a clock that was set back does not matter. Nodes read only the order of
+/// incarnations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Incarnation(pub u64);
 
-/// What a node says of itself; nobody else can say it.
+/// The state of a node, which only the node itself reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NodeState {
-    /// Started, and not yet sure of its peers: it owns keys only while no member is [`Ready`](Self::Ready).
+    /// Started, before the first peers are known. A joining node owns keys only while no ready member has a weight
+    /// above 0.
     Joining,
-    /// Owns its share of the keys.
+    /// In service, with its share of the keys.
     Ready,
-    /// Leaving: owns nothing, answers from memory and from loads that run already.
+    /// Leaving. A draining node owns no keys, unless all members drain. Peers get answers from its memory and from
+    /// loads that already run.
     Draining,
 }
 
-/// Where a peer can be reached: `host:port`, with a name, an IPv4 or a bracketed IPv6 address as host.
+/// An address at which a node is dialled: `host:port`.
+///
+/// The host is a DNS name, an IPv4 address, or an IPv6 address in brackets. The port is 1 to 65,535.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(Arc<str>);
 
 impl Address {
-    /// Checks and takes `host:port`.
+    /// Creates an address from `host:port`. White space around it is removed.
     ///
     /// # Errors
-    /// [`is_config`](crate::Error::is_config) when there is no host, no port, or a port of 0.
+    /// [`is_config`](crate::Error::is_config) if the host or the port is missing, the port is not 1 to 65,535, or the
+    /// host is neither a name nor an IP address.
     ///
     /// ```
     /// # use groupcache_core::discovery::Address;
@@ -121,7 +131,7 @@ impl Address {
         }
     }
 
-    /// The address as `host:port`.
+    /// Returns the address as `host:port`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -151,10 +161,18 @@ impl fmt::Debug for Address {
     }
 }
 
-/// What a node is called and where it listens.
+/// The identity of a node: id, cluster, addresses, weight and zone.
 ///
-/// Everything has a default: [`Identity::default`] listens on a free port of loopback and is called by that
-/// address.
+/// | setting | default | set with |
+/// |---|---|---|
+/// | listening address | a free port of 127.0.0.1 | [`new`](Self::new) |
+/// | id | the listening address | [`with_id`](Self::with_id) |
+/// | cluster | `default` | [`with_cluster`](Self::with_cluster) |
+/// | addresses that peers dial | the listening address | [`with_advertised`](Self::with_advertised) |
+/// | weight | 1 | [`with_weight`](Self::with_weight) |
+/// | zone | none | [`with_zone`](Self::with_zone) |
+///
+/// [`from_env`](Self::from_env) reads the settings of a process from environment variables.
 ///
 /// ```
 /// # use groupcache_core::Identity;
@@ -179,25 +197,30 @@ impl Default for Identity {
 }
 
 impl Identity {
-    /// A node that listens on `listen`; port 0 takes a free one.
-    ///
-    /// Its cluster is `default`, its weight 1, its zone empty, and its id its address until
-    /// [`with_id`](Self::with_id) says otherwise.
+    /// Creates the identity of a node that listens on `listen`, with the defaults above. Port 0 takes a free port.
     pub fn new(listen: SocketAddr) -> Self {
         Self { id: None, cluster: "default".into(), listen, advertised: Vec::new(), weight: 1, zone: "".into() }
     }
 
-    /// Reads `NODE_NAME`, `NODE_IP` and `GROUP_PORT`.
+    /// Reads an identity from environment variables.
     ///
-    /// `NODE_IP` is 127.0.0.1 and `GROUP_PORT` is 0 (a free port) where they are unset; the id is `NODE_NAME`, or
-    /// `NODE_IP:GROUP_PORT` where the name is unset or is the address itself. `GROUPCACHE_CLUSTER` names
-    /// the cluster, `GROUPCACHE_ZONE` the failure domain.
+    /// | variable | meaning | default |
+    /// |---|---|---|
+    /// | `POD_NAME`, otherwise `NODE_NAME` | id | the listening address |
+    /// | `POD_IP`, otherwise `NODE_IP` | IP address to listen on | 127.0.0.1 |
+    /// | `GROUP_PORT` | port to listen on | 0, a free port |
+    /// | `GROUPCACHE_CLUSTER` | cluster | `default` |
+    /// | `GROUPCACHE_ZONE` | zone | none |
     ///
-    /// In Kubernetes the name is `metadata.name` and the address `status.podIP` of the pod. `POD_NAME` and `POD_IP`
-    /// mean the same and win, since many manifests call the machine `NODE_NAME` (`spec.nodeName`).
+    /// White space around a value is removed, and an empty value counts as unset. A name that equals the IP address
+    /// counts as unset too.
+    ///
+    /// In Kubernetes, set the name to `metadata.name` and the IP address to `status.podIP` of the pod. The `POD_`
+    /// variables take precedence, because many manifests set `NODE_NAME` to the machine (`spec.nodeName`).
     ///
     /// # Errors
-    /// [`is_config`](crate::Error::is_config) naming the variable that cannot be read.
+    /// [`is_config`](crate::Error::is_config) if a variable is not UTF-8, the IP address or the port cannot be read, or
+    /// a name is not valid.
     pub fn from_env() -> Result<Self> {
         for name in VARIABLES {
             if let Err(env::VarError::NotUnicode(_)) = env::var(name) {
@@ -207,7 +230,10 @@ impl Identity {
         Self::from_vars(|name| env::var(name).ok())
     }
 
-    /// As [`from_env`](Self::from_env), from any source of variables.
+    /// Reads an identity as [`from_env`](Self::from_env) does, from any source of variables.
+    ///
+    /// # Errors
+    /// [`is_config`](crate::Error::is_config) as for [`from_env`](Self::from_env).
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let set = |name: &str| var(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
         let first_of = |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, set(name)?)));
@@ -223,55 +249,75 @@ impl Identity {
                 "GROUP_PORT is {port:?}, which is not a port; set it to a number from 1 to 65535, or 0 for a free one"
             ))
         })?;
-        let mut me = Self::new(SocketAddr::new(addr, port));
-        // A name that is only the address again says nothing that the address does not.
+        let mut identity = Self::new(SocketAddr::new(addr, port));
+        // A name that equals the IP address would be an id without the port, and is ignored.
         if let Some((_, name)) = first_of(["POD_NAME", "NODE_NAME"]).filter(|(_, name)| *name != ip) {
-            me = me.with_id(name)?;
+            identity = identity.with_id(name)?;
         }
         if let Some(cluster) = set("GROUPCACHE_CLUSTER") {
-            me = me.with_cluster(cluster)?;
+            identity = identity.with_cluster(cluster)?;
         }
         if let Some(zone) = set("GROUPCACHE_ZONE") {
-            me = me.with_zone(zone)?;
+            identity = identity.with_zone(zone)?;
         }
-        Ok(me)
+        Ok(identity)
     }
 
-    /// The name of this node; it must be the same after a restart and unique in the cluster.
+    /// Sets the id of the node, which must be unique in the cluster and the same after a restart. Default: the
+    /// listening address.
+    ///
+    /// # Errors
+    /// [`is_config`](crate::Error::is_config) if the id is not valid, as for [`PeerId::new`].
     pub fn with_id(mut self, id: impl AsRef<str>) -> Result<Self> {
         self.id = Some(PeerId::new(id)?);
         Ok(self)
     }
 
-    /// The cluster that this node belongs to; nodes of other clusters are refused. Default `default`.
+    /// Sets the cluster of the node. Nodes of different clusters refuse each other. Default: `default`.
+    ///
+    /// # Errors
+    /// [`is_config`](crate::Error::is_config) if the name is not valid. The rules are those of [`PeerId::new`].
     pub fn with_cluster(mut self, cluster: impl AsRef<str>) -> Result<Self> {
         check_name("cluster name", cluster.as_ref())?;
         self.cluster = cluster.as_ref().into();
         Ok(self)
     }
 
-    /// Where peers dial, best first, when that is not the address it listens on (NAT, published ports). At most 8.
+    /// Sets the addresses that peers dial, best first, for a node behind NAT or with a published port. Maximum: 8.
+    /// Default: the listening address.
+    ///
+    /// # Errors
+    /// [`is_config`](crate::Error::is_config) if there are more than 8 addresses.
     pub fn with_advertised(mut self, addresses: impl IntoIterator<Item = Address>) -> Result<Self> {
         self.advertised = addresses.into_iter().collect();
         if self.advertised.len() > MAX_ADDRESSES {
             return Err(Error::config(format!(
-                "{} advertised addresses are more than {MAX_ADDRESSES}; name those that peers dial",
+                "{} advertised addresses are more than the maximum of {MAX_ADDRESSES}; keep the addresses that peers dial",
                 self.advertised.len()
             )));
         }
         Ok(self)
     }
 
-    /// Share of the keys, relative to the other nodes: 0 to [`MAX_WEIGHT`], default 1. Weight 0 asks others and owns nothing.
+    /// Sets the share of the keys relative to other nodes. Default: 1. Range: 0 to [`MAX_WEIGHT`].
+    ///
+    /// A node of weight 0 gets its values from other nodes. The node owns keys only while no joining or ready member
+    /// has a weight above 0.
+    ///
+    /// # Errors
+    /// [`is_config`](crate::Error::is_config) if the weight is above [`MAX_WEIGHT`].
     pub fn with_weight(mut self, weight: u8) -> Result<Self> {
         if weight > MAX_WEIGHT {
-            return Err(Error::config(format!("a weight of {weight} is more than {MAX_WEIGHT}")));
+            return Err(Error::config(format!("the weight {weight} is above the maximum; choose 0 to {MAX_WEIGHT}")));
         }
         self.weight = weight;
         Ok(self)
     }
 
-    /// Failure domain that this node runs in, such as `eu-west-1a`. Default empty.
+    /// Sets the zone (failure domain) of the node, such as `eu-west-1a`. Default: none. An empty text unsets the zone.
+    ///
+    /// # Errors
+    /// [`is_config`](crate::Error::is_config) if the zone is not valid. The rules are those of [`PeerId::new`].
     pub fn with_zone(mut self, zone: impl AsRef<str>) -> Result<Self> {
         if !zone.as_ref().is_empty() {
             check_name("zone", zone.as_ref())?;
@@ -280,60 +326,63 @@ impl Identity {
         Ok(self)
     }
 
-    /// The name of this node; its address where it was given none.
+    /// Returns the id of the node, or its listening address if no id is set.
     pub fn id(&self) -> PeerId {
         self.id.clone().unwrap_or_else(|| PeerId(self.listen.to_string().into()))
     }
 
-    /// The cluster that this node belongs to.
+    /// Returns the cluster of the node.
     pub fn cluster(&self) -> &str {
         &self.cluster
     }
 
-    /// The address that this node listens on.
+    /// Returns the listening address of the node.
     pub fn listen(&self) -> SocketAddr {
         self.listen
     }
 
-    /// Where peers dial, best first.
+    /// Returns the addresses that peers dial, best first.
     pub fn addresses(&self) -> Vec<Address> {
         if self.advertised.is_empty() { vec![self.listen.into()] } else { self.advertised.clone() }
     }
 
-    /// Share of the keys, relative to the other nodes.
+    /// Returns the share of the keys relative to other nodes.
     pub fn weight(&self) -> u8 {
         self.weight
     }
 
-    /// Failure domain; empty when unknown.
+    /// Returns the zone (failure domain), or an empty text if no zone is set.
     pub fn zone(&self) -> &str {
         &self.zone
     }
 
-    /// Whether peers can tell it apart and dial it without its listening address.
+    /// Returns whether the node has an id and addresses that do not depend on its listening address.
     pub(crate) fn is_named_and_advertised(&self) -> bool {
         self.id.is_some() && !self.advertised.is_empty()
     }
 
-    /// Once the listener is bound, a port of 0 has become a real one.
+    /// Replaces the listening address by the bound address, in which port 0 has become a real port.
     pub(crate) fn bound_to(&mut self, listen: SocketAddr) {
         self.listen = listen;
     }
 }
 
-/// The variables that an identity is read from.
+/// The environment variables of an identity.
 const VARIABLES: [&str; 7] =
     ["POD_NAME", "NODE_NAME", "POD_IP", "NODE_IP", "GROUP_PORT", "GROUPCACHE_CLUSTER", "GROUPCACHE_ZONE"];
 
-/// Most addresses that one peer may have: two families on a few interfaces.
+/// Maximum number of addresses of one peer: two address families on a few interfaces.
 pub(crate) const MAX_ADDRESSES: usize = 8;
 
+/// Checks the length and the characters of a name. `what` is the kind of name for the error text.
 pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
-        return Err(Error::config(format!("a {what} has 1 to {MAX_NAME_BYTES} bytes, this one has {}", name.len())));
+        return Err(Error::config(format!("the {what} has {} bytes; choose 1 to {MAX_NAME_BYTES} bytes", name.len())));
     }
     if name.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err(Error::config(format!("the {what} {name:?} holds white space or control characters")));
+        return Err(Error::config(format!(
+            "the {what} {name:?} contains white space or control characters; remove them"
+        )));
     }
     Ok(())
 }
@@ -346,8 +395,9 @@ mod tests {
         Identity::from_vars(|name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
     }
 
+    /// Checks that the id is the name, or the listening address if the name is unset or equals the IP address.
     #[test]
-    fn the_id_is_the_name_or_the_address() {
+    fn id_defaults_to_listening_address() {
         let me = from(&[("NODE_NAME", "users-0"), ("NODE_IP", "10.0.0.7"), ("GROUP_PORT", "7946")]).unwrap();
         assert_eq!(me.id().as_str(), "users-0");
         let same = from(&[("NODE_NAME", "10.0.0.7"), ("NODE_IP", "10.0.0.7"), ("GROUP_PORT", "7946")]).unwrap();
@@ -355,14 +405,16 @@ mod tests {
         assert_eq!(from(&[]).unwrap().listen(), SocketAddr::from(([127, 0, 0, 1], 0)));
     }
 
+    /// Checks that the `POD_` variables take precedence over the `NODE_` variables, and that empty values count as
+    /// unset.
     #[test]
-    fn a_pod_is_called_by_its_own_name_whatever_the_machine_is_called() {
+    fn pod_variables_take_precedence_over_node_variables() {
         let pod = [("POD_NAME", "users-0"), ("POD_IP", "10.0.0.7"), ("GROUP_PORT", "7946")];
         let machine = [("NODE_NAME", "worker-3"), ("NODE_IP", "192.168.0.3")];
         let me = from(&[&pod[..], &machine[..]].concat()).unwrap();
         assert_eq!((me.id().as_str(), me.listen().to_string().as_str()), ("users-0", "10.0.0.7:7946"));
         let me = from(&[("POD_NAME", "10.0.0.7"), ("POD_IP", "10.0.0.7"), ("GROUP_PORT", "7946")]).unwrap();
-        assert_eq!(me.id().as_str(), "10.0.0.7:7946", "a name that is the address is none, as ever");
+        assert_eq!(me.id().as_str(), "10.0.0.7:7946", "a name that equals the IP address is ignored");
         let empty = from(&[("POD_NAME", ""), ("POD_IP", " "), ("NODE_NAME", "n1"), ("NODE_IP", "::1")]).unwrap();
         assert_eq!((empty.id().as_str(), empty.listen().ip().to_string().as_str()), ("n1", "::1"));
         let zone = from(&[("GROUPCACHE_ZONE", "eu-west-1a")]).unwrap();
@@ -372,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_variable_is_named() {
+    fn invalid_variable_is_named_in_error() {
         let ip = from(&[("NODE_IP", "ten")]).unwrap_err();
         assert!(ip.is_config() && ip.to_string().contains("NODE_IP"));
         let port = from(&[("GROUP_PORT", "70000")]).unwrap_err();
@@ -380,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_checked() {
+    fn address_without_valid_host_and_port_is_rejected() {
         for good in ["10.0.0.7:7946", "[::1]:1", "users-0.users:7946", " users:1 "] {
             assert!(Address::new(good).is_ok(), "{good}");
         }
@@ -392,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_bounded() {
+    fn invalid_peer_id_is_rejected() {
         assert!(PeerId::new("x".repeat(253)).is_ok());
         for bad in ["", "a b", "a\n", &"x".repeat(254)] {
             assert!(PeerId::new(bad).is_err(), "{bad:?}");
