@@ -1,4 +1,4 @@
-//! Two providers that are one: what either finds is there.
+//! Provider made of two providers, with the peers of both.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -15,11 +15,16 @@ use crate::{
     },
 };
 
-/// Makes one provider of two: a peer that either lists is there.
+/// Makes one provider of two. A peer that either of them lists is listed.
 ///
-/// Each keeps its own last good set, and each is run, and run again when it fails, by itself. A source that fails,
-/// or has not spoken yet, never takes a peer away: until both have published a complete set, what either says is
-/// published as an addition. A peer is gone when both say so. For more than two, merge again.
+/// Each provider runs by itself, is restarted by itself, and keeps its own last complete set, so that the failure of
+/// one removes no peer. Until both providers have published a complete set, their peers are published as a partial set.
+/// A peer is missing when neither provider lists it. The health is [`Health::Stale`](crate::discovery::Health::Stale)
+/// while one of them is stale. For more than two providers, merge again.
+///
+/// The name of the merged provider is made of both names, such as `old+new`.
+///
+/// # Example
 ///
 /// ```
 /// use std::time::Duration;
@@ -41,7 +46,7 @@ pub fn merge(first: impl Provider, second: impl Provider) -> MergedProvider {
     MergedProvider { name, sources: [Arc::new(first), Arc::new(second)] }
 }
 
-/// What [`merge`] makes.
+/// The provider made by [`merge`].
 pub struct MergedProvider {
     name: String,
     sources: [Arc<dyn Provider>; 2],
@@ -49,7 +54,7 @@ pub struct MergedProvider {
 
 impl fmt::Debug for MergedProvider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Merge").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("MergedProvider").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -61,34 +66,36 @@ impl Provider for MergedProvider {
 
     async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {
         let [first, second] = &self.sources;
-        let (run_first, first) = begin(&cx, first, 1);
-        let (run_second, second) = begin(&cx, second, 2);
-        let all = pump(cx, first, second);
-        // One task for all three: when it is dropped, nothing of the sources is left.
-        tokio::join!(run_first, run_second, all);
+        let (run_first, first) = start(&cx, first, 1);
+        let (run_second, second) = start(&cx, second, 2);
+        let exchange = exchange(cx, first, second);
+        // All three run in one task, so that dropping it leaves nothing of the sources.
+        tokio::join!(run_first, run_second, exchange);
         Ok(())
     }
 }
 
-/// One of the two, as the merging sees it.
+/// A provider of the two, with its channels and its last reports.
 struct Source {
     name: String,
     feed: ProviderFeed,
     asks: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
-    said: Said,
+    state: SourceState,
 }
 
-/// What a source has said so far.
+/// The last reports of a source.
 #[derive(Default)]
-struct Said {
+struct SourceState {
     complete: Option<PeerSet>,
     hints: Vec<Peer>,
-    /// It has published a complete set since the last union went out, or since it was asked.
+    /// Whether the source has published a complete set since the last union and since the last resolve request.
     is_fresh: bool,
+    /// Reason for which the source is stale.
     stale: Option<String>,
 }
 
-fn begin(
+/// Creates the supervised run of a provider, and its source.
+fn start(
     cx: &ProviderContext,
     provider: &Arc<dyn Provider>,
     number: u64,
@@ -97,92 +104,92 @@ fn begin(
     let (asks, ask) = watch::channel(None);
     let me = cx.me();
     let seed = xxh3_64_with_seed(me.id.as_str().as_bytes(), me.incarnation.0.wrapping_add(number));
-    let source = Source { name: provider.name().to_owned(), feed, asks: ask, said: Said::default() };
+    let source = Source { name: provider.name().to_owned(), feed, asks: ask, state: SourceState::default() };
     (supervise(Arc::clone(provider), handle, asks, || {}, cx.leaving_flag(), seed), source)
 }
 
-/// Carries what the node says to both, and what both say to the node, until the node leaves.
-async fn pump(mut cx: ProviderContext, mut first: Source, mut second: Source) {
+/// Carries signals of the node to both sources, and their sets and reports to the node, until the node leaves.
+async fn exchange(mut cx: ProviderContext, mut first: Source, mut second: Source) {
     let mut union = Union::default();
     loop {
         tokio::select! {
             biased;
             signal = cx.next() => match signal {
                 Signal::Leaving => return,
-                // Both have the flag that says so.
+                // Each source has the channel with the change.
                 Signal::MeChanged => {}
                 Signal::Resolve(ids) => {
-                    first.ask(&ids);
-                    second.ask(&ids);
+                    first.resolve(&ids);
+                    second.resolve(&ids);
                 }
             },
             Ok(()) = first.feed.sets.changed() => {
-                first.take();
-                union.publish(&cx, &mut first.said, &mut second.said);
+                first.read_sets();
+                union.publish(&cx, &mut first.state, &mut second.state);
             }
             Ok(()) = second.feed.sets.changed() => {
-                second.take();
-                union.publish(&cx, &mut first.said, &mut second.said);
+                second.read_sets();
+                union.publish(&cx, &mut first.state, &mut second.state);
             }
             Some(report) = first.feed.reports.recv() => {
-                first.tell(&cx, report);
-                health(&cx, &[&first, &second]);
+                first.forward(&cx, report);
+                report_health(&cx, &[&first, &second]);
             }
             Some(report) = second.feed.reports.recv() => {
-                second.tell(&cx, report);
-                health(&cx, &[&first, &second]);
+                second.forward(&cx, report);
+                report_health(&cx, &[&first, &second]);
             }
-            // Both have ended, which they do when the node leaves.
+            // The sources have ended, because the node leaves.
             else => return,
         }
     }
 }
 
 impl Source {
-    /// Asks it to look again; what it said before is no answer.
-    fn ask(&mut self, ids: &[PeerId]) {
-        self.said.is_fresh = false;
+    /// Asks the source to look again. A set from before the request is no answer.
+    fn resolve(&mut self, ids: &[PeerId]) {
+        self.state.is_fresh = false;
         if let Some(ask) = &*self.asks.borrow() {
-            let _ = ask.try_send(ids.to_vec()); // full = it is asked already
+            let _ = ask.try_send(ids.to_vec()); // a full queue holds enough requests
         }
     }
 
-    fn take(&mut self) {
+    fn read_sets(&mut self) {
         let published = self.feed.sets.borrow_and_update().clone();
         if let Some(set) = published.take_complete() {
-            self.said.complete = Some(set);
-            self.said.is_fresh = true;
+            self.state.complete = Some(set);
+            self.state.is_fresh = true;
         }
-        self.said.hints = published.hints;
+        self.state.hints = published.hints;
     }
 
-    fn tell(&mut self, cx: &ProviderContext, report: Report) {
+    fn forward(&mut self, cx: &ProviderContext, report: Report) {
         match report {
             Report::Left { id, incarnation } => cx.left(id, incarnation),
-            Report::Health(Health::Connected) => self.said.stale = None,
-            Report::Health(Health::Stale(why)) => self.said.stale = Some(format!("{}: {why}", self.name)),
+            Report::Health(Health::Connected) => self.state.stale = None,
+            Report::Health(Health::Stale(why)) => self.state.stale = Some(format!("{}: {why}", self.name)),
         }
     }
 }
 
-/// Connected when both are.
-fn health(cx: &ProviderContext, sources: &[&Source]) {
-    let stale: Vec<_> = sources.iter().filter_map(|source| source.said.stale.clone()).collect();
+/// Reports that the merged provider is connected if both sources are, and stale with all reasons otherwise.
+fn report_health(cx: &ProviderContext, sources: &[&Source]) {
+    let stale: Vec<_> = sources.iter().filter_map(|source| source.state.stale.clone()).collect();
     cx.report(if stale.is_empty() { Health::Connected } else { Health::Stale(stale.join("; ")) });
 }
 
-/// What was published last.
+/// The peers of both sources, as they were published last.
 #[derive(Default)]
 struct Union(Option<PeerSet>);
 
 impl Union {
-    fn publish(&mut self, cx: &ProviderContext, first: &mut Said, second: &mut Said) {
+    fn publish(&mut self, cx: &ProviderContext, first: &mut SourceState, second: &mut SourceState) {
         let is_complete = first.complete.is_some() && second.complete.is_some();
-        let known = |said: &Said| said.complete.clone().map(|set| set.peers).unwrap_or_default();
-        let peers = united(known(first).into_iter().chain(known(second)));
+        let known = |source: &SourceState| source.complete.clone().map(|set| set.peers).unwrap_or_default();
+        let peers = unite(known(first).into_iter().chain(known(second)));
         let set = PeerSet { peers, is_complete };
         let hints: Vec<_> = first.hints.iter().chain(&second.hints).cloned().collect();
-        // The same set again answers a node that doubts it: only when both have looked again.
+        // An equal set confirms the last one, and is published only after both sources have looked again.
         let is_answer = first.is_fresh && second.is_fresh;
         if is_answer || self.0.as_ref() != Some(&set) {
             cx.publish(set.clone());
@@ -190,21 +197,21 @@ impl Union {
             first.is_fresh = false;
             second.is_fresh = false;
         }
-        // A complete set ends the hints before it, and these are still what a source says.
+        // A complete set clears earlier partial sets, so the partial sets of the sources follow it.
         if !hints.is_empty() {
             cx.publish(PeerSet::partial(hints));
         }
     }
 }
 
-/// Each id once, with the addresses that both know of it, those of its newer life first; each place to dial once,
-/// and not when it is known whose it is.
-fn united(peers: impl Iterator<Item = Peer>) -> Vec<Peer> {
+/// Returns each id once, with the addresses from both sources, the addresses of the newer incarnation first. Also
+/// returns each address without an id once, unless it is an address of one of the ids.
+fn unite(peers: impl Iterator<Item = Peer>) -> Vec<Peer> {
     let mut named: BTreeMap<_, Peer> = BTreeMap::new();
-    let mut places = Vec::new();
+    let mut targets = Vec::new();
     for peer in peers {
         let Some(id) = peer.id.clone() else {
-            places.push(peer);
+            targets.push(peer);
             continue;
         };
         match named.remove(&id) {
@@ -217,10 +224,10 @@ fn united(peers: impl Iterator<Item = Peer>) -> Vec<Peer> {
             }
         }
     }
-    places.retain(|place| !named.values().any(|peer| place.addresses.iter().all(|a| peer.addresses.contains(a))));
-    places.sort_unstable();
-    places.dedup();
-    named.into_values().chain(places).collect()
+    targets.retain(|target| !named.values().any(|peer| target.addresses.iter().all(|a| peer.addresses.contains(a))));
+    targets.sort_unstable();
+    targets.dedup();
+    named.into_values().chain(targets).collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A provider made of a function that is asked again and again.
+//! Provider made of a function that is called at an interval.
 
 use std::time::Duration;
 
@@ -9,10 +9,19 @@ use crate::{
     membership::provider::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
 };
 
-/// Makes a provider of a function that returns everyone who is there.
+/// Makes a provider of a function that returns all peers.
 ///
-/// It is asked at once, then every `interval`, and whenever the node wants to know. An error keeps the last set
-/// and is reported; the function is asked again at the next turn. An empty list means that nobody is there.
+/// The provider calls the function at the start, `interval` after each call, and after each signal of the node. `name`
+/// appears in logs. The provider does not announce the node, so the source must list it by other means.
+///
+/// # Errors
+/// An error keeps the last set, and is reported as [`Health::Stale`](crate::discovery::Health::Stale). The next call
+/// follows after `interval`. An empty list is not an error and means that there are no peers.
+///
+/// # Cancellation
+/// The future of the function is dropped when the node leaves.
+///
+/// # Example
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,7 +42,7 @@ where
     PollProvider { name, interval, peers }
 }
 
-/// What [`poll`] makes.
+/// The provider made by [`poll`].
 #[derive(Debug)]
 pub struct PollProvider<F> {
     name: &'static str,
@@ -54,12 +63,12 @@ where
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
         loop {
             // A function that never returns must not keep the provider from leaving.
-            let asked = tokio::select! {
+            let peers = tokio::select! {
                 biased;
-                asked = (self.peers)() => asked,
+                peers = (self.peers)() => peers,
                 () = cx.leaving() => return Ok(()),
             };
-            match asked {
+            match peers {
                 Ok(peers) => {
                     cx.publish(PeerSet::complete(peers));
                     cx.report(Health::Connected);

@@ -1,4 +1,4 @@
-//! What a provider is, and what it is given.
+//! Interface of providers: the trait, peer sets, and the context with the signals of the node.
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
@@ -10,14 +10,25 @@ use crate::{
     runtime::sync::Mutex,
 };
 
-/// Any error of a provider: what failed and what to do, in one sentence.
+/// The error of a provider. The text is one sentence with the failure and the remedy.
 pub type ProviderError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Finds the peers of a node.
+/// A source of the peers of a node.
 ///
-/// One method, run as a supervised task: an error, a panic or an early return keeps the last set, and the
-/// node runs it again after a back-off with jitter. A provider that polls is a function:
-/// see [`poll`](crate::discovery::poll).
+/// A node calls [`run`](Self::run) in a supervised task. Use [`poll`](crate::discovery::poll) for a source that is a
+/// function, and [`from_stream`](crate::discovery::from_stream) for a source that is a stream.
+///
+/// # Duties
+///
+/// - Announce [`ProviderContext::me`], and announce it again after [`Signal::MeChanged`].
+/// - Publish a complete set as soon as one is known, and after each change.
+/// - Publish again after [`Signal::Resolve`], even if nothing has changed, because the set confirms the last one.
+/// - Publish nothing while the source fails, and report [`Health::Stale`]. An empty set means that there are no peers.
+/// - Withdraw the announcement after [`Signal::Leaving`], and return within 1 s.
+///
+/// The feature `testing` has a conformance suite for providers.
+///
+/// # Example
 ///
 /// ```
 /// use groupcache_core::{discovery::{Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal}, async_trait};
@@ -40,13 +51,19 @@ pub type ProviderError = Box<dyn std::error::Error + Send + Sync>;
 /// ```
 #[async_trait]
 pub trait Provider: Send + Sync + 'static {
-    /// A short name for logs and errors, such as `kubernetes`.
+    /// Returns a short name for logs and errors, such as `kubernetes`.
     fn name(&self) -> &str;
 
-    /// Announces `cx.me()`, watches, and publishes full sets of peers until [`Signal::Leaving`]; then
-    /// withdraws the announcement and returns.
+    /// Announces the node, watches the source, and publishes peer sets until [`Signal::Leaving`]. Then withdraws the
+    /// announcement and returns.
     ///
-    /// The future is dropped when it does not return within a second of `Leaving`.
+    /// # Errors
+    /// An error, a panic and an early return have the same effect: the last set stays, and the node calls `run` again
+    /// after a pause with jitter that grows from 100 ms to 30 s. A run of at least 60 s makes the next pause short
+    /// again.
+    ///
+    /// # Cancellation
+    /// The node drops the future if it does not return within 1 s of [`Signal::Leaving`].
     async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError>;
 }
 
@@ -61,10 +78,9 @@ impl<P: Provider + ?Sized> Provider for Arc<P> {
     }
 }
 
-/// What discovery says about one peer: a member (its id is known) or a place to dial (only an address is).
+/// The discovery record of one peer: an id with addresses, or an address only.
 ///
-/// The node dials either; the Hello that answers says who it really is. State, weight and incarnation are
-/// hints until then.
+/// The record is a hint. The node dials the peer, and takes id, state, weight and zone from the Hello that answers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Peer {
     pub(crate) id: Option<PeerId>,
@@ -75,61 +91,66 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A peer that is known by name.
+    /// Creates the record of a peer with a known id. The addresses are in the order of preference, and the first 8 are
+    /// used.
     pub fn member(id: PeerId, addresses: impl IntoIterator<Item = Address>) -> Self {
         let addresses = addresses.into_iter().collect();
         Self { id: Some(id), addresses, incarnation: None, state: None, zone: None }
     }
 
-    /// A place where a peer answers, whoever it is; `host:port`.
+    /// Creates the record of a peer with an unknown id at `host:port`.
     ///
     /// # Errors
-    /// [`is_config`](crate::Error::is_config) when it is not an address.
+    /// [`is_config`](crate::Error::is_config) if `address` is not an address, as for [`Address::new`].
     pub fn at(address: impl AsRef<str>) -> crate::Result<Self> {
         Ok(Self { id: None, addresses: vec![Address::new(address)?], incarnation: None, state: None, zone: None })
     }
 
-    /// The incarnation that discovery knows of; an announcement that is older than what the node knows is ignored.
+    /// Sets the incarnation of the record.
+    ///
+    /// A node dials the addresses of a higher incarnation first, and the addresses of a stale incarnation last.
     pub fn with_incarnation(mut self, incarnation: Incarnation) -> Self {
         self.incarnation = Some(incarnation);
         self
     }
 
-    /// The state that discovery heard of: a hint, the peer's own Hello decides.
+    /// Sets the state of the record, for readers of the set. The node takes the state of a peer from its Hello.
     pub fn with_state(mut self, state: NodeState) -> Self {
         self.state = Some(state);
         self
     }
 
-    /// The failure domain that discovery knows of, for whoever reads the set. In which zone a node shares in groups that
-    /// are [`per_zone`](crate::GroupBuilder::per_zone) it says itself: [`Identity::with_zone`](crate::Identity::with_zone).
+    /// Sets the zone (failure domain) of the record, for readers of the set.
+    ///
+    /// The zone that [`per_zone`](crate::GroupBuilder::per_zone) groups use is that of the peer's Hello, which the peer
+    /// sets with [`Identity::with_zone`](crate::Identity::with_zone).
     pub fn with_zone(mut self, zone: impl Into<Arc<str>>) -> Self {
         self.zone = Some(zone.into());
         self
     }
 
-    /// The name, where discovery knows it.
+    /// Returns the id, if the source knows it.
     pub fn id(&self) -> Option<&PeerId> {
         self.id.as_ref()
     }
 
-    /// Where it can be dialled, best first.
+    /// Returns the addresses at which the peer is dialled, best first.
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
     }
 
-    /// The state that discovery heard of.
+    /// Returns the state, if the source knows it.
     pub fn state(&self) -> Option<NodeState> {
         self.state
     }
 
-    /// The failure domain that discovery knows of.
+    /// Returns the zone (failure domain), if the source knows it.
     pub fn zone(&self) -> Option<&str> {
         self.zone.as_deref()
     }
 }
 
-/// A set of peers, as a provider sees it now.
+/// The peers that a provider reports, complete or partial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerSet {
     pub(crate) peers: Vec<Peer>,
@@ -137,80 +158,89 @@ pub struct PeerSet {
 }
 
 impl PeerSet {
-    /// Everyone there is; who is missing from it is on the way out. It may include this node itself.
+    /// Creates a set of all peers. The set may include the local node.
+    ///
+    /// A member that is missing leaves after 5 s, or earlier if its connection is lost and a ping fails. If more than
+    /// half of the members are missing, all of them stay until the provider confirms the set after [`Signal::Resolve`],
+    /// or until every missing member has failed two pings.
     pub fn complete(peers: Vec<Peer>) -> Self {
         Self { peers, is_complete: true }
     }
 
-    /// Some that are there; says nothing about the others.
+    /// Creates a set of some peers, which adds peers to the last complete set and removes none.
     pub fn partial(peers: Vec<Peer>) -> Self {
         Self { peers, is_complete: false }
     }
 
-    /// The peers.
+    /// Returns the peers of the set.
     pub fn peers(&self) -> &[Peer] {
         &self.peers
     }
 }
 
-/// This node, as a provider should announce it.
+/// The local node, as a provider announces it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Me {
-    /// The id.
+    /// Id of the node.
     pub id: PeerId,
-    /// The cluster; others of the same name may be on the same network under another.
+    /// Cluster of the node. Nodes of other clusters may use the same network and the same ids.
     pub cluster: Arc<str>,
-    /// Orders the announcements of one id.
+    /// Incarnation of the node, which orders the announcements of one id.
     pub incarnation: Incarnation,
-    /// Joining, Ready or Draining.
+    /// State of the node.
     pub state: NodeState,
-    /// Where peers dial, best first.
+    /// Addresses that peers dial, best first.
     pub addresses: Vec<Address>,
-    /// Share of the keys.
+    /// Share of the keys relative to other nodes. Range: 0 to 16.
     pub weight: u8,
-    /// Failure domain; may be empty.
+    /// Zone (failure domain) of the node. Empty if none is set.
     pub zone: Arc<str>,
-    /// Whether it talks TLS to its peers.
+    /// Whether the node uses TLS with its peers.
     pub tls: bool,
 }
 
-/// What the node tells a provider.
+/// A signal of the node to its provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// [`ProviderContext::me`] has changed: announce it again.
+    /// A change of [`ProviderContext::me`]. Announce the node again.
     MeChanged,
-    /// Look again, with these peers in mind (none = everyone), and publish even if nothing changed. It comes when nodes
-    /// disagree, when a set without most peers is doubted, and when a peer that is listed by its name cannot be
-    /// reached; not more often than every few seconds.
+    /// A request to look up the peers again, and to publish even if nothing has changed. The ids are the peers in
+    /// question, and an empty list means all peers.
+    ///
+    /// The node sends the signal while its view differs from the view of a peer, while most members are missing from
+    /// the last complete set, and while a peer that is listed by its id is unreachable. The signals are at least 4 s
+    /// apart.
     Resolve(Vec<PeerId>),
-    /// The node leaves: withdraw the announcement and return within a second.
+    /// The departure of the node. Withdraw the announcement and return within 1 s.
     Leaving,
 }
 
-/// How a provider's source is doing.
+/// The health of the source of a provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     /// The source answers.
     Connected,
-    /// The source does not answer; the last set stays. The text says why, and what to do.
+    /// The source does not answer, and the last set stays. The text has the reason and the remedy.
     Stale(String),
 }
 
-/// What a provider says, on its way to the node.
+/// A report of a provider to the node, other than a peer set.
 #[derive(Debug)]
 pub(crate) enum Report {
     Left { id: PeerId, incarnation: Option<Incarnation> },
     Health(Health),
 }
 
-/// Resolve requests that a provider has not taken yet; more are dropped, since one look answers all.
+/// Maximum number of resolve requests that a provider has not received. More are dropped, because one lookup answers
+/// all.
 const RESOLVE_QUEUE: usize = 4;
-/// Reports that the node has not taken yet. They are hints: what does not fit is dropped.
+/// Maximum number of reports that the node has not received. More are dropped, because reports are hints.
 const REPORT_QUEUE: usize = 256;
 
-/// A provider's connection to its node: who the node is, what it asks, and where the sets go.
+/// The connection of a provider to its node: the node to announce, the signals of the node, and the way for peer sets.
 ///
-/// Publishing never waits and the latest set wins; a slow node sees fewer sets, never older ones.
+/// Publishing and reporting never wait. The latest complete set replaces an earlier one that the node has not read, so
+/// that a busy node reads fewer sets and never an older one.
 #[derive(Debug)]
 pub struct ProviderContext {
     me: watch::Receiver<Me>,
@@ -221,48 +251,53 @@ pub struct ProviderContext {
     reports: mpsc::Sender<Report>,
 }
 
-/// The members that the node has a connection to.
+/// The members with a live connection, as a channel.
 pub(crate) type Reached = watch::Receiver<BTreeSet<PeerId>>;
 
-/// The latest of what a provider has published.
+/// The peer sets that a provider has published and the node has not read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Published {
-    /// Taken out by the node: it may be large, and is needed once.
+    /// The last complete set until the node takes it. The set may be large, and is needed once.
     complete: Arc<Mutex<Option<PeerSet>>>,
-    /// Hints since the last complete set.
+    /// Records from partial sets since the last complete set.
     pub(crate) hints: Vec<Peer>,
 }
 
 impl Published {
+    /// Creates the state after one complete set.
     pub(crate) fn complete(set: PeerSet) -> Self {
         Self { complete: Arc::new(Mutex::new(Some(set))), hints: Vec::new() }
     }
 
-    /// The complete set, if there has been one since this was asked last; the same one again is an answer too.
+    /// Takes the complete set, if one was published since the last call. An equal set counts, because it confirms the
+    /// last one.
     pub(crate) fn take_complete(&self) -> Option<PeerSet> {
         self.complete.lock().take()
     }
 }
 
-/// Hints that are held for a node that does not read them; the next complete set says it all anyway.
+/// Maximum number of records from partial sets that the node has not read. The next complete set replaces them.
 const MAX_HINTS: usize = 2_000;
 
 impl ProviderContext {
-    /// This node, as it should be announced now.
+    /// Returns the local node, as it is to be announced.
     pub fn me(&self) -> Me {
         self.me.borrow().clone()
     }
 
-    /// Whether this peer is a member that the node has a live connection to, as of some 50 ms ago.
+    /// Returns whether the peer is a member with a live connection, as of about 50 ms ago.
     ///
-    /// For sources whose silence proves nothing: a peer that answers is there, whatever has become of its record.
+    /// Use it if a missing record does not prove that the peer has left, because a connected peer is present.
     pub fn reaches(&self, id: &PeerId) -> bool {
         self.reached.borrow().contains(id)
     }
 
-    /// Waits for the node's next word. Dropping the future loses none.
+    /// Waits for the next signal of the node. After [`Signal::Leaving`], always returns it again.
+    ///
+    /// # Cancellation
+    /// A dropped future loses no signal.
     pub async fn next(&mut self) -> Signal {
-        // A node that is gone without a word is leaving too.
+        // A closed channel means that the node is gone, which counts as leaving.
         if *self.leaving.borrow() {
             return Signal::Leaving;
         }
@@ -274,19 +309,26 @@ impl ProviderContext {
         }
     }
 
-    /// Waits until the node leaves; what else it says meanwhile stays for [`next`](Self::next).
+    /// Waits until the node leaves. Other signals stay for [`next`](Self::next).
+    ///
+    /// # Cancellation
+    /// A dropped future loses no signal.
     pub async fn leaving(&self) {
         let mut leaving = self.leaving.clone();
         // An error means that the node is gone.
         let _ = leaving.wait_for(|leaving| *leaving).await;
     }
 
-    /// As [`next`](Self::next), but at most for `wait`; `None` when nothing was said.
+    /// Waits for the next signal as [`next`](Self::next) does, for at most `wait`. Returns `None` if there was no
+    /// signal.
     pub async fn next_within(&mut self, wait: Duration) -> Option<Signal> {
         tokio::time::timeout(wait, self.next()).await.ok()
     }
 
-    /// Publishes who is there.
+    /// Publishes a peer set.
+    ///
+    /// A complete set replaces all earlier sets. A partial set adds to the last complete set. Limit: 2,000 records from
+    /// partial sets that the node has not read.
     pub fn publish(&self, set: PeerSet) {
         self.sets.send_modify(|published| {
             if set.is_complete {
@@ -304,28 +346,31 @@ impl ProviderContext {
         });
     }
 
-    /// Says that a peer announced its leave; a hint, ignored while that peer still answers.
+    /// Reports that a peer has announced its departure.
+    ///
+    /// The report is a hint. The node pings the peer, and removes it if the ping fails. A report about a stale
+    /// `incarnation` is ignored.
     pub fn left(&self, id: PeerId, incarnation: Option<Incarnation>) {
         let _ = self.reports.try_send(Report::Left { id, incarnation });
     }
 
-    /// Says how the source is doing; changes are logged and counted.
+    /// Reports the health of the source. The node logs changes.
     pub fn report(&self, health: Health) {
         let _ = self.reports.try_send(Report::Health(health));
     }
 
-    /// For a provider made of others: what a child of it is run with, and what that child says.
+    /// Creates the handle and the feed of a child, for a provider that is made of others.
     pub(crate) fn child(&self) -> (ProviderHandle, ProviderFeed) {
         ProviderHandle::new(self.me.clone(), self.leaving.clone(), self.reached.clone())
     }
 
-    /// Turns true when the node leaves.
+    /// Returns the flag that becomes true when the node leaves.
     pub(crate) fn leaving_flag(&self) -> watch::Receiver<bool> {
         self.leaving.clone()
     }
 }
 
-/// The node's end of a [`ProviderContext`]; it outlives the runs of the provider.
+/// The node's side of [`ProviderContext`], which outlives the runs of the provider.
 #[derive(Debug)]
 pub(crate) struct ProviderHandle {
     me: watch::Receiver<Me>,
@@ -335,7 +380,7 @@ pub(crate) struct ProviderHandle {
     reports: mpsc::Sender<Report>,
 }
 
-/// What the membership task reads.
+/// The peer sets and reports of a provider, for the membership task.
 #[derive(Debug)]
 pub(crate) struct ProviderFeed {
     pub(crate) sets: watch::Receiver<Published>,
@@ -354,7 +399,7 @@ impl ProviderHandle {
         (Self { me, leaving, reached, sets: Arc::new(sets), reports }, feed)
     }
 
-    /// A context for one more run, and where to ask that run to look again.
+    /// Creates the context of one run, and the sender of its resolve requests.
     pub(crate) fn context(&self) -> (ProviderContext, mpsc::Sender<Vec<PeerId>>) {
         let (ask, resolve) = mpsc::channel(RESOLVE_QUEUE);
         let cx = ProviderContext {
@@ -368,7 +413,7 @@ impl ProviderHandle {
         (cx, ask)
     }
 
-    /// For a node without a provider: what one would have published.
+    /// Publishes peer sets for a node without a provider.
     pub(crate) fn publish(&self, published: Published) {
         self.sets.send_replace(published);
     }
@@ -393,7 +438,7 @@ mod tests {
     use super::*;
     use crate::{identity::PeerId, testing::unit::hello};
 
-    fn begin() -> (ProviderContext, ProviderFeed) {
+    fn start() -> (ProviderContext, ProviderFeed) {
         let hello = hello("me");
         let me = Me {
             id: hello.id,
@@ -418,9 +463,10 @@ mod tests {
         feed.sets.borrow_and_update().clone()
     }
 
+    /// Checks that a provider and its children see the connected members.
     #[test]
-    fn a_provider_is_told_whom_the_node_reaches_and_so_are_those_it_is_made_of() {
-        let (cx, _feed) = begin();
+    fn reaches_reports_connected_members_to_children_too() {
+        let (cx, _feed) = start();
         let (child, _child_feed) = cx.child();
         for cx in [&cx, &child.context().0] {
             let reaches = |name: &str| cx.reaches(&PeerId::new(name).expect("a good id"));
@@ -428,28 +474,35 @@ mod tests {
         }
     }
 
+    /// Checks that partial sets keep an unread complete set, and each other's records.
     #[test]
-    fn hints_add_up_beside_a_complete_set_that_nobody_has_read() {
-        let (cx, mut feed) = begin();
+    fn partial_sets_add_up_beside_an_unread_complete_set() {
+        let (cx, mut feed) = start();
         cx.publish(PeerSet::complete(peers(&["a"])));
         cx.publish(PeerSet::partial(peers(&["b"])));
         cx.publish(PeerSet::partial(peers(&["c"])));
-        let seen = read(&mut feed);
-        assert_eq!(seen.take_complete(), Some(PeerSet::complete(peers(&["a"]))), "not lost to the hints after it");
-        assert_eq!(seen.hints, peers(&["b", "c"]), "nor the first hint to the second");
+        let published = read(&mut feed);
+        assert_eq!(
+            published.take_complete(),
+            Some(PeerSet::complete(peers(&["a"]))),
+            "partial sets keep the complete set"
+        );
+        assert_eq!(published.hints, peers(&["b", "c"]), "the second partial set keeps the first");
     }
 
+    /// Checks that a complete set replaces earlier partial sets, is taken once, and counts again when it is published
+    /// again.
     #[test]
-    fn a_complete_set_ends_the_hints_before_it() {
-        let (cx, mut feed) = begin();
+    fn complete_set_replaces_earlier_partial_sets() {
+        let (cx, mut feed) = start();
         cx.publish(PeerSet::partial(peers(&["b"])));
         cx.publish(PeerSet::complete(peers(&["a"])));
-        let seen = read(&mut feed);
-        assert_eq!((seen.take_complete(), seen.hints), (Some(PeerSet::complete(peers(&["a"]))), Vec::new()));
+        let published = read(&mut feed);
+        assert_eq!((published.take_complete(), published.hints), (Some(PeerSet::complete(peers(&["a"]))), Vec::new()));
         cx.publish(PeerSet::partial(peers(&["c"])));
         let again = read(&mut feed);
-        assert_eq!((again.take_complete(), again.hints), (None, peers(&["c"])), "the complete set is no new one");
+        assert_eq!((again.take_complete(), again.hints), (None, peers(&["c"])), "the complete set is taken once");
         cx.publish(PeerSet::complete(peers(&["a"])));
-        assert!(read(&mut feed).take_complete().is_some(), "and the same one again is an answer");
+        assert!(read(&mut feed).take_complete().is_some(), "an equal set counts again");
     }
 }

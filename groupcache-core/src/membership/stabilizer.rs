@@ -1,9 +1,17 @@
-//! What stands between a provider and the ring: `step(now, input) -> actions`, without clock and without I/O.
+//! Stabilizer: the pure state machine between providers and the ring, `step(now, input) -> actions`.
 //!
-//! A provider may be wrong, late, empty-handed or lying. So a peer becomes a member only by answering, a member
-//! leaves only when discovery has missed it for long enough or it says so itself, and a set that loses most
-//! peers is not believed until somebody confirms it. Health is no part of it: a peer that does not answer stays
-//! a member, and requests are routed around it elsewhere.
+//! The stabilizer has no clock and does no I/O, so that tests can run it in virtual time. A provider may be wrong,
+//! late, empty or malicious. Therefore:
+//!
+//! - A peer becomes a member only after it has answered with a Hello.
+//! - A member leaves only after its own goodbye, after a reported departure and a failed ping, or after complete sets
+//!   have been without it for 5 s.
+//! - A complete set without more than half of the members suspends removals, until the provider confirms the set or
+//!   every missing member has failed two pings.
+//! - Health is not membership: an unreachable peer stays a member, and the engine routes requests around it.
+//!
+//! Read on in `events` (inputs and actions), `sets` (peer sets), `hello` (answers of targets), `leave` (removals),
+//! `members` (the member list and its shares), `dials` (targets) and `resolve_backoff` (questions to the provider).
 
 mod dials;
 mod events;
@@ -33,47 +41,53 @@ pub(crate) use crate::membership::stabilizer::{
     members::{Member, MemberSet},
 };
 
-/// A member list is installed when nothing has changed for this long: peers that connect together enter together.
-const SETTLE_QUIET: Duration = Duration::from_millis(50);
-/// And no later than this after the first change, so that a stream of changes delays nobody for long.
-const SETTLE_LIMIT: Duration = Duration::from_millis(250);
-/// How long a first complete set may keep a node from being Ready: as long as a healthy peer may take to answer.
+/// Time without a change after which a member list is installed, so that peers that connect together enter together.
+const DEBOUNCE_QUIET: Duration = Duration::from_millis(50);
+/// Maximum time from the first change to the installation, so that a stream of changes delays no peer for long.
+const DEBOUNCE_LIMIT: Duration = Duration::from_millis(250);
+/// Maximum time from the first complete set to Ready: the time that a healthy peer may take to answer.
 const READY_LIMIT: Duration = Duration::from_secs(2);
-/// How long a node whose discovery says nothing waits to be Ready, when it knows nobody who is: a source that is down must
-/// not keep a service from starting.
-const UNHEARD_LIMIT: Duration = Duration::from_secs(10);
-/// When to say that discovery never names this node: after every watch and every readiness delay worth waiting for.
+/// Time after which a node without a complete set becomes Ready if no member is Ready, because a source that is down
+/// must not keep a service from starting.
+const SILENT_DISCOVERY_LIMIT: Duration = Duration::from_secs(10);
+/// Time from the first complete set to the warning that discovery does not list this node: longer than watches and
+/// readiness probes delay a listing.
 const SELF_LISTED_LIMIT: Duration = Duration::from_secs(10);
-/// Between two warnings of a kind that discovery or a peer could cause at any rate; counters count them all.
+/// Minimum time between two warnings of one kind, because discovery or a peer can cause them at any rate. Counters
+/// count every event.
 const WARN_AGAIN: Duration = Duration::from_secs(10);
-/// Our own incarnations that may still be on their way back to us in a Hello.
-const FORMER_LIVES: usize = 16;
+/// Maximum number of remembered earlier incarnations of the local node, which may still return in a Hello.
+const MAX_EARLIER_INCARNATIONS: usize = 16;
 
-/// The state of membership at one node.
+/// The membership state of one node.
 #[derive(Debug)]
 pub(crate) struct Stabilizer {
+    /// Facts of the local node.
     me: HelloFacts,
-    /// What we called ourselves before we raised our incarnation.
-    former: BTreeSet<Incarnation>,
-    /// While another node lives under our id, raising our incarnation would start a race that nobody wins.
-    rival_until: Duration,
+    /// Incarnations of the local node before it raised its incarnation.
+    earlier_incarnations: BTreeSet<Incarnation>,
+    /// End of the time in which the incarnation is not raised, because another live node has this id and both nodes
+    /// would raise theirs in turn.
+    duplicate_id_until: Duration,
+    /// The last complete set with the partial sets after it.
     listing: Listing,
+    /// The last complete set.
     complete: Option<Listing>,
     first_set_at: Option<Duration>,
     members: BTreeMap<PeerId, Entry>,
     dials: Dials,
-    /// Whose the hinted addresses have turned out to be.
-    owners_of: BTreeMap<Address, AddressOwner>,
-    /// The lives that said goodbye, and until when they are not let in again.
-    gone: BTreeMap<PeerId, (Incarnation, Duration)>,
+    /// The node that has answered at each hinted address.
+    address_owners: BTreeMap<Address, AddressOwner>,
+    /// Incarnations that have sent a goodbye, each with the end of the time in which its Hello is rejected.
+    departed: BTreeMap<PeerId, (Incarnation, Duration)>,
     removals: Removals,
-    asking: ResolveBackoff,
-    /// Who was listed and had no connection when it was last looked.
+    resolve_backoff: ResolveBackoff,
+    /// Peers that were listed by name and had no connection at the last tick.
     unreachable: BTreeSet<PeerId>,
     self_listed: SelfListed,
-    settle: Settle,
+    debounce: Debounce,
     installed: MemberSet,
-    /// When a warning that anybody can cause was last written.
+    /// Time of the last warning of each kind that discovery or a peer can cause at any rate.
     warned_at: BTreeMap<&'static str, Duration>,
     counters: Counters,
     actions: Vec<Action>,
@@ -84,68 +98,71 @@ pub(crate) struct Stabilizer {
 struct Entry {
     facts: HelloFacts,
     dial: DialId,
-    standing: ListingStatus,
-    /// When it was last pinged because discovery said that it left.
+    listing_status: ListingStatus,
+    /// Time of the last ping that a reported departure caused.
     left_at: Option<Duration>,
 }
 
-/// What discovery says about a member.
+/// The presence of a member in discovery.
 #[derive(Debug)]
 enum ListingStatus {
-    /// It is there.
+    /// Present in the last complete set or in a partial set after it.
     Listed,
-    /// It is there, but is said to have left.
+    /// Listed, with a reported departure.
     Left(Probe),
-    /// The last complete set is without it.
+    /// Absent from the last complete set and from the partial sets after it.
     Missing(Probe),
 }
 
-/// The questions to a member whose membership is in doubt.
+/// The pings to a member that may have left.
 #[derive(Debug)]
 struct Probe {
     since: Duration,
-    /// Pings that failed in a row.
+    /// Number of consecutive failed pings.
     failures: u32,
-    is_asked: bool,
+    /// Whether the result of a ping is outstanding.
+    is_outstanding: bool,
     next_ping: Duration,
 }
 
-/// Whether missing peers may leave.
+/// The permission to remove missing members.
 #[derive(Debug, PartialEq, Eq)]
 enum Removals {
     Allowed,
-    /// The last complete set lost most peers and nobody has confirmed it.
-    Held {
+    /// Suspended, because the last complete set lost more than half of the members and is not confirmed.
+    Suspended {
+        /// Whether the provider has been asked to look again.
         is_asked: bool,
     },
 }
 
-/// Whose a hinted address is.
+/// The owner of a hinted address: the node that has answered there.
 #[derive(Debug)]
 struct AddressOwner {
-    whose: OwnerKind,
+    kind: OwnerKind,
     unlisted_since: Option<Duration>,
 }
 
+/// The local node or a peer, as the owner of an address.
 #[derive(Debug, PartialEq, Eq)]
 enum OwnerKind {
-    Me,
+    Local,
     Peer(PeerId),
 }
 
-/// Whether discovery names this node.
+/// The presence of the local node in discovery.
 #[derive(Debug, PartialEq, Eq)]
 enum SelfListed {
     NotYet,
     Seen,
-    /// It was reported that it does not.
+    /// Not listed, with the warning already written.
     Reported,
 }
 
-/// Changes that are not installed yet.
+/// The changes that are not installed yet.
 #[derive(Debug)]
-enum Settle {
-    /// Nothing has been installed: the first list does not wait.
+enum Debounce {
+    /// Nothing is installed yet, so that the first list is installed at once.
     First,
     Quiet,
     Changed {
@@ -155,24 +172,24 @@ enum Settle {
 }
 
 impl Stabilizer {
-    /// `me` is what this node says of itself; `rng` spreads questions to the provider.
+    /// Creates the stabilizer of the node described by `me`. `rng` is the source of jitter for resolve requests.
     pub(crate) fn new(me: HelloFacts, rng: fastrand::Rng) -> Self {
         Self {
             me: me.within_limits(),
-            former: BTreeSet::new(),
-            rival_until: Duration::ZERO,
+            earlier_incarnations: BTreeSet::new(),
+            duplicate_id_until: Duration::ZERO,
             listing: Listing::default(),
             complete: None,
             first_set_at: None,
             members: BTreeMap::new(),
             dials: Dials::default(),
-            owners_of: BTreeMap::new(),
-            gone: BTreeMap::new(),
+            address_owners: BTreeMap::new(),
+            departed: BTreeMap::new(),
             removals: Removals::Allowed,
-            asking: ResolveBackoff::new(rng),
+            resolve_backoff: ResolveBackoff::new(rng),
             unreachable: BTreeSet::new(),
             self_listed: SelfListed::NotYet,
-            settle: Settle::First,
+            debounce: Debounce::First,
             installed: MemberSet::default(),
             warned_at: BTreeMap::new(),
             counters: Counters::default(),
@@ -180,11 +197,11 @@ impl Stabilizer {
         }
     }
 
-    /// Takes what happened at `now`, a monotonic time since the node's start, and says what to do, in this order.
+    /// Applies an input at `now`, a monotonic time since the start of the node, and returns the actions in their order.
     pub(crate) fn step(&mut self, now: Duration, input: Input) -> Vec<Action> {
         match input {
             Input::Set(set) => self.set(now, set),
-            Input::Left { id, incarnation } => self.said_to_have_left(now, &id, incarnation),
+            Input::Left { id, incarnation } => self.departure_reported(now, &id, incarnation),
             Input::Hello { dial, hello } => self.hello(now, dial, hello.within_limits()),
             Input::Refused { dial, why } => self.refused(now, dial, why),
             Input::Failed { dial } | Input::Lost { dial } => self.down(now, dial),
@@ -207,14 +224,14 @@ impl Stabilizer {
         std::mem::take(&mut self.actions)
     }
 
-    /// What has been counted since the start.
+    /// Returns the counts since the start.
     pub(crate) fn counters(&self) -> Counters {
         self.counters
     }
 
     fn tick(&mut self, now: Duration) {
         self.sweep(now);
-        self.ask(now);
+        self.resolve(now);
         let waited = self.first_set_at.is_some_and(|first| now >= first + SELF_LISTED_LIMIT);
         if waited && self.self_listed == SelfListed::NotYet {
             self.self_listed = SelfListed::Reported;
@@ -222,92 +239,93 @@ impl Stabilizer {
         }
     }
 
-    /// Joining becomes Ready when the peers of the first complete set have answered, or could have.
+    /// Makes a joining node Ready when the targets of the first complete set have answered or failed, or after
+    /// [`READY_LIMIT`].
     fn become_ready(&mut self, now: Duration) {
         if self.me.state != NodeState::Joining {
             return;
         }
-        // A record of our own id at another address is waited for too: who answers there is a rival, and a node
-        // that has one must not start to own keys.
+        // A record of the local id at a foreign address counts too, because a node that answers there has the same id,
+        // and a node with a duplicate id must not start to own keys.
         let is_waiting = self.dials.iter().any(|(_, t)| t.link == Link::Dialling);
         let is_due = match self.first_set_at {
             Some(first) => !is_waiting || now >= first + READY_LIMIT,
-            None => now >= UNHEARD_LIMIT && self.members.values().all(|m| m.facts.state != NodeState::Ready),
+            None => now >= SILENT_DISCOVERY_LIMIT && self.members.values().all(|m| m.facts.state != NodeState::Ready),
         };
         if is_due {
             self.me.state = NodeState::Ready;
-            // Whoever waits for it must find the peers in the view that have answered: a node that took itself to be
-            // alone would load every key, and say of a write that nobody else had to hear of it.
+            // The view must contain the peers that have answered before callers use the node. Otherwise the node would
+            // load every key itself, and would report writes as complete without notifying a peer.
             self.install_now();
             self.actions.push(Action::Ready);
         }
     }
 
-    /// Asks the provider to look again while views differ, a set is held, or a listed peer cannot be reached.
-    fn ask(&mut self, now: Duration) {
-        let is_held = self.removals != Removals::Allowed;
+    /// Asks the provider to look again while views differ, removals are suspended, or a listed peer is unreachable.
+    fn resolve(&mut self, now: Duration) {
+        let is_suspended = self.removals != Removals::Allowed;
         let unreachable = self.listed_and_unreachable();
         let mut ids = unreachable.clone();
         for (id, entry) in &self.members {
             let differs = self.dials.is_live(entry.dial) && entry.facts.fingerprint != self.me.fingerprint;
-            if differs || (is_held && matches!(entry.standing, ListingStatus::Missing(_))) {
+            if differs || (is_suspended && matches!(entry.listing_status, ListingStatus::Missing(_))) {
                 ids.insert(id.clone());
             }
         }
-        // A peer that is lost now must not wait for what the others have made of the back-off.
+        // A newly lost peer must not wait for a backoff that earlier losses have lengthened.
         if !unreachable.is_subset(&self.unreachable) {
-            self.asking.reset(now);
+            self.resolve_backoff.reset(now);
         }
         self.unreachable = unreachable;
         if ids.is_empty() {
-            return self.asking.rest();
+            return self.resolve_backoff.stop();
         }
-        if self.asking.is_due(now) {
-            if is_held {
-                self.removals = Removals::Held { is_asked: true };
+        if self.resolve_backoff.is_due(now) {
+            if is_suspended {
+                self.removals = Removals::Suspended { is_asked: true };
             }
             self.counters.resolves += 1;
             self.actions.push(Action::Resolve { ids: ids.into_iter().collect() });
         }
     }
 
-    /// Who is listed by name and has no connection: gone perhaps, and discovery may be able to tell.
+    /// Returns the peers that are listed by name and have no connection. Discovery may know whether they have left.
     fn listed_and_unreachable(&self) -> BTreeSet<PeerId> {
-        let is_down = |t: &&dials::Target| t.link == Link::Down && t.aim.id().is_some_and(|id| *id != self.me.id);
+        let is_down = |t: &&dials::Target| t.link == Link::Down && t.purpose.id().is_some_and(|id| *id != self.me.id);
         let down = self.dials.iter().map(|(_, target)| target).filter(is_down);
-        let ids = down.filter_map(|target| target.aim.id());
+        let ids = down.filter_map(|target| target.purpose.id());
         ids.filter(|id| self.listing.named.contains_key(*id)).cloned().collect()
     }
 
-    /// The members that have a connection now.
+    /// Returns the members that have a live connection.
     pub(crate) fn reached(&self) -> BTreeSet<PeerId> {
         let live = self.members.iter().filter(|(_, entry)| self.dials.is_live(entry.dial));
         live.map(|(id, _)| id.clone()).collect()
     }
 
-    /// Something that the member list shows may have changed.
+    /// Notes that the member list may have changed.
     fn changed(&mut self, now: Duration) {
-        match &mut self.settle {
-            Settle::First => {}
-            Settle::Quiet => self.settle = Settle::Changed { first: now, last: now },
-            Settle::Changed { last, .. } => *last = now,
+        match &mut self.debounce {
+            Debounce::First => {}
+            Debounce::Quiet => self.debounce = Debounce::Changed { first: now, last: now },
+            Debounce::Changed { last, .. } => *last = now,
         }
     }
 
     fn install(&mut self, now: Duration) {
-        match self.settle {
-            Settle::First => {}
-            Settle::Changed { first, last } if now >= last + SETTLE_QUIET || now >= first + SETTLE_LIMIT => {}
-            Settle::Quiet | Settle::Changed { .. } => return,
+        match self.debounce {
+            Debounce::First => {}
+            Debounce::Changed { first, last } if now >= last + DEBOUNCE_QUIET || now >= first + DEBOUNCE_LIMIT => {}
+            Debounce::Quiet | Debounce::Changed { .. } => return,
         }
         self.install_now();
     }
 
     fn install_now(&mut self) {
-        self.settle = Settle::Quiet;
+        self.debounce = Debounce::Quiet;
         let others = self.members.values().map(|entry| Member::new(&entry.facts, Some(entry.dial)));
         let members = MemberSet::new(others.chain([Member::new(&self.me, None)]).collect());
-        // A change may have been taken back before it was installed.
+        // A change may have been reverted before it was installed.
         if members != self.installed {
             self.installed = members.clone();
             self.counters.installs += 1;
@@ -315,7 +333,7 @@ impl Stabilizer {
         }
     }
 
-    /// For what others can cause at any rate.
+    /// Writes a warning, unless one of the same kind was written within [`WARN_AGAIN`].
     fn warn_rarely(&mut self, now: Duration, kind: &'static str, warning: Warning) {
         let last = self.warned_at.get(kind);
         if last.is_none_or(|last| now >= *last + WARN_AGAIN) {
@@ -330,25 +348,25 @@ impl Stabilizer {
         }
     }
 
-    /// Dials what an aim has, if it has an address.
-    fn open(&mut self, aim: DialPurpose) {
-        let addresses = self.addresses_of(&aim, &[]);
+    /// Dials a new target, if any address is known for it.
+    fn open(&mut self, purpose: DialPurpose) {
+        let addresses = self.addresses_of(&purpose, &[]);
         if addresses.is_empty() {
             return;
         }
-        let expected = aim.id().cloned();
-        if let Some(dial) = self.dials.open(aim, addresses.clone()) {
+        let expected = purpose.id().cloned();
+        if let Some(dial) = self.dials.open(purpose, addresses.clone()) {
             self.actions.push(Action::Dial { dial, expected, addresses });
         }
     }
 
-    /// Tells the node when a target has other addresses than it was told. A live connection is left alone.
-    fn retarget(&mut self, dial: DialId) {
+    /// Sends the node the addresses of a target if they have changed. A live connection stays as it is.
+    fn update_target(&mut self, dial: DialId) {
         let Some(target) = self.dials.get(dial).filter(|t| t.link != Link::Live) else { return };
-        // What answers as somebody else is not tried again for old times' sake.
+        // Earlier addresses are dropped when another peer answers at the target.
         let is_recycled = matches!(target.refusal, Some(Refusal::WrongId { .. }));
-        let addresses = self.addresses_of(&target.aim, if is_recycled { &[] } else { &target.addresses });
-        let expected = target.aim.id().cloned();
+        let addresses = self.addresses_of(&target.purpose, if is_recycled { &[] } else { &target.addresses });
+        let expected = target.purpose.id().cloned();
         if addresses.is_empty() || (addresses == target.addresses && expected == target.expected) {
             return;
         }
@@ -359,17 +377,18 @@ impl Stabilizer {
         }
     }
 
-    /// Where to dial, best first: what discovery says, what the peer says, what worked before. A record of an
-    /// older life comes last.
-    fn addresses_of(&self, aim: &DialPurpose, before: &[Address]) -> Vec<Address> {
-        let id = match aim {
+    /// Returns the addresses to dial, best first: from discovery, from answers at hinted addresses, from the peer's
+    /// Hello, and `before`. The addresses of a record with a stale incarnation come last. For the id of this node: the
+    /// listed addresses at which it is not known to answer itself.
+    fn addresses_of(&self, purpose: &DialPurpose, before: &[Address]) -> Vec<Address> {
+        let id = match purpose {
             DialPurpose::Hint(address) => return vec![address.clone()],
             DialPurpose::Named(id) | DialPurpose::Member(id) => id,
         };
         let listed = self.listing.named.get(id);
         let of_list = listed.map(|l| l.addresses.clone()).unwrap_or_default();
         if *id == self.me.id {
-            let is_foreign = |a: &Address| !self.me.addresses.contains(a) && !self.is_mine(a);
+            let is_foreign = |a: &Address| !self.me.addresses.contains(a) && !self.is_own_address(a);
             return of_list.into_iter().filter(is_foreign).collect();
         }
         let mut all = Vec::new();
@@ -378,20 +397,20 @@ impl Stabilizer {
         if !is_old {
             all.extend(of_list.iter().cloned());
         }
-        all.extend(self.owners_of.iter().filter(|(_, a)| a.is_of(id)).map(|(address, _)| address.clone()));
+        all.extend(self.address_owners.iter().filter(|(_, a)| a.is_of(id)).map(|(address, _)| address.clone()));
         all.extend(entry.map(|e| e.facts.addresses.clone()).unwrap_or_default());
         all.extend(before.iter().cloned());
         all.extend(of_list);
         distinct(all)
     }
 
-    fn is_mine(&self, address: &Address) -> bool {
-        self.owners_of.get(address).is_some_and(|alias| alias.whose == OwnerKind::Me)
+    fn is_own_address(&self, address: &Address) -> bool {
+        self.address_owners.get(address).is_some_and(|owner| owner.kind == OwnerKind::Local)
     }
 }
 
 impl AddressOwner {
     fn is_of(&self, id: &PeerId) -> bool {
-        matches!(&self.whose, OwnerKind::Peer(peer) if peer == id)
+        matches!(&self.kind, OwnerKind::Peer(peer) if peer == id)
     }
 }

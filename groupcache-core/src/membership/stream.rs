@@ -1,4 +1,4 @@
-//! A provider made of a stream of peer sets.
+//! Provider made of a stream of peer sets.
 
 use std::{fmt, pin::pin};
 
@@ -13,17 +13,27 @@ use crate::{
 
 /// Makes a provider of a stream of peer sets, such as the watch of a registry.
 ///
-/// `open` begins the stream, at once and again after each end of it, with a pause that grows to 30 s. A set is
-/// published as it comes. An error in the stream keeps the last set and is reported; the stream goes on.
+/// The provider calls `open` at the start, and again after each end of the stream, after a pause that grows from 100 ms
+/// to 30 s. Each set is published as it arrives. `name` appears in logs.
 ///
-/// A stream cannot be asked, so a node that doubts a set does not get it confirmed: it pings the peers that the set
-/// has lost, as it would while a source is down.
+/// The provider cannot answer [`Signal::Resolve`](crate::discovery::Signal::Resolve), because a stream takes no
+/// questions. If most members are missing from a set, the node therefore decides by its pings, unless the stream
+/// repeats the set.
+///
+/// # Errors
+/// An error in the stream keeps the last set, and is reported as [`Health::Stale`](crate::discovery::Health::Stale).
+/// The stream continues.
+///
+/// # Cancellation
+/// The stream is dropped when the node leaves.
+///
+/// # Example
 ///
 /// ```
 /// use futures_util::stream;
 /// use groupcache_core::{BoxError, discovery::{Peer, PeerSet, from_stream}};
 ///
-/// let provider = follow("registry", || {
+/// let provider = from_stream("registry", || {
 ///     let peers = vec![Peer::at("10.0.0.7:7946")];
 ///     stream::iter(peers).map(|peer| Ok::<_, BoxError>(PeerSet::complete(vec![peer?])))
 /// });
@@ -38,7 +48,7 @@ where
     StreamProvider { name, open }
 }
 
-/// What [`from_stream`] makes.
+/// The provider made by [`from_stream`].
 pub struct StreamProvider<F> {
     name: &'static str,
     open: F,
@@ -46,7 +56,7 @@ pub struct StreamProvider<F> {
 
 impl<F> fmt::Debug for StreamProvider<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Follow").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("StreamProvider").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -75,7 +85,7 @@ where
                         cx.report(Health::Connected);
                     }
                     Some(Err(e)) => cx.report(Health::Stale(e.to_string())),
-                    None => return Err("the stream of peer sets has ended; it is opened again".into()),
+                    None => return Err("the stream of peer sets has ended; the provider opens it again".into()),
                 },
             }
         }

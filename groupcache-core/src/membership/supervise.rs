@@ -1,4 +1,5 @@
-//! Runs a provider for as long as the node lives: an error, a panic or an early return starts it again.
+//! Supervision of providers: a provider runs until the node leaves, and is restarted after an error, a panic or an
+//! early return.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -15,17 +16,18 @@ use crate::{
     runtime::backoff::pauses,
 };
 
-/// First and longest pause before a provider is run again.
+/// Minimum of the first pause before a provider runs again. The jitter adds up to as much again.
 const RESTART_MIN: Duration = Duration::from_millis(100);
+/// Maximum pause before a provider runs again.
 const RESTART_MAX: Duration = Duration::from_secs(30);
-/// A run that lasted this long was a good one: the next pause is short again.
+/// Duration of a run after which the next pause is short again.
 const GOOD_RUN: Duration = Duration::from_secs(60);
 
-/// Where to ask the current run to look again.
+/// The sender of resolve requests to the current run of a provider.
 pub(crate) type Asks = watch::Sender<Option<mpsc::Sender<Vec<PeerId>>>>;
 
-/// Runs until the node leaves and the provider has withdrawn, or has taken too long to. Each restart is told to
-/// `restarts`.
+/// Runs the provider until the node leaves and the provider has returned, for at most [`WITHDRAW`] after that. Calls
+/// `restarts` after each run that ends earlier.
 pub(crate) async fn supervise(
     provider: Arc<dyn Provider>,
     handle: ProviderHandle,
@@ -34,19 +36,19 @@ pub(crate) async fn supervise(
     mut leaving: watch::Receiver<bool>,
     seed: u64,
 ) {
-    let anew = || pauses(RESTART_MIN, RESTART_MAX, seed);
-    let mut next_pauses = anew();
+    let new_pauses = || pauses(RESTART_MIN, RESTART_MAX, seed);
+    let mut next_pauses = new_pauses();
     loop {
         let (cx, ask) = handle.context();
         asks.send_replace(Some(ask));
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut run = std::pin::pin!(AssertUnwindSafe(async { provider.run(cx).await }).catch_unwind());
         let ended = tokio::select! {
             biased;
             ended = &mut run => ended,
             () = left(&mut leaving) => {
                 if timeout(WITHDRAW, &mut run).await.is_err() {
-                    tracing::warn!(provider = provider.name(), "did not withdraw its announcement within a second");
+                    tracing::warn!(provider = provider.name(), "the provider did not withdraw its announcement within a second; check its source");
                 }
                 return;
             }
@@ -55,16 +57,16 @@ pub(crate) async fn supervise(
             return;
         }
         let why = match ended {
-            Ok(Ok(())) => "it returned early".to_owned(),
+            Ok(Ok(())) => "the provider returned early".to_owned(),
             Ok(Err(e)) => e.to_string(),
-            Err(_) => "it panicked".to_owned(),
+            Err(_) => "the provider panicked".to_owned(),
         };
         restarts();
-        if begun.elapsed() >= GOOD_RUN {
-            next_pauses = anew();
+        if started.elapsed() >= GOOD_RUN {
+            next_pauses = new_pauses();
         }
         let pause = next_pauses.next().unwrap_or(RESTART_MAX);
-        tracing::warn!(provider = provider.name(), error = %why, ?pause, "discovery failed; the last set of peers stays, it is run again");
+        tracing::warn!(provider = provider.name(), error = %why, ?pause, "discovery failed; the last set of peers stays, and the provider runs again");
         handle.report(Health::Stale(why));
         tokio::select! {
             biased;
@@ -74,7 +76,8 @@ pub(crate) async fn supervise(
     }
 }
 
-/// Returns when the node leaves, or is gone. (The guard that `wait_for` gives must not live in a select.)
+/// Waits until the node leaves or is gone. A function of its own, because the guard of `wait_for` must not live in a
+/// select.
 async fn left(leaving: &mut watch::Receiver<bool>) {
     let _ = leaving.wait_for(|leaving| *leaving).await;
 }

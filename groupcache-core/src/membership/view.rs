@@ -1,4 +1,4 @@
-//! The immutable view of the cluster that a get takes once: plain data, without connections.
+//! View: the members and the owners of all keys at one moment. Plain data without connections, which a get reads once.
 
 use std::sync::OnceLock;
 
@@ -7,26 +7,27 @@ use crate::{
     ring::Ring,
 };
 
-/// Who is there and who owns what, as of one moment.
+/// The members and their rings at one moment. A change of members makes a new view.
 #[derive(Debug)]
 pub(crate) struct View {
-    /// Counts the views of this node; another node's numbers mean nothing here.
+    /// Number of the view, counted by each node for itself.
     pub(crate) epoch: u64,
     members: MemberSet,
     cluster: Placement,
-    /// Made when it is first asked for: few groups want it.
+    /// The placement of groups with owners in each zone, made on first use because few groups need it.
     zone: OnceLock<Placement>,
 }
 
-/// Among whom the keys of a group are shared out.
+/// The members among which the keys of a group are shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
+    /// All members.
     Cluster,
-    /// The members of this node's own zone; all, when none of those owns anything.
+    /// The members of the local node's zone, or all members if none of the zone owns keys.
     Zone,
 }
 
-/// Who of some members owns what.
+/// The owners among some members, with their ring.
 #[derive(Debug)]
 struct Placement {
     ring: Ring,
@@ -43,20 +44,21 @@ impl Placement {
 }
 
 impl View {
-    /// Builds the ring; some milliseconds for a thousand peers, so not within a request.
+    /// Creates a view and builds its ring. The ring takes some milliseconds for 1,000 members, so do not call this in a
+    /// request.
     pub(crate) fn new(epoch: u64, members: MemberSet) -> Self {
         let cluster = Placement::new(&members, |_| true);
         Self { epoch, members, cluster, zone: OnceLock::new() }
     }
 
-    /// The same without what this node owns: as those see it who have not heard of it.
+    /// Returns the view in which the local node owns no keys, as peers see it that do not know the local node.
     pub(crate) fn without_me(&self, epoch: u64) -> Self {
         let share = |member: &Member| if member.dial.is_none() { 0 } else { member.share };
         let members = self.members.members.iter().map(|member| Member { share: share(member), ..member.clone() });
         Self::new(epoch, MemberSet { members: members.collect() })
     }
 
-    /// Makes what is made when it is first asked for.
+    /// Builds the ring of a scope before its first use.
     pub(crate) fn prepare(&self, scope: Scope) {
         self.placement(scope);
     }
@@ -72,39 +74,41 @@ impl View {
         if zone.owners.is_empty() { &self.cluster } else { zone }
     }
 
-    /// How many members own keys.
+    /// Returns the number of members that own keys.
     pub(crate) fn owners(&self, scope: Scope) -> usize {
         self.placement(scope).owners.len()
     }
 
-    /// The owner of a key; `None` only before the first view is made.
+    /// Returns the owner of the key with this hash. `None` only before the first members are installed.
     pub(crate) fn owner(&self, scope: Scope, key: u64) -> Option<&Member> {
         let placement = self.placement(scope);
-        self.in_slot(placement, placement.ring.owner(key)?)
+        self.member_in_slot(placement, placement.ring.owner(key)?)
     }
 
-    /// The owner and then its successors: who takes over when those before are gone.
+    /// Returns the owner of a key and its successors, in the order in which they own the key when earlier ones are
+    /// gone.
     pub(crate) fn candidates(&self, scope: Scope, key: u64) -> impl Iterator<Item = &Member> {
         let placement = self.placement(scope);
-        placement.ring.successors(key).filter_map(|slot| self.in_slot(placement, slot))
+        placement.ring.successors(key).filter_map(|slot| self.member_in_slot(placement, slot))
     }
 
-    fn in_slot(&self, placement: &Placement, slot: u32) -> Option<&Member> {
+    fn member_in_slot(&self, placement: &Placement, slot: u32) -> Option<&Member> {
         // Members and slots are both in the order of their ids.
         self.members.members.get(*placement.owners.get(slot as usize)?)
     }
 
-    /// Everyone, this node included.
+    /// Returns all members, including the local node.
     pub(crate) fn members(&self) -> &[Member] {
         &self.members.members
     }
 
-    /// Of the ring of all owners: that of groups that are shared out in each zone follows from it, and from the zones.
+    /// Returns the fingerprint of the ring of all owners. The owners in each zone follow from that ring and from the
+    /// zones.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.cluster.ring.fingerprint()
     }
 
-    /// The fingerprint of the ring that has such a group's keys.
+    /// Returns the fingerprint of the ring of a scope.
     pub(crate) fn ring_of(&self, scope: Scope) -> u64 {
         self.placement(scope).ring.fingerprint()
     }
@@ -131,8 +135,9 @@ mod tests {
         }
     }
 
+    /// Checks that members without a share are neither owners nor candidates.
     #[test]
-    fn slots_are_the_members_that_own() {
+    fn slots_are_the_members_with_a_share() {
         let members =
             vec![member("a", 0, None), member("b", 1, Some(1)), member("c", 0, Some(2)), member("d", 1, Some(3))];
         let view = View::new(1, MemberSet { members });
@@ -144,8 +149,9 @@ mod tests {
         }
     }
 
+    /// Checks that a zone has its own owners, and that a zone without owners uses the owners of all zones.
     #[test]
-    fn a_zone_has_owners_of_its_own_and_one_without_any_asks_the_others() {
+    fn zone_without_owners_uses_the_owners_of_all_zones() {
         let in_zone = |mut member: Member, zone: &str| {
             member.zone = zone.into();
             member
@@ -169,7 +175,7 @@ mod tests {
             assert_eq!(both.owner(Scope::Zone, key << 58).unwrap().id.as_str(), all[0]);
             all.sort();
             assert_eq!(all, ["a", "c"]);
-            assert_eq!(of(&neither, key).len(), 2, "b and d, of the other zone");
+            assert_eq!(of(&neither, key).len(), 2, "b and d, in the other zone");
         }
     }
 }

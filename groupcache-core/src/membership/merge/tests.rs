@@ -6,7 +6,7 @@ use crate::{
     membership::provider::{Me, ProviderHandle},
 };
 
-/// The node's ends of a context: while they live, so does the node.
+/// The senders of the node, which lives as long as they do.
 type Node = (watch::Sender<bool>, watch::Sender<Me>);
 
 fn context() -> (ProviderContext, ProviderFeed, Node, mpsc::Sender<Vec<PeerId>>) {
@@ -35,36 +35,36 @@ fn named(name: &str, address: &str) -> Peer {
     Peer::member(id(name), [Address::new(address).unwrap()])
 }
 
-/// A source that says what the test tells it to say, and answers no question by itself.
+/// A provider with sets and errors from the test. A resolve request has no effect.
 #[derive(Clone)]
-struct Told(watch::Sender<Option<Result<PeerSet, String>>>);
+struct ScriptedProvider(watch::Sender<Option<Result<PeerSet, String>>>);
 
-impl Told {
+impl ScriptedProvider {
     fn new() -> Self {
         Self(watch::channel(None).0)
     }
 
-    fn says(&self, peers: &[Peer]) {
+    fn publish(&self, peers: &[Peer]) {
         self.0.send_replace(Some(Ok(PeerSet::complete(peers.to_vec()))));
     }
 
-    fn fails(&self, why: &str) {
+    fn fail(&self, why: &str) {
         self.0.send_replace(Some(Err(why.to_owned())));
     }
 }
 
 #[async_trait]
-impl Provider for Told {
+impl Provider for ScriptedProvider {
     fn name(&self) -> &str {
-        "told"
+        "scripted"
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
-        let mut words = self.0.subscribe();
-        words.mark_unchanged();
+        let mut steps = self.0.subscribe();
+        steps.mark_unchanged();
         loop {
-            let word = words.borrow_and_update().clone();
-            match word {
+            let step = steps.borrow_and_update().clone();
+            match step {
                 Some(Ok(set)) => cx.publish(set),
                 Some(Err(why)) => return Err(why.into()),
                 None => {}
@@ -73,7 +73,7 @@ impl Provider for Told {
                 tokio::select! {
                     biased;
                     signal = cx.next() => if signal == Signal::Leaving { return Ok(()) },
-                    changed = words.changed() => {
+                    changed = steps.changed() => {
                         changed?;
                         break;
                     }
@@ -83,19 +83,19 @@ impl Provider for Told {
     }
 }
 
-/// What the merge of two told sources publishes.
+/// A merged provider of two scripted ones, with its sets.
 struct Merged {
-    first: Told,
-    second: Told,
+    first: ScriptedProvider,
+    second: ScriptedProvider,
     feed: ProviderFeed,
     ask: mpsc::Sender<Vec<PeerId>>,
-    heard: Heard,
+    received: Received,
     _node: Node,
 }
 
-/// The last complete set, how many there have been, and the hints since.
+/// The last complete set, the number of complete sets, and the partial sets since the last one.
 #[derive(Clone, Default)]
-struct Heard {
+struct Received {
     complete: Option<PeerSet>,
     count: u64,
     hints: Vec<Peer>,
@@ -103,23 +103,24 @@ struct Heard {
 
 impl Merged {
     fn start() -> Self {
-        let (first, second) = (Told::new(), Told::new());
+        let (first, second) = (ScriptedProvider::new(), ScriptedProvider::new());
         let (cx, feed, node, ask) = context();
         let merged = merge(first.clone(), second.clone());
         tokio::spawn(async move { merged.run(cx).await.map_err(|e| e.to_string()) });
-        Self { first, second, feed, ask, heard: Heard::default(), _node: node }
+        Self { first, second, feed, ask, received: Received::default(), _node: node }
     }
 
-    /// What is published once everything that was said has been heard. (Time is paused: this waits for idleness.)
-    async fn heard(&mut self) -> Heard {
+    /// Waits until all tasks are idle, and returns the sets published so far. Time is paused, so that the sleep ends
+    /// then.
+    async fn receive(&mut self) -> Received {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let published = self.feed.sets.borrow_and_update().clone();
         if let Some(set) = published.take_complete() {
-            self.heard.complete = Some(set);
-            self.heard.count += 1;
+            self.received.complete = Some(set);
+            self.received.count += 1;
         }
-        self.heard.hints = published.hints;
-        self.heard.clone()
+        self.received.hints = published.hints;
+        self.received.clone()
     }
 }
 
@@ -127,72 +128,79 @@ fn names(peers: &[Peer]) -> Vec<&str> {
     peers.iter().map(|peer| peer.id().map_or("?", PeerId::as_str)).collect()
 }
 
+/// Checks that the set of one source is published as a partial set until the other source has published one.
 #[tokio::test(start_paused = true)]
-async fn until_both_have_spoken_what_one_says_is_an_addition() {
+async fn set_is_partial_until_both_sources_published() {
     let mut merged = Merged::start();
-    merged.first.says(&[named("a", "10.0.0.1:1")]);
-    let heard = merged.heard().await;
-    assert_eq!((heard.complete, names(&heard.hints)), (None, vec!["a"]), "the second may know others");
+    merged.first.publish(&[named("a", "10.0.0.1:1")]);
+    let received = merged.receive().await;
+    assert_eq!((received.complete, names(&received.hints)), (None, vec!["a"]), "the second may know others");
 
-    merged.second.says(&[named("b", "10.0.0.2:1")]);
-    let heard = merged.heard().await;
-    assert_eq!(names(&heard.complete.unwrap().peers), ["a", "b"]);
-    assert_eq!(heard.count, 1);
+    merged.second.publish(&[named("b", "10.0.0.2:1")]);
+    let received = merged.receive().await;
+    assert_eq!(names(&received.complete.unwrap().peers), ["a", "b"]);
+    assert_eq!(received.count, 1);
 }
 
+/// Checks that the peers of a failed source stay, that its failure is reported, and that its sets count again after a
+/// restart.
 #[tokio::test(start_paused = true)]
-async fn a_source_that_fails_keeps_its_peers_and_the_other_goes_on() {
+async fn failed_source_keeps_its_peers() {
     let mut merged = Merged::start();
-    merged.first.says(&[named("a", "10.0.0.1:1")]);
-    merged.second.says(&[named("b", "10.0.0.2:1")]);
-    merged.heard().await;
+    merged.first.publish(&[named("a", "10.0.0.1:1")]);
+    merged.second.publish(&[named("b", "10.0.0.2:1")]);
+    merged.receive().await;
 
-    merged.first.fails("it is down");
-    merged.heard().await;
-    merged.second.says(&[named("b", "10.0.0.2:1"), named("c", "10.0.0.3:1")]);
-    assert_eq!(names(&merged.heard().await.complete.unwrap().peers), ["a", "b", "c"]);
+    merged.first.fail("the source is down");
+    merged.receive().await;
+    merged.second.publish(&[named("b", "10.0.0.2:1"), named("c", "10.0.0.3:1")]);
+    assert_eq!(names(&merged.receive().await.complete.unwrap().peers), ["a", "b", "c"]);
     let mut health = Vec::new();
     while let Ok(report) = merged.feed.reports.try_recv() {
         health.push(report);
     }
-    let is_told = |report: &Report| matches!(report, Report::Health(Health::Stale(why)) if why == "told: it is down");
-    assert!(health.iter().any(is_told), "{health:?}");
+    let is_failure =
+        |report: &Report| matches!(report, Report::Health(Health::Stale(why)) if why == "scripted: the source is down");
+    assert!(health.iter().any(is_failure), "{health:?}");
 
-    // It is run again by itself, and then its word counts.
-    merged.first.says(&[]);
+    // The failed source is restarted, and its next set counts.
+    merged.first.publish(&[]);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(names(&merged.heard().await.complete.unwrap().peers), ["b", "c"]);
+    assert_eq!(names(&merged.receive().await.complete.unwrap().peers), ["b", "c"]);
 }
 
+/// Checks that a peer with records in both sources is listed once, with the addresses of the newer incarnation first,
+/// and that an address of a listed id is no further peer.
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_both_list_is_one_and_its_newer_life_comes_first() {
+async fn records_of_one_id_merge_with_newest_address_first() {
     let mut merged = Merged::start();
     let old = named("a", "10.0.0.1:1").with_incarnation(Incarnation(1));
     let new = named("a", "10.0.0.2:1").with_incarnation(Incarnation(2));
-    merged.first.says(&[old, Peer::at("10.0.0.2:1").unwrap(), Peer::at("10.0.0.9:1").unwrap()]);
-    merged.second.says(std::slice::from_ref(&new));
-    let peers = merged.heard().await.complete.unwrap().peers;
+    merged.first.publish(&[old, Peer::at("10.0.0.2:1").unwrap(), Peer::at("10.0.0.9:1").unwrap()]);
+    merged.second.publish(std::slice::from_ref(&new));
+    let peers = merged.receive().await.complete.unwrap().peers;
     let addresses = ["10.0.0.2:1", "10.0.0.1:1"].map(|a| Address::new(a).unwrap());
     let both = Peer::member(id("a"), addresses).with_incarnation(Incarnation(2));
-    assert_eq!(peers, [both, Peer::at("10.0.0.9:1").unwrap()], "and a place whose peer is known is no second peer");
-    merged.first.says(&[]);
-    assert_eq!(merged.heard().await.complete.unwrap().peers, [new], "one of them still lists it");
+    assert_eq!(peers, [both, Peer::at("10.0.0.9:1").unwrap()], "an address of a known peer is no second peer");
+    merged.first.publish(&[]);
+    assert_eq!(merged.receive().await.complete.unwrap().peers, [new], "one source still lists the peer");
 }
 
+/// Checks that an equal set is published after a resolve request only when both sources have published again.
 #[tokio::test(start_paused = true)]
-async fn the_same_set_again_is_an_answer_only_when_both_have_looked_again() {
+async fn equal_set_is_published_after_both_sources_resolve() {
     let mut merged = Merged::start();
     let (a, b) = ([named("a", "10.0.0.1:1")], [named("b", "10.0.0.2:1")]);
-    merged.first.says(&a);
-    merged.second.says(&b);
-    assert_eq!(merged.heard().await.count, 1);
-    merged.first.says(&a);
-    merged.heard().await;
+    merged.first.publish(&a);
+    merged.second.publish(&b);
+    assert_eq!(merged.receive().await.count, 1);
+    merged.first.publish(&a);
+    merged.receive().await;
     merged.ask.try_send(Vec::new()).unwrap();
-    merged.heard().await;
+    merged.receive().await;
 
-    merged.second.says(&b);
-    assert_eq!(merged.heard().await.count, 1, "the first has said nothing since the question");
-    merged.first.says(&a);
-    assert_eq!(merged.heard().await.count, 2);
+    merged.second.publish(&b);
+    assert_eq!(merged.receive().await.count, 1, "the first source has published nothing since the request");
+    merged.first.publish(&a);
+    assert_eq!(merged.receive().await.count, 2);
 }

@@ -1,4 +1,4 @@
-//! The table of dial targets: why each exists, how its connection does, and what the node was told to dial.
+//! Table of targets: the purpose of each, the state of its connection, and the addresses that the node dials.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,43 +8,44 @@ use crate::membership::stabilizer::{
     listing::MAX_PEERS,
 };
 
-/// Most targets at a time. A set that replaces everybody needs room for the old and the new ones while the old
-/// are in their grace.
+/// Maximum number of targets: room for the peers of a full set, and for those of another full set in their grace time.
 pub(super) const MAX_DIALS: usize = 2 * MAX_PEERS;
 
-/// Why a target is dialled.
+/// The purpose of a target.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum DialPurpose {
-    /// Discovery named this peer; it has not answered yet.
+    /// A peer that discovery lists by id and that has not answered yet.
     Named(PeerId),
-    /// Discovery gave an address; whoever answers is welcome.
+    /// An address from discovery without an id. Any peer may answer there.
     Hint(Address),
-    /// It is the connection of this member.
+    /// The connection of this member.
     Member(PeerId),
 }
 
-/// How the connection of a target does.
+/// The state of the connection of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Link {
     /// Neither answered nor failed yet.
     Dialling,
-    /// The last Hello came on it.
+    /// Connected, with a Hello received.
     Live,
-    /// Failed, refused or lost; the node is redialling.
+    /// Failed, refused or lost. The node dials again.
     Down,
 }
 
-/// One thing that the node dials.
+/// An address, or a peer with all of its addresses, that the node dials.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
-    pub(super) aim: DialPurpose,
+    pub(super) purpose: DialPurpose,
     pub(super) link: Link,
-    /// What the node was told last.
+    /// Expected peer in the last [`Action::Dial`](super::Action::Dial).
     pub(super) expected: Option<PeerId>,
+    /// Addresses in the last [`Action::Dial`](super::Action::Dial).
     pub(super) addresses: Vec<Address>,
-    /// The last refusal, until the target answers well: it is told once, not at every redial.
+    /// Last refusal since the last accepted Hello, so that the warning is written once and not at every redial.
     pub(super) refusal: Option<Refusal>,
-    /// Since when nothing lists it. A member's is kept with the member.
+    /// Time since which discovery does not list the target. Unused for a member, which has a
+    /// [`ListingStatus`](super::ListingStatus).
     pub(super) unlisted_since: Option<Duration>,
 }
 
@@ -65,14 +66,14 @@ impl DialPurpose {
 }
 
 impl Dials {
-    /// A new target; `None` when there are too many.
-    pub(super) fn open(&mut self, aim: DialPurpose, addresses: Vec<Address>) -> Option<DialId> {
+    /// Adds a target. Returns `None` if [`MAX_DIALS`] is reached.
+    pub(super) fn open(&mut self, purpose: DialPurpose, addresses: Vec<Address>) -> Option<DialId> {
         if self.targets.len() >= MAX_DIALS {
             return None;
         }
         self.last += 1;
-        let expected = aim.id().cloned();
-        let target = Target { aim, link: Link::Dialling, expected, addresses, refusal: None, unlisted_since: None };
+        let expected = purpose.id().cloned();
+        let target = Target { purpose, link: Link::Dialling, expected, addresses, refusal: None, unlisted_since: None };
         self.targets.insert(DialId(self.last), target);
         Some(DialId(self.last))
     }
@@ -101,8 +102,8 @@ impl Dials {
         self.targets.values_mut()
     }
 
-    /// The targets that `is_chosen`; a list of its own, so that the table can change meanwhile.
-    pub(super) fn which(&self, is_chosen: impl Fn(&Target) -> bool) -> Vec<DialId> {
+    /// Returns the targets for which `is_chosen` holds, as a list, so that the caller can change the table meanwhile.
+    pub(super) fn select(&self, is_chosen: impl Fn(&Target) -> bool) -> Vec<DialId> {
         self.iter().filter(|(_, target)| is_chosen(target)).map(|(dial, _)| dial).collect()
     }
 }

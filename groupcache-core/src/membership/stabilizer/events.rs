@@ -1,4 +1,4 @@
-//! What the stabilizer is told, and what it asks the node to do.
+//! Inputs of the stabilizer, and the actions that it returns to the node.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,11 +8,12 @@ use crate::{
     membership::provider::PeerSet,
 };
 
-/// Names one dial target: one connection that the node keeps, redialling with its own back-off until `Hangup`.
+/// The number of a target. The node keeps one connection to it, and dials again with a backoff until
+/// [`Action::Hangup`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct DialId(pub(crate) u64);
 
-/// What a Hello says, as far as membership needs it.
+/// The part of a Hello that membership needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HelloFacts {
     pub(crate) id: PeerId,
@@ -25,7 +26,7 @@ pub(crate) struct HelloFacts {
 }
 
 impl HelloFacts {
-    /// The same within the limits: a peer may be of a version with larger ones.
+    /// Returns the facts cut to the limits of this version, because a peer of another version may have larger ones.
     pub(super) fn within_limits(mut self) -> Self {
         self.weight = self.weight.min(MAX_WEIGHT);
         self.addresses.truncate(MAX_ADDRESSES);
@@ -33,114 +34,114 @@ impl HelloFacts {
     }
 }
 
-/// What happened.
+/// An event from providers, links or the node.
 #[derive(Clone, Debug)]
 pub(crate) enum Input {
-    /// A provider published a set. Failures are never sets.
+    /// A set that a provider published. A failure of a provider is never a set.
     Set(PeerSet),
-    /// Discovery says that a peer announced its leave: a hint.
+    /// A hint from discovery that a peer has announced its departure.
     Left { id: PeerId, incarnation: Option<Incarnation> },
-    /// A Hello came on our connection to this target: the first, or a later one that says what changed.
+    /// A Hello from this target: the first on its connection, or a later one after a change.
     Hello { dial: DialId, hello: HelloFacts },
-    /// The target answered and the connection was refused, by either side.
+    /// A connection to a target that answered, refused by either side.
     Refused { dial: DialId, why: Refusal },
-    /// The target could not be connected to; the node goes on redialling.
+    /// A failed attempt to connect to the target. The node continues to dial.
     Failed { dial: DialId },
-    /// A live connection broke or fell silent; the node goes on redialling.
+    /// A broken or silent connection that was live. The node continues to dial.
     Lost { dial: DialId },
-    /// A peer said on its own connection that it leaves for good.
+    /// The goodbye of a peer on its own connection.
     Goodbye { id: PeerId, incarnation: Incarnation },
-    /// The answer to [`Action::Ping`].
+    /// The result of [`Action::Ping`].
     Pinged { id: PeerId, is_alive: bool },
-    /// A frame of this peer carried another fingerprint than before.
+    /// A changed fingerprint in a frame of this peer.
     Fingerprint { id: PeerId, fingerprint: u64 },
-    /// The view that the last [`Action::Install`] led to has this fingerprint.
+    /// The fingerprint of the view made by the last [`Action::Install`].
     Installed { fingerprint: u64 },
-    /// This node drains; there is no way back.
+    /// The start of draining, which is final.
     Drain,
-    /// Time passed; every 50 to 100 ms.
+    /// The passing of time, every 50 to 100 ms.
     Tick,
 }
 
-/// What the node should do.
+/// An instruction to the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Keep a connection to this target, the first address that answers; for a known target, only the words change
-    /// and a live connection stays.
+    /// Keep a connection to this target, at the first address that answers. For a known target the new addresses
+    /// replace the old ones, and a live connection stays.
     Dial { dial: DialId, expected: Option<PeerId>, addresses: Vec<Address> },
-    /// Close the connection that has just said Hello and dial the same target again after the back-off.
+    /// Close the connection that has just sent a Hello, and dial the same target again after the backoff.
     Redial { dial: DialId },
     /// Close and forget this target.
     Hangup { dial: DialId },
-    /// Ask this peer for a sign of life, on its connection or by dialling, and report `Pinged`.
+    /// Ping this peer, on its connection or by dialling, and report [`Input::Pinged`].
     Ping { id: PeerId },
-    /// Ask the provider to look again and publish even if nothing changed.
+    /// Ask the provider to look again, and to publish even if nothing has changed.
     Resolve { ids: Vec<PeerId> },
     /// Make a view of these members.
     Install(MemberSet),
-    /// This node is Ready now; once in its life.
+    /// Announce that this node is Ready. Returned once.
     Ready,
-    /// Take this incarnation, and announce it to peers and provider.
+    /// Use this incarnation, and announce it to peers and to the provider.
     RaiseIncarnation(Incarnation),
-    /// Another live node answers under our id.
+    /// Report that another live node answers with the id of this node.
     DuplicateId { at: Vec<Address>, incarnation: Incarnation },
     /// Write one line to the log.
     Warn(Warning),
 }
 
-/// Why a connection was refused.
+/// The reason for which a connection was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// It belongs to another cluster.
+    /// A node of another cluster.
     OtherCluster,
-    /// No version of the protocol is common.
+    /// No common version of the protocol.
     NoCommonVersion,
-    /// Somebody else than expected answers there; who, where it is known.
+    /// Another peer than the expected one, with its id where known.
     WrongId { found: Option<PeerId> },
-    /// One side does not trust the other: certificates, keys, or TLS on one side only.
+    /// Missing trust between the two sides: certificates, keys, or TLS on one side only.
     Untrusted,
-    /// Anything else, such as a limit.
+    /// Any other reason, such as a limit.
     Rejected,
 }
 
-/// What deserves a line in the log; each comes seldom, however often its cause does.
+/// An event for the log, written rarely even if its cause is frequent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Warning {
-    /// A set without most of the peers is not believed yet.
+    /// A complete set without more than half of the members, which suspends removals.
     Held { missing: usize, of: usize },
-    /// No complete set has ever named this node: peers cannot find it.
+    /// No complete set has listed this node, so that peers may not find it.
     SelfNotListed,
-    /// A set was larger than the limit; so many were left out.
+    /// A set larger than the limit, with the number of entries left out.
     TooManyPeers { left_out: usize },
-    /// A listed target refuses, or is refused.
+    /// A connection to a listed target, refused by either side.
     Refused { addresses: Vec<Address>, expected: Option<PeerId>, why: Refusal },
-    /// Somebody else says that a peer left, or an older life of it did; it is asked instead.
+    /// A reported departure of a connected peer, or a goodbye or report of another incarnation.
     IgnoredGoodbye { id: PeerId },
-    /// An older life of a peer answers while the newer one is connected.
+    /// A Hello of a stale incarnation while the newer one is connected.
     OldLife { id: PeerId, incarnation: Incarnation, known: Incarnation },
 }
 
-/// What has been counted since the start.
+/// The counts since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Complete sets.
+    /// Number of complete sets.
     pub(crate) sets: u64,
-    /// Complete sets that were held because most peers were missing.
+    /// Number of complete sets that suspended removals, because more than half of the members were missing.
     pub(crate) holds: u64,
-    /// Goodbyes and hints of leaving that were not acted upon at once.
+    /// Number of goodbyes and reported departures that removed no member at once.
     pub(crate) ignored_goodbyes: u64,
-    /// New addresses from discovery for a peer that still answered at its old one.
+    /// Number of listings with a new address for a peer that still answered at its old one.
     pub(crate) ignored_addresses: u64,
-    /// Connections refused, by either side.
+    /// Number of connections refused, by either side.
     pub(crate) refusals: u64,
-    /// Hellos of an older life of a connected peer.
-    pub(crate) old_lives: u64,
-    /// Times that the provider was asked to look again.
+    /// Number of Hellos of a stale incarnation of a connected peer.
+    pub(crate) stale_incarnations: u64,
+    /// Number of requests to the provider to look again.
     pub(crate) resolves: u64,
-    /// Member lists installed.
+    /// Number of installed member lists.
     pub(crate) installs: u64,
-    /// Peers that left.
+    /// Number of removed members.
     pub(crate) removals: u64,
-    /// When the last complete set that was not held came, as time since the start.
+    /// Time since the start at which the last complete set arrived that did not suspend removals.
     pub(crate) last_set_at: Option<Duration>,
 }

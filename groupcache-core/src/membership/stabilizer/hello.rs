@@ -1,69 +1,70 @@
-//! What an answer on a connection means: a peer, ourselves, or somebody who should not be there.
+//! Answers on connections to targets: from a peer, from the local node, or from an unexpected node.
 
 use std::time::Duration;
 
 use crate::identity::{Address, Incarnation, PeerId};
 use crate::membership::stabilizer::{
-    AddressOwner, Entry, FORMER_LIVES, ListingStatus, OwnerKind, SelfListed, Stabilizer,
+    AddressOwner, Entry, ListingStatus, MAX_EARLIER_INCARNATIONS, OwnerKind, SelfListed, Stabilizer,
     dials::{DialPurpose, Link},
     events::{Action, DialId, HelloFacts, Refusal, Warning},
 };
 
-/// After another node answered under our id: longer than the longest back-off until it answers again.
-const RIVAL_MEMORY: Duration = Duration::from_secs(60);
+/// Time for which an answer with the id of this node is remembered: longer than the longest backoff until the next
+/// answer.
+const DUPLICATE_ID_MEMORY: Duration = Duration::from_secs(60);
 
 impl Stabilizer {
-    /// A Hello came on our connection to a target.
+    /// Handles a Hello from a target.
     pub(super) fn hello(&mut self, now: Duration, dial: DialId, hello: HelloFacts) {
-        // Hung up while it was on its way.
-        let Some(aim) = self.dials.get(dial).map(|t| t.aim.clone()) else { return };
+        // The target was hung up while the Hello was in transit.
+        let Some(purpose) = self.dials.get(dial).map(|t| t.purpose.clone()) else { return };
         if hello.id == self.me.id
             && hello.incarnation != self.me.incarnation
-            && !self.former.contains(&hello.incarnation)
+            && !self.earlier_incarnations.contains(&hello.incarnation)
         {
             return self.duplicate_id(now, dial, hello.incarnation);
         }
-        if aim.id().is_some_and(|expected| *expected != hello.id) {
+        if purpose.id().is_some_and(|expected| *expected != hello.id) {
             self.actions.push(Action::Redial { dial });
             return self.refused(now, dial, Refusal::WrongId { found: Some(hello.id) });
         }
         if hello.id == self.me.id {
-            return self.found_myself(now, dial);
+            return self.found_local_node(now, dial);
         }
-        if self.gone.get(&hello.id).is_some_and(|(incarnation, _)| *incarnation == hello.incarnation) {
+        if self.departed.get(&hello.id).is_some_and(|(incarnation, _)| *incarnation == hello.incarnation) {
             return self.redial(now, dial);
         }
-        // It was listed when it was dialled, and is not any more.
-        if !matches!(aim, DialPurpose::Member(_)) && !self.listing.wants(&aim) {
+        // The target was listed when it was dialled and is not listed any more.
+        if !matches!(purpose, DialPurpose::Member(_)) && !self.listing.wants(&purpose) {
             return self.hangup(dial);
         }
-        let other = self.members.get(&hello.id).filter(|old| old.dial != dial && self.dials.is_live(old.dial));
-        match other.map(|old| old.facts.incarnation) {
+        let other = self.members.get(&hello.id).filter(|entry| entry.dial != dial && self.dials.is_live(entry.dial));
+        match other.map(|entry| entry.facts.incarnation) {
             Some(known) if known > hello.incarnation => self.stale_incarnation(now, dial, hello, known),
             Some(known) if known == hello.incarnation => {
-                self.learn(now, &aim, &hello.id);
+                self.record_hint_owner(now, &purpose, &hello.id);
                 self.hangup(dial);
             }
-            // New, newer, or the only life that answers: then its incarnation may be lower too, after a restart
+            // A new peer, a newer incarnation, or the only incarnation that answers, which may be lower after a restart
             // with the clock set back.
-            _ => self.admit(now, dial, aim, hello),
+            _ => self.admit(now, dial, purpose, hello),
         }
     }
 
     /// Makes the peer a member on this connection, or moves the member to it.
-    fn admit(&mut self, now: Duration, dial: DialId, aim: DialPurpose, hello: HelloFacts) {
-        self.learn(now, &aim, &hello.id);
+    fn admit(&mut self, now: Duration, dial: DialId, purpose: DialPurpose, hello: HelloFacts) {
+        self.record_hint_owner(now, &purpose, &hello.id);
         let id = hello.id.clone();
-        if !matches!(aim, DialPurpose::Member(_)) {
+        if !matches!(purpose, DialPurpose::Member(_)) {
             let named = DialPurpose::Named(id.clone());
-            let surplus = self.dials.which(|t| t.aim == named);
+            let surplus = self.dials.select(|t| t.purpose == named);
             let surplus = surplus.into_iter().chain(self.members.get(&id).map(|old| old.dial));
             for other in surplus.filter(|other| *other != dial).collect::<Vec<_>>() {
                 self.hangup(other);
             }
         }
         if let Some(target) = self.dials.get_mut(dial) {
-            target.aim = DialPurpose::Member(id.clone());
+            target.purpose = DialPurpose::Member(id.clone());
             target.link = Link::Live;
             target.refusal = None;
             target.unlisted_since = None;
@@ -74,49 +75,50 @@ impl Stabilizer {
                 entry.facts = hello;
             }
             None => {
-                self.members.insert(id, Entry { facts: hello, dial, standing: ListingStatus::Listed, left_at: None });
+                self.members
+                    .insert(id, Entry { facts: hello, dial, listing_status: ListingStatus::Listed, left_at: None });
             }
         }
         self.changed(now);
     }
 
-    /// Remembers whose a hinted address is: it is listed, and so is the peer.
-    fn learn(&mut self, now: Duration, aim: &DialPurpose, id: &PeerId) {
-        let DialPurpose::Hint(address) = aim else { return };
-        self.own(now, address.clone(), OwnerKind::Peer(id.clone()));
+    /// Records the peer that answered at a hinted address. The peer counts as listed, because the address is.
+    fn record_hint_owner(&mut self, now: Duration, purpose: &DialPurpose, id: &PeerId) {
+        let DialPurpose::Hint(address) = purpose else { return };
+        self.record_owner(now, address.clone(), OwnerKind::Peer(id.clone()));
         if let Some(entry) = self.members.get_mut(id) {
-            entry.standing = ListingStatus::Listed;
+            entry.listing_status = ListingStatus::Listed;
         }
     }
 
-    fn own(&mut self, now: Duration, address: Address, whose: OwnerKind) {
+    fn record_owner(&mut self, now: Duration, address: Address, kind: OwnerKind) {
         let unlisted_since = if self.listing.has_address(&address, &self.me.id) { None } else { Some(now) };
-        self.owners_of.insert(address, AddressOwner { whose, unlisted_since });
+        self.address_owners.insert(address, AddressOwner { kind, unlisted_since });
     }
 
-    fn found_myself(&mut self, now: Duration, dial: DialId) {
+    fn found_local_node(&mut self, now: Duration, dial: DialId) {
         self.self_listed = SelfListed::Seen;
         if let Some(target) = self.dials.get(dial) {
             for address in target.addresses.clone() {
-                self.own(now, address, OwnerKind::Me);
+                self.record_owner(now, address, OwnerKind::Local);
             }
         }
         self.hangup(dial);
     }
 
-    /// Another live node answers under our id.
+    /// Reports that another live node answers with the id of this node.
     fn duplicate_id(&mut self, now: Duration, dial: DialId, incarnation: Incarnation) {
-        self.rival_until = now + RIVAL_MEMORY;
+        self.duplicate_id_until = now + DUPLICATE_ID_MEMORY;
         let at = self.dials.get(dial).map(|t| t.addresses.clone()).unwrap_or_default();
         self.actions.push(Action::DuplicateId { at, incarnation });
         self.redial(now, dial);
     }
 
-    /// Two lives of one id answer. The lower incarnation waits until the higher is gone.
+    /// Handles the Hello of a stale incarnation, which is dialled again until the newer one is gone.
     fn stale_incarnation(&mut self, now: Duration, dial: DialId, hello: HelloFacts, known: Incarnation) {
-        self.counters.old_lives += 1;
+        self.counters.stale_incarnations += 1;
         let warning = Warning::OldLife { id: hello.id, incarnation: hello.incarnation, known };
-        self.warn_rarely(now, "old life", warning);
+        self.warn_rarely(now, "stale incarnation", warning);
         self.redial(now, dial);
     }
 
@@ -125,7 +127,7 @@ impl Stabilizer {
         self.down(now, dial);
     }
 
-    /// The target answered and was not what it should be.
+    /// Handles a refused connection to a target that answered.
     pub(super) fn refused(&mut self, now: Duration, dial: DialId, why: Refusal) {
         let Some(target) = self.dials.get_mut(dial) else { return };
         self.counters.refusals += 1;
@@ -134,38 +136,39 @@ impl Stabilizer {
             let (addresses, expected) = (target.addresses.clone(), target.expected.clone());
             self.actions.push(Action::Warn(Warning::Refused { addresses, expected, why: why.clone() }));
         }
-        let aim = target.aim.clone();
-        if let (Refusal::WrongId { .. }, DialPurpose::Member(id)) = (why, aim) {
-            // One of its hinted addresses has a new owner; dialled as hints again, they will tell which.
-            self.owners_of.retain(|_, alias| !alias.is_of(&id));
+        let purpose = target.purpose.clone();
+        if let (Refusal::WrongId { .. }, DialPurpose::Member(id)) = (why, purpose) {
+            // A hinted address of the member has a new owner. The addresses become hints again, so that dialling them
+            // shows which.
+            self.address_owners.retain(|_, owner| !owner.is_of(&id));
             self.down(now, dial);
             return self.reconcile(now);
         }
         self.down(now, dial);
     }
 
-    /// The connection is not there: health, which changes no member list.
+    /// Marks the connection of a target as down. Health changes no member list.
     pub(super) fn down(&mut self, now: Duration, dial: DialId) {
         let Some(target) = self.dials.get_mut(dial) else { return };
         target.link = Link::Down;
-        if let DialPurpose::Member(id) = &target.aim
-            && let Some(Entry { standing: ListingStatus::Missing(probe), .. }) = self.members.get_mut(id)
+        if let DialPurpose::Member(id) = &target.purpose
+            && let Some(Entry { listing_status: ListingStatus::Missing(probe), .. }) = self.members.get_mut(id)
         {
-            probe.hurry(now);
+            probe.expedite(now);
         }
-        self.retarget(dial);
+        self.update_target(dial);
     }
 
-    /// Somebody knows us by another incarnation: ours must be the highest.
-    pub(super) fn heard_of_me(&mut self, now: Duration, incarnation: Incarnation) {
-        if incarnation <= self.me.incarnation || now < self.rival_until {
+    /// Raises the incarnation of this node above `incarnation`, which discovery has for its id.
+    pub(super) fn raise_incarnation(&mut self, now: Duration, incarnation: Incarnation) {
+        if incarnation <= self.me.incarnation || now < self.duplicate_id_until {
             return;
         }
-        // Nothing is above the highest number; what claims it is not believed.
+        // No incarnation is above the highest number, so that a record with it is ignored.
         let Some(above) = incarnation.0.checked_add(1).map(Incarnation) else { return };
-        self.former.insert(self.me.incarnation);
-        if self.former.len() > FORMER_LIVES {
-            self.former.pop_first();
+        self.earlier_incarnations.insert(self.me.incarnation);
+        if self.earlier_incarnations.len() > MAX_EARLIER_INCARNATIONS {
+            self.earlier_incarnations.pop_first();
         }
         self.me.incarnation = above;
         self.actions.push(Action::RaiseIncarnation(above));

@@ -1,4 +1,4 @@
-//! What discovery says, in one form: ids with their addresses, and addresses that belong to nobody yet.
+//! Listing: the content of peer sets as ids with their addresses, and addresses without an id.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,18 +8,18 @@ use crate::{
     membership::provider::Peer,
 };
 
-/// Most peers that are taken from a set, and most that all sets since the last complete one may add up to.
-/// Each costs a connection, and a ring of so many is still rebuilt in milliseconds.
+/// Maximum number of peers from one set, and from a complete set together with all partial sets after it. Each peer
+/// costs a connection, and a ring of 2,000 members is still rebuilt in milliseconds.
 pub(super) const MAX_PEERS: usize = 2_000;
 
-/// What discovery says about one id.
+/// The discovery records of one id.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listed {
     pub(super) addresses: Vec<Address>,
     pub(super) incarnation: Option<Incarnation>,
 }
 
-/// Who is listed.
+/// The listed peers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listing {
     pub(super) named: BTreeMap<PeerId, Listed>,
@@ -27,9 +27,9 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Reads a set and tells how many entries were beyond the limit.
+    /// Reads the records of a set. Also returns the number of entries beyond the limit.
     ///
-    /// One id listed twice is one peer with the addresses of both, those of the newer life first.
+    /// Two records of one id become one peer with the addresses of both, the addresses of the newer incarnation first.
     pub(super) fn read(peers: Vec<Peer>) -> (Self, usize) {
         let (mut listing, mut left_out) = (Self::default(), 0);
         for peer in peers {
@@ -37,17 +37,18 @@ impl Listing {
                 None => listing.hints.extend(peer.addresses.into_iter().take(MAX_ADDRESSES)),
                 Some(id) => {
                     let listed = listing.named.entry(id).or_default();
-                    // `None` is less than any: a record with an incarnation is the better one.
+                    // `None` is less than any incarnation, so that a record with an incarnation comes first.
                     let is_newer = peer.incarnation > listed.incarnation;
                     listed.merge(peer.addresses, peer.incarnation, is_newer);
                 }
             }
-            left_out += listing.trim(); // now: a set may be of any size
+            left_out += listing.trim(); // within the loop, because a set may be of any size
         }
         (listing, left_out)
     }
 
-    /// Adds a later listing that says nothing about who is missing; what it says of an address is newer.
+    /// Adds the records of a partial set, with its addresses first because they are newer. Returns the number of
+    /// entries beyond the limit.
     pub(super) fn overlay(&mut self, later: Self) -> usize {
         self.hints.extend(later.hints);
         for (id, listed) in later.named {
@@ -56,8 +57,9 @@ impl Listing {
         self.trim()
     }
 
-    /// Which entries are beyond the limit depends on their names alone, so that all nodes leave out the same.
-    /// Addresses go first: they may be those of peers that are named too.
+    /// Removes the entries beyond the limit and returns their number. The last names in order are removed, so that all
+    /// nodes leave out the same entries. Addresses are removed first, because they may belong to peers that are listed
+    /// by id.
     fn trim(&mut self) -> usize {
         let mut left_out = 0;
         while self.named.len() + self.hints.len() > MAX_PEERS {
@@ -69,19 +71,20 @@ impl Listing {
         left_out
     }
 
-    /// Whether both list the same peers, wherever those are.
+    /// Returns whether both listings have the same ids and the same addresses without an id. The addresses of ids may
+    /// differ.
     pub(super) fn has_peers_of(&self, other: &Self) -> bool {
         self.hints == other.hints && self.named.keys().eq(other.named.keys())
     }
 
-    /// Whether the address is listed without a peer's name or under our own: that is where we may find ourselves.
+    /// Returns whether the address is listed without an id or under the id of this node, which may answer there itself.
     pub(super) fn has_address(&self, address: &Address, me: &PeerId) -> bool {
         self.hints.contains(address) || self.named.get(me).is_some_and(|listed| listed.addresses.contains(address))
     }
 
-    /// Whether this is listed.
-    pub(super) fn wants(&self, aim: &DialPurpose) -> bool {
-        match aim {
+    /// Returns whether the peer or address of a target is listed.
+    pub(super) fn wants(&self, purpose: &DialPurpose) -> bool {
+        match purpose {
             DialPurpose::Named(id) | DialPurpose::Member(id) => self.named.contains_key(id),
             DialPurpose::Hint(address) => self.hints.contains(address),
         }
@@ -97,7 +100,7 @@ impl Listed {
     }
 }
 
-/// The first few of the addresses, each once, in their order.
+/// Returns the first [`MAX_ADDRESSES`] distinct addresses, in their order.
 pub(crate) fn distinct(addresses: impl IntoIterator<Item = Address>) -> Vec<Address> {
     let mut kept = Vec::new();
     for address in addresses {

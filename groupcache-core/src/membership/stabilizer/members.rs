@@ -1,34 +1,34 @@
-//! The member list that a view is made of, and who in it owns keys.
+//! Member list of a view, and the share of the keys of each member.
 
 use std::sync::Arc;
 
 use crate::identity::{Address, Incarnation, NodeState, PeerId};
 use crate::membership::stabilizer::events::{DialId, HelloFacts};
 
-/// One member, as the view should have it.
+/// A member of the view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) id: PeerId,
     pub(crate) incarnation: Incarnation,
     pub(crate) state: NodeState,
-    /// What the member says of itself.
+    /// Weight in the member's Hello.
     pub(crate) weight: u8,
-    /// What the ring gives it; 0 = owns nothing.
+    /// Weight on the ring. A member with a share of 0 owns no keys.
     pub(crate) share: u8,
     pub(crate) zone: Arc<str>,
     pub(crate) addresses: Vec<Address>,
-    /// The connection to it; `None` is this node.
+    /// Target of the connection to the member. `None` for the local node.
     pub(crate) dial: Option<DialId>,
 }
 
-/// All members, this node among them, sorted by id.
+/// All members including the local node, sorted by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct MemberSet {
     pub(crate) members: Vec<Member>,
 }
 
 impl Member {
-    /// Whether this is the local node.
+    /// Returns whether the member is the local node.
     #[inline]
     pub(crate) fn is_local(&self) -> bool {
         self.dial.is_none()
@@ -56,8 +56,8 @@ impl MemberSet {
     /// Sorts the members and gives each its share.
     pub(super) fn new(mut members: Vec<Member>) -> Self {
         members.sort_by(|a, b| a.id.cmp(&b.id));
-        // The first rule that finds an owner decides, so that a key always has one. Every node applies the same
-        // rules to the same states; only the last, when all members drain, looks at who is asking.
+        // The first rule that finds an owner decides, so that a key always has an owner. Every node applies the same
+        // rules to the same states. Only the last rule, for the case that all members drain, depends on the local node.
         let rules: [fn(&Member) -> u8; 4] = [
             |m| if m.state == NodeState::Ready { m.weight } else { 0 },
             |m| if m.serves() { m.weight } else { 0 },
@@ -71,7 +71,7 @@ impl MemberSet {
         Self { members }
     }
 
-    /// Who owns keys, with its share of them; sorted by id, never empty in an installed set.
+    /// Returns the members that own keys with their shares, sorted by id. Never empty in an installed set.
     #[cfg(test)]
     pub(crate) fn owners(&self) -> impl Iterator<Item = (&PeerId, u8)> {
         self.members.iter().filter(|m| m.share > 0).map(|m| (&m.id, m.share))

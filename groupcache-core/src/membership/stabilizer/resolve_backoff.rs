@@ -1,16 +1,17 @@
-//! When to ask the provider to look again.
+//! Backoff of the requests that ask the provider to look again.
 
 use std::time::Duration;
 
-/// Least time between two questions, give or take a fifth: a look costs the source a full list, and every node
-/// of the cluster may have the same reason to ask.
+/// Minimum time between two requests, ±20 %: each costs the source a full list, and every node of the cluster may have
+/// the same reason for a request.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
-/// The wait doubles up to this while the answers change nothing.
+/// Maximum time between two requests, ±20 %. The time doubles while the answers change nothing.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// A held set is worth an earlier question: the answer decides whether most peers leave.
-const HOLD_WAIT: Duration = Duration::from_secs(1);
+/// Time to the first request after removals are suspended, ±20 %, because the answer decides whether most members
+/// leave.
+const SUSPENDED_WAIT: Duration = Duration::from_secs(1);
 
-/// The back-off of the questions.
+/// The backoff of resolve requests.
 #[derive(Debug)]
 pub(super) struct ResolveBackoff {
     rng: fastrand::Rng,
@@ -20,9 +21,9 @@ pub(super) struct ResolveBackoff {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// There is nothing to ask.
+    /// No reason for a request.
     Idle,
-    /// Ask at `due`, then wait for `wait`.
+    /// A request at `due`, followed by the pause `wait`.
     Due { due: Duration, wait: Duration },
 }
 
@@ -31,29 +32,28 @@ impl ResolveBackoff {
         Self { rng, state: State::Idle, not_before: Duration::ZERO }
     }
 
-    /// Views agree again.
-    pub(super) fn rest(&mut self) {
+    /// Ends the requests, because there is no reason for them any more.
+    pub(super) fn stop(&mut self) {
         self.state = State::Idle;
     }
 
-    /// The provider has said something new, or a peer has been lost: the next question is worth its price again.
+    /// Returns to the shortest pause, because the provider has published other peers or a peer has been lost.
     pub(super) fn reset(&mut self, now: Duration) {
         if let State::Due { due, .. } = self.state {
             self.state = State::Due { due: due.min(now + self.jittered(FIRST_WAIT)), wait: FIRST_WAIT };
         }
     }
 
-    /// A set is held: its confirmation should not wait for the next question's turn.
-    pub(super) fn hurry(&mut self, now: Duration) {
-        let soon = (now + self.jittered(HOLD_WAIT)).max(self.not_before);
+    /// Makes the next request due soon, because removals are suspended.
+    pub(super) fn expedite(&mut self, now: Duration) {
+        let soon = (now + self.jittered(SUSPENDED_WAIT)).max(self.not_before);
         let due = if let State::Due { due, .. } = self.state { due.min(soon) } else { soon };
         self.state = State::Due { due, wait: FIRST_WAIT };
     }
 
-    /// Whether to ask now, given that there is a reason to.
+    /// Returns whether a request is due. The caller has a reason for one.
     ///
-    /// The first question waits too: after each change of members views differ for a moment, and at all nodes
-    /// at the same time.
+    /// The first request waits too, because the views of all nodes differ for a moment after each change of members.
     pub(super) fn is_due(&mut self, now: Duration) -> bool {
         let (due, wait) = match self.state {
             State::Idle => ((now + self.jittered(FIRST_WAIT)).max(self.not_before), FIRST_WAIT),

@@ -1,4 +1,4 @@
-//! What a published set changes: who is dialled, who is missing, and whether that is believed.
+//! Peer sets: the targets to dial, the missing members, and the suspension of removals.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -9,10 +9,11 @@ use crate::membership::stabilizer::{
 use crate::{identity::PeerId, membership::provider::PeerSet};
 
 impl Stabilizer {
+    /// Handles a set that a provider published.
     pub(super) fn set(&mut self, now: Duration, set: PeerSet) {
         let (listing, left_out) = Listing::read(set.peers);
         self.count_ignored_addresses(&listing);
-        let heard = listing.named.get(&self.me.id).and_then(|listed| listed.incarnation);
+        let listed_incarnation = listing.named.get(&self.me.id).and_then(|listed| listed.incarnation);
         if !set.is_complete {
             let left_out = left_out + self.listing.overlay(listing);
             self.warn_of_excess(now, left_out);
@@ -20,8 +21,8 @@ impl Stabilizer {
             self.warn_of_excess(now, left_out);
             self.complete_set(now, listing);
         }
-        if let Some(incarnation) = heard {
-            self.heard_of_me(now, incarnation);
+        if let Some(incarnation) = listed_incarnation {
+            self.raise_incarnation(now, incarnation);
         }
         self.reconcile(now);
         self.sweep(now);
@@ -30,17 +31,17 @@ impl Stabilizer {
     fn complete_set(&mut self, now: Duration, listing: Listing) {
         self.counters.sets += 1;
         self.first_set_at.get_or_insert(now);
-        if listing.named.contains_key(&self.me.id) || listing.hints.iter().any(|a| self.is_mine(a)) {
+        if listing.named.contains_key(&self.me.id) || listing.hints.iter().any(|a| self.is_own_address(a)) {
             self.self_listed = SelfListed::Seen;
         }
-        let is_same = self.complete.as_ref().is_some_and(|before| before.has_peers_of(&listing));
+        let is_same = self.complete.as_ref().is_some_and(|last| last.has_peers_of(&listing));
         self.complete = Some(listing.clone());
         self.listing = listing;
         if !is_same {
-            self.asking.reset(now);
-            self.judge(now);
-        } else if self.removals == (Removals::Held { is_asked: true }) {
-            // The provider has looked again and means it.
+            self.resolve_backoff.reset(now);
+            self.check_missing(now);
+        } else if self.removals == (Removals::Suspended { is_asked: true }) {
+            // The provider has confirmed the set after a request to look again.
             self.removals = Removals::Allowed;
         }
         if self.removals == Removals::Allowed {
@@ -48,8 +49,9 @@ impl Stabilizer {
         }
     }
 
-    /// Holds a set that loses more than half of the members: a broken watch, selector or name server is likelier.
-    fn judge(&mut self, now: Duration) {
+    /// Suspends removals if the listing lacks more than half of the members, because a broken watch, selector or name
+    /// server is likelier than their departure.
+    fn check_missing(&mut self, now: Duration) {
         let listed = self.listed_ids();
         let of = self.members.len();
         let missing = self.members.keys().filter(|id| !listed.contains(*id)).count();
@@ -57,56 +59,57 @@ impl Stabilizer {
             self.removals = Removals::Allowed;
             return;
         }
-        self.removals = Removals::Held { is_asked: false };
-        self.asking.hurry(now);
+        self.removals = Removals::Suspended { is_asked: false };
+        self.resolve_backoff.expedite(now);
         self.counters.holds += 1;
-        self.warn_rarely(now, "held", Warning::Held { missing, of });
+        self.warn_rarely(now, "suspended", Warning::Held { missing, of });
     }
 
-    /// Brings dials and standings in line with what is listed.
+    /// Brings targets and listing statuses in line with the listing.
     pub(super) fn reconcile(&mut self, now: Duration) {
         let listed = self.listed_ids();
         for (id, entry) in &mut self.members {
-            entry.standing.follow(now, listed.contains(id));
+            entry.listing_status.follow(now, listed.contains(id));
         }
-        for (address, alias) in &mut self.owners_of {
+        for (address, owner) in &mut self.address_owners {
             let is_listed = self.listing.has_address(address, &self.me.id);
-            alias.unlisted_since = if is_listed { None } else { alias.unlisted_since.or(Some(now)) };
+            owner.unlisted_since = if is_listed { None } else { owner.unlisted_since.or(Some(now)) };
         }
-        // Our own record is dialled only where we do not know to be.
+        // The record of the local id is dialled only at addresses that are not known to be the local node's.
         let me = DialPurpose::Named(self.me.id.clone());
-        let wants_me = !self.addresses_of(&me, &[]).is_empty();
+        let wants_own_record = !self.addresses_of(&me, &[]).is_empty();
         let mut dialled = BTreeSet::new();
         for target in self.dials.iter_mut() {
-            let is_listed = match &target.aim {
+            let is_listed = match &target.purpose {
                 DialPurpose::Member(_) => true,
-                aim if *aim == me => wants_me,
-                aim => self.listing.wants(aim),
+                purpose if *purpose == me => wants_own_record,
+                purpose => self.listing.wants(purpose),
             };
             target.unlisted_since = if is_listed { None } else { target.unlisted_since.or(Some(now)) };
-            dialled.insert(target.aim.clone());
+            dialled.insert(target.purpose.clone());
         }
         let named =
             self.listing.named.keys().filter(|id| !self.members.contains_key(*id)).cloned().map(DialPurpose::Named);
         let hints =
-            self.listing.hints.iter().filter(|a| !self.owners_of.contains_key(*a)).cloned().map(DialPurpose::Hint);
-        for aim in named.chain(hints).collect::<Vec<_>>() {
-            if !dialled.contains(&aim) {
-                self.open(aim);
+            self.listing.hints.iter().filter(|a| !self.address_owners.contains_key(*a)).cloned().map(DialPurpose::Hint);
+        for purpose in named.chain(hints).collect::<Vec<_>>() {
+            if !dialled.contains(&purpose) {
+                self.open(purpose);
             }
         }
-        let named = self.dials.which(|t| t.aim.id().is_some_and(|id| self.listing.named.contains_key(id)));
+        let named = self.dials.select(|t| t.purpose.id().is_some_and(|id| self.listing.named.contains_key(id)));
         for dial in named {
-            self.retarget(dial);
+            self.update_target(dial);
         }
     }
 
-    /// The members that discovery lists, by name or by an address known to be theirs.
+    /// Returns the peers that discovery lists, by id or by an address at which the peer has answered.
     fn listed_ids(&self) -> BTreeSet<PeerId> {
-        let by_address = self.listing.hints.iter().filter_map(|address| match &self.owners_of.get(address)?.whose {
-            OwnerKind::Peer(id) => Some(id.clone()),
-            OwnerKind::Me => None,
-        });
+        let by_address =
+            self.listing.hints.iter().filter_map(|address| match &self.address_owners.get(address)?.kind {
+                OwnerKind::Peer(id) => Some(id.clone()),
+                OwnerKind::Local => None,
+            });
         self.listing.named.keys().cloned().chain(by_address).collect()
     }
 

@@ -1,7 +1,7 @@
-//! Scripts of what discovery and peers do, and who is a member then.
+//! Scripts of the acts of discovery and peers, with the expected members and actions.
 //!
-//! A word such as `a` in a set is a peer that is known by name at `a:1`; `a=x:1` is known by name at `x:1`;
-//! `@x:1` is an address only. The node itself is `me`, at `me:1`, in its life 1,000.
+//! In a set, the word `a` is a peer with the id `a` at `a:1`, `a=x:1` a peer with the id `a` at `x:1`, and `@x:1` an
+//! address without an id. The local node is `me`, at `me:1`, with the incarnation 1,000.
 
 mod cluster;
 mod hellos;

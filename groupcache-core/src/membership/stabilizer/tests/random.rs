@@ -1,4 +1,4 @@
-//! Thousands of inputs in any order: what must hold after each, and that order returns when the noise ends.
+//! Random inputs in any order: invariants after each of them, and the return to the right members afterwards.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,7 @@ use std::{
 use crate::membership::stabilizer::{
     Action, DialId, HelloFacts, Input, Refusal,
     dials::MAX_DIALS,
-    tests::script::{MY_LIFE, Script, at, id, peer, start},
+    tests::script::{LOCAL_INCARNATION, Script, at, id, peer, start},
 };
 use crate::{
     identity::{Incarnation, NodeState, PeerId},
@@ -23,9 +23,9 @@ fn any_name(rng: &mut fastrand::Rng) -> &'static str {
 
 fn any_hello(rng: &mut fastrand::Rng) -> HelloFacts {
     let states = [NodeState::Joining, NodeState::Ready, NodeState::Ready, NodeState::Draining];
-    let hello = peer(any_name(rng)).life(rng.u64(1..4)).state(states[rng.usize(..states.len())]);
+    let hello = peer(any_name(rng)).incarnation(rng.u64(1..4)).state(states[rng.usize(..states.len())]);
     let is_me = hello.id == id("me") && rng.bool();
-    let hello = if is_me { hello.life(MY_LIFE) } else { hello };
+    let hello = if is_me { hello.incarnation(LOCAL_INCARNATION) } else { hello };
     hello.weight([0, 1, 1, 40][rng.usize(..4)])
 }
 
@@ -48,10 +48,10 @@ fn any_dial(rng: &mut fastrand::Rng, node: &Script) -> DialId {
     if open.is_empty() || rng.u8(..10) == 0 { DialId(rng.u64(..100)) } else { open[rng.usize(..open.len())] }
 }
 
-/// Mostly who is expected there, so that connections come about.
+/// Returns a Hello that is mostly from the expected peer, so that connections are made.
 fn likely_hello(rng: &mut fastrand::Rng, node: &Script, dial: DialId) -> HelloFacts {
     let mut hello = any_hello(rng);
-    if let Some(Some(expected)) = node.dials.get(&dial).map(|told| told.0.clone())
+    if let Some(Some(expected)) = node.dials.get(&dial).map(|dialled| dialled.0.clone())
         && rng.u8(..4) > 0
         && expected != id("me")
     {
@@ -82,30 +82,30 @@ fn any_input(rng: &mut fastrand::Rng, node: &Script) -> Input {
     }
 }
 
-/// What holds of every installed list.
-fn check(node: &Script, said_hello: &BTreeSet<PeerId>, before: &BTreeMap<PeerId, DialId>) -> BTreeMap<PeerId, DialId> {
+/// Checks the invariants of the installed member list, and returns its members with their targets.
+fn check(node: &Script, answered: &BTreeSet<PeerId>, before: &BTreeMap<PeerId, DialId>) -> BTreeMap<PeerId, DialId> {
     let members = &node.installed.members;
-    assert!(members.is_sorted_by(|a, b| a.id < b.id), "sorted, each once");
+    assert!(members.is_sorted_by(|a, b| a.id < b.id), "members are sorted, and each is listed once");
     assert_eq!(members.iter().filter(|m| m.dial.is_none()).count(), 1);
-    assert!(members.iter().any(|m| m.id == id("me") && m.dial.is_none()), "self is in");
-    assert!(node.installed.owners().next().is_some(), "somebody owns");
+    assert!(members.iter().any(|m| m.id == id("me") && m.dial.is_none()), "the local node is a member");
+    assert!(node.installed.owners().next().is_some(), "a member owns keys");
     assert!(members.iter().all(|m| m.share <= 16));
     let now: BTreeMap<_, _> = members.iter().filter_map(|m| Some((m.id.clone(), m.dial?))).collect();
-    assert!(now.keys().all(|id| said_hello.contains(id)), "a member has answered");
-    assert!(now.values().all(|dial| node.dials.contains_key(dial)), "a member is dialled");
-    assert_eq!(now.values().collect::<BTreeSet<_>>().len(), now.len(), "on a connection of its own");
+    assert!(now.keys().all(|id| answered.contains(id)), "a member has answered");
+    assert!(now.values().all(|dial| node.dials.contains_key(dial)), "a member has a target");
+    assert_eq!(now.values().collect::<BTreeSet<_>>().len(), now.len(), "each member has a target of its own");
     for (gone, dial) in before.iter().filter(|(id, _)| !now.contains_key(*id)) {
-        assert!(!node.dials.contains_key(dial), "{gone} is hung up");
+        assert!(!node.dials.contains_key(dial), "the target of {gone} is hung up");
     }
     now
 }
 
-/// From now on `a` and `b` are listed and answer, and nobody else does.
-fn calm(node: &mut Script) {
+/// Lists `a` and `b`, lets only them answer, and checks that they become the members.
+fn settle(node: &mut Script) {
     node.log.clear();
     node.input(Input::Installed { fingerprint: 7 })
         .input(Input::Set(PeerSet::complete(super::script::peers("a b me"))));
-    // A goodbye among the noise keeps the life that said it away for a minute.
+    // A goodbye among the random inputs rejects its incarnation for a minute.
     for _ in 0..1_600 {
         for action in std::mem::take(&mut node.log) {
             if let Action::Ping { id } = action {
@@ -118,7 +118,7 @@ fn calm(node: &mut Script) {
             let name =
                 ["a", "b"].into_iter().find(|n| listens(n) && expected.as_ref().is_none_or(|e| e.as_str() == *n));
             let input = match name {
-                Some(name) => Input::Hello { dial, hello: peer(name).life(2) },
+                Some(name) => Input::Hello { dial, hello: peer(name).incarnation(2) },
                 None => Input::Failed { dial },
             };
             node.input(input);
@@ -129,36 +129,39 @@ fn calm(node: &mut Script) {
     assert_eq!(node.dials.len(), 2, "{:?}", node.dials);
 }
 
+/// Checks the invariants of the member list after random inputs, and that the right members return afterwards.
 #[test]
-fn whatever_happens_the_members_make_sense_and_order_returns() {
+fn random_inputs_keep_invariants_and_members_recover() {
     let mut members_seen = 0;
     for seed in 0..120 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut node = start();
-        let (mut said_hello, mut before) = (BTreeSet::new(), BTreeMap::new());
+        let (mut answered, mut before) = (BTreeSet::new(), BTreeMap::new());
         for _ in 0..400 {
             let input = any_input(&mut rng, &node);
             if let Input::Hello { hello, .. } = &input {
-                said_hello.insert(hello.id.clone());
+                answered.insert(hello.id.clone());
             }
             node.now += Duration::from_millis(rng.u64(..400));
             let installs = node.installs();
             node.input(input);
             if node.installs() > installs {
-                before = check(&node, &said_hello, &before);
+                before = check(&node, &answered, &before);
                 members_seen = members_seen.max(before.len());
             }
             assert!(node.dials.len() <= MAX_DIALS);
         }
         let readies = node.readies();
         assert!(readies <= 1);
-        calm(&mut node);
+        settle(&mut node);
     }
-    assert!(members_seen >= 4, "the noise makes members too: {members_seen}");
+    assert!(members_seen >= 4, "the random inputs made only {members_seen} members");
 }
 
+/// Checks that ever new full sets never have more targets than two full sets, and that the last set is dialled
+/// completely.
 #[test]
-fn sets_of_strangers_never_exceed_the_dials_of_two_full_sets() {
+fn sets_of_new_peers_never_exceed_the_target_limit() {
     let mut node = start();
     for round in 0..6 {
         let named = |n| Peer::member(id(&format!("r{round}n{n}")), [at(&format!("r{round}n{n}:1"))]);
@@ -166,14 +169,15 @@ fn sets_of_strangers_never_exceed_the_dials_of_two_full_sets() {
         assert!(node.dials.len() <= MAX_DIALS);
         node.now += Duration::from_millis(100);
     }
-    // What found no room is dialled when there is.
+    // Peers without room are dialled once there is room.
     node.after(5_100);
     assert_eq!(node.dials.len(), 2_000);
     assert!(node.find("r5n1999").is_some());
 }
 
+/// Checks that two runs with equal inputs and equal seeds return equal actions.
 #[test]
-fn the_same_inputs_have_the_same_outcome() {
+fn equal_inputs_cause_equal_actions() {
     let run = || {
         let mut rng = fastrand::Rng::with_seed(7);
         let mut node = start();

@@ -1,13 +1,14 @@
-//! When this node becomes Ready, and who owns keys.
+//! Tests of the change to Ready, and of the owners among joining, ready and draining members.
 
 use crate::identity::NodeState::{Draining, Joining, Ready};
 use crate::membership::stabilizer::{
     Action, Input,
-    tests::script::{MY_LIFE, cluster_of, peer, start, start_with},
+    tests::script::{LOCAL_INCARNATION, cluster_of, peer, start, start_with},
 };
 
+/// Checks that a node alone becomes Ready with its first complete set, and once only.
 #[test]
-fn a_node_without_peers_is_ready_with_its_first_complete_set() {
+fn node_without_peers_is_ready_after_first_complete_set() {
     for words in ["", "me"] {
         let mut node = start();
         node.after(5_000);
@@ -19,8 +20,9 @@ fn a_node_without_peers_is_ready_with_its_first_complete_set() {
     }
 }
 
+/// Checks that a node becomes Ready when each listed peer has answered, failed or refused.
 #[test]
-fn a_node_is_ready_when_every_listed_peer_answered_or_failed() {
+fn node_is_ready_once_every_listed_peer_answered_or_failed() {
     let mut node = start();
     node.set("a b c d me").hello("a").after(500).failed("b");
     node.refused("c", super::super::Refusal::NoCommonVersion).after(500).owners("a");
@@ -29,16 +31,18 @@ fn a_node_is_ready_when_every_listed_peer_answered_or_failed() {
     assert_eq!(node.readies(), 1);
 }
 
+/// Checks that the member list with the peers that have answered is installed before the node is reported Ready.
 #[test]
-fn a_node_that_is_ready_has_the_peers_in_its_view_that_answered() {
+fn ready_node_has_answering_peers_in_its_view() {
     let mut node = start();
     node.set("a b me").hello("a").hello("b").members("a b me").owners("a b me");
     let order: Vec<_> = node.log.iter().filter(|action| matches!(action, Action::Install(_) | Action::Ready)).collect();
     assert!(matches!(order[..], [Action::Install(_), Action::Install(_), Action::Ready]), "{order:?}");
 }
 
+/// Checks that a listed host without an answer delays Ready by 2 s, and never becomes a member.
 #[test]
-fn a_listed_host_that_never_answers_delays_ready_by_two_seconds_and_never_enters() {
+fn unresponsive_host_delays_ready_by_2_s_and_never_enters() {
     let mut node = start();
     node.set("a dead me").hello("a").after(1_900);
     assert_eq!(node.readies(), 0);
@@ -53,8 +57,9 @@ fn a_listed_host_that_never_answers_delays_ready_by_two_seconds_and_never_enters
     assert_eq!((node.installs(), node.readies()), (installs, 1));
 }
 
+/// Checks that a node with a ready peer from a partial set stays Joining until the first complete set.
 #[test]
-fn hints_that_are_not_complete_do_not_make_a_node_ready() {
+fn partial_sets_do_not_make_a_node_ready() {
     let mut node = start();
     node.partial("a me").hello("a").after(60_000).members("a me").owners("a");
     assert_eq!(node.readies(), 0);
@@ -62,67 +67,76 @@ fn hints_that_are_not_complete_do_not_make_a_node_ready() {
     assert_eq!(node.readies(), 1);
 }
 
+/// Checks that a node without any set becomes Ready after 10 s if no member is Ready, and once only.
 #[test]
-fn a_node_whose_discovery_says_nothing_is_ready_when_it_knows_nobody_who_is() {
+fn silent_discovery_makes_node_ready_without_ready_members() {
     let mut node = start();
     node.after(9_900);
     assert_eq!(node.readies(), 0);
     node.after(100).after(100).owners("me");
     assert_eq!(node.readies(), 1);
     node.set("a me").hello("a").after(300).owners("a me");
-    assert_eq!(node.readies(), 1, "once in its life");
+    assert_eq!(node.readies(), 1, "Ready is reported once");
 }
 
+/// Checks that a record of the local id at another address delays Ready by up to 2 s, because a node with a duplicate
+/// id may answer there.
 #[test]
-fn our_own_record_at_another_address_is_waited_for_since_a_rival_may_answer_there() {
+fn own_record_at_other_address_delays_ready() {
     let mut node = start();
     node.set("a me=stale:1").hello("a").after(1_900);
     assert_eq!(node.readies(), 0);
     node.after(200);
-    assert_eq!(node.readies(), 1, "as long as for any peer");
+    assert_eq!(node.readies(), 1, "the delay is that of any peer");
 }
 
+/// Checks that joining members own keys while no member is Ready, and draining members do not.
 #[test]
-fn when_nobody_is_ready_all_that_do_not_drain_own() {
+fn without_ready_members_all_joining_members_own() {
     let mut node = start();
     node.set("a b c dead me").answers("a", peer("a").state(Joining)).answers("b", peer("b").state(Joining));
     node.answers("c", peer("c").state(Draining)).after(100).owners("a b me");
-    node.says(peer("b")).after(100).owners("b");
+    node.resend_hello(peer("b")).after(100).owners("b");
 }
 
+/// Checks that a draining member stays in the view without keys, and that the local node owns all keys when all members
+/// drain.
 #[test]
-fn a_draining_member_stays_a_member_and_owns_nothing() {
+fn draining_member_stays_and_owns_nothing() {
     let mut node = cluster_of("a b me");
-    node.says(peer("a").state(Draining)).after(100).members("a b me").owners("b me");
+    node.resend_hello(peer("a").state(Draining)).after(100).members("a b me").owners("b me");
     node.input(Input::Drain).after(100).members("a b me").owners("b");
-    assert_eq!(node.readies(), 0, "it was Ready before");
-    // When all drain, who is asked serves.
-    node.says(peer("b").state(Draining)).after(100).owners("me");
+    assert_eq!(node.readies(), 0, "the node was Ready before the log began");
+    // When all members drain, each node serves its own callers.
+    node.resend_hello(peer("b").state(Draining)).after(100).owners("me");
 }
 
+/// Checks that a node that drains while it is Joining never becomes Ready.
 #[test]
-fn a_node_that_drains_before_it_was_ready_never_is() {
+fn node_drained_while_joining_is_never_ready() {
     let mut node = start();
     node.input(Input::Drain).set("a me").hello("a").after(10_000).owners("a");
     assert_eq!(node.readies(), 0);
 }
 
+/// Checks that members of weight 0 own keys only while every serving member has weight 0.
 #[test]
-fn weight_zero_routes_and_owns_only_when_nobody_else_could() {
-    let mut node = start_with(peer("me").life(MY_LIFE).state(Joining).weight(0));
+fn weight_0_member_owns_only_without_weighted_members() {
+    let mut node = start_with(peer("me").incarnation(LOCAL_INCARNATION).state(Joining).weight(0));
     node.set("a b me").answers("a", peer("a").weight(0)).answers("b", peer("b").weight(3)).after(100).owners("b");
     assert_eq!(node.installed.owners().map(|(_, share)| share).collect::<Vec<_>>(), [3]);
-    node.says(peer("b").weight(0)).after(100).owners("a b me");
-    // A router that is Ready does not keep those from owning that are not Ready yet.
-    node.says(peer("b").weight(3).state(Joining)).after(100).owners("b");
+    node.resend_hello(peer("b").weight(0)).after(100).owners("a b me");
+    // A Ready member of weight 0 does not keep a joining member from owning keys.
+    node.resend_hello(peer("b").weight(3).state(Joining)).after(100).owners("b");
 }
 
+/// Checks that a changed weight of a member causes one member list, and that a reverted change causes none.
 #[test]
-fn a_member_that_is_sent_away_comes_back_with_its_new_weight() {
+fn changed_weight_of_member_is_installed_once() {
     let mut node = cluster_of("a b me");
-    node.says(peer("a").weight(4)).after(100);
+    node.resend_hello(peer("a").weight(4)).after(100);
     assert_eq!(node.installed.owners().map(|(_, share)| share).collect::<Vec<_>>(), [4, 1, 1]);
     assert_eq!(node.installs(), 1);
-    node.says(peer("a").weight(5)).says(peer("a").weight(4)).after(500);
-    assert_eq!(node.installs(), 1, "a change that was taken back is none");
+    node.resend_hello(peer("a").weight(5)).resend_hello(peer("a").weight(4)).after(500);
+    assert_eq!(node.installs(), 1, "a reverted change is not installed");
 }

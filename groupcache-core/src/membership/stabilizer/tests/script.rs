@@ -1,4 +1,4 @@
-//! The language of the tests: a stabilizer, its node's dials, and a clock that the test moves.
+//! Script language of the tests: a stabilizer, the targets of its node, and a clock that the test advances.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,9 +8,11 @@ use crate::{
     membership::provider::{Peer, PeerSet},
 };
 
-pub(super) const MY_LIFE: u64 = 1_000;
+pub(super) const LOCAL_INCARNATION: u64 = 1_000;
+/// Milliseconds between two ticks.
 const TICK: u64 = 50;
 
+/// A stabilizer with the state of its node.
 pub(super) struct Script {
     pub(super) stabilizer: Stabilizer,
     pub(super) now: Duration,
@@ -27,7 +29,7 @@ pub(super) fn at(address: &str) -> Address {
     Address::new(address).unwrap()
 }
 
-/// A peer that is Ready, in its life 1, at `name:1`.
+/// Returns the facts of a Ready peer at `name:1` with the incarnation 1.
 pub(super) fn peer(name: &str) -> HelloFacts {
     HelloFacts {
         id: id(name),
@@ -41,7 +43,7 @@ pub(super) fn peer(name: &str) -> HelloFacts {
 }
 
 impl HelloFacts {
-    pub(super) fn life(mut self, incarnation: u64) -> Self {
+    pub(super) fn incarnation(mut self, incarnation: u64) -> Self {
         self.incarnation = Incarnation(incarnation);
         self
     }
@@ -57,17 +59,18 @@ impl HelloFacts {
     }
 }
 
+/// Reads the words of a set as discovery records.
 pub(super) fn peers(words: &str) -> Vec<Peer> {
-    let one = |word: &str| match (word.strip_prefix('@'), word.split_once('=')) {
+    let record = |word: &str| match (word.strip_prefix('@'), word.split_once('=')) {
         (Some(address), _) => Peer::at(address).unwrap(),
         (None, Some((name, address))) => Peer::member(id(name), [at(address)]),
         (None, None) => Peer::member(id(word), [at(&format!("{word}:1"))]),
     };
-    words.split_whitespace().map(one).collect()
+    words.split_whitespace().map(record).collect()
 }
 
 pub(super) fn start() -> Script {
-    start_with(peer("me").life(MY_LIFE).state(NodeState::Joining))
+    start_with(peer("me").incarnation(LOCAL_INCARNATION).state(NodeState::Joining))
 }
 
 pub(super) fn start_with(me: HelloFacts) -> Script {
@@ -80,7 +83,7 @@ pub(super) fn start_with(me: HelloFacts) -> Script {
     }
 }
 
-/// A node whose listed peers have all answered and been installed.
+/// Starts a node and lets all listed peers answer and enter the view.
 pub(super) fn cluster_of(words: &str) -> Script {
     let mut script = start();
     script.set(words);
@@ -97,11 +100,11 @@ impl Script {
         for action in self.stabilizer.step(self.now, input) {
             match &action {
                 Action::Dial { dial, expected, addresses } => {
-                    assert!(!addresses.is_empty(), "nowhere to dial");
+                    assert!(!addresses.is_empty(), "a target has an address");
                     self.dials.insert(*dial, (expected.clone(), addresses.clone()));
                 }
-                Action::Hangup { dial } => assert!(self.dials.remove(dial).is_some(), "hung up twice"),
-                Action::Redial { dial } => assert!(self.dials.contains_key(dial), "redials what it hung up"),
+                Action::Hangup { dial } => assert!(self.dials.remove(dial).is_some(), "a target is hung up once"),
+                Action::Redial { dial } => assert!(self.dials.contains_key(dial), "only an open target is redialled"),
                 Action::Install(members) => self.installed = members.clone(),
                 _ => {}
             }
@@ -118,7 +121,7 @@ impl Script {
         self.input(Input::Set(PeerSet::partial(peers(words))))
     }
 
-    /// Lets time pass, with its ticks.
+    /// Advances the clock, with its ticks.
     pub(super) fn after(&mut self, millis: u64) -> &mut Self {
         for _ in 0..millis / TICK {
             self.now += Duration::from_millis(TICK);
@@ -127,32 +130,32 @@ impl Script {
         self
     }
 
-    /// The dial that expects `a`, or the one that tries `@x:1` for whoever answers.
+    /// Returns the target that expects `a`, or the target at the address `@x:1` that expects any peer.
     pub(super) fn find(&self, word: &str) -> Option<DialId> {
-        let is_it = |(expected, addresses): &(Option<PeerId>, Vec<Address>)| match word.strip_prefix('@') {
+        let is_match = |(expected, addresses): &(Option<PeerId>, Vec<Address>)| match word.strip_prefix('@') {
             Some(address) => expected.is_none() && addresses.contains(&at(address)),
             None => expected.as_ref() == Some(&id(word)),
         };
-        self.dials.iter().find(|(_, told)| is_it(told)).map(|(dial, _)| *dial)
+        self.dials.iter().find(|(_, dialled)| is_match(dialled)).map(|(dial, _)| *dial)
     }
 
     pub(super) fn dial(&self, word: &str) -> DialId {
-        self.find(word).unwrap_or_else(|| panic!("{word} is not dialled, only {:?}", self.dials))
+        self.find(word).unwrap_or_else(|| panic!("{word} is not dialled; targets: {:?}", self.dials))
     }
 
-    /// `a` answers as itself; whoever is at `@a:1` calls itself `a`.
+    /// Lets `a` answer as itself, and the peer at `@a:1` answer with the id `a`.
     pub(super) fn hello(&mut self, word: &str) -> &mut Self {
         let name = word.trim_start_matches('@').split([':', '=']).next().unwrap();
         self.answers(if word.contains('=') { name } else { word }, peer(name))
     }
 
-    /// The target answers with this Hello.
+    /// Lets the target answer with this Hello.
     pub(super) fn answers(&mut self, word: &str, hello: HelloFacts) -> &mut Self {
         self.input(Input::Hello { dial: self.dial(word), hello })
     }
 
-    /// The member says another Hello on the connection that it has.
-    pub(super) fn says(&mut self, hello: HelloFacts) -> &mut Self {
+    /// Lets a member send another Hello on its connection.
+    pub(super) fn resend_hello(&mut self, hello: HelloFacts) -> &mut Self {
         let dial = self.installed.members.iter().find(|m| m.id == hello.id).unwrap().dial.unwrap();
         self.input(Input::Hello { dial, hello })
     }
@@ -177,11 +180,11 @@ impl Script {
         self.input(Input::Left { id: id(name), incarnation: None })
     }
 
-    pub(super) fn goodbye(&mut self, name: &str, life: u64) -> &mut Self {
-        self.input(Input::Goodbye { id: id(name), incarnation: Incarnation(life) })
+    pub(super) fn goodbye(&mut self, name: &str, incarnation: u64) -> &mut Self {
+        self.input(Input::Goodbye { id: id(name), incarnation: Incarnation(incarnation) })
     }
 
-    /// The dial of a member, or of a target.
+    /// Returns the target of a member, or of a peer that is not a member.
     pub(super) fn dial_of(&self, word: &str) -> DialId {
         let member = self.installed.members.iter().find(|m| m.id.as_str() == word).and_then(|m| m.dial);
         member.unwrap_or_else(|| self.dial(word))
@@ -215,7 +218,7 @@ impl Script {
 
     pub(super) fn resolves(&self) -> usize {
         let resolves = self.count(|a| matches!(a, Action::Resolve { .. }));
-        assert_eq!(self.stabilizer.counters().resolves, resolves as u64, "they are counted as they are asked");
+        assert_eq!(self.stabilizer.counters().resolves, resolves as u64, "each request is counted");
         resolves
     }
 
@@ -227,7 +230,7 @@ impl Script {
         self.count(|a| matches!(a, Action::Warn(warning) if is_counted(warning)))
     }
 
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn suspensions(&self) -> usize {
         self.warnings(|w| matches!(w, Warning::Held { .. }))
     }
 }
