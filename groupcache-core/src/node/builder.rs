@@ -1,4 +1,7 @@
-//! Builds and starts a node.
+//! The builder of a node: checks the settings, starts the listener and the tasks, and waits for the first peers.
+//!
+//! Nothing runs before all settings are checked. A start that fails later drops the [`Node`], which ends what was
+//! started.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
@@ -11,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
 
 #[cfg(feature = "tls")]
-use crate::node::security::keep_up_to_date;
+use crate::node::security::reload_credentials;
 use crate::node::{
     Inner, Node,
-    handover::take_over,
+    handover::receive_values,
     membership::{EVENT_QUEUE, Feeds, Membership, Status, facts},
-    security::Wanted,
+    security::SecuritySettings,
     supervise::supervise,
     tick::{announce, sweep, tick},
 };
@@ -42,46 +45,65 @@ use crate::{
     transport::{self, ListenerConfig, TcpListener},
 };
 
-/// Streams that one connection may carry: the data plane is one, the rest are unary gets of clients that are no peers.
-/// Begun and answered all at once, so many take a thread about half a millisecond, for which others wait.
+/// Maximum number of HTTP/2 streams of one connection: one for the frames of a peer, the others for unary gets of
+/// clients that are not peers. Starting and answering all of them at once keeps a thread busy for about 0.5 ms, during
+/// which other connections wait.
 const MAX_STREAMS: u32 = 32;
-/// Headers of one request; ours are a few hundred bytes.
+/// Maximum bytes of the headers of one request. The headers of a peer take a few hundred bytes.
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
-/// Collects what a node needs; made by [`Node::builder`].
+/// The settings of a node that is not started yet; made by [`Node::builder`].
+///
+/// ```
+/// # use groupcache_core::{Identity, Limits, Node};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
+/// let mut limits = Limits::default();
+/// limits.max_loads = 32; // as many as the database pool has connections
+/// let identity = Identity::default().with_id("users-0")?.with_cluster("users")?;
+/// let node = Node::builder().identity(identity).limits(limits).start().await?;
+/// assert_eq!(node.id().as_str(), "users-0");
+/// node.shutdown().await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "a node exists once start() is called"]
 #[derive(Default)]
 pub struct NodeBuilder {
     identity: Identity,
     provider: Option<Arc<dyn Provider>>,
     limits: Limits,
-    security: Wanted,
+    security: SecuritySettings,
     mounted: Option<PeerService>,
     seed: Option<u64>,
-    keeps_to_itself: bool,
+    is_handover_off: bool,
 }
 
 impl NodeBuilder {
-    /// Who this node is and where it listens. Default: a free port of loopback, and its address as its id.
+    /// Sets the id, the cluster and the addresses of the node. Default: [`Identity::default`], which listens on a free
+    /// port of loopback and uses the address as the id.
     pub fn identity(mut self, identity: Identity) -> Self {
         self.identity = identity;
         self
     }
 
-    /// Who finds the peers. Default: nobody; the node serves alone.
+    /// Sets the source of peers. Default: none, so that the node is alone in its cluster.
+    ///
+    /// The provider runs in a task of the node, and is restarted after an error or a panic.
     pub fn provider(mut self, provider: impl Provider) -> Self {
         self.provider = Some(Arc::new(provider));
         self
     }
 
-    /// What the node allows. Default: [`Limits::default`].
+    /// Sets the limits of the node. Default: [`Limits::default`].
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Peers prove with certificates that you bring who they are, and are let in by name. Default: none, on loopback
-    /// only; see also `cluster_key`.
+    /// Authenticates peers by certificates of your own and by the names in them, and encrypts connections with TLS 1.3.
+    /// Default: none.
+    ///
+    /// Without certificates, a [cluster key](Self::cluster_key) or [`insecure`](Self::insecure), the node starts on
+    /// loopback only. The three exclude one another.
     #[cfg(feature = "tls")]
     pub fn mutual_tls(mut self, tls: MutualTls) -> Self {
         self.security.is_ambiguous |= self.security.source.is_some();
@@ -89,8 +111,11 @@ impl NodeBuilder {
         self
     }
 
-    /// Peers prove that they have the same key, and need nothing else. Default: `GROUPCACHE_CLUSTER_KEY` or
-    /// `GROUPCACHE_CLUSTER_KEY_FILE` of the environment, where one is set.
+    /// Authenticates peers by a key that all nodes of the cluster share, and encrypts connections with TLS 1.3.
+    /// Default: `GROUPCACHE_CLUSTER_KEY` or `GROUPCACHE_CLUSTER_KEY_FILE` of the environment, if one is set.
+    ///
+    /// A peer needs nothing but the key. A node with a [mounted](Self::mount) peer service takes no cluster key,
+    /// because the user's server presents its own certificate.
     #[cfg(feature = "tls")]
     pub fn cluster_key(mut self, key: ClusterKey) -> Self {
         self.security.is_ambiguous |= self.security.source.is_some();
@@ -98,49 +123,71 @@ impl NodeBuilder {
         self
     }
 
-    /// Lets the node listen on an address that others can reach, without encryption and without knowing who calls.
+    /// Allows the node to listen beyond loopback without authentication and without encryption.
     ///
-    /// Whoever reaches that address reads the cache and can fill it with what they like. `GROUPCACHE_INSECURE=1`
-    /// in the environment says the same. Not needed on loopback.
+    /// Any client that reaches the address can read the cache and can fill it with values of its choice.
+    /// `GROUPCACHE_INSECURE=1` in the environment has the same effect. On loopback neither is needed, unless the peer
+    /// service is [mounted](Self::mount).
     pub fn insecure(mut self) -> Self {
         self.security.is_insecure = true;
         self
     }
 
-    /// Serves peers in a server that you have, and not on a port of the node's own.
+    /// Serves peers through a server of your own, instead of on a port of the node.
     ///
-    /// The listening address of the identity is then where peers dial that server; see [`PeerService`].
+    /// The listening address of the identity is then the address at which peers dial that server. [`PeerService`] has
+    /// an example. A service serves one node at a time.
     pub fn mount(mut self, service: &PeerService) -> Self {
         self.mounted = Some(service.clone());
         self
     }
 
-    /// Whether values change hands when keys do: a node asks the former owner of a key before it loads it, and what a node
-    /// that leaves has in memory is taken over by those that own it then. Who comes takes over what was used in the last
-    /// quarter of a minute, about, and the rest when the owners have been the same for 35 s. Default true.
+    /// Enables or disables the hand-over of values when the owners of keys change. Default: true.
     ///
-    /// Without it each change of the cluster's members loads a share of all values again, as classic groupcache does;
-    /// there is little reason for that but to compare. A node that is told so neither asks nor is asked.
+    /// A new owner reads a key from its previous owner before it loads the key. A draining node sends all of its values
+    /// to the new owners. A joining node first receives the values that were used in the last 15 s or so, and the
+    /// others once the owners have been the same for 35 s.
+    ///
+    /// When disabled, the node neither requests nor serves hand-overs, and each change of the members loads a share of
+    /// all values again, as classic groupcache does. The main use of that is a comparison.
     pub fn handover(mut self, handover: bool) -> Self {
-        self.keeps_to_itself = !handover;
+        self.is_handover_off = !handover;
         self
     }
 
-    /// Seeds the node's random numbers (jitter, hash keys), so that a simulation repeats itself. Default: random.
+    /// Sets the seed of the node's random numbers (jitter, hash keys), so that a simulation can be repeated. Default:
+    /// random.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// Listens, finds the peers, and returns when the first of them have answered, at most about two seconds later.
+    /// Starts the node, and returns once the first peers have answered, after 2 s at most.
     ///
-    /// Must be called within a tokio runtime. A node whose discovery does not answer yet starts too: it serves
-    /// alone until the peers are found.
+    /// The call must be made within a tokio runtime, and the tasks of the node run there. When discovery has not
+    /// answered within 2 s, the call returns all the same, and the node serves alone until peers are found. Use
+    /// [`Node::ready`] to wait for a number of members. Dropping the future ends the node.
+    ///
+    /// ```
+    /// # use groupcache_core::Node;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
+    /// let node = Node::builder().start().await?; // no provider: alone
+    /// node.ready(1).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// [`is_config`](Error::is_config) when a limit makes no sense, the address is taken or cannot be listened on,
-    /// others can reach it and neither certificates nor a key nor [`insecure`](Self::insecure) say who may, certificates
-    /// or keys cannot be used, or another live node has the same id; the text says what to change. Dropping the future ends the node again.
+    /// [`is_config`](Error::is_config), with a text that names the remedy, when
+    ///
+    /// - a limit is zero or too large, or there is no tokio runtime,
+    /// - the address is in use, belongs to another host, or cannot be dialled by peers,
+    /// - the address is beyond loopback and no security is chosen: neither certificates, nor a cluster key, nor
+    ///   [`insecure`](Self::insecure),
+    /// - more than one of these is chosen, or a certificate or key cannot be used,
+    /// - the mounted peer service serves another node,
+    /// - another live node has the same id.
+    ///
+    /// [`is_closed`](Error::is_closed) when the runtime shuts down meanwhile.
     pub async fn start(self) -> Result<Node> {
         self.limits.check()?;
         let mut identity = self.identity;
@@ -150,11 +197,11 @@ impl NodeBuilder {
         let security = self.security.choose(&identity, is_mounted)?;
         check_addresses(&identity, is_mounted)?;
         let listener = if is_mounted { None } else { Some(listen(&mut identity).await?) };
-        // After listening: certificates name the id, which may be the address.
-        let security = security.settle(&identity).await?;
+        // The listener comes first, because certificates name the id, which may be the address.
+        let security = security.resolve(&identity).await?;
 
         let mut rng = self.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-        let hands_over = !self.keeps_to_itself;
+        let hands_over = !self.is_handover_off;
         let hello = hello_of(&identity, &self.limits, hands_over);
         let stabilizer = Stabilizer::new(facts(&hello), rng.fork());
         let local = Arc::new(LocalNode::new(hello, self.limits, security));
@@ -182,7 +229,7 @@ impl NodeBuilder {
         let (commands, command_feed) = mpsc::channel(4);
         let (status, status_feed) = watch::channel(Status::default());
         let (events, event_feed) = mpsc::channel(EVENT_QUEUE);
-        let (asks, ask_feed) = watch::channel(None);
+        let (requests, request_feed) = watch::channel(None);
         let (handle, provider_feed) = ProviderHandle::new(announced, is_leaving.clone(), reached_feed);
         let node = Node {
             inner: Arc::new(Inner {
@@ -202,22 +249,25 @@ impl NodeBuilder {
             serve(&node, listener);
         }
         if self.mounted.is_some_and(|mounted| !mounted.begins(&server)) {
-            return Err(Error::config("a peer service serves one node; make another with PeerService::default()"));
+            return Err(Error::config(
+                "the mounted peer service already serves a node, and serves one node only; make another with \
+                 PeerService::default()",
+            ));
         }
         tasks.run(tick(Arc::clone(&context)));
         tasks.run(sweep(Arc::clone(&context)));
-        tasks.run(take_over(Arc::clone(&context)));
+        tasks.run(receive_values(Arc::clone(&context)));
         tasks.run(announce(Arc::clone(&context), server));
         #[cfg(feature = "tls")]
-        if let Security::Tls(keeper) = &local.security {
-            tasks.run(keep_up_to_date(Arc::clone(&context), Arc::clone(keeper)));
+        if let Security::Tls(credentials) = &local.security {
+            tasks.run(reload_credentials(Arc::clone(&context), Arc::clone(credentials)));
         }
         let withdrawn = node.inner.withdrawn.clone();
         match self.provider {
             Some(provider) => {
                 let seed = context.random();
-                let run = supervise(provider, handle, asks, Arc::clone(&local), is_leaving, seed);
-                // Not one that `closing` cuts off: it has a second to withdraw.
+                let run = supervise(provider, handle, requests, Arc::clone(&local), is_leaving, seed);
+                // `closing` must not cancel this task, because the provider has a second to withdraw.
                 tasks.others.spawn(async move {
                     run.await;
                     withdrawn.cancel();
@@ -228,30 +278,30 @@ impl NodeBuilder {
                 withdrawn.cancel();
             }
         }
-        let membership = Membership::new(Arc::clone(&context), stabilizer, events, ask_feed, me, reached, status);
+        let membership = Membership::new(Arc::clone(&context), stabilizer, events, request_feed, me, reached, status);
         tasks.run(membership.run(Feeds {
             provider: provider_feed,
             commands: command_feed,
             events: event_feed,
             arrivals: arrival_feed,
         }));
-        node.settled().await?;
-        tracing::info!(id = %node.id(), address = %node.address(), "started");
+        node.wait_for_first_peers().await?;
+        tracing::info!(id = %node.id(), address = %node.address(), "node started");
         Ok(node)
     }
 }
 
 impl Node {
-    /// Waits until the first peers are known; tells of another node with this id.
-    async fn settled(&self) -> Result<()> {
+    /// Waits until the first peers are known, for [`START`] at most. Fails if another live node has this id.
+    async fn wait_for_first_peers(&self) -> Result<()> {
         let mut status = self.inner.status.clone();
-        let settled = status.wait_for(|status| status.is_ready || status.rival.is_some());
-        let rival = match timeout(START, settled).await {
-            Ok(Ok(status)) => status.rival.clone(),
+        let known = status.wait_for(|status| status.is_ready || status.duplicate_at.is_some());
+        let duplicate_at = match timeout(START, known).await {
+            Ok(Ok(status)) => status.duplicate_at.clone(),
             Ok(Err(_)) => return Err(self.closed()),
-            Err(_) => None, // discovery takes its time: serve alone meanwhile
+            Err(_) => None, // discovery is slow, and the node serves alone meanwhile
         };
-        match rival {
+        match duplicate_at {
             None => Ok(()),
             Some(at) => Err(Error::config(format!(
                 "another live node answers to the id {} at {at:?}; give each node its own NODE_NAME",
@@ -261,19 +311,19 @@ impl Node {
     }
 }
 
-/// Where peers will reach this node, and that they can.
+/// Checks that the identity has an address that peers can dial, or an id and advertised addresses.
 fn check_addresses(identity: &Identity, is_mounted: bool) -> Result<()> {
     let listen = identity.listen();
     if is_mounted && listen.port() == 0 && !identity.is_named_and_advertised() {
         return Err(Error::config(
-            "a node whose peer service is mounted must be told where peers dial: Identity::new(the address of your \
-             server), or an id and with_advertised([...])",
+            "a node with a mounted peer service needs the address that peers dial; use Identity::new(address of your \
+             server), or give the node an id and with_advertised([...])",
         ));
     }
     if listen.ip().is_unspecified() && !identity.is_named_and_advertised() {
         return Err(Error::config(format!(
-            "{listen} is no address that peers can dial or tell apart; listen on the address of one interface (NODE_IP), \
-             or give the node an id and with_advertised([...])"
+            "peers cannot dial {listen}, and it does not identify a node; listen on the address of one interface \
+             (NODE_IP), or give the node an id and with_advertised([...])"
         )));
     }
     Ok(())
@@ -283,8 +333,8 @@ async fn listen(identity: &mut Identity) -> Result<TcpListener> {
     let wanted = identity.listen();
     let cannot = |e: std::io::Error| {
         let text = format!(
-            "cannot listen for peers on {wanted}: the port is taken, or the address is another host's; choose another \
-             GROUP_PORT or NODE_IP"
+            "cannot listen for peers on {wanted}: the port is in use, or the address belongs to another host; choose \
+             another GROUP_PORT or NODE_IP"
         );
         Error::caused(Kind::Config, text, e)
     };
@@ -325,7 +375,7 @@ fn me_of(identity: &Identity, hello: &Hello, tls: bool) -> Me {
     }
 }
 
-/// HTTP/2 with our limits, and what it serves.
+/// Returns an HTTP/2 server with the limits of the node and the peer service.
 fn router(server: &Server, limits: &Limits) -> Router {
     let window = transport::stream_window(limits);
     tonic::transport::Server::builder()
@@ -338,18 +388,18 @@ fn router(server: &Server, limits: &Limits) -> Router {
 
 #[cfg(any(test, fuzzing))]
 impl Node {
-    /// As it serves its own connections.
+    /// Returns the router with which the node serves its own listener.
     pub(crate) fn router(&self) -> Router {
         router(&self.inner.server, &self.inner.context.local.limits)
     }
 
-    /// Requests of peers that are not answered yet.
+    /// Returns the number of requests of peers that are not answered yet.
     pub(crate) fn owes(&self) -> usize {
         self.inner.server.owes()
     }
 }
 
-/// Serves peers until the node stops.
+/// Serves peers on the listener, in a task that ends when the node stops serving.
 fn serve(node: &Node, listener: TcpListener) {
     let inner = &node.inner;
     let (local, tasks) = (&inner.context.local, &inner.context.tasks);
@@ -367,9 +417,9 @@ fn serve(node: &Node, listener: TcpListener) {
     );
     let serving = router.serve_with_incoming_shutdown(accepting, stop.cancelled_owned());
     tasks.others.spawn(async move {
-        // `stop` is the end of the goodbyes; connections that do not end by themselves then are cut by the listener.
+        // `stop` follows the goodbyes. The listener closes connections that do not end by themselves then.
         if let Err(e) = serving.await {
-            tracing::error!(error = %e, "the listener for peers ended");
+            tracing::error!(error = %e, "the listener for peers ended: peers cannot connect to this node; restart it");
         }
     });
 }

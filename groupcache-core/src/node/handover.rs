@@ -1,4 +1,10 @@
-//! Taking over from former owners what is this node's now, and waiting until others have taken over what was.
+//! The hand-over of a node: receives values from previous owners, and waits until new owners have received the values
+//! of this node.
+//!
+//! A change of owners starts a transfer from each previous owner: group by group, a page at a time. Each request for a
+//! page waits until the connected peers agree about the owners, because only then is this node notified of all writes.
+//! At most one transfer per peer runs at a time. The peers are chosen in [`crate::handover`], and pages are built and
+//! stored in `engine/send.rs` and `engine/receive.rs`.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -21,46 +27,47 @@ use crate::{
     runtime::{clock::later, sync::Mutex},
 };
 
-/// How often it is looked whether all nodes agree on who owns what.
-const LOOK: Duration = Duration::from_millis(20);
+/// Interval at which the agreement of the views and the progress of the hand-over are checked.
+const POLL: Duration = Duration::from_millis(20);
 
-/// When the rest is asked for, of which only what was used lately has come: the others take the ring for quiet by then.
-const REST: Duration = Duration::from_secs(35);
+/// Time without a change after which the cold entries are requested too. Peers consider the ring quiet by then.
+const QUIET: Duration = Duration::from_secs(35);
 
-/// How long that may take.
+/// Maximum time until the connected peers agree about the owners.
 const AGREE: Duration = Duration::from_secs(10);
 
-/// How long a page may take: its entries are looked for among all others, and pages are sent at a limited rate.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit of a request for a page: the peer may search all of its entries first, and sends pages at a limited rate.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a peer is asked again for a page that is overloaded, or cannot be reached for a moment: once it is given up,
-/// what it has left is loaded anew.
+/// Maximum number of requests for one page, while the peer is overloaded or cannot be reached. When all of them fail,
+/// the keys that the peer has not sent yet are loaded again.
 const ATTEMPTS: u32 = 50;
 
-/// The pause before that, for a peer that names none.
+/// Pause before another request to an unreachable peer. An overloaded peer names the pause itself.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How often a peer may begin again with its lists, the first time included: each is a change of its ring.
-const BEGINNINGS: u32 = 100;
+/// Maximum number of restarts of a peer's queues within one transfer. The queues start again when the peer's ring
+/// changes.
+const MAX_RESTARTS: u32 = 100;
 
-/// How often the log is told how far the hand-over is.
-const TELL: Duration = Duration::from_secs(1);
+/// Interval of the log lines about the progress of the hand-over.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The hashes of a bar in the log.
+/// Number of characters of the progress bar in the log.
 const BAR: usize = 20;
 
-/// The peers that are pulled from, and whether there is a reason to begin again at the end.
-type Pulls = Arc<Mutex<BTreeMap<PeerId, bool>>>;
+/// The transfers that run, by peer, and whether each starts again at its end.
+type Transfers = Arc<Mutex<BTreeMap<PeerId, bool>>>;
 
-/// Pulls from former owners whenever there are any. Runs until the node ends.
-pub(super) async fn take_over(context: Arc<NodeContext>) {
+/// Receives values from previous owners after each change of the owners. Runs until the node ends.
+pub(super) async fn receive_values(context: Arc<NodeContext>) {
     let mut updates = context.handover.updates();
-    let pulls = Pulls::default();
+    let transfers = Transfers::default();
     let mut is_due = false;
     loop {
         let is_quiet = async {
             match is_due {
-                true => sleep(REST).await,
+                true => sleep(QUIET).await,
                 false => std::future::pending().await,
             }
         };
@@ -71,21 +78,21 @@ pub(super) async fn take_over(context: Arc<NodeContext>) {
             },
             () = is_quiet => {
                 is_due = false;
-                context.tasks.run(pull_the_rest(Arc::clone(&context), Arc::clone(&pulls)));
+                context.tasks.run(receive_cold_entries(Arc::clone(&context), Arc::clone(&transfers)));
                 continue;
             }
         }
         for peer in context.handover.sources() {
-            if begins(&pulls, &peer) {
-                context.tasks.run(pull_from(Arc::clone(&context), Arc::clone(&pulls), peer));
+            if try_begin(&transfers, &peer) {
+                context.tasks.run(receive_from(Arc::clone(&context), Arc::clone(&transfers), peer));
             }
         }
     }
 }
 
-/// Whether a pull is to begin; one that runs begins again at its end.
-fn begins(pulls: &Pulls, peer: &PeerId) -> bool {
-    match pulls.lock().entry(peer.clone()) {
+/// Returns whether a transfer may begin. A transfer that runs already is marked, and starts again at its end.
+fn try_begin(transfers: &Transfers, peer: &PeerId) -> bool {
+    match transfers.lock().entry(peer.clone()) {
         Entry::Occupied(mut again) => {
             again.insert(true);
             false
@@ -97,122 +104,126 @@ fn begins(pulls: &Pulls, peer: &PeerId) -> bool {
     }
 }
 
-/// Whoever stays may have more than it has handed over, of whatever change before. Nobody waits for it: one after the other.
-async fn pull_the_rest(context: Arc<NodeContext>, pulls: Pulls) {
+/// Receives the entries that have not been used lately, and those of earlier changes, from all members. No caller waits
+/// for them, so the members are asked one after the other.
+async fn receive_cold_entries(context: Arc<NodeContext>, transfers: Transfers) {
     let number = context.handover.number();
     for member in context.view().members().iter().filter(|member| member.dial.is_some()) {
-        // All of them are asked again when the ring is quiet once more.
+        // After a change, all members are asked again once the ring is quiet.
         if context.handover.number() != number {
             return;
         }
-        if begins(&pulls, &member.id) {
-            pull_from(Arc::clone(&context), Arc::clone(&pulls), member.id.clone()).await;
+        if try_begin(&transfers, &member.id) {
+            receive_from(Arc::clone(&context), Arc::clone(&transfers), member.id.clone()).await;
         }
     }
 }
 
-async fn pull_from(context: Arc<NodeContext>, pulls: Pulls, peer: PeerId) {
-    let mut pulling = Pulling { pulls, peer, is_over: false };
-    while !pulling.is_over {
-        pull_all_from(&context, &pulling.peer).await;
-        let mut pulls = pulling.pulls.lock();
-        match pulls.get_mut(&pulling.peer) {
+/// Receives all groups from a previous owner, and starts again if a change of the owners asked for it meanwhile.
+async fn receive_from(context: Arc<NodeContext>, transfers: Transfers, peer: PeerId) {
+    let mut transfer = Transfer { transfers, peer, is_over: false };
+    while !transfer.is_over {
+        receive_groups(&context, &transfer.peer).await;
+        let mut transfers = transfer.transfers.lock();
+        match transfers.get_mut(&transfer.peer) {
             Some(again) if *again => *again = false,
             _ => {
-                pulls.remove(&pulling.peer);
-                pulling.is_over = true;
+                transfers.remove(&transfer.peer);
+                transfer.is_over = true;
             }
         }
     }
 }
 
-/// A pull that runs. One that ends by a panic of what belongs to a value does not keep the next from beginning.
-struct Pulling {
-    pulls: Pulls,
+/// A transfer that runs. A transfer that ends by a panic in the code of a value is removed too, so that the next may
+/// begin.
+struct Transfer {
+    transfers: Transfers,
     peer: PeerId,
     is_over: bool,
 }
 
-impl Drop for Pulling {
+impl Drop for Transfer {
     fn drop(&mut self) {
         if !self.is_over {
-            self.pulls.lock().remove(&self.peer);
+            self.transfers.lock().remove(&self.peer);
         }
     }
 }
 
-/// All groups of one former owner, one after the other.
-async fn pull_all_from(context: &Arc<NodeContext>, peer: &PeerId) {
+/// Receives all groups from a previous owner, one after the other.
+async fn receive_groups(context: &Arc<NodeContext>, peer: &PeerId) {
     let since_ms = context.local.clock.read_ms();
     let (mut kept, mut bytes) = (0, 0);
     for group in context.registry.names() {
         let Some(served) = context.registry.get(&group.name) else { continue };
-        let (more, all) = pull(context, peer, &group, &served, since_ms).await;
+        let (more, all) = receive_group(context, peer, &group, &served, since_ms).await;
         kept += more;
         bytes += all;
     }
     if kept > 0 {
-        tracing::info!(%peer, kept, bytes, "took over from a former owner");
+        tracing::info!(%peer, kept, bytes, "received values from a previous owner");
     }
 }
 
-/// Whether everyone who is connected has the same owners in mind: then everyone tells this node what is written.
+/// Returns whether all connected members agree about the owners. Only then do all of them notify this node of writes.
 fn is_agreed(context: &NodeContext) -> bool {
     let view = context.view();
     let is_same = |link: Arc<Link>| !link.admits() || link.fingerprint() == view.fingerprint();
     view.members().iter().all(|member| context.link(member).is_none_or(is_same))
 }
 
-async fn agreed(context: &NodeContext) -> bool {
+/// Waits until the connected members agree about the owners. Returns `false` if they do not within [`AGREE`].
+async fn wait_for_agreement(context: &NodeContext) -> bool {
     let agreed = async {
         while !is_agreed(context) {
-            sleep(LOOK).await;
+            sleep(POLL).await;
         }
     };
     timeout(AGREE, agreed).await.is_ok()
 }
 
-/// One group of one former owner; returns how many entries were kept, and their bytes.
-async fn pull(
+/// Receives one group from a previous owner, and returns the number of kept entries and their bytes.
+async fn receive_group(
     context: &Arc<NodeContext>,
     peer: &PeerId,
     group: &GroupName,
     served: &Arc<dyn GroupService>,
     since_ms: u64,
 ) -> (u64, u64) {
-    let (mut kept, mut bytes, mut beginnings, room) = (0, 0, 0, served.room());
+    let (mut kept, mut bytes, mut restarts, room) = (0, 0, 0, served.room());
     let ask = async |cursor| {
-        if !agreed(context).await {
+        if !wait_for_agreement(context).await {
             return None;
         }
-        // Before it is asked: what is written from now on is not undone by what comes.
+        // The time and the changes are read before the request, so that the page does not undo later writes.
         let (asked_ms, changes) = (context.local.clock.read_ms(), context.changes.number());
-        let pulled = PageRequest { peer: peer.clone(), asked_ms, changes, since_ms };
-        Some((cursor, page(context, peer, group, cursor).await?, pulled))
+        let request = PageRequest { peer: peer.clone(), asked_ms, changes, since_ms };
+        Some((cursor, request_page(context, peer, group, cursor).await?, request))
     };
     let mut asked = ask(0).await;
-    while let Some((cursor, found, pulled)) = asked {
-        let (next, sent) = (found.next, found.entries.iter().map(|handed| handed.bytes.len() as u64).sum());
-        let take = Arc::clone(served).store_page(found, pulled);
-        // Its ring has changed, and it has begun again with other lists.
-        let begins_again = next >> 32 != cursor >> 32 && next > 0;
-        beginnings += u32::from(begins_again);
-        // The last page, or a peer that goes round in circles.
-        if next <= cursor && !begins_again || beginnings > BEGINNINGS {
-            let taken = take.await;
-            return (kept + taken.kept, bytes + taken.bytes);
+    while let Some((cursor, page, request)) = asked {
+        let (next, sent) = (page.next, page.entries.iter().map(|handed| handed.bytes.len() as u64).sum());
+        let store = Arc::clone(served).store_page(page, request);
+        // Other upper bits mean that the peer's ring has changed, and that the peer has begun with other queues.
+        let restarts_now = next >> 32 != cursor >> 32 && next > 0;
+        restarts += u32::from(restarts_now);
+        // The page is the last one, or the cursors of the peer do not advance.
+        if next <= cursor && !restarts_now || restarts > MAX_RESTARTS {
+            let stored = store.await;
+            return (kept + stored.kept, bytes + stored.bytes);
         }
-        // While one is stored the next is on its way.
+        // The next page is requested while this one is stored.
         let following = async {
             context.handover.receive_rate.spend(sent).await;
             ask(next).await
         };
-        let (following, taken) = tokio::join!(following, take);
-        kept += taken.kept;
-        bytes += taken.bytes;
-        if taken.is_over || bytes >= room {
-            // Or who leaves would wait for this node to ask on.
-            page(context, peer, group, NO_MORE).await;
+        let (following, stored) = tokio::join!(following, store);
+        kept += stored.kept;
+        bytes += stored.bytes;
+        if stored.is_over || bytes >= room {
+            // Otherwise a draining peer would wait for the next request of this node.
+            request_page(context, peer, group, NO_MORE).await;
             break;
         }
         asked = following;
@@ -220,33 +231,35 @@ async fn pull(
     (kept, bytes)
 }
 
+/// Returns the link to a peer that takes part in the hand-over, if the peer can be reached.
 fn link_to(context: &NodeContext, peer: &PeerId) -> Option<Arc<Link>> {
     let view = context.view();
     let member = view.members().iter().find(|member| member.id == *peer)?;
     context.link(member).filter(|link| link.admits() && link.hands_over())
 }
 
-/// A page may be asked for again: only the cursor of the next one says that it has arrived.
-async fn page(context: &NodeContext, peer: &PeerId, group: &GroupName, cursor: u64) -> Option<Page> {
+/// Requests a page, again while the peer is overloaded or unreachable. Repeating a request is safe, because only the
+/// cursor of the next one tells the peer that the page has arrived.
+async fn request_page(context: &NodeContext, peer: &PeerId, group: &GroupName, cursor: u64) -> Option<Page> {
     for attempt in 0..ATTEMPTS {
-        // Views may differ by now, and then a write need not reach this node.
-        if attempt > 0 && !agreed(context).await {
+        // The views may differ by now, and then a write need not reach this node.
+        if attempt > 0 && !wait_for_agreement(context).await {
             return None;
         }
-        // It is gone, or has never had the group, and not only out of reach.
+        // A member that has left the view, or that does not have the group, is not asked again.
         let member = context.view().members().iter().find(|member| member.id == *peer)?.clone();
         let link = context.link(&member)?;
         if link.admits() && !(link.hands_over() && link.offers(&group.name, group.format)) {
             return None;
         }
-        let end_ms = later(context.local.clock.read_ms(), PATIENCE);
+        let end_ms = later(context.local.clock.read_ms(), PAGE_TIMEOUT);
         let outcome = match link.request(Op::ReadPage { cursor }, group.index, &"".into(), end_ms, 0) {
             Some(pending) => pending.await.ok()?,
             None => Outcome::Unreachable,
         };
         match outcome {
             Outcome::Answered(Response::Page(page)) => return Some(page),
-            Outcome::Answered(Response::Overloaded { retry_after }) => sleep(retry_after.min(PATIENCE)).await,
+            Outcome::Answered(Response::Overloaded { retry_after }) => sleep(retry_after.min(PAGE_TIMEOUT)).await,
             Outcome::Unreachable => sleep(PAUSE).await,
             Outcome::Answered(_) | Outcome::Expired => return None,
         }
@@ -255,7 +268,7 @@ async fn page(context: &NodeContext, peer: &PeerId, group: &GroupName, cursor: u
 }
 
 impl Node {
-    /// Waits until those that own now what this node has have taken it over, at most so long.
+    /// Waits until the new owners have received the values of this node, for `limit` at most. Logs the progress.
     pub(super) async fn send_values_within(&self, limit: Duration) {
         let context = &self.inner.context;
         if !context.handover.is_on {
@@ -263,30 +276,34 @@ impl Node {
         }
         let begun = Instant::now();
         let mut last = Progress::default();
-        let handed_over = async {
-            let mut told = begun;
+        let sent = async {
+            let mut logged = begun;
             loop {
                 last = progress(context).await;
                 if last.waits_for == 0 {
                     return;
                 }
-                if told.elapsed() >= TELL {
-                    told = Instant::now();
-                    tracing::info!("handing over {}", bar(&last));
+                if logged.elapsed() >= LOG_INTERVAL {
+                    logged = Instant::now();
+                    tracing::info!("hand-over runs: {}", bar(&last));
                 }
-                sleep(LOOK).await;
+                sleep(POLL).await;
             }
         };
-        let is_done = timeout(limit, handed_over).await.is_ok();
+        let is_done = timeout(limit, sent).await.is_ok();
         if is_done && last.all > 0 {
-            tracing::info!(entries = last.all, took = ?begun.elapsed(), "handed over {}", bar(&last));
+            tracing::info!(entries = last.all, took = ?begun.elapsed(), "hand-over complete: {}", bar(&last));
         } else if !is_done {
-            tracing::warn!(after = ?limit, "not all was handed over in time: {}", bar(&last));
+            tracing::warn!(
+                after = ?limit,
+                "hand-over incomplete at its time limit: {}; allow more time, or raise handover_bytes_per_second",
+                bar(&last)
+            );
         }
     }
 }
 
-/// How far the hand-over of all groups is. Makes the lists where there are none.
+/// Returns the progress of the hand-over of all groups, and builds the transfer plans that are missing.
 async fn progress(context: &Arc<NodeContext>) -> Progress {
     let mut all = Progress::default();
     for group in context.registry.names() {
@@ -300,22 +317,23 @@ async fn progress(context: &Arc<NodeContext>) -> Progress {
                 served.progress(&is_reached)
             }
         };
-        // The ring may have changed in this moment.
+        // The ring may have changed since the plan was built.
         all.add(&found.unwrap_or(Progress { waits_for: 1, ..Progress::default() }));
     }
     all
 }
 
-/// A bar of twenty hashes, and the numbers.
+/// Formats the progress as a bar and in numbers.
 fn bar(progress: &Progress) -> String {
     let Progress { arrived, all, waits_for } = *progress;
     let hashes = (arrived * BAR).checked_div(all).unwrap_or(BAR).min(BAR);
     let percent = (arrived * 100).checked_div(all).unwrap_or(100);
-    format!("[{:-<BAR$}] {percent} %, {arrived} of {all} entries, {waits_for} lists to go", "#".repeat(hashes))
+    format!("[{:-<BAR$}] {percent} %, {arrived} of {all} entries, {waits_for} queues left", "#".repeat(hashes))
 }
 
-/// How long a hand-over may take of what is left until the node must be gone: a third is for what is owed afterwards.
-pub(super) fn share_of(left: Duration) -> Duration {
+/// Returns the time limit of the hand-over: two thirds of the time that is left until the node must end, and at most
+/// [`HANDOVER`]. The last third is for owed responses and loads.
+pub(super) fn handover_limit(left: Duration) -> Duration {
     HANDOVER.min(left / 3 * 2)
 }
 
@@ -323,10 +341,11 @@ pub(super) fn share_of(left: Duration) -> Duration {
 mod tests {
     use super::*;
 
+    /// Checks that the bar is filled in proportion to the arrived entries.
     #[test]
-    fn a_bar_is_as_long_as_the_hand_over_is_far() {
+    fn progress_bar_shows_share_of_arrived_entries() {
         let bar = |arrived, all| super::bar(&Progress { arrived, all, waits_for: 1 });
-        assert_eq!(bar(0, 0), "[####################] 100 %, 0 of 0 entries, 1 lists to go");
-        assert_eq!(bar(1, 4), "[#####---------------] 25 %, 1 of 4 entries, 1 lists to go");
+        assert_eq!(bar(0, 0), "[####################] 100 %, 0 of 0 entries, 1 queues left");
+        assert_eq!(bar(1, 4), "[#####---------------] 25 %, 1 of 4 entries, 1 queues left");
     }
 }

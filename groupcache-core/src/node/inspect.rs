@@ -1,4 +1,4 @@
-//! Inspection: what a node reports about its members, its discovery and its groups.
+//! Inspection: the reports of a node about its members, its discovery, its loads and its groups.
 
 use std::time::Duration;
 
@@ -11,61 +11,63 @@ use crate::{
     identity::{Address, Incarnation, NodeState, PeerId},
 };
 
-/// A member of the cluster, as this node sees it now.
+/// A member of the view of a node at one moment; see [`Node::members`](crate::Node::members).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemberInfo {
-    /// Its id.
+    /// Id of the member.
     pub id: PeerId,
-    /// What it says of itself.
+    /// State that the member reports.
     pub state: NodeState,
-    /// Which life of that id.
+    /// Incarnation of the member: its number among the starts of this id.
     pub incarnation: Incarnation,
-    /// Whether keys are its own.
+    /// Whether the member owns keys.
     pub owns: bool,
-    /// Whether requests can be sent to it now; always true for this node itself.
+    /// Whether requests can be sent to the member at the moment. Always true for the local node.
     pub reachable: bool,
-    /// Whether it is this node.
+    /// Whether the member is the local node.
     pub local: bool,
 }
 
-/// What discovery has said so far, and what was made of it; counts are since the start.
+/// Reports of discovery and the reactions of the node, counted since its start; see
+/// [`Node::discovery`](crate::Node::discovery).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DiscoveryInfo {
-    /// Since the last complete set that was believed; `None` before the first. A provider that publishes only
-    /// changes may be silent for long and well.
+    /// Time since the last complete peer set that was accepted; `None` before the first. A healthy provider that
+    /// publishes only changes may be silent for a long time.
     pub last_set_age: Option<Duration>,
-    /// Sets that lost most peers at once and were held back.
+    /// Number of complete peer sets that lacked most peers at once, so that removals were suspended.
     pub suspended_removals: u64,
-    /// Goodbyes that were not acted upon at once, because the peer still answered or had started again.
+    /// Number of goodbyes and departure notices that did not remove a peer at once, because the peer still answered or
+    /// had started again.
     pub ignored_goodbyes: u64,
-    /// New addresses of peers that still answered at their old ones.
+    /// Number of new addresses that were ignored, because the peer still answered at an earlier one.
     pub ignored_addresses: u64,
-    /// Connections that one side refused: another cluster, another id, no common version.
+    /// Number of connections that one side refused: another cluster, another id, no common version, or no trust.
     pub refusals: u64,
-    /// Hellos of an older life of a connected peer.
+    /// Number of Hellos of a stale incarnation of a connected peer.
     pub stale_incarnations: u64,
-    /// Times that the provider was asked to look again.
+    /// Number of requests to the provider to read its source again.
     pub resolves: u64,
-    /// Peers that left.
+    /// Number of peers that have left the view.
     pub removals: u64,
 }
 
-/// A peer that discovery names and that there is no connection to.
+/// A target that the node cannot connect to; see [`Node::unconnected`](crate::Node::unconnected).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct UnreachablePeer {
-    /// Its id, where discovery knows it.
+    /// Id of the expected peer, if discovery knows it.
     pub id: Option<PeerId>,
-    /// Where it was dialled.
+    /// Addresses that were dialled.
     pub addresses: Vec<Address>,
-    /// Why the last attempt failed: [`is_unauthenticated`](Error::is_unauthenticated) when the two do not trust each
-    /// other, [`is_unreachable`](Error::is_unreachable) otherwise. Attempts go on.
+    /// Reason of the last failure: [`is_unauthenticated`](Error::is_unauthenticated) when the two nodes do not trust
+    /// each other, [`is_unreachable`](Error::is_unreachable) otherwise. The node goes on to connect.
     pub error: Error,
 }
 
-/// Loads of a node at one moment.
+/// Loads of a node at one moment; see [`Node::loads`](crate::Node::loads).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LoadStats {

@@ -1,10 +1,17 @@
-//! How a node leaves: drain, shutdown, drop.
+//! The end of a node: drain, shutdown and drop.
+//!
+//! A node leaves in steps: peers take it out of their rings, new owners receive its values, local gets are refused,
+//! owed responses and loads complete, the provider withdraws the announcement, peers receive a goodbye, and all tasks
+//! end. Each step may be repeated, so that two concurrent calls, or a call after a dropped one, do no harm.
+//! [`handover`] has the sending of values.
+//!
+//! [`handover`]: crate::node::handover
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
-use crate::node::{Inner, Node, handover::share_of, membership::Command};
+use crate::node::{Inner, Node, handover::handover_limit, membership::Command};
 use crate::{
     error::Result,
     flight::within,
@@ -13,53 +20,66 @@ use crate::{
     peer::client::link::Link,
 };
 
-/// Default time of [`Node::shutdown`]: Kubernetes kills a process 30 s after SIGTERM.
+/// Time limit of [`Node::shutdown`]. Kubernetes kills a process 30 s after SIGTERM.
 const SHUTDOWN: Duration = Duration::from_secs(25);
 
-/// How often a condition of other nodes is looked at while leaving.
-const LOOK: Duration = Duration::from_millis(5);
+/// Interval at which the conditions of a step are checked.
+const POLL: Duration = Duration::from_millis(5);
 
-/// How long the last frames may take to be handed to the sockets.
+/// Maximum time until the connections have taken the goodbyes.
 const FLUSH: Duration = Duration::from_millis(200);
 
 impl Node {
-    /// Announces that this node drains, and waits until the peers have taken it out of their rings.
+    /// Announces that this node drains, and waits until the peers have taken it out of their rings, for `limit` at
+    /// most.
     async fn leave_rings_within(&self, limit: Duration) -> Result<()> {
         let inner = &self.inner;
         inner.commands.send(Command::Drain).await.map_err(|_| self.closed())?;
-        // A peer that agrees with our view, in which we own nothing, has taken us out. One that drains itself, or
-        // cannot be reached, takes no keys from us: nothing is to be waited for.
-        let all_know = async {
+        // A peer with the fingerprint of the local view, in which this node owns nothing, has taken the node out of its
+        // ring. Draining and unreachable peers are not waited for, because they receive no keys of this node.
+        let removed_everywhere = async {
             let mut status = inner.status.clone();
             let _ = status.wait_for(|status| status.is_draining).await;
             loop {
                 let view = inner.context.view();
-                let mut heirs = view.members().iter().filter(|m| m.dial.is_some() && m.state != NodeState::Draining);
-                let knows = |link: Arc<Link>| !link.admits() || link.fingerprint() == view.fingerprint();
-                if heirs.all(|heir| inner.context.link(heir).is_none_or(knows)) {
+                let mut new_owners =
+                    view.members().iter().filter(|m| m.dial.is_some() && m.state != NodeState::Draining);
+                let agrees = |link: Arc<Link>| !link.admits() || link.fingerprint() == view.fingerprint();
+                if new_owners.all(|member| inner.context.link(member).is_none_or(agrees)) {
                     return;
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL).await;
             }
         };
-        if timeout(limit, all_know).await.is_err() {
+        if timeout(limit, removed_everywhere).await.is_err() {
             tracing::warn!(
-                "not every peer has taken this node out of its ring yet; it answers them as long as it runs"
+                "not every peer has taken this node out of its ring yet; the node answers peers as long as it runs"
             );
         }
         Ok(())
     }
 
-    /// Stops owning keys, and waits until their new owners have received the values, the most used first.
+    /// Stops owning keys, and waits until the new owners have received the values, the most used first.
     ///
-    /// Within the first 3 s of `deadline` the node waits until the connected peers have taken it out of their rings, and
-    /// then for the values. Its own gets go on, and peers are answered from memory and from loads that run. A node without
-    /// peers, or whose peers receive nothing, does not wait. There is no way back. Calling it again, or dropping its
-    /// future, is safe. For a process whose HTTP server must close before the node does; otherwise
-    /// [`shutdown`](Self::shutdown) drains.
+    /// The call takes at most `deadline`: up to 3 s of it until the connected peers have taken the node out of their
+    /// rings, and the rest for the values. Meanwhile local gets go on, and peers are answered from memory and from
+    /// loads that run already. A node without peers, or with peers that receive nothing, does not wait. A drain cannot
+    /// be undone. Calling it again, or dropping its future, is safe.
+    ///
+    /// The method is for a process with an HTTP server that must close before the node does. Otherwise use
+    /// [`shutdown`](Self::shutdown), which drains too.
+    ///
+    /// ```
+    /// # async fn f(node: groupcache_core::Node) -> Result<(), groupcache_core::Error> {
+    /// # use std::time::Duration;
+    /// // after SIGTERM: drain, then close the HTTP server, then leave
+    /// node.drain(Duration::from_secs(10)).await?;
+    /// node.shutdown_within(Duration::from_secs(10)).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// [`is_closed`](crate::Error::is_closed) when the node was shut down.
+    /// [`is_closed`](crate::Error::is_closed) when the node has been shut down.
     pub async fn drain(&self, deadline: Duration) -> Result<()> {
         let begun = Instant::now();
         self.leave_rings_within(DRAIN.min(deadline)).await?;
@@ -67,34 +87,37 @@ impl Node {
         Ok(())
     }
 
-    /// Leaves the cluster within 25 s, so that a deploy loads nothing again. Otherwise as
-    /// [`shutdown_within`](Self::shutdown_within).
+    /// Leaves the cluster as [`shutdown_within`](Self::shutdown_within) does, with a deadline of 25 s.
     ///
-    /// Kubernetes kills a process 30 s after SIGTERM.
+    /// Values move to their new owners first, so that a deploy does not load them again. The deadline suits Kubernetes,
+    /// which kills a process 30 s after SIGTERM.
     ///
     /// # Errors
-    /// None at present; a node that is closed already stays so.
+    /// None at present. A closed node stays closed.
     pub async fn shutdown(&self) -> Result<()> {
         self.shutdown_within(SHUTDOWN).await
     }
 
-    /// Leaves the cluster: drains, refuses gets, finishes owed responses and loads, withdraws the announcement, says
-    /// goodbye and closes.
+    /// Leaves the cluster: drains, refuses local gets, completes owed responses and loads, withdraws the announcement,
+    /// sends goodbyes and closes.
     ///
-    /// The call takes at most `deadline`, and a second for the provider: up to a third of it until the peers know, up to
-    /// 10 s for the values, and the rest for owed responses and loads. Give it somewhat less than the process has from
-    /// SIGTERM on. Calling it again, or dropping its future, is safe; a future that is dropped leaves the node where it
-    /// was.
+    /// The call takes at most `deadline`, plus up to 2.2 s for the provider, the goodbyes and the last tasks. Of the
+    /// deadline, the removal from the rings takes at most a third and at most 3 s, the hand-over at most 10 s and at
+    /// most two thirds of the time that is left then, and owed responses and loads take the rest. Loads that still run
+    /// at the deadline end with an error.
+    ///
+    /// Calling it again, or dropping its future, is safe. A dropped future leaves the node in the state that it has
+    /// reached, and another call goes on from there.
     ///
     /// ```
     /// # async fn f(node: groupcache_core::Node) -> Result<(), groupcache_core::Error> {
     /// // after SIGTERM, in a process that is killed 10 s later
-    /// node.shutdown_within(std::time::Duration::from_secs(8)).await?;
+    /// node.shutdown_within(std::time::Duration::from_secs(7)).await?;
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
-    /// None at present; a node that is closed already stays so.
+    /// None at present. A closed node stays closed.
     pub async fn shutdown_within(&self, deadline: Duration) -> Result<()> {
         let inner = &self.inner;
         let context = &inner.context;
@@ -103,15 +126,15 @@ impl Node {
         if inner.stop_serving.is_cancelled() {
             return Ok(());
         }
-        // An error means that another call shuts the node down too: the steps below bear being taken twice.
+        // An error means that another call shuts the node down too. The steps below may be repeated.
         if self.leave_rings_within(DRAIN.min(deadline / 3)).await.is_ok() {
-            self.send_values_within(share_of(deadline.saturating_sub(begun.elapsed()))).await;
+            self.send_values_within(handover_limit(deadline.saturating_sub(begun.elapsed()))).await;
         }
         context.close();
-        if within(end, inner.has_answered_all()).await.is_none() {
+        if within(end, inner.wait_until_idle()).await.is_none() {
             tracing::warn!(
                 left = context.tasks.loads.len(),
-                "loads still ran at the end of the shutdown; who waits gets an error"
+                "loads still ran at the end of the shutdown, so their waiters get an error; allow more time"
             );
         }
         inner.leaving.send_replace(true);
@@ -125,21 +148,22 @@ impl Node {
 }
 
 impl Inner {
-    /// Waits until no load runs, and no answer is owed by this node or to it.
-    async fn has_answered_all(&self) {
-        let is_quiet = || {
+    /// Waits until no load runs, and until neither this node nor a peer of it owes a response.
+    async fn wait_until_idle(&self) {
+        let is_idle = || {
             let links = self.context.links();
             self.context.tasks.loads.is_empty() && self.server.owes() == 0 && links.iter().all(|l| l.in_flight() == 0)
         };
-        // Twice: what a peer that is lost was asked for is in no table until its load begins here, a moment later.
-        let mut was_quiet = false;
+        // The check must succeed twice, because a request to a lost peer is in no table until its fallback load begins
+        // here a moment later.
+        let mut was_idle = false;
         loop {
-            let is_quiet = is_quiet();
-            if is_quiet && was_quiet {
+            let is_idle = is_idle();
+            if is_idle && was_idle {
                 return;
             }
-            was_quiet = is_quiet;
-            tokio::time::sleep(LOOK).await;
+            was_idle = is_idle;
+            tokio::time::sleep(POLL).await;
         }
     }
 
@@ -147,25 +171,26 @@ impl Inner {
         let links = self.context.links();
         links.iter().for_each(|link| link.say_goodbye());
         self.server.say_goodbye();
-        let all_said = async {
+        let all_sent = async {
             while links.iter().any(|link| link.owes_goodbye()) || self.server.owes_goodbye() {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL).await;
             }
-            // Taken by HTTP/2; its task writes it to the socket at the next turn.
-            tokio::time::sleep(LOOK).await;
+            // HTTP/2 has taken the goodbyes, and its task writes them to the sockets the next time it runs.
+            tokio::time::sleep(POLL).await;
         };
-        let _ = timeout(FLUSH, all_said).await;
+        let _ = timeout(FLUSH, all_sent).await;
     }
 
-    /// Ends everything at once.
+    /// Ends the node at once: provider, listener, tasks, groups and links.
     fn close(&self) {
         self.context.close();
         self.leaving.send_replace(true);
         self.stop_serving.cancel();
-        // First, so that fetches which lose their link now do not begin to load here.
+        // Tasks end before links, so that fetches which lose their link do not begin a load here.
         self.context.tasks.close();
         self.context.tasks.others.close();
-        // Groups hold what holds the registry: emptied, they are freed with their last handle.
+        // Groups hold the context, and the context holds the registry. An empty registry breaks this cycle, so that a
+        // group is freed with its last handle.
         for group in self.context.registry.take_all() {
             group.close();
         }

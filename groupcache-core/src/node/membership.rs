@@ -1,4 +1,8 @@
-//! The task that does what the stabilizer says: dials, pings, asks the provider, and installs views.
+//! The membership task: feeds the stabilizer, and carries out its actions.
+//!
+//! Inputs are commands of the node, time, results of pings, reports of the provider, and events of links. Actions are
+//! dials, pings, requests to the provider, views to install, and warnings. The rules are in the stabilizer
+//! ([`crate::membership::stabilizer`]), which is a pure state machine. Only this task installs views.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -27,47 +31,49 @@ use crate::{
     protocol::message::Hello,
 };
 
-/// How often the stabilizer is told that time passes.
+/// Interval at which the stabilizer receives a tick.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Events of links that wait for the membership task, where a link waits when they are full; and arrivals, which are
-/// forgotten then.
+/// Capacity of each queue of the membership task. When the queue of link events is full, a link waits. When the queue
+/// of arrivals is full, an arrival is dropped.
 pub(super) const EVENT_QUEUE: usize = 1024;
 
-/// What the node tells its membership task.
+/// Command of the node to its membership task.
 #[derive(Debug)]
 pub(super) enum Command {
     Drain,
 }
 
-/// What the membership task tells the node.
+/// State of the membership, as the node waits for it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Status {
     pub(super) is_ready: bool,
     pub(super) is_draining: bool,
     pub(super) ready_members: usize,
-    /// Another live node has our id, and answers there.
-    pub(super) rival: Option<Vec<Address>>,
+    /// Addresses of another live node with the id of this node, if there is one.
+    pub(super) duplicate_at: Option<Vec<Address>>,
 }
 
-/// Everything that the task reads.
+/// Inputs of the membership task.
 pub(super) struct Feeds {
     pub(super) provider: ProviderFeed,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) events: mpsc::Receiver<(DialId, LinkEvent)>,
-    /// Who has connected to this node, or speaks again after a silence.
+    /// Peers that have connected to this node, or that send again after a silence.
     pub(super) arrivals: mpsc::Receiver<PeerId>,
 }
 
+/// The membership task.
 pub(super) struct Membership {
     context: Arc<NodeContext>,
     stabilizer: Stabilizer,
     links: LinkEvents,
     pings: mpsc::Sender<(PeerId, bool)>,
     pinged: mpsc::Receiver<(PeerId, bool)>,
-    /// Who answered at each target.
-    who: BTreeMap<DialId, PeerId>,
-    asks: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
+    /// Ids of the peers that have answered, by target.
+    peer_ids: BTreeMap<DialId, PeerId>,
+    /// Channel for resolve requests to the current run of the provider.
+    requests: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
     me: watch::Sender<Me>,
     reached: watch::Sender<BTreeSet<PeerId>>,
     status: watch::Sender<Status>,
@@ -80,35 +86,35 @@ impl Membership {
         context: Arc<NodeContext>,
         stabilizer: Stabilizer,
         links: LinkEvents,
-        asks: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
+        requests: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
         me: watch::Sender<Me>,
         reached: watch::Sender<BTreeSet<PeerId>>,
         status: watch::Sender<Status>,
     ) -> Self {
         let (pings, pinged) = mpsc::channel(EVENT_QUEUE);
-        let (who, health, epoch) = (BTreeMap::new(), None, 1);
-        Self { context, stabilizer, links, pings, pinged, who, asks, me, reached, status, health, epoch }
+        let (peer_ids, health, epoch) = (BTreeMap::new(), None, 1);
+        Self { context, stabilizer, links, pings, pinged, peer_ids, requests, me, reached, status, health, epoch }
     }
 
     /// Runs until the node ends.
     pub(super) async fn run(mut self, mut feeds: Feeds) {
         let mut steps = interval(STEP);
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut provider_is_there = true;
+        let mut has_provider = true;
         loop {
-            // Events come last: a peer that says a great deal must not keep time and discovery from being heard.
+            // Link events come last, so that a peer with many messages does not delay time and discovery.
             let input = tokio::select! {
                 biased;
                 Some(command) = feeds.commands.recv() => match command {
                     Command::Drain => self.drain(),
                 },
                 _ = steps.tick() => {
-                    self.tell_whom_we_reach();
+                    self.publish_reached();
                     Some(Input::Tick)
                 }
                 Some((id, is_alive)) = self.pinged.recv() => Some(Input::Pinged { id, is_alive }),
-                changed = feeds.provider.sets.changed(), if provider_is_there => {
-                    provider_is_there = changed.is_ok();
+                changed = feeds.provider.sets.changed(), if has_provider => {
+                    has_provider = changed.is_ok();
                     let published = feeds.provider.sets.borrow_and_update().clone();
                     if let Some(set) = published.take_complete() {
                         self.context.local.counters.provider_sets.up();
@@ -119,13 +125,13 @@ impl Membership {
                 Some(report) = feeds.provider.reports.recv() => match report {
                     Report::Left { id, incarnation } => Some(Input::Left { id, incarnation }),
                     Report::Health(health) => {
-                        self.take_health(health);
+                        self.on_health(health);
                         None
                     }
                 },
-                Some((dial, event)) = feeds.events.recv() => self.heard(dial, event),
+                Some((dial, event)) = feeds.events.recv() => self.on_link_event(dial, event),
                 Some(id) = feeds.arrivals.recv() => {
-                    self.arrived(&id);
+                    self.on_arrival(&id);
                     None
                 }
             };
@@ -135,7 +141,8 @@ impl Membership {
         }
     }
 
-    fn tell_whom_we_reach(&self) {
+    /// Publishes the ids of the connected members to the provider, if they have changed.
+    fn publish_reached(&self) {
         let now = self.stabilizer.reached();
         self.reached.send_if_modified(|reached| {
             let has_changed = *reached != now;
@@ -150,6 +157,7 @@ impl Membership {
         self.context.local.clock.read_ms()
     }
 
+    /// Gives an input to the stabilizer, and carries out the actions until none is left.
     fn step(&mut self, input: Input) {
         let now = self.context.local.clock.elapsed();
         let mut actions: VecDeque<_> = self.stabilizer.step(now, input).into();
@@ -161,6 +169,7 @@ impl Membership {
         *self.context.membership.lock() = self.stabilizer.counters();
     }
 
+    /// Carries out an action, and returns the input that results from it.
     fn act(&mut self, action: Action) -> Option<Input> {
         match action {
             Action::Dial { dial, expected, addresses } => self.dial(dial, Target { expected, addresses }),
@@ -170,7 +179,7 @@ impl Membership {
                 }
             }
             Action::Hangup { dial } => {
-                self.who.remove(&dial);
+                self.peer_ids.remove(&dial);
                 if let Some(link) = self.context.remove_link(dial) {
                     self.context.no_longer_at(&link);
                     self.context.missed_writes.target_dropped(dial, link.target().expected.as_ref(), self.now_ms());
@@ -179,8 +188,8 @@ impl Membership {
             }
             Action::Ping { id } => self.ping(id),
             Action::Resolve { ids } => {
-                if let Some(ask) = &*self.asks.borrow() {
-                    let _ = ask.try_send(ids); // full = it is asked already
+                if let Some(requests) = &*self.requests.borrow() {
+                    let _ = requests.try_send(ids); // in a full queue a request waits already
                 }
             }
             Action::Install(members) => return Some(Input::Installed { fingerprint: self.install(members) }),
@@ -191,8 +200,13 @@ impl Membership {
             }
             Action::RaiseIncarnation(incarnation) => self.announce(|hello| hello.incarnation = incarnation),
             Action::DuplicateId { at, incarnation } => {
-                tracing::error!(id = %self.me.borrow().id, ?at, ?incarnation, "another live node has this id; give each node its own NODE_NAME");
-                self.status.send_modify(|status| status.rival = Some(at));
+                tracing::error!(
+                    id = %self.me.borrow().id,
+                    ?at,
+                    ?incarnation,
+                    "another live node has this id; give each node its own NODE_NAME"
+                );
+                self.status.send_modify(|status| status.duplicate_at = Some(at));
             }
             Action::Warn(warning) => warn(&warning),
         }
@@ -210,7 +224,8 @@ impl Membership {
     }
 
     fn ping(&self, id: PeerId) {
-        let links = self.who.iter().filter(|(_, who)| **who == id).filter_map(|(dial, _)| self.context.link_of(*dial));
+        let links =
+            self.peer_ids.iter().filter(|(_, peer)| **peer == id).filter_map(|(dial, _)| self.context.link_of(*dial));
         let link = links.max_by_key(|link| link.admits());
         let pings = self.pings.clone();
         self.context.tasks.run(async move {
@@ -229,7 +244,12 @@ impl Membership {
         let view = View::new(self.epoch, members);
         let fingerprint = view.fingerprint();
         let ids: Vec<_> = view.members().iter().map(|m| format!("{} ({})", m.id, m.state)).collect();
-        tracing::info!(epoch = view.epoch, fingerprint = format_args!("{fingerprint:016x}"), members = ?ids, "view");
+        tracing::info!(
+            epoch = view.epoch,
+            fingerprint = format_args!("{fingerprint:016x}"),
+            members = ?ids,
+            "installed a view"
+        );
         self.context.install(view);
         self.context.local.change(|hello| hello.fingerprint = fingerprint);
         self.status.send_modify(|status| {
@@ -244,7 +264,7 @@ impl Membership {
         Some(Input::Drain)
     }
 
-    /// Changes what we say of ourselves, to peers and to the provider.
+    /// Changes the Hello of this node, and announces the change to peers and to the provider.
     fn announce(&self, change: impl FnOnce(&mut Hello)) {
         self.context.local.change(change);
         let hello = self.context.local.hello();
@@ -254,51 +274,51 @@ impl Membership {
         });
     }
 
-    fn heard(&mut self, dial: DialId, event: LinkEvent) -> Option<Input> {
-        // Hung up meanwhile: what it still says is of no interest, and must not be remembered.
+    fn on_link_event(&mut self, dial: DialId, event: LinkEvent) -> Option<Input> {
+        // Events of a target that was dropped meanwhile are ignored, and must not be recorded.
         let link = self.context.link_of(dial)?;
-        let who = self.who.get(&dial).cloned();
+        let peer = self.peer_ids.get(&dial).cloned();
         Some(match event {
             LinkEvent::Hello(hello) => {
-                self.who.insert(dial, hello.id.clone());
+                self.peer_ids.insert(dial, hello.id.clone());
                 self.context.now_at(&hello.id, &link);
                 self.context.missed_writes.peer_identified(dial, &hello.id, self.now_ms());
                 self.context.tasks.run(replay(Arc::clone(&self.context), hello.id.clone(), link));
                 Input::Hello { dial, hello: facts(&hello) }
             }
             LinkEvent::Refused(why, text) => {
-                tracing::debug!(error = %text, "refused");
+                tracing::debug!(error = %text, "a connection to a target was refused");
                 if matches!(why, Refusal::OtherCluster | Refusal::WrongId { .. }) {
-                    // Nobody there has anything of ours.
+                    // The expected peer is not at this target, so that nothing can be replayed there.
                     self.context.missed_writes.target_dropped(dial, link.target().expected.as_ref(), self.now_ms());
                 }
                 Input::Refused { dial, why }
             }
             LinkEvent::Failed(why) => {
-                tracing::debug!(error = %why, "a peer cannot be connected to");
+                tracing::debug!(error = %why, "a connection to a target failed");
                 Input::Failed { dial }
             }
             LinkEvent::Lost => {
-                if let Some(peer) = who {
+                if let Some(peer) = peer {
                     tracing::info!(%peer, "the connection to a peer was lost");
                 }
                 Input::Lost { dial }
             }
-            LinkEvent::Goodbye(incarnation) => Input::Goodbye { id: who?, incarnation },
+            LinkEvent::Goodbye(incarnation) => Input::Goodbye { id: peer?, incarnation },
             LinkEvent::Fingerprint(fingerprint) => {
                 if fingerprint != self.context.local.fingerprint() {
                     self.context.local.counters.fingerprint_differences.up();
                 }
-                Input::Fingerprint { id: who?, fingerprint }
+                Input::Fingerprint { id: peer?, fingerprint }
             }
         })
     }
 
-    /// Who comes is there: whom we have dialled in vain is dialled again soon. Whose a hint is is not known before somebody
-    /// answers there.
-    fn arrived(&self, id: &PeerId) {
+    /// Retries pending dials early, because an inbound connection or message proves that the peer is up. Targets known
+    /// only by address are retried too, because their peer id is not known yet.
+    fn on_arrival(&self, id: &PeerId) {
         if self.context.reaches(id) {
-            return; // most of the time: an idle peer says something now and then
+            return; // the usual case, because an idle peer sends something now and then
         }
         for link in self.context.links().iter().filter(|link| !link.admits()) {
             if link.target().expected.as_ref().is_none_or(|expected| expected == id) {
@@ -307,7 +327,8 @@ impl Membership {
         }
     }
 
-    fn take_health(&mut self, health: Health) {
+    /// Logs a change of the provider's health.
+    fn on_health(&mut self, health: Health) {
         if self.health.as_ref() == Some(&health) {
             return;
         }
@@ -319,7 +340,7 @@ impl Membership {
     }
 }
 
-/// What a Hello says, as far as membership needs it.
+/// Returns the facts of a Hello that membership needs.
 pub(super) fn facts(hello: &Hello) -> HelloFacts {
     HelloFacts {
         id: hello.id.clone(),
@@ -332,25 +353,36 @@ pub(super) fn facts(hello: &Hello) -> HelloFacts {
     }
 }
 
+/// Logs a warning of the stabilizer.
 fn warn(warning: &Warning) {
     match warning {
         Warning::Held { missing, of } => tracing::warn!(
             missing,
             of,
-            "discovery has lost most peers at once; they stay until they fail two pings or it says so again"
+            "discovery has lost most peers at once; each stays until two pings to it fail or discovery confirms it"
         ),
         Warning::SelfNotListed => tracing::warn!(
-            "discovery does not list this node: others may not find it; compare its id and address with what is announced"
+            "discovery does not list this node: peers may not find it; compare id and address with the announced ones"
         ),
-        Warning::TooManyPeers { left_out } => tracing::warn!(left_out, "discovery lists more peers than are allowed"),
+        Warning::TooManyPeers { left_out } => {
+            tracing::warn!(left_out, "discovery lists more peers than are allowed; narrow the selection");
+        }
         Warning::Refused { addresses, expected, why } => {
-            tracing::warn!(?addresses, ?expected, ?why, "a listed peer is refused; it is tried again");
+            tracing::warn!(?addresses, ?expected, ?why, "a listed peer is refused; the node goes on to dial it");
         }
         Warning::IgnoredGoodbye { id } => {
-            tracing::warn!(%id, "said to have left, while it still answers");
+            tracing::warn!(
+                %id,
+                "ignored a departure notice: the peer still answers; check discovery for stale records"
+            );
         }
         Warning::OldLife { id, incarnation, known } => {
-            tracing::warn!(%id, ?incarnation, ?known, "an older life of a peer answers while the newer one is connected");
+            tracing::warn!(
+                %id,
+                ?incarnation,
+                ?known,
+                "ignored a stale incarnation of a peer: a newer one is connected; stop the earlier process"
+            );
         }
     }
 }

@@ -1,4 +1,10 @@
-//! A node: one process of the service, with its groups, its peers and its server.
+//! The node: starts, runs and ends everything that one process of the cache needs.
+//!
+//! [`builder`] starts a node, [`membership`] turns the actions of the stabilizer into connections and views, `tick`
+//! checks deadlines and partitions, [`handover`] receives values of previous owners, `replay` delivers missed writes,
+//! and [`lifecycle`] lets the node leave. The state that they share with the groups is the [`NodeContext`].
+//!
+//! All tasks of this module end with the node, at the latest when its last handle is dropped.
 
 mod builder;
 mod handover;
@@ -36,19 +42,20 @@ use crate::{
     value::Value,
 };
 
-/// How often the groups of the peers are looked at while a node waits to be ready.
-const READY_LOOK: Duration = Duration::from_millis(10);
+/// Interval at which [`Node::ready`] checks the groups of the peers.
+const READY_POLL: Duration = Duration::from_millis(10);
 
-/// One process of a service, as a member of the cluster.
+/// A handle to a node: one process that takes part in the cache.
 ///
-/// A cheap handle; the node lives until [`shutdown`](Self::shutdown), or until the last handle is dropped, which
-/// ends it without a word to its peers.
+/// Clones are cheap and refer to the same node. The node runs until [`shutdown`](Self::shutdown), or until the last
+/// handle is dropped. Dropping the last handle closes the node at once without a goodbye, so that peers take it for a
+/// crash. Only the provider still withdraws the announcement. Groups do not keep the node alive.
 ///
 /// ```
 /// # use groupcache_core::Node;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
-/// let node = Node::builder().start().await?; // alone on a free port of loopback
-/// println!("{} answers peers on {}", node.id(), node.address());
+/// let node = Node::builder().start().await?; // alone, on a free port of loopback
+/// println!("{} listens on {}", node.id(), node.address());
 /// node.shutdown().await?;
 /// # Ok(()) }
 /// ```
@@ -63,32 +70,52 @@ struct Inner {
     server: Server,
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<Status>,
-    /// Tells the provider to withdraw.
+    /// Signal to the provider to withdraw its announcement; `true` once the node leaves.
     leaving: watch::Sender<bool>,
-    /// Cancelled when the provider has withdrawn.
+    /// Token that is cancelled when the provider has withdrawn its announcement.
     withdrawn: CancellationToken,
-    /// Stops the listener and ends the connections that are left.
+    /// Token that, once cancelled, stops the listener and ends the remaining connections.
     stop_serving: CancellationToken,
-    /// Where its peer service is mounted, if it does not listen itself.
+    /// Peer service in the user's server; `None` for a node that listens itself.
     mounted: Option<PeerService>,
 }
 
 impl Node {
-    /// Begins to build a node; every setting has a default.
+    /// Returns a builder of a node. Every setting has a default.
+    ///
+    /// ```
+    /// # use groupcache_core::Node;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
+    /// let node = Node::builder().start().await?;
+    /// assert!(node.address().ip().is_loopback());
+    /// # Ok(()) }
+    /// ```
     pub fn builder() -> NodeBuilder {
         NodeBuilder::default()
     }
 
-    /// Begins to build a group of this node.
+    /// Returns a builder of a group with this name.
     ///
-    /// All nodes of a service build the same groups. One that is built later, or on some nodes only, works: a
-    /// node asks only those peers that have it.
+    /// All nodes of a service should build the same groups. A group may also be built later, or on some nodes only,
+    /// because a node sends requests only to peers that have the group.
+    ///
+    /// ```
+    /// # use groupcache_core::Node;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), groupcache_core::Error> {
+    /// # let node = Node::builder().start().await?;
+    /// let loader = async |key: &str| Ok::<_, std::io::Error>(format!("user {key}"));
+    /// let users = node.group::<String>("users").capacity_bytes(64 << 20).loader(loader).build()?;
+    /// assert_eq!(users.get("7").await?, "user 7");
+    /// # Ok(()) }
+    /// ```
     pub fn group<V: Value>(&self, name: &str) -> GroupBuilder<V> {
         GroupBuilder::new(Arc::clone(&self.inner.context), name)
     }
 
-    /// Takes a group out of the node; its memory is freed, a moment later where there are many entries, and who waits for
-    /// it gets an error with [`is_closed`](Error::is_closed). Returns whether there was one.
+    /// Removes a group from the node and returns whether the node had it.
+    ///
+    /// Callers that wait for the group get an error with [`is_closed`](Error::is_closed). The memory of the group is
+    /// freed, in the background if there are many entries.
     pub fn remove_group(&self, name: &str) -> bool {
         let context = &self.inner.context;
         let Some(group) = context.registry.remove(name) else { return false };
@@ -97,27 +124,30 @@ impl Node {
         true
     }
 
-    /// The id that the ring places it by.
+    /// Returns the id of the node. The id alone decides the node's place on the ring.
     pub fn id(&self) -> PeerId {
         self.inner.identity.id()
     }
 
-    /// Where it listens for peers.
+    /// Returns the address on which the node listens for peers.
+    ///
+    /// A port of 0 in the [`Identity`] is replaced by the port that the node got. For a node with a mounted peer
+    /// service, the address is that of the identity.
     pub fn address(&self) -> SocketAddr {
         self.inner.identity.listen()
     }
 
-    /// What it says of itself now.
+    /// Returns the state that the node reports to its peers at the moment.
     pub fn state(&self) -> NodeState {
         self.inner.context.local.hello().state
     }
 
-    /// The limits that it was started with.
+    /// Returns the limits that the node was started with.
     pub fn limits(&self) -> &Limits {
         &self.inner.context.local.limits
     }
 
-    /// Everyone in the view, sorted by id; this node is always among them.
+    /// Returns the members of the view, sorted by id. The local node is always one of them.
     pub fn members(&self) -> Vec<MemberInfo> {
         let context = &self.inner.context;
         let info = |member: &crate::membership::stabilizer::Member| MemberInfo {
@@ -131,7 +161,11 @@ impl Node {
         context.view().members().iter().map(info).collect()
     }
 
-    /// Peers that discovery names and that there is no connection to, each with the reason. Empty when all is well.
+    /// Returns the targets that the node cannot connect to, each with the reason of the last failed attempt. Empty when
+    /// the node is connected to every target that discovery reports.
+    ///
+    /// A target is absent until the first attempt has failed. Attempts go on for as long as discovery reports the
+    /// target.
     pub fn unconnected(&self) -> Vec<UnreachablePeer> {
         let failures = self.inner.context.links().into_iter().filter_map(|link| link.failure());
         failures
@@ -139,70 +173,82 @@ impl Node {
             .collect()
     }
 
-    /// Reads the files with certificates and keys again, instead of waiting up to 10 s for it. New connections use them at
-    /// once, those made before end one by one within 50 s. Returns whether there was anything new.
+    /// Reloads the files with certificates and keys, and returns whether anything has changed.
+    ///
+    /// The node reloads them every 10 s by itself, and the call saves the wait. New connections use the new
+    /// certificates and keys at once. Earlier connections end one after the other within 50 s.
     ///
     /// # Errors
-    /// [`is_config`](Error::is_config) when they cannot be used; those in use stay. Also without TLS.
+    /// [`is_config`](Error::is_config) when a file cannot be read or used, and when the node was started without TLS.
+    /// The certificates and keys in use stay.
     #[cfg(feature = "tls")]
     pub async fn reload_tls(&self) -> Result<bool> {
-        self.keeper()?.reload().await
+        self.credentials()?.reload().await
     }
 
-    /// Puts other certificates, authorities or names in the place of those in use, as [`reload_tls`](Self::reload_tls).
+    /// Replaces certificates, authorities and peer names, and returns whether anything has changed.
+    ///
+    /// Connections change over as described at [`reload_tls`](Self::reload_tls).
     ///
     /// # Errors
-    /// As [`reload_tls`](Self::reload_tls).
+    /// [`is_config`](Error::is_config) when the new ones cannot be used, and when the node was started without TLS. The
+    /// certificates and keys in use stay.
     #[cfg(feature = "tls")]
     pub async fn set_mutual_tls(&self, tls: MutualTls) -> Result<bool> {
-        self.keeper()?.take(Source::Certificates(tls)).await
+        self.credentials()?.take(Source::Certificates(tls)).await
     }
 
-    /// Puts other cluster keys in the place of those in use, as [`reload_tls`](Self::reload_tls).
+    /// Replaces the cluster keys, and returns whether anything has changed.
+    ///
+    /// Connections change over as described at [`reload_tls`](Self::reload_tls).
     ///
     /// # Errors
-    /// As [`reload_tls`](Self::reload_tls).
+    /// [`is_config`](Error::is_config) when the key cannot be used, when the node was started without TLS, and for a
+    /// node with a mounted peer service, because the user's server presents its own certificate. The certificates and
+    /// keys in use stay.
     #[cfg(feature = "tls")]
     pub async fn set_cluster_key(&self, key: ClusterKey) -> Result<bool> {
         if self.inner.mounted.is_some() {
             return Err(Error::config(
-                "a peer service that is mounted shows your server's certificate: set_mutual_tls(...)",
+                "a mounted peer service presents the certificate of your server; use set_mutual_tls(...)",
             ));
         }
-        self.keeper()?.take(Source::Key(key)).await
+        self.credentials()?.take(Source::Key(key)).await
     }
 
     #[cfg(feature = "tls")]
-    fn keeper(&self) -> Result<&CredentialStore> {
+    fn credentials(&self) -> Result<&CredentialStore> {
         match &self.inner.context.local.security {
-            Security::Tls(keeper) => Ok(keeper),
+            Security::Tls(credentials) => Ok(credentials),
             Security::Open { .. } => Err(Error::config(
                 "this node was started without TLS; start it with cluster_key(...) or mutual_tls(...)",
             )),
         }
     }
 
-    /// How many connected peers have this group, in any format.
+    /// Returns the number of connected peers that have this group, in any format.
     pub fn peers_with_group(&self, name: &str) -> usize {
         self.inner.context.links().iter().filter(|link| link.admits() && link.offers_any(name)).count()
     }
 
-    /// The fingerprint of its ring: two nodes with the same one give every key the same owner.
+    /// Returns the fingerprint of the ring. Two nodes with equal fingerprints agree about the owner of every key.
     pub fn fingerprint(&self) -> u64 {
         self.inner.context.view_ref().fingerprint()
     }
 
-    /// How many views there have been; a number of this node alone.
+    /// Returns the number of the current view: 1 for the empty view at the start, and one more with each change.
+    ///
+    /// Each node counts its own views, so that the numbers of two nodes cannot be compared.
     pub fn epoch(&self) -> u64 {
         self.inner.context.view_ref().epoch
     }
 
-    /// What has been counted since the start.
+    /// Returns the counters of the node since its start.
     pub fn stats(&self) -> NodeStats {
         self.inner.context.local.counters.snapshot()
     }
 
-    /// What discovery has said so far, and what was made of it.
+    /// Returns what discovery has reported, and how the node has reacted, since its start.
     pub fn discovery(&self) -> DiscoveryInfo {
         let context = &self.inner.context;
         let counted = *context.membership.lock();
@@ -219,33 +265,40 @@ impl Node {
         }
     }
 
-    /// Returns how many loads run on this node now, and how many wait for a permit.
+    /// Returns the number of loads that run on this node, and the number that wait for a permit.
     pub fn loads(&self) -> LoadStats {
         let context = &self.inner.context;
         let (running, queued) = context.permits.in_use(context.local.limits.max_loads);
         LoadStats { running, queued }
     }
 
-    /// Requests of this node that peers have not answered yet.
+    /// Returns the number of requests of this node that peers have not answered yet.
     pub fn in_flight(&self) -> usize {
         self.inner.context.links().iter().map(|link| link.in_flight()).sum()
     }
 
-    /// Waits until this node is Ready, sees at least `members` Ready members, itself included, and the groups that
-    /// it has are known to be on as many.
+    /// Waits until the node is Ready, the view has at least `members` Ready members, and at least `members` nodes have
+    /// all groups of this node. The two numbers include the local node.
     ///
-    /// Until then a key may be loaded by more than one node. It waits as long as that takes: bound it by a
-    /// time-out. Dropping the future is safe.
+    /// Before that, a key may be loaded by more than one node. The wait has no limit, so bound it with a time-out.
+    /// Dropping the future is safe.
+    ///
+    /// ```
+    /// # async fn f(node: groupcache_core::Node) -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// tokio::time::timeout(Duration::from_secs(30), node.ready(3)).await??;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
-    /// [`is_closed`](Error::is_closed) when the node is shut down meanwhile, or was before.
+    /// [`is_closed`](Error::is_closed) when the node is shut down, before the call or during it.
     pub async fn ready(&self, members: usize) -> Result<()> {
         let context = &self.inner.context;
         let mut status = self.inner.status.clone();
         loop {
             let waited = status.wait_for(|s| s.is_ready && s.ready_members >= members).await;
             waited.map(drop).map_err(|_| self.closed())?;
-            // The last status outlives the task that set it.
+            // The last status stays readable after the membership task has ended.
             if context.is_closed() {
                 return Err(self.closed());
             }
@@ -254,7 +307,7 @@ impl Node {
             if context.links().iter().filter(|link| has_all(link)).count() + 1 >= members {
                 return Ok(());
             }
-            tokio::time::sleep(READY_LOOK).await;
+            tokio::time::sleep(READY_POLL).await;
         }
     }
 

@@ -1,4 +1,8 @@
-//! How a node comes by its certificates and keys, and what it does when they change.
+//! The security of a node: the choice between certificates, a cluster key and insecure mode, and the reload of
+//! certificates and keys.
+//!
+//! A node that listens beyond loopback needs one of the three, otherwise its start fails. Connections with replaced
+//! certificates or keys are renewed one by one.
 
 #[cfg(feature = "tls")]
 use std::{sync::Arc, time::Duration};
@@ -20,28 +24,28 @@ use crate::{
     transport::Security,
 };
 
-/// How often files with certificates and keys are read again. Certificates live for hours at least.
+/// Interval at which files with certificates and keys are read again. Certificates are valid for hours at least.
 #[cfg(feature = "tls")]
-const REREAD: Duration = Duration::from_secs(10);
+const RELOAD: Duration = Duration::from_secs(10);
 
-/// What the builder was told.
+/// The security settings of a builder.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Wanted {
+pub(super) struct SecuritySettings {
     pub(super) is_insecure: bool,
     #[cfg(feature = "tls")]
     pub(super) source: Option<Source>,
-    /// More than one was given.
+    /// Whether more than one source was set.
     #[cfg(feature = "tls")]
     pub(super) is_ambiguous: bool,
 }
 
-impl Wanted {
-    /// What the node was told, or else what its environment says.
-    pub(super) fn choose(self, identity: &Identity, is_mounted: bool) -> Result<Chosen> {
+impl SecuritySettings {
+    /// Returns the security of the node, from the settings or otherwise from the environment.
+    pub(super) fn choose(self, identity: &Identity, is_mounted: bool) -> Result<ChosenSecurity> {
         let is_insecure = self.is_insecure || std::env::var("GROUPCACHE_INSECURE").is_ok_and(|v| v == "1");
         #[cfg(feature = "tls")]
         if let Some(source) = self.source(is_mounted)? {
-            return Ok(Chosen::Tls(source));
+            return Ok(ChosenSecurity::Tls(source));
         }
         #[cfg(not(feature = "tls"))]
         if std::env::var_os("GROUPCACHE_CLUSTER_KEY")
@@ -50,11 +54,12 @@ impl Wanted {
         {
             return Err(Error::config(
                 "a cluster key is set in the environment, and this program was built without TLS; build it with the \
-                 feature `tls` of groupcache-discovery, or unset GROUPCACHE_CLUSTER_KEY and GROUPCACHE_CLUSTER_KEY_FILE",
+                 feature `tls` of groupcache-discovery, or unset GROUPCACHE_CLUSTER_KEY and \
+                 GROUPCACHE_CLUSTER_KEY_FILE",
             ));
         }
         check_exposure(identity, is_insecure, is_mounted)?;
-        Ok(Chosen::Open { is_insecure })
+        Ok(ChosenSecurity::Open { is_insecure })
     }
 
     #[cfg(feature = "tls")]
@@ -70,22 +75,22 @@ impl Wanted {
         };
         if self.is_insecure && source.is_some() {
             return Err(Error::config(
-                "the program calls insecure(), and a cluster key is set in its environment; unset GROUPCACHE_CLUSTER_KEY and \
-                 GROUPCACHE_CLUSTER_KEY_FILE, or take insecure() out",
+                "the program calls insecure(), and a cluster key is set in its environment; unset \
+                 GROUPCACHE_CLUSTER_KEY and GROUPCACHE_CLUSTER_KEY_FILE, or remove the call of insecure()",
             ));
         }
         match source {
             Some(Source::Key(_)) if is_mounted => Err(Error::config(
-                "a peer service that is mounted shows the certificate of your server, and a cluster key would make another; \
-                 use mutual_tls(...) with your server's certificate, or let the node listen itself",
+                "a mounted peer service presents the certificate of your server, and a cluster key needs another; use \
+                 mutual_tls(...) with the certificate of your server, or let the node listen itself",
             )),
             source => Ok(source),
         }
     }
 }
 
-/// What it will be, before anything is read.
-pub(super) enum Chosen {
+/// The chosen security, before any file is read.
+pub(super) enum ChosenSecurity {
     Open {
         is_insecure: bool,
     },
@@ -93,9 +98,10 @@ pub(super) enum Chosen {
     Tls(Source),
 }
 
-impl Chosen {
+impl ChosenSecurity {
     #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "certificates are for an id"))]
-    pub(super) async fn settle(self, identity: &Identity) -> Result<Security> {
+    /// Reads certificates and keys, if there are any.
+    pub(super) async fn resolve(self, identity: &Identity) -> Result<Security> {
         match self {
             Self::Open { is_insecure } => Ok(Security::Open { is_insecure }),
             #[cfg(feature = "tls")]
@@ -107,13 +113,13 @@ impl Chosen {
     }
 }
 
-/// A listener that others can reach must be asked for.
+/// Checks that a node without TLS has a listener of its own on loopback, or that insecure mode is on.
 fn check_exposure(identity: &Identity, is_insecure: bool, is_mounted: bool) -> Result<()> {
     let listen = identity.listen();
     if is_mounted && !is_insecure {
         return Err(Error::config(
-            "a peer service that is mounted in your server cannot tell peers from others without certificates; add \
-             mutual_tls(...), or call .insecure() if nobody but peers reaches it",
+            "a mounted peer service cannot tell peers from other clients without certificates; add mutual_tls(...), or \
+             call insecure() if only peers reach your server",
         ));
     }
     if listen.ip().is_loopback() && !is_mounted {
@@ -121,57 +127,63 @@ fn check_exposure(identity: &Identity, is_insecure: bool, is_mounted: bool) -> R
     }
     if !is_insecure {
         return Err(Error::config(format!(
-            "listening on {listen} would let everyone who reaches it read and fill the cache; give all nodes one \
-             GROUPCACHE_CLUSTER_KEY or cluster_key(...), or certificates with mutual_tls(...), or, on a network that you \
-             trust, GROUPCACHE_INSECURE=1 or insecure(); otherwise listen on loopback (NODE_IP=127.0.0.1)"
+            "listening on {listen} would let every client that reaches it read and fill the cache; give all nodes one \
+             GROUPCACHE_CLUSTER_KEY or cluster_key(...), or certificates with mutual_tls(...), or, on a network that \
+             you trust, GROUPCACHE_INSECURE=1 or insecure(); otherwise listen on loopback (NODE_IP=127.0.0.1)"
         )));
     }
-    tracing::warn!(address = %listen, "peers are neither authenticated nor encrypted: insecure mode was asked for");
+    tracing::warn!(
+        address = %listen,
+        "peers are neither authenticated nor encrypted: insecure mode is on; use it on a trusted network only"
+    );
     Ok(())
 }
 
-/// Reads files again, and makes connections anew when what was read has changed. Runs until the node ends.
+/// Reloads certificates and keys, and renews connections when they have changed. Runs until the node ends.
 #[cfg(feature = "tls")]
-pub(super) async fn keep_up_to_date(context: Arc<NodeContext>, keeper: Arc<CredentialStore>) {
-    tokio::join!(reread(&keeper), renew(&context, &keeper));
+pub(super) async fn reload_credentials(context: Arc<NodeContext>, credentials: Arc<CredentialStore>) {
+    tokio::join!(reload_files(&credentials), renew_connections(&context, &credentials));
 }
 
 #[cfg(feature = "tls")]
-async fn reread(keeper: &CredentialStore) {
-    let mut looks = interval(REREAD);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    looks.tick().await; // the first is at once, and the node has just read them
-    let mut complaint = None;
+async fn reload_files(credentials: &CredentialStore) {
+    let mut ticks = interval(RELOAD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await; // the first tick is at once, and the node has just read the files
+    let mut last_warning = None;
     loop {
-        looks.tick().await;
-        match keeper.reload_files().await {
-            Ok(_) => complaint = None,
+        ticks.tick().await;
+        match credentials.reload_files().await {
+            Ok(_) => last_warning = None,
             Err(e) => {
                 let text = e.to_string();
-                if complaint.as_ref() != Some(&text) {
-                    tracing::warn!(error = %text, "certificates and keys were not read anew; those in use stay");
-                    complaint = Some(text);
+                if last_warning.as_ref() != Some(&text) {
+                    tracing::warn!(
+                        error = %text,
+                        "certificates and keys could not be reloaded; those in use stay; repair the file"
+                    );
+                    last_warning = Some(text);
                 }
             }
         }
     }
 }
 
-/// Our own connections are made anew one by one; those that peers made retire at the door.
+/// Renews the connections that this node made, one by one. The listener retires those that peers made.
 #[cfg(feature = "tls")]
-async fn renew(context: &NodeContext, keeper: &CredentialStore) {
-    let mut generations = keeper.generations();
+async fn renew_connections(context: &NodeContext, credentials: &CredentialStore) {
+    let mut generations = credentials.generations();
     while generations.changed().await.is_ok() {
         let generation = *generations.borrow_and_update();
-        tracing::info!(generation, "other certificates or keys are in use; connections are made anew with them");
+        tracing::info!(generation, "new certificates or keys are in use; connections are renewed with them");
         let links = context.links();
         let pause = RETIRE_WITHIN / (links.len() as u32 + 1);
         for link in links {
-            // A share of each pause is random: nodes that read the same file must not all turn to one peer at once.
+            // Each pause is random, so that nodes which read the same file do not all connect to one peer at once.
             sleep(pause.mul_f64((context.random() % 1000) as f64 / 1000.0)).await;
             link.renew();
             if generations.has_changed().unwrap_or(true) {
-                break; // another change: all of them once more, and within the same time
+                break; // after another change all connections are renewed again, within the same time
             }
         }
     }

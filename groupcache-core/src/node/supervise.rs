@@ -1,4 +1,4 @@
-//! The provider of a node: run for as long as the node lives, its restarts counted.
+//! The provider of a node: runs for as long as the node lives, with its restarts counted.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use crate::{
     peer::local::LocalNode,
 };
 
-/// Runs until the node leaves and the provider has withdrawn, or has taken too long to.
+/// Runs the provider until the node leaves and the provider has withdrawn its announcement, or has taken too long to do
+/// so.
 pub(super) async fn supervise(
     provider: Arc<dyn Provider>,
     handle: ProviderHandle,

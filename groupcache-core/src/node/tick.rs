@@ -1,4 +1,8 @@
-//! The tick: coarse time, deadlines, silence, and the announcing of what has changed.
+//! The ticks of a node: coarse time, deadlines and silence of links, partitions, expired entries, and the announcement
+//! of changes.
+//!
+//! A node is partitioned when it has lost all of its peers. Peers may then have written without it, so that its entries
+//! are served for a short time only.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -12,18 +16,18 @@ use crate::{
     cache::revalidation::Change, context::NodeContext, limits::TICK, peer::server::Server, runtime::clock::Punctuality,
 };
 
-/// How often what has expired is looked for: one look at a million entries takes a seventh of a second of one core.
+/// Interval of the sweeps for expired entries. A sweep of a million entries takes about 0.14 s of one core.
 const SWEEP: Duration = Duration::from_secs(10);
 
-/// A tick that is later than this may mean that peers have given this node up, and told it nothing since.
-const CUT_OFF: Duration = Duration::from_secs(2);
+/// Delay of a tick after which peers may have removed this node, and may have written without notifying it.
+const PARTITIONED_AFTER: Duration = Duration::from_secs(2);
 
-/// Ticks between two looks at loads that run too long: about a second.
+/// Number of ticks between two checks for overdue loads and missed writes: about a second.
 const WATCH_EVERY: u64 = 100;
 
-/// Runs until the node ends.
+/// Advances coarse time and checks links, loads and missed writes. Runs until the node ends.
 pub(super) async fn tick(context: Arc<NodeContext>) {
-    let _end = CloseOnDrop(Arc::clone(&context));
+    let _close = CloseOnDrop(Arc::clone(&context));
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut n: u64 = 0;
@@ -31,19 +35,19 @@ pub(super) async fn tick(context: Arc<NodeContext>) {
     loop {
         ticks.tick().await;
         let late = context.local.clock.tick();
-        let we_stood_still = matches!(late, Punctuality::Late(_));
-        if we_stood_still {
+        let was_late = matches!(late, Punctuality::Late(_));
+        if was_late {
             context.local.counters.late_ticks.up();
         }
         let now_ms = context.now_ms();
-        // A node that knows nobody else hears of every write.
+        // A node without peers misses no write.
         let is_alone = context.view_ref().members().len() <= 1;
-        if matches!(late, Punctuality::Late(by) if by > CUT_OFF) && !is_alone {
+        if matches!(late, Punctuality::Late(by) if by > PARTITIONED_AFTER) && !is_alone {
             on_partitioned(&context, "this process stood still");
         }
         let (mut in_flight, mut connected, mut lost) = (0, 0, 0);
         for link in context.links() {
-            link.sweep(now_ms, we_stood_still);
+            link.sweep(now_ms, was_late);
             in_flight += link.in_flight();
             connected += usize::from(link.admits());
             lost += usize::from(link.is_lost(now_ms));
@@ -53,7 +57,7 @@ pub(super) async fn tick(context: Arc<NodeContext>) {
             on_partitioned(&context, "no peer can be reached");
         }
         if connected > 0 && !was_connected {
-            // It was not the others that were away.
+            // The first connection shows that this node was away, and not its peers. The other links need not wait.
             context.links().iter().filter(|link| !link.admits()).for_each(|link| link.retry_soon());
         }
         was_connected = connected > 0;
@@ -64,27 +68,29 @@ pub(super) async fn tick(context: Arc<NodeContext>) {
         n += 1;
         if n.is_multiple_of(WATCH_EVERY) {
             context.registry.all().iter().for_each(|group| group.watch());
-            catch_up_with_those_who_missed(&context);
+            replay_missed_writes(&context);
         }
     }
 }
 
-/// The node ends, or its runtime does, under callers who have another one: nothing would ever end what they wait for.
+/// Closes the node when the tick task is dropped. If only this node's runtime shuts down, callers on other runtimes
+/// would otherwise wait forever.
 struct CloseOnDrop(Arc<NodeContext>);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
-        self.0.tasks.close(); // first, so that fetches which lose their link now do not begin to load here
+        self.0.tasks.close(); // before the links, so that fetches which lose their link do not begin a load here
         self.0.links().iter().for_each(|link| link.close());
     }
 }
 
-/// A write may not have been taken though the connection lives: a limit was reached, or a deadline passed.
-fn catch_up_with_those_who_missed(context: &Arc<NodeContext>) {
-    let is_here = |group: &str| context.registry.get(group).is_some();
+/// Replays missed writes to connected members. A connected peer misses a write when a limit was reached or a deadline
+/// passed.
+fn replay_missed_writes(context: &Arc<NodeContext>) {
+    let is_known = |group: &str| context.registry.get(group).is_some();
     for member in context.view().members() {
-        if context.missed_writes.has_missed(&member.id, is_here)
+        if context.missed_writes.has_missed(&member.id, is_known)
             && let Some(link) = context.link(member).filter(|link| link.admits())
         {
             context.tasks.run(replay(Arc::clone(context), member.id.clone(), link));
@@ -92,7 +98,7 @@ fn catch_up_with_those_who_missed(context: &Arc<NodeContext>) {
     }
 }
 
-/// Gives back the memory of what has expired. Runs until the node ends.
+/// Frees the memory of expired entries. Runs until the node ends.
 pub(super) async fn sweep(context: Arc<NodeContext>) {
     loop {
         sleep(SWEEP).await;
@@ -103,14 +109,14 @@ pub(super) async fn sweep(context: Arc<NodeContext>) {
     }
 }
 
-/// Writes may have passed this node by: what it holds is served for a short time only.
+/// Limits the time for which entries are served, because this node may have missed writes.
 fn on_partitioned(context: &NodeContext, why: &str) {
     context.changes.record(Change::Partitioned, context.now_ms());
     context.local.counters.partitions.up();
-    tracing::warn!("{why}: what this node holds may have changed meanwhile, and is served for a short time only");
+    tracing::warn!("{why}: entries of this node may be outdated, and are served for a short time only");
 }
 
-/// Sends the Hello again on every connection when it has changed.
+/// Sends the Hello again on every connection when it has changed. Runs until the node ends.
 pub(super) async fn announce(context: Arc<NodeContext>, server: Server) {
     let mut changes = context.local.changes();
     while changes.changed().await.is_ok() {
