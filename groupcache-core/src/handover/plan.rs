@@ -22,14 +22,16 @@ pub(crate) struct TransferPlans(Mutex<Option<Arc<PlanForRing>>>);
 /// The entries that other nodes own in one ring.
 #[derive(Debug)]
 pub(crate) struct PlanForRing {
-    /// Number of the newest previous view. A ring may come back, when a node starts again under its name, and the entries
-    /// for it then are other ones.
+    /// Number of the newest previous view. A ring may return, for example when a node restarts with its id, while the
+    /// entries to send are other ones.
     number: u64,
+    /// Hash of the ring.
     ring: u64,
     /// Whether the plan has all entries, and not only those that were used lately.
     pub(crate) is_whole: bool,
     /// Queues by new owner, made by the first task that needs them.
     pub(crate) queues: OnceCell<BTreeMap<PeerId, PeerQueue>>,
+    /// Coarse time of the last request.
     used_ms: AtomicU64,
 }
 
@@ -37,8 +39,9 @@ pub(crate) struct PlanForRing {
 #[derive(Debug, Default)]
 pub(crate) struct PeerQueue {
     pub(crate) keys: Vec<Key>,
-    /// Number of keys whose entries are known to have arrived, or have left memory since.
+    /// Number of keys with entries that are known to have arrived, or that have left memory since.
     arrived: AtomicUsize,
+    /// Whether the new owner requests no more.
     is_done: AtomicBool,
 }
 
@@ -72,6 +75,7 @@ impl PlanForRing {
         self.tag() << 32 | at as u64
     }
 
+    /// Returns the upper 31 bits of the plan's cursors.
     fn tag(&self) -> u64 {
         let number = self.number << 1 | u64::from(self.is_whole);
         (self.ring ^ self.ring >> 32).wrapping_add(number) & 0x7fff_ffff
@@ -82,7 +86,7 @@ impl PlanForRing {
         if cursor >> 32 == self.tag() { (cursor & 0xffff_ffff) as usize } else { 0 }
     }
 
-    /// Returns how far the transfers to the peers are that can be reached; `None` while there are no queues.
+    /// Returns the progress of the transfers to the reachable peers; `None` while there are no queues.
     pub(crate) fn progress(&self, is_reached: &dyn Fn(&PeerId) -> bool) -> Option<Progress> {
         let mut progress = Progress::default();
         for (_, queue) in self.queues.get()?.iter().filter(|(owner, _)| is_reached(owner)) {
@@ -95,11 +99,12 @@ impl PlanForRing {
 }
 
 impl PeerQueue {
+    /// Makes a queue of keys in this order, none of which has arrived.
     pub(crate) fn new(keys: Vec<Key>) -> Self {
         Self { keys, ..Self::default() }
     }
 
-    /// Records that the new owner wants no more.
+    /// Records that the new owner requests no more.
     pub(crate) fn finish(&self) {
         self.is_done.store(true, Relaxed);
     }

@@ -1,4 +1,5 @@
-//! Previous owners of a group's keys: which of them are worth a request, and which keys were overwritten since they moved.
+//! Previous owners of a group's keys: the ones that are worth a request, and the keys that were overwritten since they
+//! moved.
 
 use std::{
     collections::BTreeMap,
@@ -14,9 +15,10 @@ use crate::{
 /// State of a group about the previous owners of its keys.
 #[derive(Debug, Default)]
 pub(crate) struct PreviousOwners {
+    /// Results of earlier requests, by previous owner.
     usefulness: Mutex<BTreeMap<PeerId, Usefulness>>,
     overwritten: OverwrittenKeys,
-    /// Coarse time of the last write of all keys: views that were followed before it are not read.
+    /// Coarse time of the last clear. Views that were replaced before it are not read.
     cleared_ms: AtomicU64,
 }
 
@@ -28,17 +30,17 @@ impl PreviousOwners {
         }
     }
 
-    /// Returns whether a key was written or loaded here since the previous view of that number was followed by another.
+    /// Returns whether a key was written or loaded here after the previous view of that number was replaced.
     pub(crate) fn is_overwritten(&self, number: u64, hash: u64) -> bool {
         self.overwritten.has(number, hash)
     }
 
-    /// Records that all keys were written.
+    /// Records a clear of the group.
     pub(crate) fn clear(&self, now_ms: u64) {
         self.cleared_ms.fetch_max(now_ms, Relaxed);
     }
 
-    /// Returns whether all keys were written since `since_ms`.
+    /// Returns whether the group was cleared since `since_ms`.
     pub(crate) fn is_cleared_since(&self, since_ms: u64) -> bool {
         since_ms <= self.cleared_ms.load(Relaxed)
     }
@@ -49,7 +51,7 @@ impl PreviousOwners {
         usefulness.get(peer).is_none_or(|peer| peer.number < number || peer.may_be_asked(now_ms))
     }
 
-    /// Records what came of a request to `peer`, an owner in the previous view of that number.
+    /// Records the result of a request to `peer`, an owner in the previous view of that number.
     pub(crate) fn judge(&self, number: u64, peer: &PeerId, judge: impl FnOnce(&mut Usefulness)) {
         let mut all = self.usefulness.lock();
         let usefulness = all.entry(peer.clone()).or_default();

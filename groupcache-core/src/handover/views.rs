@@ -1,8 +1,9 @@
-//! Values change hands when keys do: what a node remembers of the views before this one.
+//! Previous views: the views that a node remembers for the hand-over, and the peers that it receives values from.
 //!
-//! A value is only ever handed out to who asks for it. A node that owns a key now asks who owned it before: for one
-//! key before it is loaded (`group/previous_views.rs`), and for all of them, a page at a time, in the background
-//! (`node/handover.rs`).
+//! A view is remembered when the next view has other owners, for 10 minutes at most. The previous view of a joining
+//! node is its first view without the node itself, because the other members owned its keys. Previous-owner reads
+//! (`engine/previous_owner.rs`) ask the owners of these views for one key. Transfers (`node/handover.rs`) receive pages
+//! from the peers of [`PreviousViews::sources`], and from all members once the ring is quiet.
 
 use std::{
     collections::BTreeSet,
@@ -25,58 +26,61 @@ use crate::{
     runtime::{clock::later, sync::Mutex, token_bucket::TokenBucket},
 };
 
-/// How long the owners of a former view are asked, at most: what is worth much is pulled within seconds, and what is left
-/// is asked for now and then.
+/// Maximum time for which the owners of a previous view are asked. Valuable entries are received within seconds, and
+/// the remaining ones are requested seldom.
 const WINDOW: Duration = Duration::from_secs(600);
 
-/// Views that are remembered, as long as they have so many members in all: a key that has moved more often within the
-/// window is loaded. A view of a thousand nodes takes some megabytes; of that size so many are remembered at least.
+/// Maximum number of previous views. A key that has moved more often within [`WINDOW`] is loaded.
 const REMEMBERED: usize = 64;
-/// See [`REMEMBERED`].
+/// Maximum number of members of all views together, because a view of 1,000 nodes takes some megabytes.
 const REMEMBERED_MEMBERS: usize = 4096;
-/// See [`REMEMBERED`].
+/// Number of previous views that are remembered whatever their size.
 const REMEMBERED_AT_LEAST: usize = 8;
 
-/// For so long a ring must have been the same before those who have come are handed everything, and not only what was used
-/// lately: in a deploy what they get now would move once more in a moment, with those that leave.
+/// Time for which the ring must be unchanged before a joining node receives cold entries too, and not only the recently
+/// used ones. During a rolling deploy, entries that move earlier would have to move again with the next node that
+/// leaves.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// For so long after it has come a node takes those it meets for the first time for former owners that it should have met
-/// before. Later they are new, or were cut off: what they have of then is asked for when the ring is quiet, once they
-/// have heard of the writes that they have missed.
+/// Time after joining during which a node treats peers that it sees for the first time as previous owners. Peers that
+/// it sees first after that have joined themselves or were partitioned. Their earlier values are requested once the
+/// ring is quiet, after the replay of the writes that they have missed.
 const NEW_HERE: Duration = Duration::from_secs(60);
 
-/// How far whoever spends may be ahead of its pace.
+/// Maximum time by which a transfer may be ahead of its rate.
 const SLACK: Duration = Duration::from_millis(10);
 
-/// What a node remembers of the views before this one.
+/// The previous views of a node, and its sources of values.
 #[derive(Debug)]
 pub(crate) struct PreviousViews {
-    /// Values change hands at all.
+    /// Whether the hand-over is enabled.
     pub(crate) is_on: bool,
-    /// The newest first.
-    previous_views: ArcSwap<Vec<PreviousView>>,
-    /// Until then the newest of them counts: all that a load looks at in quiet times. 0 = there is none.
+    /// Previous views, the newest first.
+    views: ArcSwap<Vec<PreviousView>>,
+    /// Coarse time until which the newest previous view is read; 0 if there is none. In a quiet cluster a load reads
+    /// nothing else.
     open_until_ms: AtomicU64,
-    /// The number of the newest.
+    /// Number of the newest previous view.
     number: AtomicU64,
-    /// When this node came to own something; 0 = it has not yet.
+    /// Coarse time at which this node began to own keys; 0 before that.
     joined_at_ms: AtomicU64,
-    /// Who may have what is this node's now.
+    /// Peers that may hold values for keys that this node owns now, and that were not taken out yet.
     sources: Mutex<BTreeSet<PeerId>>,
-    /// The same of the last change, whether it was taken out or not.
-    last: Mutex<BTreeSet<PeerId>>,
+    /// All sources of the last change, whether they were taken out or not.
+    last_sources: Mutex<BTreeSet<PeerId>>,
+    /// Signal that sources were added.
     updates: watch::Sender<()>,
-    /// What this node hands over, and what it takes over.
-    pub(crate) send_rate: Pace,
-    pub(crate) receive_rate: Pace,
+    /// Rate limit of the bytes that this node sends.
+    pub(crate) send_rate: ByteRate,
+    /// Rate limit of the bytes that this node receives.
+    pub(crate) receive_rate: ByteRate,
 }
 
-/// A byte-rate limiter of one direction of the hand-over.
+/// Byte-rate limiter of one direction of the hand-over.
 #[derive(Debug)]
-pub(crate) struct Pace(Mutex<TokenBucket>);
+pub(crate) struct ByteRate(Mutex<TokenBucket>);
 
-impl Pace {
+impl ByteRate {
     fn new(bytes_per_second: u64) -> Self {
         Self(Mutex::new(TokenBucket::new(bytes_per_second as f64, 0.0)))
     }
@@ -91,18 +95,18 @@ impl Pace {
     }
 }
 
-/// A view that was followed by one with other owners.
+/// A view that was replaced by one with other owners.
 #[derive(Clone, Debug)]
 pub(crate) struct PreviousView {
-    /// Grows with each of them.
+    /// Number of the view, which grows with each previous view.
     pub(crate) number: u64,
     pub(crate) view: Arc<View>,
-    /// When it was followed.
+    /// Coarse time at which the view was replaced.
     pub(crate) since_ms: u64,
 }
 
 impl PreviousView {
-    /// Whether its owners are asked for values that live no longer than this.
+    /// Returns whether the owners of this view may still hold values that live for `longest` at most.
     pub(crate) fn is_open(&self, now_ms: u64, longest: Option<Duration>) -> bool {
         now_ms < later(self.since_ms, longest.map_or(WINDOW, |longest| longest.min(WINDOW)))
     }
@@ -112,34 +116,35 @@ impl PreviousViews {
     pub(crate) fn new(is_on: bool, bytes_per_second: u64) -> Self {
         Self {
             is_on,
-            previous_views: ArcSwap::default(),
+            views: ArcSwap::default(),
             open_until_ms: AtomicU64::new(0),
             number: AtomicU64::new(0),
             joined_at_ms: AtomicU64::new(0),
             sources: Mutex::default(),
-            last: Mutex::default(),
+            last_sources: Mutex::default(),
             updates: watch::Sender::new(()),
-            send_rate: Pace::new(bytes_per_second),
-            receive_rate: Pace::new(bytes_per_second),
+            send_rate: ByteRate::new(bytes_per_second),
+            receive_rate: ByteRate::new(bytes_per_second),
         }
     }
 
-    /// Tells when there may be something to take over.
+    /// Returns a receiver that is notified when sources were added.
     pub(crate) fn updates(&self) -> watch::Receiver<()> {
         self.updates.subscribe()
     }
 
-    /// Takes out who may have what is this node's now.
+    /// Takes out the peers that may hold values for keys that this node owns now.
     pub(crate) fn sources(&self) -> BTreeSet<PeerId> {
         std::mem::take(&mut *self.sources.lock())
     }
 
-    /// A view is about to follow another. Told before it does: who looks at the new one must find the former.
+    /// Records that `now` replaces the view `before`, if their owners differ. The call comes before the new view is
+    /// installed, so that every reader of the new view finds the previous one.
     pub(crate) fn on_view_change(&self, before: Arc<View>, now: &View, scope: Scope, now_ms: u64) {
-        // Who comes has been alone, in its own eyes, and sees everyone else for the first time in the view in which it owns
-        // its share: they had its keys.
+        // A node that has just joined has seen only itself before. The previous view of the node is therefore the new
+        // view without this node, because the other members owned its keys.
         let knew_others = before.members().iter().any(|member| member.dial.is_some() && member.share > 0);
-        let before = if share_of_me(now) > 0 && (share_of_me(&before) == 0 || !knew_others) {
+        let before = if local_share(now) > 0 && (local_share(&before) == 0 || !knew_others) {
             self.joined_at_ms.store(now_ms.max(1), Relaxed);
             Arc::new(now.without_me(before.epoch))
         } else {
@@ -153,79 +158,84 @@ impl PreviousViews {
         let sources = sources(&before, now, is_new_here);
         let number = self.number() + 1;
         let mut all = vec![PreviousView { number, view: before, since_ms: now_ms }];
-        let others = self.previous_views.load_full();
+        let others = self.views.load_full();
         let mut members = now.members().len();
-        let is_remembered = |(at, previous_views): &(usize, &PreviousView)| {
-            members += previous_views.view.members().len();
+        let is_remembered = |(at, previous): &(usize, &PreviousView)| {
+            members += previous.view.members().len();
             at + 1 < REMEMBERED_AT_LEAST || at + 1 < REMEMBERED && members <= REMEMBERED_MEMBERS
         };
-        let open = others.iter().filter(|previous_views| previous_views.is_open(now_ms, None)).enumerate();
-        all.extend(open.take_while(is_remembered).map(|(_, previous_views)| previous_views.clone()));
-        self.previous_views.store(Arc::new(all));
+        let open = others.iter().filter(|previous| previous.is_open(now_ms, None)).enumerate();
+        all.extend(open.take_while(is_remembered).map(|(_, previous)| previous.clone()));
+        self.views.store(Arc::new(all));
         self.number.store(number, Release);
         self.open_until_ms.store(later(now_ms, WINDOW), Release);
-        self.last.lock().clone_from(&sources);
+        self.last_sources.lock().clone_from(&sources);
         self.sources.lock().extend(sources);
         self.updates.send_replace(());
     }
 
-    /// Whether there is a former view to look at.
+    /// Returns whether there is a previous view to read.
     pub(crate) fn is_open(&self, now_ms: u64) -> bool {
         now_ms < self.open_until_ms.load(Acquire)
     }
 
-    /// Whether the ring has been the same for a while.
+    /// Returns whether the ring has been unchanged for [`QUIET`].
     pub(crate) fn is_quiet(&self, now_ms: u64) -> bool {
-        self.previous_views.load().first().is_none_or(|newest| now_ms >= later(newest.since_ms, QUIET))
+        self.views.load().first().is_none_or(|newest| now_ms >= later(newest.since_ms, QUIET))
     }
 
-    /// The number of the newest former view.
+    /// Returns the number of the newest previous view.
     pub(crate) fn number(&self) -> u64 {
         self.number.load(Acquire)
     }
 
-    /// There is another group: it was not here when its keys moved here.
+    /// Adds the sources of the last change again for a new group, which was not here when its keys moved to this node.
     pub(crate) fn group_added(&self, now_ms: u64) {
         if self.is_open(now_ms) {
-            let last = self.last.lock().clone();
-            self.sources.lock().extend(last);
+            let sources = self.last_sources.lock().clone();
+            self.sources.lock().extend(sources);
             self.updates.send_replace(());
         }
     }
 
-    /// The former views, the newest first.
+    /// Returns the previous views, the newest first.
     pub(crate) fn previous_views(&self) -> Arc<Vec<PreviousView>> {
-        self.previous_views.load_full()
+        self.views.load_full()
     }
 
-    /// Forgets what is not looked at any more.
+    /// Forgets all previous views once none is read any more.
     pub(crate) fn sweep(&self, now_ms: u64) {
         if !self.is_open(now_ms) && self.open_until_ms.load(Relaxed) > 0 {
-            self.previous_views.store(Arc::default());
+            self.views.store(Arc::default());
         }
     }
 }
 
-fn share_of_me(view: &View) -> u8 {
+/// Returns the share of the local node.
+fn local_share(view: &View) -> u8 {
     view.members().iter().find(|member| member.dial.is_none()).map_or(0, |member| member.share)
 }
 
-/// Who may have what this node owns now: everyone, when it owns more than before, and else who owns less, or was met late by
-/// a node that is new here. One that drains has not handed over everything yet.
+/// Returns the peers that may hold values for keys that this node owns now.
+///
+/// If the share of this node grew, these are all previous owners, and draining peers, because their hand-over may be
+/// incomplete. Otherwise they are the peers with a smaller share than before. A node that has joined lately
+/// (`is_new_here`) also asks the owners that it sees for the first time.
 fn sources(before: &View, now: &View, is_new_here: bool) -> BTreeSet<PeerId> {
-    if share_of_me(now) == 0 {
+    if local_share(now) == 0 {
         return BTreeSet::new();
     }
-    let owns_more = share_of_me(now) > share_of_me(before);
-    let owned = before.members().iter().filter(|member| match owns_more {
+    let owns_more = local_share(now) > local_share(before);
+    let previous = before.members().iter().filter(|member| match owns_more {
         true => member.share > 0 || member.state == NodeState::Draining,
         false => share_of(now, &member.id) < member.share,
     });
-    let met = now.members().iter().filter(|member| member.share > 0 && share_of(before, &member.id) == 0);
-    let others = owned.chain(met.filter(|_| is_new_here)).filter(|member| member.dial.is_some());
+    let first_seen = now.members().iter().filter(|member| member.share > 0 && share_of(before, &member.id) == 0);
+    let others = previous.chain(first_seen.filter(|_| is_new_here)).filter(|member| member.dial.is_some());
     others.map(|member| member.id.clone()).collect()
 }
 
+/// Returns the share of a member; 0 if it is not in the view.
 fn share_of(view: &View, id: &PeerId) -> u8 {
     view.members().iter().find(|member| member.id == *id).map_or(0, |member| member.share)
 }
@@ -238,7 +248,7 @@ pub(crate) mod tests {
         membership::stabilizer::{DialId, Member, MemberSet},
     };
 
-    /// Node `a` and others, with their shares.
+    /// Makes a view of the local node `a` and of others, with these shares.
     pub(crate) fn view(epoch: u64, shares: &[(&str, u8)]) -> View {
         let member = |(at, (id, share)): (usize, &(&str, u8))| Member {
             id: PeerId::new(id).unwrap(),
@@ -253,24 +263,31 @@ pub(crate) mod tests {
         View::new(epoch, MemberSet { members: shares.iter().enumerate().map(member).collect() })
     }
 
+    /// Checks that a node with a larger share receives from all previous owners, and otherwise from the peers that lost
+    /// keys.
     #[test]
-    fn what_is_mine_now_was_everyones_when_i_came_and_the_leavers_when_others_left() {
+    fn sources_are_all_owners_after_a_join_or_the_leavers() {
         let of = |before: &[(&str, u8)], now: &[(&str, u8)]| {
             let sources = sources(&view(1, before), &view(2, now), false);
             sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
         let all = [("a", 1), ("b", 1), ("c", 1)];
-        assert_eq!(of(&[("a", 0), ("b", 1), ("c", 1)], &all), "b c", "it has come");
+        assert_eq!(of(&[("a", 0), ("b", 1), ("c", 1)], &all), "b c", "a has joined");
         assert_eq!(of(&all, &[("a", 1), ("b", 0), ("c", 1)]), "b", "b drains");
-        assert_eq!(of(&all, &[("a", 1), ("c", 1)]), "b", "b is gone");
-        assert_eq!(of(&[("a", 0), ("b", 0), ("c", 1)], &[("a", 1), ("b", 0), ("c", 1)]), "b c", "and b drains");
-        assert_eq!(of(&[("a", 1), ("b", 1)], &all), "", "c has come");
-        assert_eq!(of(&all, &[("a", 0), ("b", 1), ("c", 1)]), "", "it drains itself");
+        assert_eq!(of(&all, &[("a", 1), ("c", 1)]), "b", "b has left");
+        assert_eq!(
+            of(&[("a", 0), ("b", 0), ("c", 1)], &[("a", 1), ("b", 0), ("c", 1)]),
+            "b c",
+            "a has joined while b drains"
+        );
+        assert_eq!(of(&[("a", 1), ("b", 1)], &all), "", "c has joined");
+        assert_eq!(of(&all, &[("a", 0), ("b", 1), ("c", 1)]), "", "a drains");
         assert_eq!(of(&[("a", 1), ("b", 2)], &[("a", 1), ("b", 1)]), "b", "b owns less");
     }
 
+    /// Checks that views with other owners are remembered for [`WINDOW`], and that a view with the same owners is not.
     #[test]
-    fn views_are_remembered_for_a_while_and_only_where_owners_have_changed() {
+    fn views_with_other_owners_are_remembered_for_a_time() {
         let handover = PreviousViews::new(true, 1);
         let all = [("a", 1), ("b", 1)];
         let mut now_ms = 1000;
@@ -278,7 +295,7 @@ pub(crate) mod tests {
             handover.on_view_change(Arc::new(view(epoch, before)), &view(epoch + 1, now), Scope::Cluster, now_ms);
         };
         on_view_change(&[], &all, 1, now_ms);
-        assert_eq!(handover.sources().into_iter().map(|id| id.to_string()).collect::<Vec<_>>(), ["b"], "it has come");
+        assert_eq!(handover.sources().into_iter().map(|id| id.to_string()).collect::<Vec<_>>(), ["b"], "a has joined");
         assert!(
             handover.previous_views()[0]
                 .view
@@ -293,8 +310,8 @@ pub(crate) mod tests {
             on_view_change(&all[1..], &all, epoch, now_ms);
         }
         on_view_change(&all[..1], &all, 19, now_ms);
-        assert_eq!(handover.sources().len(), 1, "it was alone in its own eyes");
-        let epochs: Vec<_> = handover.previous_views().iter().map(|previous_views| previous_views.view.epoch).collect();
+        assert_eq!(handover.sources().len(), 1, "a has seen only itself before");
+        let epochs: Vec<_> = handover.previous_views().iter().map(|previous| previous.view.epoch).collect();
         assert_eq!(epochs, [&[19][..], &(3..20).rev().collect::<Vec<_>>(), &[1]].concat());
         assert_eq!(
             (handover.number(), handover.previous_views()[0].number, handover.previous_views()[7].number),
@@ -304,15 +321,17 @@ pub(crate) mod tests {
         assert!(handover.is_open(end_ms - 1) && !handover.is_open(end_ms));
         let newest = &handover.previous_views()[0];
         assert!(newest.is_open(now_ms + 999, Some(Duration::from_secs(1))));
-        assert!(!newest.is_open(now_ms + 1000, Some(Duration::from_secs(1))), "what lives no longer is gone");
+        assert!(!newest.is_open(now_ms + 1000, Some(Duration::from_secs(1))), "the values have expired by then");
         handover.sweep(end_ms);
         assert!(handover.previous_views().is_empty());
         on_view_change(&all[1..], &all, 30, end_ms);
         assert_eq!(handover.previous_views().len(), 1);
     }
 
+    /// Checks that a node receives from a peer that it sees for the first time, for a minute after it has joined
+    /// itself.
     #[test]
-    fn whom_a_node_meets_late_it_takes_over_from_too_as_long_as_it_is_new_itself() {
+    fn late_seen_peer_is_a_source_only_after_a_join() {
         for (met_ms, sources) in [(59_999, "c"), (61_000, "")] {
             let handover = PreviousViews::new(true, 1);
             let change = |before: &[(&str, u8)], now: &[(&str, u8)], at_ms| {
@@ -324,8 +343,9 @@ pub(crate) mod tests {
         }
     }
 
+    /// Checks that of 100 views 64 are remembered with 2 other nodes, 40 with 100 and 8 with 1,000.
     #[test]
-    fn a_hundred_changes_of_a_small_cluster_are_remembered_in_part_and_those_of_a_large_one_less() {
+    fn remembered_views_are_fewer_in_a_large_cluster() {
         let remembered = |others: usize| {
             let (handover, ids) =
                 (PreviousViews::new(true, 1), (0..others).map(|n| format!("n{n}")).collect::<Vec<_>>());
@@ -339,10 +359,11 @@ pub(crate) mod tests {
         assert_eq!([2, 100, 1000].map(remembered), [64, 40, 8]);
     }
 
+    /// Checks that the ring is quiet at the start, and otherwise 30 s after its last change.
     #[test]
-    fn a_ring_is_quiet_half_a_minute_after_its_last_change() {
+    fn ring_is_quiet_30_s_after_its_last_change() {
         let handover = PreviousViews::new(true, 1);
-        assert!(handover.is_quiet(0), "nothing has moved");
+        assert!(handover.is_quiet(0), "no key has moved");
         for at_ms in [1000, 5000] {
             let all = [("a", 1), ("b", 1)];
             handover.on_view_change(Arc::new(view(1, &all[1..])), &view(2, &all), Scope::Cluster, at_ms);
@@ -350,19 +371,21 @@ pub(crate) mod tests {
         assert!(!handover.is_quiet(34_999) && handover.is_quiet(35_000));
     }
 
+    /// Checks that no view is remembered while the hand-over is disabled.
     #[test]
-    fn one_that_is_told_not_to_remembers_nothing() {
+    fn disabled_handover_remembers_no_view() {
         let handover = PreviousViews::new(false, 1);
         handover.on_view_change(Arc::new(view(1, &[("a", 1)])), &view(2, &[("a", 1), ("b", 1)]), Scope::Cluster, 1000);
         assert!(!handover.is_open(1000) && handover.sources().is_empty());
     }
 
+    /// Checks that spending waits until all earlier spending fits the rate.
     #[tokio::test(start_paused = true)]
-    async fn what_is_spent_is_paid_for_before_more_is_spent() {
-        let (pace, begun) = (Pace::new(1000), Instant::now());
-        // The last one is ahead by no more than a timer may be late.
+    async fn spending_waits_for_earlier_spending() {
+        let (rate, begun) = (ByteRate::new(1000), Instant::now());
+        // The last wait is shorter than a timer may be late, and is skipped.
         for (bytes, at_ms) in [(500, 0), (20, 500), (5, 520), (0, 520)] {
-            pace.spend(bytes).await;
+            rate.spend(bytes).await;
             assert_eq!(begun.elapsed().as_millis(), at_ms);
         }
     }

@@ -1,4 +1,7 @@
-//! Keys whose loads are not kept for a while: their source is written in one place and read in others that lag behind.
+//! Delete holds: times after a remove during which loaded values of a key are returned and not cached.
+//!
+//! A hold is for a source that is written in one place and read from replicas that lag behind. A load is judged by the
+//! time at which it began, so that a load from within a hold is not cached after the hold either.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,30 +17,33 @@ use crate::runtime::sync::{
     },
 };
 
-/// The longest that a key is held: a peer may ask for any time.
+/// Maximum length of a hold. A peer may ask for any length.
 pub(crate) const MAX_HOLD: Duration = Duration::from_secs(3600);
 
-/// Keys that are held at once. With more the whole group is, until the last of them ends.
+/// Maximum number of keys that are held at once in a group. With more, the whole group is held until the last of the
+/// further holds ends.
 const MAX_KEYS: usize = 10_000;
 
-/// The held keys of a group, with the coarse times at which their holds end.
+/// Delete holds of a group, with the coarse times at which they end.
 #[derive(Debug, Default)]
 pub(crate) struct DeleteHolds {
-    /// No hold ends after this: all that a load looks at in a group that holds nothing.
+    /// Time at which the last hold ends. In a group without holds a load reads nothing else.
     last_ms: AtomicU64,
-    held: Mutex<Held>,
+    held: Mutex<HeldKeys>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct HeldKeys {
+    /// Ends of the holds by key.
     keys: BTreeMap<Arc<str>, u64>,
-    /// The same by their ends.
+    /// Keys in the order in which their holds end.
     ends: BTreeSet<(u64, Arc<str>)>,
-    /// Every key is held until then.
+    /// Time until which every key is held.
     all_until_ms: u64,
 }
 
-impl Held {
+impl HeldKeys {
+    /// Sets the end of a key's hold.
     fn hold(&mut self, key: Arc<str>, until_ms: u64) {
         if let Some(earlier_ms) = self.keys.insert(Arc::clone(&key), until_ms) {
             self.ends.remove(&(earlier_ms, Arc::clone(&key)));
@@ -45,8 +51,8 @@ impl Held {
         self.ends.insert((until_ms, key));
     }
 
-    /// Forgets the first to end, if it has ended by then. A load that began within it and still runs is not kept all
-    /// the same: it began before the end of what holds all keys.
+    /// Forgets the hold that ends first, if it ends by `now_ms`, and returns whether it did. A load that began within
+    /// this hold and still runs is not cached either, because the hold of all keys is extended to the same end.
     fn forget_first(&mut self, now_ms: u64) -> bool {
         if self.ends.first().is_none_or(|(until_ms, _)| *until_ms > now_ms) {
             return false;
@@ -59,19 +65,19 @@ impl Held {
 }
 
 impl DeleteHolds {
-    /// From now on no load of this key is kept that begins before `until_ms`.
+    /// Holds a key, so that no load that begins before `until_ms` is cached. A longer hold of the key stays.
     pub(crate) fn hold(&self, key: &str, now_ms: u64, until_ms: u64) {
         let mut held = self.held.lock();
         let has_room = held.keys.contains_key(key) || held.keys.len() < MAX_KEYS || held.forget_first(now_ms);
         match held.keys.get(key) {
-            Some(later_ms) if *later_ms >= until_ms => {}
+            Some(known_ms) if *known_ms >= until_ms => {}
             _ if has_room => held.hold(key.into(), until_ms),
             _ => held.all_until_ms = held.all_until_ms.max(until_ms),
         }
         self.last_ms.fetch_max(until_ms, AcqRel);
     }
 
-    /// Whether what began then is not to be kept.
+    /// Returns whether a load that began at `begun_ms` must not be cached.
     pub(crate) fn is_held(&self, key: &str, begun_ms: u64) -> bool {
         if begun_ms >= self.last_ms.load(Acquire) {
             return false;
@@ -80,7 +86,7 @@ impl DeleteHolds {
         begun_ms < held.all_until_ms || held.keys.get(key).is_some_and(|until_ms| begun_ms < *until_ms)
     }
 
-    /// Forgets what ended before the oldest load began that may still run, at `begun_ms`.
+    /// Forgets the holds that ended before the oldest running load began, at `begun_ms`.
     pub(crate) fn sweep(&self, begun_ms: u64) {
         let mut held = self.held.lock();
         while held.forget_first(begun_ms) {}
@@ -91,8 +97,10 @@ impl DeleteHolds {
 mod tests {
     use super::*;
 
+    /// Checks that a load is held if it began before the end of its key's hold, and that a shorter hold does not end a
+    /// longer one.
     #[test]
-    fn what_began_before_the_end_of_its_hold_is_held() {
+    fn load_begun_before_the_end_of_a_hold_is_held() {
         let holds = DeleteHolds::default();
         assert!(!holds.is_held("a", 0));
         holds.hold("a", 1000, 2000);
@@ -105,12 +113,13 @@ mod tests {
         assert_eq!(holds.held.lock().keys.len(), 2);
         holds.sweep(2000);
         assert_eq!(holds.held.lock().keys.len(), 1);
-        assert!(holds.is_held("a", 1999), "what began in it may run for longer than it should");
+        assert!(holds.is_held("a", 1999), "a load of the hold may run past its deadline");
         assert!(!holds.is_held("a", 2000) && holds.is_held("b", 2999));
     }
 
+    /// Checks that a hold beyond the limit applies to all keys, and that an ended hold makes room for another.
     #[test]
-    fn too_many_keys_hold_the_group() {
+    fn too_many_held_keys_hold_the_group() {
         let holds = DeleteHolds::default();
         (0..MAX_KEYS as u64).for_each(|n| holds.hold(&n.to_string(), 0, 1000 + n % 2));
         holds.hold("one more", 500, 2000);
@@ -121,8 +130,9 @@ mod tests {
         assert_eq!(holds.held.lock().keys.len(), MAX_KEYS);
     }
 
+    /// Checks that a load that began within a hold is not cached after the hold was forgotten for want of room.
     #[test]
-    fn a_load_that_began_in_a_hold_is_not_kept_when_the_hold_is_forgotten_for_want_of_room() {
+    fn load_of_a_forgotten_hold_is_held() {
         let holds = DeleteHolds::default();
         holds.hold("a", 0, 1000);
         (0..MAX_KEYS).for_each(|n| holds.hold(&n.to_string(), 2000, 3000));
@@ -130,8 +140,9 @@ mod tests {
         assert!(holds.is_held("a", 999) && !holds.is_held("a", 1000));
     }
 
+    /// Checks that a key that is held several times has one end, the latest.
     #[test]
-    fn each_key_has_one_end() {
+    fn key_held_repeatedly_has_one_end() {
         let holds = DeleteHolds::default();
         for until_ms in [1000, 3000, 2000] {
             holds.hold("a", 0, until_ms);

@@ -1,4 +1,10 @@
-//! Writes that a peer has not heard of: told as soon as it can be told again.
+//! Missed writes: the writes that a peer has not received, recorded until they can be replayed to the peer.
+//!
+//! Members that do not acknowledge a write, and peers that are not in the view, miss writes. For known peers outside
+//! the view, and for targets that have not answered yet, the writes are kept once for all of them in a `WriteLog`. When
+//! there are too many keys, the record of a group becomes [`Missed::Everything`], so that a replay drops too many
+//! values instead of too few. A peer that is absent for an hour is forgotten. `node/replay.rs` delivers the missed
+//! writes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -8,65 +14,71 @@ use std::{
 
 use crate::{identity::PeerId, membership::stabilizer::DialId, runtime::sync::Mutex};
 
-/// Keys that are remembered for one peer, and for all that are away together. What is more becomes "all of the group".
+/// Maximum number of keys that are recorded for one peer, and maximum number of writes in the log. With more, the
+/// record of a group becomes [`Missed::Everything`].
 const MAX_KEYS: usize = 10_000;
 
-/// Peers that have left the view and may come back with what they held; as many as a node may have.
-const MAX_DEPARTED: usize = 2_000;
+/// Maximum number of absent peers, which may return with the values that they held: as many as a node may have peers.
+const MAX_ABSENT: usize = 2_000;
 
-/// For so long a peer that has left may come back and hear what it has missed.
-const DEPARTED: Duration = Duration::from_secs(3600);
+/// Time for which the missed writes of an absent peer are recorded.
+const ABSENT_LIMIT: Duration = Duration::from_secs(3600);
 
-/// What one peer has missed of one group.
+/// The missed writes of one peer in one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Missed {
     Keys(BTreeSet<Arc<str>>),
     Everything,
 }
 
-/// What peers have missed.
+/// The record of missed writes of a node.
 #[derive(Debug, Default)]
 pub(crate) struct MissedWrites(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Of peers that are named: in the view, or away.
+    /// Missed writes by peer: members, and absent peers.
     missed: BTreeMap<PeerId, Groups>,
-    /// Who is in the view.
-    here: BTreeSet<PeerId>,
-    /// Peers that are known and not in the view.
-    departed: BTreeMap<PeerId, AbsentPeer>,
-    /// Listed targets where nobody has answered yet, and the first write that they miss: whoever is there may have been
-    /// there for long.
+    /// Members of the view.
+    members: BTreeSet<PeerId>,
+    /// Known peers that are not in the view.
+    absent: BTreeMap<PeerId, AbsentPeer>,
+    /// Listed targets that have not answered yet, with the number of the first write that each misses. A peer may have
+    /// been running at such a target for a long time.
     unidentified_targets: BTreeMap<DialId, u64>,
-    passed: WriteLog,
+    log: WriteLog,
 }
 
-/// What a peer has missed, by group.
+/// The missed writes of one peer, by group.
 pub(crate) type Groups = BTreeMap<Arc<str>, Missed>;
 
+/// A known peer that is not in the view.
 #[derive(Debug)]
 struct AbsentPeer {
+    /// Coarse time since which the peer is absent.
     since_ms: u64,
-    /// The first write that it has missed.
+    /// Number of the first write that the peer has missed.
     from: u64,
 }
 
-/// Writes, in their order and with numbers, while anybody is away; kept once for all of them.
+/// The numbered writes since the first one that an absent peer or an unidentified target has missed.
 #[derive(Debug, Default)]
 struct WriteLog {
+    /// Number of the first write in `writes`.
     first: u64,
-    /// Groups and keys; no key = all.
+    /// Groups and keys; no key for a write of all keys.
     writes: VecDeque<(Arc<str>, Option<Arc<str>>)>,
-    /// Of each group the number after the last write that there was no room for.
+    /// By group, the number after the last write that was removed for want of room.
     forgotten: BTreeMap<Arc<str>, u64>,
 }
 
 impl WriteLog {
+    /// Returns the number of the next write.
     fn next(&self) -> u64 {
         self.first + self.writes.len() as u64
     }
 
+    /// Adds a write, in the place of the oldest one if there is no room.
     fn add(&mut self, group: &Arc<str>, key: Option<&Arc<str>>) {
         if self.writes.len() >= MAX_KEYS
             && let Some((group, _)) = self.writes.pop_front()
@@ -77,14 +89,14 @@ impl WriteLog {
         self.writes.push_back((Arc::clone(group), key.cloned()));
     }
 
-    /// What was written from this number on.
+    /// Returns the writes from this number on. A group with removed writes is returned without a key.
     fn since(&self, from: u64) -> impl Iterator<Item = (&Arc<str>, Option<&Arc<str>>)> {
         let forgotten = self.forgotten.iter().filter(move |(_, until)| from < **until).map(|(group, _)| (group, None));
         let kept = self.writes.iter().skip(usize::try_from(from.saturating_sub(self.first)).unwrap_or(usize::MAX));
         forgotten.chain(kept.map(|(group, key)| (group, key.as_ref())))
     }
 
-    /// Lets go of what nobody has missed.
+    /// Removes the writes before `oldest`, which no peer has missed.
     fn trim(&mut self, oldest: u64) {
         while self.first < oldest && self.writes.pop_front().is_some() {
             self.first += 1;
@@ -93,6 +105,7 @@ impl WriteLog {
     }
 }
 
+/// Adds a write to the missed writes of a peer; no key for a write of all keys.
 fn add(groups: &mut Groups, group: &Arc<str>, key: Option<&Arc<str>>) {
     let keys = |missed: &Missed| if let Missed::Keys(keys) = missed { keys.len() } else { 0 };
     let is_full = groups.values().map(keys).sum::<usize>() >= MAX_KEYS;
@@ -103,122 +116,133 @@ fn add(groups: &mut Groups, group: &Arc<str>, key: Option<&Arc<str>>) {
 }
 
 impl State {
-    /// All that was written from this number on, this peer has missed.
-    fn has_missed_since(&mut self, peer: &PeerId, from: u64) {
-        for (group, key) in self.passed.since(from) {
+    /// Records for a peer that it has missed all writes from this number on.
+    fn add_missed_since(&mut self, peer: &PeerId, from: u64) {
+        for (group, key) in self.log.since(from) {
             add(self.missed.entry(peer.clone()).or_default(), group, key);
         }
     }
 
-    fn is_away(&mut self, peer: &PeerId, away: AbsentPeer) {
-        if self.departed.len() < MAX_DEPARTED {
-            self.departed.insert(peer.clone(), away);
+    /// Records that a peer is absent, if there is room.
+    fn add_absent(&mut self, peer: &PeerId, absent: AbsentPeer) {
+        if self.absent.len() < MAX_ABSENT {
+            self.absent.insert(peer.clone(), absent);
         }
     }
 
+    /// Removes the writes of the log that no peer has missed.
     fn trim(&mut self) {
-        let away = self.departed.values().map(|away| away.from);
-        let oldest = away.chain(self.unidentified_targets.values().copied()).min().unwrap_or(u64::MAX);
-        self.passed.trim(oldest);
+        let absent = self.absent.values().map(|peer| peer.from);
+        let oldest = absent.chain(self.unidentified_targets.values().copied()).min().unwrap_or(u64::MAX);
+        self.log.trim(oldest);
     }
 }
 
 impl MissedWrites {
-    /// This peer has not heard that a key of a group has changed; `None` = that all have.
+    /// Records that a peer has missed a write of this key, or a write of all keys if `key` is `None`.
     pub(crate) fn missed(&self, peer: &PeerId, group: &Arc<str>, key: Option<&Arc<str>>) {
         add(self.0.lock().missed.entry(peer.clone()).or_default(), group, key);
     }
 
-    /// A key of a group has changed, or all have: those that are away do not hear of it.
+    /// Records a write of this key, or of all keys, for the absent peers and the unidentified targets.
     ///
-    /// Those of the writer's view, in the order of their ids, are told by the writer. Returns who is not in it, and in the
-    /// view that the node has now: the writer took its own before.
+    /// `notified` are the members of the writer's view, in the order of their ids, which the writer notifies itself.
+    /// Returns the members of the current view that are not among them, because the writer has taken its view earlier.
+    /// The write is recorded as missed for them, too.
     pub(crate) fn record_write<'a>(
         &self,
         group: &Arc<str>,
         key: Option<&Arc<str>>,
-        told: impl Iterator<Item = &'a PeerId> + Clone,
+        notified: impl Iterator<Item = &'a PeerId> + Clone,
     ) -> Vec<PeerId> {
         let mut state = self.0.lock();
-        if !state.departed.is_empty() || !state.unidentified_targets.is_empty() {
-            state.passed.add(group, key);
+        if !state.absent.is_empty() || !state.unidentified_targets.is_empty() {
+            state.log.add(group, key);
         }
-        if state.here.iter().eq(told.clone()) {
+        if state.members.iter().eq(notified.clone()) {
             return Vec::new();
         }
-        let told: BTreeSet<_> = told.collect();
-        let others: Vec<_> = state.here.iter().filter(|peer| !told.contains(peer)).cloned().collect();
+        let notified: BTreeSet<_> = notified.collect();
+        let others: Vec<_> = state.members.iter().filter(|peer| !notified.contains(peer)).cloned().collect();
         for peer in &others {
             add(state.missed.entry(peer.clone()).or_default(), group, key);
         }
         others
     }
 
-    /// There is another view: who is in it now, and who no longer is.
-    pub(crate) fn view_changed<'a>(&self, gone: impl Iterator<Item = &'a PeerId>, here: BTreeSet<PeerId>, now_ms: u64) {
+    /// Records another view, with the members that it lost and the members that it has.
+    pub(crate) fn view_changed<'a>(
+        &self,
+        gone: impl Iterator<Item = &'a PeerId>,
+        members: BTreeSet<PeerId>,
+        now_ms: u64,
+    ) {
         let mut state = self.0.lock();
-        let from = state.passed.next();
+        let from = state.log.next();
         for peer in gone {
-            state.is_away(peer, AbsentPeer { since_ms: now_ms, from });
+            state.add_absent(peer, AbsentPeer { since_ms: now_ms, from });
         }
-        for peer in &here {
-            if let Some(away) = state.departed.remove(peer) {
-                state.has_missed_since(peer, away.from);
+        for peer in &members {
+            if let Some(absent) = state.absent.remove(peer) {
+                state.add_missed_since(peer, absent.from);
             }
         }
-        let State { missed, departed, .. } = &mut *state;
-        departed.retain(|_, away| now_ms.saturating_sub(away.since_ms) < DEPARTED.as_millis() as u64);
-        missed.retain(|peer, _| here.contains(peer) || departed.contains_key(peer));
-        state.here = here;
+        let State { missed, absent, .. } = &mut *state;
+        absent.retain(|_, peer| now_ms.saturating_sub(peer.since_ms) < ABSENT_LIMIT.as_millis() as u64);
+        missed.retain(|peer, _| members.contains(peer) || absent.contains_key(peer));
+        state.members = members;
         state.trim();
     }
 
-    /// A target is dialled for the first time.
+    /// Records that a target is dialled for the first time. From here on the target misses writes.
     pub(crate) fn dialled(&self, dial: DialId) {
         let mut state = self.0.lock();
-        let from = state.passed.next();
+        let from = state.log.next();
         state.unidentified_targets.insert(dial, from);
     }
 
-    /// This peer has answered there. Until it is in the view it misses what is written.
+    /// Records that a target is this peer. A peer that is not a member has missed the writes since the first dial, and
+    /// misses further writes until it is in the view.
     pub(crate) fn peer_identified(&self, dial: DialId, peer: &PeerId, now_ms: u64) {
         let mut state = self.0.lock();
-        let from = state.unidentified_targets.remove(&dial).filter(|_| !state.here.contains(peer));
-        let from = state.departed.get(peer).map_or(from, |away| Some(away.from));
+        let from = state.unidentified_targets.remove(&dial).filter(|_| !state.members.contains(peer));
+        let from = state.absent.get(peer).map_or(from, |absent| Some(absent.from));
         if let Some(from) = from {
-            state.has_missed_since(peer, from);
-            let from = state.passed.next();
-            state.is_away(peer, AbsentPeer { since_ms: now_ms, from });
+            state.add_missed_since(peer, from);
+            let from = state.log.next();
+            state.add_absent(peer, AbsentPeer { since_ms: now_ms, from });
         }
         state.trim();
     }
 
-    /// A target is dialled no more, where this peer was expected, or anybody.
+    /// Records that a target is not dialled any more. The expected peer, if it is not a member, becomes absent.
     pub(crate) fn target_dropped(&self, dial: DialId, expected: Option<&PeerId>, now_ms: u64) {
         let mut state = self.0.lock();
         if let Some(from) = state.unidentified_targets.remove(&dial)
-            && let Some(peer) = expected.filter(|peer| !state.here.contains(*peer))
-            && !state.departed.contains_key(peer)
+            && let Some(peer) = expected.filter(|peer| !state.members.contains(*peer))
+            && !state.absent.contains_key(peer)
         {
-            state.is_away(peer, AbsentPeer { since_ms: now_ms, from });
+            state.add_absent(peer, AbsentPeer { since_ms: now_ms, from });
         }
         state.trim();
     }
 
-    /// Targets where nobody has answered yet.
+    /// Returns the targets that have not answered yet.
     pub(crate) fn unidentified_targets(&self) -> Vec<DialId> {
         self.0.lock().unidentified_targets.keys().copied().collect()
     }
 
-    /// Whether a peer has missed anything of the groups that are here: of others it cannot be told.
-    pub(crate) fn has_missed(&self, peer: &PeerId, is_here: impl Fn(&str) -> bool) -> bool {
-        self.0.lock().missed.get(peer).is_some_and(|groups| groups.keys().any(|group| is_here(group)))
+    /// Returns whether a peer has missed a write of a group that this node has. Writes of other groups cannot be
+    /// replayed.
+    pub(crate) fn has_missed(&self, peer: &PeerId, is_known: impl Fn(&str) -> bool) -> bool {
+        self.0.lock().missed.get(peer).is_some_and(|groups| groups.keys().any(|group| is_known(group)))
     }
 
-    /// Takes out what this peer has missed of the groups that are here; who cannot tell it puts it back.
-    pub(crate) fn take(&self, peer: &PeerId, is_here: impl Fn(&str) -> bool) -> Groups {
+    /// Takes out the missed writes of a peer in the groups that this node has. The caller records a write again that it
+    /// cannot deliver.
+    pub(crate) fn take(&self, peer: &PeerId, is_known: impl Fn(&str) -> bool) -> Groups {
         let mut state = self.0.lock();
-        let (taken, left) = state.missed.remove(peer).into_iter().flatten().partition(|(group, _)| is_here(group));
+        let (taken, left) = state.missed.remove(peer).into_iter().flatten().partition(|(group, _)| is_known(group));
         let left: Groups = left;
         if !left.is_empty() {
             state.missed.insert(peer.clone(), left);
@@ -235,8 +259,9 @@ mod tests {
         PeerId::new(name).unwrap()
     }
 
+    /// Checks that the missed keys of a group become everything when a peer has missed too many keys.
     #[test]
-    fn what_is_too_much_to_remember_becomes_everything_of_its_group() {
+    fn too_many_missed_keys_become_everything_of_their_group() {
         let (missed_writes, peer) = (MissedWrites::default(), id("a"));
         let [users, orders]: [Arc<str>; 2] = ["users".into(), "orders".into()];
         for n in 0..MAX_KEYS {
@@ -257,13 +282,13 @@ mod tests {
         assert!(matches!(&missed[&orders], Missed::Keys(keys) if keys.len() == 1), "there is room again");
     }
 
-    /// A write by who has the view that the node has now.
+    /// Records a write of a writer that has the current view.
     fn record_write(missed_writes: &MissedWrites, group: &Arc<str>, key: Option<&Arc<str>>) {
-        let here = missed_writes.0.lock().here.clone();
-        assert!(missed_writes.record_write(group, key, here.iter()).is_empty());
+        let members = missed_writes.0.lock().members.clone();
+        assert!(missed_writes.record_write(group, key, members.iter()).is_empty());
     }
 
-    fn here(names: &[&str]) -> BTreeSet<PeerId> {
+    fn members(names: &[&str]) -> BTreeSet<PeerId> {
         names.iter().map(|name| id(name)).collect()
     }
 
@@ -271,36 +296,38 @@ mod tests {
         Missed::Keys(keys.iter().map(|key| Arc::from(*key)).collect())
     }
 
+    /// Checks that a peer that has left the view misses all writes until it is a member again, for an hour at most.
     #[test]
-    fn who_has_left_misses_each_key_that_is_written_until_it_is_back_or_is_given_up() {
+    fn absent_peer_misses_writes_until_it_is_a_member_again() {
         let missed_writes = MissedWrites::default();
         let users: Arc<str> = "users".into();
         record_write(&missed_writes, &users, Some(&"1".into()));
-        missed_writes.view_changed([id("a"), id("b")].iter(), here(&["c"]), 0);
+        missed_writes.view_changed([id("a"), id("b")].iter(), members(&["c"]), 0);
         record_write(&missed_writes, &users, Some(&"2".into()));
         missed_writes.peer_identified(DialId(7), &id("a"), 500);
         assert_eq!(missed_writes.take(&id("a"), |_| true), [(Arc::clone(&users), keys(&["2"]))].into());
         record_write(&missed_writes, &users, Some(&"3".into()));
-        missed_writes.view_changed([].iter(), here(&["a", "c"]), 1000);
+        missed_writes.view_changed([].iter(), members(&["a", "c"]), 1000);
         assert_eq!(
             missed_writes.take(&id("a"), |_| true),
             [(Arc::clone(&users), keys(&["3"]))].into(),
-            "before it was in the view"
+            "missed before the peer is in the view"
         );
         record_write(&missed_writes, &users, None);
-        missed_writes.view_changed([].iter(), here(&["a", "c"]), 3_600_000);
-        missed_writes.view_changed([].iter(), here(&["a", "b", "c"]), 3_600_001);
+        missed_writes.view_changed([].iter(), members(&["a", "c"]), 3_600_000);
+        missed_writes.view_changed([].iter(), members(&["a", "b", "c"]), 3_600_001);
         assert!(
             !missed_writes.has_missed(&id("a"), |_| true) && !missed_writes.has_missed(&id("b"), |_| true),
-            "one was told, one forgotten"
+            "node a was notified, and node b was forgotten"
         );
     }
 
+    /// Checks that a target that has not answered yet misses the writes since its first dial.
     #[test]
-    fn who_has_never_answered_misses_what_is_written_since_it_was_listed() {
+    fn unidentified_target_misses_writes_since_its_first_dial() {
         let missed_writes = MissedWrites::default();
         let (users, orders): (Arc<str>, Arc<str>) = ("users".into(), "orders".into());
-        missed_writes.view_changed([].iter(), here(&["me"]), 0);
+        missed_writes.view_changed([].iter(), members(&["me"]), 0);
         missed_writes.dialled(DialId(1));
         record_write(&missed_writes, &users, Some(&"1".into()));
         missed_writes.dialled(DialId(2));
@@ -309,33 +336,35 @@ mod tests {
         assert_eq!(missed_writes.unidentified_targets(), [DialId(1), DialId(2), DialId(3)]);
         missed_writes.peer_identified(DialId(1), &id("a"), 10);
         missed_writes.peer_identified(DialId(2), &id("b"), 10);
-        missed_writes.peer_identified(DialId(3), &id("me"), 10); // a hint that was ourselves
+        missed_writes.peer_identified(DialId(3), &id("me"), 10); // the target is the local node
         let all = (Arc::clone(&orders), Missed::Everything);
         assert_eq!(missed_writes.take(&id("a"), |_| true), [(Arc::clone(&users), keys(&["1"])), all.clone()].into());
         assert_eq!(missed_writes.take(&id("b"), |_| true), [all].into());
         assert!(!missed_writes.has_missed(&id("me"), |_| true) && missed_writes.unidentified_targets().is_empty());
     }
 
+    /// Checks that a peer that joins or leaves during a write misses the write, and is returned as pending.
     #[test]
-    fn who_comes_or_leaves_while_a_write_is_under_way_misses_it_and_is_named() {
+    fn peer_that_joins_or_leaves_during_a_write_is_pending() {
         let (missed_writes, users): (_, Arc<str>) = (MissedWrites::default(), "users".into());
-        missed_writes.view_changed([].iter(), here(&["a", "b", "me"]), 0);
-        missed_writes.view_changed([id("b")].iter(), here(&["a", "me"]), 0);
-        let before = here(&["a", "me"]);
-        // The owner takes its time; meanwhile b is back.
-        missed_writes.view_changed([].iter(), here(&["a", "b", "me"]), 0);
-        assert!(!missed_writes.has_missed(&id("b"), |_| true), "nothing was written while it was away");
+        missed_writes.view_changed([].iter(), members(&["a", "b", "me"]), 0);
+        missed_writes.view_changed([id("b")].iter(), members(&["a", "me"]), 0);
+        let before = members(&["a", "me"]);
+        // While the owner applies the write, node b returns.
+        missed_writes.view_changed([].iter(), members(&["a", "b", "me"]), 0);
+        assert!(!missed_writes.has_missed(&id("b"), |_| true), "no write was made while node b was absent");
         assert_eq!(missed_writes.record_write(&users, Some(&"1".into()), before.iter()), [id("b")]);
         assert_eq!(missed_writes.take(&id("b"), |_| true), [(Arc::clone(&users), keys(&["1"]))].into());
-        // And the other way round: the writer has the view without b, which the node is about to install.
+        // In the other order, the writer has the view without node b, and the node has not installed it yet.
         assert_eq!(missed_writes.record_write(&users, Some(&"2".into()), before.iter()), [id("b")]);
-        missed_writes.view_changed([id("b")].iter(), here(&["a", "me"]), 0);
-        missed_writes.view_changed([].iter(), here(&["a", "b", "me"]), 0);
+        missed_writes.view_changed([id("b")].iter(), members(&["a", "me"]), 0);
+        missed_writes.view_changed([].iter(), members(&["a", "b", "me"]), 0);
         assert_eq!(missed_writes.take(&id("b"), |_| true), [(users, keys(&["2"]))].into());
     }
 
+    /// Checks that the peer that was expected at a dropped target receives its missed writes at another target.
     #[test]
-    fn who_was_expected_where_nobody_answered_is_told_elsewhere() {
+    fn expected_peer_of_a_dropped_target_keeps_missed_writes() {
         let (missed_writes, users) = (MissedWrites::default(), Arc::from("users"));
         missed_writes.dialled(DialId(1));
         record_write(&missed_writes, &users, Some(&"1".into()));
@@ -345,8 +374,10 @@ mod tests {
         assert_eq!(missed_writes.take(&id("a"), |_| true), [(users, keys(&["1"]))].into());
     }
 
+    /// Checks that a write that leaves the full log becomes everything of its group, for the targets that have missed
+    /// it.
     #[test]
-    fn what_is_too_much_to_remember_for_those_who_are_away_becomes_everything_of_its_group() {
+    fn write_removed_from_full_log_becomes_everything() {
         let missed_writes = MissedWrites::default();
         let [users, orders, items]: [Arc<str>; 3] = ["users".into(), "orders".into(), "items".into()];
         missed_writes.dialled(DialId(1));

@@ -17,26 +17,29 @@ impl RemoveOptions {
         Self::default()
     }
 
-    /// Caches no value of the key that is loaded within `hold` from now on. Default: zero. Range: 1 ms to 1 h; other
-    /// values are cut.
+    /// Sets the delete hold: the time after the remove during which loaded values of the key are returned and not
+    /// cached. Default: zero. Range: 1 ms to 1 h; other values are moved to the nearer end.
     ///
-    /// For a source that is written in one place and read from replicas which lag behind by less than `hold`. Concurrent
-    /// gets still share one load. A value that is [`set`](crate::Group::set) meanwhile is kept, and not refreshed until the
-    /// hold ends. Nodes that are named as pending drop their values when they can be reached again, and hold nothing; nor
-    /// does a node that joins later. With more than 10,000 keys held at once, no load of the group is cached that begins
-    /// before the last of the others ends.
+    /// The hold is for a source that is written in one place and read from replicas that lag behind by less than
+    /// `hold`. Concurrent gets still share one load. A value that is [`set`](crate::Group::set) meanwhile is cached,
+    /// and not refreshed until the hold ends.
+    ///
+    /// Pending nodes drop their values once they can be reached again, and do not hold the key. A node that joins later
+    /// does not hold the key either. When more than 10,000 keys of a group are held at once, each further hold applies
+    /// to all keys of the group until it ends.
     #[must_use]
     pub fn hold(mut self, hold: Duration) -> Self {
-        // Less than a millisecond is not nothing.
+        // A hold of less than 1 ms would otherwise be none.
         self.hold = hold.max(Duration::from_millis(1));
         self
     }
 
-    /// Drops the value at its owner and at the writer, and notifies no other node: one message.
+    /// Drops the value at its owner and at the local node, and notifies no other member, so that the remove is one
+    /// message.
     ///
-    /// The other nodes are named as pending. Replicas there are served until they end, at most
+    /// The other members are reported as pending. Replicas there are served until they end, for at most
     /// [`replica_time_to_live`](crate::GroupBuilder::replica_time_to_live). Nodes that owned the key within the last
-    /// 10 minutes are notified too; otherwise a new owner could take the old value from one of them.
+    /// 10 minutes are notified too. Otherwise a new owner could receive the old value from one of them.
     #[must_use]
     pub fn owner_only(mut self) -> Self {
         self.is_owner_only = true;
@@ -44,11 +47,11 @@ impl RemoveOptions {
     }
 }
 
-/// The outcome of a write: which nodes may still have the old value.
+/// The outcome of a write, with the nodes that may still hold the old value.
 ///
-/// A pending node may serve the value it held before until that expires.
+/// A pending node may serve the old value until the value expires there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use = "a write that did not reach everyone leaves old values there; log_unreached() is the least"]
+#[must_use = "a write may leave old values at pending nodes; call log_pending() at least"]
 pub struct WriteOutcome {
     pub(crate) pending: Vec<PeerId>,
     pub(crate) views_differed: bool,
@@ -68,19 +71,21 @@ impl WriteOutcome {
         self.views_differed |= other.views_differed;
     }
 
-    /// Returns whether every known node has dropped the old value: no get that starts now, anywhere, sees it.
+    /// Returns whether every known node has dropped the old value, so that no get that starts now returns it.
     pub fn is_complete(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// Returns the nodes that did not acknowledge the write within a second, and those that discovery names and that have
-    /// never answered: by their addresses, where no more is known of them.
+    /// Returns the nodes that may still hold the old value.
+    ///
+    /// Included are the nodes that have not acknowledged the write within 1 s, and the targets that discovery reports
+    /// and that have never answered. A target without a known id is named by its address.
     pub fn pending(&self) -> &[PeerId] {
         &self.pending
     }
 
-    /// Returns whether some node had another view of the owners at that moment; nodes that this one does not know were not
-    /// asked.
+    /// Returns whether a peer had another view of the owners during the write. Nodes that are unknown to the local node
+    /// were not notified.
     pub fn views_differed(&self) -> bool {
         self.views_differed
     }
@@ -88,7 +93,10 @@ impl WriteOutcome {
     /// Logs a warning that names the pending nodes, if there are any.
     pub fn log_pending(&self) {
         if !self.is_complete() {
-            tracing::warn!(pending = ?self.pending, "a write is pending at some nodes; their old values expire by themselves");
+            tracing::warn!(
+                pending = ?self.pending,
+                "a write is pending at some nodes; their old values expire by themselves"
+            );
         }
     }
 }
