@@ -1,4 +1,5 @@
-//! What anybody may send to a node, as targets for a fuzzer: `make fuzz`, and in small as tests.
+//! Fuzz targets: any bytes that a client may send to a node. `make fuzz` runs them, and unit tests run a part of the
+//! inputs.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -39,10 +40,11 @@ use crate::{
     },
 };
 
-/// In the time of a runtime whose clock jumps to the next event.
+/// Time limit of an input, in the virtual time of the runtime, which jumps to the next event.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// A message of the wire: what is read of it, and what would be said again.
+/// Reads bytes as a message of the wire, and checks that reading agrees with the generated code and survives a round
+/// trip.
 pub fn wire(bytes: &[u8]) {
     let bytes = Bytes::copy_from_slice(bytes);
     if let Ok(get) = wire::read_get(&bytes) {
@@ -52,7 +54,7 @@ pub fn wire(bytes: &[u8]) {
     let mut frame = match Incoming::read(&bytes) {
         Ok(frame) => frame,
         Err(malformed) if malformed.is_too_much() => return,
-        Err(malformed) => return assert!(reference.is_err(), "the generated code reads it: {malformed}"),
+        Err(malformed) => return assert!(reference.is_err(), "the generated code accepts the frame: {malformed}"),
     };
     if let Ok(reference) = &reference {
         frame.assert_is(reference);
@@ -60,21 +62,22 @@ pub fn wire(bytes: &[u8]) {
     if let Some(Ok(hello)) = frame.hello() {
         let mut again = Outgoing::new(hello.fingerprint);
         again.hello(&hello, 1);
-        let again = again.arrived().hello().expect("a Hello").expect("what was understood is understood again");
+        let again = again.arrived().hello().expect("a Hello").expect("the Hello that was read can be read again");
         assert_eq!((again.id, again.groups.len()), (hello.id, hello.groups.len()));
     }
     for Answered { id, answer, .. } in frame.answers {
         let mut again = Outgoing::default();
         again.answer(id, answer.clone());
         assert!(again.written().len() <= again.bytes());
-        // About: an entry of a page takes two bytes more than it says, and is counted with more.
+        // The estimate is approximate: an entry of a page takes at least two bytes beside key and value, and is counted
+        // with 24.
         let entries = if let Response::Page(page) = &answer { page.entries.len() } else { 0 };
         assert!(wire::answer_bytes(&answer) <= again.written().len() + 64 + 24 * entries);
         assert_eq!(again.arrived().answers, [Answered { id, answer, is_known: true }]);
     }
 }
 
-/// A node, and a runtime whose clock jumps over every wait: time-outs of seconds take none.
+/// A node on a runtime in virtual time, so that time-outs of seconds take no real time.
 struct Scene {
     runtime: Runtime,
     node: Node,
@@ -95,40 +98,41 @@ static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
     Mutex::new(Scene { runtime, node, group })
 });
 
-fn on_the_scene(act: impl AsyncFnOnce(&Scene)) {
-    // An input that failed has failed the run.
+/// Runs an input on the scene, and checks afterwards that the node still serves and owes no response.
+fn with_scene(act: impl AsyncFnOnce(&Scene)) {
+    // A poisoned lock is accepted, because the input that panicked has failed the run already.
     let scene = SCENE.lock().unwrap_or_else(PoisonError::into_inner);
     scene.runtime.block_on(async {
         act(&scene).await;
-        assert_eq!(scene.group.get("good").await.unwrap(), "good", "the node goes on");
+        assert_eq!(scene.group.get("good").await.unwrap(), "good", "the node still serves");
         let done = async {
             while scene.node.owes() > 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        timeout(PATIENCE, done).await.expect("nothing is left of it");
+        timeout(PATIENCE, done).await.expect("no response is owed");
     });
 }
 
-/// A connection to the node, as its listener would hand it on.
+/// Returns a connection to the node, served as one of the node's listener.
 fn connection(scene: &Scene) -> DuplexStream {
-    let (ours, theirs) = duplex(64 << 10);
-    let incoming = futures_util::stream::once(async { Ok::<_, io::Error>(theirs) });
+    let (client, accepted) = duplex(64 << 10);
+    let incoming = futures_util::stream::once(async { Ok::<_, io::Error>(accepted) });
     let serving = scene.node.router().serve_with_incoming(incoming);
-    tokio::spawn(async move { serving.await.expect("it ends well") });
-    ours
+    tokio::spawn(async move { serving.await.expect("the server ends without an error") });
+    client
 }
 
-/// Bytes at the port: the first two say how large the pieces are in which they come.
+/// Sends bytes to the port of a node. The first two bytes are the length of the pieces in which the others are sent.
 pub fn server_bytes(bytes: &[u8]) {
     let Some((piece, rest)) = bytes.split_first_chunk::<2>() else { return };
     let piece = usize::from(u16::from_le_bytes(*piece)).max(1);
-    on_the_scene(async |scene| {
+    with_scene(async |scene| {
         let (mut reader, mut writer) = tokio::io::split(connection(scene));
         let write = async {
             for piece in rest.chunks(piece) {
                 if writer.write_all(piece).await.is_err() {
-                    return; // it has closed
+                    return; // the node has closed the connection
                 }
                 tokio::task::yield_now().await;
             }
@@ -138,11 +142,11 @@ pub fn server_bytes(bytes: &[u8]) {
             let mut answers = vec![0; 4096];
             while reader.read(&mut answers).await.is_ok_and(|n| n > 0) {}
         };
-        timeout(PATIENCE, async { tokio::join!(write, read) }).await.expect("it is closed in the end");
+        timeout(PATIENCE, async { tokio::join!(write, read) }).await.expect("the node closes the connection");
     });
 }
 
-/// Messages on the stream of frames, each after its length in two bytes, behind a Hello that will do.
+/// Sends messages on the stream of frames, after a valid Hello. Each message follows its length in two bytes.
 pub fn server_frames(bytes: &[u8]) {
     let mut messages = vec![Bytes::from(hello())];
     let mut rest = bytes;
@@ -150,11 +154,11 @@ pub fn server_frames(bytes: &[u8]) {
         let len = usize::from(rest.get_u16_le()).min(rest.remaining());
         messages.push(rest.copy_to_bytes(len));
     }
-    on_the_scene(async |scene| {
+    with_scene(async |scene| {
         let (mut connection, uri) = (Some(connection(scene)), "http://node");
         let connector = tower_service_fn(move |_: Uri| {
             let connection = connection.take().map(TokioIo::new);
-            async move { connection.ok_or_else(|| io::Error::other("there is one connection")) }
+            async move { connection.ok_or_else(|| io::Error::other("the scene has one connection")) }
         });
         let channel: Channel = Endpoint::from_static(uri).connect_with_connector(connector).await.expect("connected");
         let mut client = Grpc::new(channel);
@@ -166,15 +170,16 @@ pub fn server_frames(bytes: &[u8]) {
             let mut answers = answers.into_inner();
             while let Ok(Some(_)) = answers.message().await {}
         };
-        timeout(PATIENCE, talk).await.expect("it ends");
+        timeout(PATIENCE, talk).await.expect("the stream ends");
     });
 }
 
+/// Returns a frame with a valid Hello of a peer with two groups.
 fn hello() -> Vec<u8> {
     let mut frame = Outgoing::new(1);
     let mut hello = crate::protocol::message::Hello {
         cluster: "default".into(),
-        id: crate::PeerId::new("stranger").unwrap(),
+        id: crate::PeerId::new("unlisted").unwrap(),
         expected: None,
         incarnation: crate::discovery::Incarnation(1),
         state: crate::discovery::NodeState::Ready,
@@ -194,7 +199,7 @@ fn hello() -> Vec<u8> {
     frame.written().to_vec()
 }
 
-/// Messages as they are.
+/// A codec that passes messages on unchanged.
 #[derive(Debug)]
 struct Verbatim;
 
@@ -232,7 +237,7 @@ impl Decoder for Verbatim {
     }
 }
 
-/// `tower::service_fn`, which is in a crate that this one does not have.
+/// Makes a service of a function, as `tower::service_fn` does, which is in a crate that this crate does not depend on.
 fn tower_service_fn<F>(connect: F) -> ServiceFn<F> {
     ServiceFn(connect)
 }
@@ -261,18 +266,21 @@ where
 mod tests {
     use replay::replay;
 
+    /// Checks 50,000 inputs of the target `wire`.
     #[test]
-    fn messages_of_the_wire() {
+    fn wire_messages_are_read_as_generated_code_reads_them() {
         replay("wire", 50_000, super::wire);
     }
 
+    /// Checks 1,500 inputs of the target `server_bytes`.
     #[test]
-    fn bytes_at_the_port() {
+    fn bytes_at_the_port_do_not_stop_the_node() {
         replay("server_bytes", 1_500, super::server_bytes);
     }
 
+    /// Checks 1,500 inputs of the target `server_frames`.
     #[test]
-    fn messages_on_the_stream() {
+    fn frames_on_the_stream_do_not_stop_the_node() {
         replay("server_frames", 1_500, super::server_frames);
     }
 }

@@ -1,5 +1,5 @@
-//! What tests of interleavings share: a scheduler that tries the orders in which tasks may take their locks and
-//! atomics, and a node without a network for it to try them on. `make interleavings` runs them.
+//! Helpers of the interleavings: a scheduler that runs a scene under many orders of locks and atomics, and a node
+//! without a network. `make interleavings` runs the tests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,30 +22,31 @@ use crate::{
     transport::Security,
 };
 
-/// Orders that each scene is run in, by each of two schedulers.
+/// Number of orders in which each of the two schedulers runs a scene.
 const SCHEDULES: usize = 5_000;
 
-/// How often, within one order, the second of them lets others overtake the task that is ahead.
-const OVERTAKINGS: usize = 3;
+/// Number of times that the second scheduler changes the priority of tasks within one order.
+const PRIORITY_CHANGES: usize = 3;
 
-/// A task's stack: a whole get of a build without optimisation is on it.
+/// Bytes of the stack of a task, which holds a whole get of a build without optimisation.
 const STACK_BYTES: usize = 1 << 20;
 
-/// Runs a scene in many orders; a failure prints the order, for `shuttle::replay`. A scene in which everybody waits is
-/// a failure too: no timer ever fires.
+/// Runs a scene in many orders. A failure prints the order, for `shuttle::replay`. A scene in which all tasks wait
+/// fails too, because no timer fires.
 ///
-/// Half of the orders draw lots at each step; of tasks that are delayed by one step a hundred times in a row they find
-/// none. In the other half few tasks are delayed, and for long.
+/// Half of the orders choose a random task at each step. Random orders hardly ever delay one task for a hundred steps
+/// in a row. The other half delay few tasks, and each of them for long.
 pub(crate) fn check<F: Future<Output = ()> + 'static>(scene: impl Fn() -> F + Clone + Send + Sync + 'static) {
-    // Of tokio's runtime only the clock is used, and it moves when a scene says so. It is never shut down: what a scene
-    // that failed has left in it would be woken then, outside of any scene.
+    // Only the clock of the tokio runtime is used, and scenes move it. The runtime is leaked, because its shutdown
+    // would wake the remaining tasks of a failed scene outside of any scene.
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     let runtime: &'static Runtime = Box::leak(Box::new(runtime));
     let _entered = runtime.enter();
     run(RandomScheduler::new(SCHEDULES), scene.clone());
-    run(PctScheduler::new(OVERTAKINGS, SCHEDULES), scene);
+    run(PctScheduler::new(PRIORITY_CHANGES, SCHEDULES), scene);
 }
 
+/// Runs a scene in the orders of one scheduler.
 fn run<F: Future<Output = ()> + 'static>(
     scheduler: impl Scheduler + 'static,
     scene: impl Fn() -> F + Send + Sync + 'static,
@@ -56,24 +57,24 @@ fn run<F: Future<Output = ()> + 'static>(
     assert_eq!(schedules, SCHEDULES);
 }
 
-/// Time passes, and the node notices.
+/// Advances the clock, and the coarse time of the node.
 pub(crate) async fn pass(local: &LocalNode, time: Duration) {
     tokio::time::advance(time).await;
     local.clock.tick();
 }
 
-/// What a node says of itself, and its clock.
+/// Returns a local node with id `a`.
 pub(crate) fn local() -> Arc<LocalNode> {
     Arc::new(LocalNode::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }))
 }
 
-/// A node that knows nobody else.
+/// Returns the context of a node with id `a` that is alone in its view.
 pub(crate) fn alone() -> Arc<NodeContext> {
     let view = View::new(1, MemberSet { members: vec![member("a", None, 1)] });
     Arc::new(NodeContext::new(local(), view, Handle::current(), false, fastrand::Rng::with_seed(7)))
 }
 
-/// A view of `a`, which is this node, and `b`, of whom one owns every key.
+/// Returns a view of the local node `a` and of a peer `b`, in which `owner` owns every key.
 pub(crate) fn owned_by(epoch: u64, owner: &str) -> View {
     let share = |id| u8::from(id == owner);
     View::new(
@@ -82,6 +83,7 @@ pub(crate) fn owned_by(epoch: u64, owner: &str) -> View {
     )
 }
 
+/// Returns a Ready member; the local node without a dial.
 fn member(id: &str, dial: Option<DialId>, share: u8) -> Member {
     Member {
         id: PeerId::new(id).expect("a good id"),

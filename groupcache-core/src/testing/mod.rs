@@ -1,4 +1,6 @@
-//! Testing: the conformance suite of providers, and the hooks of fuzzers, simulations and interleavings.
+//! Testing: the conformance suite of providers, the hooks of fuzzers, simulations and interleavings, and mutants.
+//!
+//! Only `mutants` is part of an ordinary build, where each mutant is the constant `false`.
 
 #[macro_use]
 pub(crate) mod mutants;

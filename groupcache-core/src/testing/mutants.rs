@@ -1,9 +1,10 @@
-//! Bugs that this design could have, one each in the place where it would be.
+//! Mutants: known bugs of this design, each in the place of the code that prevents it.
 //!
-//! Simulations and interleavings switch one on by `GROUPCACHE_MUTANT` and must then fail: an oracle that lets it pass
-//! judges nothing. In every other build `mutant!` is the constant `false`.
+//! Simulations and interleavings switch on one mutant with `GROUPCACHE_MUTANT`, and must then fail. An oracle that
+//! accepts the mutant proves nothing. In every other build `mutant!` is the constant `false`. The table in
+//! `verification/simulation/MUTANTS.md` has the effect of each mutant.
 
-/// Whether this bug is to be there.
+/// Returns whether a mutant is on: never in this build.
 #[cfg(not(any(simulation, shuttle)))]
 macro_rules! mutant {
     ($name:ident) => {
@@ -11,7 +12,7 @@ macro_rules! mutant {
     };
 }
 
-/// Whether this bug is to be there.
+/// Returns whether a mutant is on.
 #[cfg(any(simulation, shuttle))]
 macro_rules! mutant {
     ($name:ident) => {
@@ -23,10 +24,10 @@ macro_rules! mutant {
 macro_rules! mutants {
     ($($name:ident,)*) => {
         #[derive(Clone, Copy, Debug)]
-        #[cfg_attr(shuttle, expect(dead_code, reason = "some are in places that interleavings do not reach"))]
+        #[cfg_attr(shuttle, expect(dead_code, reason = "interleavings do not reach the places of some mutants"))]
         pub(crate) enum Mutant { $($name),* }
 
-        /// What `GROUPCACHE_MUTANT` may be.
+        /// Values of `GROUPCACHE_MUTANT`.
         #[cfg_attr(shuttle, expect(dead_code, reason = "for the simulation"))]
         pub const NAMES: &[&str] = &[$(stringify!($name)),*];
     };
@@ -53,6 +54,7 @@ mutants! {
 
 #[cfg(any(simulation, shuttle))]
 impl Mutant {
+    /// Returns whether `GROUPCACHE_MUTANT` names this mutant.
     pub(crate) fn is_on(self) -> bool {
         static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
         let chosen = CHOSEN.get_or_init(|| std::env::var("GROUPCACHE_MUTANT").ok());

@@ -1,4 +1,4 @@
-//! Helpers of the unit tests.
+//! Helpers of unit tests: the test clusters of the scenarios, and a Hello.
 
 #[path = "../../tests/scenarios/support/mod.rs"]
 pub(crate) mod support;
@@ -8,7 +8,7 @@ use crate::{
     protocol::message::Hello,
 };
 
-/// A plain Hello of a Ready node.
+/// Returns a Hello of a Ready node without groups, with default settings.
 pub(crate) fn hello(id: &str) -> Hello {
     Hello {
         cluster: "default".into(),

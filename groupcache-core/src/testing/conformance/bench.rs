@@ -1,4 +1,4 @@
-//! A provider on the bench: run as a node runs it, with no node.
+//! The bench: runs a provider as a node does, without a node.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -20,9 +20,10 @@ use crate::{
     runtime::clock,
 };
 
-/// A provider that runs as in a node, without the node: for tests of what it publishes, and when.
+/// A provider that runs as in a node, without the node, for tests of the sets that it publishes.
 ///
-/// Its node is called `under-test` and is of the cluster [`CLUSTER`]. Dropping it drops the provider.
+/// The provider announces a node with the id `under-test` in the cluster [`CLUSTER`]. An error, a panic or an early
+/// return of the provider starts it again, as in a node. Dropping the bench drops the provider.
 #[derive(Debug)]
 pub struct Bench {
     me: watch::Sender<Me>,
@@ -30,64 +31,67 @@ pub struct Bench {
     reached: watch::Sender<BTreeSet<PeerId>>,
     feed: ProviderFeed,
     known: Known,
-    asks: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
+    /// Channel for resolve requests to the current run of the provider.
+    resolve_requests: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
     run: JoinHandle<()>,
-    /// How many tasks there were before the provider had any.
+    /// Number of tasks in the runtime before the provider has any.
     tasks_before: usize,
     pub(super) health: Option<Health>,
-    /// Who was said to have left, in this order.
+    /// Departure notices, in their order.
     left: Vec<(PeerId, Option<Incarnation>)>,
 }
 
-/// What is known of the peers: the last complete set, and the hints since then.
+/// The published peers at one moment.
 pub(super) struct Seen(pub(super) Known);
 
 impl Bench {
-    /// Runs a provider, again and again if it must, as a node does.
+    /// Starts a provider in a task. The call needs a tokio runtime.
     ///
     /// # Errors
-    /// None that a caller could cause.
+    /// None that a caller can cause.
     pub fn start(provider: Arc<dyn Provider>) -> Result<Self, Error> {
         let me = Me { id: PeerId::new("under-test")?, cluster: CLUSTER.into(), ..member(9_999)? };
         let (me, announced) = watch::channel(me);
         let (leaving, is_leaving) = watch::channel(false);
         let (reached, reached_feed) = watch::channel(BTreeSet::new());
         let (handle, feed) = ProviderHandle::new(announced, is_leaving.clone(), reached_feed);
-        let (ask, asks) = watch::channel(None);
+        let (requests, resolve_requests) = watch::channel(None);
         let tasks_before = Handle::current().metrics().num_alive_tasks();
-        let run = tokio::spawn(supervise(provider, handle, ask, || {}, is_leaving, 1));
+        let run = tokio::spawn(supervise(provider, handle, requests, || {}, is_leaving, 1));
         let (known, left) = (Known::default(), Vec::new());
-        Ok(Self { me, leaving, reached, feed, known, asks, run, tasks_before, health: None, left })
+        Ok(Self { me, leaving, reached, feed, known, resolve_requests, run, tasks_before, health: None, left })
     }
 
-    /// Who is listed now: the last complete set, and the hints since.
+    /// Returns the peers of the last complete set and of the partial sets since then.
     pub fn peers(&mut self) -> Vec<Peer> {
         self.seen().peers().cloned().collect()
     }
 
-    /// How many complete sets there have been.
+    /// Returns the number of complete sets so far. Sets that were published between two calls of the bench count once.
     pub fn sets(&mut self) -> u64 {
         self.seen().0.count
     }
 
-    /// What the provider said last of its source.
+    /// Returns the last report of the provider about its source; `None` before the first.
     pub fn health(&mut self) -> Option<Health> {
         self.seen();
         self.health.clone()
     }
 
-    /// Who was said to have left ([`ProviderContext::left`](crate::discovery::ProviderContext::left)) since this was asked last,
-    /// each as often as it was said.
+    /// Returns the departure notices of the provider
+    /// ([`ProviderContext::left`](crate::discovery::ProviderContext::left)) since the last call, including repeated
+    /// ones.
     pub fn left(&mut self) -> Vec<(PeerId, Option<Incarnation>)> {
         self.seen();
         std::mem::take(&mut self.left)
     }
 
-    /// Tells the provider that the node leaves, and waits until it has returned, as long as a node would.
+    /// Sends `Leaving` to the provider, and waits until it has returned, for as long as a node does.
     pub async fn stop(self) {
         let _ = self.leave(Duration::from_secs(1)).await;
     }
 
+    /// Reads the reports and the sets since the last call, and returns the published peers.
     pub(super) fn seen(&mut self) -> Seen {
         while let Ok(report) = self.feed.reports.try_recv() {
             match report {
@@ -99,7 +103,7 @@ impl Bench {
         Seen(self.known.clone())
     }
 
-    /// Waits until what is known satisfies `condition`.
+    /// Waits until the published peers satisfy `condition`, for `limit` at most.
     pub(super) async fn until(
         &mut self,
         limit: Duration,
@@ -114,16 +118,16 @@ impl Bench {
             }
             match timeout_at(end, self.feed.sets.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(format!("the provider has ended: {what}, {seen}")),
+                Ok(Err(_)) => return Err(format!("the provider has ended before this was so: {what}; {seen}")),
                 Err(_) => {
                     let health = self.health.as_ref();
-                    return Err(format!("not within {limit:?}: {what}; {seen}, its health is {health:?}"));
+                    return Err(format!("not within {limit:?}: {what}; {seen}, and its health is {health:?}"));
                 }
             }
         }
     }
 
-    /// Sees to it that what is known satisfies `condition` at each moment of `time`.
+    /// Checks that the published peers satisfy `condition` at each moment of `time`.
     pub(super) async fn throughout(
         &mut self,
         time: Duration,
@@ -134,46 +138,46 @@ impl Bench {
         loop {
             let seen = self.seen();
             if !condition(&seen) {
-                return Err(format!("not so any more: {what}; {seen}"));
+                return Err(format!("not so any longer: {what}; {seen}"));
             }
             match timeout_at(end, self.feed.sets.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(format!("the provider has ended: {what}")),
                 Err(_) => {
-                    self.seen(); // what it has reported since
+                    self.seen(); // reads the last reports
                     return Ok(());
                 }
             }
         }
     }
 
-    /// Asks the provider to look again, as a node does that doubts a set.
+    /// Asks the provider to read its source again, as a node does that doubts a set.
     pub fn ask(&self) {
         self.ask_for([]);
     }
 
-    /// Asks the provider for these peers, as a node does that cannot reach them though they are listed.
+    /// Asks the provider to read its source again for these peers, as a node does that cannot reach listed peers.
     pub fn ask_for(&self, ids: impl IntoIterator<Item = PeerId>) {
-        if let Some(ask) = &*self.asks.borrow() {
-            let _ = ask.try_send(ids.into_iter().collect());
+        if let Some(requests) = &*self.resolve_requests.borrow() {
+            let _ = requests.try_send(ids.into_iter().collect());
         }
     }
 
-    /// Lets the node have connections to these peers, and to no others.
+    /// Reports to the provider that the node is connected to these peers, and to no others.
     pub fn reach(&self, ids: impl IntoIterator<Item = PeerId>) {
         self.reached.send_replace(ids.into_iter().collect());
     }
 
-    /// Changes what the provider announces.
+    /// Changes the facts that the provider announces.
     pub(super) fn change_me(&self, change: impl FnOnce(&mut Me)) {
         self.me.send_modify(change);
     }
 
-    /// Tells the provider that the node leaves, and waits until it has returned. Tells how many tasks there were
-    /// before it had any, for [`tasks_end`].
+    /// Sends `Leaving` to the provider, and waits until it has returned, for `returns` at most. Returns the number of
+    /// tasks before the provider had any, for [`tasks_end`].
     pub(super) async fn leave(mut self, returns: Duration) -> Result<usize, String> {
         self.leaving.send_replace(true);
-        // The supervisor gives up on it after a second, and would hide a provider that does not return.
+        // The limit is checked here too, because the supervisor drops a provider that does not return within a second.
         let begun = Instant::now();
         let ended = timeout(returns + Duration::from_secs(2), &mut self.run).await;
         if begun.elapsed() > returns || ended.is_err() {
@@ -182,8 +186,8 @@ impl Bench {
         Ok(self.tasks_before)
     }
 
-    /// Drops the provider where it stands.
-    pub(super) async fn drop_it(mut self, tasks: Duration) -> Result<(), String> {
+    /// Drops the provider while it runs, and waits until its tasks have ended.
+    pub(super) async fn drop_provider(mut self, tasks: Duration) -> Result<(), String> {
         self.run.abort();
         let _ = (&mut self.run).await;
         tasks_end(self.tasks_before, tasks).await
@@ -196,7 +200,7 @@ impl Drop for Bench {
     }
 }
 
-/// Waits until there are no more tasks than before. Only of use where the source itself begins none meanwhile.
+/// Waits until there are no more tasks than before. The source itself must not start tasks meanwhile.
 pub(super) async fn tasks_end(before: usize, limit: Duration) -> Result<(), String> {
     let end = clock::deadline(limit);
     loop {
@@ -205,7 +209,7 @@ pub(super) async fn tasks_end(before: usize, limit: Duration) -> Result<(), Stri
             return Ok(());
         }
         if Instant::now() > end {
-            return Err(format!("{} of its tasks are left {limit:?} after its end", now - before));
+            return Err(format!("{} tasks of the provider are left {limit:?} after its end", now - before));
         }
         sleep(Duration::from_millis(10)).await;
     }
@@ -220,7 +224,7 @@ impl Seen {
         self.0.complete.iter().flat_map(|set| &set.peers).chain(&self.0.hints)
     }
 
-    /// The entries that speak of this member: by its name, or by an address of its where there is no name.
+    /// Returns the entries of a member: those with its id, and those with one of its addresses and no id.
     pub(super) fn entries(&self, member: &Me) -> Vec<&Peer> {
         let is_of = |peer: &&Peer| match peer.id() {
             Some(id) => *id == member.id,
@@ -246,8 +250,10 @@ impl std::fmt::Display for Seen {
         };
         let sets = self.0.count;
         match self.peers().map(named).collect::<Vec<_>>() {
-            peers if peers.len() > 20 => write!(f, "it lists {} peers after {sets} complete sets", peers.len()),
-            peers => write!(f, "it lists {peers:?} after {sets} complete sets"),
+            peers if peers.len() > 20 => {
+                write!(f, "the provider lists {} peers after {sets} complete sets", peers.len())
+            }
+            peers => write!(f, "the provider lists {peers:?} after {sets} complete sets"),
         }
     }
 }

@@ -1,15 +1,20 @@
-//! What every provider must pass; feature `testing`, for the tests of providers.
+//! The conformance suite that every provider must pass. Feature `testing`, for the tests of providers.
 //!
-//! A test implements [`Source`] for what its provider reads: how members appear in it, how it fails. [`conform`] runs
-//! the provider as a node would, with no node, and tells which of the scenarios passed. A scenario that a source
-//! cannot have is left out, and the source says why.
+//! A test implements [`Source`] for the source that its provider reads: how members appear there, and how the source
+//! fails. [`conform`] runs the provider as a node does, without a node, and returns a [`Report`] of the scenarios. A
+//! scenario that the source cannot have is left out, with a reason from the source. [`Bench`] runs a provider for tests
+//! of its own.
 //!
 //! ```
 //! use std::{sync::{Arc, Mutex}, time::Duration};
-//! use groupcache_core::{BoxError, discovery::{Me, Peer, Provider, poll}, async_trait, conformance::{Cannot, Source, Timing, conform}};
+//! use groupcache_core::{
+//!     BoxError, async_trait,
+//!     conformance::{Cannot, Source, conform},
+//!     discovery::{Me, Peer, Provider, poll},
+//! };
 //!
 //! #[derive(Default)]
-//! struct Table(Arc<Mutex<Option<Vec<Peer>>>>); // None: it cannot be read now
+//! struct Table(Arc<Mutex<Option<Vec<Peer>>>>); // None: the table cannot be read
 //!
 //! impl Table {
 //!     fn change(&self, change: impl FnOnce(&mut Vec<Peer>)) {
@@ -35,10 +40,10 @@
 //!         Ok(self.change(|rows| rows.retain(|row| row.id() != Some(&member.id))))
 //!     }
 //!     async fn crash(&mut self, _: &Me) -> Result<(), Cannot> {
-//!         Err(Cannot("a table does not know who is alive"))
+//!         Err(Cannot("a table does not detect crashes"))
 //!     }
 //!     async fn fail(&mut self) -> Result<(), Cannot> {
-//!         Err(Cannot("see refuse: this one fails in one way only"))
+//!         Err(Cannot("a table fails in one way only, see refuse"))
 //!     }
 //!     async fn refuse(&mut self) -> Result<(), Cannot> {
 //!         *self.0.lock().unwrap() = None;
@@ -79,85 +84,87 @@ use crate::{
 
 pub use crate::testing::conformance::{bench::Bench, scenarios::conform};
 
-/// The cluster that the node under test and all members are of.
+/// Cluster of the node under test and of all members.
 pub const CLUSTER: &str = "conformance";
 
-/// Why a source cannot do something; the scenario that wants it is left out and says this.
+/// Reason why a source cannot do something. The scenario that needs it is left out with this reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cannot(pub &'static str);
 
-/// What a provider reads, in the hands of a test.
+/// The source that a provider reads, under the control of a test.
 ///
-/// Each scenario begins with a fresh one. No method has a default but those that say something of all sources: a
-/// source that cannot do something says so with [`Cannot`].
+/// Each scenario begins with a fresh source. Methods that change the source have no default, so that each source does
+/// the change or returns [`Cannot`] with a reason. Methods that describe a source have the usual answer as default.
 #[async_trait]
 pub trait Source: Send {
-    /// A provider that reads this source; asked again for each run of it.
+    /// Returns a provider that reads this source. Called once for each run of the provider.
     fn provider(&mut self) -> Arc<dyn Provider>;
 
-    /// How fast the provider is.
+    /// Returns the time limits of the provider.
     fn timing(&self) -> Timing {
         Timing::default()
     }
 
-    /// The member is there, with its addresses and its incarnation; the same id again is a new life of it.
+    /// Adds a member, with its addresses and its incarnation. An id that is there already is replaced by the new
+    /// incarnation.
     async fn join(&mut self, member: &Me) -> Result<(), Cannot>;
 
-    /// The member has gone, in order.
+    /// Removes a member that leaves in order.
     async fn leave(&mut self, member: &Me) -> Result<(), Cannot>;
 
-    /// The member has gone without a word.
+    /// Lets a member crash, so that nothing announces its end.
     async fn crash(&mut self, member: &Me) -> Result<(), Cannot>;
 
-    /// The source itself is down.
+    /// Stops the source, so that it does not answer.
     async fn fail(&mut self) -> Result<(), Cannot>;
 
-    /// The source answers, and refuses the node (or in whatever other way it can fail than by silence).
+    /// Lets the source answer and refuse the node, or fail in any other way than by silence.
     async fn refuse(&mut self) -> Result<(), Cannot>;
 
-    /// After [`fail`](Self::fail) or [`refuse`](Self::refuse): the source is well again, and these are its members.
+    /// Repairs the source after [`fail`](Self::fail) or [`refuse`](Self::refuse), with exactly these members.
     async fn mend(&mut self, members: &[Me]);
 
-    /// The source holds, or is sent, what nobody can read, beside the members that it has.
+    /// Adds unreadable data to the source, beside its members.
     async fn garbage(&mut self) -> Result<(), Cannot>;
 
-    /// Whether the provider can tell a source without members from one that does not answer. Default: yes.
+    /// Returns `Ok` if the provider can tell a source without members from one that does not answer. Default: `Ok`.
     fn can_be_empty(&self) -> Result<(), Cannot> {
         Ok(())
     }
 
-    /// Whether what the source holds tells one life of an id from the next. Default: yes.
+    /// Returns `Ok` if the source can tell one incarnation of an id from the next. Default: `Ok`.
     fn knows_incarnations(&self) -> Result<(), Cannot> {
         Ok(())
     }
 
-    /// Whether the source knows which addresses are of one member. Default: yes.
+    /// Returns `Ok` if the source knows which addresses belong to one member. Default: `Ok`.
     fn knows_dual_stack(&self) -> Result<(), Cannot> {
         Ok(())
     }
 
-    /// Whether the provider can look again when the node doubts a set. Default: yes.
+    /// Returns `Ok` if the provider can read its source again when the node doubts a set. Default: `Ok`.
     fn can_be_asked(&self) -> Result<(), Cannot> {
         Ok(())
     }
 }
 
-/// How fast a provider must be, and for how long a source is down; the defaults suit a local source that pushes.
+/// Time limits of a provider, and the length of an outage. The defaults suit a local source that pushes changes.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// From the start to the first complete set. Default 2 s.
+    /// Maximum time from the start to the first complete set. Default: 2 s.
     pub first_set: Duration,
-    /// From a join, a leave or a new life to the set that shows it. Default 1 s.
+    /// Maximum time from a join, a leave or a new incarnation to the set that shows the change. Default: 1 s.
     pub change: Duration,
-    /// From a crash to the set without the member. Default 10 s.
+    /// Maximum time from a crash to the set without the member. Default: 10 s.
     pub crash: Duration,
-    /// How long the source is down; longer than any expiry of the provider. Default 3 s.
+    /// Length of an outage, which must be longer than any expiry of the provider. Default: 3 s.
     pub outage: Duration,
-    /// From the end of an outage to a right set. Default 5 s.
+    /// Maximum time from the end of an outage to a correct set. Default: 5 s.
     pub recovery: Duration,
-    /// From the signal to the end of the provider. Default 900 ms: a node drops it after a second.
+    /// Maximum time from the signal `Leaving` to the end of the provider. Default: 900 ms, because a node drops the
+    /// provider after 1 s.
     pub leaving: Duration,
-    /// From the end of the provider until its last task has ended. Default 1 s.
+    /// Maximum time from the end of the provider to the end of its last task. Default: 1 s.
     pub tasks: Duration,
 }
 
@@ -169,7 +176,7 @@ impl Default for Timing {
     }
 }
 
-/// How the scenarios went.
+/// The outcomes of the scenarios. The text of a report has one line for each of them.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     outcomes: Vec<(&'static str, Outcome)>,
@@ -183,16 +190,16 @@ enum Outcome {
 }
 
 impl Report {
-    /// The report itself, if no scenario has failed.
+    /// Returns the report itself if no scenario has failed.
     ///
     /// # Errors
-    /// The report too: its text names those that failed.
+    /// [`Failures`] if a scenario has failed. The text is that of the report.
     pub fn passed(self) -> Result<Self, Failures> {
         let has_failed = self.outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
         if has_failed { Err(Failures(self)) } else { Ok(self) }
     }
 
-    /// The scenarios that were left out, each with the reason.
+    /// Returns the names of the scenarios that were left out, each with the reason.
     pub fn left_out(&self) -> Vec<(&'static str, &'static str)> {
         let why = |outcome: &Outcome| if let Outcome::LeftOut(why) = outcome { Some(*why) } else { None };
         self.outcomes.iter().filter_map(|(name, outcome)| Some((*name, why(outcome)?))).collect()
@@ -222,7 +229,7 @@ impl fmt::Display for Failures {
     }
 }
 
-/// As its text: this is what `unwrap` prints.
+/// Writes the same text as `Display`, because `unwrap` prints this.
 impl fmt::Debug for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -231,7 +238,8 @@ impl fmt::Debug for Failures {
 
 impl std::error::Error for Failures {}
 
-/// A member, the first life of its id, at an address of its own. (The name is a good one and the ports are not 0.)
+/// Returns a member in its first incarnation, at an address of its own. An error is impossible, because name and port
+/// are valid.
 fn member(number: u16) -> Result<Me, crate::Error> {
     Ok(Me {
         id: PeerId::new(format!("member-{number}"))?,

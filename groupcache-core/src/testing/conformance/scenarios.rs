@@ -1,4 +1,7 @@
-//! The scenarios, in the order in which a source is likeliest to pass them.
+//! The scenarios of the conformance suite, the easiest first.
+//!
+//! Each scenario has a fresh source and a fresh provider. A scenario ends with `Stop::LeftOut` when the source cannot
+//! do what it needs.
 
 use std::time::Duration;
 
@@ -16,41 +19,42 @@ use crate::{
     runtime::clock,
 };
 
-/// How many members join at once in the scenario about storms.
+/// Number of members that join at once in the scenario about storms.
 const CROWD: u16 = 50;
-/// Complete sets that a quiet source may cause in [`QUIET`]: a provider that asks its source again and again
-/// publishes what it finds.
+/// Maximum number of complete sets within [`QUIET`] while the source is unchanged. A provider that polls its source
+/// publishes each result.
 const QUIET_SETS: u64 = 20;
+/// Time during which a set must not change.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Runs every scenario against a fresh source each, one after the other, and tells how they went.
+/// Runs every scenario, each with a fresh source, and returns a report.
 ///
-/// It takes as long as the source's [`Timing`] makes it, and needs a Tokio runtime in which little else is spawned:
-/// it counts tasks.
+/// The time that this takes depends on the [`Timing`] of the source. The scenarios count the tasks of the tokio
+/// runtime, so spawn little else in it meanwhile.
 pub async fn conform<S: Source>(fresh: impl AsyncFn() -> S) -> Report {
     let mut report = Report::default();
     let all = &mut report;
-    all.run("the first set comes in time, with everyone in it", &fresh, first_set).await;
-    all.run("with nobody there the first set says so", &fresh, nobody).await;
-    all.run("who joins is listed", &fresh, join).await;
-    all.run("who leaves is not", &fresh, leave).await;
-    all.run("who crashes is not", &fresh, crash).await;
-    all.run("a new life of an id is the same peer", &fresh, new_life).await;
+    all.run("first set arrives in time with all members", &fresh, first_set).await;
+    all.run("first set of an empty source is complete", &fresh, empty_source).await;
+    all.run("joining member is listed", &fresh, join).await;
+    all.run("leaving member is removed", &fresh, leave).await;
+    all.run("crashed member is removed", &fresh, crash).await;
+    all.run("new incarnation of an id replaces the earlier one", &fresh, new_incarnation).await;
     all.run("two addresses of a member are one peer", &fresh, dual_stack).await;
     all.run("garbage is ignored", &fresh, garbage).await;
-    all.run("a source that is down takes nobody away, and recovers", &fresh, outage).await;
-    all.run("a source that refuses takes nobody away, and recovers", &fresh, refusal).await;
-    all.run("a source that is down at the start is not a source without members", &fresh, late_source).await;
-    all.run("a question is answered, even by the same set", &fresh, question).await;
-    all.run("a crowd causes no storm of sets, and quiet none at all", &fresh, storm).await;
-    all.run("a change of the node itself harms nothing", &fresh, change_of_me).await;
-    all.run("it leaves in time, with no task left", &fresh, leaving).await;
-    all.run("it leaves in time while the source is down", &fresh, leaving_in_an_outage).await;
-    all.run("it can be dropped at any time, with no task left", &fresh, dropped).await;
+    all.run("source that is down removes no member and recovers", &fresh, outage).await;
+    all.run("source that refuses removes no member and recovers", &fresh, refusal).await;
+    all.run("source that is down at the start is not an empty source", &fresh, late_source).await;
+    all.run("resolve request is answered, even by an equal set", &fresh, resolve_request).await;
+    all.run("joins cause no storm of sets, and an unchanged source few sets", &fresh, storm).await;
+    all.run("change of the announced node removes no member", &fresh, change_of_me).await;
+    all.run("provider leaves in time with no task left", &fresh, leaving).await;
+    all.run("provider leaves in time while the source is down", &fresh, leaving_in_an_outage).await;
+    all.run("provider can be dropped at any time with no task left", &fresh, dropped).await;
     report
 }
 
-/// Why a scenario did not end well.
+/// Reason why a scenario did not pass.
 enum Stop {
     LeftOut(&'static str),
     Failed(String),
@@ -74,14 +78,15 @@ impl From<Error> for Stop {
     }
 }
 
-type Ended = Result<(), Stop>;
+type ScenarioResult = Result<(), Stop>;
 
 impl Report {
+    /// Runs a scenario with a fresh source, and adds the outcome.
     async fn run<S: Source>(
         &mut self,
         name: &'static str,
         fresh: &impl AsyncFn() -> S,
-        scenario: impl AsyncFnOnce(&mut S, Timing) -> Ended,
+        scenario: impl AsyncFnOnce(&mut S, Timing) -> ScenarioResult,
     ) {
         let begun = Instant::now();
         let mut source = fresh().await;
@@ -95,75 +100,77 @@ impl Report {
     }
 }
 
-/// A source with so many members, and a provider that has listed them.
-async fn settled<S: Source>(source: &mut S, timing: Timing, members: u16) -> Result<(Vec<Me>, Bench), Stop> {
+/// Adds members to the source, and starts a provider that lists them.
+async fn start_with<S: Source>(source: &mut S, timing: Timing, members: u16) -> Result<(Vec<Me>, Bench), Stop> {
     let members = (0..members).map(member).collect::<Result<Vec<_>, _>>()?;
     for member in &members {
         source.join(member).await?;
     }
     let mut bench = Bench::start(source.provider())?;
     bench
-        .until(timing.first_set, "a complete first set with everyone", |s| s.is_complete() && s.has_all(&members))
+        .until(timing.first_set, "a complete first set with all members", |s| s.is_complete() && s.has_all(&members))
         .await?;
     Ok((members, bench))
 }
 
-/// The end of each scenario that is not about the end.
-async fn end(bench: Bench, timing: Timing) -> Ended {
+/// Ends a scenario that is not about the end of the provider.
+async fn end(bench: Bench, timing: Timing) -> ScenarioResult {
     bench.leave(timing.leaving).await?;
     Ok(())
 }
 
-/// The end of the others: nothing of the provider may be left.
-async fn end_of_all(bench: Bench, timing: Timing) -> Ended {
+/// Ends the provider, and checks that no task of it is left.
+async fn end_of_all(bench: Bench, timing: Timing) -> ScenarioResult {
     let tasks_before = bench.leave(timing.leaving).await?;
     Ok(tasks_end(tasks_before, timing.tasks).await?)
 }
 
-async fn first_set<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (_, bench) = settled(source, timing, 3).await?;
+async fn first_set<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (_, bench) = start_with(source, timing, 3).await?;
     end(bench, timing).await
 }
 
-async fn nobody<S: Source>(source: &mut S, timing: Timing) -> Ended {
+async fn empty_source<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
     source.can_be_empty()?;
     source.mend(&[]).await;
     let mut bench = Bench::start(source.provider())?;
-    let stranger = member(1)?;
-    bench.until(timing.first_set, "a complete set of nobody", |s| s.is_complete() && !s.has(&stranger)).await?;
+    let absent = member(1)?;
+    bench.until(timing.first_set, "a complete set without members", |s| s.is_complete() && !s.has(&absent)).await?;
     end(bench, timing).await
 }
 
-async fn join<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (mut members, mut bench) = settled(source, timing, 2).await?;
+async fn join<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (mut members, mut bench) = start_with(source, timing, 2).await?;
     let late = member(2)?;
     source.join(&late).await?;
     members.push(late);
-    bench.until(timing.change, "the one that joined, and the others", |s| s.has_all(&members)).await?;
+    bench.until(timing.change, "the member that joined, and the others", |s| s.has_all(&members)).await?;
     end(bench, timing).await
 }
 
-async fn leave<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (members, mut bench) = settled(source, timing, 3).await?;
+async fn leave<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (members, mut bench) = start_with(source, timing, 3).await?;
     let Some((gone, others)) = members.split_first() else { return Ok(()) };
     source.leave(gone).await?;
-    bench.until(timing.change, "the others without the one that left", |s| !s.has(gone) && s.has_all(others)).await?;
+    bench
+        .until(timing.change, "the others without the member that left", |s| !s.has(gone) && s.has_all(others))
+        .await?;
     end(bench, timing).await
 }
 
-async fn crash<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (members, mut bench) = settled(source, timing, 3).await?;
+async fn crash<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (members, mut bench) = start_with(source, timing, 3).await?;
     let Some((gone, others)) = members.split_first() else { return Ok(()) };
     source.crash(gone).await?;
-    // A node asks for a peer whose connection broke.
+    // A node asks for a listed peer that it has lost the connection to.
     bench.ask_for([gone.id.clone()]);
-    bench.until(timing.crash, "the others without the one that crashed", |s| !s.has(gone) && s.has_all(others)).await?;
+    bench.until(timing.crash, "the others without the crashed member", |s| !s.has(gone) && s.has_all(others)).await?;
     end(bench, timing).await
 }
 
-async fn new_life<S: Source>(source: &mut S, timing: Timing) -> Ended {
+async fn new_incarnation<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
     source.knows_incarnations()?;
-    let (members, mut bench) = settled(source, timing, 2).await?;
+    let (members, mut bench) = start_with(source, timing, 2).await?;
     let Some((old, others)) = members.split_first() else { return Ok(()) };
     let address = Address::new("127.0.99.1:7947")?;
     let incarnation = Incarnation(old.incarnation.0 + 1_000_000);
@@ -174,14 +181,14 @@ async fn new_life<S: Source>(source: &mut S, timing: Timing) -> Ended {
         let is_one = matches!(entries.as_slice(), [one] if one.addresses.first() == Some(&address));
         is_one && entries.iter().all(|one| one.incarnation.is_none_or(|i| i == incarnation))
     };
-    bench.until(timing.change, "one peer of that id, at the address of its new life", is_new).await?;
-    bench.throughout(QUIET, "the new life stays", |s| is_new(s) && s.has_all(others)).await?;
+    bench.until(timing.change, "one peer of that id, at the address of its new incarnation", is_new).await?;
+    bench.throughout(QUIET, "the new incarnation stays", |s| is_new(s) && s.has_all(others)).await?;
     end(bench, timing).await
 }
 
-async fn dual_stack<S: Source>(source: &mut S, timing: Timing) -> Ended {
+async fn dual_stack<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
     source.knows_dual_stack()?;
-    let (_, mut bench) = settled(source, timing, 1).await?;
+    let (_, mut bench) = start_with(source, timing, 1).await?;
     let mut dual = member(1)?;
     dual.addresses.push(Address::new("[fd00::1]:7946")?);
     source.join(&dual).await?;
@@ -193,41 +200,44 @@ async fn dual_stack<S: Source>(source: &mut S, timing: Timing) -> Ended {
     end(bench, timing).await
 }
 
-async fn garbage<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (mut members, mut bench) = settled(source, timing, 2).await?;
+async fn garbage<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (mut members, mut bench) = start_with(source, timing, 2).await?;
     source.garbage().await?;
-    bench.throughout(QUIET, "the members that are there stay listed", |s| s.has_all(&members)).await?;
+    bench.throughout(QUIET, "the members stay listed", |s| s.has_all(&members)).await?;
     members.push(member(2)?);
-    // A source may have to be mended before it can say anything new.
+    // A source may need a repair before it can report a change.
     source.mend(&members).await;
-    bench.until(timing.recovery, "the one that joined after the garbage", |s| s.has_all(&members)).await?;
+    bench.until(timing.recovery, "the member that joined after the garbage", |s| s.has_all(&members)).await?;
     end(bench, timing).await
 }
 
-async fn outage<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (members, bench) = settled(source, timing, 3).await?;
+async fn outage<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (members, bench) = start_with(source, timing, 3).await?;
     source.fail().await?;
     recovery(source, timing, members, bench).await
 }
 
-async fn refusal<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (members, bench) = settled(source, timing, 3).await?;
+async fn refusal<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (members, bench) = start_with(source, timing, 3).await?;
     source.refuse().await?;
     recovery(source, timing, members, bench).await
 }
 
-async fn recovery<S: Source>(source: &mut S, timing: Timing, mut members: Vec<Me>, mut bench: Bench) -> Ended {
+async fn recovery<S: Source>(source: &mut S, timing: Timing, mut members: Vec<Me>, mut bench: Bench) -> ScenarioResult {
     bench.ask();
     bench
         .throughout(timing.outage, "all members stay listed while the source is down", |s| s.has_all(&members))
         .await?;
     if !matches!(bench.health, Some(Health::Stale(_))) {
-        return Err(Stop::Failed(format!("it must report that it is stale, and its health is {:?}", bench.health)));
+        return Err(Stop::Failed(format!(
+            "the provider must report that it is stale, and its health is {:?}",
+            bench.health
+        )));
     }
     members.push(member(3)?);
     source.mend(&members).await;
-    bench.until(timing.recovery, "the one that joined meanwhile", |s| s.has_all(&members)).await?;
-    // A source without the power to announce (a list) is Connected at once, others when they are heard again.
+    bench.until(timing.recovery, "the member that joined meanwhile", |s| s.has_all(&members)).await?;
+    // A provider that announces nothing (a list) is Connected at once, others when the source answers again.
     let is_well = |bench: &mut Bench| {
         bench.seen();
         bench.health == Some(Health::Connected)
@@ -235,27 +245,30 @@ async fn recovery<S: Source>(source: &mut S, timing: Timing, mut members: Vec<Me
     let end_at = clock::deadline(timing.recovery);
     while !is_well(&mut bench) {
         if Instant::now() > end_at {
-            return Err(Stop::Failed(format!("well again, and its health is {:?}", bench.health)));
+            return Err(Stop::Failed(format!(
+                "the source has recovered, and the health of the provider is {:?}",
+                bench.health
+            )));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     end(bench, timing).await
 }
 
-async fn late_source<S: Source>(source: &mut S, timing: Timing) -> Ended {
+async fn late_source<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
     source.fail().await?;
     let mut bench = Bench::start(source.provider())?;
     bench.throughout(timing.outage, "no complete set of a source that does not answer", |s| !s.is_complete()).await?;
     let members = [member(0)?, member(1)?];
     source.mend(&members).await;
     let limit = timing.recovery + timing.first_set;
-    bench.until(limit, "a complete set when it is there", |s| s.is_complete() && s.has_all(&members)).await?;
+    bench.until(limit, "a complete set once the source answers", |s| s.is_complete() && s.has_all(&members)).await?;
     end(bench, timing).await
 }
 
-async fn question<S: Source>(source: &mut S, timing: Timing) -> Ended {
+async fn resolve_request<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
     source.can_be_asked()?;
-    let (members, mut bench) = settled(source, timing, 2).await?;
+    let (members, mut bench) = start_with(source, timing, 2).await?;
     let before = bench.seen().0.count;
     bench.ask();
     let limit = timing.change + timing.first_set;
@@ -263,15 +276,15 @@ async fn question<S: Source>(source: &mut S, timing: Timing) -> Ended {
     end(bench, timing).await
 }
 
-async fn storm<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (mut members, mut bench) = settled(source, timing, 2).await?;
+async fn storm<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (mut members, mut bench) = start_with(source, timing, 2).await?;
     let before = bench.seen().0.count;
     for number in 2..2 + CROWD {
         let late = member(number)?;
         source.join(&late).await?;
         members.push(late);
     }
-    bench.until(timing.change.saturating_mul(3), "the whole crowd", |s| s.has_all(&members)).await?;
+    bench.until(timing.change.saturating_mul(3), "all members that joined", |s| s.has_all(&members)).await?;
     let after = bench.seen().0.count;
     if after - before > u64::from(CROWD) + QUIET_SETS {
         return Err(Stop::Failed(format!("{} sets for {CROWD} joins", after - before)));
@@ -281,23 +294,23 @@ async fn storm<S: Source>(source: &mut S, timing: Timing) -> Ended {
     end(bench, timing).await
 }
 
-async fn change_of_me<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (members, mut bench) = settled(source, timing, 2).await?;
+async fn change_of_me<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (members, mut bench) = start_with(source, timing, 2).await?;
     bench.change_me(|me| me.state = NodeState::Draining);
     bench.change_me(|me| me.incarnation.0 += 1);
     bench.throughout(QUIET, "all members stay listed", |s| s.has_all(&members)).await?;
     end(bench, timing).await
 }
 
-async fn leaving<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (_, bench) = settled(source, timing, 3).await?;
+async fn leaving<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (_, bench) = start_with(source, timing, 3).await?;
     end_of_all(bench, timing).await?;
-    // Before it has had an answer, too.
+    // The provider must leave in time before the first answer of its source, too.
     end_of_all(Bench::start(source.provider())?, timing).await
 }
 
-async fn leaving_in_an_outage<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (_, mut bench) = settled(source, timing, 2).await?;
+async fn leaving_in_an_outage<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (_, mut bench) = start_with(source, timing, 2).await?;
     source.fail().await?;
     bench.throughout(Duration::from_millis(300), "a set", Seen::is_complete).await?;
     end_of_all(bench, timing).await?;
@@ -306,13 +319,13 @@ async fn leaving_in_an_outage<S: Source>(source: &mut S, timing: Timing) -> Ende
     end_of_all(bench, timing).await
 }
 
-async fn dropped<S: Source>(source: &mut S, timing: Timing) -> Ended {
-    let (_, bench) = settled(source, timing, 2).await?;
-    bench.drop_it(timing.tasks).await?;
+async fn dropped<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (_, bench) = start_with(source, timing, 2).await?;
+    bench.drop_provider(timing.tasks).await?;
     for pause in [0, 1, 5, 25, 100] {
         let bench = Bench::start(source.provider())?;
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        bench.drop_it(timing.tasks).await?;
+        bench.drop_provider(timing.tasks).await?;
     }
     Ok(())
 }

@@ -1,5 +1,4 @@
-//! The suite itself, on the adapters of this crate and on a source that can fail in every way; and on providers that
-//! are wrong, which it must find out.
+//! Tests of the suite: the adapters of this crate must pass with a source in memory, and faulty providers must fail.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +21,7 @@ use crate::{
     },
 };
 
-/// A registry in memory: rows that a watcher sees as they change, or the error that it gives.
+/// A registry in memory: rows that can be watched, or an error.
 #[derive(Clone)]
 struct Registry(watch::Sender<Result<BTreeMap<PeerId, Peer>, String>>);
 
@@ -98,7 +97,7 @@ impl Source for InMemory {
     }
 
     async fn crash(&mut self, _: &Me) -> Result<(), Cannot> {
-        Err(Cannot("a registry in memory does not know who is alive"))
+        Err(Cannot("a registry in memory does not detect crashes"))
     }
 
     async fn fail(&mut self) -> Result<(), Cannot> {
@@ -130,39 +129,41 @@ async fn report(can_be_asked: bool, make: Make) -> Report {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_polled_function_conforms() {
+async fn polled_function_conforms() {
     println!("{}", report(true, |registry| Arc::new(registry.poll())).await.passed().unwrap());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_followed_stream_conforms() {
+async fn followed_stream_conforms() {
     println!("{}", report(false, |registry| Arc::new(registry.stream())).await.passed().unwrap());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_merge_of_both_conforms() {
+async fn merge_of_poll_and_stream_conforms() {
     println!(
         "{}",
         report(false, |registry| Arc::new(merge(registry.poll(), registry.stream()))).await.passed().unwrap()
     );
 }
 
+/// Checks that a merge of two providers with resolve requests runs the scenario about them.
 #[tokio::test(start_paused = true)]
-async fn a_merge_of_two_that_can_be_asked_answers() {
+async fn merge_of_two_polled_functions_answers_requests() {
     let report = report(true, |registry| Arc::new(merge(registry.poll(), registry.poll()))).await.passed().unwrap();
-    assert!(report.left_out().iter().all(|(name, _)| !name.contains("question")), "{report}");
+    assert!(report.left_out().iter().all(|(name, _)| !name.contains("resolve request")), "{report}");
 }
 
-/// The mistakes that the suite is there to find; the first of the two names what it must say.
+/// Checks that the provider fails in a scenario with this text in its name.
 async fn must_fail(scenario: &str, make: Make) {
-    let report = report(true, make).await.passed().expect_err("it does not conform").to_string();
+    let report = report(true, make).await.passed().expect_err("the provider does not conform").to_string();
     let failed = report.lines().filter(|line| line.starts_with("FAILED"));
     assert!(failed.into_iter().any(|line| line.contains(scenario)), "{scenario} did not fail:\n{report}");
 }
 
+/// Checks that a provider that takes an error for an empty source fails.
 #[tokio::test(start_paused = true)]
-async fn an_error_that_is_read_as_nobody_is_found_out() {
-    must_fail("is down takes nobody away", |registry| {
+async fn error_read_as_empty_set_is_found() {
+    must_fail("is down removes no member", |registry| {
         let registry = registry.clone();
         Arc::new(poll("hasty", Duration::from_millis(100), move || {
             let peers = registry.read().unwrap_or_default();
@@ -172,17 +173,21 @@ async fn an_error_that_is_read_as_nobody_is_found_out() {
     .await;
 }
 
-struct Bad {
+/// A provider with faults to choose from.
+struct Faulty {
     registry: Registry,
+    /// Whether the provider returns after `Leaving`.
     leaves: bool,
+    /// Interval of the sets.
     every: Duration,
+    /// Whether the provider starts a task that never ends.
     spawns: bool,
 }
 
 #[async_trait]
-impl Provider for Bad {
+impl Provider for Faulty {
     fn name(&self) -> &str {
-        "bad"
+        "faulty"
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
@@ -203,38 +208,43 @@ impl Provider for Bad {
 
 const TICK: Duration = Duration::from_millis(100);
 
+/// Checks that a provider that ignores `Leaving` fails.
 #[tokio::test(start_paused = true)]
-async fn a_provider_that_does_not_leave_is_found_out() {
-    must_fail("it leaves in time, with no task left", |registry| {
-        Arc::new(Bad { registry: registry.clone(), leaves: false, every: TICK, spawns: false })
+async fn provider_that_does_not_leave_is_found() {
+    must_fail("leaves in time with no task left", |registry| {
+        Arc::new(Faulty { registry: registry.clone(), leaves: false, every: TICK, spawns: false })
     })
     .await;
 }
 
+/// Checks that a provider with a task that never ends fails.
 #[tokio::test(start_paused = true)]
-async fn a_task_that_is_left_behind_is_found_out() {
-    must_fail("it can be dropped at any time", |registry| {
-        Arc::new(Bad { registry: registry.clone(), leaves: true, every: TICK, spawns: true })
+async fn task_left_behind_is_found() {
+    must_fail("can be dropped at any time", |registry| {
+        Arc::new(Faulty { registry: registry.clone(), leaves: true, every: TICK, spawns: true })
     })
     .await;
 }
 
+/// Checks that a provider that publishes a set every 2 ms fails.
 #[tokio::test(start_paused = true)]
-async fn a_storm_is_found_out() {
+async fn storm_of_sets_is_found() {
     must_fail("no storm", |registry| {
-        Arc::new(Bad { registry: registry.clone(), leaves: true, every: Duration::from_millis(2), spawns: false })
+        Arc::new(Faulty { registry: registry.clone(), leaves: true, every: Duration::from_millis(2), spawns: false })
     })
     .await;
 }
 
+/// Checks that a provider that never reports that it is stale fails.
 #[tokio::test(start_paused = true)]
-async fn a_provider_that_never_says_that_it_is_stale_is_found_out() {
-    must_fail("is down takes nobody away", |registry| {
-        Arc::new(Bad { registry: registry.clone(), leaves: true, every: TICK, spawns: false })
+async fn unreported_outage_is_found() {
+    must_fail("is down removes no member", |registry| {
+        Arc::new(Faulty { registry: registry.clone(), leaves: true, every: TICK, spawns: false })
     })
     .await;
 }
 
+/// A provider that keeps the earlier incarnations of an id.
 struct Twice(Arc<Mutex<Vec<Peer>>>, Registry);
 
 #[async_trait]
@@ -259,8 +269,8 @@ impl Provider for Twice {
     }
 }
 
+/// Checks that a provider that lists two incarnations of an id fails.
 #[tokio::test(start_paused = true)]
-async fn an_old_life_beside_the_new_one_is_found_out() {
-    must_fail("a new life of an id is the same peer", |registry| Arc::new(Twice(Arc::default(), registry.clone())))
-        .await;
+async fn stale_incarnation_beside_the_new_one_is_found() {
+    must_fail("new incarnation of an id", |registry| Arc::new(Twice(Arc::default(), registry.clone()))).await;
 }
