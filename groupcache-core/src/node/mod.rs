@@ -259,7 +259,7 @@ impl Node {
             ignored_goodbyes: counted.ignored_goodbyes,
             ignored_addresses: counted.ignored_addresses,
             refusals: counted.refusals,
-            stale_incarnations: counted.old_lives,
+            stale_incarnations: counted.stale_incarnations,
             resolves: counted.resolves,
             removals: counted.removals,
         }

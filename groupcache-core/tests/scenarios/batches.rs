@@ -126,7 +126,7 @@ async fn failed_batch_fails_its_keys_and_later_gets_work() {
     let (node, database) = (Node::builder().start().await.unwrap(), Database::default());
     let group = group(&node, &database).load_deadline(Duration::from_millis(300)).build().unwrap();
     for (first, expected) in
-        [("all-fail", "failed"), ("panic-1", "panicked"), ("short-1", "0 answers to 2"), ("hang-1", "took longer")]
+        [("all-fail", "failed"), ("panic-1", "panicked"), ("short-1", "0 outcomes for 2"), ("hang-1", "took longer")]
     {
         let values = get_many(&group, &[first, "key-1"]).await;
         for value in values {
