@@ -1,30 +1,32 @@
-//! The load chain as it travels with a request: on whose behalf something is asked.
+//! Load chain: the loads that need the answer to a request, as the request carries them.
+//!
+//! `flight::nesting` finds cycles by means of the chains.
 
 use std::sync::Arc;
 
 use crate::limits::MAX_CHAIN;
 
-/// Hashes that travel with a request: the deepest nesting, and as many joiners.
+/// Maximum number of hashes that a request carries: the deepest nesting, and as many joiners.
 pub(crate) const MAX_HASHES: usize = 2 * MAX_CHAIN;
 
-/// The loads on whose behalf something is asked, and how deep they are nested.
+/// The loads that need the answer to a request, and their nesting depth.
 ///
-/// Most gets are asked for by callers and serve no load: theirs is a null pointer, since it is handed from the get to
-/// the fetch and on to the request.
+/// The chain of a caller's get is empty and a null pointer, because most gets serve no load and each get passes its
+/// chain to the fetch and to the request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LoadChain(Option<Arc<Hashes>>);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Hashes {
-    /// How deep a load begun for it is nested; 0 = asked for by a caller.
+    /// Nesting depth of a load that begins for this chain; 0 = a caller's.
     depth: u8,
     len: u8,
-    /// Outermost first; those that joined come last and give way first.
+    /// The outermost load first. Joiners come last, and are the first to be left out for want of room.
     hashes: [u64; MAX_HASHES],
 }
 
 impl Hashes {
-    /// Adds a hash unless there is no room.
+    /// Adds a hash if there is room.
     fn add(&mut self, hash: u64) {
         if let Some(place) = self.hashes.get_mut(usize::from(self.len)) {
             *place = hash;
@@ -36,39 +38,40 @@ impl Hashes {
 impl LoadChain {
     pub(crate) const EMPTY: Self = Self(None);
 
-    /// The first of them, as many as fit.
+    /// Makes a chain of the first hashes, up to [`MAX_HASHES`].
     pub(crate) fn of(depth: u32, hashes: impl IntoIterator<Item = u64>) -> Self {
-        let mut served = Hashes { depth: u8::try_from(depth).unwrap_or(u8::MAX), ..Hashes::default() };
-        hashes.into_iter().take(MAX_HASHES).for_each(|hash| served.add(hash));
-        if served == Hashes::default() { Self::EMPTY } else { Self(Some(Arc::new(served))) }
+        let mut chain = Hashes { depth: u8::try_from(depth).unwrap_or(u8::MAX), ..Hashes::default() };
+        hashes.into_iter().take(MAX_HASHES).for_each(|hash| chain.add(hash));
+        if chain == Hashes::default() { Self::EMPTY } else { Self(Some(Arc::new(chain))) }
     }
 
-    fn served(&mut self) -> &mut Hashes {
+    fn hashes_mut(&mut self) -> &mut Hashes {
         Arc::make_mut(self.0.get_or_insert_default())
     }
 
-    /// As it is for a load of `hash` begun for it. That hash matters more than the last of those who joined a caller of it.
+    /// Returns the chain of a load of `hash` that begins for this chain. In a full chain, `hash` replaces the last
+    /// joiner, because a load that is missing in its own chain would matter more.
     pub(crate) fn with_load(&self, hash: u64) -> Self {
         let mut chain = self.clone();
-        let served = chain.served();
-        served.len = served.len.min(MAX_HASHES as u8 - 1);
-        served.add(hash);
+        let hashes = chain.hashes_mut();
+        hashes.len = hashes.len.min(MAX_HASHES as u8 - 1);
+        hashes.add(hash);
         chain
     }
 
-    /// Nested so deep.
+    /// Returns the chain with another depth.
     pub(crate) fn at_depth(mut self, depth: usize) -> Self {
-        self.served().depth = u8::try_from(depth).unwrap_or(u8::MAX);
+        self.hashes_mut().depth = u8::try_from(depth).unwrap_or(u8::MAX);
         self
     }
 
-    /// Adds a hash unless there is no room.
+    /// Adds a hash if there is room.
     pub(crate) fn add(&mut self, hash: u64) {
-        self.served().add(hash);
+        self.hashes_mut().add(hash);
     }
 
     pub(crate) fn as_slice(&self) -> &[u64] {
-        self.0.as_ref().and_then(|served| served.hashes.get(..usize::from(served.len))).unwrap_or_default()
+        self.0.as_ref().and_then(|chain| chain.hashes.get(..usize::from(chain.len))).unwrap_or_default()
     }
 
     pub(crate) fn contains(&self, hash: u64) -> bool {
@@ -76,6 +79,6 @@ impl LoadChain {
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.0.as_ref().map_or(0, |served| usize::from(served.depth))
+        self.0.as_ref().map_or(0, |chain| usize::from(chain.depth))
     }
 }

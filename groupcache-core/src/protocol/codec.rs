@@ -1,4 +1,4 @@
-//! The codec of the generated service: it hands to `wire` what is read and what is to be written.
+//! Codec of the generated service: `wire` reads and writes its messages.
 
 use std::marker::PhantomData;
 
@@ -10,12 +10,12 @@ use tonic::{
 
 use crate::protocol::wire::{self, GetRequest, Incoming, Malformed, Outgoing, UnaryAnswer};
 
-/// What is written as one message.
+/// A message that can be written.
 pub(crate) trait Encode: Send + 'static {
     fn encode(&self, out: &mut EncodeBuf<'_>);
 }
 
-/// What is read of one message.
+/// A message that can be read.
 pub(crate) trait Decode: Sized + Send + 'static {
     fn decode(message: &Bytes) -> Result<Self, Malformed>;
 }
@@ -46,7 +46,7 @@ impl Decode for GetRequest {
     }
 }
 
-/// Named by the generated code.
+/// Codec that the generated code names.
 #[derive(Debug)]
 pub(crate) struct Codec<T, U>(PhantomData<fn(T) -> U>);
 
@@ -86,7 +86,7 @@ impl<T: Encode, U: Decode> Decoder for Codec<T, U> {
     type Error = Status;
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // One piece, and no copy: what is received lies in one buffer.
+        // A received message lies in one buffer, so that this does not copy.
         let message = message.copy_to_bytes(message.remaining());
         U::decode(&message).map(Some).map_err(|malformed| match malformed.is_too_much() {
             true => Status::out_of_range(malformed.to_string()),

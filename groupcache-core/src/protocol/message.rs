@@ -1,4 +1,4 @@
-//! What nodes say to each other, in our own words; `wire` turns it into bytes.
+//! Messages: the requests, responses and Hellos of nodes as types of this crate, which `wire` encodes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,12 +10,12 @@ use crate::{
     protocol::chain::LoadChain,
 };
 
-/// Who speaks, and what it offers.
+/// Introduction of a node: its identity, its state and its groups.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Hello {
     pub(crate) cluster: String,
     pub(crate) id: PeerId,
-    /// Whom the sender wants to talk to; `None` when it knows an address only.
+    /// Id of the node that the sender means to reach; `None` when the sender knows an address only.
     pub(crate) expected: Option<PeerId>,
     pub(crate) incarnation: Incarnation,
     pub(crate) state: NodeState,
@@ -25,14 +25,14 @@ pub(crate) struct Hello {
     pub(crate) ring_algorithm: u32,
     pub(crate) fingerprint: u64,
     pub(crate) max_requests_per_frame: usize,
-    /// Largest value that it takes and sends.
+    /// Size of the largest value that the sender receives and sends, in bytes.
     pub(crate) max_value_bytes: usize,
     pub(crate) groups: Vec<GroupName>,
-    /// Behaviour that the sender understands; bits are in `wire`.
+    /// Optional behaviour that the sender supports; the bits are in `wire::features`.
     pub(crate) features: u64,
 }
 
-/// A group as a Hello lists it.
+/// Group as a Hello lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GroupName {
     pub(crate) index: u32,
@@ -40,49 +40,49 @@ pub(crate) struct GroupName {
     pub(crate) format: u32,
 }
 
-/// The cursor that asks for no page: nothing more is wanted.
+/// Cursor which says that no further page is wanted.
 pub(crate) const NO_MORE: u64 = u64::MAX;
 
-/// What is asked.
+/// Operation of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Get,
-    /// Store this, as the acting owner: the source has changed to it.
+    /// Stores this value at the acting owner, because the source has changed to it.
     Set(Bytes),
-    /// Drop what is held, and let nothing that is under way be stored, nor what is loaded within `hold`.
+    /// Drops the entry. No running flight caches a value afterwards, and no load that begins within `hold` does.
     Remove {
         hold: Duration,
     },
-    /// The same for all keys of the group.
+    /// Drops the entries of all keys of the group, in the same way without a hold.
     Clear,
-    /// As Get, from memory only; on the wire it is a Get with a flag.
+    /// Reads memory only; on the wire a Get with a flag.
     Peek,
-    /// What is in memory of a key that the asker owns now, with all that is left of its time; on the wire it is a Get with
-    /// a flag and a role.
+    /// Reads the cached value of a key that the requester owns now, with its remaining time to live, and never loads;
+    /// on the wire a Get with a flag and a role.
     ReadAsPreviousOwner,
-    /// A page of what the asker owns now, from there on.
+    /// Reads a page of the entries that the requester owns now, from `cursor` on.
     ReadPage {
         cursor: u64,
     },
-    /// Of a newer version of the protocol.
+    /// Number of an operation of a newer version of the protocol.
     Unknown(u32),
 }
 
-/// A request as it arrived.
+/// Request as it arrived.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Request {
     pub(crate) id: u64,
     pub(crate) op: Op,
     pub(crate) group: u32,
-    /// As it came; see [`key`].
+    /// Bytes as they arrived; [`key`] checks them.
     pub(crate) key: Bytes,
-    /// How long the asker waits from now on.
+    /// Time that the requester waits from now on.
     pub(crate) wait: Option<Duration>,
     pub(crate) chain: LoadChain,
     pub(crate) no_load: bool,
 }
 
-/// Checks the bytes of a key.
+/// Checks the bytes of a key and returns the key.
 pub(crate) fn key(bytes: &[u8]) -> Result<&str, BadKey> {
     match bytes.len() {
         0 => Err(BadKey::Empty),
@@ -91,7 +91,7 @@ pub(crate) fn key(bytes: &[u8]) -> Result<&str, BadKey> {
     }
 }
 
-/// Why bytes are no key.
+/// Reason for which bytes are no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BadKey {
     Empty,
@@ -109,7 +109,7 @@ impl BadKey {
     }
 }
 
-/// What is answered.
+/// Response to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Response {
     Value(Encoded),
@@ -121,81 +121,81 @@ pub(crate) enum Response {
     Overloaded {
         retry_after: Duration,
     },
-    /// Not by this node; the next successor may.
+    /// The peer does not serve the request, and the requester asks the next candidate.
     Declined(Decline),
-    /// It is not held here, and this peer owned the key before.
+    /// The value is not in memory, and this peer owned the key before.
     Referred(PeerId),
     TooLarge,
-    /// Still working on it; the answer follows.
+    /// The request is still being worked on; its response follows.
     Pending,
     /// A deadline has passed.
     Deadline(DeadlineOwner),
     WrongPeer,
     Unsupported,
-    /// Of a write.
+    /// The write is done.
     Done,
-    /// Of a hand-off.
+    /// Page of a hand-over.
     Page(Page),
     BadRequest(String),
 }
 
-/// Whose deadline has passed.
+/// Owner of the deadline that has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeadlineOwner {
-    /// That of the request: the load goes on, and who may wait longer asks again.
+    /// The deadline of the request has passed. The load goes on, and a requester with more time asks again.
     Asker,
-    /// That of the load, which is over.
+    /// The deadline of the load has passed, and the load is over.
     Load,
 }
 
-/// An encoded value and its times.
+/// Encoded value with its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Encoded {
     pub(crate) bytes: Bytes,
     pub(crate) age_ms: u64,
-    /// How long it may still be kept; `None` = without limit.
+    /// Milliseconds for which the value may still be kept; `None` = without limit.
     pub(crate) remaining_ms: Option<u64>,
-    /// How long the asker may keep a copy of its own; 0 = not at all.
+    /// Milliseconds for which the requester may keep a replica; 0 = not at all.
     pub(crate) borrow_ms: u64,
-    /// Many peers ask for it.
+    /// Whether many peers request the value.
     pub(crate) is_hot: bool,
     pub(crate) source: Source,
 }
 
-/// Values that change hands, the most wanted first.
+/// Entries that a hand-over moves, the most used first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Page {
     pub(crate) entries: Vec<Handed>,
-    /// The cursor of the next page; 0 = that was all.
+    /// Cursor of the next page; 0 = no further page.
     pub(crate) next: u64,
-    /// How many have not been sent yet.
+    /// Number of entries that have not been sent yet.
     pub(crate) left: u64,
 }
 
-/// A value that changes hands.
+/// Entry of a [`Page`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Handed {
     pub(crate) key: Bytes,
     pub(crate) bytes: Bytes,
     pub(crate) age_ms: u64,
-    /// How long it may still be kept; `None` = without limit.
+    /// Milliseconds for which the value may still be kept; `None` = without limit.
     pub(crate) remaining_ms: Option<u64>,
 }
 
-/// Where the answering node had a value from.
+/// Origin of the value of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Memory,
     Loaded,
 }
 
-/// Why a node does not answer for a key.
+/// Reason for which a node declines a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decline {
     UnknownGroup,
     Draining,
     OtherFormat,
-    /// Asked for what is in memory, and it is not.
+    /// The request is for memory only, and memory has no value.
     NotCached,
     Closing,
     /// A reason or a status of a newer version of the protocol.
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_checked() {
+    fn key_outside_limits_is_refused() {
         assert_eq!(key(b""), Err(BadKey::Empty));
         assert_eq!(key(&[b'k'; MAX_KEY_BYTES + 1]), Err(BadKey::TooLong));
         assert_eq!(key(&[0xff]), Err(BadKey::NotUtf8));

@@ -78,7 +78,7 @@ pub mod peer_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// The data plane: one long-lived stream per connection. The first frame of each side carries a Hello.
+        /// Carries the data plane: one long-lived stream per connection. The first frame of each side has a Hello.
         pub async fn connect(
             &mut self,
             request: impl tonic::IntoStreamingRequest<

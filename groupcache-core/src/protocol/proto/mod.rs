@@ -1,18 +1,18 @@
-//! Generated from `proto/groupcache/v1/peer.proto` by `make proto`; do not edit.
+//! Generated code of `proto/groupcache/v1/peer.proto`, which `make proto` writes; do not edit.
 //!
-//! Of the messages a Hello, its parts and the unary get are used. The others are read and written by hand, in `wire`; its
-//! tests compare.
+//! A node uses the generated code for the Hello, its parts, the goodbye and the unary get. The module `wire` reads and
+//! writes the other messages by hand, and its tests compare both.
 #![expect(unreachable_pub, clippy::allow_attributes, reason = "generated")]
 #![cfg_attr(not(any(test, fuzzing)), allow(dead_code, reason = "see above"))]
 
 include!("groupcache.v1.rs");
 
-/// The service, with what `wire` reads and writes in the place of the messages.
+/// The service, with the types of `wire` in the place of the messages.
 pub mod service {
     include!("client.rs");
     include!("server.rs");
 }
 
-// And with the messages, for tests that speak the protocol as no node would.
+// The service with the messages, for tests that speak the protocol as no node would.
 #[cfg(test)]
 include!("plain.rs");

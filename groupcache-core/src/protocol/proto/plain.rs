@@ -78,7 +78,7 @@ pub mod peer_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// The data plane: one long-lived stream per connection. The first frame of each side carries a Hello.
+        /// Carries the data plane: one long-lived stream per connection. The first frame of each side has a Hello.
         pub async fn connect(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::Frame>,
@@ -103,7 +103,7 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("groupcache.v1.Peer", "Connect"));
             self.inner.streaming(req, path, codec).await
         }
-        /// One get, for other languages and for grpcurl. It is answered from memory or loaded here, never forwarded.
+        /// Gets one key from memory or by a load, never by a forward; for other languages and for grpcurl.
         pub async fn get(
             &mut self,
             request: impl tonic::IntoRequest<super::GetRequest>,
@@ -143,12 +143,12 @@ pub mod peer_server {
             >
             + std::marker::Send
             + 'static;
-        /// The data plane: one long-lived stream per connection. The first frame of each side carries a Hello.
+        /// Carries the data plane: one long-lived stream per connection. The first frame of each side has a Hello.
         async fn connect(
             &self,
             request: tonic::Request<tonic::Streaming<super::Frame>>,
         ) -> std::result::Result<tonic::Response<Self::ConnectStream>, tonic::Status>;
-        /// One get, for other languages and for grpcurl. It is answered from memory or loaded here, never forwarded.
+        /// Gets one key from memory or by a load, never by a forward; for other languages and for grpcurl.
         async fn get(
             &self,
             request: tonic::Request<super::GetRequest>,

@@ -20,12 +20,12 @@ pub mod peer_server {
             >
             + std::marker::Send
             + 'static;
-        /// The data plane: one long-lived stream per connection. The first frame of each side carries a Hello.
+        /// Carries the data plane: one long-lived stream per connection. The first frame of each side has a Hello.
         async fn connect(
             &self,
             request: tonic::Request<tonic::Streaming<crate::protocol::wire::Incoming>>,
         ) -> std::result::Result<tonic::Response<Self::ConnectStream>, tonic::Status>;
-        /// One get, for other languages and for grpcurl. It is answered from memory or loaded here, never forwarded.
+        /// Gets one key from memory or by a load, never by a forward; for other languages and for grpcurl.
         async fn get(
             &self,
             request: tonic::Request<crate::protocol::wire::GetRequest>,

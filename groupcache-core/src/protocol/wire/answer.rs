@@ -1,4 +1,4 @@
-//! What a peer answers.
+//! Responses: reading and writing the answers of a peer.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     runtime::small_bytes,
 };
 
-/// Bytes that an answer takes in a frame, about.
+/// Returns the approximate size of a response in a frame, in bytes.
 pub(crate) fn answer_bytes(answer: &Response) -> usize {
     48 + match answer {
         Response::Value(value) => value.bytes.len(),
@@ -26,7 +26,7 @@ pub(crate) fn answer_bytes(answer: &Response) -> usize {
     }
 }
 
-/// Bytes that a value takes in a page, about.
+/// Returns the approximate size of an entry in a page, in bytes.
 pub(crate) fn handed_bytes(handed: &Handed) -> usize {
     24 + handed.key.len() + handed.bytes.len()
 }
@@ -71,7 +71,7 @@ mod page_tag {
     pub(crate) const LEFT: u32 = 3;
 }
 
-/// Numbers of the fields of what it hands over.
+/// Numbers of the fields of an entry of a page.
 mod handed_tag {
     pub(crate) const KEY: u32 = 1;
     pub(crate) const VALUE: u32 = 2;
@@ -79,7 +79,7 @@ mod handed_tag {
     pub(crate) const REMAINING_MS: u32 = 4;
 }
 
-/// An answer that is to be written.
+/// Response that is to be written, with the id of its request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ResponseRef<'a>(pub(crate) u64, pub(crate) &'a Response);
 
@@ -109,7 +109,7 @@ impl Part for ResponseRef<'_> {
                 out.number(tag::REASON, u64::from(decline_number(Decline::NotCached)));
                 out.bytes(tag::FORMER_OWNER, peer.as_str().as_bytes());
             }
-            Response::Deadline(whose) => out.number(tag::REASON, u64::from(*whose == DeadlineOwner::Load)),
+            Response::Deadline(owner) => out.number(tag::REASON, u64::from(*owner == DeadlineOwner::Load)),
             Response::Overloaded { retry_after } => out.number(tag::RETRY_AFTER_MS, u64::from(millis(*retry_after))),
             Response::Page(page) => out.part(tag::VALUE, page),
             Response::NotFound
@@ -159,20 +159,20 @@ impl Part for Handed {
     }
 }
 
-/// An answer as it was read.
+/// Response as it was read.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Answered {
     pub(crate) id: u64,
     pub(crate) answer: Response,
-    /// Its status is one that we know.
+    /// Whether this node knows the status and can read the page of the response.
     pub(crate) is_known: bool,
 }
 
-/// Reads an answer, which is a part of `frame`. Fields that are not used here are not looked at.
+/// Reads a response, which is a part of `frame`, and skips unused fields.
 pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Malformed> {
     let (mut id, mut status, mut age_ms, mut remaining_ms, mut borrow_ms) = (0, 0, 0, None, 0);
     let (mut hot_rate, mut source, mut is_transient, mut reason, mut retry_after_ms) = (0, 0, false, 0, 0);
-    let (mut value, mut text, mut former_owner): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
+    let (mut value, mut text, mut previous_owner): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
     while let Some(field) = fields.next()? {
         match field.tag {
             tag::ID => id = fields.number(field)?,
@@ -187,7 +187,7 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
             tag::TEXT => text = fields.bytes(field)?,
             tag::REASON => reason = fields.number32(field)?,
             tag::RETRY_AFTER_MS => retry_after_ms = fields.number(field)?,
-            tag::FORMER_OWNER => former_owner = fields.bytes(field)?,
+            tag::FORMER_OWNER => previous_owner = fields.bytes(field)?,
             _ => fields.pass_over(field)?,
         }
     }
@@ -206,7 +206,7 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
         status::OVERLOADED => {
             Response::Overloaded { retry_after: Duration::from_millis(retry_after_ms.min(u64::from(u32::MAX))) }
         }
-        status::DECLINED => declined(reason, former_owner),
+        status::DECLINED => declined(reason, previous_owner),
         status::TOO_LARGE => Response::TooLarge,
         status::PENDING => Response::Pending,
         status::DEADLINE => Response::Deadline(if reason == 1 { DeadlineOwner::Load } else { DeadlineOwner::Asker }),
@@ -228,7 +228,7 @@ fn read_page(frame: &Bytes, mut fields: Fields<'_>) -> Result<Page, Malformed> {
     while let Some(field) = fields.next()? {
         match field.tag {
             page_tag::ENTRIES if page.entries.len() == MAX_PARTS => {
-                return Err(Malformed::too_much(format!("a page has more than {MAX_PARTS} entries")));
+                return Err(Malformed::too_much(format!("a page has more than {MAX_PARTS} entries; split it")));
             }
             page_tag::ENTRIES => page.entries.push(read_handed(frame, Fields(fields.bytes(field)?))?),
             page_tag::NEXT => page.next = fields.number(field)?,
@@ -254,9 +254,9 @@ fn read_handed(frame: &Bytes, mut fields: Fields<'_>) -> Result<Handed, Malforme
     Ok(Handed { key: frame.slice_ref(key), bytes: frame.slice_ref(value), age_ms, remaining_ms })
 }
 
-fn declined(reason: u32, former_owner: &[u8]) -> Response {
+fn declined(reason: u32, previous_owner: &[u8]) -> Response {
     let why = read_decline(reason);
-    let peer = std::str::from_utf8(former_owner).ok().and_then(|id| PeerId::new(id).ok());
+    let peer = std::str::from_utf8(previous_owner).ok().and_then(|id| PeerId::new(id).ok());
     match peer.filter(|_| why == Decline::NotCached) {
         Some(peer) => Response::Referred(peer),
         None => Response::Declined(why),
@@ -285,7 +285,7 @@ fn read_decline(number: u32) -> Decline {
     }
 }
 
-/// At most [`MAX_ERROR_TEXT`] bytes, cut between characters.
+/// Cuts a text between characters to at most [`MAX_ERROR_TEXT`] bytes.
 fn shortened(text: &str) -> &str {
     let mut end = text.len().min(MAX_ERROR_TEXT);
     while !text.is_char_boundary(end) {

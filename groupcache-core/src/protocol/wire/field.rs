@@ -1,7 +1,7 @@
-//! Fields of protobuf, read and written one by one.
+//! Protobuf fields: reading and writing them one by one.
 //!
-//! Requests and answers are said thousands of times in a frame. As messages of the generated code each of them would be
-//! copied into a struct of all its fields, and once more out of it.
+//! A frame may have thousands of requests and responses. The generated code would copy each of them into a struct of
+//! all its fields, and out of that struct once more.
 
 use std::fmt;
 
@@ -11,57 +11,58 @@ use prost::{
     encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_varint, encoded_len_varint, skip_field},
 };
 
-/// Why bytes are not the message that they should be. One word, since every read of a field returns it or not.
+/// Reason for which bytes are not a valid message. The type is one word wide, because every read of a field returns it
+/// or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Malformed(Box<Why>);
+pub(crate) struct Malformed(Box<Fault>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Why {
-    /// They are no protobuf.
+enum Fault {
+    /// The bytes are no protobuf.
     Bytes(DecodeError),
-    /// A field is of another type than it should be.
+    /// The field with this tag has another type than the protocol's.
     Type(u32),
-    /// A part is longer than what it is a part of.
-    Cut(u32),
-    /// They would become too much, and the sentence that says what.
+    /// The field with this tag is longer than its message.
+    Truncated(u32),
+    /// The message exceeds a limit, which the text names.
     TooMuch(String),
 }
 
 impl Malformed {
     #[cold]
     pub(crate) fn too_much(text: String) -> Self {
-        Self(Box::new(Why::TooMuch(text)))
+        Self(Box::new(Fault::TooMuch(text)))
     }
 
-    /// They are well-formed, and would become more than is allowed.
+    /// Returns whether the message exceeds a limit and may otherwise be well formed.
     pub(crate) fn is_too_much(&self) -> bool {
-        matches!(*self.0, Why::TooMuch(_))
+        matches!(*self.0, Fault::TooMuch(_))
     }
 
     #[cold]
-    fn of(why: Why) -> Self {
-        Self(Box::new(why))
+    fn of(fault: Fault) -> Self {
+        Self(Box::new(fault))
     }
 }
 
 impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Why::Bytes(error) => write!(f, "the message is no protobuf: {error}"),
-            Why::Type(tag) => write!(f, "part {tag} of the message is of another type than it should be"),
-            Why::Cut(tag) => write!(f, "part {tag} of the message is longer than what it is a part of"),
-            Why::TooMuch(text) => f.write_str(text),
+            Fault::Bytes(error) => write!(f, "the message is not valid protobuf: {error}"),
+            Fault::Type(tag) => write!(f, "field {tag} of the message has the wrong type"),
+            Fault::Truncated(tag) => write!(f, "field {tag} is longer than its message"),
+            Fault::TooMuch(text) => f.write_str(text),
         }
     }
 }
 
 impl From<DecodeError> for Malformed {
     fn from(error: DecodeError) -> Self {
-        Self::of(Why::Bytes(error))
+        Self::of(Fault::Bytes(error))
     }
 }
 
-/// Which field comes next, and how it is written.
+/// Tag and wire type of a field.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Field {
     pub(crate) tag: u32,
@@ -71,16 +72,17 @@ pub(crate) struct Field {
 impl Field {
     #[inline]
     fn is(self, kind: WireType) -> Result<(), Malformed> {
-        if self.kind == kind { Ok(()) } else { Err(Malformed::of(Why::Type(self.tag))) }
+        if self.kind == kind { Ok(()) } else { Err(Malformed::of(Fault::Type(self.tag))) }
     }
 }
 
-/// The fields of a message, in the order in which they were written: first which one it is, then what it has.
+/// Reader of the fields of a message in their order: [`next`](Self::next) returns a field, and then its content is
+/// read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Fields<'a> {
-    /// The next field. What it has must be read, or passed over.
+    /// Returns the next field, of which the content must then be read or skipped.
     #[inline]
     pub(crate) fn next(&mut self) -> Result<Option<Field>, Malformed> {
         if self.0.is_empty() {
@@ -90,7 +92,7 @@ impl<'a> Fields<'a> {
         Ok(Some(Field { tag, kind }))
     }
 
-    /// What nobody here knows.
+    /// Skips the content of a field.
     pub(crate) fn pass_over(&mut self, field: Field) -> Result<(), Malformed> {
         Ok(skip_field(field.kind, field.tag, &mut self.0, DecodeContext::default())?)
     }
@@ -112,7 +114,7 @@ impl<'a> Fields<'a> {
         self.varint()
     }
 
-    /// As protobuf reads a number that is too long for its field.
+    /// Reads a number and cuts it to 32 bits, as protobuf prescribes for a number that is too long for its field.
     #[inline]
     pub(crate) fn number32(&mut self, field: Field) -> Result<u32, Malformed> {
         self.number(field).map(|number| number as u32)
@@ -125,19 +127,21 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn fixed64(&mut self, field: Field) -> Result<u64, Malformed> {
         field.is(WireType::SixtyFourBit)?;
-        self.0.try_get_u64_le().map_err(|_| Malformed::of(Why::Cut(field.tag)))
+        self.0.try_get_u64_le().map_err(|_| Malformed::of(Fault::Truncated(field.tag)))
     }
 
     #[inline]
     pub(crate) fn bytes(&mut self, field: Field) -> Result<&'a [u8], Malformed> {
         field.is(WireType::LengthDelimited)?;
         let len = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
-        let Some((bytes, rest)) = self.0.split_at_checked(len) else { return Err(Malformed::of(Why::Cut(field.tag))) };
+        let Some((bytes, rest)) = self.0.split_at_checked(len) else {
+            return Err(Malformed::of(Fault::Truncated(field.tag)));
+        };
         self.0 = rest;
         Ok(bytes)
     }
 
-    /// Of a field that repeats: one of its numbers, or several in one piece.
+    /// Reads one number of a repeated field, or several that are packed.
     pub(crate) fn fixed64s(&mut self, field: Field, mut take: impl FnMut(u64)) -> Result<(), Malformed> {
         if field.kind != WireType::LengthDelimited {
             take(self.fixed64(field)?);
@@ -150,7 +154,7 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// See [`fixed64s`](Self::fixed64s); of `max_bytes` at the most.
+    /// Reads like [`fixed64s`](Self::fixed64s), with at most `max_bytes` of packed numbers.
     pub(crate) fn numbers(
         &mut self,
         field: Field,
@@ -168,19 +172,19 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// Bytes of which there may be so many.
+    /// Reads bytes, of which there may be at most `max`.
     pub(crate) fn at_most(&mut self, field: Field, max: usize) -> Result<&'a [u8], Malformed> {
         let (bytes, tag) = (self.bytes(field)?, field.tag);
         if bytes.len() > max {
             let len = bytes.len();
-            let text = format!("part {tag} of a message has {len} bytes, and {max} are allowed");
+            let text = format!("field {tag} of a message has {len} bytes; the maximum is {max}");
             return Err(Malformed::too_much(text));
         }
         Ok(bytes)
     }
 }
 
-/// Where fields are written: into a buffer, or nowhere, to know how long they are.
+/// Destination of written fields: a buffer, or a counter of their length.
 pub(crate) trait Sink {
     fn varint(&mut self, number: u64);
     fn raw(&mut self, bytes: &[u8]);
@@ -190,7 +194,7 @@ pub(crate) trait Sink {
         self.varint(u64::from(tag << 3 | kind as u32));
     }
 
-    /// A number; 0 is what it is where it is not written.
+    /// Writes a number unless it is 0, which is the value of an absent field.
     #[inline]
     fn number(&mut self, tag: u32, number: u64) {
         if number != 0 {
@@ -198,7 +202,7 @@ pub(crate) trait Sink {
         }
     }
 
-    /// A number that is written even if it is 0.
+    /// Writes a number even if it is 0.
     #[inline]
     fn present(&mut self, tag: u32, number: u64) {
         self.key(tag, WireType::Varint);
@@ -230,7 +234,7 @@ pub(crate) trait Sink {
         }
     }
 
-    /// A message within the message.
+    /// Writes a message within the message.
     #[inline]
     fn part(&mut self, tag: u32, part: &impl Part)
     where
@@ -242,7 +246,7 @@ pub(crate) trait Sink {
     }
 }
 
-/// What is written as a message.
+/// Message that can be written.
 pub(crate) trait Part {
     fn write(&self, out: &mut impl Sink);
 
@@ -284,7 +288,8 @@ impl Sink for Vec<u8> {
     }
 }
 
-/// A buffer of somebody else's, to which each call costs: for what is long, or said once in a frame.
+/// Buffer of another crate, for fields that are long or occur once in a frame, because each call to the buffer costs
+/// time.
 pub(crate) struct Buffer<'a, B>(pub(crate) &'a mut B);
 
 impl<B: BufMut> Sink for Buffer<'_, B> {

@@ -1,4 +1,4 @@
-//! What nodes say of themselves first.
+//! Hello: reading and writing the first message of a connection, and checking one that was received.
 
 use crate::protocol::wire::{VERSION, proto};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     protocol::message::{GroupName, Hello},
 };
 
-/// Why a Hello cannot be understood or agreed with; the text is sent to the peer.
+/// Reason for which a Hello is refused; the text is sent to the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BadHello(pub(crate) String);
 
@@ -46,7 +46,7 @@ pub(crate) fn write(hello: &Hello, max_in_flight: usize) -> proto::Hello {
 pub(crate) fn read(hello: proto::Hello) -> Result<Hello, BadHello> {
     if hello.min_version > VERSION || hello.max_version < VERSION {
         return Err(BadHello(format!(
-            "versions {} to {} of the protocol are spoken there and {VERSION} here; run releases that share one",
+            "the peer speaks protocol versions {} to {} and this node {VERSION}; run releases that share a version",
             hello.min_version, hello.max_version
         )));
     }
@@ -64,7 +64,7 @@ pub(crate) fn read(hello: proto::Hello) -> Result<Hello, BadHello> {
         },
         cluster: hello.cluster,
         incarnation: Incarnation(hello.incarnation),
-        // A state of a newer version is none that owns keys as we understand it.
+        // A state of a newer version is read as Joining, because this node cannot know whether it owns keys.
         state: read_state(hello.state).unwrap_or(NodeState::Joining),
         weight: u8::try_from(hello.weight).unwrap_or(u8::MAX).min(MAX_WEIGHT),
         zone: hello.zone.into(),
@@ -72,7 +72,7 @@ pub(crate) fn read(hello: proto::Hello) -> Result<Hello, BadHello> {
         ring_algorithm: hello.ring_algorithm,
         fingerprint: hello.fingerprint,
         max_requests_per_frame: limits.max_requests_per_frame.max(1) as usize,
-        // Unsaid is without limit.
+        // An absent limit means no limit.
         max_value_bytes: match limits.max_value_bytes {
             0 => usize::MAX,
             max => usize::try_from(max).unwrap_or(usize::MAX),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_of_a_newer_node_is_understood() {
+    fn hello_of_newer_node_is_accepted() {
         let hello = hello_of(|h| {
             h.state = 9;
             h.weight = 70_000;
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_that_cannot_be_agreed_with_says_why() {
+    fn unacceptable_hello_is_refused() {
         assert!(hello_of(|h| h.min_version = 2).unwrap_err().0.contains("versions 2 to 3"));
         assert!(hello_of(|h| h.id.clear()).is_err());
         assert!(hello_of(|h| h.zone = "a b".into()).is_err());

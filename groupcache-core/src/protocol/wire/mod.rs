@@ -1,11 +1,12 @@
-//! Protobuf ↔ our own words: the only files that know how messages are written.
+//! Wire: the conversion between protobuf and the messages of this crate. No other module knows how messages are
+//! encoded.
 //!
-//! What is unknown never ends a stream: an unknown status is a Declined, an unknown op is passed on as such, and
-//! fields that nobody reads are not looked at. What is wrong with one request is said of that request.
+//! An unknown number or field never ends a stream: an unknown status is read as Declined, an unknown op is passed on
+//! with its number, and unknown fields are skipped. An error in one request is the response to that request.
 //!
-//! The messages are those of `proto/groupcache/v1/peer.proto`. A Hello is read and written by the code that is generated
-//! of it. Requests and answers are written into the frame and read out of it by hand, field by field; the tests read with
-//! the generated code what was written so, and the other way round.
+//! The messages are those of `proto/groupcache/v1/peer.proto`. The code generated from that file reads and writes the
+//! Hello and the goodbye. Requests and responses are read and written by hand, field by field. The tests read with the
+//! generated code what was written by hand, and the reverse.
 
 mod answer;
 mod field;
@@ -41,29 +42,31 @@ pub(crate) use crate::protocol::wire::{
     request::{RequestRef, unary},
 };
 
-/// The one version of the protocol that we speak.
+/// The version of the protocol that this node speaks; no other one.
 pub(crate) const VERSION: u32 = 1;
 
-/// Feature bits of the Hello. Values in parts and other encodings have their fields and neither a bit nor a behaviour.
+/// Feature bits of the Hello. Values in parts and other encodings have fields in the protocol, but no bit and no
+/// behaviour.
 pub(crate) mod features {
-    /// It answers for keys that it owned before: one at a time, and in pages.
+    /// The sender answers for keys that it owned before: one at a time, and in pages.
     pub(crate) const HANDOVER: u64 = 1;
 }
 
-/// Parts of one message. A frame holds up to 1,024 requests, or as many answers as make 256 KiB: an empty request takes
-/// two bytes of a frame and a hundred of memory, so that what a frame may become is bounded by more than its size.
+/// Maximum number of parts of one message. A frame of this crate has at most 1,024 requests, or 256 KiB of answers. The
+/// size of a frame alone would not bound its memory, because an empty request takes 2 bytes of a frame and 100 bytes of
+/// memory.
 const MAX_PARTS: usize = 16_384;
 
-/// A Hello with as many groups as a node may have, all of the longest name.
+/// Maximum size of a Hello in bytes: as many groups as a node may have, all with the longest name.
 const MAX_HELLO_BYTES: usize = 320 << 10;
 
-/// The ids of as many cancels as a message may have parts.
+/// Maximum size of packed cancels in bytes: as many ids as a message may have parts.
 const MAX_CANCEL_BYTES: usize = 10 * MAX_PARTS;
 
-/// From so many bytes on, to copy an answer twice costs more than to keep it until its frame is sent.
+/// Size in bytes from which an answer is kept until its frame is sent, because that costs less than a second copy.
 const LONG: usize = 4096;
 
-/// What a get takes in a frame, with a key of 30 bytes; for so many room is made at once.
+/// Size of a get with a key of 30 bytes in a frame; buffers reserve room for requests in units of this size.
 const USUAL_PART_BYTES: usize = 56;
 
 /// Numbers of the fields of a frame.
@@ -78,7 +81,7 @@ mod tag {
     pub(crate) const PONG: u32 = 8;
 }
 
-/// A frame in the making.
+/// Frame that is being built.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     hello: Option<proto::Hello>,
@@ -86,10 +89,10 @@ pub(crate) struct Outgoing {
     fingerprint: u64,
     ping: u64,
     pong: u64,
-    /// Requests and short answers, written as the parts of a frame that they will be.
+    /// Requests and short answers, already encoded as parts of the frame.
     parts: Vec<u8>,
     requests: usize,
-    /// Written when the frame is sent: their values are not copied twice.
+    /// Long answers, encoded when the frame is sent, so that their values are copied once.
     long_answers: Vec<(u64, Response)>,
     cancels: Vec<u64>,
 }
@@ -107,7 +110,8 @@ impl Outgoing {
         self.goodbye = Some(proto::Goodbye { incarnation: incarnation.0 });
     }
 
-    /// Makes room for so many usual requests: a buffer that doubles would copy them as often again.
+    /// Reserves room for requests of the usual size. A buffer that grows by doubling would copy the requests
+    /// repeatedly.
     pub(crate) fn reserve_requests(&mut self, requests: usize) {
         self.parts.reserve(requests * USUAL_PART_BYTES);
     }
@@ -150,7 +154,7 @@ impl Outgoing {
         self.cancels.len()
     }
 
-    /// Bytes that it takes, about.
+    /// Returns the approximate size of the frame in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let hello = self.hello.as_ref().map_or(0, |hello| 16 + hello.encoded_len());
         let long: usize = self.long_answers.iter().map(|(_, answer)| answer_bytes(answer)).sum();
@@ -174,7 +178,7 @@ impl Outgoing {
     }
 }
 
-/// A frame that was read.
+/// Frame that was read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Incoming {
     hello: Option<proto::Hello>,
@@ -188,25 +192,25 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Reads a frame. What it becomes is bounded: a frame of more parts than a message may have is refused.
+    /// Reads a frame. A frame of more than [`MAX_PARTS`] parts is refused, so that the memory of a frame is bounded.
     pub(crate) fn read(frame: &Bytes) -> Result<Self, Malformed> {
         let mut read = Self::default();
         let (mut fields, mut parts, mut hello_bytes) = (Fields(frame), 0, 0);
         while let Some(field) = fields.next()? {
             parts += 1;
             if parts > MAX_PARTS {
-                return Err(Malformed::too_much(format!("a message has more than {MAX_PARTS} parts")));
+                return Err(Malformed::too_much(format!("a message has more than {MAX_PARTS} parts; split it")));
             }
             match field.tag {
                 tag::HELLO => {
-                    // It may come in parts, as any message may, and all of them are one.
+                    // A Hello may arrive in parts, like any message; all of them together are one Hello.
                     let part = fields.at_most(field, MAX_HELLO_BYTES - hello_bytes)?;
                     hello_bytes += part.len();
                     read.hello.get_or_insert_default().merge(part)?;
                 }
                 tag::FINGERPRINT => read.fingerprint = fields.fixed64(field)?,
                 tag::GOODBYE => {
-                    // In parts as well: one that says nothing takes nothing back.
+                    // A goodbye may arrive in parts too, and an empty part does not reset the incarnation.
                     let mut goodbye = proto::Goodbye { incarnation: read.goodbye.map_or(0, |before| before.0) };
                     goodbye.merge(fields.bytes(field)?)?;
                     read.goodbye = Some(Incarnation(goodbye.incarnation));
@@ -228,13 +232,13 @@ impl Incoming {
         Ok(read)
     }
 
-    /// The Hello, if it carries one that was not taken yet.
+    /// Takes the Hello out of the frame and returns it, if there is one.
     pub(crate) fn hello(&mut self) -> Option<Result<Hello, BadHello>> {
         self.hello.take().map(hello::read)
     }
 }
 
-/// Adds one of the parts of a frame, and makes room for as many more as the rest of the frame may have.
+/// Adds a part of a frame, and reserves room for the number of parts that the rest of the frame may have.
 fn push<T>(parts: &mut Vec<T>, part: T, rest: &[u8]) {
     if parts.is_empty() {
         parts.reserve(1 + (rest.len() / USUAL_PART_BYTES).min(MAX_REQUESTS_PER_FRAME));
@@ -242,17 +246,17 @@ fn push<T>(parts: &mut Vec<T>, part: T, rest: &[u8]) {
     parts.push(part);
 }
 
-/// A get of the unary service; it is read by the generated code.
+/// Reads a get of the unary service with the generated code.
 pub(crate) fn read_get(message: &Bytes) -> Result<GetRequest, Malformed> {
     Ok(GetRequest::decode(message.clone())?)
 }
 
-/// The answer to a get of the unary service.
+/// Response to a get of the unary service.
 #[derive(Debug)]
 pub(crate) struct UnaryAnswer(pub(crate) Response);
 
 impl UnaryAnswer {
-    /// Bytes that it takes, about.
+    /// Returns the approximate size of the response in bytes.
     pub(crate) fn bytes(&self) -> usize {
         answer_bytes(&self.0)
     }

@@ -1,4 +1,4 @@
-//! What is read and written by hand, beside what the code reads and writes that is generated of the `.proto` file.
+//! Reference: comparison of the code that reads and writes by hand with the code generated from the `.proto` file.
 #![allow(clippy::expect_used, clippy::allow_attributes, reason = "built for tests and fuzzers only")]
 
 use bytes::{Bytes, BytesMut};
@@ -11,21 +11,21 @@ use crate::protocol::{
 };
 
 impl Outgoing {
-    /// As it is sent.
+    /// Returns the frame in bytes, as it is sent.
     pub(crate) fn written(&self) -> Bytes {
         let mut bytes = BytesMut::new();
         self.write(&mut bytes);
         bytes.freeze()
     }
 
-    /// As it is read where it arrives.
+    /// Returns the frame as its receiver reads it.
     pub(crate) fn arrived(&self) -> Incoming {
-        Incoming::read(&self.written()).expect("what is written can be read")
+        Incoming::read(&self.written()).expect("a written frame can be read")
     }
 }
 
 impl Incoming {
-    /// Checks that it says what the generated code has read of the same bytes.
+    /// Checks that the frame equals the frame that the generated code has read from the same bytes.
     pub(crate) fn assert_is(&self, frame: &proto::Frame) {
         assert_eq!(self.hello, frame.hello);
         assert_eq!(self.goodbye.map(|incarnation| incarnation.0), frame.goodbye.map(|goodbye| goodbye.incarnation));
@@ -47,7 +47,7 @@ impl Incoming {
                 Op::Clear => assert_eq!(other.op, 3),
                 Op::ReadPage { cursor } => assert_eq!((4, *cursor), (other.op, other.cursor)),
                 Op::Unknown(number) => assert!(*number == other.op && *number > 4),
-                Op::Peek => unreachable!("it is a get with a flag"),
+                Op::Peek => unreachable!("a peek is read as a get with a flag"),
             }
         }
         for (read, other) in self.answers.iter().zip(&frame.answers) {
@@ -65,7 +65,8 @@ impl Incoming {
                 Response::BadRequest(text) => assert!(other.status == 13 && other.text.starts_with(text)),
                 Response::Page(page) => {
                     assert_eq!(other.status, 14);
-                    let other: proto::Page = prost::Message::decode(other.value.clone()).expect("it was read");
+                    let other: proto::Page =
+                        prost::Message::decode(other.value.clone()).expect("a page that was read by hand");
                     assert_eq!(
                         (page.next, page.left, page.entries.len()),
                         (other.next, other.left, other.entries.len())
@@ -84,8 +85,8 @@ impl Incoming {
                 Response::Overloaded { .. } => assert_eq!(other.status, 5),
                 Response::TooLarge => assert_eq!(other.status, 7),
                 Response::Pending => assert_eq!(other.status, 8),
-                Response::Deadline(whose) => {
-                    assert_eq!((other.status, other.reason == 1), (9, *whose == DeadlineOwner::Load))
+                Response::Deadline(owner) => {
+                    assert_eq!((other.status, other.reason == 1), (9, *owner == DeadlineOwner::Load))
                 }
                 Response::WrongPeer => assert_eq!(other.status, 10),
                 Response::Unsupported => assert_eq!(other.status, 11),

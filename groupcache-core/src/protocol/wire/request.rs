@@ -1,4 +1,4 @@
-//! What is asked of a peer.
+//! Requests: reading and writing the questions to a peer.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,10 +14,10 @@ use crate::protocol::{
     message::{Op, Request},
 };
 
-/// The role of a former owner, who is asked by the next one.
-const ROLE_PEEK: u32 = 1000;
-/// The role of a former owner that hands pages over.
-const ROLE_HAND_OFF: u32 = 1001;
+/// Role of a previous owner that answers a read of the next one.
+const ROLE_PREVIOUS_OWNER: u32 = 1000;
+/// Role of a previous owner that sends pages.
+const ROLE_READ_PAGE: u32 = 1001;
 
 /// Numbers of the fields of a request.
 mod tag {
@@ -35,23 +35,23 @@ mod tag {
     pub(crate) const CURSOR: u32 = 16;
 }
 
-/// A request that is to be written.
+/// Request that is to be written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestRef<'a> {
     pub(crate) id: u64,
     pub(crate) op: &'a Op,
-    /// Index in our own Hello.
+    /// Index in this node's Hello.
     pub(crate) group: u32,
     pub(crate) key: &'a str,
-    /// How long we wait from now on.
+    /// Time that this node waits from now on.
     pub(crate) wait: Duration,
-    /// 0 = as the owner, n = as the n-th successor.
+    /// Rank of the receiver among the candidates: 0 = the owner, n = the n-th successor.
     pub(crate) rank: usize,
     pub(crate) chain: &'a LoadChain,
 }
 
 impl RequestRef<'_> {
-    /// Bytes that it takes in a frame, about.
+    /// Returns the approximate size of the request in a frame, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         64 + self.key.len() + if let Op::Set(value) = self.op { value.len() } else { 0 }
     }
@@ -68,8 +68,8 @@ impl Part for RequestRef<'_> {
             Op::Unknown(number) => *number,
         };
         let role = match self.op {
-            Op::ReadAsPreviousOwner => ROLE_PEEK,
-            Op::ReadPage { .. } => ROLE_HAND_OFF,
+            Op::ReadAsPreviousOwner => ROLE_PREVIOUS_OWNER,
+            Op::ReadPage { .. } => ROLE_READ_PAGE,
             _ => self.rank.min(999) as u32,
         };
         out.number(tag::ID, self.id);
@@ -90,7 +90,7 @@ impl Part for RequestRef<'_> {
     }
 }
 
-/// Reads a request, which is a part of `frame`. Fields that are not used here are not looked at.
+/// Reads a request, which is a part of `frame`, and skips unused fields.
 pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Malformed> {
     let (mut op, mut role, mut deadline_ms, mut depth, mut hold_ms, mut cursor) = (0, 0, 0, 0, 0, 0);
     let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
@@ -119,7 +119,7 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Mal
         }
     }
     let op = match op {
-        0 if no_load && role == ROLE_PEEK => Op::ReadAsPreviousOwner,
+        0 if no_load && role == ROLE_PREVIOUS_OWNER => Op::ReadAsPreviousOwner,
         0 => Op::Get,
         1 => Op::Set(frame.slice_ref(value)),
         2 => Op::Remove { hold: Duration::from_millis(u64::from(hold_ms)) },
@@ -146,7 +146,7 @@ fn wait(deadline_ms: u32) -> Option<Duration> {
     (deadline_ms > 0).then(|| Duration::from_millis(u64::from(deadline_ms)))
 }
 
-/// A get of the unary service, as a request.
+/// Converts a get of the unary service into its cluster, group and format, and a request.
 pub(crate) fn unary(get: GetRequest) -> (String, Arc<str>, u32, Request) {
     let request = Request {
         id: 0,

@@ -12,11 +12,11 @@ use crate::{
     },
 };
 
-/// What goes out, as it comes and as the generated code reads it.
-fn sent(frame: &Outgoing) -> Incoming {
+/// Writes a frame, checks it against the generated code, and returns the frame that its receiver reads.
+fn round_trip(frame: &Outgoing) -> Incoming {
     let (arrived, bytes) = (frame.arrived(), frame.written());
     arrived.assert_is(&proto::Frame::decode(bytes.clone()).unwrap());
-    assert!(bytes.len() <= frame.bytes(), "room for {} of {} bytes is made", frame.bytes(), bytes.len());
+    assert!(bytes.len() <= frame.bytes(), "the estimate is {} of {} bytes", frame.bytes(), bytes.len());
     arrived
 }
 
@@ -29,8 +29,9 @@ fn value(bytes: impl Into<Bytes>, remaining_ms: Option<u64>) -> Response {
     Response::Value(Encoded { bytes, age_ms: 5, remaining_ms, borrow_ms: 6, is_hot: true, source: Source::Loaded })
 }
 
+/// Each operation arrives as it was sent, with and without a chain, with short, empty and long keys.
 #[test]
-fn what_is_asked_comes_as_it_went() {
+fn request_survives_round_trip() {
     let chain = LoadChain::of(2, [u64::MAX, 1]);
     let hold = Duration::from_secs(1);
     for op in [
@@ -48,8 +49,8 @@ fn what_is_asked_comes_as_it_went() {
         for (key, chain) in [("k", &chain), ("", &LoadChain::EMPTY), (&*"ü".repeat(512), &chain)] {
             let mut frame = Outgoing::new(3);
             frame.request(&request(&op, key, chain));
-            let arrived = sent(&frame).requests.remove(0);
-            // From memory only is a flag of a get.
+            let arrived = round_trip(&frame).requests.remove(0);
+            // On the wire, a peek is a get with a flag.
             let (read, no_load) =
                 if op == Op::Peek { (Op::Get, true) } else { (op.clone(), op == Op::ReadAsPreviousOwner) };
             assert_eq!((arrived.op, arrived.no_load, arrived.id), (read, no_load, 7 << 32));
@@ -59,8 +60,9 @@ fn what_is_asked_comes_as_it_went() {
     }
 }
 
+/// Each response arrives as it was sent, long ones included.
 #[test]
-fn what_is_answered_comes_as_it_went() {
+fn response_survives_round_trip() {
     let handed = |key: &'static str, remaining_ms| Handed {
         key: key.into(),
         bytes: Bytes::from(vec![9; 300]),
@@ -90,14 +92,14 @@ fn what_is_answered_comes_as_it_went() {
     ];
     let mut frame = Outgoing::new(3);
     answers.iter().zip(1..).for_each(|(answer, id)| frame.answer(id, answer.clone()));
-    let mut arrived = sent(&frame).answers;
-    arrived.sort_by_key(|answered| answered.id); // long ones are the last of a frame
+    let mut arrived = round_trip(&frame).answers;
+    arrived.sort_by_key(|answered| answered.id); // long answers are the last of a frame
     assert!(arrived.iter().zip(1..).all(|(answered, id)| answered.id == id && answered.is_known));
     assert_eq!(arrived.into_iter().map(|answered| answered.answer).collect::<Vec<_>>(), answers);
 }
 
 #[test]
-fn a_goodbye_in_parts_is_one() {
+fn goodbye_in_parts_is_merged() {
     let frame = |goodbye: &[u8]| [&[0x1a, goodbye.len() as u8], goodbye].concat();
     let of_nine = proto::Goodbye { incarnation: 9 }.encode_to_vec();
     for parts in [vec![frame(&of_nine), frame(&[])], vec![frame(&[]), frame(&of_nine)]] {
@@ -108,9 +110,9 @@ fn a_goodbye_in_parts_is_one() {
     }
 }
 
-/// A caller that keeps a value of 100 bytes, or a copy of a hot one, would keep up to 256 KiB with it.
+/// A value of 100 bytes that a caller keeps, or a replica, would otherwise keep up to 256 KiB in memory.
 #[test]
-fn a_short_value_does_not_hold_the_frame_that_it_came_in() {
+fn short_value_does_not_pin_its_frame() {
     for (len, is_held) in [(100, false), (4000, false), (5000, true)] {
         let mut frame = Outgoing::new(3);
         frame.answer(1, value(vec![1; len], None));
@@ -123,7 +125,7 @@ fn a_short_value_does_not_hold_the_frame_that_it_came_in() {
 }
 
 #[test]
-fn all_that_one_frame_can_say_is_said() {
+fn frame_carries_all_kinds_of_parts() {
     let mut frame = Outgoing::new(u64::MAX);
     frame.goodbye(Incarnation(9));
     [1, 1 << 60].into_iter().for_each(|id| frame.cancel(id));
@@ -131,16 +133,16 @@ fn all_that_one_frame_can_say_is_said() {
     frame.pong(6);
     frame.request(&request(&Op::Get, "k", &LoadChain::EMPTY));
     frame.answer(4, Response::Done);
-    let arrived = sent(&frame);
+    let arrived = round_trip(&frame);
     assert_eq!((arrived.fingerprint, arrived.goodbye), (u64::MAX, Some(Incarnation(9))));
     assert_eq!((arrived.cancels, arrived.ping, arrived.pong), (vec![1, 1 << 60], 5, 6));
     assert_eq!((arrived.requests.len(), arrived.answers.len()), (1, 1));
-    assert_eq!(sent(&Outgoing::default()), Incoming::default());
+    assert_eq!(round_trip(&Outgoing::default()), Incoming::default());
 }
 
-/// What the generated code writes: all fields of a newer version, or of another implementation, among them.
+/// Frames of the generated code are read, with fields of a newer version or of another implementation.
 #[test]
-fn what_others_write_is_read() {
+fn frame_of_other_implementation_is_read() {
     let message = proto::Frame {
         fingerprint: 1,
         requests: vec![
@@ -175,26 +177,32 @@ fn what_others_write_is_read() {
     assert!(!read.answers[0].is_known && read.answers[1].is_known);
 }
 
+/// Returns the error text of a frame that is refused.
 fn refused(message: &proto::Frame) -> Option<String> {
     Incoming::read(&message.encode_to_vec().into()).err().map(|malformed| malformed.to_string())
 }
 
+/// Frames that are short and would take much memory are refused, and long values are not.
 #[test]
-fn what_is_small_and_would_become_large_is_refused() {
+fn frame_that_would_take_much_memory_is_refused() {
     let requests = |n| proto::Frame { requests: vec![proto::Request::default(); n], ..Default::default() };
     assert_eq!(refused(&requests(MAX_PARTS)), None);
     assert!(refused(&requests(MAX_PARTS + 1)).unwrap().contains("parts"));
     let cancels = |n| proto::Frame { cancels: vec![1; n], ..Default::default() };
     assert_eq!(refused(&cancels(MAX_PARTS)), None);
-    assert!(refused(&cancels(1 << 20)).unwrap().contains("part 6"));
+    assert!(refused(&cancels(1 << 20)).unwrap().contains("field 6"));
     let hello = proto::Hello { groups: vec![proto::Group::default(); 1 << 20], ..proto::Hello::default() };
-    assert!(refused(&proto::Frame { hello: Some(hello), ..Default::default() }).unwrap().contains("part 1"));
+    assert!(refused(&proto::Frame { hello: Some(hello), ..Default::default() }).unwrap().contains("field 1"));
     let value = proto::Answer { value: vec![0; 1 << 20].into(), ..proto::Answer::default() };
-    assert_eq!(refused(&proto::Frame { answers: vec![value], ..Default::default() }), None, "a value is what it is");
+    assert_eq!(
+        refused(&proto::Frame { answers: vec![value], ..Default::default() }),
+        None,
+        "a value takes no more memory than in the frame"
+    );
 }
 
 #[test]
-fn a_page_with_more_parts_than_a_message_may_have_is_not_read() {
+fn page_with_too_many_entries_is_not_read() {
     for (entries, is_read) in [(MAX_PARTS, true), (MAX_PARTS + 1, false)] {
         let page = proto::Page { entries: vec![proto::Handed::default(); entries], next: 0, left: 0 };
         let answer = proto::Answer { status: 14, value: page.encode_to_vec().into(), ..Default::default() };
@@ -204,8 +212,9 @@ fn a_page_with_more_parts_than_a_message_may_have_is_not_read() {
     }
 }
 
+/// Frames with random faults are read as the generated code reads them, or refused by both.
 #[test]
-fn no_bytes_are_read_otherwise_than_by_the_generated_code() {
+fn mutated_frame_is_read_like_generated_code() {
     let mut frame = Outgoing::new(1);
     let chain = LoadChain::of(1, [5]);
     frame.request(&request(&Op::Set(Bytes::from_static(b"v")), "key", &chain));
@@ -225,15 +234,18 @@ fn no_bytes_are_read_otherwise_than_by_the_generated_code() {
 }
 
 #[test]
-fn a_long_text_is_cut_between_characters() {
+fn long_text_is_cut_between_characters() {
     let mut frame = Outgoing::new(0);
     frame.answer(1, Response::BadRequest("ü".repeat(1000)));
-    let Response::BadRequest(text) = sent(&frame).answers.remove(0).answer else { panic!("it was one") };
+    let Response::BadRequest(text) = round_trip(&frame).answers.remove(0).answer else {
+        panic!("a BadRequest arrives as another response")
+    };
     assert_eq!(text, "ü".repeat(512));
 }
 
+/// The limits of a Hello hold for all parts of a Hello together.
 #[test]
-fn a_hello_in_many_parts_is_no_larger_than_one() {
+fn hello_in_parts_has_limits_of_one() {
     let part = |n: usize| {
         let name = "g".repeat(200);
         let groups = (0..n).map(|index| proto::Group { index: index as u32, name: name.clone(), format: 0 }).collect();
