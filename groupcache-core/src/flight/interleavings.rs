@@ -1,4 +1,4 @@
-//! Flights alone under a scheduler that tries orders.
+//! Interleavings of flights: gets, writes and dropped loads of one key under a scheduler that tries many orders.
 
 use std::sync::{
     Arc,
@@ -10,15 +10,15 @@ use shuttle::future::spawn;
 use crate::flight::{CompleteOnDrop, Flights, InvalidationStripes, Join, Kind};
 use crate::{runtime::sync::Mutex, testing::interleavings::check};
 
-/// A group of one key, whose source is a counter.
+/// Group of one key with a counter as its source.
 struct Scene {
     flights: Flights<u64, ()>,
-    /// What the store holds.
+    /// Value in the store.
     stored: Mutex<Option<u64>>,
     loads: AtomicU64,
-    /// The load that was begun last.
+    /// Task of the last load.
     load: Mutex<Option<shuttle::future::JoinHandle<()>>>,
-    /// What the source says now.
+    /// Present value of the source.
     source: AtomicU64,
 }
 
@@ -33,17 +33,17 @@ impl Scene {
         })
     }
 
-    /// A get, as a group does it: the load is a task of its own.
+    /// Gets the key as a group does: the load is a task of its own.
     async fn get(self: Arc<Self>) -> u64 {
         let flight = match self.flights.join(Kind::Load, "k", 0, |()| true, || *self.stored.lock(), || ()) {
             Join::Found(value) => return value,
             Join::Shared(flight) => flight,
             Join::Started(flight) => {
                 let (scene, flight_of_load) = (Arc::clone(&self), Arc::clone(&flight));
-                let (of_guard, flight_of_guard) = (Arc::clone(&self), Arc::clone(&flight));
-                // Before the task begins: it may be dropped before it is polled once.
+                let (scene_of_guard, flight_of_guard) = (Arc::clone(&self), Arc::clone(&flight));
+                // Made before the task begins, because the task may be dropped before its first poll.
                 let guard = CompleteOnDrop::new(move || {
-                    of_guard.flights.complete(&flight_of_guard, u64::MAX, || ());
+                    scene_of_guard.flights.complete(&flight_of_guard, u64::MAX, || ());
                 });
                 let load = spawn(async move {
                     scene.loads.fetch_add(1, SeqCst);
@@ -59,7 +59,7 @@ impl Scene {
         flight.outcome().await
     }
 
-    /// The source changes, and then the cache is told.
+    /// Changes the source and then writes to the cache. Returns the new value.
     fn write(&self) -> u64 {
         let value = self.source.fetch_add(1, SeqCst) + 1;
         self.flights.write("k", 0, || *self.stored.lock() = None);
@@ -68,7 +68,7 @@ impl Scene {
 }
 
 #[test]
-fn any_number_of_gets_are_one_load() {
+fn concurrent_gets_share_one_load() {
     check(|| async {
         let scene = Scene::new();
         let gets: Vec<_> = (0..3).map(|_| spawn(Arc::clone(&scene).get())).collect();
@@ -79,14 +79,15 @@ fn any_number_of_gets_are_one_load() {
     });
 }
 
-/// A runtime that ends drops its loads; who waits in another one must not wait for ever.
+/// A runtime that ends drops its loads, at any step. Waiters on another runtime must not wait forever, and the key must
+/// have no flight afterwards.
 #[test]
-fn a_load_that_is_dropped_anywhere_lands_and_leaves_a_key_that_works() {
+fn dropped_load_completes_its_flight() {
     check(|| async {
         let scene = Scene::new();
         let get = spawn(Arc::clone(&scene).get());
         let other = spawn(Arc::clone(&scene).get());
-        let ends = spawn({
+        let abort = spawn({
             let scene = Arc::clone(&scene);
             async move {
                 shuttle::future::yield_now().await;
@@ -95,17 +96,17 @@ fn a_load_that_is_dropped_anywhere_lands_and_leaves_a_key_that_works() {
                 }
             }
         });
-        ends.await.unwrap();
+        abort.await.unwrap();
         for get in [get, other] {
             let got = get.await.unwrap();
-            assert!(got == 0 || got == u64::MAX, "{got} is neither what was loaded nor the word that it was dropped");
+            assert!(got == 0 || got == u64::MAX, "{got} is neither the loaded value nor the error of a dropped load");
         }
         assert!(scene.flights.running(Kind::Load, "k").is_none());
     });
 }
 
 #[test]
-fn no_get_that_starts_after_a_write_sees_what_was_before_it() {
+fn get_after_write_returns_new_value() {
     check(|| async {
         let scene = Scene::new();
         let before: Vec<_> = (0..2).map(|_| spawn(Arc::clone(&scene).get())).collect();
@@ -114,7 +115,7 @@ fn no_get_that_starts_after_a_write_sees_what_was_before_it() {
             async move {
                 let written = scene.write();
                 assert!(Arc::clone(&scene).get().await >= written);
-                assert!(scene.get().await >= written, "nor later, from the store");
+                assert!(scene.get().await >= written, "a later get, from the store");
             }
         });
         for get in before {

@@ -1,15 +1,19 @@
-//! Single flight, and the stripes by which a write undoes what older flights would do.
+//! Flights: at most one fetch and one load per key at a time, and the stripes that keep results from before a write out
+//! of the cache.
 //!
-//! Two tables of one shape: *fetches*, begun by local callers to ask a peer, and *loads*, which run the loader.
-//! A request that came from a peer only ever touches the second, so it cannot wait for a request of our own:
-//! the deadlock of two nodes that take each other for the owner is impossible by construction.
+//! A group has two tables of one shape: *fetches*, which ask a peer for local callers, and *loads*, which run the
+//! loader. A request from a peer touches loads only, so that it cannot wait for a request of this node. Two nodes that
+//! take each other for the owner of a key therefore cannot deadlock.
 //!
-//! A flight has three states: *attached* (in its table: who comes, joins), *detached* (a write has passed it:
-//! who waits keeps waiting, who comes begins anew, its value is not stored) and *landed* (it has its outcome).
+//! A flight has three states: *attached* (in its table, and new callers join it), *detached* (out of its table after a
+//! write, or because it did not suit a new caller: its waiters still receive its outcome, and new callers begin another
+//! flight) and *complete* (it has its outcome).
 //!
-//! A stripe is a counter shared by all keys with one hash. A write bumps it; a flight remembers it from its
-//! beginning, and its value is stored only if it has not moved. Both are done under the lock of the key's
-//! shard. No user code runs there: values are cloned and dropped outside.
+//! A stripe is a write counter that all keys of one hash share. A write advances it. A flight records its stripe when
+//! it begins, and its value is cached only if the stripe has not moved since. The two steps happen under the lock of
+//! the key's shard. No user code runs there, because values are cloned and dropped outside of the lock.
+//!
+//! Permits for loads are in [`permits`], load chains and their cycles in [`nesting`].
 
 pub(crate) mod nesting;
 pub(crate) mod permits;
@@ -31,20 +35,20 @@ use crate::{
     },
 };
 
-/// Stripes of a node. With 1,000 writes a second and loads of 100 ms, one load in 650 is not stored because of
-/// another key's write. A checker of interleavings makes them anew for each order.
+/// Number of stripes of a node. With 1,000 writes per second and loads of 100 ms, the write of another key keeps one
+/// load in 650 out of the cache. Few stripes suffice for the interleaving checker, which creates them for each order.
 const STRIPES: usize = if cfg!(shuttle) { 1 << 4 } else { 1 << 16 };
 
-/// Shards of a group's tables; a lock is held for some hundred nanoseconds.
+/// Number of shards of a group's tables. A lock is held for some hundred nanoseconds.
 const SHARDS: usize = if cfg!(shuttle) { 2 } else { 64 };
 
-/// How long after a write a fetch may still bring what was there before: as long as the write may take to reach
-/// the node that is asked.
+/// Time in milliseconds after a write during which a fetch may still return the old value: as long as the write may
+/// take to reach the node that is asked.
 const UNSETTLED_MS: u64 = INVALIDATION.as_millis() as u64;
 
 /// The write counters of a node, shared by its groups.
 ///
-/// They are atomics because two groups may meet on a stripe under different locks; for one key every access
+/// The counters are atomic because two groups may use one stripe under different locks. For one key, every access
 /// happens under the lock of its shard.
 #[derive(Debug)]
 pub(crate) struct InvalidationStripes(Box<[Stripe]>);
@@ -52,7 +56,7 @@ pub(crate) struct InvalidationStripes(Box<[Stripe]>);
 #[derive(Debug, Default)]
 struct Stripe {
     writes: AtomicU64,
-    /// Coarse time of the last one.
+    /// Coarse time of the last write.
     written_ms: AtomicU64,
 }
 
@@ -76,33 +80,34 @@ impl InvalidationStripes {
         stripe.writes.fetch_add(1, Relaxed) + 1
     }
 
-    /// Whether a fetch that began then may have asked a node which the last write had not reached.
+    /// Returns whether a fetch that began at `begun_ms` may have asked a node that the last write had not reached.
     fn is_unsettled(&self, hash: u64, begun_ms: u64) -> bool {
         let stripe = self.of(hash);
         stripe.writes.load(Relaxed) > 0 && begun_ms <= stripe.written_ms.load(Relaxed).saturating_add(UNSETTLED_MS)
     }
 }
 
-/// Which table a flight is in.
+/// Kind of a flight, and table that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Asks a peer, for local callers.
+    /// A request to a peer, for local callers.
     Fetch,
-    /// Runs the loader, for anybody.
+    /// A call of the loader, for local callers and peers.
     Load,
 }
 
-/// One piece of work and everyone who waits for it. `O` is what they all get a clone of; `C` is what the
-/// table's owner keeps beside it.
+/// A fetch or a load with its waiters. Each waiter gets a clone of the outcome `O`; the context `C` belongs to the
+/// owner of the table.
 #[derive(Debug)]
 pub(crate) struct Flight<O, C> {
     kind: Kind,
     key: Arc<str>,
     hash: u64,
-    /// The stripe when it began, and the clears.
+    /// Write counter of the stripe when the flight began.
     stripe: u64,
+    /// Counter of clears when the flight began.
     clears: u64,
-    /// When it began, in coarse time.
+    /// Coarse time at which the flight began.
     pub(crate) begun_ms: u64,
     is_overdue: AtomicBool,
     outcome: OnceLock<O>,
@@ -120,7 +125,7 @@ impl<O: Clone, C> Flight<O, C> {
         self.outcome.get().is_some()
     }
 
-    /// Whether nobody has noticed yet that it runs too long.
+    /// Marks the flight as overdue, and returns whether this is the first time.
     pub(crate) fn first_time_overdue(&self) -> bool {
         !self.is_overdue.swap(true, Relaxed)
     }
@@ -137,7 +142,8 @@ impl<O: Clone, C> Flight<O, C> {
     }
 }
 
-/// Found by the hash that the flight knows: a map would hash each key again at every step of a get.
+/// Table of flights by key. A flight stores the hash of its key, because a map would hash each key again at every step
+/// of a get.
 #[derive(Debug)]
 struct Table<O, C>(HashTable<Arc<Flight<O, C>>>);
 
@@ -150,7 +156,7 @@ impl<O, C> Table<O, C> {
         self.0.find(hash, |flight| &*flight.key == key)
     }
 
-    /// Returns the flight whose place it took.
+    /// Inserts a flight and returns the one that it replaces.
     fn insert(&mut self, flight: Arc<Flight<O, C>>) -> Option<Arc<Flight<O, C>>> {
         match self.0.entry(flight.hash, |known| known.key == flight.key, |known| known.hash) {
             Entry::Occupied(mut known) => Some(std::mem::replace(known.get_mut(), flight)),
@@ -161,8 +167,8 @@ impl<O, C> Table<O, C> {
         }
     }
 
-    fn remove(&mut self, hash: u64, is_it: impl Fn(&Arc<Flight<O, C>>) -> bool) -> Option<Arc<Flight<O, C>>> {
-        Some(self.0.find_entry(hash, is_it).ok()?.remove().0)
+    fn remove(&mut self, hash: u64, is_wanted: impl Fn(&Arc<Flight<O, C>>) -> bool) -> Option<Arc<Flight<O, C>>> {
+        Some(self.0.find_entry(hash, is_wanted).ok()?.remove().0)
     }
 }
 
@@ -186,14 +192,16 @@ impl<O, C> Shard<O, C> {
 pub(crate) struct Flights<O, C> {
     shards: Box<[Mutex<Shard<O, C>>]>,
     stripes: Arc<InvalidationStripes>,
-    /// Writes of all keys at once: how many have begun and how many of them are over, and when the last one was.
+    /// Number of steps of clears that have begun; a clear, which is a write of all keys, has two steps.
     clears: AtomicU64,
+    /// Number of steps of clears that are over.
     clears_over: AtomicU64,
+    /// Coarse time of the last step.
     cleared_ms: AtomicU64,
     seed: u64,
 }
 
-/// A write that has begun.
+/// State of the counters at a write, for [`finish_write`](Flights::finish_write).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WriteToken {
     hash: u64,
@@ -201,19 +209,20 @@ pub(crate) struct WriteToken {
     clears: u64,
 }
 
-/// How a caller came into a flight.
+/// Result of [`Flights::join`].
 #[derive(Debug)]
 pub(crate) enum Join<O, C, F> {
-    /// What it wanted has arrived meanwhile.
+    /// The recheck has found a value.
     Found(F),
-    /// Others have begun it.
+    /// A flight was running.
     Shared(Arc<Flight<O, C>>),
-    /// It is the first: whoever gets this must see to it that the flight lands.
+    /// A new flight has begun, and the caller must ensure that it is completed.
     Started(Arc<Flight<O, C>>),
 }
 
 impl<O: Clone, C> Flights<O, C> {
-    /// `seed` must differ between groups, so that they do not share stripes for keys of one name.
+    /// Makes the tables of a group. `seed` must differ between groups, so that equal keys of two groups do not share
+    /// stripes.
     pub(crate) fn new(stripes: Arc<InvalidationStripes>, seed: u64) -> Self {
         let shard = |_| Mutex::new(Shard { fetches: Table::new(), loads: Table::new() });
         let shards = (0..SHARDS).map(shard).collect();
@@ -227,41 +236,42 @@ impl<O: Clone, C> Flights<O, C> {
         }
     }
 
-    /// In-process hash of a key: its shard and its stripe.
+    /// Returns the hash that selects the shard and the stripe of a key within this process.
     fn hash(&self, key: &str) -> u64 {
         xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), self.seed)
     }
 
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard<O, C>> {
-        // The stripe is chosen by the low bits, the shard by the high ones.
+        // The low bits select the stripe, so the high ones select the shard.
         let at = (hash >> 32) as usize % SHARDS;
         #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of shards")]
         self.shards[at].lock()
     }
 
-    /// Joins the flight of `key`, or begins one.
+    /// Joins the running flight of `key`, or begins one.
     ///
-    /// One that does not suit who comes is detached, and goes on for those who wait for it. `look_again` runs under the
-    /// lock: the flight that ended just before may have left what is wanted.
+    /// A running flight that `suits` rejects is detached: its waiters still receive its outcome, and the caller begins
+    /// another flight. `recheck` runs under the lock, because a flight that was completed just before may have cached
+    /// the value.
     pub(crate) fn join<F>(
         &self,
         kind: Kind,
         key: &str,
         now_ms: u64,
         suits: impl FnOnce(&C) -> bool,
-        look_again: impl FnOnce() -> Option<F>,
+        recheck: impl FnOnce() -> Option<F>,
         context: impl FnOnce() -> C,
     ) -> Join<O, C, F> {
         let hash = self.hash(key);
         let mut shard = self.shard(hash);
         if let Some(flight) = shard.table(kind).get(hash, key) {
-            // A fetch of the second after a write may carry the older value to those who were there before the
-            // write returned; who comes afterwards must not share it.
+            // A fetch within a second after a write may return the old value to callers that came before the write
+            // returned. Later callers must not share such a fetch.
             if (kind == Kind::Load || !self.is_unsettled(hash, flight.begun_ms)) && suits(&flight.context) {
                 return Join::Shared(Arc::clone(flight));
             }
         }
-        if let Some(found) = look_again().filter(|_| !mutant!(NoSecondLook)) {
+        if let Some(found) = recheck().filter(|_| !mutant!(NoSecondLook)) {
             return Join::Found(found);
         }
         let flight = Arc::new(Flight {
@@ -282,66 +292,68 @@ impl<O: Clone, C> Flights<O, C> {
         Join::Started(flight)
     }
 
-    /// The flight of `key`, if one runs.
+    /// Returns the attached flight of `key`, if there is one.
     pub(crate) fn running(&self, kind: Kind, key: &str) -> Option<Arc<Flight<O, C>>> {
         let hash = self.hash(key);
         self.shard(hash).table(kind).get(hash, key).cloned()
     }
 
-    /// Ends a flight: out of its table, `keep` if no write has passed it, and the outcome to all who wait.
+    /// Completes a flight: takes it out of its table, runs `keep` unless a write forbids that, and gives all waiters
+    /// the outcome.
     ///
-    /// `keep` runs under the lock; what it returns is handed out, so that replaced values are dropped outside.
-    /// Returns `None` when a write has passed the flight.
+    /// `keep` runs under the lock, and its result is returned, so that the caller drops replaced values outside of the
+    /// lock. Returns `None` when `keep` did not run: after a write since the flight began, and for a fetch that began
+    /// within a second after a write.
     pub(crate) fn complete<R>(&self, flight: &Arc<Flight<O, C>>, outcome: O, keep: impl FnOnce() -> R) -> Option<R> {
         let (kept, unused, _attached) = {
             let mut shard = self.shard(flight.hash);
-            // A detached flight must not remove the one that was begun after it.
+            // A detached flight must not remove the flight that began after it.
             let attached = shard.table(flight.kind).remove(flight.hash, |attached| Arc::ptr_eq(attached, flight));
-            // What a peer said in the second after a write may be of before it, even if the write was first here.
+            // A peer's value may be older than a write of the last second, although the write was first at this node.
             let is_settled = flight.kind == Kind::Load || !self.is_unsettled(flight.hash, flight.begun_ms);
-            let is_passed =
+            let was_written =
                 self.stripes.read(flight.hash) != flight.stripe || self.clears.load(Relaxed) != flight.clears;
-            let is_passed = is_passed && !mutant!(StaleInsertAfterRemove);
-            if is_settled && !is_passed { (Some(keep()), None, attached) } else { (None, Some(keep), attached) }
+            let was_written = was_written && !mutant!(StaleInsertAfterRemove);
+            if is_settled && !was_written { (Some(keep()), None, attached) } else { (None, Some(keep), attached) }
         };
-        drop(unused); // it may hold the last of a value: outside of the lock
+        drop(unused); // outside of the lock, because `keep` may hold the last reference to a value
         flight.complete(outcome);
         kept
     }
 
-    /// A write: from now on no flight that began before it stores anything, and nobody joins one.
+    /// Writes one key: no flight that began before caches a value from now on, and no caller joins one.
     ///
-    /// `change` runs under the lock and does to the store what the write wants. Also returns a mark for
+    /// `change` runs under the lock and applies the write to the store. Also returns a token for
     /// [`finish_write`](Self::finish_write).
     pub(crate) fn write<R>(&self, key: &str, now_ms: u64, change: impl FnOnce() -> R) -> (R, WriteToken) {
         let hash = self.hash(key);
-        let (changed, mark, detached) = {
+        let (changed, token, detached) = {
             let mut shard = self.shard(hash);
-            let mark =
+            let token =
                 WriteToken { hash, writes: self.stripes.advance(hash, now_ms), clears: self.clears.load(Relaxed) };
             let detached =
                 [Kind::Fetch, Kind::Load].map(|kind| shard.table(kind).remove(hash, |flight| &*flight.key == key));
-            (change(), mark, detached)
+            (change(), token, detached)
         };
-        drop(detached); // perhaps the last owner of an outcome: outside of the lock
-        (changed, mark)
+        drop(detached); // outside of the lock, because a flight may hold the last reference to an outcome
+        (changed, token)
     }
 
-    /// The second half of a write whose value took time to decode: done unless another write has passed it.
-    pub(crate) fn finish_write<R>(&self, mark: WriteToken, change: impl FnOnce() -> R) -> Option<R> {
-        let shard = self.shard(mark.hash);
-        let is_passed = self.stripes.read(mark.hash) != mark.writes || self.clears.load(Relaxed) != mark.clears;
-        if is_passed {
-            drop(shard); // before what `change` holds
+    /// Finishes a write for which the value had to be decoded first. Runs `change` unless another write came meanwhile.
+    pub(crate) fn finish_write<R>(&self, token: WriteToken, change: impl FnOnce() -> R) -> Option<R> {
+        let shard = self.shard(token.hash);
+        let was_written = self.stripes.read(token.hash) != token.writes || self.clears.load(Relaxed) != token.clears;
+        if was_written {
+            drop(shard); // before the values that `change` holds
             return None;
         }
         Some(change())
     }
 
-    /// A write of all keys: from now on no flight that began before it stores anything, and nobody joins one.
+    /// Writes all keys: no flight that began before caches a value from now on, and no caller joins one.
     ///
-    /// `drain` drops what is stored. Meanwhile [`is_clearing`](Self::is_clearing), and what begins then is detached too:
-    /// it may have seen what was not dropped yet.
+    /// `drain` takes the entries out of the store. [`is_clearing`](Self::is_clearing) is true meanwhile. A flight that
+    /// begins meanwhile is detached too, because it may have seen an entry that was not taken out yet.
     pub(crate) fn clear<R>(&self, now_ms: u64, drain: impl FnOnce() -> R) -> R {
         self.clears.fetch_add(1, Relaxed);
         self.detach_all(now_ms);
@@ -352,7 +364,7 @@ impl<O: Clone, C> Flights<O, C> {
         drained
     }
 
-    /// Whether what is stored now may be about to be dropped.
+    /// Returns whether a clear runs, so that any entry may be about to be dropped.
     pub(crate) fn is_clearing(&self) -> bool {
         self.clears_over.load(Relaxed) != self.clears.load(Relaxed)
     }
@@ -360,7 +372,7 @@ impl<O: Clone, C> Flights<O, C> {
     fn detach_all(&self, now_ms: u64) {
         self.cleared_ms.store(now_ms, Relaxed);
         for shard in &self.shards {
-            // Under its lock: who stores something now has seen the clear, or has stored it before.
+            // Under the lock of the shard: a flight that stores a value now has seen the clear, or stored it before.
             let detached = {
                 let mut shard = shard.lock();
                 [Kind::Fetch, Kind::Load].map(|kind| std::mem::replace(shard.table(kind), Table::new()))
@@ -369,43 +381,47 @@ impl<O: Clone, C> Flights<O, C> {
         }
     }
 
-    /// Whether a fetch that began then may have asked a node which the last write had not reached.
+    /// Returns whether a fetch that began at `begun_ms` may have asked a node that the last write had not reached.
     fn is_unsettled(&self, hash: u64, begun_ms: u64) -> bool {
         let is_after_clear =
             self.clears.load(Relaxed) > 0 && begun_ms <= self.cleared_ms.load(Relaxed).saturating_add(UNSETTLED_MS);
         is_after_clear || self.stripes.is_unsettled(hash, begun_ms)
     }
 
-    /// Whether what a peer has may have been undone by a write that came here shortly before the flight began.
+    /// Returns whether a peer's value may be older than a write that arrived here shortly before the flight began, or
+    /// since.
     pub(crate) fn may_be_undone(&self, flight: &Flight<O, C>) -> bool {
         self.is_unsettled(flight.hash, flight.begun_ms)
     }
 
-    /// Stores what a peer handed over that was asked at `asked_ms`, unless a write may have undone it.
+    /// Stores a value that a peer sent in a hand-over after a request at `asked_ms`, unless it may be older than a
+    /// write.
     ///
-    /// `fill` runs under the lock; what it returns is handed out, so that values are dropped outside.
+    /// `fill` runs under the lock, and its result is returned, so that the caller drops values outside of the lock.
+    /// Returns `None` when `fill` did not run.
     pub(crate) fn fill<R>(&self, key: &str, asked_ms: u64, fill: impl FnOnce() -> R) -> Option<R> {
         let hash = self.hash(key);
         let shard = self.shard(hash);
         if self.is_unsettled(hash, asked_ms) && !mutant!(PullIgnoresStripes) || self.is_clearing() {
-            drop(shard); // before what `fill` holds
+            drop(shard); // before the values that `fill` holds
             return None;
         }
         Some(fill())
     }
 
-    /// Every flight that has not landed; for shutting down and for the watch over overdue loads.
+    /// Returns all attached flights, for the shutdown and for the watch over overdue loads.
     pub(crate) fn all(&self, kind: Kind) -> Vec<Arc<Flight<O, C>>> {
         self.shards.iter().flat_map(|shard| shard.lock().table(kind).0.iter().cloned().collect::<Vec<_>>()).collect()
     }
 }
 
-/// Runs `landing` when dropped, unless it was defused: a task that is aborted or panics still lands its flight.
+/// Guard that runs `complete` when it is dropped, unless it was defused, so that a task which is aborted or panics
+/// still completes its flight.
 pub(crate) struct CompleteOnDrop<F: FnOnce()>(Option<F>);
 
 impl<F: FnOnce()> CompleteOnDrop<F> {
-    pub(crate) fn new(landing: F) -> Self {
-        Self(Some(landing))
+    pub(crate) fn new(complete: F) -> Self {
+        Self(Some(complete))
     }
 
     pub(crate) fn defuse(mut self) {
@@ -415,13 +431,13 @@ impl<F: FnOnce()> CompleteOnDrop<F> {
 
 impl<F: FnOnce()> Drop for CompleteOnDrop<F> {
     fn drop(&mut self) {
-        if let Some(landing) = self.0.take().filter(|_| !mutant!(FlightStaysWhenDropped)) {
-            landing();
+        if let Some(complete) = self.0.take().filter(|_| !mutant!(FlightStaysWhenDropped)) {
+            complete();
         }
     }
 }
 
-/// The future of an outcome, or `None` when `deadline` passes first.
+/// Returns the outcome, or `None` when `deadline` passes first.
 pub(crate) async fn within<O>(deadline: Option<tokio::time::Instant>, outcome: impl Future<Output = O>) -> Option<O> {
     match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, outcome).await.ok(),
@@ -451,55 +467,57 @@ mod tests {
     fn begin_at(flights: &Numbers, kind: Kind, key: &str, now_ms: u64) -> Arc<Flight<u32, ()>> {
         match flights.join(kind, key, now_ms, |()| true, || None::<()>, || ()) {
             Join::Started(flight) => flight,
-            other => panic!("expected to begin, got {other:?}"),
+            other => panic!("expected a new flight, got {other:?}"),
         }
     }
 
     #[tokio::test]
-    async fn everyone_gets_the_outcome_of_the_first() {
+    async fn caller_that_joins_gets_outcome_of_first() {
         let flights = flights();
         let first = begin(&flights, Kind::Load, "k");
         let Join::Shared(second) = flights.join(Kind::Load, "k", 0, |()| true, || None::<()>, || ()) else {
-            panic!("joins")
+            panic!("expected to join the running flight")
         };
         let waiting = tokio::spawn(async move { second.outcome().await });
         assert_eq!(flights.complete(&first, 7, || "kept"), Some("kept"));
         assert_eq!(waiting.await.unwrap(), 7);
-        assert_eq!(first.outcome().await, 7, "whoever looks later sees it too");
+        assert_eq!(first.outcome().await, 7, "a later waiter gets the outcome too");
         assert!(flights.running(Kind::Load, "k").is_none());
     }
 
     #[test]
-    fn fetches_and_loads_do_not_meet() {
+    fn fetch_and_load_of_one_key_are_two_flights() {
         let flights = flights();
         begin(&flights, Kind::Fetch, "k");
         begin(&flights, Kind::Load, "k");
     }
 
     #[test]
-    fn a_write_detaches_what_runs_and_forbids_it_to_store() {
+    fn write_detaches_flight_and_discards_its_value() {
         let flights = flights();
         let old = begin(&flights, Kind::Load, "k");
         flights.write("k", 0, || ());
         let new = begin(&flights, Kind::Load, "k");
-        assert_eq!(flights.complete(&old, 1, || "kept"), None, "a write has passed it");
+        assert_eq!(flights.complete(&old, 1, || "kept"), None, "a write came after it began");
         assert!(Arc::ptr_eq(&flights.running(Kind::Load, "k").unwrap(), &new), "the newer flight stays attached");
         assert_eq!(flights.complete(&new, 2, || "kept"), Some("kept"));
     }
 
+    /// A fetch that began within a second after a write may return the old value, so that later callers begin another.
     #[test]
-    fn a_fetch_of_the_second_after_a_write_is_not_joined() {
+    fn fetch_within_second_of_write_is_not_joined() {
         let flights = flights();
         let joins = |now_ms| flights.join(Kind::Fetch, "k", now_ms, |()| true, || None::<()>, || ());
         let fetch = |now_ms| matches!(joins(now_ms), Join::Started(_));
         flights.write("k", 5_000, || ());
-        assert!(fetch(5_400) && fetch(5_400), "it may bring what was there before the write");
-        assert!(fetch(6_001), "that one too may be older than the end of the write");
-        assert!(!fetch(6_002), "the one that began a second later is shared");
+        assert!(fetch(5_400) && fetch(5_400), "each of them may return the old value");
+        assert!(fetch(6_001), "the fetch before may be older than the end of the write");
+        assert!(!fetch(6_002), "a fetch that began more than a second later is shared");
     }
 
+    /// Within a second after a write, the value of a fetch is not kept, and the value of a load is.
     #[test]
-    fn what_a_peer_says_in_the_second_after_a_write_is_not_kept_and_what_is_loaded_is() {
+    fn fetch_within_second_of_write_is_not_kept() {
         let flights = flights();
         flights.write("k", 5_000, || ());
         for (kind, begun_ms, may_be_undone, kept) in [
@@ -514,19 +532,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_handed_over_is_kept_unless_a_write_may_have_undone_it() {
+    fn handover_value_is_kept_unless_older_than_write() {
         let flights = flights();
         let fill = |key, asked_ms| flights.fill(key, asked_ms, || "kept");
-        assert_eq!(fill("k", 0), Some("kept"), "nothing was ever written");
+        assert_eq!(fill("k", 0), Some("kept"), "there was no write");
         flights.write("k", 5_000, || ());
         assert_eq!((fill("k", 6_000), fill("k", 6_001)), (None, Some("kept")));
         assert_eq!(fill("another", 5_000), Some("kept"));
-        flights.clear(8_000, || assert_eq!(fill("another", 20_000), None, "it may be dropped in a moment"));
+        flights.clear(8_000, || assert_eq!(fill("another", 20_000), None, "a clear runs and may drop it"));
         assert_eq!((fill("another", 9_000), fill("another", 9_001)), (None, Some("kept")));
     }
 
     #[test]
-    fn what_runs_is_listed_until_it_lands_and_is_overdue_once() {
+    fn flight_is_listed_until_complete_and_overdue_once() {
         let flights = flights();
         let (fetch, load) = (begin(&flights, Kind::Fetch, "k"), begin(&flights, Kind::Load, "k"));
         assert!(Arc::ptr_eq(&flights.all(Kind::Load)[0], &load) && Arc::ptr_eq(&flights.all(Kind::Fetch)[0], &fetch));
@@ -537,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_is_finished_later_gives_way_to_one_that_came_meanwhile() {
+    fn write_finished_late_yields_to_newer_write() {
         let flights = flights();
         let ((), first) = flights.write("k", 0, || ());
         let ((), second) = flights.write("k", 0, || ());
@@ -546,14 +564,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_look_happens_before_a_flight_begins() {
+    fn recheck_that_finds_value_begins_no_flight() {
         let flights = flights();
         assert!(matches!(flights.join(Kind::Load, "k", 0, |()| true, || Some(3), || ()), Join::Found(3)));
         assert!(flights.running(Kind::Load, "k").is_none());
     }
 
     #[test]
-    fn what_begins_while_everything_is_being_dropped_is_passed_too() {
+    fn flight_begun_during_clear_is_discarded() {
         let flights = flights();
         let before = begin(&flights, Kind::Load, "k");
         let during = flights.clear(0, || {
@@ -567,30 +585,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_waiter_that_is_dropped_leaves_the_others_waiting() {
+    async fn dropped_waiter_leaves_other_waiters() {
         let flights = flights();
         let flight = begin(&flights, Kind::Load, "k");
         let mut dropped = Box::pin(flight.outcome());
-        let mut waits = Box::pin(flight.outcome());
+        let mut waiting = Box::pin(flight.outcome());
         assert!(futures_util::poll!(dropped.as_mut()).is_pending());
-        assert!(futures_util::poll!(waits.as_mut()).is_pending());
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
         drop(dropped);
         flights.complete(&flight, 5, || ());
-        assert_eq!(waits.await, 5);
+        assert_eq!(waiting.await, 5);
     }
 
     #[test]
-    fn a_task_that_ends_early_lands_its_flight() {
+    fn task_that_panics_completes_its_flight() {
         let flights = flights();
         let flight = begin(&flights, Kind::Load, "k");
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _landing = CompleteOnDrop::new(|| {
+            let _complete = CompleteOnDrop::new(|| {
                 flights.complete(&flight, 0, || ());
             });
             panic!("the loader");
         }));
         assert!(result.is_err() && flight.is_complete());
         assert!(flights.running(Kind::Load, "k").is_none());
-        CompleteOnDrop::new(|| panic!("its task has landed it itself")).defuse();
+        CompleteOnDrop::new(|| panic!("a defused guard has run")).defuse();
     }
 }

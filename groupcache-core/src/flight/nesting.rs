@@ -1,8 +1,8 @@
-//! Which loads a load serves, so that loads which wait for each other in a circle are told so at once.
+//! Nesting: the loads that wait for each load, so that loads which wait for each other in a cycle fail at once.
 //!
-//! A loader may get other keys. The hashes of the loads on whose behalf it does so travel with it: in a
-//! task-local here, in each request on the wire. A load that is joined later serves the newcomers too, and it
-//! knows which keys it waits for itself, so a circle is seen by whoever closes it.
+//! A loader may get other keys. The chain of the loads that need such a get goes with it: in a task-local within the
+//! node, and in each request on the wire. A load also records the chains that join it later and the keys that its
+//! loader gets, so that the load that closes a cycle finds it. A cycle that is not found ends by a deadline.
 
 use std::sync::{
     Arc,
@@ -14,44 +14,45 @@ use tokio::sync::Notify;
 use crate::{limits::MAX_CHAIN, protocol::chain::LoadChain, runtime::sync::Mutex};
 
 tokio::task_local! {
-    /// The load that the current task works for.
+    /// Load that the current task works for.
     pub(crate) static CURRENT: Arc<LoadContext>;
 }
 
-/// Joiners beyond this many are not remembered; a circle through them ends by its deadline instead.
+/// Maximum number of hashes of joiners that a load records. A cycle through further joiners ends by its deadline.
 const MAX_SERVED: usize = 64;
 
-/// What one running load serves and waits for.
+/// State of a running load: the chains that wait for it, and the keys that it waits for.
 #[derive(Debug)]
 pub(crate) struct LoadContext {
-    /// The loads it was begun for, and itself.
+    /// The loads that this load began for, and this load.
     chain: LoadChain,
     joined: Mutex<Joiners>,
-    /// Keys that its loader is getting now.
+    /// Hashes of the keys that the loader is getting.
     waits: Mutex<Vec<u64>>,
-    /// The deepest who waits for it: while it waits for a permit, that pool is its own.
+    /// Depth of the deepest waiter, which selects the pool of permits.
     depth: AtomicUsize,
     deepened: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Joiners {
-    /// Whom a load serves beyond those that it was begun for: chains that joined while it ran and still wait, each as often
-    /// as it joined.
+    /// Hashes of the chains that joined while the load ran and still wait, each as often as it joined.
     hashes: Vec<u64>,
-    /// The first load of its batch, if it is a later one: that one waits for the permit of all of them.
+    /// First load of the batch, if this load is a later one. The first load waits for the permit of the batch.
     leader: Option<Arc<LoadContext>>,
 }
 
-/// Two loads wait for each other, or one for itself.
+/// Error of a nested load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NestingError {
+    /// Two loads wait for each other, or a load waits for itself.
     Cycle,
+    /// The load is nested more than [`MAX_CHAIN`] loads deep.
     TooDeep,
 }
 
 impl LoadContext {
-    /// The lineage of a load of `hash` begun for `chain`.
+    /// Makes the context of a load of `hash` that begins for `chain`.
     pub(crate) fn begin(chain: &LoadChain, hash: u64) -> Result<Arc<Self>, NestingError> {
         if chain.depth() >= MAX_CHAIN {
             return Err(NestingError::TooDeep);
@@ -65,32 +66,34 @@ impl LoadContext {
         }))
     }
 
-    /// Of the load that the current task works for, if any.
+    /// Returns the context of the load that the current task works for, if there is one.
     pub(crate) fn current() -> Option<Arc<Self>> {
         CURRENT.try_with(Arc::clone).ok()
     }
 
-    /// Everyone it serves, as far as it fits: this is what a request made by its loader carries.
+    /// Returns the chain of a get of the loader: this load and all loads that wait for it, as many as fit.
     pub(crate) fn chain(&self) -> LoadChain {
         let mut chain = self.chain.clone().at_depth(self.depth() + 1);
         self.joined.lock().hashes.iter().for_each(|hash| chain.add(*hash));
         chain
     }
 
-    /// Its loader is about to get `hash`; the guard ends when it has it.
+    /// Records that the loader gets `hash`, until the guard is dropped.
+    ///
+    /// An error means that `hash` waits for this load.
     pub(crate) fn wait_for(self: &Arc<Self>, hash: u64) -> Result<WaitGuard, NestingError> {
         if self.chain.contains(hash) || self.joined.lock().hashes.contains(&hash) {
             return Err(NestingError::Cycle);
         }
         self.waits.lock().push(hash);
-        Ok(WaitGuard { lineage: Arc::clone(self), hash })
+        Ok(WaitGuard { load: Arc::clone(self), hash })
     }
 
-    /// Someone who serves `chain` waits for this load, until the guard ends.
+    /// Records that `chain` waits for this load, until the guard is dropped.
     ///
-    /// The joiner has entered what it waits for before it asks, so of two loads that join each other at the
-    /// same moment at least one is told. A circle of four or more loads that was closed by joining in the middle
-    /// is not seen here; it ends by its deadline.
+    /// A joiner records its own wait before it joins, so that of two loads that join each other at the same moment at
+    /// least one finds the cycle. A cycle of four or more loads that a join in the middle closes is not found here and
+    /// ends by its deadline.
     pub(crate) fn join(self: &Arc<Self>, chain: &LoadChain) -> Result<Option<JoinGuard>, NestingError> {
         if chain.as_slice().is_empty() {
             return Ok(None);
@@ -99,11 +102,11 @@ impl LoadContext {
             return Err(NestingError::Cycle);
         }
         let mut joined = self.joined.lock();
-        let mut entered = LoadChain::EMPTY;
+        let mut recorded = LoadChain::EMPTY;
         for hash in chain.as_slice() {
             if joined.hashes.len() < MAX_SERVED && !self.chain.contains(*hash) {
                 joined.hashes.push(*hash);
-                entered.add(*hash);
+                recorded.add(*hash);
             }
         }
         self.deepen(chain.depth());
@@ -112,12 +115,12 @@ impl LoadContext {
         if let Some(leader) = leader {
             leader.deepen(chain.depth());
         }
-        Ok(Some(JoinGuard { lineage: Arc::clone(self), entered }))
+        Ok(Some(JoinGuard { load: Arc::clone(self), recorded }))
     }
 
-    /// It is loaded in one batch with another load: whoever waits for it waits for that one too.
+    /// Records that this load is in one batch with `leader`, so that the waiters of this load wait for `leader` too.
     pub(crate) fn follow(&self, leader: &Arc<Self>) {
-        // Who joins at this moment finds the leader, or is found here.
+        // Under the lock: a load that joins at this moment finds the leader, or has raised the depth before.
         let mut joined = self.joined.lock();
         joined.leader = Some(Arc::clone(leader));
         leader.deepen(self.depth());
@@ -133,7 +136,7 @@ impl LoadContext {
         self.depth.load(Relaxed)
     }
 
-    /// Returns when someone deeper than `depth` waits.
+    /// Waits until a load deeper than `depth` waits for this load.
     pub(crate) async fn deeper_than(&self, depth: usize) {
         while self.depth() <= depth {
             self.deepened.notified().await;
@@ -141,7 +144,7 @@ impl LoadContext {
     }
 }
 
-/// Takes one of each of `hashes` out of a list.
+/// Removes each of `hashes` from a list once.
 fn take_out(list: &mut Vec<u64>, hashes: &[u64]) {
     for hash in hashes {
         if let Some(at) = list.iter().position(|h| h == hash) {
@@ -150,29 +153,29 @@ fn take_out(list: &mut Vec<u64>, hashes: &[u64]) {
     }
 }
 
-/// A chain that waits for a load.
+/// Chain that waits for a load, until the guard is dropped.
 #[derive(Debug)]
 pub(crate) struct JoinGuard {
-    lineage: Arc<LoadContext>,
-    entered: LoadChain,
+    load: Arc<LoadContext>,
+    recorded: LoadChain,
 }
 
 impl Drop for JoinGuard {
     fn drop(&mut self) {
-        take_out(&mut self.lineage.joined.lock().hashes, self.entered.as_slice());
+        take_out(&mut self.load.joined.lock().hashes, self.recorded.as_slice());
     }
 }
 
-/// A key that a loader is getting.
+/// Key that a loader is getting, until the guard is dropped.
 #[derive(Debug)]
 pub(crate) struct WaitGuard {
-    lineage: Arc<LoadContext>,
+    load: Arc<LoadContext>,
     hash: u64,
 }
 
 impl Drop for WaitGuard {
     fn drop(&mut self) {
-        take_out(&mut self.lineage.waits.lock(), &[self.hash]);
+        take_out(&mut self.load.waits.lock(), &[self.hash]);
     }
 }
 
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_that_waits_for_itself_is_a_circle() {
+    fn load_that_waits_for_its_chain_is_cycle() {
         let inner = load(&[1, 2], 3);
         for own in [1, 2, 3] {
             assert_eq!(inner.wait_for(own).unwrap_err(), NestingError::Cycle);
@@ -197,14 +200,15 @@ mod tests {
         assert!(inner.wait_for(4).is_ok());
     }
 
+    /// The load that closes a cycle gets an error, whether by a get of its loader or by a join.
     #[test]
-    fn whoever_closes_a_circle_is_told() {
+    fn load_that_closes_cycle_gets_error() {
         let (a, b) = (load(&[], 1), load(&[], 2));
         let _a_waits = a.wait_for(2).unwrap();
         let _joined = b.join(&a.chain()).unwrap();
-        assert_eq!(b.wait_for(1).unwrap_err(), NestingError::Cycle, "b serves a by now");
+        assert_eq!(b.wait_for(1).unwrap_err(), NestingError::Cycle, "a waits for b");
 
-        // Both entered their wait before either joined: the second to join is told.
+        // The two loads record their wait before a join, so that the second to join gets the error.
         let (c, d) = (load(&[], 3), load(&[], 4));
         let (c_chain, d_chain) = (c.chain(), d.chain());
         let (_c_waits, _d_waits) = (c.wait_for(4).unwrap(), d.wait_for(3).unwrap());
@@ -212,26 +216,26 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_ended_is_forgotten() {
+    fn ended_wait_closes_no_cycle() {
         let (a, b) = (load(&[], 1), load(&[], 2));
         drop(a.wait_for(2).unwrap());
         assert!(a.join(&b.chain()).is_ok());
         let (c, d) = (load(&[], 3), load(&[], 4));
         drop(d.join(&c.chain()).unwrap());
-        assert!(d.wait_for(3).is_ok(), "c has given up: there is no circle any more");
+        assert!(d.wait_for(3).is_ok(), "c does not wait any more");
     }
 
     #[test]
-    fn nesting_is_bounded_and_joining_does_not_count_as_nesting() {
+    fn nesting_is_bounded_and_joins_do_not_count() {
         assert_eq!(LoadContext::begin(&LoadChain::of(MAX_CHAIN as u32, 1..=8), 99).unwrap_err(), NestingError::TooDeep);
         let config = load(&[], 1);
         let _joined: Vec<_> = (100..200).map(|user| config.join(&LoadChain::of(1, [user])).unwrap()).collect();
-        let base = LoadContext::begin(&config.chain(), 2).expect("a load of depth 2, whoever waits for it");
+        let base = LoadContext::begin(&config.chain(), 2).expect("a load of depth 2, with any number of waiters");
         assert!(base.wait_for(1).is_err() && base.wait_for(2).is_err() && base.wait_for(100).is_err());
     }
 
     #[tokio::test]
-    async fn who_joins_one_load_of_a_batch_raises_the_depth_of_its_first() {
+    async fn joiner_of_batched_load_raises_depth_of_first() {
         let (first, second) = (load(&[], 1), load(&[], 2));
         let _before = second.join(&LoadChain::of(1, [7])).unwrap();
         second.follow(&first);
@@ -242,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_deeper_joiner_raises_the_depth() {
+    async fn deeper_joiner_raises_depth() {
         let a = load(&[], 1);
         let waiter = tokio::spawn({
             let a = Arc::clone(&a);
@@ -251,6 +255,6 @@ mod tests {
         tokio::task::yield_now().await;
         let _joined = a.join(&LoadChain::of(2, [7, 8])).unwrap();
         waiter.await.unwrap();
-        assert_eq!((a.depth(), a.chain().depth()), (2, 3), "what it loads itself is one deeper");
+        assert_eq!((a.depth(), a.chain().depth()), (2, 3), "a load of its loader is one deeper");
     }
 }

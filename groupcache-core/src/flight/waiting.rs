@@ -1,4 +1,5 @@
-//! Who waits for the outcome of a flight: most often one, who is kept without an allocation.
+//! Waiters: the callers that wait for the outcome of a flight. The first waiter takes no allocation, because most
+//! flights have one.
 
 use std::{
     future::Future,
@@ -9,7 +10,7 @@ use std::{
 use crate::flight::Flight;
 use crate::runtime::sync::Mutex;
 
-/// Those to be woken when the flight lands, each by a number of its own.
+/// Wakers of the waiters of a flight, each with a number.
 #[derive(Debug, Default)]
 pub(super) struct Waiters(Mutex<List>);
 
@@ -21,12 +22,13 @@ struct List {
 }
 
 impl List {
-    /// Also returns the waker whose place it took, to be dropped outside of the lock: its task may end with it.
+    /// Puts a waker into the list, and returns its number and the waker that it replaces. The caller drops the latter
+    /// outside of the lock, because a task may end with its waker.
     fn put(&mut self, number: Option<u64>, waker: &Waker) -> (u64, Option<Waker>) {
         let known = number.and_then(|number| self.first.iter_mut().chain(&mut self.more).find(|(n, _)| *n == number));
         if let Some((number, known)) = known {
-            let moved = !known.will_wake(waker);
-            return (*number, moved.then(|| std::mem::replace(known, waker.clone())));
+            let has_moved = !known.will_wake(waker);
+            return (*number, has_moved.then(|| std::mem::replace(known, waker.clone())));
         }
         self.next += 1;
         let entry = (self.next, waker.clone());
@@ -47,7 +49,7 @@ impl List {
 }
 
 impl Waiters {
-    /// Wakes all of them; who comes later finds the outcome.
+    /// Wakes all waiters. A later waiter finds the outcome.
     pub(super) fn wake(&self) {
         let (first, more) = {
             let mut list = self.0.lock();
@@ -57,7 +59,7 @@ impl Waiters {
     }
 }
 
-/// Waits for the outcome of a flight. Dropping it leaves nothing behind.
+/// Future of the outcome of a flight. Dropping the future leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Waiting<'a, O, C> {
     flight: &'a Flight<O, C>,
@@ -79,7 +81,7 @@ impl<O: Clone, C> Future for Waiting<'_, O, C> {
             return Poll::Ready(outcome.clone());
         }
         let mut list = flight.waiters.0.lock();
-        // The outcome is there before those who wait are taken out: who finds none here is woken.
+        // The outcome is set before the waiters are taken out, so that a waiter that finds no outcome here is woken.
         if let Some(outcome) = flight.outcome.get() {
             drop(list);
             return Poll::Ready(outcome.clone());
@@ -97,8 +99,8 @@ impl<O, C> Drop for Waiting<'_, O, C> {
         if let Some(number) = self.number
             && self.flight.outcome.get().is_none()
         {
-            let given_up = self.flight.waiters.0.lock().take(number);
-            drop(given_up);
+            let waker = self.flight.waiters.0.lock().take(number);
+            drop(waker); // outside of the lock
         }
     }
 }
@@ -117,6 +119,7 @@ mod tests {
     use super::*;
     use crate::flight::{Flights, InvalidationStripes, Join, Kind};
 
+    /// Waker that counts.
     #[derive(Default)]
     struct Woken(AtomicU64);
 
@@ -135,7 +138,7 @@ mod tests {
     fn flight() -> (Flights<u32, ()>, Arc<Flight<u32, ()>>) {
         let flights = Flights::new(Arc::new(InvalidationStripes::new()), 7);
         let Join::Started(flight) = flights.join(Kind::Load, "k", 0, |()| true, || None::<()>, || ()) else {
-            panic!("none runs")
+            panic!("expected a new flight")
         };
         (flights, flight)
     }
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn everyone_who_waits_is_woken_once_however_often_they_looked() {
+    fn waiters_polled_repeatedly_are_woken_once() {
         let (flights, flight) = flight();
         let woken: Vec<_> = (0..5).map(|_| Arc::<Woken>::default()).collect();
         let mut waiting: Vec<_> = woken.iter().map(|_| Box::pin(flight.outcome())).collect();
@@ -155,11 +158,15 @@ mod tests {
         flights.complete(&flight, 5, || ());
         assert!(woken.iter().all(|woken| woken.times() == 1));
         assert!(waiting.iter_mut().zip(&woken).all(|(waiting, woken)| poll(waiting, woken) == Poll::Ready(5)));
-        assert_eq!(poll(&mut Box::pin(flight.outcome()), &woken[0]), Poll::Ready(5), "who comes later finds it");
+        assert_eq!(
+            poll(&mut Box::pin(flight.outcome()), &woken[0]),
+            Poll::Ready(5),
+            "a later waiter finds the outcome"
+        );
     }
 
     #[test]
-    fn who_has_given_up_is_not_woken_and_nobody_is_forgotten_for_it() {
+    fn dropped_waiter_is_not_woken_and_others_are() {
         let (flights, flight) = flight();
         let woken: Vec<_> = (0..4).map(|_| Arc::<Woken>::default()).collect();
         let mut waiting: Vec<_> = woken.iter().map(|_| Box::pin(flight.outcome())).collect();
@@ -168,11 +175,11 @@ mod tests {
         drop(waiting.remove(0));
         flights.complete(&flight, 5, || ());
         assert_eq!(woken.iter().map(|woken| woken.times()).collect::<Vec<_>>(), [0, 1, 0, 1]);
-        assert_eq!(Arc::strong_count(&woken[0]), 1, "nothing of it is left");
+        assert_eq!(Arc::strong_count(&woken[0]), 1, "the list has no waker of a dropped waiter");
     }
 
     #[test]
-    fn who_is_moved_to_another_task_is_woken_there() {
+    fn waiter_moved_to_other_task_is_woken_there() {
         let (flights, flight) = flight();
         let (before, after) = (Arc::<Woken>::default(), Arc::<Woken>::default());
         let mut waiting = Box::pin(flight.outcome());
