@@ -1,104 +1,113 @@
-//! Every limit, with its default and the reason for it.
+//! Limits: the public [`Limits`] of a node with their defaults, and the internal limits with their reasons.
 
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Longest key in bytes; keys are 1 to 1,024 bytes of UTF-8.
+/// Maximum length of a key in bytes. A key is 1 to 1,024 bytes of UTF-8.
 pub const MAX_KEY_BYTES: usize = 1024;
 
-/// Groups of a node: their names are said to every peer.
+/// Maximum number of groups of a node. Every Hello lists their names.
 pub(crate) const MAX_GROUPS: usize = 1000;
 
-/// Longest chain of nested loads; the hashes of all of them travel with each request.
+/// Maximum depth of nested loads. Each request carries the hashes of the loads that wait for it.
 pub(crate) const MAX_CHAIN: usize = 8;
 
-/// Values of one frame on top of the largest value: keys, ids and the rest of a batch.
+/// Bytes of a message in addition to the largest value: keys, ids and the rest of a batch.
 pub(crate) const FRAME_SLACK_BYTES: usize = 512 << 10;
 
-/// A batch is closed when it holds this many bytes, so that one large value does not delay the small ones behind it.
+/// Number of bytes at which a frame is complete, so that one large value does not delay the small ones behind it.
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
 
-/// Requests of one frame that we send: as many as are accepted, so that a get of many keys is one frame to each owner.
+/// Maximum number of requests that this node sends in one frame: as many as a peer accepts, so that a get of many keys
+/// is one frame to each owner.
 pub(crate) const BATCH_REQUESTS: usize = MAX_REQUESTS_PER_FRAME;
 
-/// Requests of one frame that we accept.
+/// Maximum number of requests that this node accepts in one frame.
 pub(crate) const MAX_REQUESTS_PER_FRAME: usize = 1024;
 
-/// How often deadlines, Pending and silence are looked at, and the resolution of coarse time.
+/// Interval at which deadlines and silence are checked, and the resolution of coarse time.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
 
-/// A tick that is later than this means that we stood still ourselves; silence is not held against peers then.
+/// Delay of a tick that shows that this process stood still. Silence of peers does not count then.
 pub(crate) const LATE_TICK: Duration = Duration::from_millis(100);
 
-/// A request that is not answered by then gets a Pending, so that a slow load is not taken for a dead owner.
+/// Time after which an unanswered request gets a Pending response, so that a slow load is not mistaken for a dead
+/// owner.
 pub(crate) const PENDING_AFTER: Duration = Duration::from_millis(100);
 
-/// No byte for this long while a ping is outstanding: the connection is dead.
+/// Time without a byte, while a ping is outstanding, after which a connection is dead.
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
-/// A connection from which nothing came for this long is pinged together with the next request.
+/// Time without a byte after which a connection with outstanding requests is pinged; a new request carries the ping.
 pub(crate) const QUIET: Duration = Duration::from_millis(100);
 
-/// An idle connection is pinged this often, so that its death is known before a caller meets it.
+/// Interval of pings on an idle connection, so that its death is known before a caller needs it.
 pub(crate) const IDLE_PING: Duration = Duration::from_secs(1);
 
-/// A connection to a live host in the same data centre takes about a millisecond.
+/// Time for connecting. A connection to a live host in the same data centre takes about 1 ms.
 pub(crate) const CONNECT: Duration = Duration::from_secs(1);
 
-/// From connected to the peer's Hello.
+/// Time from a connection to the peer's Hello.
 pub(crate) const HELLO: Duration = Duration::from_secs(1);
 
-/// How long a connection that a peer opened may take to shake hands.
+/// Time for the handshake of a connection that a peer opened.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// How long a server waits for a client's Hello before it gives the connection up.
+/// Time that a server waits for the Hello of a client before it closes the connection.
 pub(crate) const CLIENT_HELLO: Duration = Duration::from_secs(5);
 
-/// How long a peer that was refused an answer should wait before it asks again.
+/// Pause that an `overloaded` response asks of the peer before the next attempt.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// First and longest pause between two attempts to connect. The longest counts its jitter and leaves a second for the
-/// attempt: five seconds after a peer is back it is asked again, however long it was away.
+/// Shortest pause between two attempts to connect; the longest is [`RECONNECT_MAX`]. The longest pause includes its
+/// jitter and leaves 1 s for the attempt, so that a peer is reached within 5 s after its return, however long it was
+/// absent.
 pub(crate) const RECONNECT_MIN: Duration = Duration::from_millis(50);
 /// See [`RECONNECT_MIN`].
 pub(crate) const RECONNECT_MAX: Duration = Duration::from_secs(4);
 
-/// Values that a node loads though another owns them are kept this long at first, and longer the longer the
-/// owner stays away.
+/// Shortest time that a node keeps the value of a fallback load. The time grows with the absence of the owner, up to
+/// [`FALLBACK_CAP_MAX`].
 pub(crate) const FALLBACK_CAP_MIN: Duration = Duration::from_secs(5);
 /// See [`FALLBACK_CAP_MIN`].
 pub(crate) const FALLBACK_CAP_MAX: Duration = Duration::from_secs(60);
 
-/// Second attempts within one get: this many per second, and one for each [`FALLBACK_SHARE`] gets sent to peers.
+/// Number of second attempts within gets that are allowed per second, with one more for each [`FALLBACK_SHARE`]
+/// requests to peers.
 pub(crate) const FALLBACK_PER_SECOND: u32 = 10;
 /// See [`FALLBACK_PER_SECOND`].
 pub(crate) const FALLBACK_SHARE: u32 = 10;
 
-/// Longest text of a loader's error that crosses the wire.
+/// Maximum length in bytes of an error text in a response.
 pub(crate) const MAX_ERROR_TEXT: usize = 1024;
 
-/// How long a write waits for the other nodes to drop their copies.
+/// Time that a write waits for the other nodes to drop the old value.
 pub(crate) const INVALIDATION: Duration = Duration::from_secs(1);
 
-/// How long `drain` waits for the peers to know.
+/// Maximum time that a drain waits until the peers know that this node drains.
 pub(crate) const DRAIN: Duration = Duration::from_secs(3);
 
-/// How long a node that leaves waits until others have taken over what it has: a third of what Kubernetes gives a pod.
+/// Maximum time that a shutdown waits until the new owners have received the values of this node: a third of the 30 s
+/// that Kubernetes gives a pod.
 pub(crate) const HANDOVER: Duration = Duration::from_secs(10);
 
-/// How long a provider may take to withdraw its announcement.
+/// Time for a provider to withdraw its announcement.
 pub(crate) const WITHDRAW: Duration = Duration::from_secs(1);
 
-/// How long `start` waits for the first peers before it serves with those it has.
+/// Time that `start` waits for the first peers before the node serves with the peers that it has.
 pub(crate) const START: Duration = Duration::from_secs(2);
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Largest value that a group may be allowed to hold.
+/// Maximum of [`Limits::max_value_bytes`].
 const MAX_VALUE_CEILING: usize = 64 << 20;
 
-/// What one node allows; every field has a default that suits a service on a small machine.
+/// Limits of one node. Every field has a default that suits a service on a small machine.
+///
+/// Building a node fails with a configuration error when a field is outside of its range. A caller or a peer that
+/// exceeds a limit gets an `overloaded` error ([`Error::is_overloaded`](crate::Error::is_overloaded)) unless the field
+/// says otherwise.
 ///
 /// ```
 /// # use groupcache_core::Limits;
@@ -108,36 +117,64 @@ const MAX_VALUE_CEILING: usize = 64 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// How long a get may take. Default 10 s.
+    /// Time that a get may take. A get that takes longer fails ([`Error::is_timeout`](crate::Error::is_timeout)).
+    ///
+    /// Default: 10 s. Range: 1 ms or more.
     pub get_deadline: Duration,
-    /// How long a load may take, the wait for its permit included; it is then aborted. Default 30 s.
+    /// Time that a load may take, including the wait for its permit and its retries. The loader is aborted
+    /// afterwards, and the gets that wait for it fail ([`Error::is_timeout`](crate::Error::is_timeout)).
+    ///
+    /// Default: 30 s. Range: 1 ms or more. A group may have its own.
     pub load_deadline: Duration,
-    /// Loads that run at once on this node, for each depth of nesting. Default 256.
+    /// Maximum number of concurrent loads on this node, for each depth of nesting. Further loads wait for a permit.
+    ///
+    /// Default: 256. Range: 1 or more. A group may have a lower limit of its own.
     pub max_loads: usize,
-    /// Loads that wait for a permit, for each depth; more are answered `overloaded`. Default 1,024.
+    /// Maximum number of loads that wait for a permit, for each depth of nesting.
+    ///
+    /// Default: 1,024. Range: 0 or more.
     pub max_queued_loads: usize,
-    /// Largest encoded value. Default 1 MiB, at most 64 MiB; all nodes of a cluster should agree.
+    /// Maximum size of an encoded value in bytes. All nodes of a cluster should have the same limit.
+    ///
+    /// Default: 1 MiB. Range: 1 B to 64 MiB. A larger value is an error
+    /// ([`Error::is_too_large`](crate::Error::is_too_large)).
     pub max_value_bytes: usize,
-    /// Requests that wait for one peer; more are answered `overloaded`. Default 8,192.
+    /// Maximum number of requests of this node that wait for one peer.
+    ///
+    /// Default: 8,192. Range: 1 or more.
     pub max_in_flight_per_peer: usize,
-    /// Requests that wait for all peers together, as counted every 10 ms; more are answered `overloaded`. Default 65,536.
+    /// Maximum number of requests of this node that wait for all peers together, as counted every 10 ms.
+    ///
+    /// Default: 65,536. Range: 1 or more.
     pub max_in_flight: usize,
-    /// Requests of one connection that wait here for loads, or for values to be stored; more are answered `overloaded`.
-    /// Default 8,192.
+    /// Maximum number of requests of one connection that wait at this node for loads, or for values to be stored.
+    ///
+    /// Default: 8,192. Range: 1 or more.
     pub max_serving_per_peer: usize,
-    /// The same of all peers together. Default 65,536.
+    /// Maximum number of requests of all peers together that wait at this node for loads, or for values to be stored.
+    ///
+    /// Default: 65,536. Range: 1 or more.
     pub max_serving: usize,
-    /// Keys that one connection may declare changed here, by `set` and `remove`, per second; for more, the writer is told that
-    /// this node was not reached. Default 50,000.
+    /// Maximum number of writes (sets, removes and clears) per second that this node takes from one connection. The
+    /// writer of a refused write counts this node as pending.
+    ///
+    /// Default: 50,000 per second, with a burst of one second. Range: 1 or more.
     pub max_invalidations_per_second: u32,
-    /// Bytes of answers that wait for one peer to read them; 256 KiB and one answer may come on top. What else it asks for
-    /// waits as long as it goes on to read, and is answered `overloaded` when it has read nothing for a second. Answers
-    /// of loads that end meanwhile may be four times as many. Default 8 MiB.
+    /// Maximum bytes of responses that are queued for one peer.
+    ///
+    /// When the limit is reached, further requests from that peer wait while the peer keeps reading, and are answered
+    /// `overloaded` once it has read nothing for 1 s. Responses of loads that end meanwhile may use four times this
+    /// limit. The limit may be exceeded by one response plus 256 KiB.
+    ///
+    /// Default: 8 MiB. Range: 1 B or more.
     pub max_queued_answer_bytes: usize,
-    /// Connections that peers may hold open here. Default 4,096.
+    /// Maximum number of open connections from peers. Further connections are refused.
+    ///
+    /// Default: 4,096. Range: 1 or more.
     pub max_connections: usize,
-    /// Bytes of values that this node hands over to others in a second when keys move, and as many that it takes over.
-    /// Default 256 MiB.
+    /// Bytes per second that this node sends in hand-overs, and bytes per second that this node receives in hand-overs.
+    ///
+    /// Default: 256 MiB per second in each direction. Range: 1 B per second or more.
     pub handover_bytes_per_second: u64,
 }
 
@@ -162,9 +199,10 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Checks that each limit is within its range.
     pub(crate) fn check(&self) -> Result<()> {
         let positive = [
-            // Times are kept in milliseconds: what is shorter is none.
+            // Times are kept in milliseconds, so that a shorter time would be none.
             ("get_deadline", usize::from(self.get_deadline >= MILLISECOND)),
             ("load_deadline", usize::from(self.load_deadline >= MILLISECOND)),
             ("max_loads", self.max_loads),
@@ -179,18 +217,20 @@ impl Limits {
             ("handover_bytes_per_second", usize::from(self.handover_bytes_per_second > 0)),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
-            return Err(Error::config(format!("limits.{name} is 0; give it at least 1 (deadlines: 1 ms)")));
+            return Err(Error::config(format!(
+                "limits.{name} is too small; set it to at least 1, or 1 ms for a deadline"
+            )));
         }
         if self.max_value_bytes > MAX_VALUE_CEILING {
             return Err(Error::config(format!(
-                "limits.max_value_bytes is {}; at most {MAX_VALUE_CEILING} bytes are carried in one value",
+                "limits.max_value_bytes is {}; set it to at most {MAX_VALUE_CEILING} bytes",
                 self.max_value_bytes
             )));
         }
         Ok(())
     }
 
-    /// Longest message that is sent or taken.
+    /// Returns the size of the largest message that this node sends or accepts, in bytes.
     pub(crate) fn max_message_bytes(&self) -> usize {
         self.max_value_bytes + FRAME_SLACK_BYTES
     }

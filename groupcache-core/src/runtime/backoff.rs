@@ -1,14 +1,16 @@
-//! The pauses between attempts that fail one after the other.
+//! Backoff: the growing pauses between failing attempts.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
-/// From `min`, or up to twice as long, to `max`: twice as long each time, and never longer than that.
+/// Returns pauses that double from `min` on, with jitter, and never exceed `max`.
 ///
-/// Without a seed the jitter comes from a generator of the thread, which no simulation could repeat.
+/// The first pause is `min` to 2 × `min`, and the longest ones are `max` ÷ 2 to `max`. The seed makes the jitter
+/// repeatable in a simulation; otherwise the jitter would come from a generator of the thread.
 pub(crate) fn pauses(min: Duration, max: Duration, seed: u64) -> impl Iterator<Item = Duration> {
-    // The jitter comes on top, and is as long at most.
+    // The jitter is added to a pause and is at most as long as the pause, so that `max / 2` bounds the pause without
+    // it.
     let builder = ExponentialBuilder::default().with_min_delay(min).with_max_delay(max / 2);
     builder.without_max_times().with_jitter().with_jitter_seed(seed).build()
 }

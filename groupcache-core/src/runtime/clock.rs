@@ -1,8 +1,8 @@
-//! Coarse time: milliseconds of the node's life, stored by a task every 10 ms.
+//! Clock: coarse time in milliseconds since the node's start, which a task stores every 10 ms.
 //!
-//! A read of the real clock costs as much as a hit; a relaxed load of an atomic costs nothing. All times of
-//! entries, deadlines and silence are of this clock, which is monotonic and, on Linux, goes on while the machine is
-//! suspended; the wall clock is read once, for the incarnation.
+//! A read of the real clock costs as much as a hit, and a relaxed load of an atomic costs almost nothing. All times of
+//! entries, deadlines and silence are coarse times. Coarse time is monotonic and, on Linux, continues while the machine
+//! is suspended. The wall clock is read for the incarnation only.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -13,36 +13,39 @@ use tokio::time::Instant;
 
 use crate::limits::{LATE_TICK, TICK};
 
-/// A time that never comes.
+/// Coarse time that is never reached.
 pub(crate) const NEVER: u64 = u64::MAX;
 
-/// Where coarse time begins: what was loaded elsewhere, before this node was started, has a time too. About 49 days, the
-/// most that an entry's times can be apart.
+/// Coarse time of the node's start: 2^32 ms or about 49 days, so that a value that another node loaded before this
+/// start has a coarse time too. The times of one entry can be at most 49 days apart.
 pub(crate) const BEGINNING_MS: u64 = 1 << 32;
 
-/// The two clocks that tell a suspension are read one after the other: less than this is no suspension.
+/// Minimum difference in milliseconds that counts as a suspension, because the two clocks that show a suspension are
+/// read one after the other.
 const SUSPENDED_MS: u64 = 1000;
 
-/// What cannot be told from for ever, and can be added to any instant.
+/// Duration of 100 years: effectively infinite, and still small enough to be added to any instant.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
+/// Coarse clock of a node.
 #[derive(Debug)]
 pub(crate) struct Clock {
     start: Instant,
     now_ms: AtomicU64,
     last_tick_ms: AtomicU64,
-    /// How long the machine was suspended since the start: the clock of tokio stands still meanwhile.
+    /// Time that the machine was suspended since the node's start, during which the clock of tokio stands still.
     suspended_ms: AtomicU64,
-    /// The same since the machine was started, and that as of our start.
+    /// Reads the time that the machine was suspended since it was booted.
     since_boot: fn() -> Duration,
+    /// Result of `since_boot` at the node's start.
     at_start: Duration,
 }
 
-/// What a tick found out about ourselves.
+/// Result of a tick: whether this process kept up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Punctuality {
     OnTime,
-    /// The runtime stood still: a blocked thread, a stopped process, a suspended machine.
+    /// The runtime stood still for this long: a blocked thread, a stopped process, a suspended machine.
     Late(Duration),
 }
 
@@ -62,18 +65,18 @@ impl Clock {
         }
     }
 
-    /// Milliseconds, at most about 10 ms old while the runtime keeps up.
+    /// Returns the coarse time, which is at most about 10 ms old while the runtime keeps up.
     pub(crate) fn now_ms(&self) -> u64 {
         self.now_ms.load(Relaxed)
     }
 
-    /// Milliseconds, read from the real clock: for what begins a deadline, since coarse time is
-    /// old when this process has just stood still.
+    /// Returns the coarse time of this moment from the real clock. The start of a deadline needs it, because the stored
+    /// time is old when this process has just stood still.
     pub(crate) fn read_ms(&self) -> u64 {
         self.at_ms(Instant::now())
     }
 
-    /// As [`read_ms`](Self::read_ms), of a clock that was read just now.
+    /// Returns the same as [`read_ms`](Self::read_ms), for a real clock that the caller has just read.
     pub(crate) fn at_ms(&self, now: Instant) -> u64 {
         let since_start = now.saturating_duration_since(self.start).as_millis();
         let since_start = u64::try_from(since_start).unwrap_or(NEVER).saturating_add(self.suspended_ms.load(Relaxed));
@@ -84,7 +87,7 @@ impl Clock {
         now
     }
 
-    /// Moves coarse time on.
+    /// Advances coarse time and returns whether the tick is late.
     pub(crate) fn tick(&self) -> Punctuality {
         let suspended = (self.since_boot)().saturating_sub(self.at_start).as_millis() as u64;
         if suspended >= self.suspended_ms.load(Relaxed).saturating_add(SUSPENDED_MS) {
@@ -96,36 +99,36 @@ impl Clock {
         if gap > TICK + LATE_TICK { Punctuality::Late(gap) } else { Punctuality::OnTime }
     }
 
-    /// Exact time since the start without what the machine was suspended: for how long something took, or others had to
-    /// speak.
+    /// Returns the exact time since the start without the time of suspensions, for durations of work and of silence.
     pub(crate) fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// The instant that a coarse time stands for.
+    /// Returns the instant of a coarse time.
     pub(crate) fn instant(&self, ms: u64) -> Instant {
         self.start
             + Duration::from_millis(ms.saturating_sub(BEGINNING_MS).saturating_sub(self.suspended_ms.load(Relaxed)))
     }
 }
 
-/// How long this machine was suspended since it was started, never told too long.
+/// Returns the time that this machine was suspended since it was booted; rather too short than too long.
 #[cfg(all(target_os = "linux", not(simulation)))]
 fn suspended_since_boot() -> Duration {
     use rustix::time::{ClockId, Timespec, clock_gettime};
     let duration = |time: Timespec| Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32);
-    // In this order: what passes between the two reads makes it shorter.
+    // In this order, the time between the two reads makes the result shorter.
     let with_suspensions = duration(clock_gettime(ClockId::Boottime));
     with_suspensions.saturating_sub(duration(clock_gettime(ClockId::Monotonic)))
 }
 
-/// Elsewhere it is not known: entries age while the process runs. And simulated time is not that of a machine.
+/// Returns zero. On other systems the time is not known, so that entries age while the process runs, and simulated time
+/// is not that of a machine.
 #[cfg(any(not(target_os = "linux"), simulation))]
 fn suspended_since_boot() -> Duration {
     Duration::ZERO
 }
 
-/// Orders the lives of an id, and is used for nothing else.
+/// Returns the wall clock in milliseconds, which orders the incarnations of an id and is used for nothing else.
 #[cfg(not(simulation))]
 #[expect(clippy::disallowed_types, reason = "the one use of the wall clock")]
 pub(crate) fn wall_clock_ms() -> u64 {
@@ -135,17 +138,17 @@ pub(crate) fn wall_clock_ms() -> u64 {
 #[cfg(simulation)]
 pub(crate) use crate::testing::simulation::wall_clock_ms;
 
-/// The end of what may take this long from now on.
+/// Returns the instant that is `limit` after now.
 pub(crate) fn deadline(limit: Duration) -> Instant {
     after(Instant::now(), limit)
 }
 
-/// The end of what may take this long from `begun` on.
+/// Returns the instant that is `limit` after `begun`; a limit that overflows counts as 100 years.
 pub(crate) fn after(begun: Instant, limit: Duration) -> Instant {
     begun.checked_add(limit).unwrap_or(begun + FOREVER)
 }
 
-/// The coarse time `after` from `now_ms`.
+/// Returns the coarse time that is `after` later than `now_ms`.
 pub(crate) fn later(now_ms: u64, after: Duration) -> u64 {
     now_ms.saturating_add(u64::try_from(after.as_millis()).unwrap_or(NEVER))
 }
@@ -155,7 +158,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_late_tick_is_noticed() {
+    async fn tick_after_gap_is_late() {
         let clock = Clock::start();
         tokio::time::advance(TICK).await;
         assert_eq!(clock.tick(), Punctuality::OnTime);
@@ -164,35 +167,37 @@ mod tests {
         assert_eq!(clock.tick(), Punctuality::Late(Duration::from_secs(2)));
         assert_eq!(clock.now_ms(), BEGINNING_MS + 2010);
     }
+
+    /// Coarse time includes the time of a suspension, elapsed time excludes it, and deadlines stay as far away.
     #[tokio::test(start_paused = true)]
-    async fn while_the_machine_is_suspended_time_goes_on() {
+    async fn coarse_time_includes_suspension() {
         static SUSPENDED_MS: AtomicU64 = AtomicU64::new(70_000);
         let clock = Clock::with(|| Duration::from_millis(SUSPENDED_MS.load(Relaxed)));
         tokio::time::advance(TICK).await;
         assert_eq!(
             (clock.tick(), clock.now_ms()),
             (Punctuality::OnTime, BEGINNING_MS + 10),
-            "what was before our start is not ours"
+            "a suspension before the start does not count"
         );
 
         SUSPENDED_MS.fetch_add(600_000, Relaxed);
         tokio::time::advance(TICK).await;
         assert_eq!(clock.tick(), Punctuality::Late(Duration::from_millis(600_010)));
         assert_eq!(clock.now_ms(), BEGINNING_MS + 600_020);
-        assert_eq!(clock.elapsed(), 2 * TICK, "nothing has run, and nobody could speak");
-        assert_eq!(clock.instant(BEGINNING_MS + 600_030), Instant::now() + TICK, "a deadline is as far away as it was");
+        assert_eq!(clock.elapsed(), 2 * TICK, "elapsed time excludes the suspension");
+        assert_eq!(clock.instant(BEGINNING_MS + 600_030), Instant::now() + TICK, "a deadline is as far away as before");
 
         SUSPENDED_MS.fetch_sub(60_000, Relaxed);
         tokio::time::advance(TICK).await;
         assert_eq!(
             (clock.tick(), clock.now_ms()),
             (Punctuality::OnTime, BEGINNING_MS + 600_030),
-            "it never steps back"
+            "coarse time never steps back"
         );
     }
 
     #[test]
-    fn this_machine_was_not_suspended_between_two_looks() {
+    fn suspension_between_two_reads_is_short() {
         let before = suspended_since_boot();
         assert!(suspended_since_boot().saturating_sub(before) < Duration::from_secs(1));
     }

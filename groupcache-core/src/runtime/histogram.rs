@@ -1,4 +1,4 @@
-//! How long things took: a histogram whose buckets grow with what they hold.
+//! Histogram: counts of durations in buckets that grow with the duration.
 
 use std::{
     fmt,
@@ -6,14 +6,14 @@ use std::{
     time::Duration,
 };
 
-/// Buckets in each doubling, as a power of two: a time is known to a quarter.
+/// Binary logarithm of the number of buckets in each doubling. With 4 buckets, a duration is known to 25 %.
 const FINENESS: u32 = 2;
 const PER_DOUBLING: usize = 1 << FINENESS;
 
-/// The last bucket ends at 2^37 microseconds, a day and a half.
+/// Number of buckets. The last bucket ends at 2^37 µs, which is 38 hours.
 const BUCKETS: usize = 36 * PER_DOUBLING;
 
-/// Live times, in microseconds. Adding one is an atomic or two.
+/// Live counts of durations in microseconds. Adding a duration takes two atomic additions.
 pub(crate) struct Histogram {
     buckets: [AtomicU64; BUCKETS],
     sum_us: AtomicU64,
@@ -38,14 +38,14 @@ impl Histogram {
     }
 }
 
-/// Below four microseconds each has a bucket of its own.
+/// Returns the bucket of a duration. Below 4 µs, each microsecond has its own bucket.
 fn bucket_of(us: u64) -> usize {
     let Some(doubling) = us.checked_ilog2().filter(|doubling| *doubling >= FINENESS) else { return us as usize };
     let within = (us >> (doubling - FINENESS)) as usize % PER_DOUBLING;
     ((doubling - FINENESS + 1) as usize * PER_DOUBLING + within).min(BUCKETS - 1)
 }
 
-/// Where a bucket ends, in microseconds; what is in it is shorter.
+/// Returns the end of a bucket in microseconds. The durations in the bucket are shorter.
 fn end_of(bucket: usize) -> u64 {
     match bucket / PER_DOUBLING {
         0 => bucket as u64 + 1,
@@ -53,7 +53,7 @@ fn end_of(bucket: usize) -> u64 {
     }
 }
 
-/// How long things took, each known to a quarter; from microseconds to a day.
+/// Distribution of durations from 1 µs to 38 hours, with an error of at most 25 %.
 ///
 /// ```
 /// # fn f(users: groupcache_core::Group<String>) {
@@ -68,29 +68,31 @@ pub struct Latencies {
 }
 
 impl Latencies {
-    /// How many there were.
+    /// Returns the number of durations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// All of them together.
+    /// Returns the sum of all durations.
     pub fn sum(&self) -> Duration {
         Duration::from_micros(self.sum_us)
     }
 
-    /// The time within which this share of them ended, from 0 to 1: the end of the bucket that it falls into. Zero when
-    /// there were none.
+    /// Returns the duration that a share of all durations does not exceed: the end of the bucket of that quantile.
+    ///
+    /// Range of `share`: 0 to 1; other numbers are cut to this range. Without any duration the result is zero.
     pub fn quantile(&self, share: f64) -> Duration {
         let rank = (self.count() as f64 * share.clamp(0.0, 1.0)).ceil().max(1.0) as u64;
-        let mut seen = 0;
+        let mut counted = 0;
         let within = self.iter().find(|(_, count)| {
-            seen += count;
-            seen >= rank
+            counted += count;
+            counted >= rank
         });
         within.map_or(Duration::ZERO, |(end, _)| end)
     }
 
-    /// The buckets that hold something: where each ends, and how many are in it and in none before. For exporters.
+    /// Returns the end of each bucket that is not empty, and the number of durations in that bucket alone, for
+    /// exporters.
     pub fn iter(&self) -> impl Iterator<Item = (Duration, u64)> {
         let buckets = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
         buckets.map(|(bucket, count)| (Duration::from_micros(end_of(bucket)), *count))
@@ -110,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_follow_each_other_and_hold_what_is_shorter_than_their_end() {
+    fn buckets_are_contiguous_and_exclude_their_end() {
         for bucket in 0..BUCKETS - 1 {
             assert_eq!(bucket_of(end_of(bucket) - 1), bucket);
             assert_eq!(bucket_of(end_of(bucket)), bucket + 1);
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_at_most_a_quarter_too_long() {
+    fn quantile_is_at_most_25_percent_too_long() {
         let live = Histogram::new();
         assert_eq!(live.snapshot().quantile(0.5), Duration::ZERO);
         (1..=1000).for_each(|ms| live.add(Duration::from_millis(ms)));
@@ -128,8 +130,8 @@ mod tests {
         assert_eq!(latencies.count(), 1000);
         assert_eq!(latencies.sum(), Duration::from_millis(500_500));
         for (share, ms) in [(0.001, 1), (0.5, 500), (0.99, 990), (1.0, 1000)] {
-            let (exact, told) = (Duration::from_millis(ms), latencies.quantile(share));
-            assert!(told > exact && told <= exact * 5 / 4 + Duration::from_micros(1), "{share}: {told:?}");
+            let (exact, reported) = (Duration::from_millis(ms), latencies.quantile(share));
+            assert!(reported > exact && reported <= exact * 5 / 4 + Duration::from_micros(1), "{share}: {reported:?}");
         }
         live.add(Duration::MAX);
         assert_eq!(live.snapshot().quantile(1.0), Duration::from_micros(end_of(BUCKETS - 1)));

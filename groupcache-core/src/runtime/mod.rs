@@ -1,4 +1,4 @@
-//! What the rest runs on: clock, locks, counters, limits of rates.
+//! Runtime: the clock, locks, maps, counters, buffers and rate limits that the other modules use.
 
 pub(crate) mod backoff;
 pub(crate) mod clock;

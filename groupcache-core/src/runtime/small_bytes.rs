@@ -1,17 +1,19 @@
-//! Short values, each with its counter in one allocation.
+//! Small bytes: short values in one allocation together with their reference counter.
 //!
-//! A [`Bytes`] made of a `Vec` allocates its counter when it is first cloned: 32 bytes and a call of the allocator for each
-//! value that is kept or handed out. And a slice of what was received would hold the whole of it.
+//! A [`Bytes`] made of a `Vec` allocates its counter at its first clone, which costs 32 bytes and a call of the
+//! allocator for each value that is kept or returned. A slice of a received buffer would keep the whole buffer in
+//! memory.
 
 use bytes::{Bytes, BytesMut};
 
-/// What is shorter is copied out of the buffer that it is a slice of: a copy of a page costs less than what it could pin.
+/// Length in bytes below which a slice is copied out of its buffer. Copying a page costs less than the memory that a
+/// slice could pin.
 const COPY_BELOW: usize = 4096;
 
-/// Up to this length a value is kept beside its counter.
+/// Maximum length in bytes of a value that is stored beside its counter.
 const INLINE: usize = 247;
 
-/// A value at the end of an allocation that begins with two words of `Bytes`.
+/// Value at the end of an allocation that begins with two words of `Bytes`.
 struct Inline<const ROOM: usize> {
     bytes: [u8; ROOM],
     len: u8,
@@ -34,14 +36,14 @@ fn inline<const ROOM: usize>(value: &[u8]) -> Bytes {
     }
 }
 
-/// A copy of what may be a slice of something larger.
+/// Copies a value, which may be a slice of a larger buffer.
 pub(crate) fn copy(value: &[u8]) -> Bytes {
     if value.is_empty() {
         return Bytes::new();
     }
-    // With its length and two words each fills what the allocators of glibc and musl, jemalloc and mimalloc give for it:
-    // they go in steps of 16 bytes.
-    #[expect(clippy::match_overlapping_arm, reason = "each is of what is too long for those above")]
+    // With its length and two words, each array fills what an allocator returns for it. The allocators of glibc and
+    // musl, jemalloc and mimalloc work in steps of 16 bytes.
+    #[expect(clippy::match_overlapping_arm, reason = "an arm takes the lengths above those of the arms before it")]
     match value.len() {
         ..=7 => inline::<7>(value),
         ..=23 => inline::<23>(value),
@@ -63,24 +65,26 @@ pub(crate) fn copy(value: &[u8]) -> Bytes {
     }
 }
 
-/// A value that need not keep what it is a slice of: itself where it is long.
+/// Copies a short value, so that it does not pin a larger buffer, and returns a long value unchanged.
 pub(crate) fn detach(value: &Bytes) -> Bytes {
     if value.len() < COPY_BELOW { copy(value) } else { value.clone() }
 }
 
-/// What was written step by step: its buffer is up to twice as long as what is in it.
+/// Returns the content of a buffer without its unused capacity. A buffer that grew step by step may have twice the
+/// capacity of its content.
 pub(crate) fn shrink(written: BytesMut) -> Bytes {
     if written.len() <= INLINE {
         return copy(&written);
     }
-    let mut shrink = Vec::from(written);
-    shrink.shrink_to_fit();
-    shrink.into()
+    let mut bytes = Vec::from(written);
+    bytes.shrink_to_fit();
+    bytes.into()
 }
 
-/// A part of what was received, which a short one does not hold in memory.
-pub(crate) fn slice_or_copy(whole: &Bytes, slice_or_copy: &[u8]) -> Bytes {
-    if slice_or_copy.len() < COPY_BELOW { copy(slice_or_copy) } else { whole.slice_ref(slice_or_copy) }
+/// Returns a part of a received buffer: a copy of a short part, which does not pin the buffer, or a slice of a long
+/// part.
+pub(crate) fn slice_or_copy(whole: &Bytes, part: &[u8]) -> Bytes {
+    if part.len() < COPY_BELOW { copy(part) } else { whole.slice_ref(part) }
 }
 
 #[cfg(test)]
@@ -88,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_is_what_it_is_a_copy_of() {
+    fn copy_equals_its_original() {
         let all: Vec<u8> = (0..=255).cycle().take(5000).collect();
         for len in (0..600).chain([COPY_BELOW - 1, COPY_BELOW, 5000]) {
             assert_eq!(copy(&all[..len]), all[..len]);
@@ -97,11 +101,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_short_does_not_hold_what_it_was_a_part_of() {
+    fn short_part_does_not_pin_its_buffer() {
         let whole = Bytes::from(vec![7; 3 * COPY_BELOW]);
         for len in [1, 100, 300, COPY_BELOW - 1] {
-            let (slice_or_copy, detach) = (slice_or_copy(&whole, &whole[5..5 + len]), detach(&whole.slice(5..5 + len)));
-            assert_eq!((slice_or_copy.len(), detach.len()), (len, len));
+            let (part, detached) = (slice_or_copy(&whole, &whole[5..5 + len]), detach(&whole.slice(5..5 + len)));
+            assert_eq!((part.len(), detached.len()), (len, len));
             assert!(whole.is_unique(), "{len}");
         }
         let long = slice_or_copy(&whole, &whole[..COPY_BELOW]);

@@ -4,25 +4,25 @@ pub use crate::runtime::histogram::Latencies;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Cells of a counter; threads spread over them, so that two cores rarely write to one cache line.
+/// Number of cells of a counter. Threads spread over the cells, so that two cores rarely write to one cache line.
 const CELLS: usize = 8;
 
 thread_local! {
-    /// Only its address is used: it differs between threads.
+    /// Byte with an address that differs between threads; only the address is used.
     static HERE: u8 = const { 0 };
 }
 
 #[derive(Debug, Default)]
-#[repr(align(128))] // two cache lines: the neighbour is prefetched
+#[repr(align(128))] // two cache lines, because the neighbouring line is prefetched
 struct Cell(AtomicU64);
 
-/// A counter that many threads may add to.
+/// Counter that many threads may add to.
 #[derive(Debug, Default)]
 pub(crate) struct Counter([Cell; CELLS]);
 
 impl Counter {
     pub(crate) fn add(&self, n: u64) {
-        // Thread-local areas are pages apart.
+        // The thread-local areas of two threads are pages apart.
         let cell = HERE.with(|here| (std::ptr::from_ref(here) as usize >> 12) % CELLS);
         if let Some(cell) = self.0.get(cell) {
             cell.0.fetch_add(n, Relaxed);
@@ -38,7 +38,7 @@ impl Counter {
     }
 }
 
-/// Declares live counters and the snapshot that users see, with sums of two of them, from one list.
+/// Declares live counters, the public snapshot of them, and sums of two counters, from one list.
 macro_rules! counters {
     (
         $(#[$live_doc:meta])* $live:ident,
@@ -65,7 +65,7 @@ macro_rules! counters {
         }
 
         impl $snapshot {
-            /// Name and value of each counter, for exporters.
+            /// Returns the name and the value of each counter, for exporters.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$($((stringify!($sum), self.$sum),)*)? $((stringify!($field), self.$field),)*].into_iter()
             }
@@ -76,76 +76,84 @@ macro_rules! counters {
 counters! {
     /// Live counters of a group.
     GroupCounters,
-    /// Counters of one group on this node, since it was built.
+    /// Counters of one group on this node, since the group was built.
+    ///
+    /// All counters only grow.
     GroupStats {
         /// Gets answered from this node's memory.
         hits,
-        /// Gets that were not.
+        /// Gets that were not answered from this node's memory.
         misses,
-        /// Hits on copies of hot values that other nodes own.
+        /// Hits on replicas.
         replica_hits,
-        /// Hits on values past their time to live, which are served while a younger one is loaded.
+        /// Hits, of gets and of requests from peers, on stale values, which are served while a newer value is loaded.
         stale_hits,
-        /// Loads that nobody waited for: values that were stale, or would be soon.
+        /// Refreshes that began: loads in the background of values that were stale, or about to become stale.
         refreshes,
-        /// Loads that failed, and for which an older value was handed out.
+        /// Loads that failed, and for which the previous value was returned.
         stale_on_error,
-        /// Exchanges with peers that were begun for callers of this node.
+        /// Fetches that began for callers of this node. A fetch may send several requests.
         fetches,
-        /// Answers of peers that were no value: unreachable, declined, failed, overloaded.
+        /// Requests of fetches to peers that were unreachable or declined, and fetches that ended with an error: not
+        /// found, failed, overloaded, timed out.
         fetch_errors,
-        /// Requests of peers.
+        /// Gets that peers requested from this node.
         peer_requests,
-        /// Requests of peers that were answered from this node's memory.
+        /// Gets that peers requested and that were answered from this node's memory.
         peer_request_hits,
-        /// Loads that were begun on this node: the calls of its loader.
+        /// Calls of the loader on this node, retries included. A call of a batch loader counts once for each of its
+        /// keys.
         loads,
-        /// Calls of a batch loader, each for one or many of the loads.
+        /// Calls of the batch loader, each for one or many keys.
         batches,
-        /// Loads of keys that this node does not own, because no peer could answer.
+        /// Calls of the loader for keys that this node does not own, because the owner did not answer or its value did
+        /// not decode here. Included in `loads`.
         fallback_loads,
-        /// Former owners that were asked for a value before it would be loaded.
+        /// Requests to previous owners for a value, before a load.
         previous_owner_reads,
-        /// Values that a former owner had: loads that were spared.
+        /// Values that a previous owner had, so that no load was needed.
         previous_owner_hits,
-        /// Values that were handed over to the nodes that own them now, one by one or in pages.
+        /// Values sent to their present owners, in pages or for previous-owner reads.
         handover_sent,
-        /// The bytes of those, encoded.
+        /// Encoded bytes of the values of `handover_sent`.
         handover_sent_bytes,
-        /// Values that were taken over in pages from nodes that owned them before.
+        /// Values received in pages from their previous owners, and kept.
         handover_received,
-        /// The bytes of those, encoded.
+        /// Encoded bytes of the values of `handover_received`.
         handover_received_bytes,
-        /// Loads that ended with an error, a panic or a time-out.
+        /// Calls of the loader that ended with an error, a panic or a timeout. A batch counts each key that ends with
+        /// an error once, after its retries.
         load_errors,
-        /// Attempts after the first, of loads that failed and may succeed.
+        /// Retries: attempts after the first one, of loads with a transient error.
         retries,
-        /// Loads that were not begun because the group's breaker was open.
+        /// Loads that did not begin because the breaker of the group was open.
         breaker_rejections,
-        /// Gets and requests that found a flight already under way and shared its outcome.
+        /// Gets and requests that joined a running flight.
         shared_flights,
-        /// Values that were loaded and not kept because a write had passed them.
+        /// Values that were loaded, or read from a previous owner, and not kept because of a write since their flight
+        /// began.
         discarded_after_write,
-        /// Values that were returned and not kept because they are larger than one entry may be.
+        /// Values that were returned and not kept because they exceed the largest size of an entry.
         too_large_to_keep,
-        /// Entries that left because others needed the room.
+        /// Entries that were evicted for want of room.
         evictions,
-        /// Entries that left because they were too old to be of use, before their room was needed.
+        /// Entries that were evicted because of their age.
         expired,
-        /// Gets that ended by their deadline.
+        /// Gets that ended because their deadline, or that of the load at the owner, had passed.
         timeouts,
-        /// Gets and requests that were refused because a limit was reached.
+        /// Gets and loads that were refused because a limit was reached, here or at the owner.
         overloaded,
-        /// Loads that have run more than a second past their deadline: their loader blocks its thread.
+        /// Loads that have run more than 1 s past their deadline, because their loader blocks its thread.
         overdue_loads,
-        /// Values of peers that could not be decoded here and were loaded instead.
+        /// Values of peers that did not decode at this node and were loaded instead.
         decode_failures,
-        /// Writes made here: `set` and `remove`.
+        /// Writes that callers of this node made: sets, removes and clears.
         writes,
-        /// Entries that were dropped because a peer said that they had changed.
+        /// Entries that writes dropped from this node's memory, whichever node made the write.
         invalidations,
     } and {
-        /// Gets that callers of this node made. It has no counter: a hit writes to one, not to two.
+        // A sum and not a counter, so that a hit writes to one counter only.
+        /// Gets that callers of this node made: `hits` and `misses`.
         gets = hits + misses,
     }
 }
@@ -153,63 +161,67 @@ counters! {
 counters! {
     /// Live counters of a node.
     NodeCounters,
-    /// Counters of one node, since it was started.
+    /// Counters of one node, since its start.
+    ///
+    /// All counters only grow.
     NodeStats {
         /// Connections to peers that completed their Hello.
         connected,
         /// Connections that broke.
         lost,
-        /// Connections that were given up because the peer said nothing for a second while a ping was outstanding.
+        /// Connections that were closed because no byte arrived for 1 s while a ping was outstanding.
         ping_timeouts,
         /// Attempts to connect that failed.
         connect_failed,
-        /// Peers that were refused, or refused us: another cluster, another id, another protocol version.
+        /// Attempts to connect that either side refused: another cluster, another id, another protocol version, no
+        /// trust.
         refused,
-        /// Frames with requests that were sent.
+        /// Frames with requests that were sent to peers.
         frames_sent,
-        /// Requests that were sent in them.
+        /// Requests that were sent to peers.
         requests_sent,
-        /// Second attempts within one get that the fallback budget allowed.
+        /// Second attempts within a get that the fallback budget allowed.
         fallback_attempts,
-        /// Second attempts that it did not allow; the value was loaded here instead.
+        /// Second attempts within a get that the fallback budget refused, so that this node loaded the value.
         fallback_refused,
-        /// Pending answers received: loads at their owners that took longer than 100 ms.
+        /// Pending responses received, for loads at their owners that took longer than 100 ms.
         pending,
-        /// Answers with a status or to a request that this node does not know.
+        /// Responses with a status that this node does not know, or with a page that this node cannot read.
         unknown_answers,
         /// Views that were installed.
         views,
-        /// Frames whose fingerprint was not that of this node's ring.
+        /// Changes of a peer's fingerprint to one that differs from this node's.
         fingerprint_differences,
-        /// Connections that peers opened here.
+        /// Connections from peers that were accepted.
         accepted,
-        /// Connections that were closed because a peer broke the protocol or a limit.
+        /// Connections from peers that were refused or closed because the peer broke the protocol or a limit.
         rejected,
-        /// Requests that were refused because nobody knows who sent them.
+        /// Requests that were refused because their sender did not prove its identity.
         unauthenticated,
-        /// Connections to this node that were refused: one side speaks TLS and the other does not.
+        /// Connections to this node that were refused because one side speaks TLS and the other does not.
         refused_plain,
-        /// Connections to this node that were refused: another version of TLS, or no HTTP/2 in it.
+        /// Connections to this node that were refused because of another version of TLS, or TLS without HTTP/2.
         refused_tls,
-        /// Connections to this node that were refused: no certificate, an expired one, one of a stranger's authority.
+        /// Connections to this node that were refused because the certificate is absent, expired, or of an unknown
+        /// authority.
         refused_certificates,
-        /// Connections to this node that were refused: a good certificate, and none of its names is let in.
+        /// Connections to this node that were refused because no name of a valid certificate is let in.
         refused_names,
-        /// Connections to this node whose other side refused this node's certificate.
+        /// Connections to this node that ended because the other side refused this node's certificate.
         refused_by_peers,
         /// Connections to this node that did not finish their handshake within 5 s.
         handshake_timeouts,
-        /// Connections to this node that broke, or spoke nonsense, during their handshake.
+        /// Connections to this node that broke, or sent invalid bytes, during their handshake.
         handshakes_broken,
-        /// Connections to this node that had to make room for others.
+        /// Connections to this node that were closed to make room for others.
         connections_evicted,
-        /// Ticks that were more than 100 ms late: this process stood still.
+        /// Ticks that were more than 100 ms late, because this process stood still.
         late_ticks,
-        /// Times that this node found that writes may have passed it by: it stood still, or lost all its peers.
+        /// Times that this node may have missed writes, because it stood still or was partitioned.
         partitions,
-        /// Runs of the provider that ended with an error and were started again.
+        /// Runs of a provider that ended with an error, a panic or a return, and were started again.
         provider_restarts,
-        /// Complete sets that the provider published.
+        /// Complete peer sets that the provider published.
         provider_sets,
     }
 }
@@ -219,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_of_all_threads_add_up() {
+    fn counter_sums_all_threads() {
         let counter = Counter::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -230,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_names_its_counters() {
+    fn snapshot_names_its_counters() {
         let counters = GroupCounters::default();
         counters.loads.add(3);
         assert_eq!(counters.snapshot().loads, 3);

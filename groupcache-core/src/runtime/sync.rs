@@ -1,4 +1,5 @@
-//! The locks and maps of the crate: one door, so that an interleaving checker can stand behind it.
+//! Synchronization: the locks, atomics and maps of the crate. All of them come from here, so that a build for the
+//! interleaving checker can replace them.
 
 use std::hash::{BuildHasher, Hash, Hasher};
 
@@ -12,7 +13,7 @@ use shuttle::sync as imp;
 use std::sync as imp;
 
 pub(crate) use imp::MutexGuard;
-/// Atomics whose order among themselves matters. Those that only count are std's own.
+/// Atomics for which the order of accesses matters, so that the checker must see them. Plain counters use those of std.
 pub(crate) use imp::atomic;
 
 #[cfg(not(shuttle))]
@@ -21,7 +22,7 @@ pub(crate) use arc_swap::{ArcSwap, Guard};
 #[cfg(shuttle)]
 pub(crate) use swap::{ArcSwap, Guard};
 
-/// A mutex that a panic does not poison: what it guards is changed in steps that cannot panic in between.
+/// Mutex that a panic does not poison, because guarded data changes in steps that cannot panic in between.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(imp::Mutex<T>);
 
@@ -35,8 +36,8 @@ impl<T> Mutex<T> {
     }
 }
 
-/// Hashes maps within one process: keyed, so that nobody can choose keys that meet, and seeded by the node, so
-/// that a simulation repeats itself.
+/// Hasher of the maps of one process. A seed of the node keys it, so that a client cannot choose colliding keys, and so
+/// that a simulation is repeatable.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Keyed(pub(crate) u64);
 
@@ -48,7 +49,7 @@ impl BuildHasher for Keyed {
     }
 }
 
-/// Chains one-shot hashes; the streaming state of xxh3 would cost more than the hash of a key.
+/// Hasher that chains one-shot hashes, because the streaming state of xxh3 would cost more than the hash of a key.
 pub(crate) struct KeyedHasher(u64);
 
 impl Hasher for KeyedHasher {
@@ -61,11 +62,11 @@ impl Hasher for KeyedHasher {
     }
 }
 
-/// The one hash map of the crate. Its order depends on the seed and on nothing else.
+/// Hash map of the crate. The order of its entries depends on the seed and on the keys only.
 #[expect(clippy::disallowed_types, reason = "keyed by the node's seed, not by the process's")]
 pub(crate) type Map<K, V> = std::collections::HashMap<K, V, Keyed>;
 
-/// What the checker cannot see inside of, as a lock that it can.
+/// Replacement of `arc_swap` by a lock, because the interleaving checker cannot see into `arc_swap`.
 #[cfg(shuttle)]
 mod swap {
     use std::sync::Arc;
@@ -100,10 +101,11 @@ mod swap {
     }
 }
 
-/// Shards of a map of groups or connections: few keys, read by all threads.
+/// Number of shards of a map of groups or connections, which has few keys and is read by all threads.
 const SHARDS: usize = 16;
 
-/// A concurrent map. By itself it would take a number of shards from the cores of the machine, and its order with it.
+/// Makes a concurrent map with a fixed number of shards. By default the number, and with it the order of the entries,
+/// would depend on the cores of the machine.
 pub(crate) fn sharded<K: Eq + Hash, V>(hasher: Keyed) -> DashMap<K, V, Keyed> {
     DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher, SHARDS)
 }

@@ -1,18 +1,18 @@
-//! Token bucket: a rate limit that allows a burst.
+//! Token bucket: a rate limit that allows a burst and, for some uses, a debt.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Longest time that one spending may take to be paid for: a rate of next to nothing must not overflow an instant.
+/// Maximum wait for a debt, so that a rate close to zero does not overflow an `Instant`.
 const MAX_DEBT: Duration = Duration::from_secs(86_400);
 
-/// A rate limit: tokens are earned at a rate, saved up to a burst, and may be spent in advance.
+/// Rate limit: tokens are earned at a rate, saved up to a burst, and may be spent in advance.
 #[derive(Debug)]
 pub(crate) struct TokenBucket {
     per_second: f64,
     burst: f64,
-    /// Tokens that are left; a negative number is a debt.
+    /// Number of tokens that are left. A negative number is a debt.
     tokens: f64,
     at: Option<Instant>,
 }
@@ -39,13 +39,14 @@ impl TokenBucket {
         allowed
     }
 
-    /// Adds tokens that were earned otherwise than by time. They may exceed the burst only by themselves.
+    /// Adds tokens that were earned otherwise than by time. The sum is cut to the burst, or to `tokens` if that is
+    /// more.
     pub(crate) fn add(&mut self, tokens: f64, now: Instant) {
         self.earn(now);
         self.tokens = (self.tokens + tokens).min(self.burst.max(tokens));
     }
 
-    /// Spends tokens in advance and returns how long earlier spending is still to be paid for.
+    /// Spends tokens in advance and returns the time until the debt of earlier spending is paid.
     pub(crate) fn spend(&mut self, tokens: f64, now: Instant) -> Duration {
         self.earn(now);
         let wait = (-self.tokens / self.per_second).clamp(0.0, MAX_DEBT.as_secs_f64());
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn second_has_its_allowance_and_no_more() {
+    fn second_yields_rate_and_no_more() {
         let (mut bucket, begun) = (TokenBucket::new(100.0, 100.0), Instant::now());
         let mut taken = |ms| (0..1000).filter(|_| bucket.take(begun + Duration::from_millis(ms))).count();
         assert_eq!((taken(0), taken(0), taken(500), taken(10_000)), (100, 0, 50, 100));
