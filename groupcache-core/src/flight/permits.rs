@@ -101,7 +101,7 @@ mod tests {
         let mut waiting = Box::pin(permits.acquire(&b));
         assert!(futures_util::poll!(waiting.as_mut()).is_pending());
         assert_eq!(permits.acquire(&c).await.unwrap_err(), QueueFull);
-        drop(waits);
+        drop(waiting);
         let mut waiting = Box::pin(permits.acquire(&c));
         assert!(futures_util::poll!(waiting.as_mut()).is_pending());
         assert_eq!(permits.in_use(1), (1, 1));
