@@ -1,5 +1,5 @@
-//! Fallback budget: a bound on second attempts within gets, so that a fault which makes every request fail does not double
-//! the load on the nodes that are left.
+//! Fallback budget: a bound on second attempts within gets, so that a fault which makes every request fail does not
+//! double the load on the nodes that are left.
 
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ pub(crate) struct FallbackBudget(Mutex<Budget>);
 #[derive(Debug)]
 struct Budget {
     bucket: TokenBucket,
-    /// Number of requests whose share was added.
+    /// Number of requests that have added their share.
     requests: u64,
 }
 
@@ -31,9 +31,10 @@ impl FallbackBudget {
     pub(crate) fn take(&self, now: Instant, requests: u64) -> bool {
         let mut budget = self.0.lock();
         let new_requests = requests.saturating_sub(budget.requests);
-        // The share of a busy second is not cut to the burst.
+        // `add` does not cut the share of a busy second to the burst.
         budget.bucket.add(new_requests as f64 / f64::from(FALLBACK_SHARE), now);
-        budget.requests = budget.requests.max(requests); // a sum of cells, read while others add, may step back
+        // The sum of a counter's cells may step back, because other threads add while it is read.
+        budget.requests = budget.requests.max(requests);
         budget.bucket.take(now)
     }
 }
@@ -44,6 +45,7 @@ mod tests {
 
     use super::*;
 
+    /// Checks that ten second attempts are allowed per second, and one more for each ten requests.
     #[test]
     fn second_attempts_are_a_tenth_and_ten_a_second() {
         let (budget, begun) = (FallbackBudget::default(), Instant::now());

@@ -1,4 +1,7 @@
-//! What the node and its groups both hold, knowing neither: the view, the links to peers, limits and permits.
+//! State that a node and its groups share: the view, the links to peers, the registry, limits and permits.
+//!
+//! The context knows neither [`Node`](crate::Node) nor the engine of a group, so that both can depend on it. The node's
+//! tasks install views and links, and the engines read them. User code never runs under a lock of the context.
 
 mod fallback_budget;
 mod tasks;
@@ -32,27 +35,29 @@ use crate::{
     write::missed::MissedWrites,
 };
 
+/// State that a node and its groups share.
 pub(crate) struct NodeContext {
     pub(crate) local: Arc<LocalNode>,
     view: ArcSwap<View>,
     pub(crate) changes: ChangeLog,
     pub(crate) handover: PreviousViews,
-    /// What peers have missed while they could not be reached.
+    /// Writes that peers have missed while they could not be reached.
     pub(crate) missed_writes: MissedWrites,
+    /// Whether a group has one owner per zone, so that each new view needs the ring of the zone.
     has_zones: AtomicBool,
     links: DashMap<DialId, Arc<Link>, Keyed>,
-    /// The link on which each peer said Hello last: ahead of the view while a peer moves from one to another.
+    /// Link on which each peer sent its last Hello. The map is ahead of the view while a peer moves to another link.
     links_by_id: DashMap<PeerId, Arc<Link>, Keyed>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) permits: Permits,
     pub(crate) stripes: Arc<InvalidationStripes>,
     budget: FallbackBudget,
     pub(crate) tasks: Tasks,
-    /// What the stabilizer has counted.
+    /// Counters of the stabilizer.
     pub(crate) membership: Mutex<Counters>,
-    /// All peers are lost: writes pass this node by until one is back.
+    /// Whether all peers are lost, so that no write reaches this node until a peer is back.
     pub(crate) is_partitioned: AtomicBool,
-    /// Local gets are refused from now on.
+    /// Whether local gets are refused.
     is_closed: AtomicBool,
     rng: Mutex<fastrand::Rng>,
 }
@@ -62,7 +67,7 @@ impl NodeContext {
         local: Arc<LocalNode>,
         view: View,
         runtime: Handle,
-        hands_over: bool,
+        is_handover_on: bool,
         mut rng: fastrand::Rng,
     ) -> Self {
         let Limits { max_loads, max_queued_loads, handover_bytes_per_second, .. } = local.limits;
@@ -71,7 +76,7 @@ impl NodeContext {
             local,
             view: ArcSwap::from_pointee(view),
             changes: ChangeLog::default(),
-            handover: PreviousViews::new(hands_over, handover_bytes_per_second),
+            handover: PreviousViews::new(is_handover_on, handover_bytes_per_second),
             has_zones: AtomicBool::new(false),
             missed_writes: MissedWrites::default(),
             links: sharded(hasher),
@@ -101,7 +106,8 @@ impl NodeContext {
         (self.random() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// The view as it is now; taken once per get.
+    /// Returns the current view. A caller takes the view once and keeps it, so that each of its steps sees the same
+    /// owners.
     pub(crate) fn view(&self) -> Arc<View> {
         self.view.load_full()
     }
@@ -110,7 +116,7 @@ impl NodeContext {
         self.view.load()
     }
 
-    /// Some group shares its keys out so: from now on views are made with it.
+    /// Makes the ring of a scope that a group uses, for the current view and for each later one.
     pub(crate) fn prepare(&self, scope: Scope) {
         if scope == Scope::Zone {
             self.has_zones.store(true, Relaxed);
@@ -118,6 +124,7 @@ impl NodeContext {
         self.view_ref().prepare(scope);
     }
 
+    /// Replaces the view, and reports the change to the hand-over, the change log and the missed writes.
     pub(crate) fn install(&self, view: View) {
         let now_ms = self.local.clock.read_ms();
         let mut scope = Scope::Cluster;
@@ -126,33 +133,34 @@ impl NodeContext {
             view.prepare(scope);
         }
         self.handover.on_view_change(self.view(), &view, scope, now_ms);
-        let before = self.view.swap(Arc::new(view));
+        let previous = self.view.swap(Arc::new(view));
         self.changes.record(Change::View, now_ms);
         let view = self.view();
-        let here: BTreeSet<_> = view.members().iter().map(|member| member.id.clone()).collect();
-        let gone: Vec<_> = before.members().iter().map(|member| &member.id).filter(|id| !here.contains(*id)).collect();
-        self.missed_writes.view_changed(gone.into_iter(), here, now_ms);
+        let present: BTreeSet<_> = view.members().iter().map(|member| member.id.clone()).collect();
+        let departed: Vec<_> = previous.members().iter().map(|member| &member.id).filter(|id| !present.contains(*id)).collect();
+        self.missed_writes.view_changed(departed.into_iter(), present, now_ms);
         self.local.counters.views.up();
     }
 
-    /// The link to a member; `None` for this node itself, and for one that has just been given up.
+    /// Returns the link to a member; `None` for the local node, and for a member without a link at this moment.
     pub(crate) fn link(&self, member: &Member) -> Option<Arc<Link>> {
         let dial = member.dial?;
         let by_id = || self.links_by_id.get(&member.id).map(|link| Arc::clone(&link));
         self.link_of(dial).or_else(by_id)
     }
 
-    /// A peer has said Hello on this link.
+    /// Records that a peer has sent its Hello on a link.
     pub(crate) fn now_at(&self, id: &PeerId, link: &Arc<Link>) {
         self.links_by_id.insert(id.clone(), Arc::clone(link));
     }
 
-    /// Whether there is a connection to a peer.
+    /// Returns whether the link to a peer takes requests.
     pub(crate) fn reaches(&self, id: &PeerId) -> bool {
         self.links_by_id.get(id).is_some_and(|link| link.admits())
     }
 
-    /// Peers that discovery names and that have not answered yet, by their ids or addresses, unless they are in the view.
+    /// Returns the targets of discovery where no peer has answered yet, by expected id, or by first address without
+    /// one. A target is left out if its expected id is in the view.
     pub(crate) fn unidentified_targets(&self, view: &View) -> impl Iterator<Item = PeerId> {
         let targets = self.missed_writes.unidentified_targets().into_iter().filter_map(|dial| self.link_of(dial));
         targets.filter_map(|link| {
@@ -164,7 +172,7 @@ impl NodeContext {
         })
     }
 
-    /// A link was given up.
+    /// Forgets a link that was closed.
     pub(crate) fn no_longer_at(&self, link: &Arc<Link>) {
         self.links_by_id.retain(|_, known| !Arc::ptr_eq(known, link));
     }
@@ -181,7 +189,7 @@ impl NodeContext {
         self.links.remove(&dial).map(|(_, link)| link)
     }
 
-    /// All links. Their order depends on the seed alone.
+    /// Returns all links, in an order that depends on the seed alone.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
         self.links.iter().map(|link| Arc::clone(&link)).collect()
     }
@@ -198,7 +206,7 @@ impl NodeContext {
         self.is_closed.store(true, Relaxed);
     }
 
-    /// Whether one more second attempt within a get is allowed.
+    /// Takes a second attempt within a get from the budget, counts it, and returns whether it is allowed.
     pub(crate) fn may_ask_again(&self) -> bool {
         let counters = &self.local.counters;
         let allowed = self.budget.take(Instant::now(), counters.requests_sent.get()) || mutant!(UnboundedFallback);
@@ -210,9 +218,10 @@ impl NodeContext {
         allowed
     }
 
-    /// How long a value that `owner` should have may be kept here: the longer it is away, the longer.
+    /// Returns how long this node may keep a value that `owner` should hold. The limit is the time for which the owner
+    /// has been unreachable. Range: 5 s to 60 s.
     pub(crate) fn fallback_cap(&self, owner: &Member) -> Duration {
-        let away = self.link(owner).and_then(|link| link.open_for(self.now_ms())).unwrap_or(0);
-        Duration::from_millis(away).clamp(FALLBACK_CAP_MIN, FALLBACK_CAP_MAX)
+        let open_ms = self.link(owner).and_then(|link| link.open_for(self.now_ms())).unwrap_or(0);
+        Duration::from_millis(open_ms).clamp(FALLBACK_CAP_MIN, FALLBACK_CAP_MAX)
     }
 }

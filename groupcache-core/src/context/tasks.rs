@@ -1,19 +1,19 @@
-//! Tasks of a node: loads, which may outlive its end for a while, and everything else.
+//! Tasks of a node: loads, which a shutdown lets finish, and all other tasks, which end with the node.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// The tasks of a node, by how long they live.
+/// Tasks of a node, grouped by their lifetime.
 pub(crate) struct Tasks {
     runtime: Handle,
-    /// Loads: nothing waits for them by itself, and shutdown lets them finish until its deadline.
+    /// Loads. Only a shutdown waits for them, until its deadline.
     pub(crate) loads: TaskTracker,
-    /// Everything else: ends when `closing` is cancelled.
+    /// All other tasks, which end when `closing` is cancelled.
     pub(crate) others: TaskTracker,
     pub(crate) closing: CancellationToken,
-    /// The same, for those who ask at each get: the token takes a lock.
+    /// Whether `closing` is cancelled. Gets read this flag, because the token takes a lock.
     is_closing: AtomicBool,
 }
 
@@ -36,7 +36,7 @@ impl Tasks {
         self.loads.spawn_on(future, &self.runtime);
     }
 
-    /// Ends what ends with the node.
+    /// Ends the tasks that end with the node.
     pub(crate) fn close(&self) {
         self.is_closing.store(true, Relaxed);
         self.closing.cancel();

@@ -1,4 +1,4 @@
-//! What a peer may ask of a group, and the registry of a node's groups.
+//! The object-safe service of a group, through which the server answers peers, and the registry of a node's groups.
 
 use std::{
     pin::Pin,
@@ -23,11 +23,11 @@ use crate::{
     runtime::sync::{Keyed, sharded},
 };
 
-/// A load that a peer asks for, because memory could not answer it.
+/// Load for a request of a peer that memory could not answer.
 #[derive(Debug)]
 pub(crate) struct LoadRequest<'a> {
     pub(crate) key: &'a str,
-    /// Time that the peer waits from now on.
+    /// Time that the peer waits, from the arrival of the request.
     pub(crate) wait: Duration,
     pub(crate) chain: LoadChain,
 }
@@ -61,7 +61,7 @@ pub(crate) struct PageRequest {
     pub(crate) peer: PeerId,
     /// Coarse time of the request, read from the clock.
     pub(crate) asked_ms: u64,
-    /// Number of the last change then.
+    /// Number of the last change in the node's change log at that time.
     pub(crate) changes: u32,
     /// Coarse time of the first request of the transfer.
     pub(crate) since_ms: u64,
@@ -72,27 +72,27 @@ pub(crate) struct PageRequest {
 pub(crate) struct PageResult {
     /// Number of entries that were kept.
     pub(crate) kept: u64,
-    /// Bytes of the budget that those take.
+    /// Bytes of the budget that the kept entries take.
     pub(crate) bytes: u64,
     /// Whether no more pages are wanted.
     pub(crate) is_over: bool,
 }
 
-/// A group as the peer server sees it: without its type of values, and without a way to ask further peers.
+/// Group as the server sees it: without its type of values, and without a way to send requests to other peers.
 pub(crate) trait GroupService: Send + Sync {
     /// Returns the version of the encoding of the group's values.
     fn format(&self) -> u32;
     /// Returns the response to a get from memory, if memory can answer it.
     fn cached_response(self: Arc<Self>, key: &str) -> Option<Response>;
-    /// Returns the cached value of a key that the asker owns now, with its remaining time to live. Never loads.
+    /// Returns the cached value of a key that the requesting peer owns, with its remaining time to live. Never loads.
     fn read_as_previous_owner(&self, key: &str) -> Response;
-    /// Returns a page of the entries that a peer owns now. The cursor says that all entries before it have arrived there.
+    /// Returns a page of the entries that a peer owns. The cursor says that all entries before it have arrived there.
     fn page(self: Arc<Self>, to: PeerId, cursor: u64) -> ResponseFuture;
-    /// Fills the transfer plan of the entries that other nodes own now.
+    /// Fills the transfer plan of the entries that other nodes own.
     fn build_plan(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
-    /// Returns how far the transfers to the peers are that can be reached; `None` when there is no plan.
+    /// Returns the progress of the transfers to the peers that can be reached; `None` while there is no plan.
     fn progress(&self, is_reached: &dyn Fn(&PeerId) -> bool) -> Option<Progress>;
-    /// Returns how many bytes may be received now.
+    /// Returns how many bytes a hand-over may bring at this moment.
     fn room(&self) -> u64;
     /// Stores the entries of a page that are still wanted.
     fn store_page(
@@ -102,28 +102,30 @@ pub(crate) trait GroupService: Send + Sync {
     ) -> Pin<Box<dyn Future<Output = PageResult> + Send>>;
     /// Joins the load of a key or begins it. Dropping the future leaves the load running.
     fn load(self: Arc<Self>, request: LoadRequest<'_>) -> ResponseFuture;
-    /// Drops the value of a key, and caches no value that is being loaded or is loaded within `hold`: another node writes.
+    /// Drops the value of a key that another node writes. Loads that run, and loads within `hold`, are not cached.
     fn invalidate_and_hold(&self, key: &str, hold: Duration);
-    /// Drops the value of a key, and caches no value that is being loaded.
+    /// Drops the value of a key. Loads that run are not cached.
     fn invalidate(&self, key: &str) {
         self.invalidate_and_hold(key, Duration::ZERO);
     }
-    /// Drops all values, and caches no value that is being loaded.
+    /// Drops all values. Loads that run are not cached.
     fn clear(&self);
-    /// Returns how long a request may wait for a load: longer than a load takes, which reports its own time-out.
+    /// Returns how long a request may wait for a load. The time is longer than the deadline of a load, because the load
+    /// reports its own time-out.
     fn longest_wait(&self) -> Duration;
-    /// Drops the value of a key at once, and stores another as the acting owner, unless a later write passes it.
+    /// Drops the value of a key at once, and stores the new value as the owner or acting owner, unless a later write
+    /// discards it.
     fn set(self: Arc<Self>, key: &str, value: Bytes) -> ResponseFuture;
-    /// Frees the memory of entries that are of no use any more, a few entries at a time.
+    /// Removes entries that cannot be served any more, a few at a time.
     fn sweep(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
-    /// Counts the loads that run past their deadline.
+    /// Counts and logs the loads that run past their deadline.
     fn watch(&self);
-    /// Ends the group, which was taken out of its node: waiters get an error. The memory of many entries is freed a moment
-    /// later.
+    /// Closes a group that was removed from its node. Waiters receive an error. The memory of many entries is freed in
+    /// the background.
     fn close(self: Arc<Self>);
 }
 
-/// See [`Registry::takes_many`].
+/// Guard of a window of [`Registry::takes_many`]. Dropping it closes the window.
 pub(crate) struct BatchWindow<'a>(&'a AtomicUsize);
 
 impl Drop for BatchWindow<'_> {
@@ -135,14 +137,15 @@ impl Drop for BatchWindow<'_> {
 /// The groups of a node.
 pub(crate) struct Registry {
     groups: DashMap<Arc<str>, Registered, Keyed>,
-    /// Indices are never given again, so that a late request cannot meet another group.
+    /// Index of the next group. No index is reused, so that a late request cannot reach another group.
     next_index: AtomicU32,
-    /// Grows with each change.
+    /// Number that grows with each change.
     version: AtomicU64,
-    /// Frames, or calls for many keys, that are being taken at this moment.
+    /// Number of frames, and of calls for many keys, that are being dispatched at this moment.
     taking: AtomicUsize,
 }
 
+/// Group of the registry with its index.
 #[derive(Clone)]
 struct Registered {
     index: u32,
@@ -159,13 +162,14 @@ impl Registry {
         }
     }
 
-    /// Many requests are about to be taken, without an await between them: loads that want company wait for the end.
+    /// Opens a window in which the requests of one frame, or of one call for many keys, are dispatched. Loads that can
+    /// share a call of a batch loader wait for its end, but no longer than a few milliseconds.
     pub(crate) fn takes_many(&self) -> BatchWindow<'_> {
         self.taking.fetch_add(1, Relaxed);
         BatchWindow(&self.taking)
     }
 
-    /// Whether more requests may come in this moment.
+    /// Returns whether a window is open, so that more requests may follow at once.
     pub(crate) fn is_taking(&self) -> bool {
         self.taking.load(Relaxed) > 0
     }
@@ -174,14 +178,14 @@ impl Registry {
     pub(crate) fn add(&self, name: &Arc<str>, group: Arc<dyn GroupService>) -> Result<u32> {
         if self.groups.len() >= MAX_GROUPS {
             return Err(Error::config(format!(
-                "this node has {MAX_GROUPS} groups, and more do not fit into what it says of itself; a group is a kind of \
-                 values, not one value"
+                "this node has {MAX_GROUPS} groups, and its Hello has no room for more; make one group for each kind of \
+                 values, not for each value"
             )));
         }
         let index = match self.groups.entry(Arc::clone(name)) {
             Entry::Occupied(_) => {
                 return Err(Error::config(format!(
-                    "there is a group {name:?} on this node already; keep the one that was built, or choose another name"
+                    "this node has a group {name:?} already; keep the one that was built, or choose another name"
                 )));
             }
             Entry::Vacant(vacant) => {
@@ -194,14 +198,14 @@ impl Registry {
         Ok(index)
     }
 
-    /// Takes a group out; it is closed by the caller, outside of the registry's locks.
+    /// Removes a group and returns it. The caller closes the group, outside of the registry's locks.
     pub(crate) fn remove(&self, name: &str) -> Option<Arc<dyn GroupService>> {
         let (_, registered) = self.groups.remove(name)?;
         self.version.fetch_add(1, AcqRel);
         Some(registered.group)
     }
 
-    /// Takes all groups out.
+    /// Removes all groups and returns them. The caller closes them.
     pub(crate) fn take_all(&self) -> Vec<Arc<dyn GroupService>> {
         let names: Vec<_> = self.groups.iter().map(|registered| Arc::clone(registered.key())).collect();
         names.iter().filter_map(|name| self.remove(name)).collect()
@@ -219,7 +223,7 @@ impl Registry {
         self.groups.iter().map(|registered| Arc::clone(&registered.group)).collect()
     }
 
-    /// The groups as a Hello lists them, in the order of their indices.
+    /// Returns the groups as a Hello lists them, in the order of their indices.
     pub(crate) fn names(&self) -> Vec<GroupName> {
         let name = |r: dashmap::mapref::multiple::RefMulti<'_, Arc<str>, Registered>| GroupName {
             index: r.index,

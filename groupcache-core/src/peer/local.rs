@@ -1,4 +1,5 @@
-//! What this node says of itself on every connection, and whether what the other side says will do.
+//! The local node as its connections present it: its Hello, clock, limits and counters, and the check of a peer's
+//! Hello.
 
 use std::sync::{
     Arc,
@@ -18,13 +19,13 @@ use crate::{
     transport::{Net, Security},
 };
 
-/// This node, as both ends of its connections speak for it.
+/// State of the local node that its client and its server share.
 #[derive(Debug)]
 pub(crate) struct LocalNode {
     hello: ArcSwap<Hello>,
-    /// Serialises changes of the Hello: each is made of the one before.
+    /// Lock that serialises changes of the Hello, because each change starts from the previous Hello.
     changing: Mutex<()>,
-    /// Grows with each change; a connection that has sent an older one sends it again.
+    /// Number that grows with each change. A connection that has sent an older version sends the Hello again.
     version: watch::Sender<u64>,
     fingerprint: AtomicU64,
     pub(crate) clock: Clock,
@@ -32,7 +33,7 @@ pub(crate) struct LocalNode {
     pub(crate) counters: Arc<NodeCounters>,
     pub(crate) net: Net,
     pub(crate) security: Security,
-    /// Requests of this node that peers have not answered, as of the last tick.
+    /// Number of requests of this node that peers have not answered, as of the last tick.
     pub(crate) in_flight: AtomicUsize,
 }
 
@@ -56,9 +57,10 @@ impl LocalNode {
         self.hello.load_full()
     }
 
-    /// Changes the Hello; whoever holds connections nudges them afterwards.
+    /// Changes the Hello. The receivers of [`changes`](Self::changes) are notified, and wake the connections so that
+    /// each sends the new Hello.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Hello)) {
-        let _one = self.changing.lock();
+        let _guard = self.changing.lock();
         let mut hello = Hello::clone(&self.hello.load());
         change(&mut hello);
         self.fingerprint.store(hello.fingerprint, Relaxed);
@@ -66,7 +68,7 @@ impl LocalNode {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// The number of changes, and how to wait for the next.
+    /// Returns a receiver of the version, to wait for the next change.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
     }
@@ -80,11 +82,11 @@ impl LocalNode {
     }
 }
 
-/// Why two nodes do not talk to each other; the text is for the logs of both.
+/// Returns the reason why two nodes refuse each other, if there is one. The text is for the logs of both.
 pub(crate) fn rejection_reason(ours: &Hello, theirs: &Hello) -> Option<String> {
     if ours.cluster != theirs.cluster {
         return Some(format!(
-            "{} belongs to cluster {:?} and this node to {:?}; give both one name, or keep them from finding each other",
+            "{} belongs to cluster {:?} and this node to {:?}; give both nodes one name, or keep them from finding each other",
             theirs.id, theirs.cluster, ours.cluster
         ));
     }
@@ -96,8 +98,9 @@ mod tests {
     use super::*;
     use crate::testing::unit::hello;
 
+    /// Checks that the reason names the cluster of the peer.
     #[test]
-    fn another_cluster_is_refused_by_name() {
+    fn hello_of_another_cluster_is_refused() {
         let (ours, mut theirs) = (hello("a"), hello("b"));
         assert_eq!(rejection_reason(&ours, &theirs), None);
         theirs.cluster = "orders".into();

@@ -1,4 +1,4 @@
-//! The peer service in a server that the user has.
+//! The peer service of a node in a server of the user.
 
 use std::{
     convert::Infallible,
@@ -20,16 +20,16 @@ use tonic::{
 use crate::error::BoxError;
 use crate::peer::server::Server;
 
-/// The peer service of a node, for a server that you have: one port for your own routes and for the peers.
+/// Peer service of a node for a server of your own, so that one port serves your routes and the peers.
 ///
-/// A node to which it is given by [`NodeBuilder::mount`](crate::NodeBuilder::mount) does not listen itself. It is
-/// a service of the `tower` kind: mount it in an axum router under [`PATH`](Self::PATH), or add it to a tonic
-/// server. The server must speak HTTP/2. Until the node has started, and after it was shut down, peers are told that
-/// it is unavailable.
+/// A node that receives the service by [`NodeBuilder::mount`](crate::NodeBuilder::mount) does not listen itself. The
+/// service is a `tower` service: mount it in an axum router under [`PATH`](Self::PATH), or add it to a tonic server.
+/// The server must speak HTTP/2. Until the node has started, and after its shutdown, requests receive the status
+/// `UNAVAILABLE`. A service serves one node at a time.
 ///
-/// Each request is checked for who sent it, whatever your server lets in: with
-/// `NodeBuilder::mutual_tls`, by the certificates that the peer showed to your server (see `PeerCertificates`);
-/// otherwise only [`insecure`](crate::NodeBuilder::insecure) answers anybody.
+/// The node authenticates the sender of each request, whatever your server accepts. With `NodeBuilder::mutual_tls`, the
+/// node checks the certificates that the peer presented to your server (see `PeerCertificates`). Without certificates,
+/// the node answers only if [`insecure`](crate::NodeBuilder::insecure) is set, and then answers everyone.
 ///
 /// ```
 /// # use groupcache_core::{Identity, Node, mount::PeerService};
@@ -47,18 +47,18 @@ pub struct PeerService {
 }
 
 impl PeerService {
-    /// Where axum routes it.
+    /// Route of the service in an axum router.
     pub const PATH: &'static str = "/groupcache.v1.Peer/{*method}";
 
-    /// A node has started; `false` when another one has the service.
+    /// Gives the service to a node that starts. Returns `false` if another node has the service.
     pub(crate) fn begins(&self, server: &Server) -> bool {
-        let before = self.server.compare_and_swap(&None::<Arc<Server>>, Some(Arc::new(server.clone())));
-        before.is_none()
+        let previous = self.server.compare_and_swap(&None::<Arc<Server>>, Some(Arc::new(server.clone())));
+        previous.is_none()
     }
 
-    /// The node has ended, and another one may take the service.
+    /// Takes the service from a node that has ended, so that another node may use it.
     pub(crate) fn ends(&self, server: &Server) {
-        self.server.rcu(|now| now.clone().filter(|now| !now.is(server)));
+        self.server.rcu(|current| current.clone().filter(|current| !current.is(server)));
     }
 }
 
@@ -84,7 +84,7 @@ where
         Box::pin(async move {
             let response = match server {
                 Some(server) => server.service().call(request).await?,
-                None => Status::unavailable("there is no node here: it has not started yet, or has ended").into_http(),
+                None => Status::unavailable("no node runs here, because it has not started or has ended; retry later").into_http(),
             };
             Ok(response.map(PeerBody))
         })
@@ -97,7 +97,7 @@ impl fmt::Debug for PeerService {
     }
 }
 
-/// What a [`PeerService`] answers with.
+/// Body of the responses of a [`PeerService`].
 #[derive(Debug)]
 pub struct PeerBody(TonicBody);
 

@@ -1,4 +1,7 @@
-//! One attempt to connect: what came on its connection, who the other side proved to be, and what went wrong.
+//! Attempts to connect: the bytes received, the identity of the server, and the first error.
+//!
+//! An [`Attempt`] is shared by the code that dials a peer and the stream of the connection, [`Watched`]. HTTP/2 and tonic
+//! stand between the two and hide the reasons for a failure.
 
 use std::{
     io,
@@ -22,10 +25,10 @@ use crate::{
     transport::handshake::{Caller, HandshakeError},
 };
 
-/// One attempt to connect to a peer.
+/// Record of one attempt to connect to a peer.
 #[derive(Debug)]
 pub(crate) struct Attempt {
-    /// Bytes that came, on this connection and on others of the same link.
+    /// Number of bytes received on this connection and on other connections of the same link.
     bytes: Arc<AtomicU64>,
     state: Mutex<State>,
     given_up: CancellationToken,
@@ -42,40 +45,42 @@ impl Attempt {
         Arc::new(Self { bytes: Arc::clone(bytes), state: Mutex::default(), given_up: CancellationToken::new() })
     }
 
-    /// For as long as its connection is of use; dropped, it closes the connection, once what was said last has had its
-    /// time. HTTP/2 does so by itself only when all we have said has been taken, and a peer that is gone takes nothing.
+    /// Returns a guard that closes the connection [`CLOSE_DELAY`] after its drop, which leaves HTTP/2 time to send its
+    /// last frames. HTTP/2 itself closes a connection only when the peer has read everything, and a peer that is gone
+    /// reads nothing.
     pub(crate) fn of_use(&self) -> DropGuard {
         self.given_up.clone().drop_guard()
     }
 
-    /// The handshake is over, and this is who answered.
+    /// Records the identity of the server at the end of the handshake.
     pub(crate) fn answered_by(&self, server: Caller) {
         self.state.lock().server = Some(server);
     }
 
-    /// Who answered.
+    /// Returns the identity of the server, which is unknown until the handshake has ended.
     pub(crate) fn server(&self) -> Caller {
         self.state.lock().server.clone().unwrap_or(Caller::Unknown)
     }
 
-    /// What went wrong first. HTTP/2 only says that the operation was cancelled.
+    /// Returns the first error of the connection. HTTP/2 reports only that the operation was cancelled.
     pub(crate) fn trouble(&self) -> Option<HandshakeError> {
         self.state.lock().trouble.clone()
     }
 
+    /// Records an error, unless an earlier one is known.
     pub(crate) fn note(&self, trouble: HandshakeError) {
         self.state.lock().trouble.get_or_insert(trouble);
     }
 }
 
-/// The stream of an attempt: counts what is read, and keeps the first error. Silence is judged by bytes: a large
-/// value on a slow path is one message for a long time.
+/// Stream of an attempt, which counts the bytes read and records the first error. Bytes and not messages show that a peer
+/// is alive, because a large value on a slow path is a single message for a long time.
 pub(crate) struct Watched<Io> {
     io: Io,
     attempt: Arc<Attempt>,
-    /// Nothing was read yet, and what comes first tells whether the other side speaks TLS.
+    /// Whether the next byte is the first of a plain connection. The first byte shows whether the server speaks TLS.
     is_first: bool,
-    /// Comes when it is to be closed at once; gone when it has.
+    /// Future that ends when the connection must close; `None` once it has ended.
     close: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
@@ -89,8 +94,9 @@ impl<Io> Watched<Io> {
         Self { io, attempt, is_first: is_plain, close: Some(Box::pin(close)) }
     }
 
-    /// Both directions ask: one that waits for the peer to take what we say would not notice otherwise.
-    fn is_to_go_on(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Returns an error once the connection must close. Reads and writes both call this function, because a task that
+    /// waits only for the peer to read would otherwise not be woken.
+    fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.close.as_mut().is_some_and(|close| close.as_mut().poll(cx).is_ready()) {
             self.close = None;
         }
@@ -100,7 +106,8 @@ impl<Io> Watched<Io> {
         }
     }
 
-    fn kept<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Records the error of a read or a write.
+    fn recorded<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(e)) = &result {
             self.attempt.note(HandshakeError::of(e));
         }
@@ -108,14 +115,14 @@ impl<Io> Watched<Io> {
     }
 }
 
-/// First bytes of the records in which a TLS server refuses, or greets.
+/// First byte of a TLS record with an alert, which is how a TLS server refuses.
 pub(crate) const TLS_ALERT: u8 = 0x15;
-/// See [`TLS_ALERT`].
+/// First byte of a TLS record of a handshake.
 pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.is_to_go_on(cx)?;
+        self.check_open(cx)?;
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         let new = buf.filled().get(before..).unwrap_or_default();
@@ -130,37 +137,37 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
                 return Poll::Ready(Err(trouble.into_io()));
             }
         }
-        self.kept(read)
+        self.recorded(read)
     }
 }
 
 impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.is_to_go_on(cx)?;
+        self.check_open(cx)?;
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.kept(written)
+        self.recorded(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.is_to_go_on(cx)?;
+        self.check_open(cx)?;
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.kept(flushed)
+        self.recorded(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.is_to_go_on(cx)?;
+        self.check_open(cx)?;
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
-    // Forwarded, or each frame would be copied into one buffer before it is written.
+    // Forwarded, because each frame is otherwise copied into one buffer before it is written.
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.is_to_go_on(cx)?;
+        self.check_open(cx)?;
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.kept(written)
+        self.recorded(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -178,32 +185,34 @@ mod tests {
 
     use super::*;
 
+    /// Checks that a connection without its guard still sends for [`CLOSE_DELAY`], and that pending reads and writes
+    /// then end with an error.
     #[tokio::test(start_paused = true)]
-    async fn what_was_given_up_may_say_its_last_and_is_closed_then() {
+    async fn given_up_attempt_sends_last_bytes_then_closes() {
         let attempt = Attempt::new(&Arc::default());
         let of_use = attempt.of_use();
-        let (ours, mut theirs) = duplex(8);
-        let mut ours = Watched::new(ours, attempt, false);
-        ours.write_all(b"before").await.unwrap();
+        let (local, mut remote) = duplex(8);
+        let mut local = Watched::new(local, attempt, false);
+        local.write_all(b"before").await.unwrap();
         advance(CLOSE_DELAY * 9).await;
         let given_up = Instant::now();
         drop(of_use);
-        ours.write_all(b"go").await.unwrap();
-        // They take nothing more and say nothing, and whoever waits for that is woken.
+        local.write_all(b"go").await.unwrap();
+        // The server neither reads nor sends any more, and both waiting tasks are woken.
         let (read, written) = {
-            let (mut from, mut to) = tokio::io::split(&mut ours);
+            let (mut from, mut to) = tokio::io::split(&mut local);
             let both = async { tokio::join!(from.read_u8(), to.write_all(b"later")) };
-            timeout(CLOSE_DELAY * 9, both).await.expect("it ends")
+            timeout(CLOSE_DELAY * 9, both).await.expect("the read and the write end")
         };
-        // A timer is late by less than a millisecond.
+        // A timer fires less than a millisecond late.
         assert_eq!(given_up.elapsed().as_millis() / 2, CLOSE_DELAY.as_millis() / 2);
         for ended in [read.unwrap_err(), written.unwrap_err()] {
             assert_eq!(ended.kind(), io::ErrorKind::ConnectionAborted);
         }
-        assert!(ours.flush().await.is_err() && ours.shutdown().await.is_err());
-        drop(ours);
-        let mut heard = String::new();
-        theirs.read_to_string(&mut heard).await.unwrap();
-        assert_eq!(heard, "beforego");
+        assert!(local.flush().await.is_err() && local.shutdown().await.is_err());
+        drop(local);
+        let mut received = String::new();
+        remote.read_to_string(&mut received).await.unwrap();
+        assert_eq!(received, "beforego");
     }
 }

@@ -1,4 +1,7 @@
-//! How long one connection may go on while others wait.
+//! Fairness between connections: bounds the time for which one connection reads while others wait.
+//!
+//! The stream of every connection asks its [`ReadBudget`] before each read and each write. A connection that has used its
+//! time waits until the runtime has polled the other sockets.
 
 use std::{
     fmt,
@@ -13,32 +16,31 @@ use std::{
 
 use tokio::{task::yield_now, time::Instant};
 
-/// How long a connection may go on reading. tokio ends the turn of a task too, but after 128 reads: of a peer that
-/// sends tiny frames these are a hundred thousand frames and 20 ms, for which all others on the thread wait. A tenth
-/// of a millisecond is time for some hundred requests, and long beside the microsecond that a look at the other
-/// sockets costs.
-const TURN: Duration = Duration::from_micros(100);
+/// Time for which a connection reads before it yields. tokio makes a task yield as well, but only after 128 reads. With
+/// tiny frames, 128 reads are 100,000 frames and 20 ms, for which all other tasks of the thread wait. 100 µs are enough
+/// for some hundred requests, and long compared with the microsecond that a poll of the other sockets costs.
+const READ_TIME: Duration = Duration::from_micros(100);
 
-/// Where a connection is in its turn.
+/// State of a connection between two yields.
 #[derive(Debug, Default)]
 pub(crate) enum ReadBudget {
-    /// Nothing has been read since the connection last had to wait for its socket.
+    /// Nothing has been read since the connection last waited for its socket.
     #[default]
     Free,
-    /// It reads since then.
+    /// The connection has been reading since this moment.
     Reading(Instant),
-    /// It has read for long enough, and others have their turn.
+    /// The connection has used its time, and other tasks run.
     YieldNow(YieldNow),
 }
 
 impl ReadBudget {
-    /// Before a read: pending when others are to have their turn. The task is woken when the runtime has come round, and
-    /// has looked at its sockets.
+    /// Returns whether the connection may read. While it is pending, other tasks run; the task of the connection is woken
+    /// after the runtime has polled its sockets.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.poll_write(cx));
         match self {
             Self::Free | Self::YieldNow(_) => *self = Self::Reading(Instant::now()),
-            Self::Reading(since) if since.elapsed() < TURN => {}
+            Self::Reading(since) if since.elapsed() < READ_TIME => {}
             Self::Reading(_) => {
                 *self = Self::YieldNow(YieldNow::begin(cx));
                 return Poll::Pending;
@@ -47,8 +49,8 @@ impl ReadBudget {
         Poll::Ready(())
     }
 
-    /// Before a write: pending while others have their turn. Each of thirty answers that become ready then wakes the
-    /// connection, and would be written by a call of its own.
+    /// Returns whether the connection may write. Writes are pending while the connection yields, because each response
+    /// that becomes ready meanwhile wakes the connection, and thirty responses would otherwise need thirty system calls.
     pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::YieldNow(yielding) => yielding.poll(cx),
@@ -56,46 +58,46 @@ impl ReadBudget {
         }
     }
 
-    /// There was nothing to read: others have their turn until there is.
-    pub(crate) fn over(&mut self) {
+    /// Starts the time anew, because the connection waits for its socket and other tasks run meanwhile.
+    pub(crate) fn reset(&mut self) {
         *self = Self::Free;
     }
 }
 
-/// A wait until the runtime has come round, whoever wakes the connection meanwhile: its own streams do, each time that
-/// one of them has something to send, and would keep the turn here.
+/// Wait until the runtime has polled its sockets. Other wakers of the connection do not end the wait. The streams of the
+/// connection wake it whenever one of them has something to send, so that it would otherwise never yield.
 pub(crate) struct YieldNow {
-    round: Arc<SchedulerTick>,
-    /// Kept, since nobody promises that a future which was dropped wakes anybody.
+    tick: Arc<SchedulerTick>,
+    /// Future of `yield_now`, kept because a dropped future need not wake its waker.
     wait: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl YieldNow {
     fn begin(cx: &mut Context<'_>) -> Self {
-        let round = Arc::new(SchedulerTick { is_over: AtomicBool::new(false), connection: cx.waker().clone() });
-        let mut yielding = Self { round, wait: Box::pin(yield_now()) };
-        yielding.ask();
+        let tick = Arc::new(SchedulerTick { is_over: AtomicBool::new(false), connection: cx.waker().clone() });
+        let mut yielding = Self { tick, wait: Box::pin(yield_now()) };
+        yielding.schedule();
         yielding
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.round.is_over.load(Ordering::Acquire) {
+        if self.tick.is_over.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
-        if self.round.connection.will_wake(cx.waker()) {
-            // Of the thread that polls now: the other one may be stuck in a task that blocks it.
+        if self.tick.connection.will_wake(cx.waker()) {
+            // The new wait belongs to the polling thread, because the thread of the previous wait may be blocked.
             self.wait = Box::pin(yield_now());
-            self.ask();
+            self.schedule();
         } else {
             *self = Self::begin(cx);
         }
         Poll::Pending
     }
 
-    /// A task that wakes itself may come before the sockets: a runtime looks at them once in 61 tasks while any is
-    /// ready. Whom `yield_now` is to wake is woken after that.
-    fn ask(&mut self) {
-        let waker = Waker::from(Arc::clone(&self.round));
+    /// Arranges that `yield_now` wakes the connection. A task that wakes itself may run again before the runtime polls its
+    /// sockets, because a runtime with ready tasks polls its sockets once in 61 tasks. `yield_now` wakes after that poll.
+    fn schedule(&mut self) {
+        let waker = Waker::from(Arc::clone(&self.tick));
         if self.wait.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
             waker.wake();
         }
@@ -104,11 +106,11 @@ impl YieldNow {
 
 impl fmt::Debug for YieldNow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Yielding").field(&self.round.is_over).finish()
+        f.debug_tuple("YieldNow").field(&self.tick.is_over).finish()
     }
 }
 
-/// A round of the runtime.
+/// Waker that records that the runtime has polled its sockets, and wakes the connection.
 struct SchedulerTick {
     is_over: AtomicBool,
     connection: Waker,
@@ -137,68 +139,72 @@ mod tests {
 
     use super::*;
 
-    async fn may_read(turn: &mut ReadBudget) -> bool {
-        poll_fn(|cx| Poll::Ready(turn.poll_read(cx).is_ready())).await
+    async fn may_read(budget: &mut ReadBudget) -> bool {
+        poll_fn(|cx| Poll::Ready(budget.poll_read(cx).is_ready())).await
     }
 
-    async fn may_write(turn: &mut ReadBudget) -> bool {
-        poll_fn(|cx| Poll::Ready(turn.poll_write(cx).is_ready())).await
+    async fn may_write(budget: &mut ReadBudget) -> bool {
+        poll_fn(|cx| Poll::Ready(budget.poll_write(cx).is_ready())).await
     }
 
+    /// Checks that a connection reads for [`READ_TIME`], yields, and reads again once other tasks have run. Writes stop
+    /// only while the connection yields.
     #[tokio::test(start_paused = true)]
-    async fn a_turn_ends_after_its_time_and_another_begins_after_the_others() {
-        let mut turn = ReadBudget::default();
+    async fn spent_read_budget_yields_until_other_tasks_have_run() {
+        let mut budget = ReadBudget::default();
         for _ in 0..3 {
-            assert!(may_read(&mut turn).await);
-            advance(TURN - Duration::from_micros(1)).await;
-            assert!(may_read(&mut turn).await);
+            assert!(may_read(&mut budget).await);
+            advance(READ_TIME - Duration::from_micros(1)).await;
+            assert!(may_read(&mut budget).await);
             advance(Duration::from_micros(1)).await;
-            assert!(may_write(&mut turn).await, "what is ready is written");
-            assert!(!may_read(&mut turn).await);
-            assert!(!may_read(&mut turn).await, "whoever wakes it, the others come first");
-            assert!(!may_write(&mut turn).await, "what they make ready is written at once afterwards");
+            assert!(may_write(&mut budget).await, "a response that is ready is written");
+            assert!(!may_read(&mut budget).await);
+            assert!(!may_read(&mut budget).await, "a second poll does not end the yield");
+            assert!(!may_write(&mut budget).await, "responses wait for the end of the yield");
             yield_now().await;
-            assert!(may_write(&mut turn).await);
+            assert!(may_write(&mut budget).await);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_for_the_socket_is_no_part_of_a_turn() {
-        let mut turn = ReadBudget::default();
-        assert!(may_read(&mut turn).await);
-        turn.over();
-        advance(TURN * 10).await;
-        assert!(may_read(&mut turn).await);
+    async fn wait_for_socket_renews_read_budget() {
+        let mut budget = ReadBudget::default();
+        assert!(may_read(&mut budget).await);
+        budget.reset();
+        advance(READ_TIME * 10).await;
+        assert!(may_read(&mut budget).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_woken_when_the_others_have_had_their_turn() {
-        let mut turn = ReadBudget::Reading(Instant::now());
-        advance(TURN).await;
+    async fn yielding_connection_is_woken_once() {
+        let mut budget = ReadBudget::Reading(Instant::now());
+        advance(READ_TIME).await;
         let mut polls = 0;
         poll_fn(|cx| {
             polls += 1;
-            turn.poll_read(cx)
+            budget.poll_read(cx)
         })
         .await;
         assert_eq!(polls, 2);
     }
 
+    /// Checks that the waker of the latest poll counts.
     #[tokio::test(start_paused = true)]
-    async fn the_task_that_polled_last_is_woken() {
-        let mut turn = ReadBudget::Reading(Instant::now());
-        advance(TURN).await;
-        assert!(turn.poll_read(&mut Context::from_waker(Waker::noop())).is_pending());
-        poll_fn(|cx| turn.poll_read(cx)).await;
+    async fn yielding_connection_wakes_latest_task() {
+        let mut budget = ReadBudget::Reading(Instant::now());
+        advance(READ_TIME).await;
+        assert!(budget.poll_read(&mut Context::from_waker(Waker::noop())).is_pending());
+        poll_fn(|cx| budget.poll_read(cx)).await;
     }
 
+    /// Checks that a connection outside of a runtime, which would never wake it, does not wait.
     #[test]
-    fn where_there_is_no_runtime_nobody_waits_for_one() {
-        let mut turn = ReadBudget::YieldNow(YieldNow::begin(&mut Context::from_waker(Waker::noop())));
-        assert!(turn.poll_write(&mut Context::from_waker(Waker::noop())).is_ready());
+    fn yield_without_runtime_ends_at_once() {
+        let mut budget = ReadBudget::YieldNow(YieldNow::begin(&mut Context::from_waker(Waker::noop())));
+        assert!(budget.poll_write(&mut Context::from_waker(Waker::noop())).is_ready());
     }
 
-    /// A connection that notes that it was woken.
+    /// Connection that records that it was woken.
     #[derive(Default)]
     struct Connection(Notify);
 
@@ -208,26 +214,27 @@ mod tests {
         }
     }
 
-    /// The thread that was to wake the connection is stuck; another one polls it, since one of its streams has an answer.
+    /// Checks that a connection continues while the thread that began its yield is blocked. Another thread polls the
+    /// connection, because one of its streams has a response.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_thread_that_is_blocked_keeps_no_connection_from_going_on() {
+    async fn blocked_thread_does_not_stall_yielding_connection() {
         let connection = Arc::<Connection>::default();
         let waker = Waker::from(Arc::clone(&connection));
-        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let (begun, begun_budget) = tokio::sync::oneshot::channel();
         let (end, ends) = std::sync::mpsc::channel::<()>();
-        let its = waker.clone();
-        let stuck = tokio::spawn(async move {
-            assert!(begun.send(ReadBudget::YieldNow(YieldNow::begin(&mut Context::from_waker(&its)))).is_ok());
+        let other_waker = waker.clone();
+        let blocked = tokio::spawn(async move {
+            assert!(begun.send(ReadBudget::YieldNow(YieldNow::begin(&mut Context::from_waker(&other_waker)))).is_ok());
             let _ = ends.recv(); // blocks its thread
         });
-        let mut turn = has_begun.await.unwrap();
-        let going_on = tokio::spawn(async move {
-            assert!(turn.poll_write(&mut Context::from_waker(&waker)).is_pending());
+        let mut budget = begun_budget.await.unwrap();
+        let continuing = tokio::spawn(async move {
+            assert!(budget.poll_write(&mut Context::from_waker(&waker)).is_pending());
             connection.0.notified().await;
-            assert!(turn.poll_write(&mut Context::from_waker(&waker)).is_ready());
+            assert!(budget.poll_write(&mut Context::from_waker(&waker)).is_ready());
         });
-        timeout(Duration::from_secs(10), going_on).await.expect("it is woken").unwrap();
+        timeout(Duration::from_secs(10), continuing).await.expect("the connection is woken").unwrap();
         drop(end);
-        stuck.await.unwrap();
+        blocked.await.unwrap();
     }
 }

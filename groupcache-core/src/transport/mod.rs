@@ -1,4 +1,10 @@
-//! The only door to the network: with other sockets behind it, the node runs inside a simulator.
+//! Transport: the connections between nodes, from the socket to the authenticated byte stream of HTTP/2.
+//!
+//! All TCP sockets of the crate are opened in this module, so that a simulation can replace them. Connections that the
+//! local node opens begin in [`Net`], and an [`Attempt`] records the outcome. Connections that peers open begin in the
+//! `listener`, and a [`Session`] records their use. `security` chooses between plain TCP and TLS, `handshake` names
+//! the reasons for a failed handshake, `tls` keeps the credentials, and `fairness` bounds the time that one connection
+//! reads while others wait.
 
 mod attempt;
 mod fairness;
@@ -20,7 +26,7 @@ use tonic::{
 };
 use tower_service::Service;
 
-// What everything here is made of, and what a simulation puts in its place.
+// The sockets of tokio, or those of the simulated network.
 #[cfg(not(simulation))]
 pub(crate) use tokio::net::{TcpListener, TcpStream};
 #[cfg(simulation)]
@@ -40,46 +46,48 @@ use crate::{
     transport::handshake::HandshakeError,
 };
 
-/// How to reach a peer. Lazy: it returns at once and connects at first use. What becomes of it is noted in the attempt.
+/// Function that makes a channel to a peer. The channel is lazy: the function returns at once, and the channel connects
+/// at its first use. The attempt records the outcome.
 pub(crate) type Dial = Arc<dyn Fn(&Endpoint, Arc<Attempt>) -> Channel + Send + Sync>;
 
-/// Window of one stream and of a connection. The data plane is one stream, so the two are nearly one; both must
-/// hold several of the largest values, or a large answer stalls the small ones behind it.
+/// Minimum flow-control window of a stream in bytes. The data plane of a connection is one stream, so the windows of the
+/// stream and of the connection bound nearly the same bytes. Each holds several of the largest values, because a large
+/// response otherwise stalls the small ones behind it.
 const MIN_WINDOW: u32 = 1 << 20;
 
-/// How a node connects.
+/// Connector of a node: makes channels to peers.
 #[derive(Clone)]
 pub(crate) struct Net {
     dial: Dial,
 }
 
 impl Net {
-    /// Over TCP.
+    /// Returns a connector over TCP, with a handshake as `security` demands.
     pub(crate) fn tcp(security: Security) -> Self {
         let connector = move |attempt| Connector { attempt, security: security.clone() };
         Self { dial: Arc::new(move |endpoint, attempt| endpoint.connect_with_connector_lazy(connector(attempt))) }
     }
 
-    /// One new connection to `address`, made at first use.
+    /// Returns a channel to `address` that connects at its first use.
     pub(crate) fn channel(
         &self,
         address: &str,
         limits: &Limits,
         attempt: &Arc<Attempt>,
     ) -> Result<Channel, tonic::transport::Error> {
-        // Without the `s` in TLS too: tonic would look for its own settings of it.
+        // The scheme is `http` with TLS too, because `https` makes tonic look for its own TLS settings.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .initial_stream_window_size(stream_window(limits))
             .initial_connection_window_size(stream_window(limits).saturating_mul(2));
-        // HTTP/2 forgets streams that were reset by the real clock.
+        // HTTP/2 measures with the real clock for how long it remembers streams that were reset.
         #[cfg(simulation)]
         let endpoint = endpoint.http2_reset_stream_duration(std::time::Duration::from_secs(3600));
         Ok((self.dial)(&endpoint, Arc::clone(attempt)))
     }
 }
 
-/// Connects over TCP, and shakes hands. tonic's own connector tells neither what arrives nor what went wrong, and
-/// its certificates are those of the day it was built.
+/// Connector that opens a TCP connection and performs the handshake. The connector of tonic is not used, because it
+/// reports neither the bytes that arrive nor the reason for a failure, and its certificates cannot be replaced later.
 #[derive(Clone)]
 struct Connector {
     attempt: Arc<Attempt>,
@@ -87,18 +95,18 @@ struct Connector {
 }
 
 impl Connector {
-    #[cfg_attr(not(simulation), expect(clippy::disallowed_methods, reason = "this is the door"))]
+    #[cfg_attr(not(simulation), expect(clippy::disallowed_methods, reason = "sockets are opened here"))]
     async fn connect(self, uri: Uri) -> io::Result<TokioIo<Watched<Stream>>> {
         let authority = uri.authority().ok_or_else(|| io::Error::other("the address has no host"))?;
-        // Not tonic's time limit: who meets that one learns nothing but that there was an error.
+        // The time limit of tonic is not used, because its error does not name the reason.
         let end = Instant::now() + CONNECT;
         let tcp = timeout_at(end, TcpStream::connect(authority.as_str())).await;
-        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, format!("nobody answers within {CONNECT:?}"));
-        let tcp = tcp.map_err(silent)??;
-        // Small requests must not wait for the acknowledgement of those before them.
+        let no_answer = |_| io::Error::new(io::ErrorKind::TimedOut, format!("the address does not answer within {CONNECT:?}"));
+        let tcp = tcp.map_err(no_answer)??;
+        // Small requests must not wait for the acknowledgement of earlier requests.
         tcp.set_nodelay(true)?;
-        let shaken = timeout_at(end, self.security.connect(tcp, authority.host())).await;
-        let (stream, server) = shaken.unwrap_or(Err(HandshakeError::TooLate)).map_err(|trouble| {
+        let handshake = timeout_at(end, self.security.connect(tcp, authority.host())).await;
+        let (stream, server) = handshake.unwrap_or(Err(HandshakeError::TooLate)).map_err(|trouble| {
             self.attempt.note(trouble.clone());
             trouble.into_io()
         })?;
@@ -127,15 +135,15 @@ impl fmt::Debug for Net {
     }
 }
 
-/// Window of a stream: a few of the largest messages.
+/// Returns the flow-control window of a stream in bytes: twice the largest message. Range: 1 MiB to 1 GiB.
 pub(crate) fn stream_window(limits: &Limits) -> u32 {
     // HTTP/2 windows are below 2^31.
     let wanted = (limits.max_message_bytes() * 2).min(1 << 30);
     u32::try_from(wanted).unwrap_or(MIN_WINDOW).max(MIN_WINDOW)
 }
 
-/// Listens over TCP.
-#[cfg_attr(not(simulation), expect(clippy::disallowed_methods, reason = "this is the door"))]
+/// Opens a TCP listener at `address`.
+#[cfg_attr(not(simulation), expect(clippy::disallowed_methods, reason = "sockets are opened here"))]
 pub(crate) async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }

@@ -1,14 +1,14 @@
-//! How a node proves who it is, and whom it lets in.
+//! Security of connections: how a node proves its identity, and which peers it accepts.
 
 use crate::transport::handshake::{Caller, HandshakeError};
 use crate::transport::{TcpStream, stream::Stream};
 
-/// How a node proves who it is, and whom it lets in.
+/// Way in which a node proves its identity and decides which peers it accepts.
 #[derive(Clone, Debug)]
 pub(crate) enum Security {
-    /// It does not, and everybody who reaches it.
+    /// Plain TCP without any proof; every client that reaches the port is accepted.
     Open {
-        /// Asked for in so many words, and not only because nobody but this machine reaches it.
+        /// Whether the user has asked for insecure mode. Otherwise the node is open because it listens on loopback only.
         is_insecure: bool,
     },
     /// TLS 1.3 with certificates on both sides.
@@ -17,50 +17,51 @@ pub(crate) enum Security {
 }
 
 impl Security {
+    /// Returns whether connections are plain TCP.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self, Self::Open { .. })
     }
 
-    /// Which certificates and keys are in use; connections of other generations are made anew.
+    /// Returns the generation of the credentials in use; connections of other generations are replaced.
     pub(crate) fn generation(&self) -> u64 {
         match self {
             Self::Open { .. } => 0,
             #[cfg(feature = "tls")]
-            Self::Tls(keeper) => keeper.generation(),
+            Self::Tls(credentials) => credentials.generation(),
         }
     }
 
-    /// Returns when other certificates and keys are in use than those of a [`generation`](Self::generation), and never
-    /// without them. `spread`, of a thousand, is when in the time that connections may live on after that: not all should
-    /// end in one moment.
+    /// Waits until the credentials of a [`generation`](Self::generation) are replaced, and then for `spread` thousandths
+    /// of the time within which connections retire, so that they do not all end in one moment. Never returns without TLS.
     #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "there is nothing to replace"))]
     pub(crate) async fn replaced(&self, generation: u64, spread: u32) {
         match self {
             Self::Open { .. } => std::future::pending().await,
             #[cfg(feature = "tls")]
-            Self::Tls(keeper) => {
-                let _ = keeper.generations().wait_for(|current| *current != generation).await;
+            Self::Tls(credentials) => {
+                let _ = credentials.generations().wait_for(|current| *current != generation).await;
                 tokio::time::sleep(super::session::RETIRE_WITHIN * spread / 1000).await;
             }
         }
     }
 
-    /// The handshake of the side that connects.
+    /// Performs the handshake of the side that connects, and returns the identity of the server.
     #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "only TLS has a handshake"))]
     pub(crate) async fn connect(&self, tcp: TcpStream, host: &str) -> Result<(Stream, Caller), HandshakeError> {
         match self {
             Self::Open { .. } => Ok((tcp.into(), Caller::Unknown)),
             #[cfg(feature = "tls")]
-            Self::Tls(keeper) => {
-                let (tls, caller) = keeper.connect(tcp, host).await?;
+            Self::Tls(credentials) => {
+                let (tls, caller) = credentials.connect(tcp, host).await?;
                 Ok((tls.into(), caller))
             }
         }
     }
 
-    /// The handshake of the side that listens: who it is, and by which generation of certificates.
+    /// Performs the handshake of the side that listens, and returns the identity of the client and the generation of the
+    /// credentials that accepted it.
     ///
-    /// A connection that is handed back with the trouble is to be closed when the other side has read what it was told.
+    /// A TCP connection that is returned with the error must stay open until the client has read the alert.
     pub(crate) async fn accept(
         &self,
         tcp: TcpStream,
@@ -68,8 +69,8 @@ impl Security {
         match self {
             Self::Open { .. } => Ok((tcp.into(), Caller::Unknown, 0)),
             #[cfg(feature = "tls")]
-            Self::Tls(keeper) => {
-                let (tls, caller, generation) = keeper.accept(tcp).await?;
+            Self::Tls(credentials) => {
+                let (tls, caller, generation) = credentials.accept(tcp).await?;
                 Ok((tls.into(), caller, generation))
             }
         }

@@ -1,4 +1,4 @@
-//! A TCP connection, in TLS or not.
+//! Byte stream of a connection: plain TCP or TLS, with a budget for reads.
 
 use std::{
     io,
@@ -10,15 +10,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::transport::{TcpStream, fairness::ReadBudget};
 
-/// A TCP connection, in TLS or not.
+/// Byte stream of a connection, plain or encrypted, which yields to other connections.
 pub(crate) struct Stream {
     io: Io,
-    turn: ReadBudget,
+    budget: ReadBudget,
 }
 
 enum Io {
     Plain(TcpStream),
-    // Boxed: the state of TLS is a kilobyte.
+    // Boxed, because the state of TLS takes about a kilobyte.
     #[cfg(feature = "tls")]
     Tls(Box<tokio_rustls::TlsStream<TcpStream>>),
 }
@@ -35,23 +35,23 @@ macro_rules! either {
 
 impl From<TcpStream> for Stream {
     fn from(tcp: TcpStream) -> Self {
-        Self { io: Io::Plain(tcp), turn: ReadBudget::default() }
+        Self { io: Io::Plain(tcp), budget: ReadBudget::default() }
     }
 }
 
 #[cfg(feature = "tls")]
 impl From<tokio_rustls::TlsStream<TcpStream>> for Stream {
     fn from(tls: tokio_rustls::TlsStream<TcpStream>) -> Self {
-        Self { io: Io::Tls(Box::new(tls)), turn: ReadBudget::default() }
+        Self { io: Io::Tls(Box::new(tls)), budget: ReadBudget::default() }
     }
 }
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        ready!(self.turn.poll_read(cx));
+        ready!(self.budget.poll_read(cx));
         let read = either!(self, io => Pin::new(io).poll_read(cx, buf));
         if read.is_pending() {
-            self.turn.over();
+            self.budget.reset();
         }
         read
     }
@@ -59,7 +59,7 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.turn.poll_write(cx));
+        ready!(self.budget.poll_write(cx));
         either!(self, io => Pin::new(io).poll_write(cx, buf))
     }
 
@@ -71,13 +71,13 @@ impl AsyncWrite for Stream {
         either!(self, io => Pin::new(io).poll_shutdown(cx))
     }
 
-    // Forwarded, or each frame would be copied into one buffer before it is written.
+    // Forwarded, because each frame is otherwise copied into one buffer before it is written.
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.turn.poll_write(cx));
+        ready!(self.budget.poll_write(cx));
         either!(self, io => Pin::new(io).poll_write_vectored(cx, bufs))
     }
 
@@ -104,17 +104,18 @@ mod tests {
     use super::*;
     use crate::transport;
 
+    /// Checks that a stream with a spent budget neither reads nor writes until other tasks have run, and loses no bytes.
     #[tokio::test]
-    #[expect(clippy::disallowed_methods, reason = "somebody who sends")]
-    async fn a_stream_whose_turn_is_over_neither_reads_nor_writes_until_others_had_theirs() {
+    #[expect(clippy::disallowed_methods, reason = "the test connects as a client")]
+    async fn stream_with_spent_budget_yields_reads_and_writes() {
         let listener = transport::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let mut sender = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut stream = Stream::from(listener.accept().await.unwrap().0);
         sender.write_all(b"ab").await.unwrap();
         let mut one = [0];
         stream.read_exact(&mut one).await.unwrap();
-        assert!(matches!(stream.turn, ReadBudget::Reading(_)));
-        stream.turn = ReadBudget::Reading(Instant::now() - std::time::Duration::from_secs(1));
+        assert!(matches!(stream.budget, ReadBudget::Reading(_)));
+        stream.budget = ReadBudget::Reading(Instant::now() - std::time::Duration::from_secs(1));
         poll_fn(|cx| {
             assert!(Pin::new(&mut stream).poll_read(cx, &mut ReadBuf::new(&mut one)).is_pending());
             assert!(Pin::new(&mut stream).poll_write(cx, b"c").is_pending());
@@ -125,13 +126,13 @@ mod tests {
         yield_now().await;
         stream.write_all(b"c").await.unwrap();
         stream.read_exact(&mut one).await.unwrap();
-        assert_eq!(one, *b"b", "nothing is lost");
+        assert_eq!(one, *b"b", "no byte is lost");
         assert_eq!(sender.read_u8().await.unwrap(), b'c');
         poll_fn(|cx| {
             assert!(Pin::new(&mut stream).poll_read(cx, &mut ReadBuf::new(&mut one)).is_pending());
             Poll::Ready(())
         })
         .await;
-        assert!(matches!(stream.turn, ReadBudget::Free), "it waits for its socket");
+        assert!(matches!(stream.budget, ReadBudget::Free), "the stream waits for its socket");
     }
 }

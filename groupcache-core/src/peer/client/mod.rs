@@ -166,7 +166,7 @@ async fn send(events: &LinkEvents, link: &Link, event: LinkEvent) {
 
 /// Reads one connection to its end.
 async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
-    let Open { of_use: _of_use, mut inbound, hello, first } = open;
+    let Open { close_on_drop: _close_on_drop, mut inbound, hello, first } = open;
     take_hello(link, &hello);
     let id = hello.id.clone();
     link.local.counters.connected.up();

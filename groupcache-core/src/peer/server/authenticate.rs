@@ -1,4 +1,5 @@
-//! Who sent a request: what the connection proves, by our own listener or by a server that the user has.
+//! Authentication of requests: the identity that a connection proves, on the node's own listener or in a server of the
+//! user.
 
 use std::sync::Arc;
 
@@ -6,46 +7,51 @@ use tonic::{Extensions, Status};
 
 use crate::transport::{Security, Session, handshake::Caller};
 
-/// What a request without a known sender is told.
-const NOBODY: &str = "this node answers its peers only, and nothing tells who this is: a peer shows a certificate \
-    (cluster_key(...) or mutual_tls(...) on both nodes); a peer service that is mounted in another server is handed the \
-    certificates with each request as PeerCertificates; .insecure() answers everyone";
+/// Text of the status for a request without an authenticated sender.
+const UNAUTHENTICATED: &str = "the sender is not authenticated, and this node answers authenticated peers only: set \
+    cluster_key(...) or mutual_tls(...) on both nodes; if the peer service is mounted in another server, insert the \
+    certificates into each request as PeerCertificates; or call .insecure() on this node to answer everyone";
 
-/// A sender who is known, or need not be.
+/// Sender of an accepted request.
 pub(crate) struct Sender {
+    /// Identity that the connection proves; [`Caller::Unknown`] on a node that answers everyone.
     pub(crate) caller: Caller,
-    /// The connection, where our own listener accepted it.
+    /// Connection of the request, if the node's own listener accepted it.
     pub(crate) session: Option<Arc<Session>>,
 }
 
+/// Returns the sender of a request, or the status with which the request is refused.
+///
+/// The node's own listener has authenticated its connections already. A request of another server is authenticated
+/// here, by the certificates in its extensions.
 pub(crate) fn authenticate(security: &Security, extensions: &Extensions) -> Result<Sender, Status> {
     if let Some(session) = extensions.get::<Arc<Session>>() {
         return Ok(Sender { caller: session.caller(), session: Some(Arc::clone(session)) });
     }
     let caller = match security {
         Security::Open { is_insecure: true } => Caller::Unknown,
-        Security::Open { is_insecure: false } => return Err(Status::unauthenticated(NOBODY)),
+        Security::Open { is_insecure: false } => return Err(Status::unauthenticated(UNAUTHENTICATED)),
         #[cfg(feature = "tls")]
         Security::Tls(keeper) => {
-            let shown = certificates(extensions).filter(|shown| !shown.chain().is_empty());
-            let shown = shown.ok_or_else(|| Status::unauthenticated(NOBODY))?;
-            keeper.check(&shown).map_err(|trouble| {
-                // What is wrong is said from where the peer stands: it reads this.
-                Status::unauthenticated(format!("this node does not let the peer in: {trouble}"))
+            let presented = certificates(extensions).filter(|presented| !presented.chain().is_empty());
+            let presented = presented.ok_or_else(|| Status::unauthenticated(UNAUTHENTICATED))?;
+            keeper.check(&presented).map_err(|trouble| {
+                // The peer receives this text, so that "this node" names the server.
+                Status::unauthenticated(format!("this node refuses the peer: {trouble}"))
             })?
         }
     };
     Ok(Sender { caller, session: None })
 }
 
-/// What the peer showed to a server that is not ours.
+/// Returns the certificates that the peer presented to a server of the user.
 #[cfg(feature = "tls")]
 fn certificates(extensions: &Extensions) -> Option<crate::transport::tls::PeerCertificates> {
     use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 
-    if let Some(shown) = extensions.get::<crate::transport::tls::PeerCertificates>() {
-        return Some(shown.clone());
+    if let Some(presented) = extensions.get::<crate::transport::tls::PeerCertificates>() {
+        return Some(presented.clone());
     }
-    let shown = extensions.get::<TlsConnectInfo<TcpConnectInfo>>()?.peer_certs()?;
-    Some(crate::transport::tls::PeerCertificates::from_der(shown.iter().map(|der| der.to_vec())))
+    let presented = extensions.get::<TlsConnectInfo<TcpConnectInfo>>()?.peer_certs()?;
+    Some(crate::transport::tls::PeerCertificates::from_der(presented.iter().map(|der| der.to_vec())))
 }

@@ -1,4 +1,8 @@
-//! One connection that a peer opened: its requests, the loads they wait for, and what it is owed meanwhile.
+//! Server side of a connection that a peer opened: its requests, the loads that they wait for, and the `Pending`
+//! responses meanwhile.
+//!
+//! One task reads the connection and owns its state. Responses go to the [`ResponseQueue`], from which another task
+//! writes them.
 
 use std::{
     collections::VecDeque,
@@ -40,60 +44,65 @@ use crate::{
     transport::{IDLE_LIMIT, Security},
 };
 
-/// What every connection serves from.
+/// State that all connections share.
 pub(crate) struct Service {
     pub(crate) local: Arc<LocalNode>,
     pub(crate) registry: Arc<Registry>,
+    /// Channel to the membership for peers that connect, or send again after a silence.
     pub(crate) arrivals: mpsc::Sender<PeerId>,
     pub(crate) closing: CancellationToken,
     pub(crate) hasher: Keyed,
-    /// Requests of all peers that wait for loads here.
+    /// Number of requests of all peers that wait for loads on this node.
     pub(crate) waiting: Arc<AtomicUsize>,
     pub(crate) lines: LogRateLimit,
 }
 
 impl Service {
-    /// A peer has connected to this node, or speaks again after it was silent: so it can be dialled.
-    pub(crate) fn has_come(&self, peer: &PeerId) {
-        let _ = self.arrivals.try_send(peer.clone()); // full = it is dialled a little later
+    /// Reports that a peer has connected to this node, or sends again after a silence, so that it is dialled soon.
+    pub(crate) fn report_arrival(&self, peer: &PeerId) {
+        let _ = self.arrivals.try_send(peer.clone()); // if the channel is full, the peer is dialled a little later
     }
 
-    /// A place among the requests that wait for loads here; given back when it is dropped.
-    pub(crate) fn may_wait(&self) -> Option<Waiting> {
-        let waiting = Waiting(Arc::clone(&self.waiting));
-        (waiting.0.fetch_add(1, Relaxed) < self.local.limits.max_serving).then_some(waiting)
+    /// Takes one of the `max_serving` slots for requests that wait for loads on this node, if one is free.
+    pub(crate) fn take_waiting_slot(&self) -> Option<WaitingSlot> {
+        let slot = WaitingSlot(Arc::clone(&self.waiting));
+        (slot.0.fetch_add(1, Relaxed) < self.local.limits.max_serving).then_some(slot)
     }
 }
 
-/// One of the requests that wait for loads here.
-pub(crate) struct Waiting(Arc<AtomicUsize>);
+/// Slot of one request that waits for a load on this node. Dropping it gives the slot back.
+pub(crate) struct WaitingSlot(Arc<AtomicUsize>);
 
-impl Drop for Waiting {
+impl Drop for WaitingSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
 }
 
-/// Of a larger frame, so many requests are answered before their answers are sent; fewer, if those are long.
-const AT_ONCE: usize = 64;
+/// Maximum number of requests of a frame that are answered before their responses are queued. Long responses end the
+/// batch at [`BATCH_BYTES`] already.
+const MAX_ANSWERED_AT_ONCE: usize = 64;
 
-/// After so many answers they have their turn to be sent before more is read: the peer is at work on them meanwhile.
-const MANY: usize = 8;
+/// Number of requests in a batch from which the reader yields, so that the responses are sent and the peer processes
+/// them while the reader goes on.
+const YIELD_FROM: usize = 8;
 
+/// Loads and sets that requests wait for, each with the id of its request.
 type Loads = FuturesUnordered<Pin<Box<dyn Future<Output = (u64, Response)> + Send>>>;
 
-/// How long a connection may live, whatever its peer does.
+/// Event that ends a connection whatever its peer does.
 pub(crate) enum Lifetime {
-    /// Until our own listener retires it.
-    Ours(CancellationToken),
-    /// In a server of the user: until what let it in is replaced.
+    /// Retirement by the node's own listener, which cancels the token.
+    Listener(CancellationToken),
+    /// Mounted in a server of the user: replacement of the certificates and keys of `generation`. The `number` of the
+    /// connection spreads the ends, so that not all connections end at the same moment.
     Mounted { security: Security, generation: u64, number: u64 },
 }
 
 impl Lifetime {
     async fn ends(&self) {
         match self {
-            Self::Ours(retired) => retired.cancelled().await,
+            Self::Listener(retired) => retired.cancelled().await,
             Self::Mounted { security, generation, number } => {
                 security.replaced(*generation, (number.wrapping_mul(7919) % 1000) as u32).await;
             }
@@ -105,32 +114,33 @@ impl Lifetime {
     }
 }
 
-/// What becomes of a connection after a frame.
-enum Goes {
-    On,
-    /// It ends, as connections do.
-    NoFurther,
+/// Fate of a connection after a frame.
+enum Flow {
+    Continue,
+    /// End of the connection without an error.
+    Close,
 }
 
-/// One connection that a peer opened, as the task that reads it sees it.
+/// State of one connection that a peer opened, owned by the task that reads it.
 pub(crate) struct Connection {
     service: Arc<Service>,
     queue: Arc<ResponseQueue>,
     peer: PeerId,
-    /// The peer's groups by its own indices, resolved against our registry as of `registry_version`.
+    /// Groups of the peer by the peer's own indices, resolved against the local registry as of `registry_version`.
     groups: Map<u32, (GroupName, ResolvedGroup)>,
     registry_version: u64,
     loads: Loads,
-    /// Requests that wait for a load, or for room for its value.
+    /// Requests that wait for a load, or for room for its value. A get has a [`Retry`] that reads memory again.
     waiting: Map<u64, Option<Retry>>,
-    /// Those whose load has ended: many may end at once, and the values are not to be in memory twice until they are sent.
+    /// Ids of gets that wait for room after their load has ended. Only the ids are kept, because many loads may end at
+    /// once and their values must not be in memory twice until they are sent.
     loaded: VecDeque<u64>,
-    /// When each of them is owed a Pending, in order of time.
+    /// Ids of requests with the time at which each is due a `Pending`, in order of time.
     pending: VecDeque<(Instant, u64)>,
-    /// Largest value that the peer takes.
+    /// Maximum size of a value that the peer accepts.
     max_value_bytes: usize,
     invalidations: TokenBucket,
-    /// The peer wants to talk to somebody else; our Hello tells it who we are.
+    /// Whether the peer expects another node here. The Hello of the local node names its real id.
     is_wrong_peer: bool,
 }
 
@@ -154,11 +164,12 @@ impl Connection {
         };
         connection.is_wrong_peer =
             hello.expected.as_ref().is_some_and(|expected| *expected != connection.service.local.hello().id);
-        connection.take_groups(&hello.groups);
+        connection.resolve_groups(&hello.groups);
         connection
     }
 
-    fn take_groups(&mut self, groups: &[GroupName]) {
+    /// Resolves the groups of the peer against the local registry.
+    fn resolve_groups(&mut self, groups: &[GroupName]) {
         self.registry_version = self.service.registry.version();
         self.groups.clear();
         for group in groups {
@@ -167,6 +178,7 @@ impl Connection {
         }
     }
 
+    /// Serves the connection until it ends. `first` is the frame that carried `hello`.
     pub(crate) async fn serve(
         mut self,
         mut inbound: Streaming<Incoming>,
@@ -175,148 +187,156 @@ impl Connection {
         lifetime: Lifetime,
     ) {
         let mut ends = std::pin::pin!(lifetime.ends());
-        let mut heard = Instant::now();
+        let mut last_read = Instant::now();
         let is_mounted = lifetime.is_mounted();
         let closing = self.service.closing.clone();
         let mut next = Some(first);
         loop {
             if let Some(frame) = next.take() {
-                match self.take(frame, &hello, ends.as_mut()).await {
-                    Ok(Goes::On) => {}
-                    Ok(Goes::NoFurther) => return self.queue.close(None),
+                match self.handle(frame, &hello, ends.as_mut()).await {
+                    Ok(Flow::Continue) => {}
+                    Ok(Flow::Close) => return self.queue.close(None),
                     Err(status) => {
                         self.service.local.counters.rejected.up();
                         return self.queue.close(Some(status));
                     }
                 }
             }
-            let owed = self.pending.front().map(|(due, _)| *due);
+            let pending_at = self.pending.front().map(|(due, _)| *due);
             tokio::select! {
                 biased;
                 () = closing.cancelled() => return self.queue.close(None),
-                // The peer connects anew, with its certificates of today, and asks again for what it is owed.
+                // The peer reconnects with its current certificates and repeats the requests without a response.
                 () = &mut ends => return self.queue.close(None),
-                Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => self.has_loaded(id, answer),
-                () = self.queue.room(), if !self.loaded.is_empty() => self.say_loaded(),
+                Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => self.on_loaded(id, answer),
+                () = self.queue.room(), if !self.loaded.is_empty() => self.send_loaded(),
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => {
                         next = Some(frame);
-                        let before = std::mem::replace(&mut heard, Instant::now());
-                        if heard - before > SILENCE {
-                            self.service.has_come(&self.peer); // what we had open to it may be closed
+                        let previous = std::mem::replace(&mut last_read, Instant::now());
+                        if last_read - previous > SILENCE {
+                            self.service.report_arrival(&self.peer); // the link to the peer may have closed meanwhile
                         }
                     }
                     Ok(None) => return self.queue.close(None),
                     Err(status) => {
                         self.service.local.counters.rejected.up();
-                        return self.queue.close(Some(status)); // its own words: too large, or no protobuf
+                        return self.queue.close(Some(status)); // the decoder's text: too large, or malformed
                     }
                 },
-                () = sleep_until(owed.unwrap_or_else(Instant::now)), if owed.is_some() => self.say_pending(),
+                () = sleep_until(pending_at.unwrap_or_else(Instant::now)), if pending_at.is_some() => self.send_pending(),
                 () = self.queue.abandoned() => return,
-                // Our own listener sees bytes, and so does without a timer for each frame.
-                () = sleep_until(heard + IDLE_LIMIT), if is_mounted => return self.queue.close(None),
+                // The node's own listener counts bytes instead, without a timer for each frame.
+                () = sleep_until(last_read + IDLE_LIMIT), if is_mounted => return self.queue.close(None),
             }
         }
     }
 
-    /// Takes a frame: answers what it can, and begins to wait for the rest. A peer that reads slowly holds it up, and not
-    /// the end of the connection.
-    async fn take(
+    /// Handles a frame: answers the requests that memory can answer, and begins to wait for the others.
+    ///
+    /// A peer that reads its responses slowly delays the frame, but not the end of the connection.
+    async fn handle(
         &mut self,
         mut frame: Incoming,
         hello: &Hello,
         mut ends: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Goes, Status> {
+    ) -> Result<Flow, Status> {
         match frame.hello() {
-            Some(Ok(again)) if again.id == hello.id => self.take_groups(&again.groups),
-            Some(Ok(_)) => return Err(Status::failed_precondition("a connection speaks for one node all its life")),
+            Some(Ok(again)) if again.id == hello.id => self.resolve_groups(&again.groups),
+            Some(Ok(_)) => {
+                return Err(Status::failed_precondition(
+                    "a later Hello names another node; open a new connection for it",
+                ));
+            }
             Some(Err(bad)) => return Err(Status::failed_precondition(bad.0)),
             None => {}
         }
         if self.registry_version != self.service.registry.version() {
             let groups: Vec<_> = self.groups.values().map(|(name, _)| name.clone()).collect();
-            self.take_groups(&groups);
+            self.resolve_groups(&groups);
         }
         let service = Arc::clone(&self.service);
         if frame.ping != 0 {
             self.queue.pong(frame.ping);
         }
-        // Over all of the frame: what it makes this node load is loaded together.
-        let taking = service.registry.takes_many();
+        // The window spans the whole frame, so that the loads of its requests form batches.
+        let window = service.registry.takes_many();
         let mut requests = frame.requests.into_iter().enumerate();
         while requests.len() > 0 {
-            let is_much = self.answer(&mut requests);
+            let should_yield = self.answer_batch(&mut requests);
             if self.queue.is_overrun() {
                 self.queue.clear();
-                return Err(Status::resource_exhausted("answers are not read"));
+                return Err(Status::resource_exhausted("the responses are not read; read them while sending requests"));
             }
-            if is_much {
+            if should_yield {
                 tokio::task::yield_now().await;
             }
             loop {
                 tokio::select! {
                     biased;
                     () = self.queue.room() => break,
-                    // Or the values of all loads that end meanwhile would be kept.
-                    Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => self.has_loaded(id, answer),
-                    () = service.closing.cancelled() => return Ok(Goes::NoFurther),
-                    () = &mut ends => return Ok(Goes::NoFurther),
-                    () = self.queue.abandoned() => return Ok(Goes::NoFurther),
+                    // Loads that end meanwhile are taken too; otherwise the values of all of them would be kept.
+                    Some((id, answer)) = self.loads.next(), if !self.loads.is_empty() => self.on_loaded(id, answer),
+                    () = service.closing.cancelled() => return Ok(Flow::Close),
+                    () = &mut ends => return Ok(Flow::Close),
+                    () = self.queue.abandoned() => return Ok(Flow::Close),
                 }
             }
         }
-        drop(taking);
+        drop(window);
         for id in frame.cancels {
-            self.waiting.remove(&id); // the load goes on: it belongs to nobody
+            self.waiting.remove(&id); // the load goes on, because it belongs to no single request
         }
-        self.queue.now_waiting(self.waiting.len());
-        self.say_pending(); // here too: frames that come without a pause keep the timer from being looked at
-        Ok(Goes::On)
+        self.queue.set_waiting(self.waiting.len());
+        // Here too, because the timer has no turn while frames arrive without a pause.
+        self.send_pending();
+        Ok(Flow::Continue)
     }
 
-    /// Answers some requests of a frame, each with its place in it; whether that was much.
-    fn answer(&mut self, requests: &mut impl Iterator<Item = (usize, Request)>) -> bool {
-        let (mut answers, mut bytes, mut looked_at) = (Vec::with_capacity(AT_ONCE), 0, 0);
-        while looked_at < AT_ONCE
+    /// Answers the next batch of a frame's requests, each with its position in the frame. Returns whether the reader
+    /// should yield afterwards.
+    fn answer_batch(&mut self, requests: &mut impl Iterator<Item = (usize, Request)>) -> bool {
+        let (mut answers, mut bytes, mut taken) = (Vec::with_capacity(MAX_ANSWERED_AT_ONCE), 0, 0);
+        while taken < MAX_ANSWERED_AT_ONCE
             && bytes < BATCH_BYTES
             && let Some((at, request)) = requests.next()
         {
-            looked_at += 1;
+            taken += 1;
             let id = request.id;
-            if let Some(answer) = self.look(request, at) {
+            if let Some(answer) = self.respond(request, at) {
                 bytes += answer_bytes(&answer);
                 answers.push((id, answer));
             }
         }
         self.queue.push(answers.into_iter());
-        looked_at >= MANY || bytes >= BATCH_BYTES
+        taken >= YIELD_FROM || bytes >= BATCH_BYTES
     }
 
-    /// A load has ended. Without room for its value that is looked for once more when there is room.
-    fn has_loaded(&mut self, id: u64, answer: Response) {
-        let Some(again) = self.waiting.get(&id) else { return }; // the peer has cancelled it
-        if again.is_some() && matches!(answer, Response::Value(_)) && !self.queue.has_room_for_loaded() {
+    /// Queues the response of a load that has ended. Without room for a value, memory is read again once there is room.
+    fn on_loaded(&mut self, id: u64, answer: Response) {
+        let Some(retry) = self.waiting.get(&id) else { return }; // the peer has cancelled it
+        if retry.is_some() && matches!(answer, Response::Value(_)) && !self.queue.has_room_for_completed() {
             self.loaded.push_back(id);
             return;
         }
         self.waiting.remove(&id);
         self.queue.push_completed(id, self.sized(answer));
-        self.queue.now_waiting(self.waiting.len());
+        self.queue.set_waiting(self.waiting.len());
     }
 
-    /// There is room for a value, or the peer reads nothing.
-    fn say_loaded(&mut self) {
+    /// Answers the next get that waits for room. Runs when [`ResponseQueue::room`] has returned.
+    fn send_loaded(&mut self) {
         let Some(id) = self.loaded.pop_front() else { return };
-        if let Some(again) = self.waiting.remove(&id).flatten() {
-            let answer = self.sized(again.look());
+        if let Some(retry) = self.waiting.remove(&id).flatten() {
+            let answer = self.sized(retry.lookup());
             self.queue.push(std::iter::once((id, answer)));
         }
-        self.queue.now_waiting(self.waiting.len());
+        self.queue.set_waiting(self.waiting.len());
     }
 
-    /// The answer to a request, unless a load must be waited for.
-    fn look(&mut self, request: Request, at: usize) -> Option<Response> {
+    /// Returns the response to a request, or `None` if the request waits for a load or a set. `at` is the position of
+    /// the request in its frame.
+    fn respond(&mut self, request: Request, at: usize) -> Option<Response> {
         if self.is_wrong_peer {
             return Some(Response::WrongPeer);
         }
@@ -328,40 +348,42 @@ impl Connection {
             return Some(Response::Overloaded { retry_after: RETRY_AFTER });
         }
         let id = request.id;
-        let named = self.groups.get(&request.group).map_or(&ResolvedGroup::Unknown, |(_, named)| named);
+        let resolved = self.groups.get(&request.group).map_or(&ResolvedGroup::Unknown, |(_, resolved)| resolved);
         let has_room = self.loads.len() + self.loaded.len() < self.service.local.limits.max_serving_per_peer;
         let mut waiting = None;
         let may_wait = || {
-            waiting = self.service.may_wait().filter(|_| has_room);
+            waiting = self.service.take_waiting_slot().filter(|_| has_room);
             waiting.is_some()
         };
-        match dispatch(&self.service, named, request, Some(&self.peer), may_wait) {
+        match dispatch(&self.service, resolved, request, Some(&self.peer), may_wait) {
             Dispatch::Response(answer) => Some(self.sized(answer)),
-            Dispatch::Wait(answering, again) => {
-                self.waiting.insert(id, again);
+            Dispatch::Wait(response, retry) => {
+                self.waiting.insert(id, retry);
                 self.pending.push_back((Instant::now() + PENDING_AFTER, id));
                 self.loads.push(Box::pin(async move {
                     let _waiting = waiting;
-                    (id, answering.await)
+                    (id, response.await)
                 }));
                 None
             }
         }
     }
 
-    /// A value that the peer would not take ends the whole stream there: it is told so instead.
+    /// Replaces a value above the size limit of the peer by `TooLarge`, and leaves such values out of a page. Otherwise
+    /// one value would end the whole stream at the peer.
     fn sized(&self, answer: Response) -> Response {
         match answer {
             Response::Value(value) if value.bytes.len() > self.max_value_bytes => Response::TooLarge,
             Response::Page(mut page) => {
-                page.entries.retain(|handed| handed.bytes.len() <= self.max_value_bytes);
+                page.entries.retain(|entry| entry.bytes.len() <= self.max_value_bytes);
                 Response::Page(page)
             }
             answer => answer,
         }
     }
 
-    fn say_pending(&mut self) {
+    /// Queues a `Pending` for each waiting request that is due one.
+    fn send_pending(&mut self) {
         let now = Instant::now();
         let mut answers = Vec::new();
         while let Some((_, id)) = self.pending.front().filter(|(due, _)| *due <= now) {

@@ -1,4 +1,4 @@
-//! What a request is answered without waiting: from memory, or by what it is.
+//! Dispatch of a request: the response, if it is known without waiting, or else the beginning of a load or a set.
 
 use std::sync::Arc;
 
@@ -13,15 +13,16 @@ use crate::{
     runtime::small_bytes,
 };
 
-/// What a request names.
+/// Group that a request names, as the local registry knows it.
 #[derive(Clone)]
 pub(crate) enum ResolvedGroup {
     Group(Arc<dyn GroupService>),
-    /// A group of this name, whose values have another format.
+    /// Group of this name with another format of values.
     OtherFormat(Arc<dyn GroupService>),
     Unknown,
 }
 
+/// Returns the group with a name, if its format is the given one.
 pub(crate) fn resolve(registry: &Registry, name: &str, format: u32) -> ResolvedGroup {
     match registry.get(name) {
         None => ResolvedGroup::Unknown,
@@ -30,40 +31,44 @@ pub(crate) fn resolve(registry: &Registry, name: &str, format: u32) -> ResolvedG
     }
 }
 
-/// The outcome of looking at a request without waiting.
+/// Outcome of dispatching a request.
 pub(crate) enum Dispatch {
     Response(Response),
-    /// What was asked for, too, if it is in memory once it is loaded.
+    /// Response to wait for. A get comes with its [`Retry`], which finds the loaded value in memory afterwards.
     Wait(ResponseFuture, Option<Retry>),
 }
 
-/// A get that can be answered from memory later.
+/// Get that can be answered from memory later.
 pub(crate) struct Retry {
     group: Arc<dyn GroupService>,
     key: Box<str>,
 }
 
 impl Retry {
-    pub(crate) fn look(self) -> Response {
+    /// Returns the response to the get from memory; `overloaded` if memory does not hold the value any more.
+    pub(crate) fn lookup(self) -> Response {
         self.group.cached_response(&self.key).unwrap_or(Response::Overloaded { retry_after: RETRY_AFTER })
     }
 }
 
-/// Memory, a remove, or, if the asker may have one more (it is asked for only then), the beginning of a load or of a set.
+/// Answers a request from memory, carries out a remove or a clear, or begins a load, a set or a page.
+///
+/// `asker` is the peer on whose connection the request arrived; `None` for a unary get. `may_wait` is called only for a
+/// request that has to wait, and takes the slot for it. Without a slot the request is answered `overloaded`.
 pub(crate) fn dispatch(
     service: &Service,
-    named: &ResolvedGroup,
+    resolved: &ResolvedGroup,
     request: Request,
     asker: Option<&PeerId>,
     may_wait: impl FnOnce() -> bool,
 ) -> Dispatch {
     let declined = |why| Dispatch::Response(Response::Declined(why));
-    if let (Op::Clear, ResolvedGroup::Group(group) | ResolvedGroup::OtherFormat(group)) = (&request.op, named) {
+    if let (Op::Clear, ResolvedGroup::Group(group) | ResolvedGroup::OtherFormat(group)) = (&request.op, resolved) {
         group.clear();
         return Dispatch::Response(Response::Done);
     }
     if let Op::ReadPage { cursor } = request.op {
-        return match (asker, named) {
+        return match (asker, resolved) {
             (None, _) => Dispatch::Response(Response::Unsupported),
             (_, ResolvedGroup::Unknown) => declined(Decline::UnknownGroup),
             (_, ResolvedGroup::OtherFormat(_)) => declined(Decline::OtherFormat),
@@ -77,7 +82,7 @@ pub(crate) fn dispatch(
         Ok(key) => key,
         Err(bad) => return Dispatch::Response(Response::BadRequest(bad.text().to_owned())),
     };
-    match (request.op, named) {
+    match (request.op, resolved) {
         (Op::Unknown(_) | Op::ReadPage { .. }, _) => Dispatch::Response(Response::Unsupported),
         (_, ResolvedGroup::Unknown) => declined(Decline::UnknownGroup),
         (Op::Get | Op::Peek | Op::ReadAsPreviousOwner, ResolvedGroup::OtherFormat(_)) => declined(Decline::OtherFormat),
@@ -94,10 +99,10 @@ pub(crate) fn dispatch(
             }
             let limit = group.longest_wait();
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
-            let again = Retry { group: Arc::clone(group), key: key.into() };
-            Dispatch::Wait(Arc::clone(group).load(LoadRequest { key, wait, chain: request.chain }), Some(again))
+            let retry = Retry { group: Arc::clone(group), key: key.into() };
+            Dispatch::Wait(Arc::clone(group).load(LoadRequest { key, wait, chain: request.chain }), Some(retry))
         }
-        // Answered above; here for a group that is not known.
+        // A clear of a known group is answered above, so this arm is for an unknown group.
         (Op::Clear, _) => declined(Decline::UnknownGroup),
         (Op::Remove { hold }, ResolvedGroup::Group(group) | ResolvedGroup::OtherFormat(group)) => {
             group.invalidate_and_hold(key, hold);
@@ -112,12 +117,12 @@ pub(crate) fn dispatch(
                 group.invalidate(key);
                 return Dispatch::Response(Response::TooLarge);
             }
-            // Decoding takes as long as it takes, and the value is held meanwhile.
+            // A slot is needed, because decoding may take long and the value stays in memory meanwhile.
             if !may_wait() {
                 group.invalidate(key);
                 return Dispatch::Response(Response::Overloaded { retry_after: RETRY_AFTER });
             }
-            // A copy: a slice would hold the whole frame alive for as long as the value is kept.
+            // Copied, because a slice would keep the whole frame in memory as long as the value.
             Dispatch::Wait(Arc::clone(group).set(key, small_bytes::copy(&value)), None)
         }
     }

@@ -1,8 +1,12 @@
-//! The server of this node: answers what peers ask from memory or by loading here. It never forwards.
+//! Server of the local node: answers requests of peers from memory or with a load on this node, and never forwards
+//! them.
 //!
-//! One task reads a connection, answers hits at once and collects the loads it waits for; the stream that HTTP/2
-//! polls takes the answers out of an outbox. The reader never waits for the writer: a peer that does not read
-//! its answers is told `overloaded` once the outbox is full, and is cut off when it does not read even those.
+//! One task reads each connection, answers hits at once and collects the loads that requests wait for. The stream that
+//! HTTP/2 polls takes the responses out of a [`ResponseQueue`]. While the queue is full, the reader waits as long as
+//! the peer takes responses. A peer that takes none for a second is answered `overloaded`, and its connection ends when
+//! it does not read even those.
+//!
+//! `authenticate` identifies the sender of a request, `connection` reads frames, and `dispatch` chooses the response.
 
 mod authenticate;
 mod connection;
@@ -46,14 +50,16 @@ pub(crate) struct Server(Arc<Inner>);
 
 struct Inner {
     service: Arc<Service>,
+    /// Queues of the open connections, by number of the connection.
     connections: DashMap<u64, Arc<ResponseQueue>, Keyed>,
     next_connection: AtomicU64,
+    /// Number of open connections, those before their Hello included.
     open: AtomicUsize,
     tasks: TaskTracker,
 }
 
 impl Server {
-    /// `arrivals` is told who has connected to this node, and who speaks again after a silence.
+    /// Makes a server that reports to `arrivals` each peer that connects, or sends again after a silence.
     pub(crate) fn new(
         local: Arc<LocalNode>,
         registry: Arc<Registry>,
@@ -79,51 +85,56 @@ impl Server {
         }))
     }
 
-    /// The service with the limits of this node.
+    /// Returns the gRPC service with the message limits of this node.
     pub(crate) fn service(&self) -> wire::peer_server::PeerServer<Self> {
         let max = self.0.service.local.limits.max_message_bytes();
         wire::peer_server::PeerServer::new(self.clone()).max_decoding_message_size(max).max_encoding_message_size(max)
     }
 
-    /// Whether both are the server of one node.
+    /// Returns whether both are the server of the same node.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Who sent a request.
+    /// Returns the sender of a request, or the status with which the request is refused.
     fn sender(&self, extensions: &tonic::Extensions) -> Result<Sender, Status> {
-        // The server that it is mounted in may outlive the node.
+        // A server in which the service is mounted may outlive the node.
         if self.0.service.closing.is_cancelled() {
-            return Err(Status::unavailable("this node was shut down"));
+            return Err(Status::unavailable("this node was shut down; send the request to another node"));
         }
-        authenticate(&self.0.service.local.security, extensions).map_err(|status| self.turned_away(status))
+        authenticate(&self.0.service.local.security, extensions).map_err(|status| self.refuse(status))
     }
 
-    fn turned_away(&self, status: Status) -> Status {
+    /// Counts and logs a request without an authenticated sender, and returns its status.
+    fn refuse(&self, status: Status) -> Status {
         let service = &self.0.service;
         service.local.counters.unauthenticated.up();
         service.lines.write(|suppressed| {
-            tracing::warn!(error = status.message(), suppressed, "a request was refused: who sent it is not known");
+            tracing::warn!(
+                error = status.message(),
+                suppressed,
+                "a request was refused because its sender is not authenticated; compare the trust of both nodes"
+            );
         });
         status
     }
 
-    /// Something that every frame carries has changed: send it.
+    /// Wakes all connections, so that each sends the changed Hello.
     pub(crate) fn nudge(&self) {
         self.0.connections.iter().for_each(|queue| queue.wake());
     }
 
-    /// Requests of peers that are not answered yet.
+    /// Returns the number of requests of peers that have no response yet, plus the responses that are not sent yet.
     pub(crate) fn owes(&self) -> usize {
         self.0.connections.iter().map(|queue| queue.owes()).sum()
     }
 
-    /// Whether a goodbye has yet to be taken by its connection.
+    /// Returns whether any connection has not taken its goodbye yet.
     pub(crate) fn owes_goodbye(&self) -> bool {
         self.0.connections.iter().any(|queue| queue.owes_goodbye())
     }
 
-    /// Tells all peers that this node leaves for good.
+    /// Sends a goodbye on each connection with its next frame.
     pub(crate) fn say_goodbye(&self) {
         self.0.connections.iter().for_each(|queue| queue.say_goodbye());
     }
@@ -135,25 +146,26 @@ impl wire::peer_server::Peer for Server {
 
     async fn connect(&self, request: tonic::Request<Streaming<Incoming>>) -> Result<tonic::Response<Outbound>, Status> {
         let server = &self.0;
-        // Before it is looked at who sent it: what is replaced from now on, this connection was let in by.
+        // Read before the sender is checked, so that a replacement of the certificates from here on ends this
+        // connection.
         let security = server.service.local.security.clone();
         let generation = security.generation();
         let sender = self.sender(request.extensions())?;
-        // Limits are those of a connection: a second stream on it would have them twice.
+        // Limits apply to a connection, and a second stream on it would double them.
         let is_first = sender.session.as_ref().is_none_or(|session| session.takes_its_stream());
         if !is_first {
             server.service.local.counters.rejected.up();
             return Err(Status::resource_exhausted("a connection carries one Connect stream; open another connection"));
         }
-        let place = Place::take(server)?;
+        let slot = ConnectionSlot::take(server)?;
         let mut inbound = request.into_inner();
         let first = timeout(CLIENT_HELLO, inbound.message())
             .await
-            .map_err(|_| Status::deadline_exceeded("no Hello within 5 s"))??
+            .map_err(|_| Status::deadline_exceeded("no Hello within 5 s; send one with the first frame"))??
             .and_then(|mut frame| frame.hello().map(|hello| (hello, frame)));
         let Some((hello, frame)) = first else {
             server.service.local.counters.rejected.up();
-            return Err(Status::failed_precondition("the first frame of a connection carries a Hello"));
+            return Err(Status::failed_precondition("the first frame carries no Hello; send one with it"));
         };
         let hello = hello.and_then(|hello| match rejection_reason(&server.service.local.hello(), &hello) {
             Some(why) => Err(wire::BadHello(why)),
@@ -164,22 +176,22 @@ impl wire::peer_server::Peer for Server {
             Status::failed_precondition(bad.0)
         })?;
         if let Some(why) = sender.caller.rejection_reason(&hello.id) {
-            return Err(self.turned_away(Status::unauthenticated(why)));
+            return Err(self.refuse(Status::unauthenticated(why)));
         }
         server.service.local.counters.accepted.up();
-        server.service.has_come(&hello.id);
+        server.service.report_arrival(&hello.id);
         let in_use = sender.session.as_ref().map(RequestGuard::begin);
         let queue = Arc::new(ResponseQueue::new(Arc::clone(&server.service.local)));
         let number = server.next_connection.fetch_add(1, Relaxed);
         server.connections.insert(number, Arc::clone(&queue));
         let lifetime = match sender.session {
-            Some(session) => Lifetime::Ours(session.retired().clone()),
+            Some(session) => Lifetime::Listener(session.retired().clone()),
             None => Lifetime::Mounted { security, generation, number },
         };
         let connection = Connection::new(Arc::clone(&server.service), Arc::clone(&queue), &hello);
-        let registered = Registered(Arc::clone(server), number);
+        let registration = Registration(Arc::clone(server), number);
         server.tasks.spawn(async move {
-            let (_place, _registered, _in_use) = (place, registered, in_use);
+            let (_slot, _registration, _in_use) = (slot, registration, in_use);
             connection.serve(inbound, frame, hello, lifetime).await;
         });
         Ok(tonic::Response::new(Outbound(queue)))
@@ -190,47 +202,47 @@ impl wire::peer_server::Peer for Server {
         let sender = self.sender(request.extensions())?;
         let (cluster, group, format, request) = wire::unary(request.into_inner());
         if cluster != server.service.local.hello().cluster {
-            return Err(Status::failed_precondition("this node belongs to another cluster"));
+            return Err(Status::failed_precondition("this node belongs to another cluster; compare the names"));
         }
         let _in_use = sender.session.as_ref().map(RequestGuard::begin);
         let group = resolve(&server.service.registry, &group, format);
         let mut waiting = None;
         let may_wait = || {
-            waiting = server.service.may_wait();
+            waiting = server.service.take_waiting_slot();
             waiting.is_some()
         };
         let answer = match dispatch(&server.service, &group, request, None, may_wait) {
             Dispatch::Response(answer) => answer,
-            Dispatch::Wait(answering, _) => answering.await,
+            Dispatch::Wait(response, _) => response.await,
         };
         Ok(tonic::Response::new(UnaryAnswer(answer)))
     }
 }
 
-/// One of the connections that may be open at once.
-struct Place(Arc<Inner>);
+/// Slot of one of the connections that may be open at once. Dropping it gives the slot back.
+struct ConnectionSlot(Arc<Inner>);
 
-impl Place {
+impl ConnectionSlot {
     fn take(server: &Arc<Inner>) -> Result<Self, Status> {
-        let place = Self(Arc::clone(server)); // counts down again when it is dropped
+        let slot = Self(Arc::clone(server)); // its drop decrements the count, also after a refusal
         if server.open.fetch_add(1, Relaxed) >= server.service.local.limits.max_connections {
             server.service.local.counters.rejected.up();
-            return Err(Status::resource_exhausted("this node has as many connections as it allows"));
+            return Err(Status::resource_exhausted("this node has its maximum of connections; raise max_connections"));
         }
-        Ok(place)
+        Ok(slot)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Relaxed);
     }
 }
 
-/// Forgets a connection however its task ends.
-struct Registered(Arc<Inner>, u64);
+/// Entry of a connection in the table. Dropping it removes and closes the connection, however its task ends.
+struct Registration(Arc<Inner>, u64);
 
-impl Drop for Registered {
+impl Drop for Registration {
     fn drop(&mut self) {
         if let Some((_, queue)) = self.0.connections.remove(&self.1) {
             queue.close(None);

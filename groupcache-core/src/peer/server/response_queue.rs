@@ -1,4 +1,8 @@
-//! What waits to be sent to one peer: answers in order, within a byte limit that the reader never waits for.
+//! Queue of the responses that wait to be sent to one peer, in order and within a limit of bytes.
+//!
+//! The reader of the connection pushes responses, and HTTP/2 polls [`Outbound`] for frames. The reader waits for room
+//! only while the peer takes responses. A peer that takes none for a second receives `overloaded` instead of longer
+//! responses, so that it cannot make the node hold more memory.
 
 use std::{
     collections::VecDeque,
@@ -26,24 +30,25 @@ use crate::{
     runtime::{clock::later, sync::Mutex},
 };
 
-/// Small answers that may wait for a peer on top of the byte limit; one that reads none of them is cut off.
+/// Maximum number of queued responses. Responses no longer than `overloaded` are queued beyond the byte limit too, and
+/// the connection of a peer that does not read them ends above this number.
 const MAX_QUEUED_ANSWERS: usize = 1 << 16;
 
-/// Answers of loads that have ended may be so many times what others may be: nothing can make them wait.
-const LOADED: usize = 4;
+/// Factor by which the byte limit is higher for responses of loads that have ended, because nothing can make them wait.
+const COMPLETED_FACTOR: usize = 4;
 
-/// A peer that takes none of its answers for so long is told `overloaded` instead of more of them.
+/// Time without a taken response after which a peer receives `overloaded` instead of further responses.
 const STUCK: Duration = Duration::from_secs(1);
 
-/// What waits to be sent to one peer.
+/// Responses, pong, Hello and goodbye that wait to be sent to one peer.
 pub(crate) struct ResponseQueue {
     local: Arc<LocalNode>,
     queue: Mutex<Queue>,
-    /// Some of it was taken.
+    /// Notified when responses were taken.
     taken: Notify,
-    /// Requests that wait for loads.
+    /// Number of requests that wait for loads.
     waiting: AtomicUsize,
-    /// The stream that sends was dropped: the peer is gone.
+    /// Cancelled when the sending stream is dropped, because the connection is gone then.
     abandoned: CancellationToken,
 }
 
@@ -51,11 +56,14 @@ pub(crate) struct ResponseQueue {
 struct Queue {
     answers: VecDeque<(u64, Response)>,
     bytes: usize,
-    /// When some of them were taken, or there were none.
+    /// Coarse time at which a frame was taken last, or at which the first response entered the empty queue.
     taken_ms: u64,
+    /// Number of the ping to answer; 0 = none.
     pong: u64,
+    /// Version of the Hello that was sent last; 0 = none.
     hello_sent: u64,
     goodbye_due: bool,
+    /// Present once the stream is to end, with the error that the peer receives before.
     closed: Option<Option<Status>>,
     waker: Option<Waker>,
 }
@@ -71,24 +79,24 @@ impl ResponseQueue {
         }
     }
 
-    /// Queues answers. Where there is no [`room`](Self::room) those that are longer than `overloaded` become that: a write
-    /// that was done is not refused.
+    /// Queues responses. Without [`room`](Self::room), each response that is longer than `overloaded` becomes
+    /// `overloaded`. Shorter ones are kept, so that a write that was done is not reported as refused.
     pub(crate) fn push(&self, answers: impl ExactSizeIterator<Item = (u64, Response)>) {
         self.push_within(self.local.limits.max_queued_answer_bytes, answers);
     }
 
-    /// Queues the answer of a load that has ended: it is there already.
+    /// Queues the response of a load that has ended. The limit is higher, because the value is in memory already.
     pub(crate) fn push_completed(&self, id: u64, answer: Response) {
-        self.push_within(self.limit_of_loaded(), std::iter::once((id, answer)));
+        self.push_within(self.completed_limit(), std::iter::once((id, answer)));
     }
 
-    /// Whether the answer of a load that has ended would not become `overloaded`.
-    pub(crate) fn has_room_for_loaded(&self) -> bool {
-        self.queue.lock().bytes < self.limit_of_loaded()
+    /// Returns whether the response of a load that has ended would be queued as it is.
+    pub(crate) fn has_room_for_completed(&self) -> bool {
+        self.queue.lock().bytes < self.completed_limit()
     }
 
-    fn limit_of_loaded(&self) -> usize {
-        self.local.limits.max_queued_answer_bytes.saturating_mul(LOADED)
+    fn completed_limit(&self) -> usize {
+        self.local.limits.max_queued_answer_bytes.saturating_mul(COMPLETED_FACTOR)
     }
 
     fn push_within(&self, limit: usize, answers: impl ExactSizeIterator<Item = (u64, Response)>) {
@@ -100,8 +108,8 @@ impl ResponseQueue {
             if queue.answers.is_empty() {
                 queue.taken_ms = now_ms;
             }
-            // For all of them, which are few: those of one turn of the reader. What is pushed may go beyond the limit, or a
-            // large answer would never be sent.
+            // One check for all of them, which are few, because the reader pushes one batch at a time. A batch may
+            // exceed the limit; otherwise a large response would never be sent.
             let has_room = queue.bytes < limit;
             for (id, mut answer) in answers {
                 let overloaded = Response::Overloaded { retry_after: RETRY_AFTER };
@@ -114,7 +122,8 @@ impl ResponseQueue {
         });
     }
 
-    /// Waits for room, as long as the peer goes on to take its answers. Dropping the future is safe.
+    /// Waits for room as long as the peer takes responses, and returns without room once it has taken none for
+    /// [`STUCK`]. Dropping the future is safe.
     pub(crate) async fn room(&self) {
         loop {
             let stuck_ms = {
@@ -134,21 +143,22 @@ impl ResponseQueue {
         }
     }
 
-    pub(crate) fn now_waiting(&self, requests: usize) {
+    /// Sets the number of requests that wait for loads.
+    pub(crate) fn set_waiting(&self, requests: usize) {
         self.waiting.store(requests, Relaxed);
     }
 
-    /// Whether the goodbye has yet to be taken by the connection.
+    /// Returns whether the connection has not taken the goodbye yet.
     pub(crate) fn owes_goodbye(&self) -> bool {
         self.queue.lock().goodbye_due
     }
 
-    /// Requests that are not answered, and answers that are not sent.
+    /// Returns the number of requests without a response, plus the responses that are not sent yet.
     pub(crate) fn owes(&self) -> usize {
         self.waiting.load(Relaxed) + self.queue.lock().answers.len()
     }
 
-    /// Forgets what waits for a peer that does not read.
+    /// Drops the responses of a peer that does not read them.
     pub(crate) fn clear(&self) {
         self.change(|queue| {
             queue.answers.clear();
@@ -156,21 +166,24 @@ impl ResponseQueue {
         });
     }
 
+    /// Answers a ping with the next frame.
     pub(crate) fn pong(&self, number: u64) {
         self.change(|queue| queue.pong = number);
     }
 
+    /// Sends a goodbye with the next frame.
     pub(crate) fn say_goodbye(&self) {
         self.change(|queue| queue.goodbye_due = true);
     }
 
-    /// Ends the stream after what is queued; with an error when the peer is to know one.
+    /// Ends the stream after the queued responses, with an error if the peer is to receive one. The first call counts.
     pub(crate) fn close(&self, status: Option<Status>) {
         self.change(|queue| {
             queue.closed.get_or_insert(status);
         });
     }
 
+    /// Wakes the stream, so that it sends a changed Hello.
     pub(crate) fn wake(&self) {
         self.change(|_| ());
     }
@@ -186,16 +199,18 @@ impl ResponseQueue {
         }
     }
 
+    /// Returns whether more responses are queued than the maximum.
     pub(crate) fn is_overrun(&self) -> bool {
         self.queue.lock().answers.len() > MAX_QUEUED_ANSWERS
     }
 
+    /// Waits until the sending stream is dropped.
     pub(crate) async fn abandoned(&self) {
         self.abandoned.cancelled().await;
     }
 }
 
-/// Our half of a connection that a peer opened.
+/// Stream of the frames that this node sends on a connection that a peer opened.
 pub(crate) struct Outbound(pub(crate) Arc<ResponseQueue>);
 
 impl Stream for Outbound {
@@ -205,13 +220,13 @@ impl Stream for Outbound {
         let local = &self.0.local;
         let mut frame = Outgoing::new(local.fingerprint());
         let mut queue = self.0.queue.lock();
-        // Read under the lock: a change after it finds the waker there.
+        // Read under the lock, so that a later change finds the waker in its place.
         let version = local.version();
         let is_greeted = queue.hello_sent == version;
         if is_greeted && queue.answers.is_empty() && queue.pong == 0 && !queue.goodbye_due {
             return match queue.closed.take() {
                 Some(status) => {
-                    queue.closed = Some(None); // said once
+                    queue.closed = Some(None); // the error is returned once, and later polls end the stream
                     Poll::Ready(status.map(Err))
                 }
                 None => {
@@ -238,7 +253,7 @@ impl Stream for Outbound {
             answers.push((id, answer));
         }
         queue.taken_ms = local.clock.now_ms();
-        // Written outside of the lock: whoever reads the connection has more of them.
+        // Encoded outside of the lock, because the reader of the connection pushes more responses meanwhile.
         drop(queue);
         self.0.taken.notify_one();
         frame.answers(answers);
