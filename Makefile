@@ -20,7 +20,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests need beyond the tools named above.
 PACKAGES = nats-server iproute2 iptables avahi-daemon avahi-utils dbus
 
-.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache test lint doc clean deps proto bench bench-hit-ratio bench-memory bench-churn measure-ring interleavings chaos bench-overload fuzz sim sim-build sim-seed mutants
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache check test verify compat lint doc clean deps proto bench bench-hit-ratio bench-memory bench-churn measure-ring interleavings chaos bench-overload fuzz sim sim-build sim-seed mutants
 
 help:
 	@echo 'make run              runs three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -32,7 +32,10 @@ help:
 	@echo 'make run-custom-provider  runs examples/custom-provider: peers from an HTTP endpoint, with a provider of 20 lines'
 	@echo 'make run-axum-https   runs examples/axum-https: two processes, HTTPS for users, mutual TLS for peers (HTTPS_PORT=8443)'
 	@echo 'make run-rest-api-cache   runs examples/rest-api-cache: the API of GitHub behind a cache (optional: GITHUB_API_TOKEN)'
-	@echo 'make test             runs all tests, checks that generated code is up to date, names tests that were left out'
+	@echo 'make check            checks formatting, clippy and unit tests: before each commit'
+	@echo 'make test             runs all tests side by side, checks that generated code is up to date, names tests left out'
+	@echo 'make verify           runs the slower proofs: interleavings, 200 seeds, each fault for 5 s, compose, a bench smoke run'
+	@echo 'make compat           runs processes of an older commit and of this one in one cluster'
 	@echo 'make lint             checks formatting, clippy and docs with warnings denied, each feature alone, and prose'
 	@echo 'make doc              writes the documentation to $(TARGET)/doc'
 	@echo 'make proto            generates the protocol code from its .proto file'
@@ -45,7 +48,7 @@ help:
 	@echo 'make chaos            runs five processes under load and faults, 10 minutes (FAULTS=kill,cut RATE=2000 DURING=30)'
 	@echo 'make bench-overload   requests ten times the load capacity of an owner, and takes all peers away for 30 s'
 	@echo 'make fuzz             runs cargo-fuzz on untrusted input, one minute per target for seven targets (SECONDS_EACH=60)'
-	@echo 'make interleavings    tests flights, store, view and requests to peers under 10,000 lock orders each; part of make test'
+	@echo 'make interleavings    tests flights, store, view and requests to peers under 10,000 lock orders each; part of make verify'
 	@echo 'make sim              simulates 10,000 clusters under faults, judged by the promises, in a separate build (SEEDS=200, FROM=1)'
 	@echo 'make sim-seed SEED=7  simulates one cluster and prints its events'
 	@echo 'make mutants          puts in known bugs one at a time, and prints which check finds each and after how many seeds'
@@ -104,8 +107,20 @@ run-rest-api-cache:
 	@$(CARGO) build -p rest-api-cache
 	@$(TARGET)/debug/rest-api-cache
 
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) nextest run --workspace --all-features --lib --bins
+
 test:
 	@tools/test
+
+verify: export CARGO := $(CARGO)
+verify:
+	@tools/verify
+
+compat:
+	@verification/compat
 
 # Measurements, no tests: tools/test leaves them out and names them.
 measure-ring:

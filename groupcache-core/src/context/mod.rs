@@ -137,7 +137,8 @@ impl NodeContext {
         self.changes.record(Change::View, now_ms);
         let view = self.view();
         let present: BTreeSet<_> = view.members().iter().map(|member| member.id.clone()).collect();
-        let departed: Vec<_> = previous.members().iter().map(|member| &member.id).filter(|id| !present.contains(*id)).collect();
+        let departed: Vec<_> =
+            previous.members().iter().map(|member| &member.id).filter(|id| !present.contains(*id)).collect();
         self.missed_writes.view_changed(departed.into_iter(), present, now_ms);
         self.local.counters.views.up();
     }

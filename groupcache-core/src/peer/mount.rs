@@ -84,7 +84,8 @@ where
         Box::pin(async move {
             let response = match server {
                 Some(server) => server.service().call(request).await?,
-                None => Status::unavailable("no node runs here, because it has not started or has ended; retry later").into_http(),
+                None => Status::unavailable("no node runs here, because it has not started or has ended; retry later")
+                    .into_http(),
             };
             Ok(response.map(PeerBody))
         })

@@ -1,7 +1,7 @@
-//! The listener for peers: accepts, shakes hands, and hands on what may become a connection of a peer.
+//! The listener for peers: accepts connections, does their handshakes, and passes them on to HTTP/2.
 //!
-//! Nothing that one connection does ends the listener or keeps another waiting: each handshake is a task of its
-//! own, with a deadline.
+//! No connection can end the listener or keep another one waiting, because each handshake is a task of its own with a
+//! deadline.
 
 use std::{
     io,
@@ -40,38 +40,38 @@ use crate::{
     transport::handshake::HandshakeError,
 };
 
-/// Connections that HTTP/2 has not taken over yet.
+/// Maximum number of connections that wait for HTTP/2.
 const ACCEPTED_QUEUE: usize = 16;
 
-/// How often connections are looked after.
+/// Pause between two sweeps of the connections.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// The pause after an error of the listener: out of descriptors, most likely, and they come back.
+/// Pause after an error of the listener, which mostly is a want of descriptors for a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long connections may live on after the node, and one that is given up after that: for what HTTP/2 has yet to send.
+/// Time that a connection keeps after the end of the node, and after it was given up, for what HTTP/2 has yet to send.
 pub(crate) const CLOSE_DELAY: Duration = Duration::from_millis(500);
 
-/// How long a refused peer is given to read why.
+/// Time that a refused peer has to read the reason.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// A refusal that a TLS client understands: an alert, `handshake_failure` (RFC 8446, section 6).
+/// Refusal for a TLS client: the alert `handshake_failure` (RFC 8446, section 6).
 const TLS_REFUSAL: [u8; 7] = [TLS_ALERT, 3, 3, 0, 2, 2, 40];
 
-/// Empty SETTINGS of HTTP/2 (RFC 9113, section 6.5): what no TLS client takes for TLS.
+/// Refusal for a client without TLS: empty SETTINGS of HTTP/2 (RFC 9113, section 6.5), which no TLS client takes for TLS.
 const PLAIN_REFUSAL: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
-/// What the listener of a node needs of it.
+/// Parts of a node that its listener uses.
 pub(crate) struct ListenerConfig {
     pub(crate) security: Security,
     pub(crate) max_connections: usize,
     pub(crate) counters: Arc<NodeCounters>,
     pub(crate) tasks: TaskTracker,
-    /// Ends the listener, and handshakes that are under way.
+    /// Token that ends the listener and running handshakes.
     pub(crate) stop: CancellationToken,
 }
 
-/// Begins to accept; what has shaken hands comes out of the stream.
+/// Begins to accept connections; the stream yields those whose handshake succeeded.
 pub(crate) fn start(listener: TcpListener, keeper: ListenerConfig) -> Accepting {
     let (accepted, feed) = mpsc::channel(ACCEPTED_QUEUE);
     let sessions = Sessions::new(keeper.max_connections);
@@ -96,7 +96,7 @@ impl Listener {
             tokio::select! {
                 biased;
                 () = self.keeper.stop.cancelled() => {
-                    // The last words are on their way; who does not read them would hold the connection for ever.
+                    // The last frames are on their way; a peer that does not read them would hold the connection for ever.
                     let _ = timeout(CLOSE_DELAY, self.sessions.all_gone()).await;
                     return self.sessions.cut_all();
                 }
@@ -153,7 +153,7 @@ fn counter<'a>(counters: &'a NodeCounters, trouble: &HandshakeError) -> &'a Coun
     }
 }
 
-/// A connection that has a place; it is given back when this is dropped.
+/// Guard of a connection's place, which is given back when the guard is dropped.
 struct Admitted {
     door: Arc<Listener>,
     session: Arc<Session>,
@@ -169,7 +169,7 @@ impl Admitted {
     async fn shake_hands(self, mut tcp: TcpStream) {
         let ListenerConfig { security, stop, .. } = &self.door.keeper;
         let handshake = async {
-            // Small answers must not wait for the acknowledgement of those before them.
+            // Small responses must not wait for the acknowledgement of those before them.
             tcp.set_nodelay(true).map_err(|e| HandshakeError::of(&e))?;
             if let Err(trouble) = first_byte(security, &mut tcp).await {
                 let words: &[u8] = if security.is_open() { &PLAIN_REFUSAL } else { &TLS_REFUSAL };
@@ -190,7 +190,7 @@ impl Admitted {
         let shaken = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = cut.cancelled() => return, // it was said why
+            () = cut.cancelled() => return, // the reason is logged already
             shaken = timeout(HANDSHAKE, handshake) => shaken.unwrap_or(Err(HandshakeError::TooLate)),
         };
         match shaken {
@@ -204,7 +204,7 @@ impl Admitted {
     }
 }
 
-/// Whether both sides speak TLS, or neither does.
+/// Returns whether both sides speak TLS, or neither does.
 async fn first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), HandshakeError> {
     let mut first = [0];
     if tcp.peek(&mut first).await.map_err(|e| HandshakeError::of(&e))? == 0 {
@@ -217,8 +217,8 @@ async fn first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), Hand
     }
 }
 
-/// Says this, and gives the other side time to read it. Closed with something unread, the connection would be reset,
-/// and what was said last be lost.
+/// Sends a refusal, and gives the other side time to read it. A connection that is closed with unread bytes is reset, and the
+/// refusal would be lost.
 async fn send_refusal(tcp: &mut TcpStream, words: &[u8]) {
     let said = async {
         tcp.write_all(words).await?;
@@ -227,11 +227,11 @@ async fn send_refusal(tcp: &mut TcpStream, words: &[u8]) {
         while tcp.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };
-    // Whoever does not wait for it does not want to know.
+    // A peer that does not wait for the refusal does not need it.
     let _ = timeout(LAST_WORDS, said).await;
 }
 
-/// Connections that have shaken hands.
+/// Stream of connections whose handshake succeeded.
 pub(crate) struct Accepting(mpsc::Receiver<Accepted>);
 
 impl Incoming for Accepting {
@@ -242,7 +242,7 @@ impl Incoming for Accepting {
     }
 }
 
-/// A connection that has shaken hands, as HTTP/2 reads and writes it; every request on it finds its [`Session`].
+/// A connection after its handshake, as HTTP/2 reads and writes it; every request on it finds its [`Session`].
 pub(crate) struct Accepted {
     stream: Stream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -250,7 +250,7 @@ pub(crate) struct Accepted {
 }
 
 impl Accepted {
-    /// Both directions ask: one that waits for a peer to read would not notice otherwise.
+    /// Checked by both directions, because one that waits for the peer to read would not notice otherwise.
     fn is_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.cut.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
@@ -325,7 +325,7 @@ mod tests {
 
     #[tokio::test]
     #[expect(clippy::disallowed_methods, reason = "somebody who knocks at the door")]
-    async fn a_listener_that_ends_waits_for_its_connections_and_not_for_long() {
+    async fn ending_listener_waits_briefly_for_its_connections() {
         for (linger, is_left) in [(Duration::ZERO, false), (CLOSE_DELAY, true)] {
             let listener = transport::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
             let address = listener.local_addr().unwrap();
@@ -337,12 +337,12 @@ mod tests {
             peer.write_all(b"PRI").await.unwrap();
             let accepted = accepting.0.recv().await.expect("it has shaken hands");
             let accepted = is_left.then_some(accepted);
-            tokio::time::pause(); // from here on nothing comes from a socket
+            tokio::time::pause(); // no socket is read from here on
             let begun = Instant::now();
             stop.cancel();
             tasks.close();
             tasks.wait().await;
-            // A timer is late by less than a millisecond.
+            // A timer is late by a millisecond at most.
             assert_eq!(begun.elapsed().as_millis() / 2, linger.as_millis() / 2);
             tokio::time::resume();
             assert!(accepted.is_none_or(|accepted| accepted.place.session.is_cut().is_cancelled()), "it is cut then");

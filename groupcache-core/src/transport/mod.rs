@@ -101,7 +101,8 @@ impl Connector {
         // The time limit of tonic is not used, because its error does not name the reason.
         let end = Instant::now() + CONNECT;
         let tcp = timeout_at(end, TcpStream::connect(authority.as_str())).await;
-        let no_answer = |_| io::Error::new(io::ErrorKind::TimedOut, format!("the address does not answer within {CONNECT:?}"));
+        let no_answer =
+            |_| io::Error::new(io::ErrorKind::TimedOut, format!("the address does not answer within {CONNECT:?}"));
         let tcp = tcp.map_err(no_answer)??;
         // Small requests must not wait for the acknowledgement of earlier requests.
         tcp.set_nodelay(true)?;

@@ -1,8 +1,8 @@
-//! Connections that peers have opened: who they are, whether they are of use, and when they are closed.
+//! Sessions: the connections that peers have opened, with their identities, their use and their ends.
 //!
-//! A connection that has not carried an accepted request may be anybody's. Such connections have few places, the
-//! newest takes that of the oldest, and their time is short; so one that never gets beyond its handshake costs a
-//! place for seconds and keeps no peer out.
+//! A connection that has not carried an accepted request may be anybody's. Such connections have few places, the newest
+//! takes the place of the oldest, and their time is short. A connection that never gets beyond its handshake therefore
+//! costs a place for seconds and keeps no peer out.
 
 use std::{
     collections::BTreeMap,
@@ -22,49 +22,50 @@ use crate::{
     transport::handshake::{Caller, HandshakeError},
 };
 
-/// Connections that have not carried an accepted request yet.
+/// Maximum number of connections that have not carried an accepted request yet.
 pub(crate) const MAX_UNPROVEN: usize = 512;
 
-/// How long a connection may carry nothing: before its first accepted request, whatever it says, and between unary gets.
+/// Time without an accepted request after which a connection is closed: before its first one, whatever arrives, and
+/// between unary gets.
 const UNUSED: Duration = Duration::from_secs(10);
 
-/// No byte for this long on a connection with a stream of frames: a peer pings every second. A client of the unary
-/// service has nothing to say while it waits.
+/// Time without a byte after which a connection with a stream of frames is closed, because a peer pings every second. A
+/// client of the unary service sends nothing while it waits.
 pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Connections that were made with certificates or keys that have been replaced end within this time, one by one.
+/// Time within which connections of replaced certificates or keys retire, one by one.
 pub(crate) const RETIRE_WITHIN: Duration = Duration::from_secs(30);
 
-/// Those that are still there then are cut: what was replaced may have been stolen.
+/// Time after which the rest of them is cut, because a replaced key may have been stolen.
 const RETIRE_LAST: Duration = Duration::from_secs(50);
 
-/// How often it is looked whether all have ended.
+/// Pause between two checks whether all connections have ended.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// One connection that a peer opened.
+/// A connection that a peer opened.
 #[derive(Debug)]
 pub(crate) struct Session {
     number: u64,
     pub(crate) remote: SocketAddr,
-    /// Who it is and of which generation of certificates, from the end of the handshake on.
+    /// Identity of the peer and generation of the certificates, from the end of the handshake on.
     proof: OnceLock<(Caller, u64)>,
-    /// Accepted requests that are under way, and how many there have been.
+    /// Number of accepted requests that run, and number of all accepted requests.
     uses: AtomicUsize,
     begun_uses: AtomicU64,
     bytes: AtomicU64,
-    /// Its stream of frames has begun: it is a peer's, and peers ping.
+    /// Whether the stream of frames has begun: the connection is a peer's, and peers ping.
     has_stream: AtomicBool,
     cut: CancellationToken,
     retired: CancellationToken,
 }
 
 impl Session {
-    /// Who is at the other end.
+    /// Returns the identity of the other end.
     pub(crate) fn caller(&self) -> Caller {
         self.proof.get().map_or(Caller::Unknown, |(caller, _)| caller.clone())
     }
 
-    /// The handshake is over.
+    /// Records the identity that the handshake has proven.
     pub(crate) fn authenticated_as(&self, caller: Caller, generation: u64) {
         let _ = self.proof.set((caller, generation));
     }
@@ -73,41 +74,41 @@ impl Session {
         self.bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Closes it at once.
+    /// Closes the connection at once.
     pub(crate) fn cut(&self) {
         self.cut.cancel();
     }
 
-    /// Cancelled when it is to be closed at once.
+    /// Returns the token that is cancelled when the connection must close at once.
     pub(crate) fn is_cut(&self) -> &CancellationToken {
         &self.cut
     }
 
-    /// Cancelled when its streams should end, answers that are owed first.
+    /// Returns the token that is cancelled when the streams should end, owed responses first.
     pub(crate) fn retired(&self) -> &CancellationToken {
         &self.retired
     }
 
-    /// Its one stream of frames begins; `false` when it has one already.
+    /// Begins the one stream of frames; returns `false` when the connection has one already.
     pub(crate) fn takes_its_stream(&self) -> bool {
         !self.has_stream.swap(true, Relaxed)
     }
 
-    /// It has carried an accepted request.
+    /// Returns whether the connection has carried an accepted request.
     fn is_proven(&self) -> bool {
         self.begun_uses.load(Relaxed) > 0
     }
 
-    /// Who it is has been checked.
+    /// Returns whether the identity of the other end is proven.
     fn is_verified(&self) -> bool {
         matches!(self.proof.get(), Some((Caller::Verified { .. }, _)))
     }
 
-    /// Connections of one remote count together: its address, or the network of its IPv6 address.
+    /// Returns the origin by which connections are counted together: an IPv4 address, or the network of an IPv6 address.
     fn origin(&self) -> [u8; 8] {
         // A listener for both families sees IPv4 as a part of IPv6.
         let [a, b, c, d, e, f, g, h, ..] = match self.remote.ip().to_canonical() {
-            // In the half that is looked at.
+            // In the half that is returned.
             IpAddr::V4(v4) => {
                 let [a, b, c, d] = v4.octets();
                 return [0, 0, 0, 0, a, b, c, d];
@@ -118,7 +119,7 @@ impl Session {
     }
 }
 
-/// A request that was accepted; its connection is of use for as long as there is one.
+/// Guard of an accepted request: a connection with one is in use.
 #[derive(Debug)]
 pub(crate) struct RequestGuard(Arc<Session>);
 
@@ -136,7 +137,7 @@ impl Drop for RequestGuard {
     }
 }
 
-/// All connections that peers have open here.
+/// All connections that peers have open to this node.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     open: Mutex<Open>,
@@ -149,37 +150,37 @@ struct Open {
     next: u64,
 }
 
-/// What was seen of a connection, and when.
+/// Observations of a connection, with their times.
 #[derive(Debug)]
 struct Watch {
     session: Arc<Session>,
     bytes: u64,
-    heard_ms: u64,
+    read_ms: u64,
     uses: u64,
     used_ms: u64,
-    /// Since when it is one that replaced certificates let in.
-    old_since_ms: Option<u64>,
+    /// Time since which the certificates of the connection are replaced ones.
+    replaced_since_ms: Option<u64>,
 }
 
 impl Sessions {
-    /// At most `max` that have proven to be of use.
+    /// Makes an empty set for at most `max` connections that have carried an accepted request.
     pub(crate) fn new(max: usize) -> Self {
         Self { open: Mutex::default(), max }
     }
 
-    /// Waits until none is left.
+    /// Waits until no connection is left.
     pub(crate) async fn all_gone(&self) {
         while !self.open.lock().sessions.is_empty() {
             sleep(LOOK).await;
         }
     }
 
-    /// All of them, at once: the node has gone.
+    /// Closes all connections at once, because the node has ended.
     pub(crate) fn cut_all(&self) {
         self.open.lock().sessions.values().for_each(|watch| watch.session.cut());
     }
 
-    /// A place for a connection that was accepted, and the connection that had to go for it.
+    /// Admits an accepted connection, and returns its session and the session that was evicted for it, if any.
     pub(crate) fn admit(
         &self,
         remote: SocketAddr,
@@ -189,7 +190,7 @@ impl Sessions {
         if open.sessions.len() >= self.max && open.proven() >= self.max {
             return Err(HandshakeError::CrowdedOut);
         }
-        let connections_evicted = if open.sessions.len() >= MAX_UNPROVEN { open.one_too_many() } else { None };
+        let evicted = if open.sessions.len() >= MAX_UNPROVEN { open.one_too_many() } else { None };
         open.next += 1;
         let session = Arc::new(Session {
             number: open.next,
@@ -205,19 +206,19 @@ impl Sessions {
         let watch = Watch {
             session: Arc::clone(&session),
             bytes: 0,
-            heard_ms: now_ms,
+            read_ms: now_ms,
             uses: 0,
             used_ms: now_ms,
-            old_since_ms: None,
+            replaced_since_ms: None,
         };
         open.sessions.insert(session.number, watch);
-        if let Some(connections_evicted) = &connections_evicted {
-            connections_evicted.cut();
+        if let Some(evicted) = &evicted {
+            evicted.cut();
         }
-        Ok((session, connections_evicted))
+        Ok((session, evicted))
     }
 
-    /// Want of descriptors: the oldest connection that is of no use yet makes room.
+    /// Cuts the oldest connection without an accepted request, because there is no descriptor left.
     pub(crate) fn make_room(&self) {
         let open = self.open.lock();
         if let Some(oldest) = open.unproven().find(|session| !session.is_verified()).or_else(|| open.unproven().next())
@@ -230,22 +231,22 @@ impl Sessions {
         self.open.lock().sessions.remove(&session.number);
     }
 
-    /// Closes what is of no use, what is dead, and what was let in by certificates that have been replaced since.
-    /// Called about once a second.
+    /// Closes connections that are unused or dead, and those of certificates that were replaced since. Called about once a
+    /// second.
     pub(crate) fn sweep(&self, now_ms: u64, generation: u64) {
         let mut open = self.open.lock();
         for watch in open.sessions.values_mut() {
             watch.look(now_ms);
             let session = &watch.session;
-            // Who reads a long answer slowly says how far it has come, after the get itself is over.
-            let last_ms = if session.is_proven() { watch.used_ms.max(watch.heard_ms) } else { watch.used_ms };
+            // A client that reads a long response slowly still sends window updates after the get itself is over.
+            let last_ms = if session.is_proven() { watch.used_ms.max(watch.read_ms) } else { watch.used_ms };
             let is_unused = now_ms.saturating_sub(last_ms) >= ms(UNUSED);
-            let is_dead = session.has_stream.load(Relaxed) && now_ms.saturating_sub(watch.heard_ms) >= ms(IDLE_LIMIT);
+            let is_dead = session.has_stream.load(Relaxed) && now_ms.saturating_sub(watch.read_ms) >= ms(IDLE_LIMIT);
             if session.proof.get().is_some_and(|(_, of)| *of != generation) {
-                watch.old_since_ms.get_or_insert(now_ms);
+                watch.replaced_since_ms.get_or_insert(now_ms);
             }
-            let old_for = watch.old_since_ms.map(|since_ms| now_ms.saturating_sub(since_ms));
-            // Spread by its number, so that not everybody connects anew in one moment.
+            let old_for = watch.replaced_since_ms.map(|since_ms| now_ms.saturating_sub(since_ms));
+            // Spread by the session's number, so that the peers do not all reconnect in one moment.
             if old_for.is_some_and(|old_for| old_for >= session.number.wrapping_mul(7919) % ms(RETIRE_WITHIN)) {
                 session.retired.cancel();
             }
@@ -257,13 +258,13 @@ impl Sessions {
 }
 
 impl Open {
-    /// How many have carried an accepted request.
+    /// Returns how many connections have carried an accepted request.
     fn proven(&self) -> usize {
         self.sessions.values().filter(|watch| watch.session.is_proven()).count()
     }
 
-    /// When there are as many without an accepted request as there may be: the one that should go. Whoever has the most
-    /// of them loses the oldest, so that many from one place crowd out each other; those that are verified go last.
+    /// Returns the connection to evict when the places without an accepted request are all taken. The origin with the most
+    /// of them loses its oldest, so that many connections of one origin evict each other. Verified ones go last.
     fn one_too_many(&self) -> Option<Arc<Session>> {
         if self.unproven().count() < MAX_UNPROVEN {
             return None;
@@ -272,12 +273,12 @@ impl Open {
         for session in self.unproven().filter(|session| !session.is_verified()) {
             of.entry(session.origin()).or_insert((0, session)).0 += 1;
         }
-        // The oldest of those that have the same number, too: numbers grow.
+        // Of equal origins, the one with the oldest connection, because numbers grow.
         let busiest = of.into_values().max_by_key(|(n, oldest)| (*n, std::cmp::Reverse(oldest.number)));
         busiest.map(|(_, oldest)| oldest).or_else(|| self.unproven().next()).cloned()
     }
 
-    /// Those that have carried no accepted request, oldest first.
+    /// Returns the connections that have carried no accepted request, oldest first.
     fn unproven(&self) -> impl Iterator<Item = &Arc<Session>> {
         let sessions = self.sessions.values().map(|watch| &watch.session);
         sessions.filter(|session| !session.is_proven() && !session.cut.is_cancelled())
@@ -288,7 +289,7 @@ impl Watch {
     fn look(&mut self, now_ms: u64) {
         let (bytes, uses) = (self.session.bytes.load(Relaxed), self.session.begun_uses.load(Relaxed));
         if bytes != self.bytes {
-            (self.bytes, self.heard_ms) = (bytes, now_ms);
+            (self.bytes, self.read_ms) = (bytes, now_ms);
         }
         if uses != self.uses || self.session.uses.load(Relaxed) > 0 {
             (self.uses, self.used_ms) = (uses, now_ms);
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_takes_the_place_of_the_oldest_that_is_of_no_use_yet() {
+    fn newest_connection_takes_the_place_of_the_oldest_unproven() {
         let sessions = Sessions::new(4);
         let proven = admit(&sessions, 0);
         let _use = RequestGuard::begin(&proven);
@@ -319,15 +320,15 @@ mod tests {
         for _ in 1..MAX_UNPROVEN {
             assert_eq!(sessions.admit(REMOTE, 0).expect("a place").1.map(|s| s.number), None);
         }
-        let (_, connections_evicted) = sessions.admit(REMOTE, 0).expect("a place");
-        assert_eq!(connections_evicted.map(|s| s.number), Some(first.number));
+        let (_, evicted) = sessions.admit(REMOTE, 0).expect("a place");
+        assert_eq!(evicted.map(|s| s.number), Some(first.number));
         assert!(first.is_cut().is_cancelled() && !proven.is_cut().is_cancelled());
     }
 
     #[test]
-    fn many_from_one_place_crowd_out_each_other() {
+    fn connections_of_one_origin_evict_each_other() {
         let sessions = Sessions::new(4);
-        // As a listener for both families sees them.
+        // The addresses as a listener for both families sees them.
         let at = |host: u8| SocketAddr::from((std::net::Ipv4Addr::new(10, 0, 0, host).to_ipv6_mapped(), 1));
         let peer = sessions.admit(at(1), 0).expect("a place").0;
         let verified = admit(&sessions, 0);
@@ -335,26 +336,26 @@ mod tests {
         let flood: Vec<_> = (0..3 * MAX_UNPROVEN).map(|_| sessions.admit(at(2), 0).expect("a place").0).collect();
         assert!(!peer.is_cut().is_cancelled() && !verified.is_cut().is_cancelled());
         let cut = flood.iter().filter(|session| session.is_cut().is_cancelled()).count();
-        assert_eq!(cut, 2 * MAX_UNPROVEN + 2, "places are what they were");
+        assert_eq!(cut, 2 * MAX_UNPROVEN + 2, "the number of places stays");
         let is_oldest_first = flood.is_sorted_by_key(|session| !session.is_cut().is_cancelled());
         assert!(is_oldest_first);
     }
 
     #[test]
-    fn what_was_cut_and_is_not_gone_yet_takes_no_place() {
+    fn cut_connection_takes_no_place() {
         let sessions = Sessions::new(2);
         let _all: Vec<_> = (0..2000).map(|_| admit(&sessions, 0)).collect();
     }
 
     #[test]
-    fn connections_of_use_have_a_limit_of_their_own() {
+    fn proven_connections_have_their_own_limit() {
         let sessions = Sessions::new(2);
         let _uses: Vec<_> = (0..2).map(|_| RequestGuard::begin(&admit(&sessions, 0))).collect();
         assert_eq!(sessions.admit(REMOTE, 0).map(drop), Err(HandshakeError::CrowdedOut));
     }
 
     #[test]
-    fn what_is_of_no_use_or_dead_is_closed() {
+    fn unused_and_dead_connections_are_closed() {
         let sessions = Sessions::new(8);
         let (unused, unary, silent, alive) =
             (admit(&sessions, 0), admit(&sessions, 0), admit(&sessions, 0), admit(&sessions, 0));
@@ -362,9 +363,9 @@ mod tests {
         assert!(silent.takes_its_stream() && alive.takes_its_stream());
         for now_ms in (0..=30_000).step_by(1000) {
             alive.read(1);
-            unused.read(1); // however much it says
+            unused.read(1); // bytes alone are no use
             if now_ms == 9_000 {
-                drop(RequestGuard::begin(&unary)); // between two looks
+                drop(RequestGuard::begin(&unary)); // between two sweeps
                 unary.read(1);
             }
             sessions.sweep(now_ms, 0);
@@ -375,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_says_nothing_while_it_waits_for_its_answer_is_not_dead() {
+    fn silent_client_with_a_running_request_is_not_dead() {
         let sessions = Sessions::new(8);
         let client = admit(&sessions, 0);
         let mut waits = Some(RequestGuard::begin(&client));
@@ -389,13 +390,13 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_reads_its_answer_slowly_is_not_cut_off() {
+    fn slow_reader_of_a_response_is_not_cut() {
         let sessions = Sessions::new(8);
         let client = admit(&sessions, 0);
         drop(RequestGuard::begin(&client));
         for now_ms in (0..=60_000).step_by(1000) {
             if now_ms <= 40_000 && now_ms % 5_000 == 0 {
-                client.read(13); // it has room for more
+                client.read(13); // a window update
             }
             sessions.sweep(now_ms, 0);
             assert_eq!(client.is_cut().is_cancelled(), now_ms >= 50_000, "after {now_ms} ms");
@@ -403,13 +404,13 @@ mod tests {
     }
 
     #[test]
-    fn what_old_certificates_let_in_retires_one_by_one_and_is_cut_in_the_end() {
+    fn connections_of_old_certificates_retire_one_by_one() {
         let sessions = Sessions::new(100);
         let all: Vec<_> = (0..20).map(|_| admit(&sessions, 0)).collect();
         let _uses: Vec<_> = all.iter().map(RequestGuard::begin).collect();
         all.iter().for_each(|session| session.authenticated_as(Caller::Unknown, 1));
         let mut seen = Vec::new();
-        // Certificates change again and again, and that gives nobody more time.
+        // Further changes of the certificates give no connection more time.
         let generation = |now_ms: u64| if now_ms < 2000 { 1 } else { 2 + now_ms / 10_000 };
         for now_ms in (1000..=52_000).step_by(1000) {
             all.iter().for_each(|session| session.read(1));

@@ -105,6 +105,9 @@ mod tests {
     #[test]
     fn removed_breaker_stays_removed() {
         let removed = Breaker::Removed;
-        assert_eq!((removed.connected(), removed.failed(1), removed.ended(End::Broken, 1)), (removed, removed, removed));
+        assert_eq!(
+            (removed.connected(), removed.failed(1), removed.ended(End::Broken, 1)),
+            (removed, removed, removed)
+        );
     }
 }

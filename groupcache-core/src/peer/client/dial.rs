@@ -54,7 +54,9 @@ pub(crate) async fn connect(link: &Arc<Link>) -> Result<Open, Failure> {
             // it.
             Ok(Err(_)) | Err(_) if matches!(failure, Failure::Refused(Refusal::WrongId { .. }, _)) => {}
             Ok(Err(why)) => failure = why,
-            Err(_) => failure = Failure::NotConnected(format!("{address} sent no Hello within {HELLO:?}; attempts continue")),
+            Err(_) => {
+                failure = Failure::NotConnected(format!("{address} sent no Hello within {HELLO:?}; attempts continue"))
+            }
         }
     }
     Err(failure)

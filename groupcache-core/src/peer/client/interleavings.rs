@@ -1,4 +1,4 @@
-//! The requests of one link under a scheduler that tries orders: each is answered once, with what was asked for.
+//! Interleavings of one link's requests: under each order of locks, a request gets one outcome, with its own value.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +34,7 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_millis(100);
 
-/// Who waits for a call; a second outcome is a failure.
+/// Receiver of one outcome; a second one is a failure.
 struct Waiting(Mutex<Option<oneshot::Sender<Outcome>>>);
 
 impl Reply for Waiting {
@@ -44,12 +44,12 @@ impl Reply for Waiting {
     }
 }
 
-/// A link to a peer that is played by a scene.
+/// A link to a peer that the test plays.
 struct Scene {
     link: Arc<Link>,
     /// Requests that have reached the peer, by key.
     asked: Mutex<BTreeMap<String, usize>>,
-    /// The keys that each frame asked for.
+    /// Keys of each frame, in order.
     frames: Mutex<Vec<Vec<String>>>,
     answered: AtomicUsize,
 }
@@ -60,7 +60,7 @@ impl Scene {
         Arc::new(Self { link, asked: Mutex::default(), frames: Mutex::default(), answered: AtomicUsize::new(0) })
     }
 
-    /// A connection that has said Hello: our half of it, as HTTP/2 polls it.
+    /// Returns this node's half of a new connection whose Hello has arrived, as HTTP/2 polls it.
     fn connect(&self) -> Outbound {
         let (connection, waker) = self.link.table.lock().begin_connection();
         wake(waker);
@@ -73,7 +73,7 @@ impl Scene {
         Outbound { link: Arc::clone(&self.link), connection, expected: None }
     }
 
-    /// A request, and where its outcome will be.
+    /// Returns a request and the receiver of its outcome.
     fn call(&self, key: &str) -> (Call, oneshot::Receiver<Outcome>) {
         let (told, outcome) = oneshot::channel();
         let call = Call {
@@ -88,14 +88,14 @@ impl Scene {
         (call, outcome)
     }
 
-    /// A request, to its outcome.
+    /// Sends a request and waits for its outcome.
     async fn ask(self: Arc<Self>, key: &'static str) -> Outcome {
         let (call, outcome) = self.call(key);
         self.link.send(call).expect("there is room");
         self.answer_of(key, outcome).await
     }
 
-    /// What is answered is what was asked for.
+    /// Waits for the outcome of a request and checks that a value is that of its key.
     async fn answer_of(&self, key: &str, outcome: oneshot::Receiver<Outcome>) -> Outcome {
         let outcome = outcome.await.expect("told");
         if let Outcome::Answered(answer) = &outcome {
@@ -156,9 +156,9 @@ fn each_request_is_answered_once_with_its_own_value() {
     });
 }
 
-/// An answer that comes after its call has given up finds the slot given away.
+/// Checks that a response which arrives after its call has ended finds the slot given away.
 #[test]
-fn a_late_answer_is_nobody_elses() {
+fn late_response_reaches_no_other_call() {
     check(|| async {
         let scene = Scene::new();
         let peer = spawn(Arc::clone(&scene).serve(scene.connect()));
@@ -187,7 +187,7 @@ fn a_late_answer_is_nobody_elses() {
     });
 }
 
-/// Connections that end in one way, one after the other, while requests come.
+/// Ends one connection after the other in one way, while requests are sent.
 fn calls_over_connections(end: End) {
     check(move || async move {
         let scene = Scene::new();
@@ -210,7 +210,7 @@ fn calls_over_connections(end: End) {
         let asks = ["a", "b"].map(|key| spawn(Arc::clone(&scene).ask(key)));
         for ask in asks {
             let outcome = ask.await.expect("no panic");
-            // It is asked twice and not more, unless nothing is wrong with the peer.
+            // A request is sent twice at most, unless nothing is wrong with the peer.
             let may_fail = end != End::Renewed;
             assert!(matches!(outcome, Outcome::Answered(_)) || may_fail && matches!(outcome, Outcome::Unreachable));
         }
@@ -223,7 +223,7 @@ fn calls_over_connections(end: End) {
 }
 
 #[test]
-fn requests_of_a_broken_connection_are_asked_once_more() {
+fn requests_of_a_broken_connection_are_sent_again() {
     calls_over_connections(End::Broken);
 }
 
@@ -232,9 +232,9 @@ fn requests_outlive_connections_that_are_renewed() {
     calls_over_connections(End::Renewed);
 }
 
-/// Others send meanwhile, and what was due before them leaves too.
+/// Checks frames while other callers send, and earlier requests leave too.
 #[test]
-fn what_is_sent_together_leaves_in_one_frame() {
+fn requests_of_one_call_share_a_frame() {
     check(|| async {
         let scene = Scene::new();
         let peer = spawn(Arc::clone(&scene).serve(scene.connect()));

@@ -1,4 +1,4 @@
-//! The link to one peer, as callers, the tick and the membership see it; `client.rs` keeps it up.
+//! The link to one peer, as callers, the tick and the membership see it; `client/mod.rs` keeps it connected.
 
 use std::{
     collections::BTreeMap,
@@ -31,12 +31,12 @@ use crate::{
     runtime::sync::{ArcSwap, Mutex},
 };
 
-/// What a link tells the membership.
+/// Event that a link sends to the membership.
 #[derive(Debug)]
 pub(crate) enum LinkEvent {
-    /// The first Hello of a connection, and each later one.
+    /// A Hello: the first of a connection, or a later one.
     Hello(Hello),
-    /// The peer will not talk to us, or we not to it; and the sentence that says why.
+    /// A refusal, by the peer or by this node, with the sentence that says why.
     Refused(Refusal, String),
     Failed(String),
     Lost,
@@ -46,14 +46,14 @@ pub(crate) enum LinkEvent {
 
 pub(crate) type LinkEvents = mpsc::Sender<(DialId, LinkEvent)>;
 
-/// Whom to dial.
+/// A target to dial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) expected: Option<PeerId>,
     pub(crate) addresses: Vec<Address>,
 }
 
-/// The connection to one peer, and what waits for it.
+/// The link to one target: its connection, its breaker and its requests.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) dial: DialId,
@@ -64,21 +64,21 @@ pub(crate) struct Link {
     pub(crate) offers: ArcSwap<BTreeMap<Arc<str>, u32>>,
     pub(crate) max_requests: AtomicU64,
     pub(crate) max_value_bytes: AtomicU64,
-    /// What the peer understands, by its last Hello.
+    /// Feature bits of the peer's last Hello.
     pub(crate) features: AtomicU64,
     pub(crate) fingerprint: AtomicU64,
-    /// The peer drains or has said goodbye, by what it said last.
+    /// Whether the peer drains or has said goodbye, by its last message.
     pub(crate) leaves: AtomicBool,
-    /// Bytes that came on its connections, and how many of them were taken note of.
+    /// Bytes that arrived on the link's connections, and how many of them the sweep has seen.
     pub(crate) bytes_read: Arc<AtomicU64>,
-    bytes_noted: AtomicU64,
-    /// The reader should ask the table for its verdict.
+    bytes_seen: AtomicU64,
+    /// Signal to the reader to ask the table for its verdict.
     pub(crate) look: Notify,
-    /// The next attempt to connect is to be made now.
+    /// Signal to make the next attempt to connect now.
     pub(crate) retry: Notify,
-    /// The peer may be back: what is left of the pause before the next attempt is too long.
-    pub(crate) hurried: Notify,
-    /// Why the last attempt failed, while there is no connection.
+    /// Signal to shorten the pause before the next attempt, because the peer may be back.
+    pub(crate) expedited: Notify,
+    /// Error of the last attempt, while there is no connection.
     pub(crate) failure: Mutex<Option<Error>>,
 }
 
@@ -97,50 +97,50 @@ impl Link {
             fingerprint: AtomicU64::new(0),
             leaves: AtomicBool::new(false),
             bytes_read: Arc::default(),
-            bytes_noted: AtomicU64::new(0),
+            bytes_seen: AtomicU64::new(0),
             look: Notify::new(),
             retry: Notify::new(),
-            hurried: Notify::new(),
+            expedited: Notify::new(),
             failure: Mutex::default(),
         })
     }
 
-    /// Whether a request would be taken now.
+    /// Returns whether a request would be taken now.
     pub(crate) fn admits(&self) -> bool {
         self.table.lock().breaker.admits()
     }
 
-    /// Milliseconds for which the peer has been unreachable.
+    /// Returns for how many milliseconds the peer has been unreachable.
     pub(crate) fn open_for(&self, now_ms: u64) -> Option<u64> {
         self.table.lock().breaker.open_for(now_ms)
     }
 
-    /// Whether the peer was lost: it cannot be reached, and has not said that it leaves.
+    /// Returns whether the peer was lost: unreachable without having announced that it leaves.
     pub(crate) fn is_lost(&self, now_ms: u64) -> bool {
         !self.leaves.load(Relaxed) && self.open_for(now_ms).is_some()
     }
 
-    /// Whether the peer has this group in this format, by its last Hello.
+    /// Returns whether the peer has this group in this format, by its last Hello.
     pub(crate) fn offers(&self, group: &str, format: u32) -> bool {
         self.offers.load().get(group) == Some(&format)
     }
 
-    /// Whether the peer hands over what it owned before, by its last Hello.
+    /// Returns whether the peer takes part in hand-over, by its last Hello.
     pub(crate) fn hands_over(&self) -> bool {
         self.features.load(Relaxed) & wire::features::HANDOVER != 0
     }
 
-    /// Whether the peer takes a value of this size, by its last Hello.
+    /// Returns whether the peer takes a value of this size, by its last Hello.
     pub(crate) fn takes(&self, value_bytes: usize) -> bool {
         value_bytes as u64 <= self.max_value_bytes.load(Relaxed)
     }
 
-    /// As [`offers`](Self::offers), in any format.
+    /// Returns whether the peer has this group in any format, by its last Hello.
     pub(crate) fn offers_any(&self, group: &str) -> bool {
         self.offers.load().contains_key(group)
     }
 
-    /// The fingerprint of the peer's ring, as it said last.
+    /// Returns the fingerprint of the peer's ring in its last frame.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.fingerprint.load(Relaxed)
     }
@@ -149,7 +149,7 @@ impl Link {
         self.table.lock().in_flight()
     }
 
-    /// Sends a request. Its reply is told the outcome exactly once, unless it is refused here.
+    /// Sends a request. Its receiver gets the outcome exactly once, unless the request is refused here.
     pub(crate) fn send(&self, call: Call) -> Result<(), NotSent> {
         if self.local.in_flight.load(Relaxed) >= self.local.limits.max_in_flight {
             return Err(NotSent::Full);
@@ -159,8 +159,8 @@ impl Link {
         Ok(())
     }
 
-    /// Sends many requests, which leave in one frame. Returns how many were taken, the first of them, and why the rest was
-    /// not.
+    /// Sends many requests, which leave in one frame. Returns how many were taken, from the first on, and why the rest was
+    /// refused.
     pub(crate) fn send_all(&self, calls: impl Iterator<Item = Call>) -> (usize, Option<NotSent>) {
         if self.local.in_flight.load(Relaxed) >= self.local.limits.max_in_flight {
             return (0, Some(NotSent::Full));
@@ -170,16 +170,16 @@ impl Link {
         (taken, refused)
     }
 
-    /// Something that every frame carries has changed: send it.
+    /// Sends a frame, because something that every frame carries has changed.
     pub(crate) fn nudge(&self) {
         let waker = self.table.lock().waker.take();
         wake(waker);
     }
 
-    /// Looks after deadlines and silence; every 10 ms.
+    /// Ends calls at their deadlines and watches over silence; called every 10 ms.
     pub(crate) fn sweep(&self, now_ms: u64, we_stood_still: bool) {
         let bytes = self.bytes_read.load(Relaxed);
-        let has_heard = self.bytes_noted.swap(bytes, Relaxed) != bytes;
+        let has_heard = self.bytes_seen.swap(bytes, Relaxed) != bytes;
         let (swept, waker) = {
             let mut table = self.table.lock();
             if has_heard {
@@ -196,7 +196,7 @@ impl Link {
         }
     }
 
-    /// Tells the peer that this node leaves for good.
+    /// Sends the peer a goodbye.
     pub(crate) fn say_goodbye(&self) {
         let waker = {
             let mut table = self.table.lock();
@@ -206,48 +206,49 @@ impl Link {
         wake(waker);
     }
 
-    /// Whether the goodbye has yet to be taken by the connection.
+    /// Returns whether the connection has still to take the goodbye.
     pub(crate) fn owes_goodbye(&self) -> bool {
         let table = self.table.lock();
         table.goodbye_due && table.breaker == Breaker::Closed
     }
 
-    /// Gives the connection up and makes a new one after the back-off.
+    /// Closes the connection, and makes a new one after the back-off.
     pub(crate) fn reconnect(&self) {
         self.table.lock().dismiss();
         self.look.notify_one();
     }
 
-    /// Puts a new connection in the place of this one, without an outage: other certificates are in use now.
+    /// Replaces the connection without an outage, because other certificates are in use now.
     #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "only certificates are renewed"))]
     pub(crate) fn renew(&self) {
         self.table.lock().renew();
         self.look.notify_one();
     }
 
-    /// Whom it does not get through to, and why; `None` while it is connected, and before the first attempt has ended.
+    /// Returns the target and the error of the last attempt; `None` while the link is connected, and before the first attempt
+    /// has ended.
     pub(crate) fn failure(&self) -> Option<(Target, Error)> {
         let failure = self.failure.lock().clone()?;
         Some((Target::clone(&self.target.load()), failure))
     }
 
-    /// Whom it dials.
+    /// Returns the target that the link dials.
     pub(crate) fn target(&self) -> Arc<Target> {
         self.target.load_full()
     }
 
-    /// Other addresses for the next attempt.
+    /// Sets other addresses for the next attempt, which is made now.
     pub(crate) fn set_addresses(&self, target: Target) {
         self.target.store(Arc::new(target));
         self.retry.notify_one();
     }
 
-    /// The peer may be back: the next attempt need not wait as long as after the last one.
+    /// Shortens the pause before the next attempt, because the peer may be back.
     pub(crate) fn retry_soon(&self) {
-        self.hurried.notify_one();
+        self.expedited.notify_one();
     }
 
-    /// Ends it: who waits is told, and the task of [`keep`] returns.
+    /// Ends the link: waiting requests are unreachable, and the task that keeps the link up returns.
     pub(crate) fn close(&self) {
         let (ended, waker) = {
             let mut table = self.table.lock();
@@ -263,7 +264,7 @@ impl Link {
         self.table.lock().breaker == Breaker::Removed
     }
 
-    /// Whether the peer says anything within the silence limit, by a ping or by a new connection.
+    /// Pings the peer, on a new connection if there is none, and returns whether it answers within the silence limit.
     pub(crate) async fn is_alive(&self) -> bool {
         let (reads, waker) = {
             let mut table = self.table.lock();

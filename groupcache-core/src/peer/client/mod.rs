@@ -1,8 +1,8 @@
-//! The client of one peer: one connection, one stream of frames each way, kept up until the peer is none any more.
+//! The client of one peer: one connection with one stream of frames each way, kept up until the peer is removed.
 //!
-//! Callers put requests into the [`RequestTable`](crate::peer::client::request_table::Table) and go; the stream that HTTP/2 polls for our
-//! next message takes up to 256 of them at a time, and the task that reads the answers tells whoever waits. So a
-//! request costs no task, no timer and no channel, and what 64 callers ask at once is one message.
+//! Callers put requests into the [`RequestTable`](crate::peer::client::request_table::RequestTable). The stream that HTTP/2
+//! polls for the next message takes many of them at a time, and the task that reads the responses calls their receivers. A
+//! request costs no task, no timer and no channel, and simultaneous requests of many callers share a frame.
 
 pub(crate) mod breaker;
 mod dial;
@@ -40,23 +40,23 @@ use crate::{
     runtime::backoff::pauses,
 };
 
-/// A connection that lived this long was a good one: the next attempt comes at once, the pauses begin anew.
+/// Shortest life of a good connection, after which the next attempt is made at once and the pauses begin anew.
 const GOOD_CONNECTION: Duration = Duration::from_secs(1);
 
-/// After a frame with so many answers, those who were told have their turn before the next is read.
+/// Number of responses in a frame after which their callers run before the next frame is read.
 const MANY_ANSWERS: usize = 8;
 
-/// How long callers may wait for a broken connection to be replaced.
+/// Longest time that callers wait for a broken connection to be replaced.
 const MENDING: Duration = Duration::from_secs(1);
 
-/// An eighth of a pause is waited for in any case: where nobody shows who it is, anybody may connect in the name of a peer
-/// any number of times, and who connects may be somebody else than the peer behind a hint.
-const HURRIED: u32 = 8;
+/// Divisor of a pause that is expedited: an eighth of it is always waited for. Without authentication anybody may connect in
+/// the name of a peer any number of times, and the caller may be another node than the one behind a hint.
+const EXPEDITED: u32 = 8;
 
-/// How long they may wait for the attempt to begin: the first pause, and no later one.
+/// Longest time that callers wait for an attempt to begin: the first pause, and no later one.
 const MENDING_PAUSE: Duration = Duration::from_millis(2 * RECONNECT_MIN.as_millis() as u64);
 
-/// Keeps the link up until it is hung up: connects, reads, and connects again with back-off and jitter.
+/// Keeps a link connected until it is closed: connects, reads, and connects again with back-off and jitter.
 pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
     let anew = || pauses(RECONNECT_MIN, RECONNECT_MAX, seed);
     let mut pauses = anew();
@@ -66,7 +66,7 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
         let attempt = match is_mending {
             true => timeout(MENDING, attempt)
                 .await
-                .unwrap_or_else(|_| Err(Failure::NotConnected("it did not come back at once".to_owned()))),
+                .unwrap_or_else(|_| Err(Failure::NotConnected("the peer did not come back at once".to_owned()))),
             false => attempt.await,
         };
         let pause = match attempt {
@@ -77,7 +77,7 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
                 if was_good {
                     pauses = anew();
                 }
-                // One attempt at once after a good connection: whoever waits is owed its outcome.
+                // One attempt at once after a good connection, because waiting callers need its outcome.
                 let is_owed = end == End::Renewed || (was_good && end == End::Broken);
                 let pause = if is_owed { Duration::ZERO } else { pauses.next().unwrap_or(RECONNECT_MAX) };
                 let end = if end == End::Broken && pause > MENDING_PAUSE { End::Flapping } else { end };
@@ -101,21 +101,21 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
     }
 }
 
-/// Waits before the next attempt; not so long when the peer may be back.
+/// Waits before the next attempt, for a shorter time when the peer may be back.
 async fn rest(link: &Link, pause: Duration) {
-    let hurried = async {
-        sleep(pause / HURRIED).await;
-        link.hurried.notified().await;
+    let expedited = async {
+        sleep(pause / EXPEDITED).await;
+        link.expedited.notified().await;
     };
     tokio::select! {
         biased;
         () = link.retry.notified() => {}
-        () = hurried => {}
+        () = expedited => {}
         () = sleep(pause) => {}
     }
 }
 
-/// A connection has ended: its calls wait for the next one, or are told.
+/// Ends a connection: its calls wait for the next one, or get their outcome.
 async fn finish(link: &Link, end: End, events: &LinkEvents) {
     let counters = &link.local.counters;
     if end != End::Renewed {
@@ -124,11 +124,11 @@ async fn finish(link: &Link, end: End, events: &LinkEvents) {
     if end == End::Silent {
         counters.ping_timeouts.up();
     }
-    // The table is changed before the membership hears of it: it may ping the peer at once.
+    // The table changes before the membership receives the event, because that may ping the peer at once.
     let (ended, waker) = {
         let mut table = link.table.lock();
         let ended = table.ended(end, link.local.clock.now_ms());
-        // Its stream sleeps until it is woken, and holds the socket open until it ends.
+        // The stream of the ended connection sleeps, and holds the socket open until it is woken and ends.
         let (_, waker) = table.begin_connection();
         (ended, waker)
     };
@@ -171,7 +171,7 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
     let id = hello.id.clone();
     link.local.counters.connected.up();
     *link.failure.lock() = None;
-    // Before the membership hears of it: once the peer is in the view, requests must flow.
+    // Before the membership receives the event, because requests must flow once the peer is in the view.
     let waker = {
         let mut table = link.table.lock();
         table.connected(link.local.clock.now_ms());
@@ -187,7 +187,7 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
                 send(events, link, event).await;
             }
             if answers >= MANY_ANSWERS {
-                // Those who were told ask for more, and that is sent, while the peer is at work on the rest.
+                // The callers of these responses send more requests while the peer works on the rest.
                 tokio::task::yield_now().await;
             }
         }
@@ -208,11 +208,11 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
                 take_hello(link, &hello);
                 send(events, link, LinkEvent::Hello(hello)).await;
             }
-            // A connection speaks for one node all its life.
+            // A connection belongs to one node as long as it lasts.
             Some(_) => return End::Broken,
             None => {}
         }
-        // However much a peer says: the branch that waits to look may never have its turn.
+        // Checked after each frame, because a busy peer may keep the branch above from ever running.
         if let Some(end) = link.table.lock().dismissal() {
             return end;
         }
@@ -229,7 +229,7 @@ fn take_hello(link: &Link, hello: &Hello) {
     link.fingerprint.store(hello.fingerprint, Relaxed);
 }
 
-/// Takes everything else that a frame says; returns what the membership should hear.
+/// Takes everything but the Hello out of a frame, and returns the event for the membership, if there is one.
 fn take(link: &Link, frame: Incoming) -> Option<LinkEvent> {
     let counters = &link.local.counters;
     let mut ended = Ended::with_capacity(frame.answers.len());
@@ -241,7 +241,7 @@ fn take(link: &Link, frame: Incoming) -> Option<LinkEvent> {
                 counters.unknown_answers.up();
             }
             if answer == Response::Pending {
-                counters.pending.up(); // it is at work on it; what counts is that it said something
+                counters.pending.up(); // the peer works on it; any frame ends its silence
             } else {
                 ended.extend(table.answered(id).map(|reply| (reply, Outcome::Answered(answer))));
             }

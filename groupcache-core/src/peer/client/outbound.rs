@@ -1,4 +1,4 @@
-//! Our half of a connection: what waits for the peer, when HTTP/2 asks for it.
+//! The sending half of a connection: a stream of frames, made when HTTP/2 asks for one.
 
 use std::{
     pin::Pin,
@@ -14,7 +14,7 @@ use crate::{
     protocol::{message::Hello, wire::Outgoing},
 };
 
-/// Yields a frame whenever something is due.
+/// Stream that yields a frame whenever something is to be sent.
 pub(crate) struct Outbound {
     pub(crate) link: Arc<Link>,
     pub(crate) connection: u64,
@@ -29,13 +29,13 @@ impl Stream for Outbound {
         let mut frame = Outgoing::new(local.fingerprint());
         {
             let mut table = self.link.table.lock();
-            // Read under the lock: a change after it finds the waker there.
+            // Read under the lock, so that a later change finds the waker.
             let version = local.version();
             if !table.is_current(self.connection) {
                 return Poll::Ready(None);
             }
             let is_greeted = table.hello_sent == version;
-            // Requests wait until the peer has said Hello: until then the breaker is not closed.
+            // Requests wait for the peer's Hello, because the breaker is not closed until then.
             let may_ask = table.breaker == Breaker::Closed;
             if is_greeted && !(may_ask && table.has_due()) {
                 table.waker = Some(cx.waker().clone());

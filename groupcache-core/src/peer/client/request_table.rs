@@ -1,7 +1,7 @@
-//! What waits for one peer: requests in flight, the queue of what is to be sent, and the watch over silence.
+//! The request table of one peer: requests in flight, the send queue, and the watch over silence.
 //!
-//! Pure bookkeeping under one lock; the client drives it. Ids hold a slot and its generation, so a late answer
-//! to a slot that was given away is recognised.
+//! The table is pure bookkeeping under one lock, driven by the client. An id holds a slot and its generation, so that a late
+//! response to a slot which was given away is recognised.
 
 use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
 
@@ -17,53 +17,54 @@ use crate::{
     },
 };
 
-/// What many callers ask at the same time leaves in so many frames, or the peer would be idle while those who were
-/// answered ask again, and we while it answers all of them.
+/// Number of frames that a burst of requests is split into, so that both sides work in parallel: the peer answers one frame
+/// while this node sends the next.
 const SHARES: usize = 4;
 
-/// A frame of fewer requests costs more than it brings.
+/// Smallest number of requests of such a frame; a smaller one costs more than it saves.
 const SMALLEST_SHARE: usize = 16;
 
 /// A request to a peer, until it is answered.
 pub(crate) struct Call {
     pub(crate) op: Op,
-    /// Index of the group in our own Hello.
+    /// Index of the group in this node's Hello.
     pub(crate) group: u32,
     pub(crate) key: Arc<str>,
-    /// Coarse time.
+    /// Deadline in coarse time.
     pub(crate) deadline_ms: u64,
-    /// 0 = asked as the owner, n = as the n-th successor.
+    /// Rank at which the peer is asked: 0 as the owner, n as the n-th successor.
     pub(crate) rank: usize,
     pub(crate) chain: LoadChain,
     pub(crate) reply: Arc<dyn Reply>,
 }
 
-/// Who is told the outcome of a call, once, and when that was. It runs in the task that reads the connection and must
-/// not block.
+/// Receiver of the outcome of a call and of the time when it arrived, exactly once.
+///
+/// The method runs in the task that reads the connection, and must not block.
 pub(crate) trait Reply: Send + Sync {
     fn reply(self: Arc<Self>, outcome: Outcome, at: Instant);
 }
 
-/// How a call ended.
+/// End of a call.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Answered(Response),
-    /// The peer cannot be reached; a successor may be asked.
+    /// The peer is unreachable; a successor may be asked.
     Unreachable,
-    /// The deadline passed while the peer was alive; nobody else is asked.
+    /// The deadline passed while the peer was alive; no other peer is asked.
     Expired,
 }
 
-/// Why a call was not taken.
+/// Reason why a call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotSent {
     /// The breaker is open.
     Open,
-    /// As many calls wait for this peer as are allowed.
+    /// The maximum number of calls waits for this peer.
     Full,
 }
 
-/// Calls that have ended, and whom to tell; told outside of the lock.
+/// Ended calls with their receivers, which are called outside of the lock.
 pub(crate) type Ended = Vec<(Arc<dyn Reply>, Outcome)>;
 
 struct Slot {
@@ -73,11 +74,11 @@ struct Slot {
 
 struct InFlight {
     call: Call,
-    /// It was asked again after its connection broke; it is not asked a third time.
+    /// Whether the request was sent again after its connection broke; no request is sent a third time.
     is_repeated: bool,
 }
 
-/// Something to be sent.
+/// An item of the send queue.
 enum Queued {
     Request(u64),
     Cancel(u64),
@@ -90,37 +91,37 @@ pub(crate) struct RequestTable {
     in_flight: usize,
     max_in_flight: usize,
     queue: VecDeque<Queued>,
-    /// Many calls were put into it at once: they leave in one frame.
+    /// Whether many calls were queued at once, which leave in one frame.
     is_whole: bool,
-    /// The stream that is polled for frames, when it has nothing to send.
+    /// Waker of the stream of frames while it has nothing to send.
     pub(crate) waker: Option<Waker>,
-    /// Which connection is the current one; streams of former ones end.
+    /// Number of the current connection; streams of earlier ones end.
     connection: u64,
-    /// Why the current connection is to be ended by its reader.
+    /// Reason for which the reader is to end the current connection.
     verdict: Option<End>,
-    /// Version of the Hello that was sent last on it.
+    /// Version of the Hello that was sent last on the current connection.
     pub(crate) hello_sent: u64,
     pub(crate) goodbye_due: bool,
     pub(crate) pong_due: u64,
     watch: SilenceWatch,
 }
 
-/// Ping and silence.
+/// Watch over pings and silence.
 #[derive(Debug, Default)]
 struct SilenceWatch {
     last_ping: u64,
-    /// A ping that is to be sent with the next frame.
+    /// Whether a ping is to be sent with the next frame.
     is_due: bool,
-    /// When the outstanding ping was sent, or we last stood still since.
+    /// Time of the outstanding ping, or of the last pause of this process since.
     since_ms: Option<u64>,
     last_read_ms: u64,
     reads: u64,
 }
 
-/// What the watch over a connection found.
+/// Result of a sweep.
 pub(crate) struct SweepResult {
     pub(crate) ended: Ended,
-    /// The peer may be silent: the reader should look.
+    /// Whether the peer may be silent, so that the reader should check.
     pub(crate) may_be_silent: bool,
 }
 
@@ -144,7 +145,7 @@ impl RequestTable {
         }
     }
 
-    /// Begins a new connection; the stream of the former one, woken by the waker, ends.
+    /// Begins a new connection. The stream of the connection before it ends once the returned waker wakes it.
     pub(crate) fn begin_connection(&mut self) -> (u64, Option<Waker>) {
         self.connection += 1;
         self.hello_sent = 0;
@@ -152,39 +153,40 @@ impl RequestTable {
         (self.connection, self.waker.take())
     }
 
-    /// Whether the stream of this connection still has something to say.
+    /// Returns whether the stream of this connection is still in use.
     pub(crate) fn is_current(&self, connection: u64) -> bool {
         self.connection == connection && self.breaker != Breaker::Removed
     }
 
-    /// Ends the current connection as soon as its reader looks.
+    /// Ends the current connection as soon as its reader checks.
     pub(crate) fn dismiss(&mut self) {
         self.verdict = Some(End::ClosedLocally);
     }
 
-    /// Puts a new connection in the place of the current one; what waits is asked again on it.
+    /// Replaces the current connection by a new one, on which waiting requests are sent again.
     pub(crate) fn renew(&mut self) {
         self.verdict.get_or_insert(End::Renewed);
     }
 
-    /// What the reader, having read all there is, should do with the connection. Silence is judged here, by the
-    /// reader, because only a read that found nothing proves it.
+    /// Returns why the reader, having read everything, must end the connection, if it must. The reader judges silence,
+    /// because only a read that found nothing proves it.
     pub(crate) fn verdict(&mut self, now_ms: u64) -> Option<End> {
         self.dismissal().or_else(|| self.watch.is_silent(now_ms).then_some(End::Silent))
     }
 
-    /// Why the current connection is to end, whatever comes on it.
+    /// Returns why the current connection must end whatever arrives on it.
     pub(crate) fn dismissal(&self) -> Option<End> {
         if self.breaker == Breaker::Removed { Some(End::ClosedLocally) } else { self.verdict }
     }
 
-    /// Takes a call, to be sent with the next frame.
+    /// Queues a call for the next frame.
     pub(crate) fn push(&mut self, call: Call) -> Result<Option<Waker>, NotSent> {
         self.enqueue(call)?;
         Ok(self.waker.take())
     }
 
-    /// Takes many calls, to be sent together with the next frame: how many it took, the first of them, and why not the rest.
+    /// Queues many calls, which leave together in the next frame. Returns how many were taken, from the first on, and why the
+    /// rest was refused.
     pub(crate) fn push_all(&mut self, calls: impl Iterator<Item = Call>) -> (usize, Option<NotSent>, Option<Waker>) {
         let (mut taken, mut refused) = (0, None);
         for call in calls {
@@ -226,7 +228,7 @@ impl RequestTable {
         }
     }
 
-    /// Whether a frame would carry anything now.
+    /// Returns whether a frame would carry anything now.
     pub(crate) fn has_due(&self) -> bool {
         !self.queue.is_empty() || self.watch.is_due || self.pong_due != 0 || self.goodbye_due
     }
@@ -237,7 +239,7 @@ impl RequestTable {
         let max_requests = if self.is_whole { max_requests } else { max_requests.min(share) };
         let mut bytes = 0;
         frame.reserve_requests(self.queue.len().min(max_requests));
-        // Cancels count as requests do: they are parts of a frame too, of which a peer takes no more than so many.
+        // Cancels count as requests do, because a peer limits all parts of a frame together.
         while frame.requests() + frame.cancels() < max_requests && bytes < BATCH_BYTES {
             match self.queue.pop_front() {
                 Some(Queued::Cancel(id)) => frame.cancel(id),
@@ -278,7 +280,7 @@ impl RequestTable {
         Some(in_flight.call)
     }
 
-    /// A frame was read.
+    /// Records that a frame was read.
     pub(crate) fn read(&mut self, now_ms: u64, pong: u64) {
         self.watch.reads += 1;
         self.heard(now_ms);
@@ -287,19 +289,19 @@ impl RequestTable {
         }
     }
 
-    /// Bytes have come, if not yet a whole frame.
+    /// Records that bytes arrived, even if they are not a whole frame yet.
     pub(crate) fn heard(&mut self, now_ms: u64) {
         self.watch.last_read_ms = now_ms;
         self.watch.since_ms = self.watch.since_ms.map(|_| now_ms);
     }
 
-    /// An answer: whom to tell, if anybody still waits.
+    /// Takes the call of a response and returns its receiver, if the call still waits.
     pub(crate) fn answered(&mut self, id: u64) -> Option<Arc<dyn Reply>> {
         self.take(id).map(|call| call.reply)
     }
 
-    /// Looks after deadlines and silence; called every 10 ms. `we_stood_still`: this process did not run, so
-    /// nothing that was not heard counts.
+    /// Ends calls at their deadlines and watches over silence; called every 10 ms. With `we_stood_still`, this process was
+    /// paused, and the silence meanwhile does not count.
     pub(crate) fn sweep(&mut self, now_ms: u64, we_stood_still: bool) -> SweepResult {
         let mut ended = Ended::new();
         if self.in_flight > 0 {
@@ -320,7 +322,7 @@ impl RequestTable {
         }
     }
 
-    /// A new connection said Hello: what waited for it is sent now.
+    /// Records that a new connection is established; waiting requests are sent on it.
     pub(crate) fn connected(&mut self, now_ms: u64) {
         self.breaker = self.breaker.connected();
         self.watch.since_ms = None;
@@ -328,7 +330,7 @@ impl RequestTable {
         self.watch.last_read_ms = now_ms;
     }
 
-    /// The connection ended; returns the calls that must not wait for another.
+    /// Records that the connection ended, and returns the calls that must not wait for another one.
     pub(crate) fn ended(&mut self, end: End, now_ms: u64) -> Ended {
         self.breaker = self.breaker.ended(end, now_ms);
         self.watch.since_ms = None;
@@ -353,13 +355,13 @@ impl RequestTable {
         ended
     }
 
-    /// An attempt to connect failed.
+    /// Records that an attempt to connect failed, and returns all calls.
     pub(crate) fn failed(&mut self, now_ms: u64) -> Ended {
         self.breaker = self.breaker.failed(now_ms);
         self.drain()
     }
 
-    /// The peer is none any more.
+    /// Records that the peer was removed, and returns all calls.
     pub(crate) fn gone(&mut self) -> Ended {
         self.breaker = Breaker::Removed;
         self.drain()
@@ -378,7 +380,7 @@ impl RequestTable {
         self.watch.is_due = true;
     }
 
-    /// How often something was read.
+    /// Returns how often a frame was read.
     pub(crate) fn reads(&self) -> u64 {
         self.watch.reads
     }
@@ -389,19 +391,19 @@ impl RequestTable {
 }
 
 impl SilenceWatch {
-    fn sweep(&mut self, now_ms: u64, somebody_waits: bool, we_stood_still: bool) -> bool {
+    fn sweep(&mut self, now_ms: u64, has_waiters: bool, we_stood_still: bool) -> bool {
         let Some(since_ms) = self.since_ms else {
             let silent_for = now_ms.saturating_sub(self.last_read_ms);
-            let ping_after = if somebody_waits { QUIET } else { IDLE_PING };
+            let ping_after = if has_waiters { QUIET } else { IDLE_PING };
             if silent_for >= ping_after.as_millis() as u64 {
                 self.is_due = true;
-                // From when it is due: a peer that reads nothing may keep the ping from ever being sent.
+                // Counted from when the ping is due, because a peer that reads nothing may keep it from ever being sent.
                 self.since_ms = Some(now_ms);
             }
             return false;
         };
         if we_stood_still {
-            // What the peer sent meanwhile has not been read yet: it gets its second anew.
+            // Bytes that the peer sent meanwhile have not been read yet, so its second begins anew.
             self.since_ms = Some(now_ms);
             return false;
         }
@@ -426,7 +428,7 @@ impl std::fmt::Debug for RequestTable {
 mod tests {
     use super::*;
 
-    /// Nobody waits for it.
+    /// A receiver that nobody waits for.
     struct Nobody;
 
     impl Reply for Nobody {
@@ -449,37 +451,37 @@ mod tests {
         table
     }
 
-    /// Ticks from one time to another; whether the peer was silent at some of them.
+    /// Sweeps from one time to another, and returns whether the peer was silent at some of them.
     fn is_silent_between(table: &mut RequestTable, from_ms: u64, to_ms: u64) -> bool {
         let silent = |now_ms| table.sweep(now_ms, false).may_be_silent && table.verdict(now_ms) == Some(End::Silent);
         (from_ms..to_ms).step_by(10).any(silent)
     }
 
     #[test]
-    fn a_ping_that_is_never_taken_is_waited_for_as_long_as_one_that_was_sent() {
-        // The window of HTTP/2 is full: no frame is filled any more, with or without the ping.
+    fn unsent_ping_times_out_like_a_sent_one() {
+        // No frame is filled any more, with or without the ping, as with a full window of HTTP/2.
         let mut table = connected(0);
         assert!(!is_silent_between(&mut table, 0, 1_050));
         assert!(is_silent_between(&mut table, 1_050, 1_150), "a second after the ping was due");
     }
 
     #[test]
-    fn bytes_of_an_answer_that_is_not_complete_are_a_sign_of_life() {
+    fn bytes_of_an_incomplete_frame_end_the_silence() {
         let mut table = connected(0);
         for now_ms in (0..5_000).step_by(500) {
             table.heard(now_ms);
             assert!(!is_silent_between(&mut table, now_ms, now_ms + 500));
         }
-        assert!(is_silent_between(&mut table, 5_000, 6_000), "and their absence is not");
+        assert!(is_silent_between(&mut table, 5_000, 6_000), "silence ends the connection");
     }
 
     #[test]
-    fn what_we_did_not_read_while_we_stood_still_is_not_held_against_the_peer() {
+    fn pause_of_this_process_is_no_silence() {
         let mut table = connected(0);
         assert!(!is_silent_between(&mut table, 0, 200));
         assert!(!table.sweep(3_000, true).may_be_silent);
-        assert_eq!(table.verdict(3_000), None, "whatever made the reader look");
-        assert!(!is_silent_between(&mut table, 3_010, 3_900), "it has its second anew");
+        assert_eq!(table.verdict(3_000), None, "the pause is no silence");
+        assert!(!is_silent_between(&mut table, 3_010, 3_900), "its second begins anew");
         assert!(is_silent_between(&mut table, 3_900, 4_100));
     }
 
@@ -514,14 +516,14 @@ mod tests {
     }
 
     #[test]
-    fn a_new_connection_ends_the_stream_of_the_former_and_its_verdict() {
+    fn new_connection_ends_the_earlier_stream_and_verdict() {
         let mut table = connected(0);
         let (first, _) = table.begin_connection();
         table.waker = Some(Waker::noop().clone());
         table.dismiss();
         assert_eq!(table.verdict(0), Some(End::ClosedLocally));
         let (second, waker) = table.begin_connection();
-        assert!(waker.is_some(), "it sleeps, and must be woken to end");
+        assert!(waker.is_some(), "the sleeping stream must be woken to end");
         assert!(!table.is_current(first) && table.is_current(second));
         assert_eq!(table.verdict(0), None);
     }

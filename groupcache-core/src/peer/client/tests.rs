@@ -1,4 +1,4 @@
-//! The pauses between two attempts, in virtual time.
+//! Tests of the pauses between two attempts, in virtual time.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::peer::client::{HURRIED, RECONNECT_MAX, keep};
+use crate::peer::client::{EXPEDITED, RECONNECT_MAX, keep};
 use crate::{
     identity::Address,
     limits::Limits,
@@ -22,8 +22,8 @@ use crate::{
 
 type Events = Receiver<(DialId, LinkEvent)>;
 
-/// A link to where nobody listens, and what it says.
-fn in_vain() -> (Arc<Link>, Events) {
+/// Returns a link to a port where nobody listens, and its events.
+fn unreachable_link() -> (Arc<Link>, Events) {
     let local = Arc::new(LocalNode::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }));
     let nobody = Address::from(SocketAddr::from(([127, 0, 0, 1], 1)));
     let target = Target { expected: None, addresses: vec![nobody] };
@@ -40,19 +40,19 @@ async fn failures(events: &mut Events, n: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_may_be_back_is_not_waited_for_as_long() {
-    let (link, mut events) = in_vain();
+async fn expedited_attempt_comes_early() {
+    let (link, mut events) = unreachable_link();
     failures(&mut events, 10).await;
     let begun = Instant::now();
     link.retry_soon();
     failures(&mut events, 1).await;
     let slack = Duration::from_millis(10); // timers may be a millisecond late, and an attempt takes a moment
-    assert!(begun.elapsed() <= RECONNECT_MAX / HURRIED + slack, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() <= RECONNECT_MAX / EXPEDITED + slack, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_may_be_back_all_the_time_is_not_dialled_all_the_time() {
-    let (link, mut events) = in_vain();
+async fn expedited_attempts_are_bounded_by_the_pause() {
+    let (link, mut events) = unreachable_link();
     failures(&mut events, 10).await;
     let time = 4 * RECONNECT_MAX;
     for _ in 0..time.as_millis() {
@@ -60,5 +60,5 @@ async fn a_peer_that_may_be_back_all_the_time_is_not_dialled_all_the_time() {
         sleep(Duration::from_millis(1)).await;
     }
     let attempts = std::iter::from_fn(|| events.try_recv().ok()).count() as u32;
-    assert!((4 * HURRIED - 4..=4 * HURRIED * 2).contains(&attempts), "{attempts}");
+    assert!((4 * EXPEDITED - 4..=4 * EXPEDITED * 2).contains(&attempts), "{attempts}");
 }

@@ -1,22 +1,22 @@
-//! Who is at the other end of a connection, as far as the connection itself proves it.
+//! The identity of the other end of a connection, as far as the connection itself proves it.
 
 use crate::identity::PeerId;
 
-/// Who is at the other end.
+/// Identity of the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Caller {
-    /// Nobody knows: the connection is not encrypted.
+    /// An unknown caller, because the connection is not encrypted.
     Unknown,
     /// A peer whose certificate was checked.
     #[cfg_attr(not(any(feature = "tls", test)), expect(dead_code, reason = "without TLS nobody has one"))]
     Verified {
-        /// The ids that it may go by; `None` when its certificate carries none.
+        /// Ids that the peer may use; `None` when its certificate carries none.
         ids: Option<Vec<String>>,
     },
 }
 
 impl Caller {
-    /// Why it may not go by this id.
+    /// Returns why the caller may not use this id, if it may not.
     pub(crate) fn rejection_reason(&self, id: &PeerId) -> Option<String> {
         let Self::Verified { ids: Some(ids) } = self else { return None };
         (!ids.iter().any(|allowed| allowed == id.as_str()))
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_that_names_a_peer_is_good_for_that_peer_only() {
+    fn certificate_with_an_id_is_valid_for_that_id_only() {
         let (a, b) = (PeerId::new("a").unwrap(), PeerId::new("b").unwrap());
         let named = Caller::Verified { ids: Some(vec!["a".into()]) };
         assert_eq!(named.rejection_reason(&a), None);

@@ -1,44 +1,44 @@
-//! Why a connection came to nothing before a word was said on it, as the side that noticed tells it.
+//! Errors of a handshake, in the words of the side that noticed them.
 
 use std::{fmt, io};
 
-/// What both sides of a failed handshake should compare.
+/// Hint for the operator: the settings that both sides of a failed handshake should compare.
 const COMPARE: &str = "compare on both nodes: cluster_key(...) or GROUPCACHE_CLUSTER_KEY, mutual_tls(...), insecure()";
 
-/// Why a connection came to nothing before a word was said on it.
+/// Reason why a connection failed before its first message.
 #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without TLS there are fewer"))]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HandshakeError {
-    /// It speaks TLS and we do not, or the reverse.
+    /// The other side speaks TLS and this node does not, or the reverse.
     OneSideIsPlain { they_speak_tls: bool },
-    /// It speaks another TLS than ours: another version, no HTTP/2.
+    /// The other side speaks another TLS: another version, or no HTTP/2.
     OtherTls(String),
-    /// Its certificate will not do, or it has none.
+    /// The certificate of the other side is refused, or missing.
     Certificate(String),
-    /// Its certificate is good, and not for a name that we let in.
+    /// The certificate of the other side is valid, and none of its names is admitted.
     Name(String),
-    /// It will not have our certificate.
+    /// The other side refuses this node's certificate.
     RefusesUs(String),
-    /// It said nothing for too long.
+    /// The other side did not finish in time.
     TooLate,
-    /// It had to make room for others.
+    /// The connection was evicted to make room for others.
     CrowdedOut,
-    /// It went away, or spoke what nobody understands.
+    /// The connection broke, or the other side spoke another protocol.
     Broken(String),
 }
 
 impl HandshakeError {
-    /// Whether the two will not come together until somebody changes a setting.
+    /// Returns whether the two sides cannot connect until a setting changes.
     pub(crate) fn is_about_trust(&self) -> bool {
         !matches!(self, Self::TooLate | Self::CrowdedOut | Self::Broken(_))
     }
 
-    /// As an error of the stream, to be found again by [`HandshakeError::of`].
+    /// Wraps the error as one of the stream, in which [`HandshakeError::of`] finds it again.
     pub(crate) fn into_io(self) -> io::Error {
         io::Error::new(io::ErrorKind::InvalidData, self)
     }
 
-    /// What an error of a stream means.
+    /// Returns the handshake error in an error of a stream.
     pub(crate) fn of(error: &io::Error) -> Self {
         let inner = error.get_ref();
         if let Some(trouble) = inner.and_then(|inner| inner.downcast_ref::<Self>()) {

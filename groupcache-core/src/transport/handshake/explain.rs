@@ -1,10 +1,10 @@
-//! What an error of TLS means for the two nodes, in words that say what to change.
+//! Explanations of TLS errors for the two nodes, in words that say what to change.
 
 use rustls::{AlertDescription as Alert, CertificateError, Error as TlsError, InvalidMessage, OtherError};
 
 use crate::transport::handshake::error::HandshakeError;
 
-/// What an error of TLS means.
+/// Returns the handshake error of an error of TLS.
 pub(crate) fn explain(error: &TlsError) -> HandshakeError {
     match error {
         TlsError::InvalidCertificate(e) => certificate(e),
@@ -49,7 +49,7 @@ fn certificate(error: &CertificateError) -> HandshakeError {
     }
 }
 
-/// The other side has said why it ends the handshake.
+/// Returns the handshake error of an alert of the other side.
 fn alerted(alert: Alert) -> HandshakeError {
     let refuses = |why: &str| HandshakeError::RefusesUs(format!("{why} (its log says more)"));
     match alert {

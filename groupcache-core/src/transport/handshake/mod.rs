@@ -1,4 +1,4 @@
-//! What the two sides of a connection learn of each other before a word is said: who is there, or why it came to nothing.
+//! The handshake of a connection: the identity that it proves, or the reason why it failed.
 
 mod caller;
 mod error;

@@ -1,4 +1,4 @@
-//! A key that the nodes of a cluster share: the seed of an authority of their own.
+//! Cluster key: a secret that the nodes of a cluster share, and the seed of their own authority.
 
 use std::{env, fmt, path::PathBuf, sync::Arc};
 
@@ -23,38 +23,39 @@ use zeroize::Zeroizing;
 use crate::error::{BoxError, Error, Kind, Result};
 use crate::transport::tls::{Material, OwnCertificate, TlsIdentity, digest, names::Name, read_file, verify::Trust};
 
-/// Bytes of a key, at least: who can guess it is a peer, and an attacker may guess offline.
+/// Smallest number of bytes of a key. Anybody who guesses the key is a peer, and guesses can be made offline.
 const MIN_BYTES: usize = 32;
 
-/// Keys that may be active at once: the one in use, and the one before or after it.
+/// Maximum number of active keys: the one in use, and the one before or after it.
 const MAX_KEYS: usize = 2;
 
-/// Different bytes that 32 random ones hold at least. Fewer come once in 10^11 keys; a password comes with fewer.
+/// Smallest number of different bytes in a key of 32 bytes. A random key has fewer once in 10^11 times, and a password
+/// has fewer.
 const MIN_DIFFERENT: usize = 16;
 
-/// What separates this use of the key from any other.
+/// Label that separates this use of the key from any other.
 const SALT: &[u8] = b"groupcache v1 cluster key";
 
-/// Ed25519 private key in PKCS #8 (RFC 8410, section 7): what stands before the seed.
+/// Bytes before the seed of an Ed25519 private key in PKCS #8 (RFC 8410, section 7).
 const PKCS8_ED25519: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
-/// What is written out in a segment of a URI's path.
+/// Characters that are percent-encoded in a segment of a URI's path.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Where to get one, for messages.
+/// Command that makes a key, for messages.
 const MAKE: &str = "make one with: head -c 32 /dev/urandom | base64";
 
-/// TLS between peers with nothing but a secret that all nodes of a cluster share.
+/// TLS between peers by a secret that all nodes of a cluster share.
 ///
 /// At least 32 random bytes, written in hexadecimal or base64; `head -c 32 /dev/urandom | base64` makes one. The key
 /// and the name of the cluster are the seed of an authority (HKDF-SHA-256, Ed25519) that every node computes for
-/// itself and that issues the node its certificate, in memory. Who has another key, or another cluster name, is not
-/// let in. Certificates do not expire, so no wall clock has to be right; to shut somebody out, change the key.
+/// itself and that issues the node its certificate, in memory. A node with another key or another cluster name is refused.
+/// Certificates do not expire, so that no wall clock has to be right; to exclude a node, change the key.
 ///
-/// To change it, give every node both, `new,old`, in any order of nodes; then the new one alone. A node that has two
-/// shows each peer the certificate that the peer knows. Files are read again every 10 s, and connections made
-/// with what was replaced end within 50 s, one by one and without a failed get.
+/// To change the key, give every node both, `new,old`, in any order of nodes, and then the new one alone. A node with two
+/// keys shows each peer the certificate that the peer knows. Files are read again every 10 s, and connections of a
+/// replaced key end within 50 s, one by one and without a failed get.
 ///
 /// ```
 /// # use groupcache_core::{tls::ClusterKey, Node};
@@ -74,26 +75,26 @@ enum From {
     File(PathBuf),
 }
 
-/// Overwritten when it is dropped, and never printed.
+/// A secret that is overwritten when it is dropped, and never printed.
 type Secret = Zeroizing<Vec<u8>>;
 
 impl ClusterKey {
-    /// One key, or two while they change: `new,old`, separated by a comma or white space.
+    /// Returns the settings for one key, or for two during a change: `new,old`, separated by a comma or white space.
     ///
     /// # Errors
-    /// [`is_config`](Error::is_config) when a key is shorter than 32 bytes, is not random, or cannot be read; the text
-    /// says how to make one, and never what was given.
+    /// [`is_config`](Error::is_config) when a key is shorter than 32 bytes, is not random, or cannot be read. The text says
+    /// how to make one, and never contains the key.
     pub fn new(text: impl AsRef<str>) -> Result<Self> {
         Ok(Self { from: From::Memory(parse(text.as_ref())?.into()) })
     }
 
-    /// The same, from a file that is read when the node starts, and again every 10 s.
+    /// Returns the settings for a file, which the node reads when it starts and again every 10 s.
     pub fn from_file(path: impl Into<PathBuf>) -> Self {
         Self { from: From::File(path.into()) }
     }
 
-    /// From `GROUPCACHE_CLUSTER_KEY`, or from the file that `GROUPCACHE_CLUSTER_KEY_FILE` names; `None` when neither
-    /// is set. A node that is told nothing else looks here by itself.
+    /// Returns the settings of `GROUPCACHE_CLUSTER_KEY`, or of the file that `GROUPCACHE_CLUSTER_KEY_FILE` names; `None`
+    /// when neither is set. A node without other security settings reads them by itself.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -107,7 +108,7 @@ impl ClusterKey {
         Ok(file.map(|path| Self::from_file(PathBuf::from(path))))
     }
 
-    /// A new random key, in base64, for those who generate one in code.
+    /// Returns a new random key in base64, for programs that make one.
     ///
     /// # Errors
     /// [`is_config`](Error::is_config) when the system has no random numbers.
@@ -122,7 +123,7 @@ impl ClusterKey {
         matches!(self.from, From::File(_))
     }
 
-    /// `None` when it is what had this digest.
+    /// Reads the keys; returns `None` when their bytes have the `known` digest.
     pub(crate) async fn read(&self, me: &TlsIdentity, known: &[u8]) -> Result<Option<Material>> {
         let keys = match &self.from {
             From::Memory(keys) => Arc::clone(keys),
@@ -145,7 +146,7 @@ impl ClusterKey {
     }
 }
 
-/// The keys of a text.
+/// Returns the keys of a text.
 fn parse(text: &str) -> Result<Vec<Secret>> {
     let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
     let keys: Vec<_> = words.map(key).collect::<Result<_>>()?;
@@ -158,7 +159,7 @@ fn parse(text: &str) -> Result<Vec<Secret>> {
     }
 }
 
-/// Hexadecimal where it can be that, else base64 of either alphabet, padded or not.
+/// Decodes hexadecimal where the text can be that, and otherwise base64 of either alphabet, padded or not.
 fn key(word: &str) -> Result<Secret> {
     let word = word.as_bytes();
     let encodings = [&HEXLOWER_PERMISSIVE, &BASE64, &BASE64_NOPAD, &BASE64URL, &BASE64URL_NOPAD];
@@ -180,7 +181,7 @@ fn unreadable() -> Error {
     Error::config(format!("a cluster key is at least {MIN_BYTES} random bytes in hexadecimal or base64; {MAKE}"))
 }
 
-/// What every node derives from the same key.
+/// Authority that every node derives from the same key.
 struct Authority {
     params: CertificateParams,
     key: Zeroizing<KeyPair>,
@@ -189,7 +190,7 @@ struct Authority {
 
 type Certificates = Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>;
 
-/// A certificate of each key, and the authorities of all.
+/// Makes a certificate of each key, and collects the authorities of all.
 fn material(keys: &[Secret], me: &TlsIdentity) -> Result<(Certificates, RootCertStore), BoxError> {
     let mut roots = RootCertStore::empty();
     let mut own = Vec::new();
@@ -204,7 +205,8 @@ fn material(keys: &[Secret], me: &TlsIdentity) -> Result<(Certificates, RootCert
     Ok((own, roots))
 }
 
-/// The authority of a key and a cluster. Its name tells authorities apart and gives nothing of the key away.
+/// Derives the authority of a key and a cluster. The authority's name tells authorities apart and reveals nothing of the
+/// key.
 fn authority(key: &[u8], cluster: &str) -> Result<Authority, BoxError> {
     let secret = Salt::new(HKDF_SHA256, SALT).extract(key);
     let seed: Zeroizing<[u8; 32]> = expand(&secret, &[b"authority", cluster.as_bytes()])?;
@@ -218,12 +220,12 @@ fn authority(key: &[u8], cluster: &str) -> Result<Authority, BoxError> {
     let mut pkcs8 = Zeroizing::new(PKCS8_ED25519.to_vec());
     pkcs8.extend_from_slice(seed.as_ref());
     let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()), &PKCS_ED25519)?;
-    let key = Zeroizing::new(key); // it overwrites nothing by itself
+    let key = Zeroizing::new(key); // the array overwrites nothing by itself
     let certificate = params.self_signed(&*key)?;
     Ok(Authority { params, key, certificate })
 }
 
-/// A certificate of a node, with a key that never leaves this process.
+/// Issues a certificate of a node, with a key that never leaves this process.
 fn issue(authority: &Authority, me: &TlsIdentity) -> Result<CertifiedKey, BoxError> {
     let pair = Zeroizing::new(KeyPair::generate_for(&PKCS_ED25519)?);
     let mut params = CertificateParams::default();
@@ -237,7 +239,7 @@ fn issue(authority: &Authority, me: &TlsIdentity) -> Result<CertifiedKey, BoxErr
     Ok(CertifiedKey::new(vec![certificate.der().clone()], any_supported_type(&private)?))
 }
 
-/// What the names of a cluster's certificates begin with.
+/// Returns the beginning of the names in a cluster's certificates.
 fn origin(cluster: &str) -> String {
     format!("groupcache://{}/", HEXLOWER_PERMISSIVE.encode(cluster.as_bytes()))
 }
@@ -289,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_will_not_do_is_refused_with_the_way_to_make_one_and_without_the_key() {
+    fn refused_key_error_has_a_remedy_and_not_the_key() {
         let short = &HEX[..62];
         for text in ["", "   ", short, "correct horse battery staple", &"00".repeat(32), &"password".repeat(8)] {
             let said = refused(text);
@@ -302,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn key_and_cluster_name_make_the_authority() {
+    fn authority_depends_on_key_and_cluster_name() {
         let other = ClusterKey::random().unwrap();
         let public = |key_text: &str, cluster: &str| {
             let authority = authority(&key(key_text).unwrap(), cluster).unwrap();

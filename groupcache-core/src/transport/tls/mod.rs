@@ -1,7 +1,7 @@
 //! TLS between peers: certificates of the user, or a key that the cluster shares. Feature `tls`.
 //!
-//! Always TLS 1.3, always with a certificate on both sides, and never "any certificate of that authority": a peer
-//! is let in by name. Connections live long, so sessions are not resumed; each handshake checks everything.
+//! TLS is always 1.3, with a certificate on both sides. A peer is admitted by name, and never by "any certificate of that
+//! authority". Sessions are not resumed, because connections live long; each handshake checks everything.
 
 mod cluster_key;
 mod mutual;
@@ -38,7 +38,7 @@ use crate::{
 /// HTTP/2, the only protocol of peers, as ALPN calls it.
 const ALPN: &[u8] = b"h2";
 
-/// Where certificates and keys come from.
+/// Source of certificates and keys.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     Certificates(MutualTls),
@@ -53,7 +53,7 @@ impl Source {
         }
     }
 
-    /// `None` when it is what had this digest.
+    /// Reads the source; returns `None` when its bytes have the `known` digest.
     async fn read(&self, me: &TlsIdentity, known: &[u8]) -> Result<Option<Material>> {
         match self {
             Self::Certificates(mutual) => mutual.read(known).await,
@@ -62,22 +62,22 @@ impl Source {
     }
 }
 
-/// Whom the certificates that a node issues to itself are for.
+/// Identity for which a node issues certificates to itself.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsIdentity {
     pub(crate) cluster: Arc<str>,
     pub(crate) id: PeerId,
 }
 
-/// What was read from a source.
+/// Certificates and keys that were read from a source.
 pub(crate) struct Material {
     own: OwnCertificate,
     trust: Arc<Trust>,
-    /// Of the bytes that were read; a change of it is a change of them.
+    /// Digest of the bytes that were read, by which a change is noticed.
     digest: Vec<u8>,
 }
 
-/// What this node shows: the first of its certificates, or the one whose authority the other side asks for.
+/// Certificates that this node shows: the first of them, or the one whose authority the other side asks for.
 #[derive(Debug)]
 struct OwnCertificate(Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>);
 
@@ -107,7 +107,7 @@ impl ResolvesClientCert for OwnCertificate {
 }
 
 /// The certificates and keys that are in use.
-struct RequestGuard {
+struct ActiveCredentials {
     generation: u64,
     digest: Vec<u8>,
     client: TlsConnector,
@@ -115,14 +115,14 @@ struct RequestGuard {
     trust: Arc<Trust>,
 }
 
-impl RequestGuard {
+impl ActiveCredentials {
     fn new(generation: u64, material: Material) -> Result<Self> {
         let failed = |e| Error::caused(Kind::Config, "these certificates and keys cannot be used for TLS 1.3", e);
         let own = Arc::new(material.own);
         let client =
             ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]).map_err(failed)?;
         let mut client = client
-            .dangerous() // our own verifier: peers are known by name, not by the address that was dialled
+            .dangerous() // a verifier of this crate: peers are known by name, not by the address that was dialled
             .with_custom_certificate_verifier(Arc::clone(&material.trust) as _)
             .with_client_cert_resolver(Arc::clone(&own) as _);
         client.alpn_protocols = vec![ALPN.to_vec()];
@@ -144,15 +144,15 @@ impl RequestGuard {
     }
 }
 
-/// A connection, who is at the other end, and which generation of certificates let it in.
+/// A connection, the identity of its other end, and the generation of the certificates that admitted it.
 type Accepted = (TlsStream<TcpStream>, Caller, u64);
 
-/// Keeps the certificates and keys of a node, and puts others in their place when they change.
+/// Store of a node's certificates and keys, which replaces them when they change.
 pub(crate) struct CredentialStore {
     me: TlsIdentity,
-    /// Held while it is read, so that what was read first is not put in place last.
+    /// Lock that is held during a read, so that an earlier read is not installed after a later one.
     source: tokio::sync::Mutex<Source>,
-    in_use: ArcSwap<RequestGuard>,
+    in_use: ArcSwap<ActiveCredentials>,
     generation: watch::Sender<u64>,
 }
 
@@ -160,7 +160,7 @@ impl CredentialStore {
     pub(crate) async fn new(source: Source, me: TlsIdentity) -> Result<Self> {
         let material = source.read(&me, &[]).await?;
         let material = material.ok_or_else(|| Error::config("certificates and keys could not be read"))?;
-        let in_use = ArcSwap::from_pointee(RequestGuard::new(1, material)?);
+        let in_use = ArcSwap::from_pointee(ActiveCredentials::new(1, material)?);
         Ok(Self { me, source: tokio::sync::Mutex::new(source), in_use, generation: watch::Sender::new(1) })
     }
 
@@ -168,23 +168,23 @@ impl CredentialStore {
         self.in_use.load().generation
     }
 
-    /// The generation, and how to wait for the next.
+    /// Returns the generation of the certificates, and a way to wait for the next.
     pub(crate) fn generations(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
 
-    /// Reads the source again. What cannot be used changes nothing. Returns whether there was anything new.
+    /// Reads the source again, and returns whether anything is new. An unusable source changes nothing.
     pub(crate) async fn reload(&self) -> Result<bool> {
         let source = self.source.lock().await;
         self.put(&source).await
     }
 
-    /// As [`reload`](Self::reload), where the source is one that changes by itself.
+    /// Reads the source again if it is one that changes by itself; otherwise as [`reload`](Self::reload).
     pub(crate) async fn reload_files(&self) -> Result<bool> {
         if self.source.lock().await.is_read_from_files() { self.reload().await } else { Ok(false) }
     }
 
-    /// As [`reload`](Self::reload), from another source.
+    /// Reads another source from now on; otherwise as [`reload`](Self::reload).
     pub(crate) async fn take(&self, source: Source) -> Result<bool> {
         let mut source_now = self.source.lock().await;
         let is_new = self.put(&source).await?;
@@ -192,22 +192,22 @@ impl CredentialStore {
         Ok(is_new)
     }
 
-    /// The caller holds the lock of the source.
+    /// Installs what the source has; the caller holds the lock of the source.
     async fn put(&self, source: &Source) -> Result<bool> {
         let before = self.in_use.load_full();
         let Some(material) = source.read(&self.me, &before.digest).await? else { return Ok(false) };
         let generation = before.generation + 1;
-        self.in_use.store(Arc::new(RequestGuard::new(generation, material)?));
+        self.in_use.store(Arc::new(ActiveCredentials::new(generation, material)?));
         self.generation.send_replace(generation);
         Ok(true)
     }
 
-    /// Who showed these certificates to somebody else's TLS server.
+    /// Returns the identity of a client that showed these certificates to a TLS server of the user.
     pub(crate) fn check(&self, shown: &PeerCertificates) -> Result<Caller, HandshakeError> {
         self.in_use.load().trust.check_client(shown.chain())
     }
 
-    /// Shakes hands as the side that connects.
+    /// Does the handshake as the side that connects.
     pub(crate) async fn connect(
         &self,
         tcp: TcpStream,
@@ -217,7 +217,7 @@ impl CredentialStore {
             let in_use = self.in_use.load();
             (in_use.client.clone(), Arc::clone(&in_use.trust))
         };
-        // Who answers is known by its certificate; this is for servers that choose a certificate by name.
+        // The server is known by its certificate; the name is for servers that choose a certificate by name.
         let name = ServerName::try_from(host.to_owned()).or_else(|_| ServerName::try_from("groupcache.invalid"));
         let name = name.map_err(|e| HandshakeError::Broken(e.to_string()))?;
         let stream = connector.connect(name, tcp).await.map_err(|e| ended(&e))?;
@@ -229,10 +229,9 @@ impl CredentialStore {
         Ok((stream.into(), caller))
     }
 
-    /// Shakes hands as the side that listens.
+    /// Does the handshake as the side that listens.
     ///
-    /// When it comes to nothing and the other side has been told why, its connection is handed back, to be closed when
-    /// that has been read.
+    /// When the handshake fails and an alert was sent, the connection is returned, to be closed once the alert was read.
     pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<Accepted, (HandshakeError, Option<TcpStream>)> {
         let in_use = self.in_use.load_full();
         let stream = in_use.server.accept(tcp).into_fallible().await.map_err(|(e, tcp)| (ended(&e), Some(tcp)))?;
@@ -240,7 +239,7 @@ impl CredentialStore {
     }
 
     fn accepted(
-        in_use: &RequestGuard,
+        in_use: &ActiveCredentials,
         stream: tokio_rustls::server::TlsStream<TcpStream>,
     ) -> Result<Accepted, HandshakeError> {
         let (_, connection) = stream.get_ref();
@@ -258,7 +257,7 @@ impl fmt::Debug for CredentialStore {
     }
 }
 
-/// How a handshake ended.
+/// Outcome of a handshake.
 fn ended(error: &io::Error) -> HandshakeError {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => HandshakeError::Broken("it closed the connection in the middle".to_owned()),
@@ -266,12 +265,12 @@ fn ended(error: &io::Error) -> HandshakeError {
     }
 }
 
-/// `ring`, named wherever it is used: the default of the process may be somebody else's.
+/// Returns `ring`, which is named wherever it is used because the default of the process may be another provider.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Of bytes that were read from several places.
+/// Returns the digest of bytes that were read from several places.
 fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     for part in parts {
@@ -281,7 +280,7 @@ fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     context.finish().as_ref().to_vec()
 }
 
-/// Reads a file whole.
+/// Reads a whole file.
 async fn read_file(what: &str, path: &std::path::Path) -> Result<zeroize::Zeroizing<Vec<u8>>> {
     tokio::fs::read(path).await.map(Into::into).map_err(|e| {
         let text = format!("{what} cannot be read from {}; name a file that this process may read", path.display());
@@ -300,7 +299,7 @@ mod tests {
         TlsIdentity { cluster: "default".into(), id: PeerId::new("a").unwrap() }
     }
 
-    /// A folder that is gone at the end of the test.
+    /// A folder that is removed at the end of the test.
     struct Folder(PathBuf);
 
     impl Folder {
@@ -324,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_that_do_not_fit_together_change_nothing_until_they_do() {
+    async fn mismatched_files_change_nothing_until_they_match() {
         let (folder, authority) = (Folder::new("torn"), Authority::new("ours"));
         let (old, new) = (authority.issue("a.peers"), authority.issue("a.peers"));
         let certificate = folder.write("tls.crt", &old.certificate);
@@ -347,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_used_is_refused_at_the_start_with_what_to_do() {
+    async fn unusable_certificates_are_refused_with_a_remedy() {
         let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
         let (pem, other) = (ours.issue("a.peers"), ours.issue("b.peers"));
         let start = async |tls: MutualTls| CredentialStore::new(Source::Certificates(tls), me()).await;
@@ -364,12 +363,12 @@ mod tests {
             assert!(error.is_config() && error.to_string().contains(says), "{error}");
             assert!(!format!("{error:?}").contains(pem.key.lines().nth(1).unwrap()));
         }
-        // It may know better than this node whom its peers trust.
+        // The user may know better than this node which certificates its peers trust.
         assert!(start(named(MutualTls::from_pem(&pem.certificate, &pem.key, theirs.pem()))).await.is_ok());
     }
 
     #[tokio::test]
-    async fn who_was_let_in_before_the_certificates_were_replaced_is_told_though_it_looks_late() {
+    async fn late_reader_of_the_generation_sees_the_replacement() {
         let source = || Source::Key(ClusterKey::new(pki::cluster_key()).unwrap());
         let keeper = Arc::new(CredentialStore::new(source(), me()).await.unwrap());
         let security = crate::transport::Security::Tls(Arc::clone(&keeper));
@@ -382,7 +381,7 @@ mod tests {
 
     #[tokio::test]
     #[expect(clippy::disallowed_methods, reason = "its own connection")]
-    async fn a_node_with_two_keys_shows_each_side_the_certificate_that_it_knows() {
+    async fn node_with_two_keys_shows_the_certificate_that_is_known() {
         let [old, new] = [(); 2].map(|()| pki::cluster_key());
         let keeper =
             async |keys: &str| CredentialStore::new(Source::Key(ClusterKey::new(keys).unwrap()), me()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Certificates that the user brings.
+//! Mutual TLS with certificates of the user.
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
@@ -16,13 +16,14 @@ use zeroize::Zeroizing;
 use crate::error::{Error, Kind, Result};
 use crate::transport::tls::{Material, OwnCertificate, digest, names::Name, read_file, verify::Trust};
 
-/// TLS between peers with certificates that you bring: both sides show one, and are let in by name.
+/// TLS between peers with certificates of your own: both sides show one, and are admitted by name.
 ///
-/// Certificates are issued for `serverAuth` and `clientAuth`, since a peer is both sides. Files are read again every
-/// 10 s: what is new is used for new connections at once, connections made before end within 50 s, one by one and
+/// Certificates must be issued for `serverAuth` and `clientAuth`, because a peer is both sides. Files are read again every
+/// 10 s. New certificates are used for new connections at once, and older connections end within 50 s, one by one and
 /// without a failed get. Files that do not fit together, or cannot be read, change nothing.
 ///
-/// To change the authority, let the CA file hold the old and the new one first, everywhere; then the certificates.
+/// To change the authority, put the old and the new one into the CA file of every node first, and change the certificates
+/// then.
 ///
 /// ```no_run
 /// # use groupcache_core::{tls::MutualTls, Node};
@@ -45,8 +46,8 @@ enum From {
 }
 
 impl MutualTls {
-    /// PEM files: this node's certificate (with its intermediates after it), its private key, and the authorities
-    /// whose certificates are trusted. They are read when the node starts.
+    /// Returns the settings for PEM files: this node's certificate (with its intermediates after it), its private key, and
+    /// the authorities whose certificates are trusted. The node reads them when it starts.
     pub fn from_files(
         certificate: impl Into<PathBuf>,
         key: impl Into<PathBuf>,
@@ -56,7 +57,7 @@ impl MutualTls {
         Self { from: From::Files { certificate, key, authorities }, names: Vec::new() }
     }
 
-    /// As [`from_files`](Self::from_files), from PEM text in memory. To change it later, see
+    /// Returns the settings for PEM text in memory; otherwise as [`from_files`](Self::from_files). To change it later, see
     /// [`Node::set_mutual_tls`](crate::Node::set_mutual_tls).
     pub fn from_pem(certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>, authorities: impl AsRef<[u8]>) -> Self {
         let from = From::Memory {
@@ -67,12 +68,11 @@ impl MutualTls {
         Self { from, names: Vec::new() }
     }
 
-    /// Which peers are let in, by a DNS name or a URI in their certificates (subject alternative names). Required:
-    /// an authority issues certificates for others too.
+    /// Sets the names of admitted peers: DNS names or URIs in their certificates (subject alternative names). Required,
+    /// because an authority issues certificates for others too.
     ///
-    /// `*` stands for one whole label of a DNS name, the first, or for one segment of a URI's path; `{id}` likewise,
-    /// and what it stands for must be the [`PeerId`](crate::PeerId) of the peer (percent-encoded in URIs).
-    /// For example `cache.example.org`, `*.peers.example.org`, `spiffe://example.org/ns/prod/cache/{id}`.
+    /// `*` stands for the first label of a DNS name, or for one segment of a URI's path. `{id}` stands for the same, and its
+    /// text must be the [`PeerId`](crate::PeerId) of the peer (percent-encoded in URIs). For example `cache.example.org`, `*.peers.example.org`, `spiffe://example.org/ns/prod/cache/{id}`.
     ///
     /// # Errors
     /// [`is_config`](Error::is_config) when a name can match nothing, or everything.
@@ -85,7 +85,7 @@ impl MutualTls {
         matches!(self.from, From::Files { .. })
     }
 
-    /// `None` when it is what had this digest.
+    /// Reads the certificates; returns `None` when their bytes have the `known` digest.
     pub(crate) async fn read(&self, known: &[u8]) -> Result<Option<Material>> {
         if self.names.is_empty() {
             return Err(Error::config(
@@ -131,15 +131,15 @@ impl MutualTls {
             })?;
         }
         let trust = Trust::new(roots, self.names.clone())?;
-        // Not an error: the others may trust more than this node does.
+        // No error, because the peers may trust more than this node does.
         if let Err(trouble) = trust.check_client(&own.cert) {
-            tracing::warn!(error = %trouble, "this node would not let its own certificate in, and its peers may not either");
+            tracing::warn!(error = %trouble, "this node would refuse its own certificate, and its peers may refuse it too; compare peer_names and authorities");
         }
         Ok(Some(Material { own: OwnCertificate(vec![(None, Arc::new(own))]), trust: Arc::new(trust), digest }))
     }
 }
 
-/// The error itself is not kept: it quotes lines of the text, and they may be those of a private key.
+/// Drops the error itself, because it quotes lines of the text, which may be those of a private key.
 fn unreadable(what: &str, error: &pem::Error) -> Error {
     let why = match error {
         pem::Error::MissingSectionEnd { .. } => "a block has no end",
@@ -151,7 +151,7 @@ fn unreadable(what: &str, error: &pem::Error) -> Error {
     Error::config(format!("{what} cannot be read: {why}; it is PEM text, and a private key is not encrypted"))
 }
 
-/// All certificates of a PEM text.
+/// Returns all certificates of a PEM text.
 fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let read = read.map_err(|e| unreadable(what, &e))?;

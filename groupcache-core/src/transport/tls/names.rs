@@ -1,11 +1,11 @@
-//! Which names of certificates are let in: DNS names and URIs such as SPIFFE ids, with wildcards of one label.
+//! Names of admitted peers: DNS names and URIs such as SPIFFE ids, with wildcards of one label.
 
 use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, Result};
 
 /// A name, or a pattern of names. DNS names may have `*` or `{id}` for their first label, URIs for whole segments
-/// of their path; each stands for exactly one. What `{id}` stands for must be the id of the peer.
+/// of their path; each stands for exactly one. The text of `{id}` must be the id of the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Name {
     Dns(Vec<Part>),
@@ -16,7 +16,7 @@ pub(crate) enum Name {
     },
 }
 
-/// A label, or a segment.
+/// Pattern of a label or a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Is(String),
@@ -24,7 +24,7 @@ pub(crate) enum Part {
     Id,
 }
 
-/// A name of a certificate matched: the id in it, where the pattern says that there is one.
+/// A match with a name of a certificate, with the id in it where the pattern has one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Matched {
     pub(crate) id: Option<String>,
@@ -66,7 +66,7 @@ impl Name {
         }
     }
 
-    /// Whether a DNS name of a certificate is let in; it may be a wildcard itself.
+    /// Returns the match of a DNS name of a certificate, which may be a wildcard itself.
     pub(crate) fn matches_dns(&self, shown: &str) -> Option<Matched> {
         let Self::Dns(labels) = self else { return None };
         let shown: Vec<_> = shown.split('.').collect();
@@ -76,7 +76,7 @@ impl Name {
         let mut id = None;
         for (at, (label, shown)) in labels.iter().zip(shown).enumerate() {
             match label {
-                // RFC 6125, section 6.4.3: a certificate for *.x is one for each label before x.
+                // RFC 6125, section 6.4.3: a certificate for *.x is valid for each label before x.
                 Part::Is(label) if label.eq_ignore_ascii_case(shown) || (at == 0 && shown == "*") => {}
                 Part::Any => {}
                 Part::Id if shown != "*" => id = Some(shown.to_owned()),
@@ -86,7 +86,7 @@ impl Name {
         Some(Matched { id })
     }
 
-    /// Whether a URI of a certificate is let in.
+    /// Returns the match of a URI of a certificate.
     pub(crate) fn matches_uri(&self, shown: &str) -> Option<Matched> {
         let Self::Uri { origin, path } = self else { return None };
         let (scheme, rest) = shown.split_once("://")?;
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_would_let_in_too_much_or_nobody_is_refused() {
+    fn name_that_admits_too_much_or_nothing_is_refused() {
         for bad in [
             "",
             "*",

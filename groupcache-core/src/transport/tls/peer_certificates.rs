@@ -1,4 +1,4 @@
-//! What a peer showed to a TLS server that is not ours.
+//! Certificates that a peer showed to a TLS server of the user.
 
 use std::{fmt, sync::Arc};
 
@@ -23,7 +23,7 @@ use rustls::pki_types::CertificateDer;
 pub struct PeerCertificates(Arc<[CertificateDer<'static>]>);
 
 impl PeerCertificates {
-    /// The chain in DER, the peer's own certificate first. An empty one is that of nobody.
+    /// Returns the certificates of a chain in DER, the peer's own first. An empty chain identifies nobody.
     pub fn from_der(chain: impl IntoIterator<Item = Vec<u8>>) -> Self {
         Self(chain.into_iter().map(CertificateDer::from).collect())
     }

@@ -1,4 +1,4 @@
-//! Whom a node trusts: certificates of its authorities, if one of their names is let in.
+//! Verification of peers: a certificate of a trusted authority with an admitted name.
 
 use std::sync::Arc;
 
@@ -21,11 +21,11 @@ use crate::{
     transport::handshake::{Caller, HandshakeError, explain},
 };
 
-/// Whom a node trusts.
+/// Authorities and names that a node trusts.
 #[derive(Debug)]
 pub(crate) struct Trust {
     roots: Arc<RootCertStore>,
-    /// The names of the authorities: a peer that has several certificates shows one of theirs.
+    /// Names of the authorities, by which a peer with several certificates chooses one.
     authorities: Vec<DistinguishedName>,
     names: Vec<Name>,
     clients: Arc<dyn ClientCertVerifier>,
@@ -41,13 +41,13 @@ impl Trust {
         Ok(Self { roots, authorities, names, clients, algorithms })
     }
 
-    /// Who shows this chain: which of its names are let in, and the ids that they carry.
+    /// Returns the identity of a chain: whether a name of it is admitted, and the ids that its names carry.
     pub(crate) fn name(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, HandshakeError> {
         let shown = chain.first().ok_or_else(|| HandshakeError::Certificate("it shows no certificate".to_owned()))?;
         let unreadable = |e| HandshakeError::Certificate(format!("its certificate cannot be read: {e}"));
         let shown = EndEntityCert::try_from(shown).map_err(unreadable)?;
-        // webpki asks to be asked for one name at a time, which knows no patterns; it has checked that the
-        // authority may speak for each of these names.
+        // webpki checks one name at a time and knows no patterns; it has checked that the authority may issue each of
+        // these names.
         let dns: Vec<_> = shown.valid_dns_names().collect();
         let uris: Vec<_> = shown.valid_uri_names().collect();
         let by_dns = dns.iter().flat_map(|shown| self.names.iter().filter_map(|name| name.matches_dns(shown)));
@@ -64,7 +64,7 @@ impl Trust {
         Ok(Caller::Verified { ids: if ids.is_empty() { None } else { Some(ids) } })
     }
 
-    /// Checks a chain that was shown to somebody else's TLS server, which has seen that its owner has the key.
+    /// Checks a chain that was shown to a TLS server of the user, which has checked that the client has its key.
     pub(crate) fn check_client(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, HandshakeError> {
         let (shown, rest) =
             chain.split_first().ok_or_else(|| HandshakeError::Certificate("it shows no certificate".to_owned()))?;
@@ -73,7 +73,7 @@ impl Trust {
         self.name(chain)
     }
 
-    /// The name alone, once authority and dates are known to be good.
+    /// Checks the name alone, after authority and dates.
     fn admit(&self, shown: &CertificateDer<'_>) -> Result<(), TlsError> {
         let refused = |trouble| TlsError::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(trouble))));
         self.name(std::slice::from_ref(shown)).map(drop).map_err(refused)
@@ -81,7 +81,7 @@ impl Trust {
 }
 
 impl ServerCertVerifier for Trust {
-    /// The name that was dialled is of no interest: it may be an address, and says nothing of who is there.
+    /// Ignores the name that was dialled, because it may be an address and proves no identity.
     fn verify_server_cert(
         &self,
         shown: &CertificateDer<'_>,
