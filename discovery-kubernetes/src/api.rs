@@ -31,7 +31,7 @@ const MAX_PAGE: usize = 32 << 20;
 const MAX_LINE: usize = 8 << 20;
 /// Maximum delay that the API server may request.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// Maximum bytes of an error that are read.
+/// Maximum bytes of the body of an error. A longer body is not reported.
 const MAX_ERROR: usize = 64 << 10;
 /// Maximum characters of an error that are repeated in health and logs.
 const MAX_TEXT: usize = 400;
@@ -107,8 +107,8 @@ impl Api {
         self.read_page(&body)
     }
 
-    /// Requests all events after `version`, for the given time. With an empty version and `initial`, the watch begins
-    /// with all objects.
+    /// Requests all events after `version`, for the given number of seconds. With an empty version and `initial`, the
+    /// watch begins with all objects.
     pub(crate) async fn watch(&self, version: &str, seconds: u32, initial: bool) -> Result<Lines, Trouble> {
         let mut params = WatchParams::default().labels(&self.selector).timeout(seconds);
         params.send_initial_events = initial;
@@ -311,7 +311,8 @@ impl Lines {
     }
 }
 
-/// Returns the delay of the header `Retry-After` in seconds. A date is ignored, because there is no shared clock.
+/// Returns the delay of the header `Retry-After`, which is read in seconds, up to [`LONGEST_WAIT`]. A date is ignored,
+/// because there is no shared clock.
 fn retry_after(headers: &http::HeaderMap) -> Duration {
     let seconds = headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     Duration::from_secs(seconds.unwrap_or(0)).min(LONGEST_WAIT)

@@ -16,7 +16,7 @@ use crate::{
 
 /// Maximum time to connect to the API server, TLS included. (kube: 30 s.)
 const CONNECT: Duration = Duration::from_secs(5);
-/// Maximum time for the credential program of a kubeconfig, which may request a distant server.
+/// Maximum time for the credential program of a kubeconfig, which may send requests to a distant server.
 const PROGRAM: Duration = Duration::from_secs(30);
 
 /// A client, and the namespaces that hold peers.
@@ -91,7 +91,7 @@ impl Program {
             }
             return self.run(config).await;
         };
-        // By default the program would read the standard input of this process and write to its output.
+        // By default kube gives the program the standard input and the standard error of this process.
         exec.interactive_mode = Some(ExecInteractiveMode::Never);
         self.run(config).await
     }
@@ -143,7 +143,7 @@ fn client(config: Config) -> Result<Client, String> {
         kube::Error::ProxyProtocolUnsupported { proxy_url } => {
             let scheme = proxy_url.scheme_str().unwrap_or_default();
             format!(
-                "the proxy scheme {scheme:?} is not supported; set proxy-url or HTTPS_PROXY to http, https or socks5"
+                "the proxy scheme {scheme:?} is not supported; use http, https or socks5 in proxy-url or HTTPS_PROXY"
             )
         }
         kube::Error::Auth(AuthError::AuthExecParse(_)) => {

@@ -29,8 +29,9 @@
 //!
 //! # Pods and rights
 //!
-//! The environment of a pod gives the node its identity. Without these variables a node does not find itself among its
-//! peers:
+//! The environment of a pod gives the node its identity. The id must be the name of the pod; otherwise the node does
+//! not find itself among its peers. Without an IP address the node listens at 127.0.0.1, and without a port at a free
+//! one:
 //!
 //! ```yaml
 //! env:

@@ -254,13 +254,15 @@ macro_rules! common {
                 self
             }
 
-            /// Uses this context of the kubeconfig instead of the current one.
+            /// Uses this context of the kubeconfig instead of the current one. Default: the current context. With a
+            /// context, the kubeconfig is used instead of the service account, also inside of a Kubernetes cluster.
             pub fn context(mut self, context: impl Into<String>) -> Self {
                 self.0.access.context = Some(context.into());
                 self
             }
 
-            /// Uses a client of the application. The client itself is responsible for its credentials.
+            /// Uses a client of the application. The client itself is responsible for its credentials, and the
+            /// kubeconfig and the context have no effect. Default: the provider creates its own client.
             ///
             /// No other public item names a type of `kube`; the type is that of version 5.
             pub fn client(mut self, client: Client) -> Self {

@@ -43,7 +43,7 @@ roleRef:
     )
 }
 
-/// ClusterRole that permits to read the zones of machines.
+/// ClusterRole with the right to read the zones of machines.
 pub(crate) const NODES: &str = "apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata:

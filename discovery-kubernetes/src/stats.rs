@@ -18,12 +18,13 @@ pub struct KubernetesStats {
     pub events: u64,
     /// Number of bookmarks that were read.
     pub bookmarks: u64,
-    /// Number of answers 410: the API server has forgotten the version of the last event, so that a list is due.
+    /// Number of answers 410: the API server has forgotten the version of the last event, or the rest of a list, so
+    /// that a list is due.
     pub expired: u64,
     /// Number of watches that the API server did not end in time, because it or something on the path to it hangs.
     pub silent: u64,
     /// Number of failed requests and watches, including refused ones. An answer 410 counts as
-    /// [`expired`](Self::expired) instead.
+    /// [`expired`](Self::expired) instead, unless a list fails because of repeated ones.
     pub failures: u64,
     /// Number of refused requests: 401 and 403.
     pub refused: u64,

@@ -24,7 +24,7 @@ use crate::{
 
 /// Life of a watch in seconds, requested from the API server at random within this range.
 const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 60..=120;
-/// Time after which the provider itself ends an overdue watch, because a watch that hangs never ends.
+/// Time beyond the requested life after which the provider itself ends a watch, because a watch that hangs never ends.
 const GRACE: Duration = Duration::from_secs(2);
 /// Maximum time for a first state that is requested as a watch.
 const INITIAL: Duration = Duration::from_secs(30);

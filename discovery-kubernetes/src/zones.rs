@@ -20,10 +20,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 const MAX_MACHINES: usize = 10_000;
 /// Time between two requests, because all nodes of the cluster request all machines and begin at the same time.
 const PACE: Duration = Duration::from_millis(100);
-/// Time until a machine without a zone is requested again, because its label may have been added. Also the time
-/// until a missing right is tried again.
+/// Minimum time until a machine without a zone is requested again, because its label may have been added. Also the
+/// minimum time until a missing right is tried again.
 const NONE_AGAIN: Duration = Duration::from_secs(3_600);
-/// Time until a machine is requested again after a failure.
+/// Minimum time until a machine is requested again after a failure.
 const FAILED_AGAIN: Duration = Duration::from_secs(300);
 
 /// Known zones, and a queue of machines. Requests are sent one after the other, because nothing waits for zones.
@@ -42,7 +42,7 @@ pub(crate) struct Zones {
 
 struct Known {
     zone: Option<Arc<str>>,
-    /// Time of the next request. `None` if the machine has a zone, because machines do not move.
+    /// Earliest time of the next request. `None` if the machine has a zone, because machines do not move.
     again_at: Option<Instant>,
 }
 
@@ -129,7 +129,7 @@ impl Zones {
                 );
             }
             Err(Refusal::Failed(why)) => {
-                tracing::debug!(%machine, why, "the zone of a machine is unknown; requested again in 5 minutes");
+                tracing::debug!(%machine, why, "the zone of a machine is unknown; requested again after 5 minutes");
                 let zone = self.of(&machine);
                 self.known.insert(machine, Known { zone, again_at: Some(now + FAILED_AGAIN) });
             }

@@ -54,7 +54,8 @@ struct Target {
 pub(super) fn read(json: &str, port: &Port) -> Result<Object, serde_json::Error> {
     let Slice { metadata, endpoints, ports } = serde_json::from_str(json)?;
     let port = port.find(ports.iter().flatten());
-    // The deletion timestamp of the slice is ignored: other slices replace it, and its endpoints continue to exist.
+    // The deletion timestamp of the slice is ignored, because other slices replace the slice, and the endpoints
+    // continue to exist.
     let records = endpoints.into_iter().flatten().filter_map(|endpoint| record(endpoint, port)).collect();
     let version = metadata.resource_version.unwrap_or_default();
     Ok(Object { name: metadata.name.into(), version, content: Content::Read(records) })

@@ -174,7 +174,7 @@ async fn refused_credentials_cost_no_list() {
     observer.until(&TWO).await;
     let lists = observer.pods.stats().lists;
     sleep(10 * SECOND).await;
-    world.fake.compact_except_last(0); // keeps the versions of events and bookmarks, not the first ones
+    world.fake.compact_except_last(0); // versions of the first lists expire, those of events and bookmarks do not
     world.fake.set(Mode::Refuses { verb: "watch", code: 401, body: None });
     observer.until_stale(&["401", "refuses the credentials"]).await;
     world.start("p3", "10.0.0.3").await;

@@ -183,7 +183,7 @@ async fn bookmarks_keep_quiet_watch_from_expiring() {
 /// Checks the interval and the spread of periodic lists, that an equal list is not published, and that a list finds a
 /// deletion without an event.
 #[tokio::test(start_paused = true)]
-async fn periodic_list_finds_lost_event_and_publishes_no_equal() {
+async fn periodic_list_publishes_only_changes() {
     let (world, mut observer) = two_pods(|pods| pods).await;
     let mut between = Vec::new();
     let mut last = Instant::now();
