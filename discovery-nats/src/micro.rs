@@ -23,7 +23,12 @@ impl Service {
             .metadata(said.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
             .start(name, env!("CARGO_PKG_VERSION"))
             .await;
-        started.map(|service| Self(Some(service))).map_err(|e| format!("cannot register the micro service ({e}); check that the account may subscribe to $SRV.> and publish _INBOX.>"))
+        started.map(|service| Self(Some(service))).map_err(|e| {
+            format!(
+                "cannot register the micro service ({e}); check that the account may subscribe to $SRV.> and publish \
+                 _INBOX.>"
+            )
+        })
     }
 }
 

@@ -155,7 +155,8 @@ impl Nats {
         Ok(self)
     }
 
-    /// Signs in with a user and a password.
+    /// Signs in with a user and a password. Default: the credentials in the first address that has some, otherwise
+    /// none. The last sign-in method that is called replaces the others.
     pub fn user_and_password(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.login = Login::Password(user.into(), password.into());
         self
@@ -181,13 +182,13 @@ impl Nats {
         self
     }
 
-    /// Requires TLS. (A server that asks for TLS gets it in any case.)
+    /// Requires TLS. Default: TLS if an address begins with `tls://` or the server asks for it.
     pub fn require_tls(mut self) -> Self {
         self.tls.is_required = true;
         self
     }
 
-    /// Begins each connection with TLS, for servers with `handshake_first`, and requires TLS.
+    /// Begins each connection with TLS, for servers with `handshake_first`, and requires TLS. Default: off.
     pub fn tls_first(mut self) -> Self {
         self.tls.is_required = true;
         self.tls.is_first = true;
@@ -195,13 +196,13 @@ impl Nats {
     }
 
     /// Trusts the authorities in this PEM file, and no others, to sign the certificates of servers. The file is read
-    /// again for each new connection. Default: the authorities that the system trusts.
+    /// again for each new connection. Several calls add files. Default: the authorities that the system trusts.
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
         self.tls.roots.push(path.into());
         self
     }
 
-    /// Presents this certificate to servers (mTLS). Certificate and key are PEM files.
+    /// Presents this certificate to servers (mTLS). Certificate and key are PEM files. Default: no certificate.
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.tls.client = Some((certificate.into(), key.into()));
         self
@@ -216,6 +217,7 @@ impl Nats {
     }
 
     /// Uses a JetStream key-value bucket as the store of members, so that `nats kv` shows the members of the cluster.
+    /// Default: no bucket.
     /// The bucket is created if it does not exist. In an existing bucket keys may outlive their nodes, and such keys
     /// are not taken for members. A bucket needs JetStream of a server 2.11 or newer. With an older server discovery
     /// stays stale, and its health gives the reason.
@@ -239,7 +241,7 @@ impl Nats {
     }
 
     /// Registers the node as a NATS micro service named after the application, so that `nats micro ls` lists the
-    /// nodes. The account also needs to subscribe to `$SRV.>` and to publish `_INBOX.>`.
+    /// nodes. The account also needs to subscribe to `$SRV.>` and to publish `_INBOX.>`. Default: off.
     #[cfg(feature = "micro")]
     pub fn micro_service(mut self) -> Self {
         self.is_micro = true;

@@ -212,8 +212,8 @@ mod tests {
         node
     }
 
-    /// Checks that a node with many peers collects heartbeats until all peers have sent theirs, and no longer, even if
-    /// the doubt is repeated meanwhile.
+    /// Checks that a node with many peers collects heartbeats until all peers have sent theirs, for 1.2 times the
+    /// interval of heartbeats and no longer, even if the doubt is repeated meanwhile.
     #[tokio::test(start_paused = true)]
     async fn heartbeat_collection_lasts_one_heartbeat_interval() {
         let options = Nats::new("10.0.0.5", "users").unwrap().heartbeat(LONG);
