@@ -2,12 +2,12 @@
 //!
 //! Applications use this crate through `groupcache-discovery`, as `groupcache_discovery::mdns`.
 //!
-//! The nodes of one cluster name on one network segment (a laptop, a lab, an office) form one cluster, with no server
-//! and no list of peers. Each node announces itself as a service of the type `_groupcache._tcp` (DNS-SD) and browses
-//! for the others, so that a node is known within a second of its start. **Connections between the nodes decide which
-//! peers are alive, multicast alone never does.** A connected peer stays when its record is lost. A peer that cannot be
-//! reached is queried for, and dropped when no answer confirms its record, even if the time to live of the record has
-//! not ended. While a node does not receive its own announcement, it drops no peer.
+//! Nodes with the same cluster name on one network segment (a laptop, a lab, an office) form one cluster, with no
+//! server and no list of peers. Each node announces itself as a service of the type `_groupcache._tcp` (DNS-SD) and
+//! browses for the others, so that a node is known within a second of its start. **Connections between the nodes decide
+//! which peers are alive, multicast alone never does.** A connected peer stays when its record is lost. A peer that
+//! cannot be reached is queried for, and dropped when no answer confirms its record, even if the time to live of the
+//! record has not ended. While a node does not receive its own announcement, it drops no peer.
 //!
 //! ```no_run
 //! use discovery_mdns::Mdns;

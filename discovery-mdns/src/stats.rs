@@ -21,7 +21,8 @@ pub struct MdnsStats {
     pub lost: u64,
     /// Number of records that were verified because the node could not reach their peers.
     pub verified: u64,
-    /// Number of times that discovery restarted because its events arrived faster than they were read.
+    /// Number of times that the subscription to records was renewed, because events arrived faster than they were read.
+    /// The listing of the new subscription contains the lost events.
     pub reopened: u64,
     /// Number of times that this node stopped receiving its own announcement.
     pub outages: u64,

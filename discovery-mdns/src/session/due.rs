@@ -14,7 +14,7 @@ use crate::{
     record::can_be_asked_for,
 };
 
-/// Time after the start at which the first complete set is published: every node has been queried twice and has had
+/// Minimum time from the start to the first complete set, because by then every node has been queried twice and has had
 /// time to answer.
 const FIRST_SET: Duration = Duration::from_millis(1_200);
 /// Mean interval of listings and queries. Each interval varies at random by up to a third.

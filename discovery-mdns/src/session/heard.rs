@@ -96,7 +96,9 @@ impl Session<'_> {
                 instead = ?change.new_name,
                 "another service on this network has the name of this node; set a different NODE_NAME for each node"
             ),
-            Ok(DaemonEvent::Error(e)) => tracing::warn!(error = %e, "multicast DNS reported an error"),
+            Ok(DaemonEvent::Error(e)) => {
+                tracing::warn!(error = %e, "multicast DNS reported an error; check the network interfaces")
+            }
             Ok(_) => {}
             // The daemon has ended; the next command to it fails and ends the run.
             Err(RecvError::Disconnected) => self.browse_at = Instant::now(),
