@@ -18,7 +18,7 @@ use crate::{
 const SHORTEST: Duration = Duration::from_secs(5);
 /// Maximum time between two resolutions of a name, whatever the time to live of its records.
 const LONGEST: Duration = Duration::from_secs(30);
-/// Minimum time between a resolution and the answer to a node that doubts a set.
+/// Minimum time between a resolution and the next one for a node that doubts a set.
 const ASKED: Duration = Duration::from_secs(1);
 
 /// Provider of the peers that DNS names resolve to.
@@ -77,7 +77,7 @@ impl FromStr for Dns {
 }
 
 impl Dns {
-    /// Asks this name server only, over UDP and TCP, instead of those of the system.
+    /// Asks this name server only, over UDP and TCP. Default: the name servers of the system.
     pub fn name_server(mut self, address: SocketAddr) -> Self {
         self.name_server = Some(address);
         self

@@ -1,6 +1,6 @@
 //! Static discovery for groupcache: a list of peers, a file, DNS names, or a handle that your code sets.
 //!
-//! Applications reach this crate through `groupcache-discovery`, as `groupcache_discovery::fixed`.
+//! Applications reach this crate through `groupcache-discovery`, as `groupcache_discovery::list`.
 //!
 //! A list as text comes from a variable or a command line. Every process may be given the same list, itself included,
 //! because a node recognises itself:
