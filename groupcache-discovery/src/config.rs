@@ -107,7 +107,8 @@ pub struct KubernetesConfig {
     /// Path of a kubeconfig. Default: the service account inside of a cluster, and outside what kubectl reads.
     #[serde(default)]
     pub kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig. Default: the current one.
+    /// Context of the kubeconfig. Default: the current one. With a context, the kubeconfig is used instead of the
+    /// service account, also inside of a Kubernetes cluster.
     #[serde(default)]
     pub context: Option<String>,
     /// Whether the API server sends lists as a watch.
@@ -127,7 +128,7 @@ pub struct MdnsConfig {
     /// Name of the service. Default: `_groupcache._tcp`.
     #[serde(default)]
     pub service: Option<String>,
-    /// UDP port. Default: 5353.
+    /// UDP port. Default: 5353. Range: 1 to 65,535.
     #[serde(default)]
     pub port: Option<u16>,
     /// Names of the only interfaces to use, separated by commas.
@@ -142,7 +143,7 @@ pub struct MdnsConfig {
     /// Family of addresses, `4` or `6`. Default: both.
     #[serde(default)]
     pub ip: Option<String>,
-    /// Whether addresses that are neither private nor link-local are believed.
+    /// Whether addresses that are neither private nor link-local are accepted.
     #[serde(default)]
     pub public_addresses: bool,
     /// Whether the addresses of the interfaces are announced instead of those of the identity.
@@ -183,16 +184,16 @@ pub struct NatsConfig {
     /// PEM file with the authorities that are trusted. Default: those of the system.
     #[serde(default)]
     pub root_certificates: Option<PathBuf>,
-    /// PEM file with the certificate of this node.
+    /// PEM file with the certificate of this node, which needs [`client_key`](Self::client_key). Default: none.
     #[serde(default)]
     pub client_certificate: Option<PathBuf>,
-    /// PEM file with the key of the certificate.
+    /// PEM file with the key of [`client_certificate`](Self::client_certificate).
     #[serde(default)]
     pub client_key: Option<PathBuf>,
-    /// Milliseconds between two announcements. Default: 2,000.
+    /// Milliseconds between two announcements. Default: 2,000. Range: 50 to 60,000; other values become the nearer end.
     #[serde(default)]
     pub heartbeat_ms: Option<u64>,
-    /// JetStream key-value bucket as the store of members. Feature: `nats-kv`.
+    /// JetStream key-value bucket as the store of members. Default: none. Feature: `nats-kv`.
     #[serde(default)]
     pub key_value: Option<String>,
     /// Whether each node is a NATS micro service. Feature: `nats-micro`.

@@ -1,21 +1,21 @@
 //! A distributed read-through cache in the processes of your own service, with peer discovery: the one crate to add.
 //!
 //! The crate re-exports `groupcache-core` as a whole, and adds one module for each way to find peers. A provider is
-//! passed to [`NodeBuilder::provider`]. A provider of your own is one method of [`Provider`], or a function passed to
-//! [`poll`].
+//! passed to [`NodeBuilder::provider`]. A provider of your own is one method of [`Provider`](discovery::Provider), or a
+//! function passed to [`poll`](discovery::poll).
 //!
 //! | feature | default | module | finds peers by |
 //! |---|---|---|---|
-//! | `static` | yes | [`fixed`](#modules) | a list in the program or its environment, or a handle that the program sets |
-//! | `file` | | `fixed` | the lines of a file, read again when it changes |
-//! | `dns` | | `fixed` | DNS names, resolved again and again, such as a headless Kubernetes service |
+//! | `static` | yes | [`list`](#modules) | a list in the program or its environment, or a handle that the program sets |
+//! | `file` | | `list` | the lines of a file, read again when it changes |
+//! | `dns` | | `list` | DNS names, resolved again and again, such as a headless Kubernetes service |
 //! | `kubernetes` | | `kubernetes` | pods by their labels, or the endpoint slices of a service |
 //! | `mdns` | | `mdns` | multicast DNS on the local network segment, with no configuration |
 //! | `nats` | | `nats` | announcements over a NATS server (`nats-credentials`, `nats-kv`, `nats-micro` add to it) |
 //!
 //! The provider and its options may also come from a configuration file or from the environment, as a
-//! [`DiscoveryConfig`]. Two providers become one by [`merge`]. The feature `testing` adds the conformance suite of
-//! providers.
+//! [`DiscoveryConfig`]. Two providers become one by [`merge`](discovery::merge). The feature `testing` adds the
+//! conformance suite of providers.
 //!
 //! With the feature `tls` peers prove their identity, by `cluster_key` or `mutual_tls` of the builder.
 //!

@@ -57,14 +57,14 @@ impl DiscoveryConfig {
     /// | `GROUPCACHE_K8S_APPLICATION`, `_SELECTOR`, `_SERVICE` | kubernetes: the pods of an application, the pods of a label selector, or the endpoints of a service. Exactly one of the three is set |
     /// | `GROUPCACHE_K8S_NAMESPACES` | kubernetes: namespaces to look in, separated by commas. Default: that of this pod (`POD_NAMESPACE`, or that of the service account) |
     /// | `GROUPCACHE_K8S_PORT` | kubernetes: name or number of the port. Default: `group-port` |
-    /// | `GROUPCACHE_K8S_KUBECONFIG`, `_CONTEXT` | kubernetes: path of a kubeconfig, and a context in it |
+    /// | `GROUPCACHE_K8S_KUBECONFIG`, `_CONTEXT` | kubernetes: path of a kubeconfig, and a context in it. Default: the service account inside of a Kubernetes cluster, and what kubectl reads outside or with a context |
     /// | `GROUPCACHE_K8S_STREAMING_LISTS` | kubernetes: `1` lets the API server send lists as a watch |
     /// | `GROUPCACHE_K8S_ZONES_FROM_NODES` | kubernetes: `1` reads the zones of pods from their machines |
     /// | `GROUPCACHE_MDNS_SERVICE`, `_PORT` | mdns: name of the service, and the UDP port. Default: `_groupcache._tcp` and 5353 |
     /// | `GROUPCACHE_MDNS_INTERFACES`, `_SKIP_INTERFACES` | mdns: names of interfaces to use, or not to use, separated by commas |
     /// | `GROUPCACHE_MDNS_LOOPBACK` | mdns: `1` uses loopback too, for processes of one machine |
     /// | `GROUPCACHE_MDNS_IP` | mdns: `4` or `6` for one family of addresses only |
-    /// | `GROUPCACHE_MDNS_PUBLIC_ADDRESSES` | mdns: `1` believes addresses that are neither private nor link-local |
+    /// | `GROUPCACHE_MDNS_PUBLIC_ADDRESSES` | mdns: `1` accepts addresses that are neither private nor link-local |
     /// | `GROUPCACHE_MDNS_FOLLOW_INTERFACES` | mdns: `1` announces the addresses of the interfaces |
     /// | `GROUPCACHE_NATS_URL` | nats: `nats://host:port`, separated by commas |
     /// | `GROUPCACHE_NATS_APPLICATION` | nats: name of the application. Nodes of one application find each other. Default: `default` |
@@ -90,6 +90,9 @@ impl DiscoveryConfig {
     }
 
     /// Reads the configuration as [`from_env`](Self::from_env) does, from any source of variables.
+    ///
+    /// # Errors
+    /// Returns an error that names the variable which is missing or cannot be read.
     ///
     /// ```
     /// # use groupcache_discovery::DiscoveryConfig;
