@@ -12,8 +12,8 @@ use super::{
     root,
 };
 
-/// Maximum time from SIGTERM to the end of the process, in seconds: 3 s to drain, 2 s for requests, 15 s for the
-/// hand-over and for loads, 1 s to withdraw, 1 s for the tasks of the connections.
+/// Maximum time from SIGTERM to the end of the process, in seconds: 12 s to drain and to send the values, 2 s for
+/// requests, 5 s for loads, 1 s to withdraw, 1 s for the tasks of the connections, and 1 s of reserve.
 const ENDING: u64 = 22;
 /// Variables that the service and the libraries read, beside those of the identity and of the provider.
 const OTHER_VARIABLES: [&str; 2] = ["POD_NAMESPACE", "GROUPCACHE_CLUSTER_KEY_FILE"];
