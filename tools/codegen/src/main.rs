@@ -1,5 +1,5 @@
-//! Codegen: writes the code in `groupcache-core/src/protocol/proto` from the `.proto` file in `groupcache-core/proto`, without
-//! protoc.
+//! Codegen: writes the code in `groupcache-core/src/protocol/proto` from the `.proto` file in `groupcache-core/proto`,
+//! without protoc.
 //!
 //! `make proto` runs this program. With `--check` the program writes nothing, and fails if the checked-in code differs.
 use std::{env, error::Error, fs, path::Path, process::ExitCode};
