@@ -297,7 +297,7 @@ async fn invalid_server_is_an_error_within_five_seconds() {
         ("HTTP without TLS", http.await, true, "it does not speak TLS and this node does; compare on both nodes"),
         ("closes during the handshake", closes.await, false, "broke"),
         ("sends nothing", silent.await, false, "it did not finish its handshake in time"),
-        ("sends nothing after the handshake", good.clone().listen().await, false, "did not say Hello"),
+        ("sends nothing after the handshake", good.clone().listen().await, false, "sent no Hello"),
     ] {
         let peers = Peers::default();
         let tls = ours.issue("a.peers").mutual(&ours.pem());
