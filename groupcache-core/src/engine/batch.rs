@@ -12,7 +12,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::{
     engine::{
         Engine, GroupFlight,
-        load::{self, LoadStart, complete, panic_text},
+        entry::LoadStart,
+        errors::panic_text,
+        load_task::{self, complete},
         previous_owner,
     },
     error::{Error, Kind, Result},
@@ -101,7 +103,7 @@ pub(crate) fn load_alone<V: Value>(
 /// Makes a waiting load, which completes its flight with an error when it is dropped.
 fn waiting<V: Value>(engine: &Arc<Engine<V>>, flight: GroupFlight<V>, hash: u64, reason: LoadReason) -> Waiting<V> {
     let (engine, abandoned) = (Arc::clone(engine), Arc::clone(&flight));
-    let complete: Box<dyn FnOnce() + Send + Sync> = Box::new(move || load::give_up(&engine, &abandoned));
+    let complete: Box<dyn FnOnce() + Send + Sync> = Box::new(move || load_task::give_up(&engine, &abandoned));
     Waiting { flight, hash, reason, guard: CompleteOnDrop::new(complete) }
 }
 

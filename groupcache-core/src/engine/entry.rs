@@ -9,16 +9,28 @@ use crate::{
         payload::{Payload, Slot},
         store::{Entry, Times},
     },
-    engine::{
-        Engine, Outcome,
-        load::{LoadStart, panic_text},
-    },
+    engine::{Engine, Outcome, errors::panic_text, lookup::Purpose},
     error::{Error, Kind, Result},
     loader::{Keep, Loaded, What},
     protocol::message::Encoded,
     runtime::small_bytes,
     value::Value,
 };
+
+/// State of the node when a load begins.
+pub(crate) struct LoadStart<V: Value> {
+    /// Number of the last change.
+    pub(crate) changes: u32,
+    /// Previous entry, for the loader, and for the waiters if the loader fails.
+    pub(crate) previous: Option<Slot<V>>,
+}
+
+impl<V: Value> LoadStart<V> {
+    pub(crate) fn now(engine: &Engine<V>, key: &str) -> Self {
+        let changes = engine.context.changes.number();
+        Self { changes, previous: engine.lookup(key, engine.context.now_ms(), Purpose::Previous).ok() }
+    }
+}
 
 /// Returns the times of an entry that is loaded now, or `None` if it is not kept. The owner of the key in this node's
 /// view decides how long the entry is kept.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::{BoxError, Error, Kind, Result},
     flight::nesting::NestingError,
     identity::PeerId,
     limits::{MAX_CHAIN, MAX_KEY_BYTES},
@@ -121,4 +121,10 @@ impl GroupErrors {
         );
         Error::new(Kind::LoadFailed { is_transient: false }, text)
     }
+}
+
+/// Returns the message of a panic.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> BoxError {
+    let text = panic.downcast_ref::<&str>().copied().map(ToOwned::to_owned);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned()).into()
 }

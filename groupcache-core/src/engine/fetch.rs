@@ -18,10 +18,11 @@ use crate::{
     },
     engine::{
         Engine, Failure, GroupFlight, Outcome, Work,
-        get::PendingGet,
         load::{self, Dispatched},
+        load_task,
         lookup::Purpose,
         ownership::ViewSnapshot,
+        pending::PendingGet,
     },
     error::{Error, Kind},
     flight::{Flight, Join, Kind as Table, within},
@@ -194,7 +195,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
             Ok(Dispatched::Found(slot)) => self.complete(Ok(slot)),
             Ok(Dispatched::Flight(load, joined)) => {
                 let (engine, flight) = (Arc::clone(self.engine), Arc::clone(self.flight));
-                let guard = load::complete_on_drop(&engine, &flight);
+                let guard = load_task::complete_on_drop(&engine, &flight);
                 // The load may take longer than a get, but the waiters of the fetch need an outcome by its deadline.
                 let end = engine.context.local.clock.instant(fetch.deadline_ms);
                 self.engine.context.tasks.load(async move {

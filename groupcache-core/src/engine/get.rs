@@ -5,40 +5,22 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    cache::payload::{NoValue, Slot},
+    cache::payload::NoValue,
     engine::{
-        Engine, Failure, fetch,
+        Engine, Failure,
+        decode::value_of,
+        fetch,
         load::{self, Dispatched},
         lookup::Purpose,
+        pending::{Deadline, PendingGet},
     },
-    error::{Error, Kind, Result},
-    flight::{
-        nesting::{LoadContext, WaitGuard},
-        within,
-    },
+    error::Result,
+    flight::nesting::LoadContext,
     loader::LoadReason,
     protocol::chain::LoadChain,
-    runtime::clock::{self, later},
+    runtime::clock::later,
     value::Value,
 };
-
-/// Time limit of a get.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadline {
-    pub(crate) begun: Instant,
-    limit: Duration,
-    end: Instant,
-    end_ms: u64,
-}
-
-/// Get that memory did not answer.
-pub(crate) struct PendingGet {
-    pub(crate) deadline: Deadline,
-    pub(crate) hash: u64,
-    pub(crate) chain: LoadChain,
-    /// Record in the calling load that it waits for this key, if a loader makes the get.
-    _waiting: Option<WaitGuard>,
-}
 
 impl<V: Value> Engine<V> {
     /// Returns the answer of memory (step 1), a value or "not found", and looks for an owned entry before a replica.
@@ -73,17 +55,10 @@ impl<V: Value> Engine<V> {
 
     /// Takes steps 2 to 4 for a key that memory does not answer, and waits for the outcome.
     pub(crate) async fn miss(self: &Arc<Self>, key: &str, limit: Duration) -> Result<V> {
-        let pending = self.begin(key, self.deadline(limit), LoadContext::current().as_ref())?;
+        let pending =
+            self.begin(key, Deadline::start(&self.context.local.clock, limit), LoadContext::current().as_ref())?;
         let dispatched = self.dispatch(key, &pending, pending.deadline.begun)?;
         self.finish(key, &pending, dispatched).await
-    }
-
-    /// Starts the time limit of a get. Reads the clock once, because a read costs a tenth of the rest of a remote get
-    /// on this node.
-    pub(crate) fn deadline(&self, limit: Duration) -> Deadline {
-        let begun = Instant::now();
-        let end_ms = later(self.context.local.clock.at_ms(begun), limit);
-        Deadline { begun, limit, end: clock::after(begun, limit), end_ms }
     }
 
     /// Checks the key and computes its hash. If a loader makes the get (`asker`), records in its load that the load
@@ -117,7 +92,7 @@ impl<V: Value> Engine<V> {
         let (clock, deadline) = (&self.context.local.clock, &pending.deadline);
         loop {
             let (flight, _joined) = match dispatched {
-                Dispatched::Found(slot) => return self.value_of(key, pending, &slot).await,
+                Dispatched::Found(slot) => return value_of(self, key, pending, &slot).await,
                 Dispatched::Flight(flight, joined) => (flight, joined),
             };
             // A fetch ends by its own deadline, so that only a caller with an earlier deadline needs a timer.
@@ -130,7 +105,7 @@ impl<V: Value> Engine<V> {
                 Some(flight.outcome().await)
             };
             match outcome {
-                Some(Ok(slot)) => return self.value_of(key, pending, &slot).await,
+                Some(Ok(slot)) => return value_of(self, key, pending, &slot).await,
                 Some(Err(Failure::Final(error))) => return Err(error),
                 Some(Err(Failure::Expired(_))) if clock.read_ms() < deadline.end_ms => self.check(key)?,
                 Some(Err(Failure::Expired(peer))) => return Err(self.errors.timed_out(deadline.limit, peer.as_ref())),
@@ -139,39 +114,5 @@ impl<V: Value> Engine<V> {
             // With the current time, because a fetch that begins with the old time would end at once.
             dispatched = self.dispatch(key, pending, Instant::now())?;
         }
-    }
-
-    /// Returns the decoded value. A peer's value that does not decode here is loaded on this node.
-    async fn value_of(self: &Arc<Self>, key: &str, pending: &PendingGet, slot: &Slot<V>) -> Result<V> {
-        match slot.payload.value() {
-            Ok(value) => Ok(value),
-            Err(NoValue::NotFound) => Err(self.errors.not_found()),
-            Err(NoValue::Undecodable(undecodable)) => {
-                self.counters.decode_failures.up();
-                let name = &self.settings.name;
-                tracing::debug!(group = %name, error = %undecodable, "a peer's value does not decode; loading it here");
-                Box::pin(self.load_decodable(key, pending)).await
-            }
-        }
-    }
-
-    /// Loads a key on this node, because the value of a peer does not decode.
-    async fn load_decodable(self: &Arc<Self>, key: &str, pending: &PendingGet) -> Result<V> {
-        let loaded = match load::join(self, key, pending.hash, &pending.chain, LoadReason::Fallback)? {
-            Dispatched::Found(slot) => slot,
-            Dispatched::Flight(flight, _joined) => match within(Some(pending.deadline.end), flight.outcome()).await {
-                Some(Ok(slot)) => slot,
-                Some(Err(Failure::Final(error))) => return Err(error),
-                Some(Err(Failure::Expired(_))) | None => return Err(self.errors.timed_out(Duration::ZERO, None)),
-            },
-        };
-        loaded.payload.value().map_err(|no_value| match no_value {
-            NoValue::NotFound => self.errors.not_found(),
-            NoValue::Undecodable(e) => Error::caused(
-                Kind::LoadFailed { is_transient: false },
-                "a loaded value does not decode; make its decode read what its encode writes",
-                e,
-            ),
-        })
     }
 }

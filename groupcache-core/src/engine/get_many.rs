@@ -8,9 +8,9 @@ use crate::{
     engine::{
         Engine, GroupFlight,
         fetch::{self, FetchStep},
-        get::{Deadline, PendingGet},
         load::{self, Dispatched},
         ownership::ViewSnapshot,
+        pending::{Deadline, PendingGet},
     },
     error::Result,
     flight::nesting::LoadContext,
@@ -90,7 +90,7 @@ struct OwnersFetches<V: Value> {
 
 impl<'a, V: Value> BatchedGet<'a, V> {
     fn new(engine: &'a Arc<Engine<V>>, limit: Duration) -> Self {
-        let (deadline, snapshot) = (engine.deadline(limit), engine.ownership.snapshot());
+        let (deadline, snapshot) = (Deadline::start(&engine.context.local.clock, limit), engine.ownership.snapshot());
         Self { engine, deadline, snapshot, asker: LoadContext::current(), by_owner: BTreeMap::new() }
     }
 

@@ -9,6 +9,7 @@
 //! keys.
 
 mod batch;
+mod decode;
 mod entry;
 mod errors;
 mod fetch;
@@ -18,10 +19,12 @@ pub(crate) mod get_many;
 mod interleavings;
 mod load;
 mod load_control;
+mod load_task;
 mod lookup;
 mod ownership;
 pub(crate) mod peek;
 mod peer_api;
+mod pending;
 mod previous_owner;
 mod receive;
 mod send;

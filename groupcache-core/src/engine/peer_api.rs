@@ -19,6 +19,7 @@ use crate::{
         Engine, Failure, Outcome, entry, fetch,
         load::{self, Dispatched},
         lookup::Purpose,
+        pending::Deadline,
         previous_owner, receive, send, write,
     },
     error::{Error, Kind, Result},
@@ -200,7 +201,7 @@ fn begin_load<V: Value>(
     let hash = engine.ownership.hash(request.key);
     let is_mine = engine.ownership.is_mine(hash);
     if mutant!(ServerForwards) && !is_mine {
-        let deadline = engine.deadline(request.wait);
+        let deadline = Deadline::start(&engine.context.local.clock, request.wait);
         return Ok(engine.begin(request.key, deadline, None).map(|pending| {
             let snapshot = engine.ownership.snapshot();
             fetch::join(engine, request.key, &pending, snapshot, pending.deadline.begun, |step| step.advance())

@@ -36,9 +36,9 @@ use crate::membership::stabilizer::{
     resolve_backoff::ResolveBackoff,
 };
 pub(crate) use crate::membership::stabilizer::{
-    events::{Action, Counters, DialId, HelloFacts, Input, Refusal, Warning},
+    events::{Action, Counters, Input, Refusal, Warning},
     listing::distinct,
-    members::{Member, MemberSet},
+    members::{DialId, HelloFacts, Member, MemberSet},
 };
 
 /// Time without a change after which a member list is installed, so that peers that connect together enter together.

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::identity::{Address, PeerId};
-use crate::membership::stabilizer::{
-    events::{DialId, Refusal},
-    listing::MAX_PEERS,
-};
+use crate::membership::stabilizer::{events::Refusal, members::DialId};
+
+/// Maximum number of peers from one set, and from a complete set together with all partial sets after it. Each peer
+/// costs a connection, and a ring of 2,000 members is still rebuilt in milliseconds.
+pub(super) const MAX_PEERS: usize = 2_000;
 
 /// Maximum number of targets: room for the peers of a full set, and for those of another full set in their grace time.
 pub(super) const MAX_DIALS: usize = 2 * MAX_PEERS;

@@ -1,38 +1,12 @@
 //! Inputs of the stabilizer, and the actions that it returns to the node.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use crate::membership::stabilizer::members::MemberSet;
+use crate::membership::stabilizer::members::{DialId, HelloFacts, MemberSet};
 use crate::{
-    identity::{Address, Incarnation, MAX_ADDRESSES, MAX_WEIGHT, NodeState, PeerId},
+    identity::{Address, Incarnation, PeerId},
     membership::provider::PeerSet,
 };
-
-/// The number of a target. The node keeps one connection to it, and dials again with a backoff until
-/// [`Action::Hangup`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct DialId(pub(crate) u64);
-
-/// The part of a Hello that membership needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct HelloFacts {
-    pub(crate) id: PeerId,
-    pub(crate) incarnation: Incarnation,
-    pub(crate) state: NodeState,
-    pub(crate) weight: u8,
-    pub(crate) zone: Arc<str>,
-    pub(crate) addresses: Vec<Address>,
-    pub(crate) fingerprint: u64,
-}
-
-impl HelloFacts {
-    /// Returns the facts cut to the limits of this version, because a peer of another version may have larger ones.
-    pub(super) fn within_limits(mut self) -> Self {
-        self.weight = self.weight.min(MAX_WEIGHT);
-        self.addresses.truncate(MAX_ADDRESSES);
-        self
-    }
-}
 
 /// An event from providers, links or the node.
 #[derive(Clone, Debug)]

@@ -6,7 +6,8 @@ use crate::identity::{Address, Incarnation, PeerId};
 use crate::membership::stabilizer::{
     AddressOwner, Entry, ListingStatus, MAX_EARLIER_INCARNATIONS, OwnerKind, SelfListed, Stabilizer,
     dials::{DialPurpose, Link},
-    events::{Action, DialId, HelloFacts, Refusal, Warning},
+    events::{Action, Refusal, Warning},
+    members::{DialId, HelloFacts},
 };
 
 /// Time for which an answer with the id of this node is remembered: longer than the longest backoff until the next

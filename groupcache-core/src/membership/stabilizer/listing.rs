@@ -2,15 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::membership::stabilizer::dials::DialPurpose;
+use crate::membership::stabilizer::dials::{DialPurpose, MAX_PEERS};
 use crate::{
     identity::{Address, Incarnation, MAX_ADDRESSES, PeerId},
     membership::provider::Peer,
 };
-
-/// Maximum number of peers from one set, and from a complete set together with all partial sets after it. Each peer
-/// costs a connection, and a ring of 2,000 members is still rebuilt in milliseconds.
-pub(super) const MAX_PEERS: usize = 2_000;
 
 /// The discovery records of one id.
 #[derive(Clone, Debug, Default)]

@@ -2,8 +2,33 @@
 
 use std::sync::Arc;
 
-use crate::identity::{Address, Incarnation, NodeState, PeerId};
-use crate::membership::stabilizer::events::{DialId, HelloFacts};
+use crate::identity::{Address, Incarnation, MAX_ADDRESSES, MAX_WEIGHT, NodeState, PeerId};
+
+/// The number of a target. The node keeps one connection to it, and dials again with a backoff until
+/// [`Action::Hangup`](crate::membership::stabilizer::Action::Hangup).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct DialId(pub(crate) u64);
+
+/// The part of a Hello that membership needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HelloFacts {
+    pub(crate) id: PeerId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) state: NodeState,
+    pub(crate) weight: u8,
+    pub(crate) zone: Arc<str>,
+    pub(crate) addresses: Vec<Address>,
+    pub(crate) fingerprint: u64,
+}
+
+impl HelloFacts {
+    /// Returns the facts cut to the limits of this version, because a peer of another version may have larger ones.
+    pub(super) fn within_limits(mut self) -> Self {
+        self.weight = self.weight.min(MAX_WEIGHT);
+        self.addresses.truncate(MAX_ADDRESSES);
+        self
+    }
+}
 
 /// A member of the view.
 #[derive(Clone, Debug, PartialEq, Eq)]

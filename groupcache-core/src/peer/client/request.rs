@@ -20,7 +20,7 @@ impl Link {
     /// Sends a request that serves no load; `None` when the breaker is open or too many requests wait.
     ///
     /// `group` is the index of the group in this node's Hello, and `rank` the rank at which the peer is asked: 0 as the
-    /// owner. Dropping the receiver gives the request up.
+    /// owner. Dropping the receiver discards the outcome.
     pub(crate) fn request(
         &self,
         op: Op,

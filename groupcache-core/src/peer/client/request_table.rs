@@ -40,7 +40,8 @@ pub(crate) struct Call {
 
 /// Receiver of the outcome of a call and of the time when it arrived, exactly once.
 ///
-/// The method runs in the task that reads the connection, and must not block.
+/// The method runs in the task that reads the connection, in the tick, or in the task that closes the link, and must not
+/// block.
 pub(crate) trait Reply: Send + Sync {
     fn reply(self: Arc<Self>, outcome: Outcome, at: Instant);
 }

@@ -4,80 +4,28 @@
 //! One task reads the connection and owns its state. Responses go to the [`ResponseQueue`], from which another task
 //! writes them.
 
-use std::{
-    collections::VecDeque,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-};
+use std::{collections::VecDeque, pin::Pin, sync::Arc};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
     identity::PeerId,
     limits::{BATCH_BYTES, MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER, SILENCE},
-    peer::{
-        group_service::Registry,
-        local::LocalNode,
-        server::{
-            dispatch::{Dispatch, ResolvedGroup, Retry, dispatch, resolve},
-            response_queue::ResponseQueue,
-        },
+    peer::server::{
+        dispatch::{Dispatch, ResolvedGroup, Retry, dispatch, resolve},
+        response_queue::ResponseQueue,
+        service::Service,
     },
     protocol::{
         message::{GroupName, Hello, Op, Request, Response},
         wire::{Incoming, answer_bytes},
     },
-    runtime::{
-        log_limit::LogRateLimit,
-        sync::{Keyed, Map},
-        token_bucket::TokenBucket,
-    },
+    runtime::{sync::Map, token_bucket::TokenBucket},
     transport::{IDLE_LIMIT, Security},
 };
-
-/// State that all connections share.
-pub(crate) struct Service {
-    pub(crate) local: Arc<LocalNode>,
-    pub(crate) registry: Arc<Registry>,
-    /// Channel to the membership for peers that connect, or send again after a silence.
-    pub(crate) arrivals: mpsc::Sender<PeerId>,
-    pub(crate) closing: CancellationToken,
-    pub(crate) hasher: Keyed,
-    /// Number of requests of all peers that wait for loads on this node.
-    pub(crate) waiting: Arc<AtomicUsize>,
-    pub(crate) lines: LogRateLimit,
-}
-
-impl Service {
-    /// Reports that a peer has connected to this node, or sends again after a silence, so that it is dialled soon.
-    pub(crate) fn report_arrival(&self, peer: &PeerId) {
-        let _ = self.arrivals.try_send(peer.clone()); // if the channel is full, the peer is dialled a little later
-    }
-
-    /// Takes one of the `max_serving` slots for requests that wait for loads on this node, if one is free.
-    pub(crate) fn take_waiting_slot(&self) -> Option<WaitingSlot> {
-        let slot = WaitingSlot(Arc::clone(&self.waiting));
-        (slot.0.fetch_add(1, Relaxed) < self.local.limits.max_serving).then_some(slot)
-    }
-}
-
-/// Slot of one request that waits for a load on this node. Dropping it gives the slot back.
-pub(crate) struct WaitingSlot(Arc<AtomicUsize>);
-
-impl Drop for WaitingSlot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
 
 /// Maximum number of requests of a frame that are answered before their responses are queued. Long responses end the
 /// batch at [`BATCH_BYTES`] already.

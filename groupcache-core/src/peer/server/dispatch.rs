@@ -7,7 +7,7 @@ use crate::{
     limits::RETRY_AFTER,
     peer::{
         group_service::{GroupService, LoadRequest, Registry, ResponseFuture},
-        server::connection::Service,
+        server::service::Service,
     },
     protocol::message::{self, Decline, Op, Request, Response},
     runtime::small_bytes,

@@ -12,6 +12,7 @@ mod authenticate;
 mod connection;
 mod dispatch;
 mod response_queue;
+mod service;
 
 use std::sync::{
     Arc,
@@ -31,9 +32,10 @@ use crate::{
         local::{LocalNode, rejection_reason},
         server::{
             authenticate::{Sender, authenticate},
-            connection::{Connection, Lifetime, Service},
+            connection::{Connection, Lifetime},
             dispatch::{Dispatch, dispatch, resolve},
             response_queue::{Outbound, ResponseQueue},
+            service::Service,
         },
     },
     protocol::wire::{self, GetRequest, Incoming, UnaryAnswer},
