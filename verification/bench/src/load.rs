@@ -183,7 +183,7 @@ pub async fn paced<C: Target>(target: &Arc<C>, keys: &Arc<[Arc<str>]>, plan: Pla
     }
     let (client, server) = before.ok_or("the measurement ended before its warm-up")?;
     let used = (Used::of_this_process()? - client, Used::of(plan.server)? - server);
-    tokio::time::sleep(Duration::from_millis(200)).await; // the last gets end
+    tokio::time::sleep(Duration::from_millis(200)).await; // time for the last gets to end
     let times = times.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(figures(&times, errors.load(Relaxed), plan.time, used.0, used.1))
 }

@@ -70,7 +70,7 @@ fn this_program() -> Result<String> {
 /// Starts this program in another role, and waits until the role is ready.
 ///
 /// # Errors
-/// An error if the process ends before.
+/// An error if the process ends before it is ready, or prints another line.
 pub fn serve(role: &str, settings: &impl Serialize, core: usize) -> Result<Process> {
     let mut command = pinned(&core.to_string(), &this_program()?);
     command.arg(role).arg(serde_json::to_string(settings)?).stdout(Stdio::piped());

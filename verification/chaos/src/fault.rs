@@ -45,7 +45,8 @@ pub enum Fault {
 /// Memory limit of a process under [`Fault::MemoryLimit`].
 const MEMORY_BYTES: u64 = 32 << 20;
 
-/// Time limit for a process to end after SIGTERM. The process itself waits up to 10 s for responses that it owes.
+/// Time limit for a process to end after SIGTERM. `Node::shutdown` may take 25 s, and takes only some seconds here,
+/// because the values are few and no load hangs.
 const END_LIMIT: Duration = Duration::from_secs(15);
 
 const LOSS_RULE: [&str; 8] = ["-m", "statistic", "--mode", "random", "--probability", "0.05", "-j", "DROP"];

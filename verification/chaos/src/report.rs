@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::{Fault, Histogram, NODES, Sample, cluster::Resources, run::is_healthy};
 
-/// Time in milliseconds for which a node keeps the value of its first fallback load of a key. Later ones are kept
-/// longer.
+/// Shortest time in milliseconds for which a node keeps the value of a fallback load. The time grows with the time for
+/// which the owner has been unreachable.
 const FALLBACK_MS: u64 = 5000;
 
 /// Maximum number of slow gets in the figures of a fault.

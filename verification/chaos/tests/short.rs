@@ -4,7 +4,8 @@ use std::{path::Path, time::Duration};
 use chaos::{Fault, Plan, run};
 use read_along as _;
 
-/// Runs every fault once, and checks that no promise is broken and that no flight or descriptor is left.
+/// Runs every fault that this machine can have, and checks that no promise is broken and that no flight or descriptor
+/// is left.
 #[test]
 fn each_fault_ends_without_a_finding() {
     let plan = Plan {

@@ -18,7 +18,7 @@ use crate::{
 /// and began 7 ms after it.
 const PREVIOUS_OWNER_READS: Duration = Duration::from_millis(40);
 
-/// Delay of the end of a get, because of the ticks of the simulation and of the node.
+/// Maximum delay of the end of a get, because of the ticks of the simulation and of the node.
 const LATE: Duration = Duration::from_millis(150);
 
 /// Time for which a response may be on its way. A connection that is silent for longer is given up.

@@ -65,7 +65,7 @@ fn measure(wanted: &[&str]) -> Result<()> {
     println!("{}\n", machine::described());
     println!("{:.0} loads/s are expected without a deploy\n", settings.expected_loads());
     println!(
-        "| deploy | cache | steady loads/s | loads over it | over steady | loads beyond | failed gets | p50, p99, p99.9 before, µs | during it | moved / left, and later, MB | removes that did not reach all |\n{LINE}"
+        "| deploy | cache | steady loads/s | loads during it | over steady | loads beyond | failed gets | p50, p99, p99.9 before, µs | during it | moved / left, and later, MB | removes that did not reach all |\n{LINE}"
     );
     let one = std::env::var("WHO").ok();
     let mut runs = Vec::new();

@@ -1,10 +1,10 @@
 //! Hit ratio: the share of gets that find their value in memory, in a group and in a plain LRU with the same bytes and
 //! the same requests.
 //!
-//! Keys are requested by Zipf's law. With scans, every tenth request is the next one of a walk through keys that are
-//! not requested again. An entry of the LRU is charged with the weight that an entry has in the group, so that only the
-//! order of eviction differs. The workload has one node and one caller. Requests and ratios are equal in each run,
-//! except for the seed of the store.
+//! Keys are requested by Zipf's law. With scans, one request in ten on average is the next one of a walk through keys
+//! that are not requested again. An entry of the LRU is charged with the weight that an entry has in the group, so that
+//! only the order of eviction differs. The workload has one node and one caller. The requests are equal in each run.
+//! The ratio of the group varies a little, because the store draws a seed.
 
 use std::{convert::Infallible, error::Error, num::NonZeroUsize};
 
@@ -32,7 +32,7 @@ const SEED: u64 = 1;
 struct Workload {
     name: &'static str,
     exponent: f64,
-    /// Number of requests for each request of a scan, if there are scans.
+    /// Number of requests of which one, on average, belongs to a scan. `None` is a workload without scans.
     scans: Option<u32>,
 }
 

@@ -66,7 +66,7 @@ async fn serve(id: &str, listen: SocketAddr, peers: &str) -> Result<(), Failed> 
 
 fn group(node: &Node) -> Result<Group<String>, Failed> {
     let load = async |key: &str| {
-        // Keys without the prefix take no time.
+        // Only keys with the prefix `slow` take time. All others are loaded at once.
         if key.starts_with("slow") {
             sleep(LOAD).await;
         }
@@ -149,8 +149,8 @@ fn p99(times: &mut [Duration]) -> String {
     times.get(at).map_or("none".to_owned(), |p99| format!("{:.2} ms", p99.as_secs_f64() * 1000.0))
 }
 
-/// Makes `per_second` gets of new keys, whether earlier gets have ended or not. Gets that begin after `settling` are
-/// counted.
+/// Makes `per_second` gets of new keys per second until `end` resolves, whether earlier gets have ended or not. Gets
+/// that begin after `settling` are counted.
 async fn gets(group: &Group<String>, prefix: &str, per_second: f64, settling: Duration, end: impl Future) -> Outcomes {
     let outcomes = Arc::<Mutex<Outcomes>>::default();
     let begun = Instant::now();
@@ -186,7 +186,7 @@ async fn gets(group: &Group<String>, prefix: &str, per_second: f64, settling: Du
         () = generate => {}
         _ = end => {}
     }
-    // Waiting gets end first. A queue is some seconds long at most.
+    // Gets that still wait get their time. A queue lasts some seconds at most.
     sleep(2 * SETTLING).await;
     std::mem::take(&mut *outcomes.lock().unwrap_or_else(PoisonError::into_inner))
 }
@@ -249,8 +249,8 @@ async fn outage(what: &str, signal: &str) -> Result<(), Failed> {
     let mut got = getting.await?;
     println!(
         "\nAll peers {what} for {OUTAGE:?}, {GETS_PER_SECOND:.0} gets/s of new keys: {} values (p99 {}), \
-         {} overloaded, {} failed{}; {attempts:.3} requests sent per get meanwhile; last fallback load {:.2} s after the \
-         return of the peers",
+         {} overloaded, {} failed{}; {attempts:.3} requests sent per get meanwhile; last fallback load {:.2} s after \
+         the return of the peers",
         got.values.len(),
         p99(&mut got.values),
         got.overloaded.len(),

@@ -155,7 +155,7 @@ impl Cluster {
     /// they owned.
     ///
     /// # Errors
-    /// An error if a process does not end.
+    /// An error if a process does not end with success.
     pub fn end(&mut self, ids: &[String]) -> Result<u64> {
         let entries = self.unlist(ids)?;
         for pod in self.running.iter().filter(|pod| !pod.is_listed) {
@@ -174,7 +174,7 @@ impl Cluster {
     /// owned.
     ///
     /// # Errors
-    /// An error if the file cannot be written.
+    /// An error if no process has that name, or the file cannot be written.
     pub fn kill(&mut self, id: &str, noticed_after: Duration) -> Result<u64> {
         let victim = self.running.iter().find(|pod| pod.id == id).ok_or("no process has that name")?;
         victim.process.signal(Signal::KILL);

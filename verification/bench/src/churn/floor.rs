@@ -1,4 +1,4 @@
-//! Floor: the cost of the same bytes without a cache, over a bare socket of loopback into memory of their own.
+//! Floor: the cost of the same bytes without a cache, over a bare socket of loopback, into fresh memory or one buffer.
 
 use std::{
     io::{BufReader, IoSlice, Read, Write},
@@ -17,7 +17,7 @@ use crate::{Result, machine::Used};
 /// Bytes of one write, about as many as a page of a hand-over has.
 const AT_ONCE: usize = 192 << 10;
 
-/// Size of the read buffer. Smaller values are read together.
+/// Minimum size of the read buffer. Smaller values are read together.
 const SMALL: usize = 16 << 10;
 
 /// Result of a measurement.

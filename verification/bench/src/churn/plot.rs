@@ -10,7 +10,7 @@ const LEFT: f64 = 62.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 34.0;
-/// Number of horizontal lines of a panel.
+/// Number of intervals between the horizontal lines of a panel.
 const LINES: usize = 4;
 
 /// Returns a colour of a palette for people with red-green colour blindness.

@@ -1,7 +1,7 @@
 //! Pod: a process with a cache, a backend that takes 5 ms, and gets at a steady rate.
 //!
-//! The commands on standard input are `rate R`, `warming B`, and `warm I N`, which loads the process's share of the keys.
-//! SIGTERM ends the process as a deploy does.
+//! The commands on standard input are `rate R`, `warming B`, and `warm I N`, which loads the process's share of the
+//! keys. SIGTERM ends the process as a deploy does.
 
 use std::{
     collections::BTreeSet,
@@ -46,7 +46,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// before the end is recommended everywhere.
 const PRE_STOP: Duration = Duration::from_secs(2);
 
-/// Time limit for drain and shutdown, within the 30 s of Kubernetes.
+/// Time limit for the shutdown with its hand-over, within the 30 s of Kubernetes.
 const GRACE: Duration = Duration::from_secs(25);
 
 /// Number of concurrent loads while the cluster is filled.

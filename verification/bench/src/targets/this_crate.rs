@@ -23,12 +23,12 @@ pub async fn node(id: &str, weight: u8, peers: &[(String, SocketAddr)]) -> Resul
     Ok(Node::builder().identity(identity).provider(listed.join(",").parse::<Static>()?).start().await?)
 }
 
-/// Builds a group with a loader that returns a value of `bytes` at once.
+/// Builds a group with a loader that returns a value of `bytes` bytes at once, with or without replicas of hot values.
 ///
 /// # Errors
 /// An error if the node already has the group.
-pub fn group(node: &Node, bytes: usize, hot_copies: bool) -> Result<Group<Bytes>> {
-    let group = node.group::<Bytes>("data").capacity_bytes(CAPACITY).replicas(hot_copies);
+pub fn group(node: &Node, bytes: usize, replicas: bool) -> Result<Group<Bytes>> {
+    let group = node.group::<Bytes>("data").capacity_bytes(CAPACITY).replicas(replicas);
     let load = async |value: &Bytes, _: &str| Ok::<_, Infallible>(value.clone());
     Ok(group.loader_with(value(bytes), load).build()?)
 }

@@ -44,7 +44,7 @@ impl Backend {
         std::mem::take(&mut self.loaded.lock().unwrap())
     }
 
-    /// Counts the call, and returns a value of the present size.
+    /// Counts the call, and returns a value of 100 B, or of 64 KiB for a `fresh` key while values are large.
     pub(crate) async fn load(&self, key: &str) -> Result<String, Error> {
         *self.loaded.lock().unwrap().entry(key.to_owned()).or_default() += 1;
         self.take_time().await;
