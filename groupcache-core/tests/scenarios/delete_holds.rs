@@ -1,5 +1,5 @@
-//! Delete holds (`remove_and_hold`): for a while loaded values are returned and not cached, because their source lags
-//! behind.
+//! Delete holds (`RemoveOptions::hold`): for a while loaded values are returned and not cached, because their source
+//! lags behind.
 
 use groupcache_core::RemoveOptions;
 use std::time::Duration;

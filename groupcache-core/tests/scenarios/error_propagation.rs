@@ -22,7 +22,7 @@ async fn by_key(loads: &Loads, key: &str) -> Result<Loaded<String>, LoadError> {
     }
 }
 
-/// Starts start_three nodes with the group `data`.
+/// Starts three nodes with the group `data`.
 async fn start_three(loads: &Loads) -> (Cluster, Vec<Group<String>>) {
     let cluster = Cluster::start(3).await;
     let build = |_: usize, node: &groupcache_core::Node| {
@@ -56,7 +56,7 @@ async fn loader_error_is_the_result_at_every_node() {
             let before = loads.of(&key);
             let error = group.get(&key).await.expect_err(what);
             assert!(is_expected(&error), "{what} from node {at}: {error:?}");
-            assert_eq!(loads.of(&key), before + 1, "{what}: one load");
+            assert_eq!(loads.of(&key), before + 1, "{what}: one load per get");
             assert_eq!(error.peer(), (at != 1).then_some("b"), "{what}: the error names the owner");
             assert!(!format!("{error:?}").contains(&key), "the error contains no key");
         }

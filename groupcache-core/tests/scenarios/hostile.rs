@@ -276,10 +276,7 @@ async fn peer_not_reading_is_overloaded_then_disconnected() {
         raw.frames.send(Frame { requests, ..Frame::default() }).await.unwrap();
     }
     assert_serves(&node).await;
-    eventually("the node has answered all requests, most of them after 1 s without a read", || {
-        group.stats().peer_requests >= 1000
-    })
-    .await;
+    eventually("the node has received all requests", || group.stats().peer_requests >= 1000).await;
     let answers = raw.receive(1000).await.unwrap();
     let refused = answers.iter().filter(|answer| answer.status == OVERLOADED).count();
     assert!(refused > 500, "{refused} of 1,000 refused");

@@ -236,10 +236,10 @@ async fn fetches_above_max_in_flight_are_overloaded() {
     cluster.shutdown().await;
 }
 
-/// Checks that writes beyond `max_invalidations_per_second` of a peer name this peer as unreached, that the connection
-/// stays, and that a write succeeds a second later.
+/// Checks that writes beyond `max_invalidations_per_second` of a peer name this peer as pending, that the connection
+/// stays, and that a write is complete a second later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writes_above_the_rate_limit_name_the_peer_unreached() {
+async fn writes_above_the_rate_limit_leave_the_peer_pending() {
     const LIMIT: u32 = 20;
     // Node `a` has the limit, and node `b` writes.
     let cluster = Cluster::start_each(2, |at, builder| {

@@ -98,10 +98,10 @@ async fn remove_many_shares_frames_and_refuses_a_bad_key() {
     cluster.shutdown().await;
 }
 
-/// Checks that a lazy remove sends one request, to the owner, and drops the local replica, while a replica at a third
-/// node stays until its time to live ends.
+/// Checks that a remove with `owner_only` sends one request, to the owner, and drops the local replica, while a replica
+/// at a third node stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lazy_remove_sends_one_request_and_leaves_replicas() {
+async fn owner_only_remove_is_one_request_and_leaves_replicas() {
     let (cluster, groups, _) = cluster_of(3).await;
     let key = cluster.key_of(&groups, 0);
     for group in &groups[1..] {
@@ -164,7 +164,7 @@ async fn reconnected_peer_receives_missed_removes() {
     path.stop();
     let (removed, untouched) = mine.split_at(mine.len() / 2);
     let written = groups[0].remove_many(removed).await.unwrap();
-    assert_eq!(written.pending().len(), 1, "the write names b as unreached");
+    assert_eq!(written.pending().len(), 1, "the write names b as pending");
     assert_eq!(groups[1].inspect().entries(), mine.len());
     path.cut();
     path.resume();
@@ -190,7 +190,7 @@ async fn reconnected_peer_receives_a_missed_clear() {
     }
     path.stop();
     let written = groups[0].clear().await.unwrap();
-    assert_eq!(written.pending().len(), 1, "the write names b as unreached");
+    assert_eq!(written.pending().len(), 1, "the write names b as pending");
     assert_eq!(groups[1].inspect().entries(), mine.len());
     path.cut();
     path.resume();

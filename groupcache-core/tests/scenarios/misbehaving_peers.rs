@@ -195,7 +195,7 @@ async fn closing_peer_is_dialled_rarely_and_delays_no_get() {
 }
 
 /// Checks that a peer that neither reads nor sends is found silent although no ping can be sent to it, that writes name
-/// it as unreached, and that it is connected again.
+/// it as pending, and that it is connected again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peer_not_reading_is_silent_without_a_ping() {
     let not_reading = Arc::new(NotReading { sends: watch::Sender::new(true), unread: Mutex::default() });

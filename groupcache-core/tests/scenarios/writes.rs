@@ -167,7 +167,7 @@ async fn write_names_an_unreachable_node() {
     assert_eq!(written.pending().iter().map(|id| id.to_string()).collect::<Vec<_>>(), [name(2)]);
 }
 
-/// Checks that a write names a listed peer that has never answered as unreached, and is replayed to it once the peer is
+/// Checks that a write names a listed peer that has never answered as pending, and is replayed to it once the peer is
 /// reachable.
 ///
 /// Node `a` starts while its only peer cannot be reached, and writes.

@@ -118,7 +118,7 @@ async fn zone_without_owners_fetches_from_other_zones() {
     cluster.shutdown().await;
 }
 
-/// Checks that a write in a zone with an unreachable owner names that owner as unreached, and reaches the other zone.
+/// Checks that a write in a zone with an unreachable owner names that owner as pending, and reaches the other zone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn write_in_a_zone_without_owners_reaches_the_others() {
     let (cluster, loads) = (two_zones().await, Loads::default());

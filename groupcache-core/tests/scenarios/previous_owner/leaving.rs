@@ -48,9 +48,9 @@ async fn join(cluster: &mut Cluster, groups: &mut Vec<Group<String>>, id: &str, 
     cluster.wait_for_group("data").await;
 }
 
-/// Checks that no value is loaded again after a drain, and that a second drain is harmless.
+/// Checks that a shutdown sends each value once, that no value is loaded again, and that a second shutdown is harmless.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn drain_and_shutdown_sends_every_value_once() {
+async fn shutdown_sends_every_value_once() {
     let (loads, mut cluster) = (Loads::default(), Cluster::start(3).await);
     let mut groups = cluster.group(|_, node| data(node, &loads)).await;
     let keys = keys(3000);
@@ -60,7 +60,7 @@ async fn drain_and_shutdown_sends_every_value_once() {
     let held = b_group.inspect().entries() as u64;
     let begun = Instant::now();
     leaving.shutdown_within(Duration::from_secs(20)).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(10), "the drain ends with the hand-over: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "the shutdown ends with the hand-over: {:?}", begun.elapsed());
     let received: u64 = groups.iter().map(|group| group.stats().handover_received).sum();
     assert_eq!((received, b_group.stats().handover_sent), (held, held), "each value is sent once");
     get_all(&groups[0], &keys).await;
@@ -85,7 +85,7 @@ async fn joining_node_receives_from_a_draining_node() {
     eventually("b sends values", || b_group.stats().handover_sent > 0).await;
     join(&mut cluster, &mut groups, "c", &loads).await; // all agree once b is gone
     leaving.await.unwrap().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(10), "the drain ends with the hand-over: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "the shutdown ends with the hand-over: {:?}", begun.elapsed());
     let received = groups.iter().map(|group| group.stats().handover_received);
     assert!(b_group.stats().handover_sent >= held && received.sum::<u64>() >= held, "{:?}", groups[1].stats());
     cluster.shutdown().await;
@@ -209,10 +209,10 @@ async fn joining_node_finds_values_that_moved_twice() {
     cluster.shutdown().await;
 }
 
-/// Checks that a value which `b` removed lazily does not return when `c`, the next owner, receives the values of `a`,
-/// which owned the key before `b`.
+/// Checks that a value which `b` removed with `owner_only` does not return when `c`, the next owner, receives the
+/// values of `a`, which owned the key before `b`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lazy_remove_is_not_undone_by_an_earlier_owner() {
+async fn owner_only_remove_is_not_undone_by_an_earlier_owner() {
     let (loads, mut cluster) = (Loads::default(), Cluster::start(1).await);
     let mut groups = cluster.group(|_, node| data(node, &loads)).await;
     let mut keys = keys(1000);
@@ -263,7 +263,7 @@ async fn restarted_node_receives_its_share_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn drain_deadline_holds_when_no_peer_requests_pages() {
+async fn shutdown_deadline_holds_when_no_peer_requests_pages() {
     let scene = Scene::start().await;
     get_all(&scene.group, &scene.keys_of_b(100)).await;
     let begun = Instant::now();
@@ -273,9 +273,10 @@ async fn drain_deadline_holds_when_no_peer_requests_pages() {
     assert_eq!(scene.group.stats().handover_sent, 0);
 }
 
-/// Checks that drains which were cancelled, and a concurrent one, do not stop a later drain from sending all values.
+/// Checks that shutdowns which were cancelled, and a concurrent drain, do not stop a later shutdown from sending all
+/// values.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn cancelled_drain_can_be_called_again() {
+async fn cancelled_shutdown_can_be_called_again() {
     let (loads, cluster) = (Loads::default(), Cluster::start(2).await);
     let groups = cluster.group(|_, node| data(node, &loads)).await;
     get_all(&groups[0], &keys(1000)).await;

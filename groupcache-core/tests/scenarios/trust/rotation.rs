@@ -1,5 +1,5 @@
 //! Rotation of keys and authorities while three processes make 1,000 gets a second: no get fails, every connection is
-//! replaced within 75 s, and a node without the new secret is excluded.
+//! replaced (promised within 50 s, tested with 75 s for busy machines), and a node without the new secret is excluded.
 
 use std::{
     collections::BTreeMap,
