@@ -50,7 +50,7 @@ async fn operate(world: &World, turn: usize) {
         }
         3 => record_write(
             world,
-            "remove_and_hold",
+            "remove with hold",
             &[column],
             begun,
             group.remove_with(&key, RemoveOptions::new().hold(EVERY)).await,
@@ -58,7 +58,7 @@ async fn operate(world: &World, turn: usize) {
         4 => record_write(world, "clear", &[CLEARED], begun, world.cleared.clear().await),
         5 => record_call(
             world,
-            "remove_lazy",
+            "remove owner_only",
             group.remove_with(&key, RemoveOptions::new().owner_only()).await.err().as_ref(),
         ),
         6 => record_call(world, "peek", group.peek(&key).await.err().as_ref()),
