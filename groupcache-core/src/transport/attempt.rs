@@ -1,7 +1,7 @@
 //! Attempts to connect: the bytes received, the identity of the server, and the first error.
 //!
-//! An [`Attempt`] is shared by the code that dials a peer and the stream of the connection, [`Watched`]. HTTP/2 and tonic
-//! stand between the two and hide the reasons for a failure.
+//! An [`Attempt`] is shared by the code that dials a peer and the stream of the connection, [`Watched`]. HTTP/2 and
+//! tonic stand between the two and hide the reasons for a failure.
 
 use std::{
     io,
@@ -73,8 +73,8 @@ impl Attempt {
     }
 }
 
-/// Stream of an attempt, which counts the bytes read and records the first error. Bytes and not messages show that a peer
-/// is alive, because a large value on a slow path is a single message for a long time.
+/// Stream of an attempt, which counts the bytes read and records the first error. Bytes and not messages show that a
+/// peer is alive, because a large value on a slow path is a single message for a long time.
 pub(crate) struct Watched<Io> {
     io: Io,
     attempt: Arc<Attempt>,

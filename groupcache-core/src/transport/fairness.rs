@@ -1,7 +1,7 @@
 //! Fairness between connections: bounds the time for which one connection reads while others wait.
 //!
-//! The stream of every connection asks its [`ReadBudget`] before each read and each write. A connection that has used its
-//! time waits until the runtime has polled the other sockets.
+//! The stream of every connection asks its [`ReadBudget`] before each read and each write. A connection that has used
+//! its time waits until the runtime has polled the other sockets.
 
 use std::{
     fmt,
@@ -34,8 +34,8 @@ pub(crate) enum ReadBudget {
 }
 
 impl ReadBudget {
-    /// Returns whether the connection may read. While it is pending, other tasks run; the task of the connection is woken
-    /// after the runtime has polled its sockets.
+    /// Returns whether the connection may read. While it is pending, other tasks run; the task of the connection is
+    /// woken after the runtime has polled its sockets.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.poll_write(cx));
         match self {
@@ -50,7 +50,8 @@ impl ReadBudget {
     }
 
     /// Returns whether the connection may write. Writes are pending while the connection yields, because each response
-    /// that becomes ready meanwhile wakes the connection, and thirty responses would otherwise need thirty system calls.
+    /// that becomes ready meanwhile wakes the connection, and thirty responses would otherwise need thirty system
+    /// calls.
     pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::YieldNow(yielding) => yielding.poll(cx),
@@ -64,8 +65,8 @@ impl ReadBudget {
     }
 }
 
-/// Wait until the runtime has polled its sockets. Other wakers of the connection do not end the wait. The streams of the
-/// connection wake it whenever one of them has something to send, so that it would otherwise never yield.
+/// Wait until the runtime has polled its sockets. Other wakers of the connection do not end the wait. The streams of
+/// the connection wake it whenever one of them has something to send, so that it would otherwise never yield.
 pub(crate) struct YieldNow {
     tick: Arc<SchedulerTick>,
     /// Future of `yield_now`, kept because a dropped future need not wake its waker.
@@ -94,8 +95,9 @@ impl YieldNow {
         Poll::Pending
     }
 
-    /// Arranges that `yield_now` wakes the connection. A task that wakes itself may run again before the runtime polls its
-    /// sockets, because a runtime with ready tasks polls its sockets once in 61 tasks. `yield_now` wakes after that poll.
+    /// Arranges that `yield_now` wakes the connection. A task that wakes itself may run again before the runtime polls
+    /// its sockets, because a runtime with ready tasks polls its sockets once in 61 tasks. `yield_now` wakes after that
+    /// poll.
     fn schedule(&mut self) {
         let waker = Waker::from(Arc::clone(&self.tick));
         if self.wait.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {

@@ -1,7 +1,7 @@
-//! The listener for peers: accepts connections, does their handshakes, and passes them on to HTTP/2.
+//! Listener for peers: accepts connections, performs their handshakes, and passes them to the HTTP/2 server.
 //!
-//! No connection can end the listener or keep another one waiting, because each handshake is a task of its own with a
-//! deadline.
+//! Each handshake is a task of its own with a deadline, so that no connection ends the listener or delays another
+//! connection. The limits of open connections are in `session`.
 
 use std::{
     io,
@@ -40,51 +40,54 @@ use crate::{
     transport::handshake::HandshakeError,
 };
 
-/// Maximum number of connections that wait for HTTP/2.
+/// Number of connections with a finished handshake that wait for the HTTP/2 server.
 const ACCEPTED_QUEUE: usize = 16;
 
-/// Pause between two sweeps of the connections.
+/// Interval at which unused, silent and outdated connections are closed.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Pause after an error of the listener, which mostly is a want of descriptors for a moment.
+/// Pause after an error of the listener, because the usual reason is a temporary want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Time that a connection keeps after the end of the node, and after it was given up, for what HTTP/2 has yet to send.
+/// Time for HTTP/2 to send its last frames: on all connections after the node stops, and on an outgoing connection
+/// after its attempt is given up.
 pub(crate) const CLOSE_DELAY: Duration = Duration::from_millis(500);
 
-/// Time that a refused peer has to read the reason.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Maximum time for a refused client to read the reason.
+const REFUSAL_TIME: Duration = Duration::from_millis(200);
 
-/// Refusal for a TLS client: the alert `handshake_failure` (RFC 8446, section 6).
+/// Refusal for a client without TLS at a node with TLS: the alert `handshake_failure` (RFC 8446, section 6).
 const TLS_REFUSAL: [u8; 7] = [TLS_ALERT, 3, 3, 0, 2, 2, 40];
 
-/// Refusal for a client without TLS: empty SETTINGS of HTTP/2 (RFC 9113, section 6.5), which no TLS client takes for TLS.
+/// Refusal for a client with TLS at a node without TLS: an empty SETTINGS frame of HTTP/2 (RFC 9113, section 6.5),
+/// which no TLS client mistakes for TLS.
 const PLAIN_REFUSAL: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
-/// Parts of a node that its listener uses.
+/// Settings of a listener, and the parts of the node that the listener uses.
 pub(crate) struct ListenerConfig {
     pub(crate) security: Security,
     pub(crate) max_connections: usize,
     pub(crate) counters: Arc<NodeCounters>,
     pub(crate) tasks: TaskTracker,
-    /// Token that ends the listener and running handshakes.
+    /// Token that stops the listener and all running handshakes.
     pub(crate) stop: CancellationToken,
 }
 
-/// Begins to accept connections; the stream yields those whose handshake succeeded.
-pub(crate) fn start(listener: TcpListener, keeper: ListenerConfig) -> Accepting {
+/// Starts to accept connections. The returned stream yields each connection after its handshake.
+pub(crate) fn start(listener: TcpListener, config: ListenerConfig) -> Accepting {
     let (accepted, feed) = mpsc::channel(ACCEPTED_QUEUE);
-    let sessions = Sessions::new(keeper.max_connections);
-    let door = Arc::new(Listener { sessions, keeper, begun: Instant::now(), lines: LogRateLimit::default(), accepted });
-    door.keeper.tasks.spawn(Arc::clone(&door).run(listener));
+    let sessions = Sessions::new(config.max_connections);
+    let acceptor =
+        Arc::new(Listener { sessions, config, started: Instant::now(), log_limit: LogRateLimit::default(), accepted });
+    acceptor.config.tasks.spawn(Arc::clone(&acceptor).run(listener));
     Accepting(feed)
 }
 
 struct Listener {
     sessions: Sessions,
-    keeper: ListenerConfig,
-    begun: Instant,
-    lines: LogRateLimit,
+    config: ListenerConfig,
+    started: Instant,
+    log_limit: LogRateLimit,
     accepted: mpsc::Sender<Accepted>,
 }
 
@@ -95,17 +98,21 @@ impl Listener {
         loop {
             tokio::select! {
                 biased;
-                () = self.keeper.stop.cancelled() => {
-                    // The last frames are on their way; a peer that does not read them would hold the connection for ever.
-                    let _ = timeout(CLOSE_DELAY, self.sessions.all_gone()).await;
-                    return self.sessions.cut_all();
+                () = self.config.stop.cancelled() => {
+                    // A peer that does not read the last frames would otherwise hold its connection forever.
+                    let _ = timeout(CLOSE_DELAY, self.sessions.wait_until_empty()).await;
+                    return self.sessions.close_all();
                 }
-                _ = sweeps.tick() => self.sessions.sweep(self.now_ms(), self.keeper.security.generation()),
+                _ = sweeps.tick() => self.sessions.sweep(self.now_ms(), self.config.security.generation()),
                 accepted = listener.accept() => match accepted {
                     Ok((tcp, remote)) => self.admit(tcp, remote),
                     Err(e) => {
-                        self.lines.write(|suppressed| {
-                            tracing::warn!(error = %e, suppressed, "a connection could not be accepted; the listener goes on");
+                        self.log_limit.write(|suppressed| {
+                            tracing::warn!(
+                                error = %e,
+                                suppressed,
+                                "a connection could not be accepted; check the limit of open files"
+                            );
                         });
                         self.sessions.make_room();
                         sleep(ACCEPT_PAUSE).await;
@@ -117,29 +124,30 @@ impl Listener {
 
     fn admit(self: &Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
         match self.sessions.admit(remote, self.now_ms()) {
-            Ok((session, connections_evicted)) => {
-                if let Some(connections_evicted) = connections_evicted {
-                    self.refused(connections_evicted.remote, &HandshakeError::CrowdedOut);
+            Ok((session, evicted)) => {
+                if let Some(evicted) = evicted {
+                    self.refused(evicted.remote, &HandshakeError::CrowdedOut);
                 }
-                let admitted = Admitted { door: Arc::clone(self), session };
-                self.keeper.tasks.spawn(admitted.shake_hands(tcp));
+                let admitted = Admitted { listener: Arc::clone(self), session };
+                self.config.tasks.spawn(admitted.shake_hands(tcp));
             }
             Err(trouble) => self.refused(remote, &trouble),
         }
     }
 
     fn refused(&self, remote: SocketAddr, trouble: &HandshakeError) {
-        counter(&self.keeper.counters, trouble).up();
-        self.lines.write(|suppressed| {
+        counter(&self.config.counters, trouble).up();
+        self.log_limit.write(|suppressed| {
             tracing::warn!(%remote, error = %trouble, suppressed, "refused a connection");
         });
     }
 
     fn now_ms(&self) -> u64 {
-        self.begun.elapsed().as_millis() as u64
+        self.started.elapsed().as_millis() as u64
     }
 }
 
+/// Returns the counter of a reason for a refusal.
 fn counter<'a>(counters: &'a NodeCounters, trouble: &HandshakeError) -> &'a Counter {
     match trouble {
         HandshakeError::OneSideIsPlain { .. } => &counters.refused_plain,
@@ -153,27 +161,27 @@ fn counter<'a>(counters: &'a NodeCounters, trouble: &HandshakeError) -> &'a Coun
     }
 }
 
-/// Guard of a connection's place, which is given back when the guard is dropped.
+/// Connection that holds a place among the open connections until its drop.
 struct Admitted {
-    door: Arc<Listener>,
+    listener: Arc<Listener>,
     session: Arc<Session>,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.door.sessions.forget(&self.session);
+        self.listener.sessions.remove(&self.session);
     }
 }
 
 impl Admitted {
     async fn shake_hands(self, mut tcp: TcpStream) {
-        let ListenerConfig { security, stop, .. } = &self.door.keeper;
+        let ListenerConfig { security, stop, .. } = &self.listener.config;
         let handshake = async {
-            // Small responses must not wait for the acknowledgement of those before them.
+            // Small responses must not wait for the acknowledgement of earlier responses.
             tcp.set_nodelay(true).map_err(|e| HandshakeError::of(&e))?;
-            if let Err(trouble) = first_byte(security, &mut tcp).await {
-                let words: &[u8] = if security.is_open() { &PLAIN_REFUSAL } else { &TLS_REFUSAL };
-                send_refusal(&mut tcp, words).await;
+            if let Err(trouble) = check_first_byte(security, &mut tcp).await {
+                let refusal: &[u8] = if security.is_open() { &PLAIN_REFUSAL } else { &TLS_REFUSAL };
+                send_refusal(&mut tcp, refusal).await;
                 return Err(trouble);
             }
             match security.accept(tcp).await {
@@ -186,29 +194,29 @@ impl Admitted {
                 }
             }
         };
-        let cut = self.session.is_cut().clone();
-        let shaken = tokio::select! {
+        let close = self.session.close_token().clone();
+        let outcome = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = cut.cancelled() => return, // the reason is logged already
-            shaken = timeout(HANDSHAKE, handshake) => shaken.unwrap_or(Err(HandshakeError::TooLate)),
+            () = close.cancelled() => return, // the reason has been logged
+            outcome = timeout(HANDSHAKE, handshake) => outcome.unwrap_or(Err(HandshakeError::TooLate)),
         };
-        match shaken {
+        match outcome {
             Ok((stream, caller, generation)) => {
                 self.session.authenticated_as(caller, generation);
-                let accepted = self.door.accepted.clone();
-                let _ = accepted.send(Accepted { stream, cut: Box::pin(cut.cancelled_owned()), place: self }).await;
+                let accepted = self.listener.accepted.clone();
+                let _ = accepted.send(Accepted { stream, close: Box::pin(close.cancelled_owned()), place: self }).await;
             }
-            Err(trouble) => self.door.refused(self.session.remote, &trouble),
+            Err(trouble) => self.listener.refused(self.session.remote, &trouble),
         }
     }
 }
 
-/// Returns whether both sides speak TLS, or neither does.
-async fn first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), HandshakeError> {
+/// Peeks at the first byte and checks that both sides speak TLS, or that neither side does.
+async fn check_first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), HandshakeError> {
     let mut first = [0];
     if tcp.peek(&mut first).await.map_err(|e| HandshakeError::of(&e))? == 0 {
-        return Err(HandshakeError::Broken("it was closed before anything was said".to_owned()));
+        return Err(HandshakeError::Broken("the other side closed it before sending a byte".to_owned()));
     }
     let they_speak_tls = first == [TLS_HANDSHAKE];
     match they_speak_tls == security.is_open() {
@@ -217,21 +225,21 @@ async fn first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), Hand
     }
 }
 
-/// Sends a refusal, and gives the other side time to read it. A connection that is closed with unread bytes is reset, and the
-/// refusal would be lost.
-async fn send_refusal(tcp: &mut TcpStream, words: &[u8]) {
-    let said = async {
-        tcp.write_all(words).await?;
+/// Sends a refusal, and waits until the other side has closed the connection, for [`REFUSAL_TIME`] at most. A
+/// connection that is closed with unread bytes is reset, and the refusal would be lost.
+async fn send_refusal(tcp: &mut TcpStream, refusal: &[u8]) {
+    let sent = async {
+        tcp.write_all(refusal).await?;
         tcp.shutdown().await?;
         let mut rest = [0; 1024];
         while tcp.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };
-    // A peer that does not wait for the refusal does not need it.
-    let _ = timeout(LAST_WORDS, said).await;
+    // Errors are ignored, because the other side need not wait for the reason.
+    let _ = timeout(REFUSAL_TIME, sent).await;
 }
 
-/// Stream of connections whose handshake succeeded.
+/// Stream of the connections that have finished their handshake.
 pub(crate) struct Accepting(mpsc::Receiver<Accepted>);
 
 impl Incoming for Accepting {
@@ -242,17 +250,18 @@ impl Incoming for Accepting {
     }
 }
 
-/// A connection after its handshake, as HTTP/2 reads and writes it; every request on it finds its [`Session`].
+/// Connection after its handshake, as HTTP/2 reads and writes it. Each request on the connection has its [`Session`].
 pub(crate) struct Accepted {
     stream: Stream,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    close: Pin<Box<WaitForCancellationFutureOwned>>,
     place: Admitted,
 }
 
 impl Accepted {
-    /// Checked by both directions, because one that waits for the peer to read would not notice otherwise.
-    fn is_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.cut.as_mut().poll(cx) {
+    /// Returns an error once the connection must close. Reads and writes both call this function, because a task that
+    /// waits only for the peer to read would otherwise not be woken.
+    fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.close.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
             Poll::Pending => Ok(()),
         }
@@ -269,7 +278,7 @@ impl Connected for Accepted {
 
 impl AsyncRead for Accepted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.is_cut(cx)?;
+        self.check_open(cx)?;
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.place.session.read(buf.filled().len() - before);
@@ -279,17 +288,17 @@ impl AsyncRead for Accepted {
 
 impl AsyncWrite for Accepted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.is_cut(cx)?;
+        self.check_open(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.is_cut(cx)?;
+        self.check_open(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.is_cut(cx)?;
+        self.check_open(cx)?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
@@ -298,7 +307,7 @@ impl AsyncWrite for Accepted {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.is_cut(cx)?;
+        self.check_open(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -313,7 +322,7 @@ mod tests {
     use super::*;
     use crate::transport;
 
-    fn keeper(stop: &CancellationToken) -> ListenerConfig {
+    fn config(stop: &CancellationToken) -> ListenerConfig {
         ListenerConfig {
             security: Security::Open { is_insecure: true },
             max_connections: 4,
@@ -323,29 +332,33 @@ mod tests {
         }
     }
 
+    /// Checks that a listener ends at once without connections, and closes the remaining ones after [`CLOSE_DELAY`].
     #[tokio::test]
-    #[expect(clippy::disallowed_methods, reason = "somebody who knocks at the door")]
-    async fn ending_listener_waits_briefly_for_its_connections() {
-        for (linger, is_left) in [(Duration::ZERO, false), (CLOSE_DELAY, true)] {
+    #[expect(clippy::disallowed_methods, reason = "the test connects as a client")]
+    async fn stopped_listener_waits_briefly_for_connections() {
+        for (delay, is_left) in [(Duration::ZERO, false), (CLOSE_DELAY, true)] {
             let listener = transport::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
             let address = listener.local_addr().unwrap();
             let stop = CancellationToken::new();
-            let keeper = keeper(&stop);
-            let tasks = keeper.tasks.clone();
-            let mut accepting = start(listener, keeper);
+            let config = config(&stop);
+            let tasks = config.tasks.clone();
+            let mut accepting = start(listener, config);
             let mut peer = TcpStream::connect(address).await.unwrap();
             peer.write_all(b"PRI").await.unwrap();
-            let accepted = accepting.0.recv().await.expect("it has shaken hands");
+            let accepted = accepting.0.recv().await.expect("the handshake succeeds");
             let accepted = is_left.then_some(accepted);
-            tokio::time::pause(); // no socket is read from here on
-            let begun = Instant::now();
+            tokio::time::pause(); // no more bytes arrive from a socket
+            let stopped = Instant::now();
             stop.cancel();
             tasks.close();
             tasks.wait().await;
-            // A timer is late by a millisecond at most.
-            assert_eq!(begun.elapsed().as_millis() / 2, linger.as_millis() / 2);
+            // A timer fires less than a millisecond late.
+            assert_eq!(stopped.elapsed().as_millis() / 2, delay.as_millis() / 2);
             tokio::time::resume();
-            assert!(accepted.is_none_or(|accepted| accepted.place.session.is_cut().is_cancelled()), "it is cut then");
+            assert!(
+                accepted.is_none_or(|accepted| accepted.place.session.close_token().is_cancelled()),
+                "the connection is closed"
+            );
         }
     }
 }

@@ -50,9 +50,9 @@ use crate::{
 /// at its first use. The attempt records the outcome.
 pub(crate) type Dial = Arc<dyn Fn(&Endpoint, Arc<Attempt>) -> Channel + Send + Sync>;
 
-/// Minimum flow-control window of a stream in bytes. The data plane of a connection is one stream, so the windows of the
-/// stream and of the connection bound nearly the same bytes. Each holds several of the largest values, because a large
-/// response otherwise stalls the small ones behind it.
+/// Minimum flow-control window of a stream in bytes. The data plane of a connection is one stream, so the windows of
+/// the stream and of the connection bound nearly the same bytes. Each holds several of the largest values, because a
+/// large response otherwise stalls the small ones behind it.
 const MIN_WINDOW: u32 = 1 << 20;
 
 /// Connector of a node: makes channels to peers.
@@ -101,8 +101,7 @@ impl Connector {
         // The time limit of tonic is not used, because its error does not name the reason.
         let end = Instant::now() + CONNECT;
         let tcp = timeout_at(end, TcpStream::connect(authority.as_str())).await;
-        let no_answer =
-            |_| io::Error::new(io::ErrorKind::TimedOut, format!("the address does not answer within {CONNECT:?}"));
+        let no_answer = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {CONNECT:?}"));
         let tcp = tcp.map_err(no_answer)??;
         // Small requests must not wait for the acknowledgement of earlier requests.
         tcp.set_nodelay(true)?;

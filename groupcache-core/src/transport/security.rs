@@ -8,7 +8,8 @@ use crate::transport::{TcpStream, stream::Stream};
 pub(crate) enum Security {
     /// Plain TCP without any proof; every client that reaches the port is accepted.
     Open {
-        /// Whether the user has asked for insecure mode. Otherwise the node is open because it listens on loopback only.
+        /// Whether the user has asked for insecure mode. Otherwise the node is open because it listens on loopback
+        /// only.
         is_insecure: bool,
     },
     /// TLS 1.3 with certificates on both sides.
@@ -31,8 +32,9 @@ impl Security {
         }
     }
 
-    /// Waits until the credentials of a [`generation`](Self::generation) are replaced, and then for `spread` thousandths
-    /// of the time within which connections retire, so that they do not all end in one moment. Never returns without TLS.
+    /// Waits until the credentials of a [`generation`](Self::generation) are replaced, and then for `spread`
+    /// thousandths of the time within which connections retire, so that they do not all end in one moment. Never
+    /// returns without TLS.
     #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "there is nothing to replace"))]
     pub(crate) async fn replaced(&self, generation: u64, spread: u32) {
         match self {
@@ -58,8 +60,8 @@ impl Security {
         }
     }
 
-    /// Performs the handshake of the side that listens, and returns the identity of the client and the generation of the
-    /// credentials that accepted it.
+    /// Performs the handshake of the side that listens, and returns the identity of the client and the generation of
+    /// the credentials that accepted it.
     ///
     /// A TCP connection that is returned with the error must stay open until the client has read the alert.
     pub(crate) async fn accept(

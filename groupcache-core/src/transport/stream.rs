@@ -104,7 +104,8 @@ mod tests {
     use super::*;
     use crate::transport;
 
-    /// Checks that a stream with a spent budget neither reads nor writes until other tasks have run, and loses no bytes.
+    /// Checks that a stream with a spent budget neither reads nor writes until other tasks have run, and loses no
+    /// bytes.
     #[tokio::test]
     #[expect(clippy::disallowed_methods, reason = "the test connects as a client")]
     async fn stream_with_spent_budget_yields_reads_and_writes() {

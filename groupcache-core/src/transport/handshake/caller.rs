@@ -1,26 +1,27 @@
-//! The identity of the other end of a connection, as far as the connection itself proves it.
+//! Identity of the other side of a connection, as far as the connection proves it.
 
 use crate::identity::PeerId;
 
-/// Identity of the other end of a connection.
+/// Identity of the other side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Caller {
-    /// An unknown caller, because the connection is not encrypted.
+    /// Identity that nothing proves, because the connection is plain.
     Unknown,
-    /// A peer whose certificate was checked.
-    #[cfg_attr(not(any(feature = "tls", test)), expect(dead_code, reason = "without TLS nobody has one"))]
+    /// Peer with a certificate that the local node has verified.
+    #[cfg_attr(not(any(feature = "tls", test)), expect(dead_code, reason = "certificates need the feature tls"))]
     Verified {
-        /// Ids that the peer may use; `None` when its certificate carries none.
+        /// Ids that the peer may use; `None` when its certificate carries no id, so that the peer may use any.
         ids: Option<Vec<String>>,
     },
 }
 
 impl Caller {
-    /// Returns why the caller may not use this id, if it may not.
+    /// Returns the reason why the other side may not use this id, or `None` if it may.
     pub(crate) fn rejection_reason(&self, id: &PeerId) -> Option<String> {
         let Self::Verified { ids: Some(ids) } = self else { return None };
-        (!ids.iter().any(|allowed| allowed == id.as_str()))
-            .then(|| format!("its certificate is for {}, and it says that it is {id}", ids.join(" or ")))
+        (!ids.iter().any(|allowed| allowed == id.as_str())).then(|| {
+            format!("the presented certificate is for {}, and its holder claims the id {id}", ids.join(" or "))
+        })
     }
 }
 
@@ -29,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn certificate_with_an_id_is_valid_for_that_id_only() {
+    fn certificate_with_id_rejects_other_ids() {
         let (a, b) = (PeerId::new("a").unwrap(), PeerId::new("b").unwrap());
         let named = Caller::Verified { ids: Some(vec!["a".into()]) };
         assert_eq!(named.rejection_reason(&a), None);

@@ -1,44 +1,47 @@
-//! Errors of a handshake, in the words of the side that noticed them.
+//! Reasons for a failed handshake, worded for the log and the errors of the side that reports them.
 
 use std::{fmt, io};
 
-/// Hint for the operator: the settings that both sides of a failed handshake should compare.
+/// Settings that an operator compares on both nodes after a failed handshake.
 const COMPARE: &str = "compare on both nodes: cluster_key(...) or GROUPCACHE_CLUSTER_KEY, mutual_tls(...), insecure()";
 
-/// Reason why a connection failed before its first message.
-#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without TLS there are fewer"))]
+/// Reason why a connection ended before its first request.
+#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without the feature tls there are fewer reasons"))]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HandshakeError {
-    /// The other side speaks TLS and this node does not, or the reverse.
-    OneSideIsPlain { they_speak_tls: bool },
-    /// The other side speaks another TLS: another version, or no HTTP/2.
+    /// TLS on one side and plain TCP on the other.
+    OneSideIsPlain {
+        /// Whether the other side is the one that speaks TLS.
+        they_speak_tls: bool,
+    },
+    /// Incompatible TLS of the other side: another version, or no HTTP/2.
     OtherTls(String),
-    /// The certificate of the other side is refused, or missing.
+    /// Unacceptable or missing certificate of the other side.
     Certificate(String),
-    /// The certificate of the other side is valid, and none of its names is admitted.
+    /// Valid certificate of the other side without a name that this node lets in.
     Name(String),
-    /// The other side refuses this node's certificate.
+    /// Rejection of this node's certificate by the other side.
     RefusesUs(String),
-    /// The other side did not finish in time.
+    /// Handshake that did not end within its time limit.
     TooLate,
-    /// The connection was evicted to make room for others.
+    /// Connection without a place among the open connections, or one that lost its place to another.
     CrowdedOut,
-    /// The connection broke, or the other side spoke another protocol.
+    /// Connection that the other side closed, or on which it sent invalid data.
     Broken(String),
 }
 
 impl HandshakeError {
-    /// Returns whether the two sides cannot connect until a setting changes.
+    /// Returns whether the nodes cannot connect until an operator changes a setting.
     pub(crate) fn is_about_trust(&self) -> bool {
         !matches!(self, Self::TooLate | Self::CrowdedOut | Self::Broken(_))
     }
 
-    /// Wraps the error as one of the stream, in which [`HandshakeError::of`] finds it again.
+    /// Converts the reason into an error of a stream, from which [`HandshakeError::of`] restores it.
     pub(crate) fn into_io(self) -> io::Error {
         io::Error::new(io::ErrorKind::InvalidData, self)
     }
 
-    /// Returns the handshake error in an error of a stream.
+    /// Returns the reason that an error of a stream stands for.
     pub(crate) fn of(error: &io::Error) -> Self {
         let inner = error.get_ref();
         if let Some(trouble) = inner.and_then(|inner| inner.downcast_ref::<Self>()) {
@@ -56,14 +59,14 @@ impl fmt::Display for HandshakeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OneSideIsPlain { they_speak_tls: true } => {
-                write!(f, "it speaks TLS and this node does not; {COMPARE}")
+                write!(f, "the other side speaks TLS and this node does not; {COMPARE}")
             }
             Self::OneSideIsPlain { they_speak_tls: false } => {
-                write!(f, "it does not speak TLS and this node does; {COMPARE}")
+                write!(f, "the other side does not speak TLS and this node does; {COMPARE}")
             }
             Self::OtherTls(why) | Self::Certificate(why) | Self::Name(why) | Self::RefusesUs(why) => f.write_str(why),
-            Self::TooLate => f.write_str("it did not finish its handshake in time"),
-            Self::CrowdedOut => f.write_str("it had to make room for other connections"),
+            Self::TooLate => f.write_str("the other side did not finish its handshake in time"),
+            Self::CrowdedOut => f.write_str("the connection had to make room for other connections"),
             Self::Broken(why) => write!(f, "the connection broke during the handshake: {why}"),
         }
     }

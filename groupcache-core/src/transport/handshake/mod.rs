@@ -1,4 +1,7 @@
-//! The handshake of a connection: the identity that it proves, or the reason why it failed.
+//! Outcome of a handshake: the identity of the other side, or the reason for the failure.
+//!
+//! [`Caller`] is the identity that the connection proves, and [`HandshakeError`] the reason, worded for the side that
+//! reports the failure. `explain` translates the errors of the TLS library.
 
 mod caller;
 mod error;

@@ -1,4 +1,7 @@
-//! Cluster key: a secret that the nodes of a cluster share, and the seed of their own authority.
+//! Cluster key: a secret that the nodes of a cluster share, from which each node derives one common authority.
+//!
+//! The authority issues each node a certificate that carries its id, so that all other rules of TLS between peers are
+//! those of certificates that the user brings.
 
 use std::{env, fmt, path::PathBuf, sync::Arc};
 
@@ -23,39 +26,40 @@ use zeroize::Zeroizing;
 use crate::error::{BoxError, Error, Kind, Result};
 use crate::transport::tls::{Material, OwnCertificate, TlsIdentity, digest, names::Name, read_file, verify::Trust};
 
-/// Smallest number of bytes of a key. Anybody who guesses the key is a peer, and guesses can be made offline.
+/// Minimum length of a key in bytes, because an attacker may guess offline and a correct guess makes it a peer.
 const MIN_BYTES: usize = 32;
 
-/// Maximum number of active keys: the one in use, and the one before or after it.
+/// Maximum number of active keys: the key in use, and the previous or the next one.
 const MAX_KEYS: usize = 2;
 
-/// Smallest number of different bytes in a key of 32 bytes. A random key has fewer once in 10^11 times, and a password
-/// has fewer.
+/// Minimum number of different bytes in a key. Of random keys of 32 bytes, fewer than one in 10^16 has less; a short
+/// password that is repeated has less.
 const MIN_DIFFERENT: usize = 16;
 
-/// Label that separates this use of the key from any other.
+/// Salt of HKDF, which separates this use of the key from any other.
 const SALT: &[u8] = b"groupcache v1 cluster key";
 
-/// Bytes before the seed of an Ed25519 private key in PKCS #8 (RFC 8410, section 7).
+/// Bytes before the seed in the PKCS #8 form of an Ed25519 private key (RFC 8410, section 7).
 const PKCS8_ED25519: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
-/// Characters that are percent-encoded in a segment of a URI's path.
+/// Characters that are percent-encoded in a segment of the path of a URI.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Command that makes a key, for messages.
+/// Remedy in error texts: how to make a key.
 const MAKE: &str = "make one with: head -c 32 /dev/urandom | base64";
 
-/// TLS between peers by a secret that all nodes of a cluster share.
+/// Key for TLS between peers that needs no certificates, only a secret that all nodes of a cluster share.
 ///
-/// At least 32 random bytes, written in hexadecimal or base64; `head -c 32 /dev/urandom | base64` makes one. The key
-/// and the name of the cluster are the seed of an authority (HKDF-SHA-256, Ed25519) that every node computes for
-/// itself and that issues the node its certificate, in memory. A node with another key or another cluster name is refused.
-/// Certificates do not expire, so that no wall clock has to be right; to exclude a node, change the key.
+/// A key is at least 32 random bytes in hexadecimal or base64. The command `head -c 32 /dev/urandom | base64` makes
+/// one. The key and the name of the cluster are the seed of an authority (HKDF-SHA-256, Ed25519). Every node computes
+/// the authority for itself and issues itself a certificate in memory. A node with another key or another cluster name
+/// is not let in. Certificates do not expire, so that no wall clock has to be right. To shut out a holder of the key,
+/// change the key.
 ///
-/// To change the key, give every node both, `new,old`, in any order of nodes, and then the new one alone. A node with two
-/// keys shows each peer the certificate that the peer knows. Files are read again every 10 s, and connections of a
-/// replaced key end within 50 s, one by one and without a failed get.
+/// To change the key, first give every node both keys, `new,old`, in any order of nodes, and then the new key alone. A
+/// node with two keys shows each peer the certificate of the authority that the peer knows. Files are read again every
+/// 10 s. Connections that a replaced key has let in end within 50 s, one by one and without a failed get.
 ///
 /// ```
 /// # use groupcache_core::{tls::ClusterKey, Node};
@@ -66,38 +70,41 @@ const MAKE: &str = "make one with: head -c 32 /dev/urandom | base64";
 /// ```
 #[derive(Clone)]
 pub struct ClusterKey {
-    from: From,
+    source: KeySource,
 }
 
+/// Place from which the keys are read.
 #[derive(Clone)]
-enum From {
+enum KeySource {
     Memory(Arc<[Secret]>),
     File(PathBuf),
 }
 
-/// A secret that is overwritten when it is dropped, and never printed.
+/// Bytes of a key, which are overwritten on drop and never printed.
 type Secret = Zeroizing<Vec<u8>>;
 
 impl ClusterKey {
-    /// Returns the settings for one key, or for two during a change: `new,old`, separated by a comma or white space.
+    /// Reads one key, or two keys during a change: `new,old`, separated by a comma or white space.
     ///
     /// # Errors
-    /// [`is_config`](Error::is_config) when a key is shorter than 32 bytes, is not random, or cannot be read. The text says
-    /// how to make one, and never contains the key.
+    /// [`is_config`](Error::is_config) when a key is shorter than 32 bytes, is not random, or is neither hexadecimal
+    /// nor base64, and when there are no keys or more than two. The text names the command that makes a key and never
+    /// contains the given key.
     pub fn new(text: impl AsRef<str>) -> Result<Self> {
-        Ok(Self { from: From::Memory(parse(text.as_ref())?.into()) })
+        Ok(Self { source: KeySource::Memory(parse(text.as_ref())?.into()) })
     }
 
-    /// Returns the settings for a file, which the node reads when it starts and again every 10 s.
+    /// Reads the keys from a file, in the format of [`new`](Self::new), when the node starts and again every 10 s.
     pub fn from_file(path: impl Into<PathBuf>) -> Self {
-        Self { from: From::File(path.into()) }
+        Self { source: KeySource::File(path.into()) }
     }
 
-    /// Returns the settings of `GROUPCACHE_CLUSTER_KEY`, or of the file that `GROUPCACHE_CLUSTER_KEY_FILE` names; `None`
-    /// when neither is set. A node without other security settings reads them by itself.
+    /// Reads the keys from `GROUPCACHE_CLUSTER_KEY`, or from the file that `GROUPCACHE_CLUSTER_KEY_FILE` names. Returns
+    /// `None` when neither variable is set. A node that is started without a cluster key and without certificates calls
+    /// this function.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// The errors of [`new`](Self::new).
     pub fn from_env() -> Result<Option<Self>> {
         let of = |e: Error| Error::caused(Kind::Config, format!("GROUPCACHE_CLUSTER_KEY: {e}"), e);
         if let Some(text) = env::var_os("GROUPCACHE_CLUSTER_KEY").filter(|text| !text.is_empty()) {
@@ -108,26 +115,27 @@ impl ClusterKey {
         Ok(file.map(|path| Self::from_file(PathBuf::from(path))))
     }
 
-    /// Returns a new random key in base64, for programs that make one.
+    /// Returns a new random key of 32 bytes in base64, for programs that generate their key.
     ///
     /// # Errors
     /// [`is_config`](Error::is_config) when the system has no random numbers.
     pub fn random() -> Result<String> {
         let mut bytes = Zeroizing::new([0; MIN_BYTES]);
         let filled = SystemRandom::new().fill(bytes.as_mut());
-        filled.map_err(|_| Error::config("the system gives no random numbers; is /dev/urandom missing?"))?;
+        filled.map_err(|_| Error::config("the system provides no random numbers; check that /dev/urandom exists"))?;
         Ok(BASE64.encode(bytes.as_ref()))
     }
 
+    /// Returns whether the keys are in a file, which may change.
     pub(crate) fn is_read_from_a_file(&self) -> bool {
-        matches!(self.from, From::File(_))
+        matches!(self.source, KeySource::File(_))
     }
 
-    /// Reads the keys; returns `None` when their bytes have the `known` digest.
-    pub(crate) async fn read(&self, me: &TlsIdentity, known: &[u8]) -> Result<Option<Material>> {
-        let keys = match &self.from {
-            From::Memory(keys) => Arc::clone(keys),
-            From::File(path) => {
+    /// Returns the credentials that follow from the keys, or `None` when the keys have the digest `known`.
+    pub(crate) async fn read(&self, identity: &TlsIdentity, known: &[u8]) -> Result<Option<Material>> {
+        let keys = match &self.source {
+            KeySource::Memory(keys) => Arc::clone(keys),
+            KeySource::File(path) => {
                 let bytes = read_file("the cluster key", path).await?;
                 let text = std::str::from_utf8(&bytes).map_err(|_| unreadable())?;
                 let of = |e: Error| Error::caused(Kind::Config, format!("{}: {e}", path.display()), e);
@@ -139,8 +147,8 @@ impl ClusterKey {
             return Ok(None);
         }
         let failed = |e: BoxError| Error::caused(Kind::Config, "no certificate can be issued from the cluster key", e);
-        let (own, roots) = material(&keys, me).map_err(failed)?;
-        let name = Name::parse(&format!("{}{{id}}", origin(&me.cluster)))?;
+        let (own, roots) = material(&keys, identity).map_err(failed)?;
+        let name = Name::parse(&format!("{}{{id}}", origin(&identity.cluster)))?;
         let trust = Arc::new(Trust::new(roots, vec![name])?);
         Ok(Some(Material { own: OwnCertificate(own), trust, digest }))
     }
@@ -151,15 +159,15 @@ fn parse(text: &str) -> Result<Vec<Secret>> {
     let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
     let keys: Vec<_> = words.map(key).collect::<Result<_>>()?;
     match keys.len() {
-        0 => Err(Error::config(format!("there is no cluster key in it; {MAKE}"))),
-        n if n > MAX_KEYS => {
-            Err(Error::config(format!("{n} cluster keys are more than {MAX_KEYS}: the new one, and the one before it")))
-        }
+        0 => Err(Error::config(format!("the text holds no cluster key; {MAKE}"))),
+        n if n > MAX_KEYS => Err(Error::config(format!(
+            "{n} cluster keys are more than {MAX_KEYS}; give the new one and the previous one"
+        ))),
         _ => Ok(keys),
     }
 }
 
-/// Decodes hexadecimal where the text can be that, and otherwise base64 of either alphabet, padded or not.
+/// Decodes a key: hexadecimal if all characters fit, otherwise base64 of either alphabet, padded or not.
 fn key(word: &str) -> Result<Secret> {
     let word = word.as_bytes();
     let encodings = [&HEXLOWER_PERMISSIVE, &BASE64, &BASE64_NOPAD, &BASE64URL, &BASE64URL_NOPAD];
@@ -172,7 +180,7 @@ fn key(word: &str) -> Result<Secret> {
     different.sort_unstable();
     different.dedup();
     if different.len() < MIN_DIFFERENT {
-        return Err(Error::config(format!("this cluster key is not random, and can be guessed; {MAKE}")));
+        return Err(Error::config(format!("the cluster key is not random and can be guessed; {MAKE}")));
     }
     Ok(key)
 }
@@ -181,32 +189,32 @@ fn unreadable() -> Error {
     Error::config(format!("a cluster key is at least {MIN_BYTES} random bytes in hexadecimal or base64; {MAKE}"))
 }
 
-/// Authority that every node derives from the same key.
+/// Certificate authority that every node derives from the key and the name of the cluster.
 struct Authority {
     params: CertificateParams,
     key: Zeroizing<KeyPair>,
     certificate: rcgen::Certificate,
 }
 
+/// Certificates of a node, each with the name of the authority that issued it.
 type Certificates = Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>;
 
-/// Makes a certificate of each key, and collects the authorities of all.
-fn material(keys: &[Secret], me: &TlsIdentity) -> Result<(Certificates, RootCertStore), BoxError> {
+/// Returns a certificate of each key, and the authorities of all keys.
+fn material(keys: &[Secret], identity: &TlsIdentity) -> Result<(Certificates, RootCertStore), BoxError> {
     let mut roots = RootCertStore::empty();
     let mut own = Vec::new();
     for key in keys {
-        let authority = authority(key, &me.cluster)?;
+        let authority = authority(key, &identity.cluster)?;
         let mut name = RootCertStore::empty();
         name.add(authority.certificate.der().clone())?;
         roots.add(authority.certificate.der().clone())?;
         let name: Option<DistinguishedName> = name.subjects().into_iter().next();
-        own.push((name, Arc::new(issue(&authority, me)?)));
+        own.push((name, Arc::new(issue(&authority, identity)?)));
     }
     Ok((own, roots))
 }
 
-/// Derives the authority of a key and a cluster. The authority's name tells authorities apart and reveals nothing of the
-/// key.
+/// Derives the authority of a key and a cluster. The name of the authority identifies it and does not reveal the key.
 fn authority(key: &[u8], cluster: &str) -> Result<Authority, BoxError> {
     let secret = Salt::new(HKDF_SHA256, SALT).extract(key);
     let seed: Zeroizing<[u8; 32]> = expand(&secret, &[b"authority", cluster.as_bytes()])?;
@@ -220,17 +228,17 @@ fn authority(key: &[u8], cluster: &str) -> Result<Authority, BoxError> {
     let mut pkcs8 = Zeroizing::new(PKCS8_ED25519.to_vec());
     pkcs8.extend_from_slice(seed.as_ref());
     let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()), &PKCS_ED25519)?;
-    let key = Zeroizing::new(key); // the array overwrites nothing by itself
+    let key = Zeroizing::new(key); // `KeyPair` does not overwrite its memory on drop
     let certificate = params.self_signed(&*key)?;
     Ok(Authority { params, key, certificate })
 }
 
-/// Issues a certificate of a node, with a key that never leaves this process.
-fn issue(authority: &Authority, me: &TlsIdentity) -> Result<CertifiedKey, BoxError> {
+/// Issues a certificate for the local node, with a private key that never leaves this process.
+fn issue(authority: &Authority, identity: &TlsIdentity) -> Result<CertifiedKey, BoxError> {
     let pair = Zeroizing::new(KeyPair::generate_for(&PKCS_ED25519)?);
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "groupcache peer");
-    let name = format!("{}{}", origin(&me.cluster), utf8_percent_encode(me.id.as_str(), ESCAPED));
+    let name = format!("{}{}", origin(&identity.cluster), utf8_percent_encode(identity.id.as_str(), ESCAPED));
     params.subject_alt_names = vec![SanType::URI(name.try_into()?)];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let issuer = Issuer::from_params(&authority.params, &*authority.key);
@@ -239,11 +247,12 @@ fn issue(authority: &Authority, me: &TlsIdentity) -> Result<CertifiedKey, BoxErr
     Ok(CertifiedKey::new(vec![certificate.der().clone()], any_supported_type(&private)?))
 }
 
-/// Returns the beginning of the names in a cluster's certificates.
+/// Returns the beginning that all names in the certificates of a cluster share.
 fn origin(cluster: &str) -> String {
     format!("groupcache://{}/", HEXLOWER_PERMISSIVE.encode(cluster.as_bytes()))
 }
 
+/// Derives a secret of `N` bytes from the key (HKDF-Expand).
 fn expand<const N: usize>(secret: &Prk, info: &[&[u8]]) -> Result<Zeroizing<[u8; N]>, BoxError> {
     struct Bytes(usize);
     impl KeyType for Bytes {
@@ -260,9 +269,9 @@ fn expand<const N: usize>(secret: &Prk, info: &[&[u8]]) -> Result<Zeroizing<[u8;
 impl fmt::Debug for ClusterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("ClusterKey");
-        match &self.from {
-            From::Memory(keys) => out.field("keys", &keys.len()),
-            From::File(path) => out.field("file", path),
+        match &self.source {
+            KeySource::Memory(keys) => out.field("keys", &keys.len()),
+            KeySource::File(path) => out.field("file", path),
         };
         out.finish_non_exhaustive()
     }
@@ -275,13 +284,13 @@ mod tests {
     const HEX: &str = "d64ccd74f921649e8be1b99df1b70f610982c69f1e2366bb035ca3dee549d989";
 
     fn refused(text: &str) -> String {
-        let error = ClusterKey::new(text).expect_err("refused");
+        let error = ClusterKey::new(text).expect_err("the key is refused");
         assert!(error.is_config());
         error.to_string()
     }
 
     #[test]
-    fn a_key_is_32_random_bytes_in_hexadecimal_or_base64() {
+    fn cluster_key_is_read_from_hexadecimal_and_base64() {
         let bytes = key(HEX).unwrap();
         for encoding in [&BASE64, &BASE64_NOPAD, &BASE64URL, &BASE64URL_NOPAD] {
             assert_eq!(key(&encoding.encode(&bytes)).unwrap(), bytes);
@@ -290,13 +299,14 @@ mod tests {
         assert_eq!(parse(&format!(" {HEX},\n{}\n", ClusterKey::random().unwrap())).unwrap().len(), 2);
     }
 
+    /// Checks that the error names the command that makes a key, and that neither the error nor `Debug` shows the key.
     #[test]
-    fn refused_key_error_has_a_remedy_and_not_the_key() {
+    fn invalid_cluster_key_error_has_remedy_and_no_key() {
         let short = &HEX[..62];
         for text in ["", "   ", short, "correct horse battery staple", &"00".repeat(32), &"password".repeat(8)] {
-            let said = refused(text);
-            assert!(said.contains("/dev/urandom"), "{said}");
-            assert!(text.trim().is_empty() || !said.contains(text), "{said}");
+            let text_of_error = refused(text);
+            assert!(text_of_error.contains("/dev/urandom"), "{text_of_error}");
+            assert!(text.trim().is_empty() || !text_of_error.contains(text), "{text_of_error}");
         }
         assert!(refused(short).contains("31 bytes"));
         assert!(refused(&[HEX; 3].join(",")).contains("3 cluster keys"));
@@ -312,7 +322,7 @@ mod tests {
             roots.add(authority.certificate.der().clone()).unwrap();
             roots.roots.remove(0).subject_public_key_info.to_vec()
         };
-        assert_eq!(public(HEX, "users"), public(HEX, "users"), "every node computes the same");
+        assert_eq!(public(HEX, "users"), public(HEX, "users"), "every node computes the same authority");
         assert_ne!(public(HEX, "users"), public(HEX, "orders"));
         assert_ne!(public(HEX, "users"), public(&other, "users"));
     }

@@ -1,7 +1,8 @@
-//! TLS between peers: certificates of the user, or a key that the cluster shares. Feature `tls`.
+//! TLS between peers, with certificates of the user or with a key that the cluster shares. Feature `tls`.
 //!
-//! TLS is always 1.3, with a certificate on both sides. A peer is admitted by name, and never by "any certificate of that
-//! authority". Sessions are not resumed, because connections live long; each handshake checks everything.
+//! The version is always TLS 1.3, and both sides always present a certificate. A peer is let in by a name in its
+//! certificate, because a certificate of a trusted authority is not enough. Sessions are not resumed, so that
+//! each handshake checks everything. Handshakes are rare, because connections live long.
 
 mod cluster_key;
 mod mutual;
@@ -35,10 +36,10 @@ use crate::{
     },
 };
 
-/// HTTP/2, the only protocol of peers, as ALPN calls it.
+/// ALPN name of HTTP/2, the only protocol of peers.
 const ALPN: &[u8] = b"h2";
 
-/// Source of certificates and keys.
+/// Source of the credentials of a node.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     Certificates(MutualTls),
@@ -46,6 +47,7 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// Returns whether the source is in files, which may change.
     fn is_read_from_files(&self) -> bool {
         match self {
             Self::Certificates(mutual) => mutual.is_read_from_files(),
@@ -53,35 +55,37 @@ impl Source {
         }
     }
 
-    /// Reads the source; returns `None` when its bytes have the `known` digest.
-    async fn read(&self, me: &TlsIdentity, known: &[u8]) -> Result<Option<Material>> {
+    /// Returns the credentials of the source, or `None` when its content has the digest `known`.
+    async fn read(&self, identity: &TlsIdentity, known: &[u8]) -> Result<Option<Material>> {
         match self {
             Self::Certificates(mutual) => mutual.read(known).await,
-            Self::Key(key) => key.read(me, known).await,
+            Self::Key(key) => key.read(identity, known).await,
         }
     }
 }
 
-/// Identity for which a node issues certificates to itself.
+/// Identity in the certificates that a node issues to itself.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsIdentity {
     pub(crate) cluster: Arc<str>,
     pub(crate) id: PeerId,
 }
 
-/// Certificates and keys that were read from a source.
+/// Credentials that were read from a source.
 pub(crate) struct Material {
     own: OwnCertificate,
     trust: Arc<Trust>,
-    /// Digest of the bytes that were read, by which a change is noticed.
+    /// SHA-256 digest of the content of the source, which shows whether the content has changed.
     digest: Vec<u8>,
 }
 
-/// Certificates that this node shows: the first of them, or the one whose authority the other side asks for.
+/// Certificates of this node, each with the name of its authority. The node presents a certificate of an authority that
+/// the other side asks for, or else the first one.
 #[derive(Debug)]
 struct OwnCertificate(Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>);
 
 impl OwnCertificate {
+    /// Returns the certificate to present.
     fn choose(&self, is_asked_for: impl Fn(&[u8]) -> bool) -> Option<Arc<CertifiedKey>> {
         let asked = |issuer: &Option<DistinguishedName>| issuer.as_ref().is_some_and(|dn| is_asked_for(dn.as_ref()));
         let chosen = self.0.iter().find(|(issuer, _)| asked(issuer)).or_else(|| self.0.first());
@@ -106,7 +110,7 @@ impl ResolvesClientCert for OwnCertificate {
     }
 }
 
-/// The certificates and keys that are in use.
+/// Credentials that are in use, as the settings of both sides of a handshake.
 struct ActiveCredentials {
     generation: u64,
     digest: Vec<u8>,
@@ -122,7 +126,7 @@ impl ActiveCredentials {
         let client =
             ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]).map_err(failed)?;
         let mut client = client
-            .dangerous() // a verifier of this crate: peers are known by name, not by the address that was dialled
+            .dangerous() // `Trust` lets a peer in by the names in its certificate and not by the dialled address
             .with_custom_certificate_verifier(Arc::clone(&material.trust) as _)
             .with_client_cert_resolver(Arc::clone(&own) as _);
         client.alpn_protocols = vec![ALPN.to_vec()];
@@ -144,70 +148,76 @@ impl ActiveCredentials {
     }
 }
 
-/// A connection, the identity of its other end, and the generation of the certificates that admitted it.
+/// Connection, identity of its client, and generation of the credentials that let it in.
 type Accepted = (TlsStream<TcpStream>, Caller, u64);
 
-/// Store of a node's certificates and keys, which replaces them when they change.
+/// Store of the credentials of a node, which replaces them when their source changes.
+///
+/// Each replacement increases the generation, so that connections of earlier generations can be retired.
 pub(crate) struct CredentialStore {
-    me: TlsIdentity,
-    /// Lock that is held during a read, so that an earlier read is not installed after a later one.
+    identity: TlsIdentity,
+    /// Source of the credentials, locked while it is read, so that an earlier read never replaces the result of a later
+    /// one.
     source: tokio::sync::Mutex<Source>,
     in_use: ArcSwap<ActiveCredentials>,
     generation: watch::Sender<u64>,
 }
 
 impl CredentialStore {
-    pub(crate) async fn new(source: Source, me: TlsIdentity) -> Result<Self> {
-        let material = source.read(&me, &[]).await?;
+    /// Reads the source for the first time.
+    pub(crate) async fn new(source: Source, identity: TlsIdentity) -> Result<Self> {
+        let material = source.read(&identity, &[]).await?;
         let material = material.ok_or_else(|| Error::config("certificates and keys could not be read"))?;
         let in_use = ArcSwap::from_pointee(ActiveCredentials::new(1, material)?);
-        Ok(Self { me, source: tokio::sync::Mutex::new(source), in_use, generation: watch::Sender::new(1) })
+        Ok(Self { identity, source: tokio::sync::Mutex::new(source), in_use, generation: watch::Sender::new(1) })
     }
 
+    /// Returns the generation of the credentials in use.
     pub(crate) fn generation(&self) -> u64 {
         self.in_use.load().generation
     }
 
-    /// Returns the generation of the certificates, and a way to wait for the next.
+    /// Returns a receiver of the current and all later generations.
     pub(crate) fn generations(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
 
-    /// Reads the source again, and returns whether anything is new. An unusable source changes nothing.
+    /// Reads the source again and returns whether its content has changed. Unusable content changes nothing.
     pub(crate) async fn reload(&self) -> Result<bool> {
         let source = self.source.lock().await;
-        self.put(&source).await
+        self.replace_from(&source).await
     }
 
-    /// Reads the source again if it is one that changes by itself; otherwise as [`reload`](Self::reload).
+    /// Reads the source again if it is in files, as [`reload`](Self::reload) does.
     pub(crate) async fn reload_files(&self) -> Result<bool> {
         if self.source.lock().await.is_read_from_files() { self.reload().await } else { Ok(false) }
     }
 
-    /// Reads another source from now on; otherwise as [`reload`](Self::reload).
+    /// Replaces the source and reads it, as [`reload`](Self::reload) does. An unusable source changes nothing.
     pub(crate) async fn take(&self, source: Source) -> Result<bool> {
         let mut source_now = self.source.lock().await;
-        let is_new = self.put(&source).await?;
+        let is_new = self.replace_from(&source).await?;
         *source_now = source;
         Ok(is_new)
     }
 
-    /// Installs what the source has; the caller holds the lock of the source.
-    async fn put(&self, source: &Source) -> Result<bool> {
+    /// Reads `source` and replaces the credentials in use if its content is new. The caller holds the lock of the
+    /// source.
+    async fn replace_from(&self, source: &Source) -> Result<bool> {
         let before = self.in_use.load_full();
-        let Some(material) = source.read(&self.me, &before.digest).await? else { return Ok(false) };
+        let Some(material) = source.read(&self.identity, &before.digest).await? else { return Ok(false) };
         let generation = before.generation + 1;
         self.in_use.store(Arc::new(ActiveCredentials::new(generation, material)?));
         self.generation.send_replace(generation);
         Ok(true)
     }
 
-    /// Returns the identity of a client that showed these certificates to a TLS server of the user.
+    /// Returns the identity of a client that presented these certificates to the TLS server of the user.
     pub(crate) fn check(&self, shown: &PeerCertificates) -> Result<Caller, HandshakeError> {
         self.in_use.load().trust.check_client(shown.chain())
     }
 
-    /// Does the handshake as the side that connects.
+    /// Performs the handshake of the side that connects, and returns the identity of the server.
     pub(crate) async fn connect(
         &self,
         tcp: TcpStream,
@@ -217,60 +227,66 @@ impl CredentialStore {
             let in_use = self.in_use.load();
             (in_use.client.clone(), Arc::clone(&in_use.trust))
         };
-        // The server is known by its certificate; the name is for servers that choose a certificate by name.
+        // The server is identified by its certificate; the name is for servers that choose a certificate by name.
         let name = ServerName::try_from(host.to_owned()).or_else(|_| ServerName::try_from("groupcache.invalid"));
         let name = name.map_err(|e| HandshakeError::Broken(e.to_string()))?;
         let stream = connector.connect(name, tcp).await.map_err(|e| ended(&e))?;
         let (_, connection) = stream.get_ref();
         if connection.alpn_protocol() != Some(ALPN) {
-            return Err(HandshakeError::OtherTls("it does not offer HTTP/2 (ALPN h2)".to_owned()));
+            return Err(HandshakeError::OtherTls("the other side does not offer HTTP/2 (ALPN h2)".to_owned()));
         }
-        let caller = trust.name(connection.peer_certificates().unwrap_or_default())?;
+        let caller = trust.identify(connection.peer_certificates().unwrap_or_default())?;
         Ok((stream.into(), caller))
     }
 
-    /// Does the handshake as the side that listens.
+    /// Performs the handshake of the side that listens, and returns the identity of the client.
     ///
-    /// When the handshake fails and an alert was sent, the connection is returned, to be closed once the alert was read.
+    /// When the handshake fails, the error returns the TCP connection, so that the caller can keep it open until the
+    /// client has read the alert. A connection that fails the checks after its handshake is closed at once.
     pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<Accepted, (HandshakeError, Option<TcpStream>)> {
         let in_use = self.in_use.load_full();
         let stream = in_use.server.accept(tcp).into_fallible().await.map_err(|(e, tcp)| (ended(&e), Some(tcp)))?;
         Self::accepted(&in_use, stream).map_err(|trouble| (trouble, None))
     }
 
+    /// Checks a connection after its handshake.
     fn accepted(
         in_use: &ActiveCredentials,
         stream: tokio_rustls::server::TlsStream<TcpStream>,
     ) -> Result<Accepted, HandshakeError> {
         let (_, connection) = stream.get_ref();
         if connection.alpn_protocol() != Some(ALPN) {
-            return Err(HandshakeError::OtherTls("it does not ask for HTTP/2 (ALPN h2)".to_owned()));
+            return Err(HandshakeError::OtherTls("the other side does not ask for HTTP/2 (ALPN h2)".to_owned()));
         }
-        let caller = in_use.trust.name(connection.peer_certificates().unwrap_or_default())?;
+        let caller = in_use.trust.identify(connection.peer_certificates().unwrap_or_default())?;
         Ok((stream.into(), caller, in_use.generation))
     }
 }
 
 impl fmt::Debug for CredentialStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keeper").field("me", &self.me).field("generation", &self.generation()).finish_non_exhaustive()
+        f.debug_struct("CredentialStore")
+            .field("identity", &self.identity)
+            .field("generation", &self.generation())
+            .finish_non_exhaustive()
     }
 }
 
-/// Outcome of a handshake.
+/// Returns the reason for the end of a handshake.
 fn ended(error: &io::Error) -> HandshakeError {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => HandshakeError::Broken("it closed the connection in the middle".to_owned()),
+        io::ErrorKind::UnexpectedEof => HandshakeError::Broken("the other side closed it in the middle".to_owned()),
         _ => HandshakeError::of(error),
     }
 }
 
-/// Returns `ring`, which is named wherever it is used because the default of the process may be another provider.
+/// Returns the cryptography of `ring`. Each use names the provider, because other code may set another default for the
+/// process.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Returns the digest of bytes that were read from several places.
+/// Returns the SHA-256 digest of several parts; the length of each part is included.
 fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     for part in parts {
@@ -280,7 +296,7 @@ fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     context.finish().as_ref().to_vec()
 }
 
-/// Reads a whole file.
+/// Reads a whole file into memory that is overwritten on drop.
 async fn read_file(what: &str, path: &std::path::Path) -> Result<zeroize::Zeroizing<Vec<u8>>> {
     tokio::fs::read(path).await.map(Into::into).map_err(|e| {
         let text = format!("{what} cannot be read from {}; name a file that this process may read", path.display());
@@ -295,11 +311,11 @@ mod tests {
     use super::*;
     use crate::testing::unit::support::pki::{self, Authority};
 
-    fn me() -> TlsIdentity {
+    fn test_identity() -> TlsIdentity {
         TlsIdentity { cluster: "default".into(), id: PeerId::new("a").unwrap() }
     }
 
-    /// A folder that is removed at the end of the test.
+    /// Folder that is deleted at the end of the test.
     struct Folder(PathBuf);
 
     impl Folder {
@@ -323,35 +339,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn mismatched_files_change_nothing_until_they_match() {
+    async fn reload_of_files_that_do_not_fit_changes_nothing() {
         let (folder, authority) = (Folder::new("torn"), Authority::new("ours"));
         let (old, new) = (authority.issue("a.peers"), authority.issue("a.peers"));
         let certificate = folder.write("tls.crt", &old.certificate);
         let (key, ca) = (folder.write("tls.key", &old.key), folder.write("ca.crt", &authority.pem()));
         let tls = MutualTls::from_files(&certificate, &key, &ca).peer_names(["*.peers"]).unwrap();
-        let keeper = CredentialStore::new(Source::Certificates(tls), me()).await.unwrap();
-        assert_eq!((keeper.reload().await.unwrap(), keeper.generation()), (false, 1), "the same as before");
+        let store = CredentialStore::new(Source::Certificates(tls), test_identity()).await.unwrap();
+        assert_eq!((store.reload().await.unwrap(), store.generation()), (false, 1), "the content is unchanged");
 
         folder.write("tls.crt", &new.certificate);
-        let torn = keeper.reload().await.expect_err("the key is still the old one");
+        let torn = store.reload().await.expect_err("the key file holds the old key");
         assert!(torn.is_config() && torn.to_string().contains("not that of the certificate"), "{torn}");
         std::fs::remove_file(&key).unwrap();
-        assert!(keeper.reload().await.expect_err("no key").to_string().contains("tls.key"));
+        assert!(store.reload().await.expect_err("the key file is missing").to_string().contains("tls.key"));
         folder.write("tls.key", "-----BEGIN nonsense");
-        assert!(keeper.reload().await.is_err());
-        assert_eq!(keeper.generation(), 1);
+        assert!(store.reload().await.is_err());
+        assert_eq!(store.generation(), 1);
 
         folder.write("tls.key", &new.key);
-        assert_eq!((keeper.reload().await.unwrap(), keeper.generation()), (true, 2));
+        assert_eq!((store.reload().await.unwrap(), store.generation()), (true, 2));
     }
 
     #[tokio::test]
-    async fn unusable_certificates_are_refused_with_a_remedy() {
+    async fn start_with_unusable_certificates_names_the_cause() {
         let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
         let (pem, other) = (ours.issue("a.peers"), ours.issue("b.peers"));
-        let start = async |tls: MutualTls| CredentialStore::new(Source::Certificates(tls), me()).await;
+        let start = async |tls: MutualTls| CredentialStore::new(Source::Certificates(tls), test_identity()).await;
         let named = |tls: MutualTls| tls.peer_names(["*.peers"]).unwrap();
-        for (tls, says) in [
+        for (tls, part) in [
             (MutualTls::from_pem(&pem.certificate, &pem.key, ours.pem()), "peer_names"),
             (named(MutualTls::from_pem(&pem.certificate, &other.key, ours.pem())), "not that of the certificate"),
             (named(MutualTls::from_pem(&pem.certificate, "nothing", ours.pem())), "private key"),
@@ -359,34 +375,36 @@ mod tests {
             (named(MutualTls::from_pem(&pem.certificate, &pem.key, "nothing")), "the authorities"),
             (named(MutualTls::from_files("/no/such/tls.crt", "/x", "/y")), "/no/such/tls.crt"),
         ] {
-            let error = start(tls).await.expect_err(says);
-            assert!(error.is_config() && error.to_string().contains(says), "{error}");
+            let error = start(tls).await.expect_err(part);
+            assert!(error.is_config() && error.to_string().contains(part), "{error}");
             assert!(!format!("{error:?}").contains(pem.key.lines().nth(1).unwrap()));
         }
-        // The user may know better than this node which certificates its peers trust.
+        // A certificate that this node does not trust is accepted, because the peers may trust it.
         assert!(start(named(MutualTls::from_pem(&pem.certificate, &pem.key, theirs.pem()))).await.is_ok());
     }
 
+    /// Checks that a connection that begins to wait after the replacement of its credentials is retired as well.
     #[tokio::test]
-    async fn late_reader_of_the_generation_sees_the_replacement() {
+    async fn replacement_before_the_wait_is_noticed() {
         let source = || Source::Key(ClusterKey::new(pki::cluster_key()).unwrap());
-        let keeper = Arc::new(CredentialStore::new(source(), me()).await.unwrap());
-        let security = crate::transport::Security::Tls(Arc::clone(&keeper));
+        let store = Arc::new(CredentialStore::new(source(), test_identity()).await.unwrap());
+        let security = crate::transport::Security::Tls(Arc::clone(&store));
         let generation = security.generation();
-        assert!(keeper.take(source()).await.unwrap());
+        assert!(store.take(source()).await.unwrap());
         security.replaced(generation, 0).await;
         let current = security.replaced(security.generation(), 0);
-        assert!(futures_util::FutureExt::now_or_never(current).is_none(), "those of now are in use");
+        assert!(futures_util::FutureExt::now_or_never(current).is_none(), "the current credentials are not replaced");
     }
 
     #[tokio::test]
-    #[expect(clippy::disallowed_methods, reason = "its own connection")]
-    async fn node_with_two_keys_shows_the_certificate_that_is_known() {
+    #[expect(clippy::disallowed_methods, reason = "the test connects as a client")]
+    async fn node_with_two_keys_connects_to_holders_of_either() {
         let [old, new] = [(); 2].map(|()| pki::cluster_key());
-        let keeper =
-            async |keys: &str| CredentialStore::new(Source::Key(ClusterKey::new(keys).unwrap()), me()).await.unwrap();
-        let (before, both, after) = (keeper(&old).await, keeper(&format!("{new},{old}")).await, keeper(&new).await);
-        let talk = async |client: &CredentialStore, server: &CredentialStore| {
+        let store = async |keys: &str| {
+            CredentialStore::new(Source::Key(ClusterKey::new(keys).unwrap()), test_identity()).await.unwrap()
+        };
+        let (before, both, after) = (store(&old).await, store(&format!("{new},{old}")).await, store(&new).await);
+        let connect_both = async |client: &CredentialStore, server: &CredentialStore| {
             let listener = crate::transport::listen(([127, 0, 0, 1], 0).into()).await.unwrap();
             let address = listener.local_addr().unwrap();
             let connect = async {
@@ -401,9 +419,9 @@ mod tests {
             (connected.is_ok(), accepted.is_ok())
         };
         for (client, server) in [(&before, &both), (&both, &before), (&both, &after), (&after, &both), (&both, &both)] {
-            assert_eq!(talk(client, server).await, (true, true));
+            assert_eq!(connect_both(client, server).await, (true, true));
         }
-        assert_eq!(talk(&before, &after).await, (false, false));
-        assert_eq!(talk(&after, &before).await, (false, false));
+        assert_eq!(connect_both(&before, &after).await, (false, false));
+        assert_eq!(connect_both(&after, &before).await, (false, false));
     }
 }

@@ -1,4 +1,4 @@
-//! Mutual TLS with certificates of the user.
+//! Mutual TLS with certificates that the user brings, from files or from memory.
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
@@ -16,14 +16,14 @@ use zeroize::Zeroizing;
 use crate::error::{Error, Kind, Result};
 use crate::transport::tls::{Material, OwnCertificate, digest, names::Name, read_file, verify::Trust};
 
-/// TLS between peers with certificates of your own: both sides show one, and are admitted by name.
+/// TLS between peers with certificates that you bring. Each side presents a certificate and is let in by name.
 ///
-/// Certificates must be issued for `serverAuth` and `clientAuth`, because a peer is both sides. Files are read again every
-/// 10 s. New certificates are used for new connections at once, and older connections end within 50 s, one by one and
-/// without a failed get. Files that do not fit together, or cannot be read, change nothing.
+/// Certificates must be issued for `serverAuth` and `clientAuth`, because a peer is server and client. Files are read
+/// again every 10 s. New connections use new content at once; older connections end within 50 s, one by one and without
+/// a failed get. Files that do not fit together or cannot be read change nothing.
 ///
-/// To change the authority, put the old and the new one into the CA file of every node first, and change the certificates
-/// then.
+/// To change the authority, first put the old and the new authority into the CA file of every node, and then replace
+/// the certificates.
 ///
 /// ```no_run
 /// # use groupcache_core::{tls::MutualTls, Node};
@@ -35,44 +35,47 @@ use crate::transport::tls::{Material, OwnCertificate, digest, names::Name, read_
 /// ```
 #[derive(Clone)]
 pub struct MutualTls {
-    from: From,
+    source: PemSource,
     names: Vec<Name>,
 }
 
+/// Place from which the PEM texts are read.
 #[derive(Clone)]
-enum From {
+enum PemSource {
     Files { certificate: PathBuf, key: PathBuf, authorities: PathBuf },
     Memory { certificate: Arc<[u8]>, key: Arc<Zeroizing<Vec<u8>>>, authorities: Arc<[u8]> },
 }
 
 impl MutualTls {
-    /// Returns the settings for PEM files: this node's certificate (with its intermediates after it), its private key, and
-    /// the authorities whose certificates are trusted. The node reads them when it starts.
+    /// Uses PEM files: the certificate of this node (followed by its intermediates), its private key, and the
+    /// authorities that are trusted. The files are read when the node starts and again every 10 s.
     pub fn from_files(
         certificate: impl Into<PathBuf>,
         key: impl Into<PathBuf>,
         authorities: impl Into<PathBuf>,
     ) -> Self {
         let (certificate, key, authorities) = (certificate.into(), key.into(), authorities.into());
-        Self { from: From::Files { certificate, key, authorities }, names: Vec::new() }
+        Self { source: PemSource::Files { certificate, key, authorities }, names: Vec::new() }
     }
 
-    /// Returns the settings for PEM text in memory; otherwise as [`from_files`](Self::from_files). To change it later, see
-    /// [`Node::set_mutual_tls`](crate::Node::set_mutual_tls).
+    /// Uses PEM texts in memory, with the content that [`from_files`](Self::from_files) describes. To change them
+    /// later, see [`Node::set_mutual_tls`](crate::Node::set_mutual_tls).
     pub fn from_pem(certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>, authorities: impl AsRef<[u8]>) -> Self {
-        let from = From::Memory {
+        let source = PemSource::Memory {
             certificate: certificate.as_ref().into(),
             key: Arc::new(Zeroizing::new(key.as_ref().to_vec())),
             authorities: authorities.as_ref().into(),
         };
-        Self { from, names: Vec::new() }
+        Self { source, names: Vec::new() }
     }
 
-    /// Sets the names of admitted peers: DNS names or URIs in their certificates (subject alternative names). Required,
-    /// because an authority issues certificates for others too.
+    /// Sets the names of the peers that are let in: DNS names or URIs in their certificates (subject alternative
+    /// names). Names are required, because an authority issues certificates for others too. A later call replaces the
+    /// names.
     ///
-    /// `*` stands for the first label of a DNS name, or for one segment of a URI's path. `{id}` stands for the same, and its
-    /// text must be the [`PeerId`](crate::PeerId) of the peer (percent-encoded in URIs). For example `cache.example.org`, `*.peers.example.org`, `spiffe://example.org/ns/prod/cache/{id}`.
+    /// `*` stands for the whole first label of a DNS name, or for one whole segment of the path of a URI. `{id}` stands
+    /// for the same parts, and the part must be the [`PeerId`](crate::PeerId) of the peer (percent-encoded in URIs).
+    /// Examples are `cache.example.org`, `*.peers.example.org` and `spiffe://example.org/ns/prod/cache/{id}`.
     ///
     /// # Errors
     /// [`is_config`](Error::is_config) when a name can match nothing, or everything.
@@ -81,11 +84,12 @@ impl MutualTls {
         Ok(self)
     }
 
+    /// Returns whether the PEM texts are in files, which may change.
     pub(crate) fn is_read_from_files(&self) -> bool {
-        matches!(self.from, From::Files { .. })
+        matches!(self.source, PemSource::Files { .. })
     }
 
-    /// Reads the certificates; returns `None` when their bytes have the `known` digest.
+    /// Returns the credentials that the PEM texts hold, or `None` when the texts have the digest `known`.
     pub(crate) async fn read(&self, known: &[u8]) -> Result<Option<Material>> {
         if self.names.is_empty() {
             return Err(Error::config(
@@ -93,14 +97,14 @@ impl MutualTls {
                  .peer_names([\"*.peers.example.org\"]) with the names that your peers' certificates carry",
             ));
         }
-        match &self.from {
-            From::Files { certificate, key, authorities } => {
+        match &self.source {
+            PemSource::Files { certificate, key, authorities } => {
                 let certificate = read_file("the certificate", certificate).await?;
                 let key = read_file("the private key", key).await?;
                 let authorities = read_file("the authorities", authorities).await?;
                 self.material(&certificate, &key, &authorities, known)
             }
-            From::Memory { certificate, key, authorities } => self.material(certificate, key, authorities, known),
+            PemSource::Memory { certificate, key, authorities } => self.material(certificate, key, authorities, known),
         }
     }
 
@@ -115,7 +119,7 @@ impl MutualTls {
         let signing = any_supported_type(&private).map_err(|e| {
             Error::caused(
                 Kind::Config,
-                "the private key is of no kind that is supported: RSA, ECDSA P-256 or P-384, Ed25519",
+                "the private key has an unsupported type; use RSA, ECDSA P-256 or P-384, or Ed25519",
                 e,
             )
         })?;
@@ -127,28 +131,35 @@ impl MutualTls {
         let mut roots = RootCertStore::empty();
         for authority in certificates("the authorities", authorities)? {
             roots.add(authority).map_err(|e| {
-                Error::caused(Kind::Config, "one of the authorities cannot be used; the file holds CA certificates", e)
+                Error::caused(Kind::Config, "one of the authorities cannot be used; give CA certificates only", e)
             })?;
         }
         let trust = Trust::new(roots, self.names.clone())?;
-        // No error, because the peers may trust more than this node does.
+        // A warning and no error, because the peers may trust more than this node does.
         if let Err(trouble) = trust.check_client(&own.cert) {
-            tracing::warn!(error = %trouble, "this node would refuse its own certificate, and its peers may refuse it too; compare peer_names and authorities");
+            tracing::warn!(
+                error = %trouble,
+                "this node would not let its own certificate in, and its peers may not either; correct peer_names or \
+                 the certificate"
+            );
         }
         Ok(Some(Material { own: OwnCertificate(vec![(None, Arc::new(own))]), trust: Arc::new(trust), digest }))
     }
 }
 
-/// Drops the error itself, because it quotes lines of the text, which may be those of a private key.
+/// Returns the error for a PEM text that cannot be read. The error of the library is dropped, because it quotes lines
+/// of the text, which may belong to a private key.
 fn unreadable(what: &str, error: &pem::Error) -> Error {
     let why = match error {
         pem::Error::MissingSectionEnd { .. } => "a block has no end",
-        pem::Error::IllegalSectionStart { .. } => "a line that begins a block is malformed; are its line breaks there?",
-        pem::Error::Base64Decode(_) => "a block is no base64",
-        pem::Error::NoItemsFound => "there is no such block in it",
-        _ => "it is too large, or cannot be read to its end",
+        pem::Error::IllegalSectionStart { .. } => {
+            "the first line of a block is malformed, or its line breaks are missing"
+        }
+        pem::Error::Base64Decode(_) => "a block is not base64",
+        pem::Error::NoItemsFound => "the text has no such block",
+        _ => "the text is too large, or its end cannot be read",
     };
-    Error::config(format!("{what} cannot be read: {why}; it is PEM text, and a private key is not encrypted"))
+    Error::config(format!("{what} cannot be read: {why}; give PEM text, without encryption of a private key"))
 }
 
 /// Returns all certificates of a PEM text.
@@ -156,7 +167,7 @@ fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> 
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let read = read.map_err(|e| unreadable(what, &e))?;
     if read.is_empty() {
-        return Err(Error::config(format!("{what}: there is no PEM block of a CERTIFICATE in it")));
+        return Err(Error::config(format!("{what} cannot be read: the text has no PEM block of a CERTIFICATE")));
     }
     Ok(read)
 }
@@ -164,7 +175,7 @@ fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> 
 impl fmt::Debug for MutualTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("MutualTls");
-        if let From::Files { certificate, key, authorities } = &self.from {
+        if let PemSource::Files { certificate, key, authorities } = &self.source {
             out.field("certificate", certificate).field("key", key).field("authorities", authorities);
         }
         out.field("peer_names", &self.names).finish_non_exhaustive()

@@ -1,22 +1,22 @@
-//! Names of admitted peers: DNS names and URIs such as SPIFFE ids, with wildcards of one label.
+//! Names of peers in certificates: DNS names and URIs such as SPIFFE ids, with wildcards for one label or segment.
 
 use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, Result};
 
-/// A name, or a pattern of names. DNS names may have `*` or `{id}` for their first label, URIs for whole segments
-/// of their path; each stands for exactly one. The text of `{id}` must be the id of the peer.
+/// Name of a peer, or a pattern of names. `*` and `{id}` may stand for the first label of a DNS name and for any
+/// segment in the path of a URI, and each matches exactly one. The part that `{id}` matches must be the id of the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Name {
     Dns(Vec<Part>),
     Uri {
-        /// Scheme and authority, in lower case.
+        /// Scheme and authority in lower case.
         origin: String,
         path: Vec<Part>,
     },
 }
 
-/// Pattern of a label or a segment.
+/// Pattern of one label or one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Is(String),
@@ -24,49 +24,53 @@ pub(crate) enum Part {
     Id,
 }
 
-/// A match with a name of a certificate, with the id in it where the pattern has one.
+/// Result of a match between a pattern and a name: the id in the name, if the pattern contains `{id}`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Matched {
     pub(crate) id: Option<String>,
 }
 
 impl Name {
+    /// Parses a name or a pattern.
+    ///
+    /// # Errors
+    /// [`is_config`](Error::is_config) when no certificate can match, or when the pattern is too wide.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let bad = |why: &str| {
             Error::config(format!(
-                "{text:?} is no peer name: {why}; write a DNS name such as *.peers.example.org, or a URI such as \
+                "{text:?} is not a peer name: {why}; write a DNS name such as *.peers.example.org, or a URI such as \
                  spiffe://example.org/cache/{{id}}"
             ))
         };
         if text.matches("{id}").count() > 1 {
-            return Err(bad("there is one id in a name"));
+            return Err(bad("a name contains {id} once"));
         }
         if let Some((scheme, rest)) = text.split_once("://") {
             let (authority, path) = rest.split_once('/').ok_or_else(|| bad("a URI needs a path"))?;
             if scheme.is_empty() || authority.is_empty() || is_wild(authority) {
-                return Err(bad("scheme and authority are written out"));
+                return Err(bad("scheme and authority are required and have no wildcard"));
             }
             let origin = format!("{scheme}://{authority}").to_ascii_lowercase();
             let path: Vec<_> = path.split('/').map(part).collect();
             let odd = |part: &Part| matches!(part, Part::Is(text) if is_wild(text) || text.contains(['?', '#']));
             if path.iter().any(odd) || path.contains(&Part::Is(String::new())) {
-                return Err(bad("a wildcard is a whole segment, and no segment is empty"));
+                return Err(bad("a wildcard is a whole segment, and a segment is neither empty nor contains ? or #"));
             }
             return Ok(Self::Uri { origin, path });
         }
         let labels: Vec<_> = text.to_ascii_lowercase().split('.').map(part).collect();
         let is_label = |part: &Part| matches!(part, Part::Is(l) if !l.is_empty() && l.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)));
         match labels.split_first() {
-            _ if text.parse::<std::net::IpAddr>().is_ok() => Err(bad("an address says where a peer is, not who")),
+            _ if text.parse::<std::net::IpAddr>().is_ok() => Err(bad("an address does not identify a peer")),
             Some((first, rest)) if is_label(first) && rest.iter().all(is_label) => Ok(Self::Dns(labels)),
             Some((Part::Any | Part::Id, rest)) if !rest.is_empty() && rest.iter().all(is_label) => {
                 Ok(Self::Dns(labels))
             }
-            _ => Err(bad("labels are letters, digits, - and _; only the first may be * or {id}, and not alone")),
+            _ => Err(bad("labels consist of letters, digits, - and _, and only the first of several may be * or {id}")),
         }
     }
 
-    /// Returns the match of a DNS name of a certificate, which may be a wildcard itself.
+    /// Matches a DNS name of a certificate, which may be a wildcard itself. Returns `None` when the name is not let in.
     pub(crate) fn matches_dns(&self, shown: &str) -> Option<Matched> {
         let Self::Dns(labels) = self else { return None };
         let shown: Vec<_> = shown.split('.').collect();
@@ -76,7 +80,7 @@ impl Name {
         let mut id = None;
         for (at, (label, shown)) in labels.iter().zip(shown).enumerate() {
             match label {
-                // RFC 6125, section 6.4.3: a certificate for *.x is valid for each label before x.
+                // A certificate for *.x is valid for each single label before x (RFC 6125, section 6.4.3).
                 Part::Is(label) if label.eq_ignore_ascii_case(shown) || (at == 0 && shown == "*") => {}
                 Part::Any => {}
                 Part::Id if shown != "*" => id = Some(shown.to_owned()),
@@ -86,7 +90,7 @@ impl Name {
         Some(Matched { id })
     }
 
-    /// Returns the match of a URI of a certificate.
+    /// Matches a URI of a certificate. Returns `None` when the URI is not let in.
     pub(crate) fn matches_uri(&self, shown: &str) -> Option<Matched> {
         let Self::Uri { origin, path } = self else { return None };
         let (scheme, rest) = shown.split_once("://")?;
@@ -133,20 +137,20 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_is_one_label() {
+    fn wildcard_matches_exactly_one_label() {
         assert_eq!(dns("cache.example.org", "Cache.Example.ORG"), Some(None));
         assert_eq!(dns("*.example.org", "a.example.org"), Some(None));
         for other in ["example.org", "b.a.example.org", "a.example.com", "aexample.org", ".a.example.org", ""] {
             assert_eq!(dns("*.example.org", other), None, "{other:?}");
         }
-        assert_eq!(dns("a.example.org", "*.example.org"), Some(None), "a certificate for all of them");
-        assert_eq!(dns("a.example.org", "a.*.org"), None, "only as the first label");
+        assert_eq!(dns("a.example.org", "*.example.org"), Some(None), "a wildcard certificate is valid for each label");
+        assert_eq!(dns("a.example.org", "a.*.org"), None, "a wildcard certificate has its wildcard in the first label");
     }
 
     #[test]
-    fn an_id_is_what_it_stands_for() {
+    fn id_placeholder_matches_the_id_of_the_peer() {
         assert_eq!(dns("{id}.peers", "users-0.peers"), Some(Some("users-0".into())));
-        assert_eq!(dns("{id}.peers", "*.peers"), None, "that would be any id");
+        assert_eq!(dns("{id}.peers", "*.peers"), None, "a wildcard certificate carries no id");
         let spiffe = "spiffe://example.org/ns/*/cache/{id}";
         assert_eq!(uri(spiffe, "spiffe://Example.org/ns/prod/cache/users-0"), Some(Some("users-0".into())));
         assert_eq!(
@@ -168,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn name_that_admits_too_much_or_nothing_is_refused() {
+    fn name_that_is_too_wide_or_matches_nothing_is_refused() {
         for bad in [
             "",
             "*",

@@ -1,16 +1,16 @@
-//! Certificates that a peer showed to a TLS server of the user.
+//! Certificates that a peer presented to the TLS server of the user.
 
 use std::{fmt, sync::Arc};
 
 use rustls::pki_types::CertificateDer;
 
-/// The certificates that a peer showed in the handshake, for a [`PeerService`](crate::mount::PeerService) that is mounted
-/// in a server with TLS of its own.
+/// Certificates that a peer presented in the handshake, for a [`PeerService`](crate::mount::PeerService) that is
+/// mounted in a server with TLS of its own.
 ///
-/// Insert it into the extensions of every request of a connection. The TLS server must have asked for a client
-/// certificate and have checked that the client has its key, as every TLS server does that accepts one; authority,
-/// dates and names are checked here, by the node's own [`MutualTls`](crate::tls::MutualTls). With tonic's TLS
-/// server nothing needs to be inserted.
+/// Insert the certificates into the extensions of every request of a connection. The TLS server must ask for a client
+/// certificate and check that the client holds its private key, as every TLS server does that accepts client
+/// certificates. The node checks authority, dates and names against its own [`MutualTls`](crate::tls::MutualTls). With
+/// the TLS server of tonic, nothing needs to be inserted.
 ///
 /// ```
 /// # use groupcache_core::tls::PeerCertificates;
@@ -23,7 +23,7 @@ use rustls::pki_types::CertificateDer;
 pub struct PeerCertificates(Arc<[CertificateDer<'static>]>);
 
 impl PeerCertificates {
-    /// Returns the certificates of a chain in DER, the peer's own first. An empty chain identifies nobody.
+    /// Takes the chain in DER, beginning with the certificate of the peer. An empty chain counts as no certificate.
     pub fn from_der(chain: impl IntoIterator<Item = Vec<u8>>) -> Self {
         Self(chain.into_iter().map(CertificateDer::from).collect())
     }

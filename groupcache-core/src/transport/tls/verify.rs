@@ -1,4 +1,6 @@
-//! Verification of peers: a certificate of a trusted authority with an admitted name.
+//! Trust in certificates: a peer is let in if its certificate is of a trusted authority and carries a listed name.
+//!
+//! [`Trust`] is the verifier of both sides of a handshake. Authority and dates are checked by the TLS library.
 
 use std::sync::Arc;
 
@@ -21,11 +23,11 @@ use crate::{
     transport::handshake::{Caller, HandshakeError, explain},
 };
 
-/// Authorities and names that a node trusts.
+/// Authorities that a node trusts, and the names of the peers that it lets in.
 #[derive(Debug)]
 pub(crate) struct Trust {
     roots: Arc<RootCertStore>,
-    /// Names of the authorities, by which a peer with several certificates chooses one.
+    /// Names of the authorities, so that a peer with several certificates can choose one that this node trusts.
     authorities: Vec<DistinguishedName>,
     names: Vec<Name>,
     clients: Arc<dyn ClientCertVerifier>,
@@ -36,18 +38,25 @@ impl Trust {
     pub(crate) fn new(roots: RootCertStore, names: Vec<Name>) -> Result<Self> {
         let (roots, authorities) = (Arc::new(roots.clone()), roots.subjects());
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider()).build();
-        let clients = clients.map_err(|e| Error::caused(Kind::Config, "these authorities cannot be trusted", e))?;
+        let clients = clients
+            .map_err(|e| Error::caused(Kind::Config, "the authorities cannot be used; give CA certificates", e))?;
         let algorithms = provider().signature_verification_algorithms;
         Ok(Self { roots, authorities, names, clients, algorithms })
     }
 
-    /// Returns the identity of a chain: whether a name of it is admitted, and the ids that its names carry.
-    pub(crate) fn name(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, HandshakeError> {
-        let shown = chain.first().ok_or_else(|| HandshakeError::Certificate("it shows no certificate".to_owned()))?;
-        let unreadable = |e| HandshakeError::Certificate(format!("its certificate cannot be read: {e}"));
+    /// Returns the identity that a chain of certificates proves: the ids in those of its names that are let in. The
+    /// caller has checked the authority and the dates.
+    ///
+    /// # Errors
+    /// The reason why none of the names is let in.
+    pub(crate) fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, HandshakeError> {
+        let shown = chain
+            .first()
+            .ok_or_else(|| HandshakeError::Certificate("the other side presented no certificate".to_owned()))?;
+        let unreadable = |e| HandshakeError::Certificate(format!("the presented certificate cannot be read: {e}"));
         let shown = EndEntityCert::try_from(shown).map_err(unreadable)?;
-        // webpki checks one name at a time and knows no patterns; it has checked that the authority may issue each of
-        // these names.
+        // webpki recommends its check of a single name, which knows no patterns. The check of the chain has verified
+        // that the authority may issue certificates for each of these names.
         let dns: Vec<_> = shown.valid_dns_names().collect();
         let uris: Vec<_> = shown.valid_uri_names().collect();
         let by_dns = dns.iter().flat_map(|shown| self.names.iter().filter_map(|name| name.matches_dns(shown)));
@@ -57,31 +66,33 @@ impl Trust {
             let shown: Vec<_> = dns.into_iter().chain(uris).collect();
             let shown = if shown.is_empty() { "no DNS name and no URI".to_owned() } else { shown.join(", ") };
             return Err(HandshakeError::Name(format!(
-                "its certificate is for {shown}, and peer_names lets none of that in"
+                "the presented certificate is for {shown}, and peer_names lets none of that in"
             )));
         }
         let ids: Vec<_> = matched.into_iter().filter_map(|matched| matched.id).collect();
         Ok(Caller::Verified { ids: if ids.is_empty() { None } else { Some(ids) } })
     }
 
-    /// Checks a chain that was shown to a TLS server of the user, which has checked that the client has its key.
+    /// Checks a chain that a client presented to the TLS server of the user, and returns the identity of the client.
+    /// The server has checked that the client holds the private key.
     pub(crate) fn check_client(&self, chain: &[CertificateDer<'_>]) -> Result<Caller, HandshakeError> {
-        let (shown, rest) =
-            chain.split_first().ok_or_else(|| HandshakeError::Certificate("it shows no certificate".to_owned()))?;
+        let (shown, rest) = chain
+            .split_first()
+            .ok_or_else(|| HandshakeError::Certificate("the other side presented no certificate".to_owned()))?;
         let checked = self.clients.verify_client_cert(shown, rest, UnixTime::now());
         checked.map_err(|e| explain(&e))?;
-        self.name(chain)
+        self.identify(chain)
     }
 
-    /// Checks the name alone, after authority and dates.
-    fn admit(&self, shown: &CertificateDer<'_>) -> Result<(), TlsError> {
+    /// Checks the names only; the caller has checked the authority and the dates.
+    fn check_names(&self, shown: &CertificateDer<'_>) -> Result<(), TlsError> {
         let refused = |trouble| TlsError::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(trouble))));
-        self.name(std::slice::from_ref(shown)).map(drop).map_err(refused)
+        self.identify(std::slice::from_ref(shown)).map(drop).map_err(refused)
     }
 }
 
 impl ServerCertVerifier for Trust {
-    /// Ignores the name that was dialled, because it may be an address and proves no identity.
+    /// Checks authority, dates and names, and ignores the dialled name, which may be an address and identifies no peer.
     fn verify_server_cert(
         &self,
         shown: &CertificateDer<'_>,
@@ -98,7 +109,7 @@ impl ServerCertVerifier for Trust {
             now,
             self.algorithms.all,
         )?;
-        self.admit(shown)?;
+        self.check_names(shown)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -141,7 +152,7 @@ impl ClientCertVerifier for Trust {
         now: UnixTime,
     ) -> Result<ClientCertVerified, TlsError> {
         let verified = self.clients.verify_client_cert(shown, rest, now)?;
-        self.admit(shown)?;
+        self.check_names(shown)?;
         Ok(verified)
     }
 

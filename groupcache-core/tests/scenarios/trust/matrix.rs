@@ -78,7 +78,7 @@ fn certificates(ours: &Authority) -> Vec<Case> {
     let theirs = Authority::new("theirs");
     let good = ours.issue("a.peers").mutual(&ours.pem());
     let b = "b.peers";
-    let unknown_at_peer = "it does not know the authority of our certificate: another CA, another cluster key";
+    let unknown_at_peer = "does not know the authority of this node's certificate: another CA, another cluster key";
     let case = |name, bad: Pem, bad_dials, good_dials| Case {
         name,
         good: Trust::Tls(good.clone()),
@@ -86,13 +86,13 @@ fn certificates(ours: &Authority) -> Vec<Case> {
         bad_dials,
         good_dials,
     };
-    let dates = "it finds our certificate expired, or not valid yet";
-    let expired = "its certificate has expired";
-    let early = "its certificate is not valid yet";
-    let its_use = "our certificate is not for this use; issue it for serverAuth and clientAuth";
-    let no_name = "no name of our certificate is among its peer_names";
-    let unlisted_name = "its certificate is for b.users, and peer_names lets none of that in";
-    let another = "its certificate is for c, and it says that it is b";
+    let dates = "the other side finds the certificate of this node expired, or not valid yet";
+    let expired = "the presented certificate has expired";
+    let early = "the presented certificate is not valid yet";
+    let its_use = "this node's certificate is not for this use; issue it for serverAuth and clientAuth";
+    let no_name = "no name of this node's certificate is among the peer_names of the other side";
+    let unlisted_name = "the presented certificate is for b.users, and peer_names lets none of that in";
+    let another = "the presented certificate is for c, and its holder claims the id b";
     vec![
         case(
             "expired",
@@ -133,14 +133,14 @@ fn certificates(ours: &Authority) -> Vec<Case> {
         case(
             "for servers only",
             ours.issue_as(b, for_use_as(ExtendedKeyUsagePurpose::ServerAuth)),
-            expected(its_use, "its certificate is not for this use", certificate),
+            expected(its_use, "the presented certificate is not for this use", certificate),
             None,
         ),
         case(
             "for clients only",
             ours.issue_as(b, for_use_as(ExtendedKeyUsagePurpose::ClientAuth)),
             None,
-            expected("its certificate is not for this use", its_use, by_peer),
+            expected("the presented certificate is not for this use", its_use, by_peer),
         ),
         Case {
             bad: Trust::Tls(theirs.issue(b).mutual(&theirs.pem())),
@@ -173,13 +173,13 @@ fn keys(ours: &Authority) -> Vec<Case> {
         case("certificates and a cluster key", Trust::Tls(tls.clone())),
         Case {
             bad_dials: expected(
-                "it speaks TLS and this node does not",
-                "it does not speak TLS and this node does",
+                "the other side speaks TLS and this node does not",
+                "the other side does not speak TLS and this node does",
                 plain,
             ),
             good_dials: expected(
-                "it does not speak TLS and this node does",
-                "it speaks TLS and this node does not",
+                "the other side does not speak TLS and this node does",
+                "the other side speaks TLS and this node does not",
                 plain,
             ),
             good: Trust::Tls(tls),

@@ -138,49 +138,49 @@ async fn cases(scene: &Scene) -> Vec<Case> {
     let recorded = scene.record().await;
     let tls = |change: fn(&mut UnlistedClient)| Attempt::Tls(good.with(change));
     let bytes = |bytes: &[u8]| Attempt::Bytes(bytes.to_vec());
-    let plain = "it does not speak TLS and this node does; compare on both nodes";
+    let plain = "the other side does not speak TLS and this node does; compare on both nodes";
     let broken = "the connection broke during the handshake";
     vec![
         Case {
             name: "no certificate",
             attempt: tls(|client| client.certificate = None),
             answer: "CertificateRequired",
-            line: "it shows no certificate",
+            line: "the other side presented no certificate",
             counter: |stats| stats.refused_certificates,
         },
         Case {
             name: "a certificate of another authority",
             attempt: Attempt::Tls(good.with(|client| client.certificate = Some(theirs))),
             answer: "UnknownCA",
-            line: "its certificate is of an authority that this node does not know",
+            line: "the presented certificate is of an authority that this node does not know",
             counter: |stats| stats.refused_certificates,
         },
         Case {
             name: "a name that is not let in",
             attempt: Attempt::Tls(good.with(|client| client.certificate = Some(scene.ours.issue("b.users")))),
             answer: "CertificateUnknown",
-            line: "its certificate is for b.users, and peer_names lets none of that in",
+            line: "the presented certificate is for b.users, and peer_names lets none of that in",
             counter: |stats| stats.refused_names,
         },
         Case {
             name: "TLS 1.2 only",
             attempt: tls(|client| client.version = &TLS12),
             answer: "ProtocolVersion",
-            line: "it speaks another TLS; nodes speak 1.3 and nothing older",
+            line: "the other side speaks another TLS; nodes speak TLS 1.3 only",
             counter: |stats| stats.refused_tls,
         },
         Case {
             name: "no ALPN",
             attempt: tls(|client| client.alpn = None),
             answer: "closed",
-            line: "it does not ask for HTTP/2 (ALPN h2)",
+            line: "the other side does not ask for HTTP/2 (ALPN h2)",
             counter: |stats| stats.refused_tls,
         },
         Case {
             name: "HTTP/1.1 only",
             attempt: tls(|client| client.alpn = Some("http/1.1")),
             answer: "NoApplicationProtocol",
-            line: "it does not offer HTTP/2 (ALPN h2)",
+            line: "the other side does not offer HTTP/2 (ALPN h2)",
             counter: |stats| stats.refused_tls,
         },
         Case {
@@ -201,14 +201,14 @@ async fn cases(scene: &Scene) -> Vec<Case> {
             name: "no bytes",
             attempt: bytes(b""),
             answer: "an alert",
-            line: "it was closed before anything was said",
+            line: "the other side closed it before sending a byte",
             counter: |stats| stats.handshakes_broken,
         },
         Case {
             name: "a part of a ClientHello",
             attempt: bytes(&recorded[..100]),
             answer: "closed",
-            line: "it closed the connection in the middle",
+            line: "the other side closed it in the middle",
             counter: |stats| stats.handshakes_broken,
         },
         Case {
@@ -267,7 +267,7 @@ async fn silent_or_stalled_client_is_closed_after_five_seconds() {
         assert_eq!(closed.unwrap_or(0), 0);
     }
     eventually("both are counted", || scene.a.stats().handshake_timeouts == 2).await;
-    assert_eq!(warnings.lines_with("it did not finish its handshake in time").len(), 2);
+    assert_eq!(warnings.lines_with("the other side did not finish its handshake in time").len(), 2);
 }
 
 /// Checks that an address without a valid peer leads to an error within 5 s, and that gets do not wait for that peer.
@@ -286,17 +286,27 @@ async fn invalid_server_is_an_error_within_five_seconds() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     for (name, server, is_about_trust, text) in [
         ("no listener", closed, false, "refused"),
-        ("TLS 1.2", good.with(|s| s.version = &TLS12).listen().await, true, "it speaks no TLS 1.3"),
-        ("no ALPN", good.with(|s| s.alpn = None).listen().await, true, "it does not offer HTTP/2 (ALPN h2)"),
+        ("TLS 1.2", good.with(|s| s.version = &TLS12).listen().await, true, "the other side does not speak TLS 1.3"),
+        (
+            "no ALPN",
+            good.with(|s| s.alpn = None).listen().await,
+            true,
+            "the other side does not offer HTTP/2 (ALPN h2)",
+        ),
         (
             "HTTP/1.1",
             good.with(|s| s.alpn = Some("http/1.1")).listen().await,
             true,
-            "it does not offer HTTP/2 (ALPN h2)",
+            "the other side does not offer HTTP/2 (ALPN h2)",
         ),
-        ("HTTP without TLS", http.await, true, "it does not speak TLS and this node does; compare on both nodes"),
+        (
+            "HTTP without TLS",
+            http.await,
+            true,
+            "the other side does not speak TLS and this node does; compare on both nodes",
+        ),
         ("closes during the handshake", closes.await, false, "broke"),
-        ("sends nothing", silent.await, false, "it did not finish its handshake in time"),
+        ("sends nothing", silent.await, false, "the other side did not finish its handshake in time"),
         ("sends nothing after the handshake", good.clone().listen().await, false, "sent no Hello"),
     ] {
         let peers = Peers::default();
