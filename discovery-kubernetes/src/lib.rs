@@ -48,7 +48,7 @@
 //!
 //! # Load on the API server
 //!
-//! - One watch per node and namespace. A watch lives 60 to 120 s; the next one continues from the same version.
+//! - Each node has one watch per namespace. A watch lives 60 to 120 s; the next one continues from the same version.
 //! - Lists: at the start, every 10 minutes (± 20 %), after the API server has forgotten the version of the watch, after
 //!   repeated failures of the watch, and when the node doubts its peers (at most once a second).
 //! - After a failure the provider waits 250 ms, then longer, up to 30 s, with jitter.

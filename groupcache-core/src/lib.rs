@@ -35,7 +35,7 @@
 //!    goes to the next successor only if a peer is unreachable, declines, or does not offer the group. The node loads
 //!    the value itself, as in step 4, if it is the next candidate, if no candidate is left, or if too many second
 //!    attempts were made lately.
-//! 4. **The node itself is the owner.** One load runs in a task of its own, for every caller on this node and on peers.
+//! 4. **The node itself is the owner.** The load runs in a task of its own, for every caller on this node and on peers.
 //!    If the key moved to this node in the last 10 minutes and was neither written nor loaded here since, its previous
 //!    owners are asked first, from memory only and for at most 20 ms in all. Memory keeps the value, unless a write
 //!    came after the load began, a delete hold is in force, or the loader returns
@@ -46,7 +46,7 @@
 //!
 //! # Promises
 //!
-//! - **One load.** While the nodes have equal views and reach each other, any number of concurrent gets of a missing
+//! - **A single load.** While the nodes have equal views and reach each other, any number of concurrent gets of a missing
 //!   key, on any nodes, cause one load, however slow it is until its deadline. The value must be one that memory keeps.
 //!   A write separates: a get that begins after the write does not share a load with a get that began before it.
 //! - **Bounded loads.** While views differ or the owner is unreachable, each node that must load runs one load of a key

@@ -4,25 +4,26 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use crate::{
     rust::{self, Part},
-    words::{BANNED, EXCUSED, PAIRS, PRONOUNS, RELATIVES},
+    words::{BANNED, EXCUSED, NOUNLESS, PAIRS, PRONOUNS, RELATIVES},
 };
 
 /// Longest name of a function: a line of a test's outcome still shows all of it.
 const MAX_NAME: usize = 60;
 
-/// What a unit breaks.
+/// Breaches of the rules in a unit.
 #[derive(Debug, Default)]
 pub(crate) struct Count {
     docs: usize,
     words: usize,
     relatives: usize,
     pronouns: Vec<String>,
+    nounless: Vec<String>,
     long_names: Vec<String>,
     banned: Vec<String>,
     relative_places: Vec<String>,
 }
 
-/// The most that a unit may break.
+/// Largest permitted counts of a unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Ceiling {
     pronouns: usize,
@@ -30,6 +31,7 @@ pub(crate) struct Ceiling {
     relatives: f64,
     long_names: usize,
     banned: usize,
+    nounless: usize,
 }
 
 impl Ceiling {
@@ -40,6 +42,7 @@ impl Ceiling {
             relatives: self.relatives.min(other.relatives),
             long_names: self.long_names.min(other.long_names),
             banned: self.banned.min(other.banned),
+            nounless: self.nounless.min(other.nounless),
         }
     }
 }
@@ -95,6 +98,9 @@ impl Count {
                 self.relative_places.push(format!("{path}:{line}: {word}"));
             }
         }
+        for begin in text.lines().flat_map(nounless_sentences) {
+            self.nounless.push(format!("{path}:{line}: a sentence begins without a noun: {begin}"));
+        }
         self.add_banned(path, line, text, false);
     }
 
@@ -117,6 +123,7 @@ impl Count {
             relatives: (self.rate() * 10.0).ceil() / 10.0,
             long_names: self.long_names.len(),
             banned: self.banned.len(),
+            nounless: self.nounless.len(),
         }
     }
 
@@ -139,22 +146,28 @@ impl Count {
             let (now, most) = (self.banned.len(), ceiling.banned);
             text.push(format!("{now} words that docs/GLOSSARY.md replaces, {most} are allowed"));
         }
+        if self.nounless.len() > ceiling.nounless {
+            let (now, most) = (self.nounless.len(), ceiling.nounless);
+            text.push(format!("{now} sentences begin without a noun, {most} are allowed"));
+        }
         (!text.is_empty()).then(|| text.join("; "))
     }
 
     pub(crate) fn places(&self) -> Vec<&String> {
-        let all = self.pronouns.iter().chain(&self.long_names).chain(&self.banned);
+        let all = self.pronouns.iter().chain(&self.nounless).chain(&self.long_names).chain(&self.banned);
         all.chain(&self.relative_places).collect()
     }
 
     pub(crate) fn summary(&self) -> String {
         format!(
-            "{} of {} doc comments begin with a pronoun; {:.2} relatives of 1,000 words; {} long names; {} banned words",
+            "{} of {} doc comments begin with a pronoun; {:.2} relatives of 1,000 words; {} long names; {} banned \
+             words; {} sentences without a noun",
             self.pronouns.len(),
             self.docs,
             self.rate(),
             self.long_names.len(),
-            self.banned.len()
+            self.banned.len(),
+            self.nounless.len()
         )
     }
 }
@@ -165,12 +178,14 @@ pub(crate) fn read_ceilings(text: &str) -> BTreeMap<String, Ceiling> {
         let mut fields = line.split('\t');
         let Some(unit) = fields.next() else { continue };
         let mut number = || fields.next().and_then(|field| field.trim().parse::<f64>().ok()).unwrap_or(0.0);
-        let (pronouns, relatives, long_names, banned) = (number(), number(), number(), number());
+        let (pronouns, relatives, long_names) = (number(), number(), number());
+        let (banned, nounless) = (number(), number());
         let ceiling = Ceiling {
             pronouns: pronouns as usize,
             relatives,
             long_names: long_names as usize,
             banned: banned as usize,
+            nounless: nounless as usize,
         };
         ceilings.insert(unit.to_owned(), ceiling);
     }
@@ -180,12 +195,12 @@ pub(crate) fn read_ceilings(text: &str) -> BTreeMap<String, Ceiling> {
 pub(crate) fn write_ceilings(ceilings: &BTreeMap<String, Ceiling>) -> String {
     let mut text = String::from(
         "# Unit, doc comments that begin with a pronoun, who/whom/whose per 1,000 words, names over 60 characters, words\n\
-         # that docs/GLOSSARY.md replaces. A unit that is not listed may break nothing. Numbers only go down:\n\
-         # cargo run -p prose -- --lower\n",
+         # that docs/GLOSSARY.md replaces, sentences that begin without a noun. A unit that is not listed may break\n\
+         # nothing. Numbers only go down: cargo run -p prose -- --lower\n",
     );
-    for (unit, Ceiling { pronouns, relatives, long_names, banned }) in ceilings {
+    for (unit, Ceiling { pronouns, relatives, long_names, banned, nounless }) in ceilings {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{unit}\t{pronouns}\t{relatives}\t{long_names}\t{banned}");
+        let _ = writeln!(text, "{unit}\t{pronouns}\t{relatives}\t{long_names}\t{banned}\t{nounless}");
     }
     text
 }
@@ -200,6 +215,19 @@ fn begins_with_pronoun(text: &str) -> bool {
     let second = words.next().unwrap_or_default();
     let pair = (first.as_str(), second.as_str());
     (PRONOUNS.contains(&first.as_str()) && !EXCUSED.contains(&pair)) || PAIRS.contains(&pair)
+}
+
+/// Returns the beginnings of the sentences of a line that have no noun. Sentences of a table are not read.
+fn nounless_sentences(line: &str) -> impl Iterator<Item = &str> {
+    let marks = |c: char| c == '#' || c == '-' || c == '*' || c == '>' || c == '.' || c.is_ascii_digit() || c == ' ';
+    let begins = line.match_indices(['.', '!', '?']).map(|(at, _)| at + 1);
+    // Marks of Markdown may close between the end of a sentence and the space.
+    let sentences = begins.filter_map(|at| line.get(at..)?.trim_start_matches(['*', '_', ')']).strip_prefix(' '));
+    std::iter::once(line.trim_start_matches(marks)).chain(sentences).filter_map(|sentence| {
+        let sentence = sentence.trim_start();
+        let first = sentence.split(|c: char| !c.is_alphabetic()).next()?;
+        NOUNLESS.contains(&first).then(|| sentence.get(..40).unwrap_or(sentence))
+    })
 }
 
 /// Returns the words of a text in lower case; what stands in backquotes is code.
@@ -244,6 +272,17 @@ mod tests {
     }
 
     #[test]
+    fn sentence_without_a_noun_is_counted_wherever_it_begins() {
+        let mut count = Count::default();
+        count.add_document(
+            "a.md",
+            "## What it is\n\n- One task reads.\n1. **A node.** One load.\nA task reads. It writes. Two more write,\nit says.\n",
+        );
+        count.add_rust("a.rs", "// One check.\nlet a = What::Value;\n/// Sends it. That is all.\n");
+        assert_eq!(count.nounless.len(), 6, "{:?}", count.nounless);
+    }
+
+    #[test]
     fn relatives_are_counted_in_comments_and_not_in_code() {
         let mut count = Count::default();
         count.add_rust("a.rs", "// a peer whose link is gone\nlet who = \"whose\";\n/// `who`\n");
@@ -259,10 +298,10 @@ mod tests {
 
     #[test]
     fn ceilings_go_down_only() {
-        let old = read_ceilings("core\t3\t1.5\t0\t2\n");
-        let now = Ceiling { pronouns: 5, relatives: 0.5, long_names: 0, banned: 1 };
+        let old = read_ceilings("core\t3\t1.5\t0\t2\t2\n");
+        let now = Ceiling { pronouns: 5, relatives: 0.5, long_names: 0, banned: 1, nounless: 3 };
         let new = old["core"].min(&now);
-        assert_eq!(new, Ceiling { pronouns: 3, relatives: 0.5, long_names: 0, banned: 1 });
+        assert_eq!(new, Ceiling { pronouns: 3, relatives: 0.5, long_names: 0, banned: 1, nounless: 2 });
         let written = write_ceilings(&BTreeMap::from([("core".to_owned(), new)]));
         assert_eq!(read_ceilings(&written)["core"], new);
     }

@@ -5,7 +5,7 @@
 pub(crate) enum Part {
     /// A doc comment: all `///` or `//!` lines that follow one another.
     Doc(usize, String),
-    /// One other comment line.
+    /// A line of another comment.
     Comment(usize, String),
     /// A string literal.
     Text(usize, String),

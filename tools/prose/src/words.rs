@@ -6,6 +6,9 @@ pub(crate) const PRONOUNS: [&str; 19] = [
     "both", "such", "they", "so", "as", "whomever",
 ];
 
+/// Words that begin no sentence in comments and documents, in the case in which a sentence begins with them.
+pub(crate) const NOUNLESS: [&str; 9] = ["Who", "Whom", "Whose", "What", "It", "That", "Those", "One", "Both"];
+
 /// Beginnings of two words that count as pronouns, although the first word alone does not.
 pub(crate) const PAIRS: [(&str, &str); 2] = [("the", "same"), ("all", "that")];
 

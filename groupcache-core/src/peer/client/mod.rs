@@ -50,7 +50,7 @@ const MANY_ANSWERS: usize = 8;
 const MENDING: Duration = Duration::from_secs(1);
 
 /// Divisor of a pause that is expedited: an eighth of it is always waited for. Without authentication anybody may connect in
-/// the name of a peer any number of times, and the caller may be another node than the one behind a hint.
+/// the name of a peer any number of times, and the node that connects may be another than the target of a hint.
 const EXPEDITED: u32 = 8;
 
 /// Longest time that callers wait for an attempt to begin: the first pause, and no later one.
@@ -77,7 +77,7 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
                 if was_good {
                     pauses = anew();
                 }
-                // One attempt at once after a good connection, because waiting callers need its outcome.
+                // The first attempt after a good connection starts at once, because callers wait for its outcome.
                 let is_owed = end == End::Renewed || (was_good && end == End::Broken);
                 let pause = if is_owed { Duration::ZERO } else { pauses.next().unwrap_or(RECONNECT_MAX) };
                 let end = if end == End::Broken && pause > MENDING_PAUSE { End::Flapping } else { end };

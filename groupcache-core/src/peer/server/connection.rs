@@ -1,7 +1,7 @@
 //! Server side of a connection that a peer opened: its requests, the loads that they wait for, and the `Pending`
 //! responses meanwhile.
 //!
-//! One task reads the connection and owns its state. Responses go to the [`ResponseQueue`], from which another task
+//! A task reads the connection and owns its state. Responses go to the [`ResponseQueue`], from which another task
 //! writes them.
 
 use std::{collections::VecDeque, pin::Pin, sync::Arc};

@@ -1,7 +1,7 @@
 //! Server of the local node: answers requests of peers from memory or with a load on this node, and never forwards
 //! them.
 //!
-//! One task reads each connection, answers hits at once and collects the loads that requests wait for. The stream that
+//! A task reads each connection, answers hits at once and collects the loads that requests wait for. The stream that
 //! HTTP/2 polls takes the responses out of a [`ResponseQueue`]. While the queue is full, the reader waits as long as
 //! the peer takes responses. A peer that takes none for a second is answered `overloaded`, and its connection ends when
 //! it does not read even those.

@@ -108,7 +108,7 @@ impl ResponseQueue {
             if queue.answers.is_empty() {
                 queue.taken_ms = now_ms;
             }
-            // One check for all of them, which are few, because the reader pushes one batch at a time. A batch may
+            // The limit is checked once for the batch, because the reader pushes one batch at a time. A batch may
             // exceed the limit; otherwise a large response would never be sent.
             let has_room = queue.bytes < limit;
             for (id, mut answer) in answers {
