@@ -155,13 +155,13 @@ impl<'a, V> Load<'a, V> {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Loaded<V> {
-    pub(crate) what: What<V>,
+    pub(crate) finding: Finding<V>,
     pub(crate) keep: Keep,
 }
 
 /// Finding of a loader.
 #[derive(Clone, Debug)]
-pub(crate) enum What<V> {
+pub(crate) enum Finding<V> {
     Value(V),
     NotFound,
     /// The value of [`Load::previous`].
@@ -181,7 +181,7 @@ pub(crate) enum Keep {
 impl<V> Loaded<V> {
     /// Returns a value that is kept for the group's time to live.
     pub fn new(value: impl Into<V>) -> Self {
-        Self { what: What::Value(value.into()), keep: Keep::AsTheGroup }
+        Self { finding: Finding::Value(value.into()), keep: Keep::AsTheGroup }
     }
 
     /// Returns "not found": callers get an error with [`is_not_found`](crate::Error::is_not_found).
@@ -189,14 +189,14 @@ impl<V> Loaded<V> {
     /// Memory keeps the result for the group's
     /// [`negative_time_to_live`](crate::GroupBuilder::negative_time_to_live). Default: not at all.
     pub fn not_found() -> Self {
-        Self { what: What::NotFound, keep: Keep::AsTheGroup }
+        Self { finding: Finding::NotFound, keep: Keep::AsTheGroup }
     }
 
     /// Returns the value of [`Load::previous`], which is kept as if it had been loaded now.
     ///
     /// Without a previous value the load fails, with [`is_load_failed`](crate::Error::is_load_failed).
     pub fn unchanged() -> Self {
-        Self { what: What::Unchanged, keep: Keep::AsTheGroup }
+        Self { finding: Finding::Unchanged, keep: Keep::AsTheGroup }
     }
 
     /// Keeps the result for this time instead of the group's time to live. The group's jitter and maximum still shorten

@@ -11,7 +11,7 @@ use crate::{
     },
     engine::{Engine, Outcome, errors::panic_text, lookup::Purpose},
     error::{Error, Kind, Result},
-    loader::{Keep, Loaded, What},
+    loader::{Keep, Loaded, Finding},
     protocol::message::Encoded,
     runtime::small_bytes,
     value::Value,
@@ -56,19 +56,19 @@ pub(crate) fn of_load<V: Value>(
     now_ms: u64,
     start: &LoadStart<V>,
 ) -> Result<(Outcome<V>, Option<Slot<V>>)> {
-    let is_value = !matches!(loaded.what, What::NotFound);
+    let is_value = !matches!(loaded.finding, Finding::NotFound);
     // The entry counts as checked when the load began, because a later change may concern the value.
     let times = times(engine, loaded.keep, is_value, now_ms, hash);
     let times = times.map(|times| Times { checked: start.changes, ..times });
     let is_kept = times.is_some();
     let times = times.unwrap_or_else(|| Times::until(now_ms, now_ms));
-    let slot = match loaded.what {
-        What::Value(value) => of_value(engine, key, value, times)?,
-        What::NotFound => {
+    let slot = match loaded.finding {
+        Finding::Value(value) => of_value(engine, key, value, times)?,
+        Finding::NotFound => {
             let negative = is_kept.then(|| Slot::new(Entry::new(Payload::NOTHING, times)));
             return Ok((Err(engine.errors.not_found().into()), negative));
         }
-        What::Unchanged => {
+        Finding::Unchanged => {
             let previous = start.previous.as_ref().filter(|slot| slot.payload.encoded().is_some());
             let previous = previous.ok_or_else(|| engine.errors.nothing_unchanged())?;
             Slot::new(Entry::new(previous.payload.share(), times))
