@@ -11,7 +11,7 @@ use crate::{
     },
     engine::{Engine, Outcome, errors::panic_text, lookup::Purpose},
     error::{Error, Kind, Result},
-    loader::{Keep, Loaded, Finding},
+    loader::{Finding, Keep, Loaded},
     protocol::message::Encoded,
     runtime::small_bytes,
     value::Value,
