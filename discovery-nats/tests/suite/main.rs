@@ -6,6 +6,7 @@ use read_along as _;
 mod cluster;
 mod conforms;
 mod crowd;
+#[cfg(any(feature = "kv", feature = "micro"))]
 mod options;
 mod support;
 mod trouble;

@@ -1,8 +1,11 @@
 //! Options that need more of the server: a bucket, a micro service.
 
-#[cfg(any(feature = "kv", feature = "micro"))]
-use groupcache_core::discovery::Health;
-use {crate::support::*, discovery_nats::Nats, groupcache_core::*, std::time::Duration};
+use {
+    crate::support::*,
+    discovery_nats::Nats,
+    groupcache_core::{discovery::Health, *},
+    std::time::Duration,
+};
 
 #[cfg(feature = "kv")]
 mod bucket {
