@@ -57,7 +57,7 @@ fn end_of(bucket: usize) -> u64 {
 ///
 /// ```
 /// # fn f(users: groupcache_core::Group<String>) {
-/// let loads = users.load_latencies();
+/// let loads = users.inspect().load_latencies();
 /// println!("{} loads, half within {:?}, 99 of 100 within {:?}", loads.count(), loads.quantile(0.5), loads.quantile(0.99));
 /// # }
 /// ```
