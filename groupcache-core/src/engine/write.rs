@@ -209,10 +209,14 @@ pub(crate) async fn remove_at_owner<V: Value>(
         if acting.is_some() {
             drop_and_hold(&engine, &key, hold);
         }
+        // An earlier candidate, or a peer outside of the view, may be the owner again before its old value ends.
+        unreached.iter().for_each(|peer| record_missed(&engine, peer, Some(&key)));
+        let mut outcome = WriteOutcome { pending: unreached, views_differed: views_differ(&engine, &view) };
+        outcome.pending.extend(absent_peers(&engine, &view, Some(&key)));
         let previous = previous_owner::owned_before(&engine, &key);
-        let (mut notified, mut outcome) = (Vec::new(), WriteOutcome { pending: unreached, ..WriteOutcome::nobody() });
+        let mut notified = Vec::new();
         for member in view.members().iter().filter(|member| !member.is_local() && Some(&member.id) != acting.as_ref()) {
-            let is_previous = previous.contains(&member.id);
+            let is_previous = previous.contains(&member.id) && !outcome.pending.contains(&member.id);
             match is_previous.then(|| send(&engine, member, &key, Op::Remove { hold }, 0)).flatten() {
                 Some(pending) => notified.push((member.id.clone(), pending)),
                 None => outcome.pending.push(member.id.clone()),

@@ -37,8 +37,8 @@ impl RemoveOptions {
     /// Drops the value at its owner and at the local node, and notifies no other member, so that the remove is one
     /// message.
     ///
-    /// The other members are reported as pending. Replicas there are served until they end, for at most
-    /// [`replica_time_to_live`](crate::GroupBuilder::replica_time_to_live). Nodes that owned the key within the last
+    /// The other members are reported as pending and do not receive the remove later either. Replicas there are served
+    /// until they end, for at most [`replica_time_to_live`](crate::GroupBuilder::replica_time_to_live). Nodes that owned the key within the last
     /// 10 minutes are notified too. Otherwise a new owner could receive the old value from one of them.
     #[must_use]
     pub fn owner_only(mut self) -> Self {
@@ -79,7 +79,8 @@ impl WriteOutcome {
     /// Returns the nodes that may still hold the old value.
     ///
     /// Included are the nodes that have not acknowledged the write within 1 s, and the targets that discovery reports
-    /// and that have never answered. A target without a known id is named by its address.
+    /// and that have never answered. A target without a known id is named by its address. After a remove with
+    /// [`owner_only`](RemoveOptions::owner_only) the members that were not notified are included too.
     pub fn pending(&self) -> &[PeerId] {
         &self.pending
     }
@@ -95,7 +96,8 @@ impl WriteOutcome {
         if !self.is_complete() {
             tracing::warn!(
                 pending = ?self.pending,
-                "a write is pending at some nodes; their old values expire by themselves"
+                "a write is pending at some nodes; they receive the write once they can be reached, unless the remove \
+                 was for the owner only"
             );
         }
     }

@@ -179,6 +179,27 @@ async fn reconnected_peer_receives_missed_removes() {
     }
 }
 
+/// Checks that an owner that was not reached receives a remove with `owner_only` once the connection to it is replaced,
+/// because gets go to this owner again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reconnected_owner_receives_missed_owner_only_removes() {
+    let (cluster, groups, _, path) = start_with_path().await;
+    let mine: Vec<_> = keys(40).into_iter().filter(|key| cluster.owner(&groups, key) == 1).collect();
+    for key in &mine {
+        get(&groups[1], key).await;
+    }
+    path.stop();
+    let remove = RemoveOptions::new().owner_only();
+    let removes = mine.iter().map(|key| groups[0].remove_with(key, remove));
+    for written in futures_util::future::join_all(removes).await {
+        assert_eq!(written.unwrap().pending().len(), 1, "the write names b as pending");
+    }
+    assert_eq!(groups[1].inspect().entries(), mine.len());
+    path.cut();
+    path.resume();
+    eventually("b receives the missed removes", || groups[1].inspect().entries() == 0).await;
+}
+
 /// Checks that a peer receives a clear that it missed once the connection to it is replaced.
 ///
 /// The test has nodes of its own: after the cut in the previous test, `a` may connect to `b` at the address in the
@@ -348,7 +369,12 @@ async fn relisted_peer_receives_missed_writes() {
         cluster.nodes[0].members().len() == 2 && cluster.nodes[2].members().len() == 2
     })
     .await;
-    for key in &mine {
+    let (by_owner, by_all) = mine.split_at(mine.len() / 2);
+    for key in by_owner {
+        let outcome = groups[0].remove_with(key, RemoveOptions::new().owner_only()).await.unwrap();
+        assert!(outcome.pending().len() <= 1, "only c may be pending, because it was not notified: {outcome:?}");
+    }
+    for key in by_all {
         assert!(groups[0].remove(key).await.unwrap().is_complete(), "no member of the view holds the key");
     }
     assert_eq!(groups[1].inspect().entries(), mine.len());
