@@ -21,7 +21,7 @@ use self::evictions::EvictionSender;
 pub use self::evictions::{EvictionEvent, EvictionEvents, EvictionReason};
 use crate::{
     cache::{
-        payload::{Payload, Slot, drop_all_caught, drop_caught},
+        payload::{Payload, Slot},
         replicas::{HotKeyCounter, Replicas},
         store::{Admission, Inserted, Item, Key, Store},
     },
@@ -78,7 +78,6 @@ impl<V: Value> Cache<V> {
             self.on_evicted(key, slot, EvictionReason::Room, is_replica);
         }
         self.counters.evictions.add(count);
-        drop_all_caught(inserted.into_items());
     }
 
     fn on_evicted(&self, key: &str, slot: &Slot<V>, why: EvictionReason, replica: bool) {
@@ -119,7 +118,7 @@ impl<V: Value> Cache<V> {
                 self.counters.expired.up();
                 self.on_evicted(&key, &slot, EvictionReason::Age, is_replica);
             }
-            drop_caught(slot); // the last reference if another caller removed the entry meanwhile
+            drop(slot); // the last reference if another caller removed the entry meanwhile
             if checked % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
@@ -162,7 +161,7 @@ impl<V: Value> Cache<V> {
 /// once.
 pub(crate) fn drop_in_background<T: Send + Sync + 'static>(items: Vec<Item<T>>) {
     let count = items.len();
-    drop_on_thread(count, move || drop_all_caught(items));
+    drop_on_thread(count, move || drop(items));
 }
 
 /// Runs `free`, which drops `count` values, at once or on a thread of its own.

@@ -34,6 +34,14 @@ pub(crate) struct DecodedPayload<V> {
     heap_bytes: u64,
 }
 
+/// The drop of the last reference runs wherever that reference is: in the reader of a connection, in a sweep, under a
+/// write of another caller. A panic of the value's `Drop`, which is user code, ends none of them.
+impl<V> Drop for DecodedPayload<V> {
+    fn drop(&mut self) {
+        drop_caught(self.decoded.take());
+    }
+}
+
 impl<V> HeapSize for Payload<V> {
     fn heap_bytes(&self) -> u64 {
         match self {
@@ -135,17 +143,11 @@ impl<V: Value> Payload<V> {
     }
 }
 
-/// Drops `values` and catches a panic. The `Drop` of a value is user code, and its panic must not end the task that
-/// drops the last reference, such as the reader of a connection.
-pub(crate) fn drop_caught<T>(values: T) {
-    if catch_unwind(AssertUnwindSafe(|| drop(values))).is_err() {
+/// Drops a value, and catches and logs a panic of its `Drop`.
+fn drop_caught<T>(value: T) {
+    if catch_unwind(AssertUnwindSafe(|| drop(value))).is_err() {
         tracing::error!("the `Drop` of a value panicked");
     }
-}
-
-/// Drops many values one by one as [`drop_caught`] does, because two panics in one drop would abort the process.
-pub(crate) fn drop_all_caught<T>(values: impl IntoIterator<Item = T>) {
-    values.into_iter().for_each(drop_caught);
 }
 
 /// Decodes a value. A panic of the decoder is an error.
@@ -162,6 +164,40 @@ mod tests {
         cache::store::{Entry, Times},
         value::Json,
     };
+
+    /// Value with a `Drop` that panics.
+    #[derive(Clone)]
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            // A second panic would end the process.
+            assert!(std::thread::panicking(), "a value that panics when it is dropped");
+        }
+    }
+
+    impl Value for Bomb {
+        fn encode(&self, _: &mut bytes::BytesMut) -> Result<(), EncodeError> {
+            Ok(())
+        }
+
+        fn decode(_: Bytes) -> Result<Self, DecodeError> {
+            Ok(Self)
+        }
+
+        fn weight(&self) -> usize {
+            0
+        }
+    }
+
+    /// Checks that the last reference can be dropped anywhere, several values in one drop included.
+    #[test]
+    fn panic_of_a_dropped_value_is_caught() {
+        let payload = || Payload::from_handover(Bytes::new()).unwrap();
+        let slots: Vec<Slot<Bomb>> =
+            (0..3).map(|_| store::Slot::new(Entry::new(payload(), Times::until(0, 1)))).collect();
+        drop(slots);
+    }
 
     /// Checks that an entry takes 64 bytes, which with the counter of its `Arc` are the 72 bytes of the accounting.
     #[test]

@@ -82,11 +82,6 @@ impl<T> Inserted<T> {
         let others = self.displaced.iter().filter(move |(other, _)| **other != *key);
         others.map(|(other, entry)| (&**other, entry))
     }
-
-    /// Returns the entries that are not in the store any more, to be dropped one by one.
-    pub(crate) fn into_items(self) -> impl Iterator<Item = Item<T>> {
-        self.displaced.first.into_iter().chain(self.displaced.rest)
-    }
 }
 
 /// Entries that the eviction crate removed while it held the lock of a shard.

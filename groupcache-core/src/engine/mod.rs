@@ -1,8 +1,8 @@
 //! Engine of a group: answers gets, runs loads and carries out writes on this node.
 //!
-//! To follow a get, read [`get`] for its steps, then [`fetch`] for the request to the owner, then [`load`] for the call
-//! of the loader. Writes are in [`write`], requests of peers in [`peer_api`], and the hand-over in [`send`],
-//! [`receive`] and [`previous_owner`].
+//! To follow a get, read [`get`] for its steps, then [`fetch`] for the request to the owner, then [`load`] and
+//! [`load_task`] for the call of the loader. Writes are in [`write`], requests of peers in [`peer_api`], and the
+//! hand-over in [`send`], [`receive`] and [`previous_owner`].
 //!
 //! The cache, the control of loads, the ownership of keys and the hand-over each keep their own state and locks. Locks
 //! nest in one order only: the shard of a flight first, and under it the store, the log of changes or the overwritten

@@ -20,7 +20,8 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// Starts the time of a get. The clock is read once, because a read is a tenth of what else a remote get costs here.
+    /// Starts the time of a get. The clock is read once, because a read is a tenth of what else a remote get costs
+    /// here.
     pub(crate) fn start(clock: &Clock, limit: Duration) -> Self {
         let begun = Instant::now();
         Self { begun, limit, end: clock::after(begun, limit), end_ms: later(clock.at_ms(begun), limit) }

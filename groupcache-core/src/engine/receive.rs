@@ -4,7 +4,7 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use crate::{
-    cache::payload::{Slot, drop_caught},
+    cache::payload::Slot,
     engine::{Engine, entry},
     handover::PreviousView,
     peer::group_service::{PageRequest, PageResult},
@@ -86,9 +86,8 @@ fn store_entry<V: Value>(
         (there, kept.map(|slot| engine.cache.owned.insert(key, slot)))
     };
     let filled = engine.flights.fill(key, request.asked_ms, fill);
-    drop_caught(slot); // not kept
-    let (there, inserted) = filled?;
-    drop_caught(there);
+    drop(slot); // not kept
+    let (_, inserted) = filled?;
     engine.cache.after_insert(key, inserted?, false);
     Some(bytes)
 }

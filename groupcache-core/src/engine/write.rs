@@ -9,10 +9,7 @@ use std::{
 use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
-    cache::{
-        self,
-        payload::{Slot, drop_caught},
-    },
+    cache::{self, payload::Slot},
     engine::{Engine, entry, previous_owner},
     error::{Error, Kind, Result},
     flight::WriteToken,
@@ -354,7 +351,6 @@ pub(crate) fn drop_written<V: Value>(engine: &Engine<V>, key: &str) -> WriteToke
     if dropped.0.is_some() || dropped.1.is_some() {
         engine.counters.invalidations.up();
     }
-    drop_caught(dropped);
     token
 }
 
@@ -379,7 +375,7 @@ fn store_written<V: Value>(engine: &Engine<V>, key: &str, slot: Slot<V>) {
     mark_overwritten(engine, key);
     let store = || (engine.cache.owned.insert(key, slot), engine.cache.remove_replica(key));
     let ((inserted, replica), _) = engine.flights.write(key, engine.context.now_ms(), store);
-    drop_caught(replica);
+    drop(replica);
     engine.cache.after_insert(key, inserted, false);
 }
 
