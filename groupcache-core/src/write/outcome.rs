@@ -38,8 +38,9 @@ impl RemoveOptions {
     /// message.
     ///
     /// The other members are reported as pending and do not receive the remove later either. Replicas there are served
-    /// until they end, for at most [`replica_time_to_live`](crate::GroupBuilder::replica_time_to_live). Nodes that owned the key within the last
-    /// 10 minutes are notified too. Otherwise a new owner could receive the old value from one of them.
+    /// until they end, for at most [`replica_time_to_live`](crate::GroupBuilder::replica_time_to_live). Nodes that
+    /// owned the key within the last 10 minutes are notified too. Otherwise a new owner could receive the old value
+    /// from one of them.
     #[must_use]
     pub fn owner_only(mut self) -> Self {
         self.is_owner_only = true;

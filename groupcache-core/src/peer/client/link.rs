@@ -159,8 +159,8 @@ impl Link {
         Ok(())
     }
 
-    /// Sends many requests, which leave in one frame. Returns how many were taken, from the first on, and why the rest was
-    /// refused.
+    /// Sends many requests, which leave in one frame. Returns how many were taken, from the first on, and why the rest
+    /// was refused.
     pub(crate) fn send_all(&self, calls: impl Iterator<Item = Call>) -> (usize, Option<NotSent>) {
         if self.local.in_flight.load(Relaxed) >= self.local.limits.max_in_flight {
             return (0, Some(NotSent::Full));
@@ -225,8 +225,8 @@ impl Link {
         self.look.notify_one();
     }
 
-    /// Returns the target and the error of the last attempt; `None` while the link is connected, and before the first attempt
-    /// has ended.
+    /// Returns the target and the error of the last attempt; `None` while the link is connected, and before the first
+    /// attempt has ended.
     pub(crate) fn failure(&self) -> Option<(Target, Error)> {
         let failure = self.failure.lock().clone()?;
         Some((Target::clone(&self.target.load()), failure))

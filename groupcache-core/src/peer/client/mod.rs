@@ -1,8 +1,9 @@
 //! The client of one peer: one connection with one stream of frames each way, kept up until the peer is removed.
 //!
-//! Callers put requests into the [`RequestTable`](crate::peer::client::request_table::RequestTable). The stream that HTTP/2
-//! polls for the next message takes many of them at a time, and the task that reads the responses calls their receivers. A
-//! request costs no task, no timer and no channel, and simultaneous requests of many callers share a frame.
+//! Callers put requests into the [`RequestTable`](crate::peer::client::request_table::RequestTable). The stream that
+//! HTTP/2 polls for the next message takes many of them at a time, and the task that reads the responses calls their
+//! receivers. A request costs no task, no timer and no channel, and simultaneous requests of many callers share a
+//! frame.
 
 pub(crate) mod breaker;
 mod dial;
@@ -49,8 +50,9 @@ const MANY_ANSWERS: usize = 8;
 /// Longest time that callers wait for a broken connection to be replaced.
 const MENDING: Duration = Duration::from_secs(1);
 
-/// Divisor of a pause that is expedited: an eighth of it is always waited for. Without authentication anybody may connect in
-/// the name of a peer any number of times, and the node that connects may be another than the target of a hint.
+/// Divisor of a pause that is expedited: an eighth of it is always waited for. Without authentication anybody may
+/// connect in the name of a peer any number of times, and the node that connects may be another than the target of a
+/// hint.
 const EXPEDITED: u32 = 8;
 
 /// Longest time that callers wait for an attempt to begin: the first pause, and no later one.

@@ -1,7 +1,7 @@
 //! The request table of one peer: requests in flight, the send queue, and the watch over silence.
 //!
-//! The table is pure bookkeeping under one lock, driven by the client. An id holds a slot and its generation, so that a late
-//! response to a slot which was given away is recognised.
+//! The table is pure bookkeeping under one lock, driven by the client. An id holds a slot and its generation, so that a
+//! late response to a slot which was given away is recognised.
 
 use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
 
@@ -17,8 +17,8 @@ use crate::{
     },
 };
 
-/// Number of frames that a burst of requests is split into, so that both sides work in parallel: the peer answers one frame
-/// while this node sends the next.
+/// Number of frames that a burst of requests is split into, so that both sides work in parallel: the peer answers one
+/// frame while this node sends the next.
 const SHARES: usize = 4;
 
 /// Smallest number of requests of such a frame; a smaller one costs more than it saves.
@@ -40,8 +40,8 @@ pub(crate) struct Call {
 
 /// Receiver of the outcome of a call and of the time when it arrived, exactly once.
 ///
-/// The method runs in the task that reads the connection, in the tick, or in the task that closes the link, and must not
-/// block.
+/// The method runs in the task that reads the connection, in the tick, or in the task that closes the link, and must
+/// not block.
 pub(crate) trait Reply: Send + Sync {
     fn reply(self: Arc<Self>, outcome: Outcome, at: Instant);
 }
@@ -186,8 +186,8 @@ impl RequestTable {
         Ok(self.waker.take())
     }
 
-    /// Queues many calls, which leave together in the next frame. Returns how many were taken, from the first on, and why the
-    /// rest was refused.
+    /// Queues many calls, which leave together in the next frame. Returns how many were taken, from the first on, and
+    /// why the rest was refused.
     pub(crate) fn push_all(&mut self, calls: impl Iterator<Item = Call>) -> (usize, Option<NotSent>, Option<Waker>) {
         let (mut taken, mut refused) = (0, None);
         for call in calls {
@@ -301,8 +301,8 @@ impl RequestTable {
         self.take(id).map(|call| call.reply)
     }
 
-    /// Ends calls at their deadlines and watches over silence; called every 10 ms. With `we_stood_still`, this process was
-    /// paused, and the silence meanwhile does not count.
+    /// Ends calls at their deadlines and watches over silence; called every 10 ms. With `we_stood_still`, this process
+    /// was paused, and the silence meanwhile does not count.
     pub(crate) fn sweep(&mut self, now_ms: u64, we_stood_still: bool) -> SweepResult {
         let mut ended = Ended::new();
         if self.in_flight > 0 {
@@ -398,7 +398,8 @@ impl SilenceWatch {
             let ping_after = if has_waiters { QUIET } else { IDLE_PING };
             if silent_for >= ping_after.as_millis() as u64 {
                 self.is_due = true;
-                // Counted from when the ping is due, because a peer that reads nothing may keep it from ever being sent.
+                // Counted from when the ping is due, because a peer that reads nothing may keep it from ever being
+                // sent.
                 self.since_ms = Some(now_ms);
             }
             return false;
