@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use groupcache_core::{
     async_trait,
-    discovery::{Health, Provider, ProviderContext, ProviderError},
+    discovery::{Health, Provider, ProviderContext, ProviderError, Trust},
 };
 
 use crate::{
@@ -24,6 +24,10 @@ impl Provider for Pods {
         "kubernetes"
     }
 
+    fn trust(&self) -> Trust {
+        Trust::Authority
+    }
+
     async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {
         self.check()?;
         Box::pin(self.0.run(cx)).await
@@ -34,6 +38,10 @@ impl Provider for Pods {
 impl Provider for Service {
     fn name(&self) -> &str {
         "kubernetes-service"
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::Authority
     }
 
     async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {

@@ -8,7 +8,7 @@ use std::{
 
 use groupcache_core::{
     async_trait,
-    discovery::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+    discovery::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
 use tokio::io::AsyncReadExt;
 
@@ -66,6 +66,10 @@ impl File {
 impl Provider for File {
     fn name(&self) -> &str {
         "file"
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::Authority
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {

@@ -4,7 +4,7 @@ use std::{error::Error, fmt, str::FromStr, sync::Arc};
 
 use groupcache_core::{
     PeerId, async_trait,
-    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
 use tokio::sync::watch;
 
@@ -48,6 +48,10 @@ impl Static {
 impl Provider for Static {
     fn name(&self) -> &str {
         "static"
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::Authority
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {

@@ -14,7 +14,7 @@ pub use crate::{
     membership::{
         merge::{MergedProvider, merge},
         poll::{PollProvider, poll},
-        provider::{Health, Me, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+        provider::{Health, Me, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
         stream::{StreamProvider, from_stream},
     },
 };

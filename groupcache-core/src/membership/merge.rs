@@ -9,7 +9,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::{
     identity::PeerId,
     membership::{
-        provider::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, ProviderFeed, Report, Signal},
+        provider::{
+            Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, ProviderFeed, Report, Signal, Trust,
+        },
         stabilizer::distinct,
         supervise::supervise,
     },
@@ -19,7 +21,8 @@ use crate::{
 ///
 /// Each provider runs by itself, is restarted by itself, and keeps its own last complete set, so that the failure of
 /// one removes no peer. Until both providers have published a complete set, their peers are published as a partial set.
-/// A peer is missing when neither provider lists it. The health is [`Health::Stale`](crate::discovery::Health::Stale)
+/// A peer is missing when neither provider lists it, and the [`Trust`] in the last provider that listed it decides when
+/// it leaves. The health is [`Health::Stale`](crate::discovery::Health::Stale)
 /// while one of them is stale. For more than two providers, merge again.
 ///
 /// The name of the merged provider is made of both names, such as `old+new`.
@@ -73,6 +76,12 @@ impl Provider for MergedProvider {
         tokio::join!(run_first, run_second, exchange);
         Ok(())
     }
+
+    /// Returns the lower trust of both. The record of a peer keeps the trust of the provider that lists it.
+    fn trust(&self) -> Trust {
+        let [first, second] = &self.sources;
+        first.trust().min(second.trust())
+    }
 }
 
 /// A provider of the two, with its channels and its last reports.
@@ -100,7 +109,7 @@ fn start(
     provider: &Arc<dyn Provider>,
     number: u64,
 ) -> (impl Future<Output = ()> + use<>, Source) {
-    let (handle, feed) = cx.child();
+    let (handle, feed) = cx.child(provider.trust());
     let (asks, ask) = watch::channel(None);
     let me = cx.me();
     let seed = xxh3_64_with_seed(me.id.as_str().as_bytes(), me.incarnation.0.wrapping_add(number));
@@ -192,14 +201,14 @@ impl Union {
         // An equal set confirms the last one, and is published only after both sources have looked again.
         let is_answer = first.is_fresh && second.is_fresh;
         if is_answer || self.0.as_ref() != Some(&set) {
-            cx.publish(set.clone());
+            cx.publish_of_sources(set.clone());
             self.0 = Some(set);
             first.is_fresh = false;
             second.is_fresh = false;
         }
         // A complete set clears earlier partial sets, so the partial sets of the sources follow it.
         if !hints.is_empty() {
-            cx.publish(PeerSet::partial(hints));
+            cx.publish_of_sources(PeerSet::partial(hints));
         }
     }
 }
@@ -220,6 +229,7 @@ fn unite(peers: impl Iterator<Item = Peer>) -> Vec<Peer> {
                 let is_newer = peer.incarnation > known.incarnation;
                 let (mut best, other) = if is_newer { (peer, known) } else { (known, peer) };
                 best.addresses = distinct(best.addresses.into_iter().chain(other.addresses));
+                best.trust = best.trust.max(other.trust);
                 named.insert(id, best);
             }
         }

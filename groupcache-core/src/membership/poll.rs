@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::{
     error::BoxError,
-    membership::provider::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+    membership::provider::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
 
 /// Makes a provider of a function that returns all peers.
@@ -39,7 +39,7 @@ where
     F: Fn() -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Vec<Peer>, BoxError>> + Send,
 {
-    PollProvider { name, interval, peers }
+    PollProvider { name, interval, peers, trust: Trust::Hints }
 }
 
 /// The provider made by [`poll`].
@@ -48,6 +48,15 @@ pub struct PollProvider<F> {
     name: &'static str,
     interval: Duration,
     peers: F,
+    trust: Trust,
+}
+
+impl<F> PollProvider<F> {
+    /// Sets the trust in the source. Default: [`Trust::Hints`].
+    pub fn with_trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
+        self
+    }
 }
 
 #[async_trait]
@@ -58,6 +67,10 @@ where
 {
     fn name(&self) -> &str {
         self.name
+    }
+
+    fn trust(&self) -> Trust {
+        self.trust
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {

@@ -65,6 +65,26 @@ pub trait Provider: Send + Sync + 'static {
     /// # Cancellation
     /// The node drops the future if it does not return within 1 s of [`Signal::Leaving`].
     async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError>;
+
+    /// Returns whether a peer that is missing from a complete set has left, even if its connection is alive. Default:
+    /// [`Trust::Hints`].
+    fn trust(&self) -> Trust {
+        Trust::Hints
+    }
+}
+
+/// The weight of a complete set against a connection that is alive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Trust {
+    /// A source to which others than the operator may write, or which may lack peers that are alive, such as a name
+    /// server, a multicast network or a message bus. A member leaves after its goodbye, or when the source does not
+    /// list it and two pings to it have failed, and never while its connection is alive.
+    #[default]
+    Hints,
+    /// A source that only the operator changes, such as the API server of Kubernetes, a file or a list in the program.
+    /// A member that the source does not list leaves after 5 s, even if its connection is alive. A set that does not
+    /// list this node, although an earlier set did, removes a member only after two failed pings.
+    Authority,
 }
 
 #[async_trait]
@@ -75,6 +95,10 @@ impl<P: Provider + ?Sized> Provider for Arc<P> {
 
     async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {
         (**self).run(cx).await
+    }
+
+    fn trust(&self) -> Trust {
+        (**self).trust()
     }
 }
 
@@ -88,6 +112,8 @@ pub struct Peer {
     pub(crate) incarnation: Option<Incarnation>,
     pub(crate) state: Option<NodeState>,
     pub(crate) zone: Option<Arc<str>>,
+    /// Trust in the source of the record, set when a provider publishes it.
+    pub(crate) trust: Trust,
 }
 
 impl Peer {
@@ -95,7 +121,7 @@ impl Peer {
     /// used.
     pub fn member(id: PeerId, addresses: impl IntoIterator<Item = Address>) -> Self {
         let addresses = addresses.into_iter().collect();
-        Self { id: Some(id), addresses, incarnation: None, state: None, zone: None }
+        Self { id: Some(id), addresses, incarnation: None, state: None, zone: None, trust: Trust::Hints }
     }
 
     /// Creates the record of a peer with an unknown id at `host:port`.
@@ -103,7 +129,8 @@ impl Peer {
     /// # Errors
     /// [`is_config`](crate::Error::is_config) if `address` is not an address, as for [`Address::new`].
     pub fn at(address: impl AsRef<str>) -> crate::Result<Self> {
-        Ok(Self { id: None, addresses: vec![Address::new(address)?], incarnation: None, state: None, zone: None })
+        let addresses = vec![Address::new(address)?];
+        Ok(Self { id: None, addresses, incarnation: None, state: None, zone: None, trust: Trust::Hints })
     }
 
     /// Sets the incarnation of the record.
@@ -160,9 +187,11 @@ pub struct PeerSet {
 impl PeerSet {
     /// Creates a set of all peers. The set may include the local node.
     ///
-    /// A member that is missing leaves after 5 s, or earlier if its connection is lost and a ping fails. If more than
-    /// half of the members are missing, all of them stay until the provider confirms the set after [`Signal::Resolve`],
-    /// or until every missing member has failed two pings.
+    /// The [`Trust`] in the provider decides when a missing member leaves. From an authority, a missing member leaves
+    /// after 5 s, or earlier if its connection is lost and a ping fails. From hints, a missing member leaves after its
+    /// connection is lost and two pings have failed. If more than half of the members are missing, all of them stay
+    /// until the provider confirms the set after [`Signal::Resolve`], or until every missing member has failed two
+    /// pings.
     pub fn complete(peers: Vec<Peer>) -> Self {
         Self { peers, is_complete: true }
     }
@@ -247,6 +276,7 @@ pub struct ProviderContext {
     resolve: mpsc::Receiver<Vec<PeerId>>,
     leaving: watch::Receiver<bool>,
     reached: Reached,
+    trust: Trust,
     sets: Arc<watch::Sender<Published>>,
     reports: mpsc::Sender<Report>,
 }
@@ -329,7 +359,15 @@ impl ProviderContext {
     ///
     /// A complete set replaces all earlier sets. A partial set adds to the last complete set. Limit: 2,000 records from
     /// partial sets that the node has not read.
-    pub fn publish(&self, set: PeerSet) {
+    pub fn publish(&self, mut set: PeerSet) {
+        for peer in &mut set.peers {
+            peer.trust = self.trust;
+        }
+        self.publish_of_sources(set);
+    }
+
+    /// Publishes a peer set whose records have the trust of their sources.
+    pub(crate) fn publish_of_sources(&self, set: PeerSet) {
         self.sets.send_modify(|published| {
             if set.is_complete {
                 *published.complete.lock() = Some(set);
@@ -360,8 +398,8 @@ impl ProviderContext {
     }
 
     /// Creates the handle and the feed of a child, for a provider that is made of others.
-    pub(crate) fn child(&self) -> (ProviderHandle, ProviderFeed) {
-        ProviderHandle::new(self.me.clone(), self.leaving.clone(), self.reached.clone())
+    pub(crate) fn child(&self, trust: Trust) -> (ProviderHandle, ProviderFeed) {
+        ProviderHandle::new(self.me.clone(), self.leaving.clone(), self.reached.clone(), trust)
     }
 
     /// Returns the flag that becomes true when the node leaves.
@@ -376,6 +414,7 @@ pub(crate) struct ProviderHandle {
     me: watch::Receiver<Me>,
     leaving: watch::Receiver<bool>,
     reached: Reached,
+    trust: Trust,
     sets: Arc<watch::Sender<Published>>,
     reports: mpsc::Sender<Report>,
 }
@@ -392,11 +431,12 @@ impl ProviderHandle {
         me: watch::Receiver<Me>,
         leaving: watch::Receiver<bool>,
         reached: Reached,
+        trust: Trust,
     ) -> (Self, ProviderFeed) {
         let (sets, set_feed) = watch::channel(Published::default());
         let (reports, report_feed) = mpsc::channel(REPORT_QUEUE);
         let feed = ProviderFeed { sets: set_feed, reports: report_feed };
-        (Self { me, leaving, reached, sets: Arc::new(sets), reports }, feed)
+        (Self { me, leaving, reached, trust, sets: Arc::new(sets), reports }, feed)
     }
 
     /// Creates the context of one run, and the sender of its resolve requests.
@@ -407,6 +447,7 @@ impl ProviderHandle {
             resolve,
             leaving: self.leaving.clone(),
             reached: self.reached.clone(),
+            trust: self.trust,
             sets: Arc::clone(&self.sets),
             reports: self.reports.clone(),
         };
@@ -451,7 +492,7 @@ mod tests {
             tls: false,
         };
         let reached = watch::channel(BTreeSet::from([PeerId::new("b").expect("a good id")])).1;
-        let (handle, feed) = ProviderHandle::new(watch::channel(me).1, watch::channel(false).1, reached);
+        let (handle, feed) = ProviderHandle::new(watch::channel(me).1, watch::channel(false).1, reached, Trust::Hints);
         (handle.context().0, feed)
     }
 
@@ -467,7 +508,7 @@ mod tests {
     #[test]
     fn reaches_reports_connected_members_to_children_too() {
         let (cx, _feed) = start();
-        let (child, _child_feed) = cx.child();
+        let (child, _child_feed) = cx.child(Trust::Hints);
         for cx in [&cx, &child.context().0] {
             let reaches = |name: &str| cx.reaches(&PeerId::new(name).expect("a good id"));
             assert_eq!((reaches("a"), reaches("b")), (false, true));

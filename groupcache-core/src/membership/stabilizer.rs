@@ -5,9 +5,12 @@
 //!
 //! - A peer becomes a member only after it has answered with a Hello.
 //! - A member leaves only after its own goodbye, after a reported departure and a failed ping, or after complete sets
-//!   have been without it for 5 s.
+//!   have been without it: for 5 s if an authority listed it last, and otherwise until its connection is lost and two
+//!   pings have failed.
 //! - A complete set without more than half of the members suspends removals, until the provider confirms the set or
 //!   every missing member has failed two pings.
+//! - A complete set of an authority that has ceased to list the local node proves itself wrong, and suspends removals
+//!   until every missing member has failed two pings.
 //! - Health is not membership: an unreachable peer stays a member, and the engine routes requests around it.
 //!
 //! Read on in `events` (inputs and actions), `sets` (peer sets), `hello` (answers of targets), `leave` (removals),
@@ -29,7 +32,6 @@ use std::{
     time::Duration,
 };
 
-use crate::identity::{Address, Incarnation, NodeState, PeerId};
 use crate::membership::stabilizer::{
     dials::{DialPurpose, Dials, Link},
     listing::Listing,
@@ -39,6 +41,10 @@ pub(crate) use crate::membership::stabilizer::{
     events::{Action, Counters, Input, Refusal, Warning},
     listing::distinct,
     members::{DialId, HelloFacts, Member, MemberSet},
+};
+use crate::{
+    identity::{Address, Incarnation, NodeState, PeerId},
+    membership::provider::Trust,
 };
 
 /// Time without a change after which a member list is installed, so that peers that connect together enter together.
@@ -85,6 +91,8 @@ pub(crate) struct Stabilizer {
     /// Peers that were listed by name and had no connection at the last tick.
     unreachable: BTreeSet<PeerId>,
     self_listed: SelfListed,
+    /// Whether a complete set of an authority has listed this node.
+    authority_listed_self: bool,
     debounce: Debounce,
     installed: MemberSet,
     /// Time of the last warning of each kind that discovery or a peer can cause at any rate.
@@ -99,6 +107,8 @@ struct Entry {
     facts: HelloFacts,
     dial: DialId,
     listing_status: ListingStatus,
+    /// Highest trust in a source of the last listing with the member.
+    listed_by: Trust,
     /// Time of the last ping that a reported departure caused.
     left_at: Option<Duration>,
 }
@@ -129,11 +139,20 @@ struct Probe {
 #[derive(Debug, PartialEq, Eq)]
 enum Removals {
     Allowed,
-    /// Suspended, because the last complete set lost more than half of the members and is not confirmed.
-    Suspended {
+    Suspended(Suspension),
+}
+
+/// The reason for which removals are suspended.
+#[derive(Debug, PartialEq, Eq)]
+enum Suspension {
+    /// The last complete set lacks more than half of the members, and is not confirmed.
+    MostMissing {
         /// Whether the provider has been asked to look again.
         is_asked: bool,
     },
+    /// The last complete set of an authority lacks this node, which an earlier set listed. No set confirms it, because
+    /// a second look at the same wrong source is no evidence.
+    SelfUnlisted,
 }
 
 /// The owner of a hinted address: the node that has answered there.
@@ -189,6 +208,7 @@ impl Stabilizer {
             resolve_backoff: ResolveBackoff::new(rng),
             unreachable: BTreeSet::new(),
             self_listed: SelfListed::NotYet,
+            authority_listed_self: false,
             debounce: Debounce::First,
             installed: MemberSet::default(),
             warned_at: BTreeMap::new(),
@@ -281,8 +301,8 @@ impl Stabilizer {
             return self.resolve_backoff.stop();
         }
         if self.resolve_backoff.is_due(now) {
-            if is_suspended {
-                self.removals = Removals::Suspended { is_asked: true };
+            if let Removals::Suspended(Suspension::MostMissing { is_asked }) = &mut self.removals {
+                *is_asked = true;
             }
             self.counters.resolves += 1;
             self.actions.push(Action::Resolve { ids: ids.into_iter().collect() });

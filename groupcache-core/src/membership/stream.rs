@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 
 use crate::{
     error::BoxError,
-    membership::provider::{Health, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+    membership::provider::{Health, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
 
 /// Makes a provider of a stream of peer sets, such as the watch of a registry.
@@ -45,13 +45,22 @@ where
     F: Fn() -> S + Send + Sync + 'static,
     S: Stream<Item = Result<PeerSet, BoxError>> + Send,
 {
-    StreamProvider { name, open }
+    StreamProvider { name, open, trust: Trust::Hints }
 }
 
 /// The provider made by [`from_stream`].
 pub struct StreamProvider<F> {
     name: &'static str,
     open: F,
+    trust: Trust,
+}
+
+impl<F> StreamProvider<F> {
+    /// Sets the trust in the source. Default: [`Trust::Hints`].
+    pub fn with_trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
+        self
+    }
 }
 
 impl<F> fmt::Debug for StreamProvider<F> {
@@ -68,6 +77,10 @@ where
 {
     fn name(&self) -> &str {
         self.name
+    }
+
+    fn trust(&self) -> Trust {
+        self.trust
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {

@@ -34,7 +34,7 @@ use crate::{
     identity::{Identity, Incarnation, NodeState},
     limits::{Limits, MAX_REQUESTS_PER_FRAME, START},
     membership::{
-        provider::{Me, PeerSet, Provider, ProviderHandle, Published},
+        provider::{Me, PeerSet, Provider, ProviderHandle, Published, Trust},
         stabilizer::{MemberSet, Stabilizer},
         view::View,
     },
@@ -230,7 +230,13 @@ impl NodeBuilder {
         let (status, status_feed) = watch::channel(Status::default());
         let (events, event_feed) = mpsc::channel(EVENT_QUEUE);
         let (requests, request_feed) = watch::channel(None);
-        let (handle, provider_feed) = ProviderHandle::new(announced, is_leaving.clone(), reached_feed);
+        let (handle, provider_feed) = ProviderHandle::new(
+            announced,
+            is_leaving.clone(),
+            reached_feed,
+            // A node without a provider decides by itself that there are no peers.
+            self.provider.as_ref().map_or(Trust::Authority, |provider| provider.trust()),
+        );
         let node = Node {
             inner: Arc::new(Inner {
                 context: Arc::clone(&context),

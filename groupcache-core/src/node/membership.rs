@@ -361,6 +361,12 @@ fn warn(warning: &Warning) {
             of,
             "discovery has lost most peers at once; each stays until two pings to it fail or discovery confirms it"
         ),
+        Warning::SelfUnlisted { missing, of } => tracing::warn!(
+            missing,
+            of,
+            "discovery no longer lists this node, which is alive; check its selector or labels; each missing peer stays \
+             until two pings to it fail"
+        ),
         Warning::SelfNotListed => tracing::warn!(
             "discovery does not list this node: peers may not find it; compare id and address with the announced ones"
         ),

@@ -16,7 +16,7 @@ use crate::support::{
 use futures_util::poll;
 use groupcache_core::{
     Group, Identity, Node, PeerId, async_trait,
-    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
 use tokio::time::{Instant, timeout};
 
@@ -338,6 +338,10 @@ struct Reports {
 impl Provider for RecordingProvider {
     fn name(&self) -> &str {
         "recording"
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::Authority
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {

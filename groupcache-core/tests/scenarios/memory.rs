@@ -22,7 +22,7 @@ use crate::{
 };
 use groupcache_core::{
     BoxError, Group, Node, PeerId, async_trait,
-    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError},
+    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Trust},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -65,6 +65,10 @@ struct ManyPeers(Arc<watch::Sender<u32>>);
 impl Provider for ManyPeers {
     fn name(&self) -> &str {
         "many-peers"
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::Authority
     }
 
     async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use groupcache_core::{
     Identity, async_trait,
-    discovery::{PeerSet, Provider, ProviderContext, ProviderError, Signal},
+    discovery::{PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
 
 use super::{ConfigError, DiscoveryConfig};
@@ -73,6 +73,10 @@ struct Alone;
 impl Provider for Alone {
     fn name(&self) -> &str {
         "none"
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::Authority
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use groupcache_core::{
     async_trait,
-    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+    discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
 
 use crate::world::{Belief, PORT, State, Update, World, id};
@@ -22,6 +22,10 @@ pub(crate) struct Scripted {
 impl Provider for Scripted {
     fn name(&self) -> &str {
         "scripted"
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::Authority
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {

@@ -22,7 +22,7 @@ fn context() -> (ProviderContext, ProviderFeed, Node, mpsc::Sender<Vec<PeerId>>)
     };
     let (leaving, is_leaving) = watch::channel(false);
     let (announce, me) = watch::channel(me);
-    let (handle, feed) = ProviderHandle::new(me, is_leaving, watch::channel(Default::default()).1);
+    let (handle, feed) = ProviderHandle::new(me, is_leaving, watch::channel(Default::default()).1, Trust::Hints);
     let (cx, ask) = handle.context();
     (cx, feed, (leaving, announce), ask)
 }

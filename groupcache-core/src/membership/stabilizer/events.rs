@@ -83,6 +83,8 @@ pub(crate) enum Refusal {
 pub(crate) enum Warning {
     /// A complete set without more than half of the members, which suspends removals.
     Held { missing: usize, of: usize },
+    /// A complete set of an authority that lacks this node, which an earlier set listed. Removals are suspended.
+    SelfUnlisted { missing: usize, of: usize },
     /// No complete set has listed this node, so that peers may not find it.
     SelfNotListed,
     /// A set larger than the limit, with the number of entries left out.

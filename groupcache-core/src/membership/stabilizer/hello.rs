@@ -76,8 +76,9 @@ impl Stabilizer {
                 entry.facts = hello;
             }
             None => {
-                self.members
-                    .insert(id, Entry { facts: hello, dial, listing_status: ListingStatus::Listed, left_at: None });
+                let listed_by = self.listed_ids().get(&id).copied().unwrap_or_default();
+                let listing_status = ListingStatus::Listed;
+                self.members.insert(id, Entry { facts: hello, dial, listing_status, listed_by, left_at: None });
             }
         }
         self.changed(now);

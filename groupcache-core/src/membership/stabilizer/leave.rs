@@ -3,11 +3,14 @@
 
 use std::time::Duration;
 
-use crate::identity::{Incarnation, PeerId};
 use crate::membership::stabilizer::{
     Entry, ListingStatus, OwnerKind, Probe, Removals, Stabilizer,
     dials::{DialPurpose, Link},
     events::{Action, Warning},
+};
+use crate::{
+    identity::{Incarnation, PeerId},
+    membership::provider::Trust,
 };
 
 /// Time for which a missing member stays: longer than the record of a pod takes to be rewritten.
@@ -148,6 +151,10 @@ impl Stabilizer {
             ListingStatus::Listed => false,
             ListingStatus::Left(probe) => probe.failures > 0,
             ListingStatus::Missing(_) if self.removals != Removals::Allowed => false,
+            // Hints may lack a member that is alive. The connection then tells whether the member has left.
+            ListingStatus::Missing(probe) if entry.listed_by == Trust::Hints => {
+                probe.failures >= FAILURES_TO_REMOVE && !self.dials.is_live(entry.dial)
+            }
             ListingStatus::Missing(probe) => {
                 let is_gone = probe.failures > 0 && !self.dials.is_live(entry.dial);
                 is_gone || now >= probe.since + GRACE

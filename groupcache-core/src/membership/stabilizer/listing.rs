@@ -1,11 +1,11 @@
 //! Listing: the content of peer sets as ids with their addresses, and addresses without an id.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::membership::stabilizer::dials::{DialPurpose, MAX_PEERS};
 use crate::{
     identity::{Address, Incarnation, MAX_ADDRESSES, PeerId},
-    membership::provider::Peer,
+    membership::provider::{Peer, Trust},
 };
 
 /// The discovery records of one id.
@@ -13,13 +13,16 @@ use crate::{
 pub(super) struct Listed {
     pub(super) addresses: Vec<Address>,
     pub(super) incarnation: Option<Incarnation>,
+    /// Highest trust in a source that lists the id.
+    pub(super) trust: Trust,
 }
 
 /// The listed peers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listing {
     pub(super) named: BTreeMap<PeerId, Listed>,
-    pub(super) hints: BTreeSet<Address>,
+    /// Addresses without an id, each with the highest trust in a source that lists it.
+    pub(super) hints: BTreeMap<Address, Trust>,
 }
 
 impl Listing {
@@ -30,12 +33,16 @@ impl Listing {
         let (mut listing, mut left_out) = (Self::default(), 0);
         for peer in peers {
             match peer.id {
-                None => listing.hints.extend(peer.addresses.into_iter().take(MAX_ADDRESSES)),
+                None => {
+                    let addresses = peer.addresses.into_iter().take(MAX_ADDRESSES);
+                    addresses.for_each(|address| listing.add_hint(address, peer.trust));
+                }
                 Some(id) => {
                     let listed = listing.named.entry(id).or_default();
                     // `None` is less than any incarnation, so that a record with an incarnation comes first.
                     let is_newer = peer.incarnation > listed.incarnation;
                     listed.merge(peer.addresses, peer.incarnation, is_newer);
+                    listed.trust = listed.trust.max(peer.trust);
                 }
             }
             left_out += listing.trim(); // within the loop, because a set may be of any size
@@ -46,11 +53,18 @@ impl Listing {
     /// Adds the records of a partial set, with its addresses first because they are newer. Returns the number of
     /// entries beyond the limit.
     pub(super) fn overlay(&mut self, later: Self) -> usize {
-        self.hints.extend(later.hints);
+        later.hints.into_iter().for_each(|(address, trust)| self.add_hint(address, trust));
         for (id, listed) in later.named {
-            self.named.entry(id).or_default().merge(listed.addresses, listed.incarnation, true);
+            let known = self.named.entry(id).or_default();
+            known.merge(listed.addresses, listed.incarnation, true);
+            known.trust = known.trust.max(listed.trust);
         }
         self.trim()
+    }
+
+    fn add_hint(&mut self, address: Address, trust: Trust) {
+        let known = self.hints.entry(address).or_default();
+        *known = trust.max(*known);
     }
 
     /// Removes the entries beyond the limit and returns their number. The last names in order are removed, so that all
@@ -70,19 +84,19 @@ impl Listing {
     /// Returns whether both listings have the same ids and the same addresses without an id. The addresses of ids may
     /// differ.
     pub(super) fn has_peers_of(&self, other: &Self) -> bool {
-        self.hints == other.hints && self.named.keys().eq(other.named.keys())
+        self.hints.keys().eq(other.hints.keys()) && self.named.keys().eq(other.named.keys())
     }
 
     /// Returns whether the address is listed without an id or under the id of this node, which may answer there itself.
     pub(super) fn has_address(&self, address: &Address, me: &PeerId) -> bool {
-        self.hints.contains(address) || self.named.get(me).is_some_and(|listed| listed.addresses.contains(address))
+        self.hints.contains_key(address) || self.named.get(me).is_some_and(|listed| listed.addresses.contains(address))
     }
 
     /// Returns whether the peer or address of a target is listed.
     pub(super) fn wants(&self, purpose: &DialPurpose) -> bool {
         match purpose {
             DialPurpose::Named(id) | DialPurpose::Member(id) => self.named.contains_key(id),
-            DialPurpose::Hint(address) => self.hints.contains(address),
+            DialPurpose::Hint(address) => self.hints.contains_key(address),
         }
     }
 }

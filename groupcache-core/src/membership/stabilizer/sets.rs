@@ -1,12 +1,18 @@
 //! Peer sets: the targets to dial, the missing members, and the suspension of removals.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use crate::membership::stabilizer::{
-    ListingStatus, OwnerKind, Probe, Removals, SelfListed, Stabilizer, dials::DialPurpose, events::Warning,
+    ListingStatus, OwnerKind, Probe, Removals, SelfListed, Stabilizer, Suspension, dials::DialPurpose, events::Warning,
     listing::Listing,
 };
-use crate::{identity::PeerId, membership::provider::PeerSet};
+use crate::{
+    identity::{Address, NodeState, PeerId},
+    membership::provider::{PeerSet, Trust},
+};
 
 impl Stabilizer {
     /// Handles a set that a provider published.
@@ -31,16 +37,18 @@ impl Stabilizer {
     fn complete_set(&mut self, now: Duration, listing: Listing) {
         self.counters.sets += 1;
         self.first_set_at.get_or_insert(now);
-        if listing.named.contains_key(&self.me.id) || listing.hints.iter().any(|a| self.is_own_address(a)) {
+        let self_trust = self.trust_of_local_record(&listing);
+        if self_trust.is_some() {
             self.self_listed = SelfListed::Seen;
         }
+        self.authority_listed_self |= self_trust == Some(Trust::Authority);
         let is_same = self.complete.as_ref().is_some_and(|last| last.has_peers_of(&listing));
         self.complete = Some(listing.clone());
         self.listing = listing;
         if !is_same {
             self.resolve_backoff.reset(now);
-            self.check_missing(now);
-        } else if self.removals == (Removals::Suspended { is_asked: true }) {
+            self.check_missing(now, self_trust);
+        } else if self.removals == Removals::Suspended(Suspension::MostMissing { is_asked: true }) {
             // The provider has confirmed the set after a request to look again.
             self.removals = Removals::Allowed;
         }
@@ -49,27 +57,50 @@ impl Stabilizer {
         }
     }
 
-    /// Suspends removals if the listing lacks more than half of the members, because a broken watch, selector or name
-    /// server is likelier than their departure.
-    fn check_missing(&mut self, now: Duration) {
+    /// Suspends removals if an authority has ceased to list this node, which is alive, or if the listing lacks more than
+    /// half of the members. In both cases a broken watch, selector or name server is likelier than their departure.
+    fn check_missing(&mut self, now: Duration, self_trust: Option<Trust>) {
         let listed = self.listed_ids();
         let of = self.members.len();
-        let missing = self.members.keys().filter(|id| !listed.contains(*id)).count();
-        if missing * 2 <= of || mutant!(EmptySetAccepted) {
+        let missing = self.members.keys().filter(|id| !listed.contains_key(*id)).count();
+        // A draining node may be unlisted because it drains.
+        let is_self_lost =
+            self.authority_listed_self && self_trust != Some(Trust::Authority) && self.me.state != NodeState::Draining;
+        let suspension = match missing {
+            0 => None,
+            _ if is_self_lost => Some(Suspension::SelfUnlisted),
+            _ if missing * 2 > of && !mutant!(EmptySetAccepted) => Some(Suspension::MostMissing { is_asked: false }),
+            _ => None,
+        };
+        let Some(suspension) = suspension else {
             self.removals = Removals::Allowed;
             return;
-        }
-        self.removals = Removals::Suspended { is_asked: false };
+        };
+        let warning = match suspension {
+            Suspension::SelfUnlisted => Warning::SelfUnlisted { missing, of },
+            Suspension::MostMissing { .. } => Warning::Held { missing, of },
+        };
+        self.removals = Removals::Suspended(suspension);
         self.resolve_backoff.expedite(now);
         self.counters.holds += 1;
-        self.warn_rarely(now, "suspended", Warning::Held { missing, of });
+        self.warn_rarely(now, "suspended", warning);
+    }
+
+    /// Returns the trust in the source that lists this node, by its id or by an address at which this node answers.
+    fn trust_of_local_record(&self, listing: &Listing) -> Option<Trust> {
+        let named = listing.named.get(&self.me.id).map(|listed| listed.trust);
+        let is_own = |address: &Address| self.is_own_address(address) || self.me.addresses.contains(address);
+        let hinted = listing.hints.iter().filter(|(address, _)| is_own(address)).map(|(_, trust)| *trust);
+        named.into_iter().chain(hinted).max()
     }
 
     /// Brings targets and listing statuses in line with the listing.
     pub(super) fn reconcile(&mut self, now: Duration) {
         let listed = self.listed_ids();
         for (id, entry) in &mut self.members {
-            entry.listing_status.follow(now, listed.contains(id));
+            let trust = listed.get(id).copied();
+            entry.listed_by = trust.unwrap_or(entry.listed_by);
+            entry.listing_status.follow(now, trust.is_some());
         }
         for (address, owner) in &mut self.address_owners {
             let is_listed = self.listing.has_address(address, &self.me.id);
@@ -91,7 +122,7 @@ impl Stabilizer {
         let named =
             self.listing.named.keys().filter(|id| !self.members.contains_key(*id)).cloned().map(DialPurpose::Named);
         let hints =
-            self.listing.hints.iter().filter(|a| !self.address_owners.contains_key(*a)).cloned().map(DialPurpose::Hint);
+            self.listing.hints.keys().filter(|a| !self.address_owners.contains_key(*a)).cloned().map(DialPurpose::Hint);
         for purpose in named.chain(hints).collect::<Vec<_>>() {
             if !dialled.contains(&purpose) {
                 self.open(purpose);
@@ -103,14 +134,20 @@ impl Stabilizer {
         }
     }
 
-    /// Returns the peers that discovery lists, by id or by an address at which the peer has answered.
-    fn listed_ids(&self) -> BTreeSet<PeerId> {
+    /// Returns the peers that discovery lists, by id or by an address at which the peer has answered, each with the
+    /// highest trust in a source that lists it.
+    pub(super) fn listed_ids(&self) -> BTreeMap<PeerId, Trust> {
         let by_address =
-            self.listing.hints.iter().filter_map(|address| match &self.address_owners.get(address)?.kind {
-                OwnerKind::Peer(id) => Some(id.clone()),
+            self.listing.hints.iter().filter_map(|(address, trust)| match &self.address_owners.get(address)?.kind {
+                OwnerKind::Peer(id) => Some((id.clone(), *trust)),
                 OwnerKind::Local => None,
             });
-        self.listing.named.keys().cloned().chain(by_address).collect()
+        let mut listed: BTreeMap<_, _> = self.listing.named.iter().map(|(id, l)| (id.clone(), l.trust)).collect();
+        for (id, trust) in by_address {
+            let known = listed.entry(id).or_default();
+            *known = trust.max(*known);
+        }
+        listed
     }
 
     fn count_ignored_addresses(&mut self, listing: &Listing) {

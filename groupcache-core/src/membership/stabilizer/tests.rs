@@ -10,3 +10,4 @@ mod random;
 mod ready;
 mod script;
 mod sets;
+mod trust;

@@ -54,7 +54,7 @@ impl Bench {
         let (me, announced) = watch::channel(me);
         let (leaving, is_leaving) = watch::channel(false);
         let (reached, reached_feed) = watch::channel(BTreeSet::new());
-        let (handle, feed) = ProviderHandle::new(announced, is_leaving.clone(), reached_feed);
+        let (handle, feed) = ProviderHandle::new(announced, is_leaving.clone(), reached_feed, provider.trust());
         let (requests, resolve_requests) = watch::channel(None);
         let tasks_before = Handle::current().metrics().num_alive_tasks();
         let run = tokio::spawn(supervise(provider, handle, requests, || {}, is_leaving, 1));

@@ -32,7 +32,7 @@ use std::{
 
 use groupcache_core::{
     BoxError, Group, GroupBuilder, Identity, Limits, Node, NodeBuilder, Value, async_trait,
-    discovery::{Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+    discovery::{Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
 use read_along as _;
 use tokio::{sync::watch, time::timeout};
@@ -72,6 +72,10 @@ impl Peers {
 impl Provider for Peers {
     fn name(&self) -> &str {
         "test"
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::Authority
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {

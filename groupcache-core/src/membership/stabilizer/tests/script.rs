@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use crate::membership::stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Refusal, Stabilizer, Warning};
 use crate::{
     identity::{Address, Incarnation, NodeState, PeerId},
-    membership::provider::{Peer, PeerSet},
+    membership::provider::{Peer, PeerSet, Trust},
 };
 
 pub(super) const LOCAL_INCARNATION: u64 = 1_000;
@@ -59,8 +59,13 @@ impl HelloFacts {
     }
 }
 
-/// Reads the words of a set as discovery records.
+/// Reads the words of a set as discovery records of an authority.
 pub(super) fn peers(words: &str) -> Vec<Peer> {
+    hints(words).into_iter().map(|peer| Peer { trust: Trust::Authority, ..peer }).collect()
+}
+
+/// Reads the words of a set as discovery records of hints.
+pub(super) fn hints(words: &str) -> Vec<Peer> {
     let record = |word: &str| match (word.strip_prefix('@'), word.split_once('=')) {
         (Some(address), _) => Peer::at(address).unwrap(),
         (None, Some((name, address))) => Peer::member(id(name), [at(address)]),
@@ -115,6 +120,10 @@ impl Script {
 
     pub(super) fn set(&mut self, words: &str) -> &mut Self {
         self.input(Input::Set(PeerSet::complete(peers(words))))
+    }
+
+    pub(super) fn hinted_set(&mut self, words: &str) -> &mut Self {
+        self.input(Input::Set(PeerSet::complete(hints(words))))
     }
 
     pub(super) fn partial(&mut self, words: &str) -> &mut Self {
@@ -231,6 +240,6 @@ impl Script {
     }
 
     pub(super) fn suspensions(&self) -> usize {
-        self.warnings(|w| matches!(w, Warning::Held { .. }))
+        self.warnings(|w| matches!(w, Warning::Held { .. } | Warning::SelfUnlisted { .. }))
     }
 }
