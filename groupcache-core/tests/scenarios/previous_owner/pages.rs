@@ -10,6 +10,7 @@ use std::{
 
 use groupcache_core::{BoxError, Limits, bytes::Bytes};
 use prost::Message;
+use tokio::time::Instant;
 
 use super::reads::Picky;
 use super::stub::{DECLINED, PAGE, Scene, Stub, UNSUPPORTED, not_held, value};
@@ -20,6 +21,9 @@ fn page(entries: Vec<Handed>, next: u64) -> Answer {
     let value = Page { entries, next, left: 0 }.encode_to_vec().into();
     Answer { status: PAGE, value, ..Answer::default() }
 }
+
+/// Time without a received value after which no further one is expected.
+const AT_REST: Duration = Duration::from_millis(300);
 
 fn handed(key: &str, value: &str) -> Handed {
     Handed {
@@ -47,10 +51,19 @@ fn in_pages(pages: Vec<Vec<Handed>>) -> impl FnMut(&Request) -> Option<Answer> {
     }
 }
 
-/// Waits until all pages have been received. The last page is empty, and all earlier ones are stored when `b` requests
-/// it.
+/// Waits until all pages have been requested and received. A page is stored while the next one is requested, so that
+/// the number of received values comes to rest a little later than the requests.
 async fn wait_for_pages(scene: &Scene, pages: usize) {
     eventually("b requests all pages", || scene.stub.page_requests().len() == pages).await;
+    let mut last = (scene.group.stats().handover_received, Instant::now());
+    eventually("b has stored all pages", || {
+        let received = scene.group.stats().handover_received;
+        if received != last.0 {
+            last = (received, Instant::now());
+        }
+        last.1.elapsed() >= AT_REST
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,7 +74,7 @@ async fn received_values_keep_age_and_remaining_time() {
     scene.stub.answer_with(in_pages(pages));
     scene.drain_a().await;
     wait_for_pages(&scene, 4).await;
-    assert_eq!(scene.group.inspect().entries(), 300);
+    eventually("b has stored the last page", || scene.group.inspect().entries() == 300).await;
     for key in &keys {
         assert_eq!(scene.group.get(key).await.unwrap(), "from a");
     }
@@ -344,7 +357,7 @@ async fn pull_rate_is_limited() {
     let large = "x".repeat(100_000);
     let pages: Vec<Vec<_>> = keys.iter().map(|key| vec![handed(key, &large)]).collect();
     scene.stub.answer_with(in_pages(pages));
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     scene.drain_a().await;
     wait_for_pages(&scene, 6).await;
     // The first page is free, and each of the four others takes half a second. The promise is about time.

@@ -31,11 +31,14 @@ use std::{
 };
 
 use groupcache_core::{
-    BoxError, Group, GroupBuilder, Identity, Limits, Node, NodeBuilder, Value, async_trait,
+    BoxError, Group, GroupBuilder, Identity, Limits, Node, NodeBuilder, Value, WriteOutcome, async_trait,
     discovery::{Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
 use read_along as _;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 pub use proxy::Proxy;
 
@@ -201,6 +204,18 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         }
     };
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
+}
+
+/// Repeats a write until it is complete. A node of a busy machine may take longer than a second to acknowledge one.
+pub async fn complete<F: Future<Output = WriteOutcome>>(write: impl Fn() -> F) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let written = write().await;
+        if written.is_complete() {
+            return;
+        }
+        assert!(Instant::now() < until, "no complete write within {PATIENCE:?}: {written:?}");
+    }
 }
 
 /// A counter of loads by key, shared by all nodes of a test.
