@@ -27,7 +27,7 @@ use crate::{
     identity::{NodeState, PeerId},
     limits::{FALLBACK_CAP_MAX, FALLBACK_CAP_MIN, Limits},
     membership::{
-        stabilizer::{Counters, DialId, Member},
+        stabilizer::{DialId, DiscoveryReport, Member},
         view::{Scope, View},
     },
     peer::{client::link::Link, group_service::Registry, local::LocalNode},
@@ -53,8 +53,8 @@ pub(crate) struct NodeContext {
     pub(crate) stripes: Arc<InvalidationStripes>,
     budget: FallbackBudget,
     pub(crate) tasks: Tasks,
-    /// Counters of the stabilizer.
-    pub(crate) membership: Mutex<Counters>,
+    /// Counts and findings of the stabilizer.
+    pub(crate) membership: Mutex<DiscoveryReport>,
     /// Whether all peers are lost, so that no write reaches this node until a peer is back.
     pub(crate) is_partitioned: AtomicBool,
     /// Whether local gets are refused.
@@ -158,19 +158,6 @@ impl NodeContext {
     /// Returns whether the link to a peer takes requests.
     pub(crate) fn reaches(&self, id: &PeerId) -> bool {
         self.links_by_id.get(id).is_some_and(|link| link.admits())
-    }
-
-    /// Returns the targets of discovery where no peer has answered yet, by expected id, or by first address without
-    /// one. A target is left out if its expected id is in the view.
-    pub(crate) fn unidentified_targets(&self, view: &View) -> impl Iterator<Item = PeerId> {
-        let targets = self.missed_writes.unidentified_targets().into_iter().filter_map(|dial| self.link_of(dial));
-        targets.filter_map(|link| {
-            let target = link.target();
-            match &target.expected {
-                Some(id) => (!view.members().iter().any(|member| member.id == *id)).then(|| id.clone()),
-                None => PeerId::new(target.addresses.first()?.as_str()).ok(),
-            }
-        })
     }
 
     /// Forgets a link that was closed.

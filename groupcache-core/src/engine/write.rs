@@ -244,12 +244,11 @@ fn has_dropped<V: Value>(engine: &Engine<V>, outcome: Option<Outcome>) -> bool {
     }
 }
 
-/// Records the write for replay to peers outside of the view. Returns the peers that may hold a value and that a writer
-/// with this view does not notify.
+/// Records the write for replay to peers outside of the view. Returns the members of the current view that a writer
+/// with this view does not notify. A target that never answered is no peer, so that no write has missed it.
 fn absent_peers<V: Value>(engine: &Engine<V>, view: &View, key: Option<&Arc<str>>) -> Vec<PeerId> {
     let notified = view.members().iter().map(|member| &member.id);
-    let others = engine.context.missed_writes.record_write(&engine.settings.name, key, notified);
-    engine.context.unidentified_targets(view).chain(others).collect()
+    engine.context.missed_writes.record_write(&engine.settings.name, key, notified)
 }
 
 /// Records a missed write, which is replayed as soon as the peer can be reached.

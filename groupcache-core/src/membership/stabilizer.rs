@@ -19,6 +19,7 @@
 mod dials;
 mod events;
 mod hello;
+mod inbound;
 mod leave;
 mod listing;
 mod members;
@@ -34,11 +35,13 @@ use std::{
 
 use crate::membership::stabilizer::{
     dials::{DialPurpose, Dials, Link},
+    inbound::Unlisted,
     listing::Listing,
     resolve_backoff::ResolveBackoff,
 };
 pub(crate) use crate::membership::stabilizer::{
-    events::{Action, Counters, Input, Refusal, Warning},
+    events::{Action, Counters, DiscoveryReport, Input, Refusal, Warning},
+    inbound::InboundPeer,
     listing::distinct,
     members::{DialId, HelloFacts, Member, MemberSet},
 };
@@ -59,7 +62,7 @@ const SILENT_DISCOVERY_LIMIT: Duration = Duration::from_secs(10);
 /// Time from the first complete set to the warning that discovery does not list this node: longer than watches and
 /// readiness probes delay a listing.
 const SELF_LISTED_LIMIT: Duration = Duration::from_secs(10);
-/// Minimum time between two warnings of one kind, because discovery or a peer can cause them at any rate. Counters
+/// Minimum time between two log lines of one kind, because discovery or a peer can cause them at any rate. Counters
 /// count every event.
 const WARN_AGAIN: Duration = Duration::from_secs(10);
 /// Maximum number of remembered earlier incarnations of the local node, which may still return in a Hello.
@@ -72,6 +75,8 @@ pub(crate) struct Stabilizer {
     me: HelloFacts,
     /// Incarnations of the local node before it raised its incarnation.
     earlier_incarnations: BTreeSet<Incarnation>,
+    /// Earliest time of the next raise of the incarnation, because each is announced to all peers.
+    next_raise: Duration,
     /// End of the time in which the incarnation is not raised, because another live node has this id and both nodes
     /// would raise theirs in turn.
     duplicate_id_until: Duration,
@@ -80,6 +85,8 @@ pub(crate) struct Stabilizer {
     /// The last complete set.
     complete: Option<Listing>,
     first_set_at: Option<Duration>,
+    /// Addresses of the nodes behind each listed name that has several.
+    names: BTreeMap<Address, Vec<Address>>,
     members: BTreeMap<PeerId, Entry>,
     dials: Dials,
     /// The node that has answered at each hinted address.
@@ -88,6 +95,10 @@ pub(crate) struct Stabilizer {
     departed: BTreeMap<PeerId, (Incarnation, Duration)>,
     removals: Removals,
     resolve_backoff: ResolveBackoff,
+    /// Peers that are connected to the local node.
+    inbound: BTreeMap<PeerId, InboundPeer>,
+    /// Connected peers that discovery does not list.
+    unlisted: BTreeMap<PeerId, Unlisted>,
     /// Peers that were listed by name and had no connection at the last tick.
     unreachable: BTreeSet<PeerId>,
     self_listed: SelfListed,
@@ -196,16 +207,20 @@ impl Stabilizer {
         Self {
             me: me.within_limits(),
             earlier_incarnations: BTreeSet::new(),
+            next_raise: Duration::ZERO,
             duplicate_id_until: Duration::ZERO,
             listing: Listing::default(),
             complete: None,
             first_set_at: None,
+            names: BTreeMap::new(),
             members: BTreeMap::new(),
             dials: Dials::default(),
             address_owners: BTreeMap::new(),
             departed: BTreeMap::new(),
             removals: Removals::Allowed,
             resolve_backoff: ResolveBackoff::new(rng),
+            inbound: BTreeMap::new(),
+            unlisted: BTreeMap::new(),
             unreachable: BTreeSet::new(),
             self_listed: SelfListed::NotYet,
             authority_listed_self: false,
@@ -232,6 +247,9 @@ impl Stabilizer {
                     entry.facts.fingerprint = fingerprint;
                 }
             }
+            Input::Inbound(peers) => self.inbound(now, peers),
+            Input::Resolved { name, addresses } => self.resolved(now, name, addresses),
+            Input::OwnAddress { dial } => self.found_local_node(now, dial),
             Input::Installed { fingerprint } => self.me.fingerprint = fingerprint,
             Input::Drain => {
                 self.me.state = NodeState::Draining;
@@ -245,13 +263,31 @@ impl Stabilizer {
     }
 
     /// Returns the counts since the start.
+    #[cfg(test)]
     pub(crate) fn counters(&self) -> Counters {
         self.counters
     }
 
+    /// Returns the counts since the start, with what is wrong now.
+    pub(crate) fn report(&self) -> DiscoveryReport {
+        let is_unanswered =
+            |t: &dials::Target| !matches!(t.purpose, DialPurpose::Member(_)) && t.purpose.id() != Some(&self.me.id);
+        DiscoveryReport {
+            counters: self.counters,
+            stale: None,
+            unlisted: self.unlisted().cloned().collect(),
+            unanswered_targets: self.dials.iter().filter(|(_, target)| is_unanswered(target)).count(),
+            is_self_unlisted: self.removals == Removals::Suspended(Suspension::SelfUnlisted),
+        }
+    }
+
     fn tick(&mut self, now: Duration) {
+        if let Some(incarnation) = self.listing.named.get(&self.me.id).and_then(|listed| listed.incarnation) {
+            self.raise_incarnation(now, incarnation);
+        }
         self.sweep(now);
         self.resolve(now);
+        self.report_unlisted(now);
         let waited = self.first_set_at.is_some_and(|first| now >= first + SELF_LISTED_LIMIT);
         if waited && self.self_listed == SelfListed::NotYet {
             self.self_listed = SelfListed::Reported;
@@ -281,17 +317,19 @@ impl Stabilizer {
         }
     }
 
-    /// Asks the provider to look again while views differ, removals are suspended, or a listed peer is unreachable.
+    /// Asks the provider to look again while views differ, removals are suspended, a listed peer is unreachable, or a
+    /// connected peer is not listed.
     fn resolve(&mut self, now: Duration) {
         let is_suspended = self.removals != Removals::Allowed;
         let unreachable = self.listed_and_unreachable();
         let mut ids = unreachable.clone();
         for (id, entry) in &self.members {
-            let differs = self.dials.is_live(entry.dial) && entry.facts.fingerprint != self.me.fingerprint;
+            let differs = self.fingerprint_of(id).is_some_and(|fingerprint| fingerprint != self.me.fingerprint);
             if differs || (is_suspended && matches!(entry.listing_status, ListingStatus::Missing(_))) {
                 ids.insert(id.clone());
             }
         }
+        ids.extend(self.unlisted.keys().cloned());
         // A newly lost peer must not wait for a backoff that earlier losses have lengthened.
         if !unreachable.is_subset(&self.unreachable) {
             self.resolve_backoff.reset(now);
@@ -355,11 +393,18 @@ impl Stabilizer {
 
     /// Writes a warning, unless one of the same kind was written within [`WARN_AGAIN`].
     fn warn_rarely(&mut self, now: Duration, kind: &'static str, warning: Warning) {
-        let last = self.warned_at.get(kind);
-        if last.is_none_or(|last| now >= *last + WARN_AGAIN) {
-            self.warned_at.insert(kind, now);
+        if self.may_warn(now, kind) {
             self.actions.push(Action::Warn(warning));
         }
+    }
+
+    /// Returns whether no warning of this kind was written within [`WARN_AGAIN`], and notes that one is written.
+    fn may_warn(&mut self, now: Duration, kind: &'static str) -> bool {
+        let is_due = self.warned_at.get(kind).is_none_or(|last| now >= *last + WARN_AGAIN);
+        if is_due {
+            self.warned_at.insert(kind, now);
+        }
+        is_due
     }
 
     fn hangup(&mut self, dial: DialId) {
@@ -421,7 +466,7 @@ impl Stabilizer {
         all.extend(entry.map(|e| e.facts.addresses.clone()).unwrap_or_default());
         all.extend(before.iter().cloned());
         all.extend(of_list);
-        distinct(all)
+        distinct(self.with_said_addresses(id, all))
     }
 
     fn is_own_address(&self, address: &Address) -> bool {

@@ -18,7 +18,7 @@ use crate::node::security::reload_credentials;
 use crate::node::{
     Inner, Node,
     handover::receive_values,
-    membership::{EVENT_QUEUE, Feeds, Membership, Status, facts},
+    membership::{EVENT_QUEUE, Feeds, Membership, Outputs, Status, facts},
     security::SecuritySettings,
     supervise::supervise,
     tick::{announce, sweep, tick},
@@ -263,6 +263,7 @@ impl NodeBuilder {
         tasks.run(tick(Arc::clone(&context)));
         tasks.run(sweep(Arc::clone(&context)));
         tasks.run(receive_values(Arc::clone(&context)));
+        let inbound = server.inbound();
         tasks.run(announce(Arc::clone(&context), server));
         #[cfg(feature = "tls")]
         if let Security::Tls(credentials) = &local.security {
@@ -284,7 +285,9 @@ impl NodeBuilder {
                 withdrawn.cancel();
             }
         }
-        let membership = Membership::new(Arc::clone(&context), stabilizer, events, request_feed, me, reached, status);
+        let outputs = Outputs { links: events, requests: request_feed, me, reached, status };
+        let port = node.address().port();
+        let membership = Membership::new(Arc::clone(&context), stabilizer, outputs, port, inbound);
         tasks.run(membership.run(Feeds {
             provider: provider_feed,
             commands: command_feed,

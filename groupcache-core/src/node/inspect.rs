@@ -52,6 +52,31 @@ pub struct DiscoveryInfo {
     pub resolves: u64,
     /// Number of peers that have left the view.
     pub removals: u64,
+    /// Peers that have been connected to this node for 5 s while discovery does not list them.
+    pub unlisted: Vec<PeerId>,
+    /// Number of listed targets where no peer has answered. [`Node::unconnected`](crate::Node::unconnected) names them.
+    pub unanswered_targets: usize,
+    /// Reason for which the source of the provider is stale at the moment.
+    pub stale: Option<String>,
+    /// Whether discovery listed this node before and does not list it now, so that removals are suspended.
+    pub self_unlisted: bool,
+}
+
+impl DiscoveryInfo {
+    /// Returns a sentence for each fault of discovery at the moment, with its remedy. Empty when discovery is healthy.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if let Some(why) = &self.stale {
+            faults.push(format!("discovery is stale, and the last set of peers stays: {why}"));
+        }
+        if self.self_unlisted {
+            faults.push("discovery no longer lists this node: check its selector or labels".to_owned());
+        }
+        for id in &self.unlisted {
+            faults.push(format!("{id} is connected and not in discovery: compare the lists of both nodes"));
+        }
+        faults
+    }
 }
 
 /// A target that the node cannot connect to; see [`Node::unconnected`](crate::Node::unconnected).

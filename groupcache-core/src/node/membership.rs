@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -15,18 +16,21 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::node::replay::replay;
+use crate::node::{group_mismatch::GroupMismatches, names::Names, replay::replay, warnings::warn};
 use crate::{
     context::NodeContext,
     identity::{Address, NodeState, PeerId},
     membership::{
         provider::{Health, Me, PeerSet, ProviderFeed, Report},
-        stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Refusal, Stabilizer, Warning},
+        stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Refusal, Stabilizer},
         view::View,
     },
-    peer::client::{
-        keep,
-        link::{Link, LinkEvent, LinkEvents, Target},
+    peer::{
+        client::{
+            keep,
+            link::{Link, LinkEvent, LinkEvents, Target},
+        },
+        server::inbound::InboundPeers,
     },
     protocol::message::Hello,
 };
@@ -63,6 +67,16 @@ pub(super) struct Feeds {
     pub(super) arrivals: mpsc::Receiver<PeerId>,
 }
 
+/// Channels of the membership task to links, provider and node.
+pub(super) struct Outputs {
+    pub(super) links: LinkEvents,
+    /// Channel for resolve requests to the current run of the provider.
+    pub(super) requests: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
+    pub(super) me: watch::Sender<Me>,
+    pub(super) reached: watch::Sender<BTreeSet<PeerId>>,
+    pub(super) status: watch::Sender<Status>,
+}
+
 /// The membership task.
 pub(super) struct Membership {
     context: Arc<NodeContext>,
@@ -79,21 +93,50 @@ pub(super) struct Membership {
     status: watch::Sender<Status>,
     health: Option<Health>,
     epoch: u64,
+    /// Port on which this node listens.
+    port: u16,
+    inbound: Arc<InboundPeers>,
+    /// Version of the table of inbound peers that the stabilizer has.
+    inbound_version: u64,
+    names: Names,
+    /// Channel for the addresses of names, and its receiver.
+    resolved: mpsc::Sender<(Address, Vec<Address>)>,
+    resolutions: mpsc::Receiver<(Address, Vec<Address>)>,
+    group_mismatches: GroupMismatches,
 }
 
 impl Membership {
     pub(super) fn new(
         context: Arc<NodeContext>,
         stabilizer: Stabilizer,
-        links: LinkEvents,
-        requests: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
-        me: watch::Sender<Me>,
-        reached: watch::Sender<BTreeSet<PeerId>>,
-        status: watch::Sender<Status>,
+        outputs: Outputs,
+        port: u16,
+        inbound: Arc<InboundPeers>,
     ) -> Self {
         let (pings, pinged) = mpsc::channel(EVENT_QUEUE);
-        let (peer_ids, health, epoch) = (BTreeMap::new(), None, 1);
-        Self { context, stabilizer, links, pings, pinged, peer_ids, requests, me, reached, status, health, epoch }
+        let (resolved, resolutions) = mpsc::channel(EVENT_QUEUE);
+        let Outputs { links, requests, me, reached, status } = outputs;
+        Self {
+            context,
+            stabilizer,
+            links,
+            pings,
+            pinged,
+            peer_ids: BTreeMap::new(),
+            requests,
+            me,
+            reached,
+            status,
+            health: None,
+            epoch: 1,
+            port,
+            inbound,
+            inbound_version: 0,
+            names: Names::default(),
+            resolved,
+            resolutions,
+            group_mismatches: GroupMismatches::default(),
+        }
     }
 
     /// Runs until the node ends.
@@ -110,8 +153,11 @@ impl Membership {
                 },
                 _ = steps.tick() => {
                     self.publish_reached();
+                    self.read_inbound();
+                    self.group_mismatches.check(&self.context, &self.peer_ids);
                     Some(Input::Tick)
                 }
+                Some((name, addresses)) = self.resolutions.recv() => Some(Input::Resolved { name, addresses }),
                 Some((id, is_alive)) = self.pinged.recv() => Some(Input::Pinged { id, is_alive }),
                 changed = feeds.provider.sets.changed(), if has_provider => {
                     has_provider = changed.is_ok();
@@ -153,6 +199,14 @@ impl Membership {
         });
     }
 
+    /// Gives the stabilizer the peers that are connected to this node, if they have changed.
+    fn read_inbound(&mut self) {
+        let version = self.inbound.version();
+        if std::mem::replace(&mut self.inbound_version, version) != version {
+            self.step(Input::Inbound(self.inbound.all()));
+        }
+    }
+
     fn now_ms(&self) -> u64 {
         self.context.local.clock.read_ms()
     }
@@ -160,13 +214,22 @@ impl Membership {
     /// Gives an input to the stabilizer, and carries out the actions until none is left.
     fn step(&mut self, input: Input) {
         let now = self.context.local.clock.elapsed();
+        let is_set = matches!(input, Input::Set(_));
         let mut actions: VecDeque<_> = self.stabilizer.step(now, input).into();
         while let Some(action) = actions.pop_front() {
             if let Some(follow_up) = self.act(action) {
                 actions.extend(self.stabilizer.step(now, follow_up));
             }
         }
-        *self.context.membership.lock() = self.stabilizer.counters();
+        if is_set {
+            self.names.watch(self.stabilizer.hinted_names(), &self.context, &self.resolved);
+        }
+        let mut report = self.stabilizer.report();
+        report.stale = match &self.health {
+            Some(Health::Stale(why)) => Some(why.clone()),
+            Some(Health::Connected) | None => None,
+        };
+        *self.context.membership.lock() = report;
     }
 
     /// Carries out an action, and returns the input that results from it.
@@ -217,9 +280,9 @@ impl Membership {
         if let Some(link) = self.context.link_of(dial) {
             return link.set_addresses(target);
         }
+        self.context.missed_writes.dialled(dial, target.expected.as_ref());
         let link = Link::new(dial, target, Arc::clone(&self.context.local));
         self.context.add_link(dial, Arc::clone(&link));
-        self.context.missed_writes.dialled(dial);
         self.context.tasks.run(keep(link, self.links.clone(), self.context.random()));
     }
 
@@ -296,7 +359,8 @@ impl Membership {
             }
             LinkEvent::Failed(why) => {
                 tracing::debug!(error = %why, "a connection to a target failed");
-                Input::Failed { dial }
+                let is_own = link.target().addresses.iter().all(|address| is_own_address(address, self.port));
+                if is_own { Input::OwnAddress { dial } } else { Input::Failed { dial } }
             }
             LinkEvent::Lost => {
                 if let Some(peer) = peer {
@@ -317,8 +381,10 @@ impl Membership {
     /// Retries pending dials early, because an inbound connection or message proves that the peer is up. Targets known
     /// only by address are retried too, because their peer id is not known yet.
     fn on_arrival(&self, id: &PeerId) {
-        if self.context.reaches(id) {
-            return; // the usual case, because an idle peer sends something now and then
+        // An idle peer sends something now and then, which is the usual case. A dial of this node to itself, or to
+        // another node with its id, arrives too, and says nothing about other targets.
+        if self.context.reaches(id) || *id == self.me.borrow().id {
+            return;
         }
         for link in self.context.links().iter().filter(|link| !link.admits()) {
             if link.target().expected.as_ref().is_none_or(|expected| expected == id) {
@@ -340,6 +406,13 @@ impl Membership {
     }
 }
 
+/// Returns whether an address is the port of this node on an address of this machine.
+fn is_own_address(address: &Address, port: u16) -> bool {
+    // Only an address of this machine can be bound.
+    let is_local = |at: &SocketAddr| cfg!(not(simulation)) && std::net::UdpSocket::bind((at.ip(), 0)).is_ok();
+    address.as_str().parse().is_ok_and(|at: SocketAddr| at.port() == port && is_local(&at))
+}
+
 /// Returns the facts of a Hello that membership needs.
 pub(super) fn facts(hello: &Hello) -> HelloFacts {
     HelloFacts {
@@ -350,45 +423,5 @@ pub(super) fn facts(hello: &Hello) -> HelloFacts {
         zone: Arc::clone(&hello.zone),
         addresses: hello.addresses.clone(),
         fingerprint: hello.fingerprint,
-    }
-}
-
-/// Logs a warning of the stabilizer.
-fn warn(warning: &Warning) {
-    match warning {
-        Warning::Held { missing, of } => tracing::warn!(
-            missing,
-            of,
-            "discovery has lost most peers at once; each stays until two pings to it fail or discovery confirms it"
-        ),
-        Warning::SelfUnlisted { missing, of } => tracing::warn!(
-            missing,
-            of,
-            "discovery no longer lists this node, which is alive; check its selector or labels; each missing peer stays \
-             until two pings to it fail"
-        ),
-        Warning::SelfNotListed => tracing::warn!(
-            "discovery does not list this node: peers may not find it; compare id and address with the announced ones"
-        ),
-        Warning::TooManyPeers { left_out } => {
-            tracing::warn!(left_out, "discovery lists more peers than are allowed; narrow the selection");
-        }
-        Warning::Refused { addresses, expected, why } => {
-            tracing::warn!(?addresses, ?expected, ?why, "a listed peer is refused; the node goes on to dial it");
-        }
-        Warning::IgnoredGoodbye { id } => {
-            tracing::warn!(
-                %id,
-                "ignored a departure notice: the peer still answers; check discovery for stale records"
-            );
-        }
-        Warning::OldLife { id, incarnation, known } => {
-            tracing::warn!(
-                %id,
-                ?incarnation,
-                ?known,
-                "ignored a stale incarnation of a peer: a newer one is connected; stop the earlier process"
-            );
-        }
     }
 }

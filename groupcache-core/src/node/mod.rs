@@ -7,16 +7,19 @@
 //! All tasks of this module end with the node, at the latest when its last handle is dropped.
 
 mod builder;
+mod group_mismatch;
 mod handover;
 pub mod inspect;
 mod lifecycle;
 mod membership;
+mod names;
 mod replay;
 mod security;
 mod supervise;
 #[cfg(test)]
 mod tests;
 mod tick;
+mod warnings;
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -251,7 +254,8 @@ impl Node {
     /// Returns what discovery has reported, and how the node has reacted, since its start.
     pub fn discovery(&self) -> DiscoveryInfo {
         let context = &self.inner.context;
-        let counted = *context.membership.lock();
+        let report = context.membership.lock().clone();
+        let counted = report.counters;
         let now = context.local.clock.elapsed();
         DiscoveryInfo {
             last_set_age: counted.last_set_at.map(|at| now.saturating_sub(at)),
@@ -262,6 +266,10 @@ impl Node {
             stale_incarnations: counted.stale_incarnations,
             resolves: counted.resolves,
             removals: counted.removals,
+            unlisted: report.unlisted,
+            unanswered_targets: report.unanswered_targets,
+            stale: report.stale,
+            self_unlisted: report.is_self_unlisted,
         }
     }
 

@@ -68,6 +68,12 @@ impl Net {
         Self { dial: Arc::new(move |endpoint, attempt| endpoint.connect_with_connector_lazy(connector(attempt))) }
     }
 
+    /// Returns the addresses of a host with this port.
+    #[expect(clippy::disallowed_methods, reason = "replaced")]
+    pub(crate) async fn lookup(&self, host: &str, port: u16) -> io::Result<Arc<[SocketAddr]>> {
+        Ok(tokio::net::lookup_host((host, port)).await?.collect())
+    }
+
     /// Returns a channel to `address` that connects at its first use.
     pub(crate) fn channel(
         &self,

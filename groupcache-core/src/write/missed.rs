@@ -43,14 +43,21 @@ struct State {
     members: BTreeSet<PeerId>,
     /// Known peers that are not in the view.
     absent: BTreeMap<PeerId, AbsentPeer>,
-    /// Listed targets that have not answered yet, with the number of the first write that each misses. A peer may have
-    /// been running at such a target for a long time.
-    unidentified_targets: BTreeMap<DialId, u64>,
+    /// Listed targets that have not answered yet. A peer may have been running at such a target for a long time.
+    unidentified_targets: BTreeMap<DialId, UnidentifiedTarget>,
     log: WriteLog,
 }
 
 /// The missed writes of one peer, by group.
 pub(crate) type Groups = BTreeMap<Arc<str>, Missed>;
+
+/// A listed target that has not answered yet.
+#[derive(Debug)]
+struct UnidentifiedTarget {
+    expected: Option<PeerId>,
+    /// Number of the first write that the peer at the target misses.
+    from: u64,
+}
 
 /// A known peer that is not in the view.
 #[derive(Debug)]
@@ -133,7 +140,8 @@ impl State {
     /// Removes the writes of the log that no peer has missed.
     fn trim(&mut self) {
         let absent = self.absent.values().map(|peer| peer.from);
-        let oldest = absent.chain(self.unidentified_targets.values().copied()).min().unwrap_or(u64::MAX);
+        let oldest =
+            absent.chain(self.unidentified_targets.values().map(|target| target.from)).min().unwrap_or(u64::MAX);
         self.log.trim(oldest);
     }
 }
@@ -147,8 +155,9 @@ impl MissedWrites {
     /// Records a write of this key, or of all keys, for the absent peers and the unidentified targets.
     ///
     /// `notified` are the members of the writer's view, in the order of their ids, which the writer notifies itself.
-    /// Returns the members of the current view that are not among them, because the writer has taken its view earlier.
-    /// The write is recorded as missed for them, too.
+    /// Returns the other peers that may hold the old value: members of the current view that are not among them, because
+    /// the writer has taken its view earlier, and known peers outside of the view that are dialled. A target that never
+    /// answered is no peer. The write is recorded as missed for the members, too.
     pub(crate) fn record_write<'a>(
         &self,
         group: &Arc<str>,
@@ -159,15 +168,17 @@ impl MissedWrites {
         if !state.absent.is_empty() || !state.unidentified_targets.is_empty() {
             state.log.add(group, key);
         }
+        let dialled = state.unidentified_targets.values().filter_map(|target| target.expected.as_ref());
+        let dialled: Vec<_> = dialled.filter(|peer| state.absent.contains_key(*peer)).cloned().collect();
         if state.members.iter().eq(notified.clone()) {
-            return Vec::new();
+            return dialled;
         }
         let notified: BTreeSet<_> = notified.collect();
         let others: Vec<_> = state.members.iter().filter(|peer| !notified.contains(peer)).cloned().collect();
         for peer in &others {
             add(state.missed.entry(peer.clone()).or_default(), group, key);
         }
-        others
+        others.into_iter().chain(dialled).collect()
     }
 
     /// Records another view, with the members that it lost and the members that it has.
@@ -195,17 +206,18 @@ impl MissedWrites {
     }
 
     /// Records that a target is dialled for the first time. From here on the target misses writes.
-    pub(crate) fn dialled(&self, dial: DialId) {
+    pub(crate) fn dialled(&self, dial: DialId, expected: Option<&PeerId>) {
         let mut state = self.0.lock();
         let from = state.log.next();
-        state.unidentified_targets.insert(dial, from);
+        state.unidentified_targets.insert(dial, UnidentifiedTarget { expected: expected.cloned(), from });
     }
 
     /// Records that a target is this peer. A peer that is not a member has missed the writes since the first dial, and
     /// misses further writes until it is in the view.
     pub(crate) fn peer_identified(&self, dial: DialId, peer: &PeerId, now_ms: u64) {
         let mut state = self.0.lock();
-        let from = state.unidentified_targets.remove(&dial).filter(|_| !state.members.contains(peer));
+        let target = state.unidentified_targets.remove(&dial).filter(|_| !state.members.contains(peer));
+        let from = target.map(|target| target.from);
         let from = state.absent.get(peer).map_or(from, |absent| Some(absent.from));
         if let Some(from) = from {
             state.add_missed_since(peer, from);
@@ -218,18 +230,13 @@ impl MissedWrites {
     /// Records that a target is not dialled any more. The expected peer, if it is not a member, becomes absent.
     pub(crate) fn target_dropped(&self, dial: DialId, expected: Option<&PeerId>, now_ms: u64) {
         let mut state = self.0.lock();
-        if let Some(from) = state.unidentified_targets.remove(&dial)
+        if let Some(UnidentifiedTarget { from, .. }) = state.unidentified_targets.remove(&dial)
             && let Some(peer) = expected.filter(|peer| !state.members.contains(*peer))
             && !state.absent.contains_key(peer)
         {
             state.add_absent(peer, AbsentPeer { since_ms: now_ms, from });
         }
         state.trim();
-    }
-
-    /// Returns the targets that have not answered yet.
-    pub(crate) fn unidentified_targets(&self) -> Vec<DialId> {
-        self.0.lock().unidentified_targets.keys().copied().collect()
     }
 
     /// Returns whether a peer has missed a write of a group that this node has. Writes of other groups cannot be
@@ -328,19 +335,18 @@ mod tests {
         let missed_writes = MissedWrites::default();
         let (users, orders): (Arc<str>, Arc<str>) = ("users".into(), "orders".into());
         missed_writes.view_changed([].iter(), members(&["me"]), 0);
-        missed_writes.dialled(DialId(1));
+        missed_writes.dialled(DialId(1), None);
         record_write(&missed_writes, &users, Some(&"1".into()));
-        missed_writes.dialled(DialId(2));
-        missed_writes.dialled(DialId(3));
+        missed_writes.dialled(DialId(2), None);
+        missed_writes.dialled(DialId(3), None);
         record_write(&missed_writes, &orders, None);
-        assert_eq!(missed_writes.unidentified_targets(), [DialId(1), DialId(2), DialId(3)]);
         missed_writes.peer_identified(DialId(1), &id("a"), 10);
         missed_writes.peer_identified(DialId(2), &id("b"), 10);
         missed_writes.peer_identified(DialId(3), &id("me"), 10); // the target is the local node
         let all = (Arc::clone(&orders), Missed::Everything);
         assert_eq!(missed_writes.take(&id("a"), |_| true), [(Arc::clone(&users), keys(&["1"])), all.clone()].into());
         assert_eq!(missed_writes.take(&id("b"), |_| true), [all].into());
-        assert!(!missed_writes.has_missed(&id("me"), |_| true) && missed_writes.unidentified_targets().is_empty());
+        assert!(!missed_writes.has_missed(&id("me"), |_| true));
     }
 
     /// Checks that a peer that joins or leaves during a write misses the write, and is returned as pending.
@@ -366,10 +372,10 @@ mod tests {
     #[test]
     fn expected_peer_of_a_dropped_target_keeps_missed_writes() {
         let (missed_writes, users) = (MissedWrites::default(), Arc::from("users"));
-        missed_writes.dialled(DialId(1));
+        missed_writes.dialled(DialId(1), None);
         record_write(&missed_writes, &users, Some(&"1".into()));
         missed_writes.target_dropped(DialId(1), Some(&id("a")), 0);
-        missed_writes.dialled(DialId(2));
+        missed_writes.dialled(DialId(2), None);
         missed_writes.peer_identified(DialId(2), &id("a"), 10);
         assert_eq!(missed_writes.take(&id("a"), |_| true), [(users, keys(&["1"]))].into());
     }
@@ -380,9 +386,9 @@ mod tests {
     fn write_removed_from_full_log_becomes_everything() {
         let missed_writes = MissedWrites::default();
         let [users, orders, items]: [Arc<str>; 3] = ["users".into(), "orders".into(), "items".into()];
-        missed_writes.dialled(DialId(1));
+        missed_writes.dialled(DialId(1), None);
         record_write(&missed_writes, &users, Some(&"1".into()));
-        missed_writes.dialled(DialId(2));
+        missed_writes.dialled(DialId(2), None);
         record_write(&missed_writes, &items, Some(&"1".into()));
         for n in 1..MAX_KEYS {
             record_write(&missed_writes, &orders, Some(&format!("key-{}", n % 10).into()));

@@ -79,8 +79,8 @@ impl WriteOutcome {
 
     /// Returns the nodes that may still hold the old value.
     ///
-    /// Included are the nodes that have not acknowledged the write within 1 s, and the targets that discovery reports
-    /// and that have never answered. A target without a known id is named by its address. After a remove with
+    /// Included are the nodes that have not acknowledged the write within 1 s. A target of discovery that never
+    /// answered is not a node, and is counted by [`Node::discovery`](crate::Node::discovery). After a remove with
     /// [`owner_only`](RemoveOptions::owner_only) the members that were not notified are included too.
     pub fn pending(&self) -> &[PeerId] {
         &self.pending

@@ -16,6 +16,7 @@ mod ages;
 mod batches;
 mod deadlines;
 mod delete_holds;
+mod discovery;
 mod error_propagation;
 mod floods;
 mod formats;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::membership::stabilizer::inbound::InboundPeer;
 use crate::membership::stabilizer::members::{DialId, HelloFacts, MemberSet};
 use crate::{
     identity::{Address, Incarnation, PeerId},
@@ -29,6 +30,12 @@ pub(crate) enum Input {
     Pinged { id: PeerId, is_alive: bool },
     /// A changed fingerprint in a frame of this peer.
     Fingerprint { id: PeerId, fingerprint: u64 },
+    /// A change of the peers that are connected to the local node, with all of them.
+    Inbound(Vec<InboundPeer>),
+    /// The addresses of the nodes behind a listed name without an id. Empty if a single node answers there.
+    Resolved { name: Address, addresses: Vec<Address> },
+    /// The failure of a dial to the port of the local node at an address of its machine, where it does not listen.
+    OwnAddress { dial: DialId },
     /// The fingerprint of the view made by the last [`Action::Install`].
     Installed { fingerprint: u64 },
     /// The start of draining, which is final.
@@ -78,6 +85,19 @@ pub(crate) enum Refusal {
     Rejected,
 }
 
+impl Refusal {
+    /// Returns the kind of the refusal, as the limit of log lines counts it.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::OtherCluster => "other cluster",
+            Self::NoCommonVersion => "no common version",
+            Self::WrongId { .. } => "wrong id",
+            Self::Untrusted => "untrusted",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
 /// An event for the log, written rarely even if its cause is frequent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Warning {
@@ -85,6 +105,8 @@ pub(crate) enum Warning {
     Held { missing: usize, of: usize },
     /// A complete set of an authority that lacks this node, which an earlier set listed. Removals are suspended.
     SelfUnlisted { missing: usize, of: usize },
+    /// A peer that is connected and that discovery does not list.
+    UnlistedPeer { id: PeerId },
     /// No complete set has listed this node, so that peers may not find it.
     SelfNotListed,
     /// A set larger than the limit, with the number of entries left out.
@@ -112,6 +134,8 @@ pub(crate) struct Counters {
     pub(crate) refusals: u64,
     /// Number of Hellos of a stale incarnation of a connected peer.
     pub(crate) stale_incarnations: u64,
+    /// Number of peers that were connected for 5 s while discovery did not list them.
+    pub(crate) unlisted: u64,
     /// Number of requests to the provider to look again.
     pub(crate) resolves: u64,
     /// Number of installed member lists.
@@ -120,4 +144,18 @@ pub(crate) struct Counters {
     pub(crate) removals: u64,
     /// Time since the start at which the last complete set arrived that did not suspend removals.
     pub(crate) last_set_at: Option<Duration>,
+}
+
+/// The counts since the start, and what is wrong with discovery now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DiscoveryReport {
+    pub(crate) counters: Counters,
+    /// Reason for which the source of the provider is stale.
+    pub(crate) stale: Option<String>,
+    /// Peers that are connected and that discovery does not list.
+    pub(crate) unlisted: Vec<PeerId>,
+    /// Number of targets where no peer is connected and none was admitted.
+    pub(crate) unanswered_targets: usize,
+    /// Whether an authority has ceased to list this node.
+    pub(crate) is_self_unlisted: bool,
 }

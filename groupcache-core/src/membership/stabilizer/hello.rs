@@ -14,6 +14,9 @@ use crate::membership::stabilizer::{
 /// answer.
 const DUPLICATE_ID_MEMORY: Duration = Duration::from_secs(60);
 
+/// Minimum time between two raises of the incarnation, because an announcer of higher ones may repeat them.
+const RAISE_PAUSE: Duration = Duration::from_secs(1);
+
 impl Stabilizer {
     /// Handles a Hello from a target.
     pub(super) fn hello(&mut self, now: Duration, dial: DialId, hello: HelloFacts) {
@@ -98,7 +101,8 @@ impl Stabilizer {
         self.address_owners.insert(address, AddressOwner { kind, unlisted_since });
     }
 
-    fn found_local_node(&mut self, now: Duration, dial: DialId) {
+    /// Records that the local node answers at the addresses of a target, and drops the target.
+    pub(super) fn found_local_node(&mut self, now: Duration, dial: DialId) {
         self.self_listed = SelfListed::Seen;
         if let Some(target) = self.dials.get(dial) {
             for address in target.addresses.clone() {
@@ -112,7 +116,9 @@ impl Stabilizer {
     fn duplicate_id(&mut self, now: Duration, dial: DialId, incarnation: Incarnation) {
         self.duplicate_id_until = now + DUPLICATE_ID_MEMORY;
         let at = self.dials.get(dial).map(|t| t.addresses.clone()).unwrap_or_default();
-        self.actions.push(Action::DuplicateId { at, incarnation });
+        if self.may_warn(now, "duplicate id") {
+            self.actions.push(Action::DuplicateId { at, incarnation });
+        }
         self.redial(now, dial);
     }
 
@@ -133,12 +139,11 @@ impl Stabilizer {
     pub(super) fn refused(&mut self, now: Duration, dial: DialId, why: Refusal) {
         let Some(target) = self.dials.get_mut(dial) else { return };
         self.counters.refusals += 1;
-        if target.refusal.as_ref() != Some(&why) {
-            target.refusal = Some(why.clone());
-            let (addresses, expected) = (target.addresses.clone(), target.expected.clone());
-            self.actions.push(Action::Warn(Warning::Refused { addresses, expected, why: why.clone() }));
+        let (purpose, addresses, expected) =
+            (target.purpose.clone(), target.addresses.clone(), target.expected.clone());
+        if target.refusal.replace(why.clone()).as_ref() != Some(&why) {
+            self.warn_rarely(now, why.kind(), Warning::Refused { addresses, expected, why: why.clone() });
         }
-        let purpose = target.purpose.clone();
         if let (Refusal::WrongId { .. }, DialPurpose::Member(id)) = (why, purpose) {
             // A hinted address of the member has a new owner. The addresses become hints again, so that dialling them
             // shows which.
@@ -163,7 +168,7 @@ impl Stabilizer {
 
     /// Raises the incarnation of this node above `incarnation`, which discovery has for its id.
     pub(super) fn raise_incarnation(&mut self, now: Duration, incarnation: Incarnation) {
-        if incarnation <= self.me.incarnation || now < self.duplicate_id_until {
+        if incarnation <= self.me.incarnation || now < self.duplicate_id_until.max(self.next_raise) {
             return;
         }
         // No incarnation is above the highest number, so that a record with it is ignored.
@@ -173,6 +178,7 @@ impl Stabilizer {
             self.earlier_incarnations.pop_first();
         }
         self.me.incarnation = above;
+        self.next_raise = now + RAISE_PAUSE;
         self.actions.push(Action::RaiseIncarnation(above));
         self.changed(now);
     }

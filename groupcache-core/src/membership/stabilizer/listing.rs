@@ -21,7 +21,9 @@ pub(super) struct Listed {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listing {
     pub(super) named: BTreeMap<PeerId, Listed>,
-    /// Addresses without an id, each with the highest trust in a source that lists it.
+    /// Addresses without an id as they are listed, each with the highest trust in a source that lists it.
+    pub(super) listed_hints: BTreeMap<Address, Trust>,
+    /// Addresses without an id, with the addresses of several nodes in the place of their common name.
     pub(super) hints: BTreeMap<Address, Trust>,
 }
 
@@ -29,13 +31,14 @@ impl Listing {
     /// Reads the records of a set. Also returns the number of entries beyond the limit.
     ///
     /// Two records of one id become one peer with the addresses of both, the addresses of the newer incarnation first.
-    pub(super) fn read(peers: Vec<Peer>) -> (Self, usize) {
+    /// `is_known` tells whether a peer has answered, so that it is not left out.
+    pub(super) fn read(peers: Vec<Peer>, is_known: impl Fn(&PeerId) -> bool) -> (Self, usize) {
         let (mut listing, mut left_out) = (Self::default(), 0);
         for peer in peers {
             match peer.id {
                 None => {
                     let addresses = peer.addresses.into_iter().take(MAX_ADDRESSES);
-                    addresses.for_each(|address| listing.add_hint(address, peer.trust));
+                    addresses.for_each(|address| add(&mut listing.listed_hints, address, peer.trust));
                 }
                 Some(id) => {
                     let listed = listing.named.entry(id).or_default();
@@ -45,36 +48,52 @@ impl Listing {
                     listed.trust = listed.trust.max(peer.trust);
                 }
             }
-            left_out += listing.trim(); // within the loop, because a set may be of any size
+            left_out += listing.trim(&is_known); // within the loop, because a set may be of any size
         }
+        listing.hints = listing.listed_hints.clone();
         (listing, left_out)
+    }
+
+    /// Replaces each name of several nodes by the addresses of the nodes. A name server is no authority.
+    pub(super) fn resolve_names(&mut self, names: &BTreeMap<Address, Vec<Address>>) {
+        self.hints.clear();
+        for (address, trust) in &self.listed_hints {
+            match names.get(address) {
+                None => add(&mut self.hints, address.clone(), *trust),
+                Some(found) => {
+                    for address in found.iter().take(MAX_PEERS.saturating_sub(self.hints.len())) {
+                        add(&mut self.hints, address.clone(), Trust::Hints);
+                    }
+                }
+            }
+        }
     }
 
     /// Adds the records of a partial set, with its addresses first because they are newer. Returns the number of
     /// entries beyond the limit.
-    pub(super) fn overlay(&mut self, later: Self) -> usize {
-        later.hints.into_iter().for_each(|(address, trust)| self.add_hint(address, trust));
+    pub(super) fn overlay(&mut self, later: Self, is_known: impl Fn(&PeerId) -> bool) -> usize {
+        for (address, trust) in later.listed_hints {
+            add(&mut self.hints, address.clone(), trust);
+            add(&mut self.listed_hints, address, trust);
+        }
         for (id, listed) in later.named {
             let known = self.named.entry(id).or_default();
             known.merge(listed.addresses, listed.incarnation, true);
             known.trust = known.trust.max(listed.trust);
         }
-        self.trim()
-    }
-
-    fn add_hint(&mut self, address: Address, trust: Trust) {
-        let known = self.hints.entry(address).or_default();
-        *known = trust.max(*known);
+        self.trim(&is_known)
     }
 
     /// Removes the entries beyond the limit and returns their number. The last names in order are removed, so that all
     /// nodes leave out the same entries. Addresses are removed first, because they may belong to peers that are listed
-    /// by id.
-    fn trim(&mut self) -> usize {
+    /// by id, and known peers last, because anybody may invent others.
+    fn trim(&mut self, is_known: &impl Fn(&PeerId) -> bool) -> usize {
         let mut left_out = 0;
-        while self.named.len() + self.hints.len() > MAX_PEERS {
-            if self.hints.pop_last().is_none() {
-                self.named.pop_last();
+        while self.named.len() + self.listed_hints.len() > MAX_PEERS {
+            if self.listed_hints.pop_last().is_none() {
+                let last = self.named.keys().rev().find(|id| !is_known(id)).or(self.named.keys().next_back());
+                let Some(last) = last.cloned() else { break };
+                self.named.remove(&last);
             }
             left_out += 1;
         }
@@ -84,7 +103,7 @@ impl Listing {
     /// Returns whether both listings have the same ids and the same addresses without an id. The addresses of ids may
     /// differ.
     pub(super) fn has_peers_of(&self, other: &Self) -> bool {
-        self.hints.keys().eq(other.hints.keys()) && self.named.keys().eq(other.named.keys())
+        self.listed_hints.keys().eq(other.listed_hints.keys()) && self.named.keys().eq(other.named.keys())
     }
 
     /// Returns whether the address is listed without an id or under the id of this node, which may answer there itself.
@@ -108,6 +127,11 @@ impl Listed {
         self.addresses = distinct(first.into_iter().chain(second));
         self.incarnation = self.incarnation.max(incarnation);
     }
+}
+
+fn add(hints: &mut BTreeMap<Address, Trust>, address: Address, trust: Trust) {
+    let known = hints.entry(address).or_default();
+    *known = trust.max(*known);
 }
 
 /// Returns the first [`MAX_ADDRESSES`] distinct addresses, in their order.

@@ -11,12 +11,18 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// leave.
 const SUSPENDED_WAIT: Duration = Duration::from_secs(1);
 
+/// Minimum time from the last request to one that a newly connected peer causes, because anybody may connect to a node
+/// without TLS.
+const AT_ONCE_PAUSE: Duration = Duration::from_secs(1);
+
 /// The backoff of resolve requests.
 #[derive(Debug)]
 pub(super) struct ResolveBackoff {
     rng: fastrand::Rng,
     state: State,
     not_before: Duration,
+    /// Time of the last request.
+    last: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +35,7 @@ enum State {
 
 impl ResolveBackoff {
     pub(super) fn new(rng: fastrand::Rng) -> Self {
-        Self { rng, state: State::Idle, not_before: Duration::ZERO }
+        Self { rng, state: State::Idle, not_before: Duration::ZERO, last: Duration::ZERO }
     }
 
     /// Ends the requests, because there is no reason for them any more.
@@ -51,6 +57,13 @@ impl ResolveBackoff {
         self.state = State::Due { due, wait: FIRST_WAIT };
     }
 
+    /// Makes the next request due at once, because a peer is connected that discovery does not list.
+    pub(super) fn ask_at_once(&mut self, now: Duration) {
+        let soon = now.max(self.last + AT_ONCE_PAUSE);
+        let due = if let State::Due { due, .. } = self.state { due.min(soon) } else { soon };
+        self.state = State::Due { due, wait: FIRST_WAIT };
+    }
+
     /// Returns whether a request is due. The caller has a reason for one.
     ///
     /// The first request waits too, because the views of all nodes differ for a moment after each change of members.
@@ -63,6 +76,7 @@ impl ResolveBackoff {
             self.state = State::Due { due, wait };
             return false;
         }
+        self.last = now;
         self.not_before = now + self.jittered(FIRST_WAIT);
         self.state = State::Due { due: now + self.jittered(wait), wait: (wait * 2).min(LONGEST_WAIT) };
         true

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::membership::stabilizer::{
-    ListingStatus, OwnerKind, Probe, Removals, SelfListed, Stabilizer, Suspension, dials::DialPurpose, events::Warning,
-    listing::Listing,
+    Entry, InboundPeer, ListingStatus, OwnerKind, Probe, Removals, SelfListed, Stabilizer, Suspension,
+    dials::DialPurpose, events::Warning, listing::Listing,
 };
 use crate::{
     identity::{Address, NodeState, PeerId},
@@ -17,11 +17,15 @@ use crate::{
 impl Stabilizer {
     /// Handles a set that a provider published.
     pub(super) fn set(&mut self, now: Duration, set: PeerSet) {
-        let (listing, left_out) = Listing::read(set.peers);
+        let (mut listing, left_out) =
+            Listing::read(set.peers, |id| is_known(&self.members, &self.inbound, &self.me.id, id));
+        listing.resolve_names(&self.names);
         self.count_ignored_addresses(&listing);
         let listed_incarnation = listing.named.get(&self.me.id).and_then(|listed| listed.incarnation);
         if !set.is_complete {
-            let left_out = left_out + self.listing.overlay(listing);
+            let (members, inbound, me) = (&self.members, &self.inbound, &self.me.id);
+            let left_out = left_out + self.listing.overlay(listing, |id| is_known(members, inbound, me, id));
+            self.listing.resolve_names(&self.names);
             self.warn_of_excess(now, left_out);
         } else {
             self.warn_of_excess(now, left_out);
@@ -32,6 +36,25 @@ impl Stabilizer {
         }
         self.reconcile(now);
         self.sweep(now);
+    }
+
+    /// Handles the addresses that a name server has for a listed name without an id. Several addresses of one family are
+    /// several nodes behind one name, and each of them becomes a target.
+    pub(super) fn resolved(&mut self, now: Duration, name: Address, addresses: Vec<Address>) {
+        if addresses.is_empty() {
+            self.names.remove(&name);
+        } else {
+            self.names.insert(name, addresses);
+        }
+        self.listing.resolve_names(&self.names);
+        self.reconcile(now);
+        self.sweep(now);
+    }
+
+    /// Returns the listed names without an id. Several nodes may answer behind each.
+    pub(crate) fn hinted_names(&self) -> BTreeSet<Address> {
+        let is_name = |address: &&Address| address.as_str().parse::<std::net::SocketAddr>().is_err();
+        self.listing.listed_hints.keys().filter(is_name).cloned().collect()
     }
 
     fn complete_set(&mut self, now: Duration, listing: Listing) {
@@ -132,6 +155,7 @@ impl Stabilizer {
         for dial in named {
             self.update_target(dial);
         }
+        self.update_unlisted(now);
     }
 
     /// Returns the peers that discovery lists, by id or by an address at which the peer has answered, each with the
@@ -164,6 +188,16 @@ impl Stabilizer {
             self.warn_rarely(now, "too many peers", Warning::TooManyPeers { left_out });
         }
     }
+}
+
+/// Returns whether a peer has answered, or is the local node.
+fn is_known(
+    members: &BTreeMap<PeerId, Entry>,
+    inbound: &BTreeMap<PeerId, InboundPeer>,
+    me: &PeerId,
+    id: &PeerId,
+) -> bool {
+    members.contains_key(id) || inbound.contains_key(id) || id == me
 }
 
 impl ListingStatus {

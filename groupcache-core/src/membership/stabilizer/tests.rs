@@ -5,7 +5,9 @@
 
 mod cluster;
 mod hellos;
+mod inbound;
 mod leaving;
+mod names;
 mod random;
 mod ready;
 mod script;

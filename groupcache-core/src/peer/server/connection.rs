@@ -16,6 +16,7 @@ use crate::{
     limits::{BATCH_BYTES, MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER, SILENCE},
     peer::server::{
         dispatch::{Dispatch, ResolvedGroup, Retry, dispatch, resolve},
+        inbound::InboundPeers,
         response_queue::ResponseQueue,
         service::Service,
     },
@@ -88,12 +89,21 @@ pub(crate) struct Connection {
     /// Maximum size of a value that the peer accepts.
     max_value_bytes: usize,
     invalidations: TokenBucket,
+    /// Table of connected peers, and the number of this connection in it.
+    inbound: (Arc<InboundPeers>, u64),
+    /// Fingerprint of the peer's ring in its last frame.
+    fingerprint: u64,
     /// Whether the peer expects another node here. The Hello of the local node names its real id.
     is_wrong_peer: bool,
 }
 
 impl Connection {
-    pub(crate) fn new(service: Arc<Service>, queue: Arc<ResponseQueue>, hello: &Hello) -> Self {
+    pub(crate) fn new(
+        service: Arc<Service>,
+        queue: Arc<ResponseQueue>,
+        hello: &Hello,
+        inbound: (Arc<InboundPeers>, u64),
+    ) -> Self {
         let hasher = service.hasher;
         let invalidations = f64::from(service.local.limits.max_invalidations_per_second);
         let mut connection = Self {
@@ -108,6 +118,8 @@ impl Connection {
             pending: VecDeque::new(),
             max_value_bytes: hello.max_value_bytes,
             invalidations: TokenBucket::new(invalidations, invalidations),
+            inbound,
+            fingerprint: hello.fingerprint,
             is_wrong_peer: false,
         };
         connection.is_wrong_peer =
@@ -190,7 +202,13 @@ impl Connection {
         mut ends: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Flow, Status> {
         match frame.hello() {
-            Some(Ok(again)) if again.id == hello.id => self.resolve_groups(&again.groups),
+            Some(Ok(again)) if again.id == hello.id => {
+                self.resolve_groups(&again.groups);
+                self.inbound.0.update(self.inbound.1, |peer| {
+                    peer.state = again.state;
+                    peer.addresses = again.addresses;
+                });
+            }
             Some(Ok(_)) => {
                 return Err(Status::failed_precondition(
                     "a later Hello names another node; open a new connection for it",
@@ -202,6 +220,10 @@ impl Connection {
         if self.registry_version != self.service.registry.version() {
             let groups: Vec<_> = self.groups.values().map(|(name, _)| name.clone()).collect();
             self.resolve_groups(&groups);
+        }
+        if frame.fingerprint != self.fingerprint {
+            self.fingerprint = frame.fingerprint;
+            self.inbound.0.update(self.inbound.1, |peer| peer.fingerprint = frame.fingerprint);
         }
         let service = Arc::clone(&self.service);
         if frame.ping != 0 {

@@ -11,6 +11,7 @@
 mod authenticate;
 mod connection;
 mod dispatch;
+pub(crate) mod inbound;
 mod response_queue;
 mod service;
 
@@ -34,6 +35,7 @@ use crate::{
             authenticate::{Sender, authenticate},
             connection::{Connection, Lifetime},
             dispatch::{Dispatch, dispatch, resolve},
+            inbound::InboundPeers,
             response_queue::{Outbound, ResponseQueue},
             service::Service,
         },
@@ -43,7 +45,7 @@ use crate::{
         log_limit::LogRateLimit,
         sync::{Keyed, sharded},
     },
-    transport::RequestGuard,
+    transport::{RequestGuard, handshake::Caller},
 };
 
 /// The peer service of a node.
@@ -54,6 +56,7 @@ struct Inner {
     service: Arc<Service>,
     /// Queues of the open connections, by number of the connection.
     connections: DashMap<u64, Arc<ResponseQueue>, Keyed>,
+    inbound: Arc<InboundPeers>,
     next_connection: AtomicU64,
     /// Number of open connections, those before their Hello included.
     open: AtomicUsize,
@@ -81,6 +84,7 @@ impl Server {
                 lines: LogRateLimit::default(),
             }),
             connections: sharded(hasher),
+            inbound: Arc::default(),
             next_connection: AtomicU64::new(1),
             open: AtomicUsize::new(0),
             tasks,
@@ -91,6 +95,11 @@ impl Server {
     pub(crate) fn service(&self) -> wire::peer_server::PeerServer<Self> {
         let max = self.0.service.local.limits.max_message_bytes();
         wire::peer_server::PeerServer::new(self.clone()).max_decoding_message_size(max).max_encoding_message_size(max)
+    }
+
+    /// Returns the table of the peers that are connected to this node.
+    pub(crate) fn inbound(&self) -> Arc<InboundPeers> {
+        Arc::clone(&self.0.inbound)
     }
 
     /// Returns whether both are the server of the same node.
@@ -190,7 +199,14 @@ impl wire::peer_server::Peer for Server {
             Some(session) => Lifetime::Listener(session.retired().clone()),
             None => Lifetime::Mounted { security, generation, number },
         };
-        let connection = Connection::new(Arc::clone(&server.service), Arc::clone(&queue), &hello);
+        let is_proven = matches!(sender.caller, Caller::Verified { .. });
+        server.inbound.insert(number, &hello, is_proven);
+        let connection = Connection::new(
+            Arc::clone(&server.service),
+            Arc::clone(&queue),
+            &hello,
+            (Arc::clone(&server.inbound), number),
+        );
         let registration = Registration(Arc::clone(server), number);
         server.tasks.spawn(async move {
             let (_slot, _registration, _in_use) = (slot, registration, in_use);
@@ -249,5 +265,6 @@ impl Drop for Registration {
         if let Some((_, queue)) = self.0.connections.remove(&self.1) {
             queue.close(None);
         }
+        self.0.inbound.remove(self.1);
     }
 }

@@ -188,7 +188,7 @@ fn restart_with_earlier_clock_raises_own_incarnation() {
     node.input(Input::Set(PeerSet::complete([peers("a"), vec![record]].concat())));
     assert_eq!(node.count(|a| *a == Action::RaiseIncarnation(Incarnation(5_001))), 1);
     // A Hello of an earlier incarnation that is still in transit is not from another node.
-    node.hello("a").set("a @self:1").answers("@self:1", peer("me").incarnation(LOCAL_INCARNATION)).after(100);
+    node.hello("a").set("a @self:1").answers("@self:1", peer("me").incarnation(LOCAL_INCARNATION)).after(1_100);
     node.input(Input::Left { id: peer("me").id, incarnation: Some(Incarnation(LOCAL_INCARNATION)) });
     node.input(Input::Left { id: id("me"), incarnation: Some(Incarnation(6_000)) });
     node.input(Input::Left { id: peer("me").id, incarnation: Some(Incarnation(u64::MAX)) }).after(100).members("a me");

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::membership::stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Refusal, Stabilizer, Warning};
+use crate::membership::stabilizer::{
+    Action, DialId, HelloFacts, InboundPeer, Input, MemberSet, Refusal, Stabilizer, Warning,
+};
 use crate::{
     identity::{Address, Incarnation, NodeState, PeerId},
     membership::provider::{Peer, PeerSet, Trust},
@@ -128,6 +130,23 @@ impl Script {
 
     pub(super) fn partial(&mut self, words: &str) -> &mut Self {
         self.input(Input::Set(PeerSet::partial(peers(words))))
+    }
+
+    /// Reports the connected peers. The word `a` is an unproven peer, and `+a=x:1` a proven peer that says it is at `x:1`.
+    pub(super) fn inbound(&mut self, words: &str) -> &mut Self {
+        let peer = |word: &str| {
+            let facts = word.trim_start_matches('+');
+            let (name, address) =
+                facts.split_once('=').map_or((facts, format!("{facts}:1")), |(n, a)| (n, a.to_owned()));
+            InboundPeer {
+                id: id(name),
+                state: NodeState::Ready,
+                addresses: vec![at(&address)],
+                is_proven: word.starts_with('+'),
+                fingerprint: 7,
+            }
+        };
+        self.input(Input::Inbound(words.split_whitespace().map(peer).collect()))
     }
 
     /// Advances the clock, with its ticks.

@@ -1,0 +1,106 @@
+//! Peers that are connected to the local node: the addresses that they say, and those that discovery does not list.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use crate::identity::{Address, NodeState, PeerId};
+use crate::membership::stabilizer::{OwnerKind, Stabilizer, dials::Link, events::Warning};
+
+/// Time after which a connected peer that discovery does not list is reported: longer than discovery usually takes to
+/// list a node that has just started.
+const UNLISTED_LIMIT: Duration = Duration::from_secs(5);
+
+/// A peer that is connected to the local node, with what its last Hello says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InboundPeer {
+    pub(crate) id: PeerId,
+    pub(crate) state: NodeState,
+    pub(crate) addresses: Vec<Address>,
+    /// Whether a certificate proves that the peer belongs to the cluster.
+    pub(crate) is_proven: bool,
+    /// Fingerprint of the peer's ring in its last frame.
+    pub(crate) fingerprint: u64,
+}
+
+/// A connected peer that discovery does not list.
+#[derive(Debug)]
+pub(super) struct Unlisted {
+    since: Duration,
+    is_reported: bool,
+}
+
+impl Stabilizer {
+    /// Handles a change of the peers that are connected to the local node. Of two connections of one id, the later one
+    /// counts.
+    pub(super) fn inbound(&mut self, now: Duration, peers: Vec<InboundPeer>) {
+        let peers = peers.into_iter().filter(|peer| peer.id != self.me.id);
+        self.inbound = peers.map(|peer| (peer.id.clone(), peer)).collect();
+        // Another node answers now at an address that was taken for the local node's.
+        let said: BTreeSet<_> = self.inbound.values().flat_map(|peer| &peer.addresses).collect();
+        let before = self.address_owners.len();
+        self.address_owners.retain(|address, owner| owner.kind != OwnerKind::Local || !said.contains(address));
+        if self.address_owners.len() < before {
+            self.reconcile(now);
+        }
+        let is_said = |id: &PeerId| self.inbound.contains_key(id);
+        for dial in self.dials.select(|t| t.link != Link::Live && t.purpose.id().is_some_and(is_said)) {
+            self.update_target(dial);
+        }
+        self.update_unlisted(now);
+    }
+
+    /// Updates the connected peers that discovery does not list. Discovery is asked again at once about a new one.
+    pub(super) fn update_unlisted(&mut self, now: Duration) {
+        let listed = self.listed_ids();
+        // A draining peer may be unlisted because it drains.
+        let is_unlisted = |peer: &&InboundPeer| {
+            peer.state != NodeState::Draining
+                && !listed.contains_key(&peer.id)
+                && !peer.addresses.iter().any(|address| self.listing.hints.contains_key(address))
+        };
+        let found: Vec<_> = self.inbound.values().filter(is_unlisted).map(|peer| peer.id.clone()).collect();
+        self.unlisted.retain(|id, _| found.contains(id));
+        let before = self.unlisted.len();
+        for id in found {
+            self.unlisted.entry(id).or_insert(Unlisted { since: now, is_reported: false });
+        }
+        if self.unlisted.len() > before && self.complete.is_some() {
+            self.resolve_backoff.ask_at_once(now);
+        }
+    }
+
+    /// Reports each peer that has been connected and unlisted for [`UNLISTED_LIMIT`], once.
+    pub(super) fn report_unlisted(&mut self, now: Duration) {
+        let is_due = |unlisted: &Unlisted| !unlisted.is_reported && now >= unlisted.since + UNLISTED_LIMIT;
+        let due: Vec<_> = self.unlisted.iter_mut().filter(|(_, unlisted)| is_due(unlisted)).collect();
+        let mut ids = Vec::new();
+        for (id, unlisted) in due {
+            unlisted.is_reported = true;
+            ids.push(id.clone());
+        }
+        self.counters.unlisted += ids.len() as u64;
+        if let Some(id) = ids.into_iter().next() {
+            self.warn_rarely(now, "unlisted", Warning::UnlistedPeer { id });
+        }
+    }
+
+    /// Returns the connected peers that discovery has not listed for [`UNLISTED_LIMIT`].
+    pub(crate) fn unlisted(&self) -> impl Iterator<Item = &PeerId> {
+        self.unlisted.iter().filter(|(_, unlisted)| unlisted.is_reported).map(|(id, _)| id)
+    }
+
+    /// Returns the fingerprint of the ring of a member, by the connection that is open in either direction.
+    pub(super) fn fingerprint_of(&self, id: &PeerId) -> Option<u64> {
+        let entry = self.members.get(id).filter(|entry| self.dials.is_live(entry.dial));
+        entry.map(|entry| entry.facts.fingerprint).or_else(|| Some(self.inbound.get(id)?.fingerprint))
+    }
+
+    /// Adds the addresses that a peer says of itself on its connection to the local node. The addresses of a proven
+    /// peer come first, because anybody may announce others.
+    pub(super) fn with_said_addresses(&self, id: &PeerId, mut addresses: Vec<Address>) -> Vec<Address> {
+        if let Some(peer) = self.inbound.get(id) {
+            let at = if peer.is_proven { 0 } else { addresses.len() };
+            addresses.splice(at..at, peer.addresses.iter().cloned());
+        }
+        addresses
+    }
+}
