@@ -131,6 +131,12 @@ impl Address {
         }
     }
 
+    /// Returns the host, an IPv6 address in its brackets, and the port.
+    pub(crate) fn host_and_port(&self) -> Option<(&str, u16)> {
+        let (host, port) = self.0.rsplit_once(':')?;
+        Some((host, port.parse().ok()?))
+    }
+
     /// Returns the address as `host:port`.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,15 +1,18 @@
 //! Transport: the connections between nodes, from the socket to the authenticated byte stream of HTTP/2.
 //!
 //! All TCP sockets of the crate are opened in this module, so that a simulation can replace them. Connections that the
-//! local node opens begin in [`Net`], and an [`Attempt`] records the outcome. Connections that peers open begin in the
+//! local node opens begin in [`Dialling`], which has names from the [`Resolver`], and an [`Attempt`] records the outcome. Connections that peers open begin in the
 //! `listener`, and a [`Session`] records their use. `security` chooses between plain TCP and TLS, `handshake` names
 //! the reasons for a failed handshake, `tls` keeps the credentials, and `fairness` bounds the time that one connection
 //! reads while others wait.
 
 mod attempt;
+mod dialling;
 mod fairness;
 pub(crate) mod handshake;
 mod listener;
+#[cfg(not(simulation))]
+mod resolver;
 mod security;
 mod session;
 mod stream;
@@ -19,7 +22,7 @@ pub mod tls;
 use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc};
 
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 use tonic::{
     codegen::http::Uri,
     transport::{Channel, Endpoint},
@@ -32,10 +35,17 @@ pub(crate) use tokio::net::{TcpListener, TcpStream};
 #[cfg(simulation)]
 pub(crate) use turmoil::net::{TcpListener, TcpStream};
 
+// The names of the system, or those of the simulated network.
+#[cfg(simulation)]
+pub(crate) use crate::testing::simulation::Resolver;
+#[cfg(not(simulation))]
+pub(crate) use crate::transport::resolver::Resolver;
+
 #[cfg(feature = "tls")]
 pub(crate) use crate::transport::session::RETIRE_WITHIN;
 pub(crate) use crate::transport::{
     attempt::Attempt,
+    dialling::{Connected, Dialling},
     listener::{ListenerConfig, start},
     security::Security,
     session::{IDLE_LIMIT, RequestGuard, Session},
@@ -43,41 +53,39 @@ pub(crate) use crate::transport::{
 use crate::transport::{attempt::Watched, stream::Stream};
 use crate::{
     limits::{CONNECT, Limits},
+    runtime::sync::Mutex,
     transport::handshake::HandshakeError,
 };
-
-/// Function that makes a channel to a peer. The channel is lazy: the function returns at once, and the channel connects
-/// at its first use. The attempt records the outcome.
-pub(crate) type Dial = Arc<dyn Fn(&Endpoint, Arc<Attempt>) -> Channel + Send + Sync>;
 
 /// Minimum flow-control window of a stream in bytes. The data plane of a connection is one stream, so the windows of
 /// the stream and of the connection bound nearly the same bytes. Each holds several of the largest values, because a
 /// large response otherwise stalls the small ones behind it.
 const MIN_WINDOW: u32 = 1 << 20;
 
-/// Connector of a node: makes channels to peers.
+/// Connector of a node: looks names up, and makes channels to peers.
 #[derive(Clone)]
 pub(crate) struct Net {
-    dial: Dial,
+    pub(crate) resolver: Resolver,
+    security: Security,
 }
 
 impl Net {
     /// Returns a connector over TCP, with a handshake as `security` demands.
     pub(crate) fn tcp(security: Security) -> Self {
-        let connector = move |attempt| Connector { attempt, security: security.clone() };
-        Self { dial: Arc::new(move |endpoint, attempt| endpoint.connect_with_connector_lazy(connector(attempt))) }
+        Self { resolver: Resolver::of_process(), security }
     }
 
-    /// Returns the addresses of a host with this port.
-    #[expect(clippy::disallowed_methods, reason = "replaced")]
+    /// Returns the addresses of a host with this port; see [`Resolver::lookup`].
     pub(crate) async fn lookup(&self, host: &str, port: u16) -> io::Result<Arc<[SocketAddr]>> {
-        Ok(tokio::net::lookup_host((host, port)).await?.collect())
+        self.resolver.lookup(host, port).await
     }
 
-    /// Returns a channel to `address` that connects at its first use.
+    /// Returns a channel over this connection to `address`, which performs the handshake at its first use. The attempt
+    /// records the outcome.
     pub(crate) fn channel(
         &self,
         address: &str,
+        tcp: TcpStream,
         limits: &Limits,
         attempt: &Arc<Attempt>,
     ) -> Result<Channel, tonic::transport::Error> {
@@ -88,30 +96,28 @@ impl Net {
         // HTTP/2 measures with the real clock for how long it remembers streams that were reset.
         #[cfg(simulation)]
         let endpoint = endpoint.http2_reset_stream_duration(std::time::Duration::from_secs(3600));
-        Ok((self.dial)(&endpoint, Arc::clone(attempt)))
+        let tcp = Arc::new(Mutex::new(Some(tcp)));
+        let connector = Connector { attempt: Arc::clone(attempt), security: self.security.clone(), tcp };
+        Ok(endpoint.connect_with_connector_lazy(connector))
     }
 }
 
-/// Connector that opens a TCP connection and performs the handshake. The connector of tonic is not used, because it
-/// reports neither the bytes that arrive nor the reason for a failure, and its certificates cannot be replaced later.
+/// Connector that performs the handshake on an open connection. The connector of tonic is not used, because it reports
+/// neither the bytes that arrive nor the reason for a failure, and its certificates cannot be replaced later.
 #[derive(Clone)]
 struct Connector {
     attempt: Arc<Attempt>,
     security: Security,
+    /// The connection until it is used. A channel has one.
+    tcp: Arc<Mutex<Option<TcpStream>>>,
 }
 
 impl Connector {
-    #[cfg_attr(not(simulation), expect(clippy::disallowed_methods, reason = "sockets are opened here"))]
     async fn connect(self, uri: Uri) -> io::Result<TokioIo<Watched<Stream>>> {
         let authority = uri.authority().ok_or_else(|| io::Error::other("the address has no host"))?;
+        let tcp = self.tcp.lock().take().ok_or(io::ErrorKind::NotConnected)?;
         // The time limit of tonic is not used, because its error does not name the reason.
-        let end = Instant::now() + CONNECT;
-        let tcp = timeout_at(end, TcpStream::connect(authority.as_str())).await;
-        let no_answer = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {CONNECT:?}"));
-        let tcp = tcp.map_err(no_answer)??;
-        // Small requests must not wait for the acknowledgement of earlier requests.
-        tcp.set_nodelay(true)?;
-        let handshake = timeout_at(end, self.security.connect(tcp, authority.host())).await;
+        let handshake = timeout(CONNECT, self.security.connect(tcp, authority.host())).await;
         let (stream, server) = handshake.unwrap_or(Err(HandshakeError::TooLate)).map_err(|trouble| {
             self.attempt.note(trouble.clone());
             trouble.into_io()

@@ -30,6 +30,7 @@ mod membership;
 mod memory;
 mod misbehaving_peers;
 mod model;
+mod names;
 mod one_load;
 mod overload;
 mod owner_lost;

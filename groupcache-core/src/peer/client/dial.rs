@@ -1,8 +1,8 @@
-//! An attempt to connect, which tries the addresses of a target in turn until the expected peer sends its Hello.
+//! An attempt to connect, which tries the addresses of a target side by side until the expected peer sends its Hello.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::DropGuard;
 use tonic::{Code, Status, Streaming};
 
@@ -19,7 +19,7 @@ use crate::{
         message::Hello,
         wire::{Incoming, peer_client},
     },
-    transport::Attempt,
+    transport::{Attempt, Connected, Dialling},
 };
 
 /// Reason why an attempt made no connection.
@@ -38,37 +38,53 @@ pub(crate) struct Open {
     pub(crate) first: Incoming,
 }
 
+/// Maximum time of one attempt: that of a target with the most addresses, each of which answers without a Hello.
+const ATTEMPT: Duration = Duration::from_secs(16);
+
 /// Connects to the first address of the target where the expected peer sends its Hello.
 ///
-/// Each address has 2 s: one to connect and shake hands, and one for the Hello.
-pub(crate) async fn connect(link: &Arc<Link>) -> Result<Open, Failure> {
+/// The addresses, and those of a name, are tried side by side. A connection on which another node answers, or nobody,
+/// is given up for the next one. Each connection has 1 s to open, and 2 s for handshake and Hello. `turn` is
+/// the number of the attempt.
+pub(crate) async fn connect(link: &Arc<Link>, turn: usize) -> Result<Open, Failure> {
     let target = link.target.load_full();
+    let end = Instant::now() + ATTEMPT;
+    let mut dialling = Dialling::new(&link.local.net.resolver, &target.addresses, turn, &|_| Ok(()));
     let mut failure = Failure::NotConnected("the target has no address; compare its discovery record".to_owned());
-    for address in &target.addresses {
-        if link.is_gone() {
+    while let Some(next) = dialling.next().await {
+        if link.is_gone() || Instant::now() > end {
             return Err(failure);
         }
-        match timeout(CONNECT + HELLO, open(link, &target, address)).await {
-            Ok(Ok(open)) => return Ok(open),
-            // A wrong id at one address is reported whatever fails at the others, because the membership must learn of
-            // it.
-            Ok(Err(_)) | Err(_) if matches!(failure, Failure::Refused(Refusal::WrongId { .. }, _)) => {}
-            Ok(Err(why)) => failure = why,
-            Err(_) => {
-                failure = Failure::NotConnected(format!("{address} sent no Hello within {HELLO:?}; attempts continue"))
+        let why = match next {
+            Ok(connected) => {
+                let (address, socket) = (connected.address.clone(), connected.socket);
+                match timeout(CONNECT + HELLO, open(link, &target, connected)).await {
+                    Ok(Ok(open)) => return Ok(open),
+                    Ok(Err(why)) => why,
+                    Err(_) => Failure::NotConnected(format!(
+                        "{address} at {socket} sent no Hello within {HELLO:?}; attempts continue"
+                    )),
+                }
             }
+            Err(why) => Failure::NotConnected(why),
+        };
+        // A wrong id at one address is reported whatever fails at the others, because the membership must learn of it.
+        if !matches!(failure, Failure::Refused(Refusal::WrongId { .. }, _)) {
+            failure = why;
         }
     }
     Err(failure)
 }
 
-/// Connects to one address and checks the Hello.
-async fn open(link: &Arc<Link>, target: &Target, address: &Address) -> Result<Open, Failure> {
+/// Performs the handshake on a connection and checks the Hello.
+async fn open(link: &Arc<Link>, target: &Target, connected: Connected) -> Result<Open, Failure> {
     let local = &link.local;
+    let Connected { address, tcp, .. } = connected;
+    let address = &address;
     let not_connected = |why: &dyn std::fmt::Display| Failure::NotConnected(format!("{address}: {why}"));
     let attempt = Attempt::new(&link.bytes_read);
     let close_on_drop = attempt.of_use();
-    let channel = local.net.channel(address.as_str(), &local.limits, &attempt).map_err(|e| not_connected(&e))?;
+    let channel = local.net.channel(address.as_str(), tcp, &local.limits, &attempt).map_err(|e| not_connected(&e))?;
     let failed = |status: &Status| failure(address, &attempt, status);
     let mut client = peer_client::PeerClient::new(channel)
         .max_decoding_message_size(local.limits.max_message_bytes())

@@ -62,9 +62,9 @@ const MENDING_PAUSE: Duration = Duration::from_millis(2 * RECONNECT_MIN.as_milli
 pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
     let anew = || pauses(RECONNECT_MIN, RECONNECT_MAX, seed);
     let mut pauses = anew();
-    loop {
+    for turn in 0.. {
         let is_mending = link.table.lock().breaker == Breaker::Reconnecting;
-        let attempt = connect(&link);
+        let attempt = connect(&link, turn);
         let attempt = match is_mending {
             true => timeout(MENDING, attempt)
                 .await
