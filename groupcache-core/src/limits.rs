@@ -67,6 +67,10 @@ pub(crate) const RECONNECT_MIN: Duration = Duration::from_millis(50);
 /// See [`RECONNECT_MIN`].
 pub(crate) const RECONNECT_MAX: Duration = Duration::from_secs(4);
 
+/// Longest pause between two attempts to connect to a target that has never answered, with its jitter. Such a target may
+/// be an invention, and a peer that comes up is dialled early, because it connects to this node.
+pub(crate) const UNMET_MAX: Duration = Duration::from_secs(120);
+
 /// Shortest time that a node keeps the value of a fallback load. The time grows with the absence of the owner, up to
 /// [`FALLBACK_CAP_MAX`].
 pub(crate) const FALLBACK_CAP_MIN: Duration = Duration::from_secs(5);

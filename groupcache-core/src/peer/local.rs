@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::{
     limits::Limits,
+    peer::client::dial_limits::DialLimits,
     protocol::message::Hello,
     runtime::{
         clock::Clock,
@@ -32,6 +33,8 @@ pub(crate) struct LocalNode {
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<NodeCounters>,
     pub(crate) net: Net,
+    /// Limits of the dials to targets that have never answered.
+    pub(crate) dial_limits: DialLimits,
     pub(crate) security: Security,
     /// Number of requests of this node that peers have not answered, as of the last tick.
     pub(crate) in_flight: AtomicUsize,
@@ -48,6 +51,7 @@ impl LocalNode {
             limits,
             counters: Arc::default(),
             net: Net::tcp(security.clone()),
+            dial_limits: DialLimits::default(),
             security,
             in_flight: AtomicUsize::new(0),
         }

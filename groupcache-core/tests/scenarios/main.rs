@@ -22,6 +22,7 @@ mod floods;
 mod formats;
 mod hostile;
 mod inspect;
+mod inventions;
 mod limits;
 mod loads;
 mod log_redaction;

@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::DropGuard;
 use tonic::{Code, Status, Streaming};
 
-use crate::peer::client::outbound::Outbound;
+use crate::peer::client::{dial_limits::Claim, outbound::Outbound};
 use crate::{
     identity::Address,
     limits::{CONNECT, HELLO},
@@ -44,12 +44,14 @@ const ATTEMPT: Duration = Duration::from_secs(16);
 /// Connects to the first address of the target where the expected peer sends its Hello.
 ///
 /// The addresses, and those of a name, are tried side by side. A connection on which another node answers, or nobody,
-/// is given up for the next one. Each connection has 1 s to open, and 2 s for handshake and Hello. `turn` is
-/// the number of the attempt.
-pub(crate) async fn connect(link: &Arc<Link>, turn: usize) -> Result<Open, Failure> {
-    let target = link.target.load_full();
+/// is given up for the next one. Each connection has 1 s to open, and 2 s for handshake and Hello. A target that has
+/// never answered has a `claim`, which limits the addresses. `turn` is the number of the attempt.
+pub(crate) async fn connect(link: &Arc<Link>, claim: Option<&Claim<'_>>, turn: usize) -> Result<Open, Failure> {
+    let target = claim.map_or_else(|| link.target.load_full(), |claim| Arc::clone(&claim.target));
+    let addresses = claim.map_or(&target.addresses, |claim| &claim.addresses);
     let end = Instant::now() + ATTEMPT;
-    let mut dialling = Dialling::new(&link.local.net.resolver, &target.addresses, turn, &|_| Ok(()));
+    let admit = |socket| claim.map_or(Ok(()), |claim| claim.admit(socket));
+    let mut dialling = Dialling::new(&link.local.net.resolver, addresses, turn, &admit);
     let mut failure = Failure::NotConnected("the target has no address; compare its discovery record".to_owned());
     while let Some(next) = dialling.next().await {
         if link.is_gone() || Instant::now() > end {
@@ -59,11 +61,22 @@ pub(crate) async fn connect(link: &Arc<Link>, turn: usize) -> Result<Open, Failu
             Ok(connected) => {
                 let (address, socket) = (connected.address.clone(), connected.socket);
                 match timeout(CONNECT + HELLO, open(link, &target, connected)).await {
-                    Ok(Ok(open)) => return Ok(open),
-                    Ok(Err(why)) => why,
-                    Err(_) => Failure::NotConnected(format!(
-                        "{address} at {socket} sent no Hello within {HELLO:?}; attempts continue"
-                    )),
+                    Ok(Ok(open)) => {
+                        if let Some(claim) = claim {
+                            claim.answered(socket, &open.hello.id);
+                        }
+                        return Ok(open);
+                    }
+                    Ok(Err(why)) => {
+                        if let (Some(claim), Failure::Refused(Refusal::WrongId { found: Some(id) }, _)) = (claim, &why)
+                        {
+                            claim.found(socket, id);
+                        }
+                        why
+                    }
+                    Err(_) => {
+                        Failure::NotConnected(format!("{address} sent no Hello within {HELLO:?}; attempts continue"))
+                    }
                 }
             }
             Err(why) => Failure::NotConnected(why),

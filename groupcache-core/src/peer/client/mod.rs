@@ -7,6 +7,7 @@
 
 pub(crate) mod breaker;
 mod dial;
+pub(crate) mod dial_limits;
 #[cfg(all(test, shuttle))]
 mod interleavings;
 pub(crate) mod link;
@@ -21,17 +22,20 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::peer::client::dial::{Failure, Open, connect};
+use crate::peer::client::{
+    dial::{Failure, Open, connect},
+    dial_limits::{Claim, DialError},
+};
 use crate::{
     error::{Error, Kind},
-    identity::NodeState,
+    identity::{NodeState, PeerId},
     limits::{BATCH_REQUESTS, RECONNECT_MAX, RECONNECT_MIN},
     membership::stabilizer::Refusal,
     peer::client::{
         breaker::{Breaker, End},
-        link::{Link, LinkEvent, LinkEvents, tell, wake},
+        link::{Link, LinkEvent, LinkEvents, Target, tell, wake},
         request_table::{Ended, Outcome},
     },
     protocol::{
@@ -55,24 +59,31 @@ const MENDING: Duration = Duration::from_secs(1);
 /// hint.
 const EXPEDITED: u32 = 8;
 
+/// Shortest time between two attempts that are expedited.
+const EXPEDITED_PAUSE: Duration = Duration::from_secs(1);
+
 /// Longest time that callers wait for an attempt to begin: the first pause, and no later one.
 const MENDING_PAUSE: Duration = Duration::from_millis(2 * RECONNECT_MIN.as_millis() as u64);
 
 /// Keeps a link connected until it is closed: connects, reads, and connects again with back-off and jitter.
+///
+/// Until the target has answered for the first time, [`DialLimits`](dial_limits::DialLimits) decide when it is dialled.
 pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
     let anew = || pauses(RECONNECT_MIN, RECONNECT_MAX, seed);
-    let mut pauses = anew();
+    let (mut pauses, mut has_answered, mut expedited_at) = (anew(), false, None);
     for turn in 0.. {
-        let is_mending = link.table.lock().breaker == Breaker::Reconnecting;
-        let attempt = connect(&link, turn);
-        let attempt = match is_mending {
-            true => timeout(MENDING, attempt)
-                .await
-                .unwrap_or_else(|_| Err(Failure::NotConnected("the peer did not come back at once".to_owned()))),
-            false => attempt.await,
-        };
+        let claim = if has_answered { None } else { claim(&link, &events).await };
+        if link.is_gone() {
+            return;
+        }
+        let attempt = attempt(&link, claim.as_ref(), turn).await;
+        if let (Some(claim), Err(failure)) = (&claim, &attempt) {
+            claim.failed(failure, seed);
+        }
+        drop(claim);
         let pause = match attempt {
             Ok(open) => {
+                has_answered = true;
                 let began = Instant::now();
                 let end = converse(&link, open, &events).await;
                 let was_good = began.elapsed() >= GOOD_CONNECTION;
@@ -94,8 +105,8 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
         if link.is_gone() {
             return;
         }
-        if !pause.is_zero() {
-            rest(&link, pause).await;
+        if has_answered && !pause.is_zero() {
+            rest(&link, pause, &mut expedited_at).await;
         }
         if link.is_gone() {
             return;
@@ -103,16 +114,86 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
     }
 }
 
+/// Connects, within the time that callers wait if they wait for a replacement of a connection.
+async fn attempt(link: &Arc<Link>, claim: Option<&Claim<'_>>, turn: usize) -> Result<Open, Failure> {
+    let is_mending = link.table.lock().breaker == Breaker::Reconnecting;
+    let attempt = connect(link, claim, turn);
+    if !is_mending {
+        return attempt.await;
+    }
+    let too_late = || Failure::NotConnected("the peer did not come back at once".to_owned());
+    timeout(MENDING, attempt).await.unwrap_or_else(|_| Err(too_late()))
+}
+
+/// Waits until the target may be dialled for another first attempt. Returns `None` once the link is closed.
+async fn claim<'a>(link: &'a Link, events: &LinkEvents) -> Option<Claim<'a>> {
+    let mut is_arrival = false;
+    while !link.is_gone() {
+        let target = link.target.load_full();
+        let may_pass = target.expected.is_some() && !is_arrival;
+        match link.local.dial_limits.claim(Arc::clone(&target), is_arrival) {
+            Ok(mut claim) => tokio::select! {
+                biased;
+                () = link.retry.notified() => {} // other addresses, or the end
+                () = link.expedited.notified(), if may_pass => is_arrival = true,
+                () = claim.begin() => return Some(claim),
+            },
+            Err(wait) => {
+                // Once, because this target may not be dialled for minutes; later failures are its own.
+                let is_unreported = link.failure.lock().is_none();
+                if let Some((found, error)) = wait.failure.filter(|_| is_unreported) {
+                    report(link, &target, found, error, events).await;
+                }
+                let ended = async {
+                    match wait.ended {
+                        Some(mut ended) => _ = ended.changed().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = link.retry.notified() => {}
+                    () = link.expedited.notified(), if !is_arrival => is_arrival = true,
+                    () = ended => {}
+                    () = sleep_until(wait.until) => {}
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Reports the failure of another target at the same address, where `found` has answered.
+async fn report(link: &Link, target: &Target, found: Option<PeerId>, error: DialError, events: &LinkEvents) {
+    let (refusal, text) = match (found, &target.expected) {
+        (Some(found), Some(expected)) if found != *expected => {
+            let text =
+                format!("{:?} is {found} and not {expected}; the address belongs to another node", target.addresses);
+            (Some(Refusal::WrongId { found: Some(found) }), text)
+        }
+        _ => (error.refusal.filter(|why| !matches!(why, Refusal::WrongId { .. })), error.text.to_string()),
+    };
+    tell(link.table.lock().failed(link.local.clock.now_ms()));
+    let kind = if refusal == Some(Refusal::Untrusted) { Kind::Unauthenticated } else { Kind::Unreachable };
+    *link.failure.lock() = Some(Error::new(kind, text.clone()));
+    let event = match refusal {
+        Some(why) => LinkEvent::Refused(why, text),
+        None => LinkEvent::Failed(text),
+    };
+    send(events, link, event).await;
+}
+
 /// Waits before the next attempt, for a shorter time when the peer may be back.
-async fn rest(link: &Link, pause: Duration) {
+async fn rest(link: &Link, pause: Duration, expedited_at: &mut Option<Instant>) {
+    let earliest = expedited_at.map_or_else(Instant::now, |at| at + EXPEDITED_PAUSE);
     let expedited = async {
-        sleep(pause / EXPEDITED).await;
+        sleep_until(earliest.max(Instant::now() + pause / EXPEDITED)).await;
         link.expedited.notified().await;
     };
     tokio::select! {
         biased;
         () = link.retry.notified() => {}
-        () = expedited => {}
+        () = expedited => *expedited_at = Some(Instant::now()),
         () = sleep(pause) => {}
     }
 }

@@ -7,9 +7,9 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::peer::client::{EXPEDITED, RECONNECT_MAX, keep};
+use crate::peer::client::{EXPEDITED, EXPEDITED_PAUSE, RECONNECT_MAX, RECONNECT_MIN, keep, rest};
 use crate::{
-    identity::Address,
+    identity::{Address, PeerId},
     limits::Limits,
     membership::stabilizer::DialId,
     peer::{
@@ -22,12 +22,16 @@ use crate::{
 
 type Events = Receiver<(DialId, LinkEvent)>;
 
-/// Returns a link to a port where nobody listens, and its events.
-fn unreachable_link() -> (Arc<Link>, Events) {
+/// Returns a link to a port where nobody listens, which nothing keeps.
+fn idle_link() -> Arc<Link> {
     let local = Arc::new(LocalNode::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }));
     let nobody = Address::from(SocketAddr::from(([127, 0, 0, 1], 1)));
-    let target = Target { expected: None, addresses: vec![nobody] };
-    let link = Link::new(DialId(1), target, local);
+    Link::new(DialId(1), Target { expected: None, addresses: vec![nobody] }, local)
+}
+
+/// Returns a link to a port where nobody listens, and its events.
+fn unreachable_link() -> (Arc<Link>, Events) {
+    let link = idle_link();
     let (events, feed) = mpsc::channel(1024);
     tokio::spawn(keep(Arc::clone(&link), events, 7));
     (link, feed)
@@ -39,26 +43,65 @@ async fn failures(events: &mut Events, n: usize) {
     }
 }
 
+/// Checks that a target which has never answered is dialled within a second when its peer connects to this node.
 #[tokio::test(start_paused = true)]
 async fn expedited_attempt_comes_early() {
     let (link, mut events) = unreachable_link();
-    failures(&mut events, 10).await;
+    failures(&mut events, 15).await;
     let begun = Instant::now();
     link.retry_soon();
     failures(&mut events, 1).await;
     let slack = Duration::from_millis(10); // timers may be a millisecond late, and an attempt takes a moment
-    assert!(begun.elapsed() <= RECONNECT_MAX / EXPEDITED + slack, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() <= EXPEDITED_PAUSE + slack, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn expedited_attempts_are_bounded_by_the_pause() {
+async fn expedited_attempts_are_at_most_one_a_second() {
     let (link, mut events) = unreachable_link();
-    failures(&mut events, 10).await;
-    let time = 4 * RECONNECT_MAX;
-    for _ in 0..time.as_millis() {
+    failures(&mut events, 15).await;
+    for _ in 0..20_000 {
         link.retry_soon();
         sleep(Duration::from_millis(1)).await;
     }
-    let attempts = std::iter::from_fn(|| events.try_recv().ok()).count() as u32;
-    assert!((4 * EXPEDITED - 4..=4 * EXPEDITED * 2).contains(&attempts), "{attempts}");
+    let attempts = std::iter::from_fn(|| events.try_recv().ok()).count();
+    assert!((18..=21).contains(&attempts), "{attempts}");
+}
+
+/// Checks the pause of a target that has answered before: an eighth is always waited for, and a second between two
+/// expedited attempts.
+#[tokio::test(start_paused = true)]
+async fn expedited_rest_of_a_peer_is_short() {
+    let link = idle_link();
+    let (mut expedited_at, slack) = (None, Duration::from_millis(10));
+    let mut rests = async || {
+        let begun = Instant::now();
+        link.retry_soon();
+        rest(&link, RECONNECT_MAX, &mut expedited_at).await;
+        begun.elapsed()
+    };
+    let first = rests().await;
+    assert!((RECONNECT_MAX / EXPEDITED..=RECONNECT_MAX / EXPEDITED + slack).contains(&first), "{first:?}");
+    let second = rests().await;
+    assert!((EXPEDITED_PAUSE..=EXPEDITED_PAUSE + slack).contains(&second), "{second:?}");
+    let begun = Instant::now();
+    rest(&link, RECONNECT_MIN, &mut None).await;
+    assert!(begun.elapsed() <= RECONNECT_MIN + slack);
+}
+
+/// Checks that links to one address report its failure without a dial of their own.
+#[tokio::test(start_paused = true)]
+async fn links_to_one_dead_address_share_its_failure() {
+    let (link, mut events) = unreachable_link();
+    failures(&mut events, 15).await;
+    let dials = link.local.counters.connect_failed.get();
+    let target = Target { expected: Some(PeerId::new("b").unwrap()), ..Target::clone(&link.target()) };
+    let other = Link::new(DialId(2), target, Arc::clone(&link.local));
+    let (sender, mut of_other) = mpsc::channel(1024);
+    tokio::spawn(keep(Arc::clone(&other), sender, 8));
+    failures(&mut of_other, 1).await;
+    assert!(other.failure().is_some());
+    assert_eq!(link.local.counters.connect_failed.get(), dials);
+    // The end of a link that waits is not delayed.
+    other.close();
+    assert!(of_other.recv().await.is_none());
 }

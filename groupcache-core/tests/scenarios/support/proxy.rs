@@ -31,17 +31,20 @@ struct State {
     /// Bytes per second that are carried from the node to the client. 0 means no limit.
     rate: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
+    accepted: Arc<AtomicUsize>,
 }
 
 impl Proxy {
     pub async fn start(to: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (flows, cut) = (Arc::new(watch::Sender::new(true)), Arc::new(watch::Sender::new(())));
-        let state = State { to, flows, cut, rate: Arc::default(), open: Arc::default() };
+        let (rate, open, accepted) = Default::default();
+        let state = State { to, flows, cut, rate, open, accepted };
         let proxy = Self { address: listener.local_addr().unwrap(), state: state.clone() };
         tokio::spawn(async move {
             while let Ok((here, _)) = listener.accept().await {
                 state.open.fetch_add(1, SeqCst);
+                state.accepted.fetch_add(1, SeqCst);
                 let state = state.clone();
                 tokio::spawn(async move {
                     state.carry(here).await;
@@ -75,6 +78,11 @@ impl Proxy {
     /// Returns the number of connections that neither side has closed.
     pub fn open(&self) -> usize {
         self.state.open.load(SeqCst)
+    }
+
+    /// Returns the number of connections that were ever opened.
+    pub fn accepted(&self) -> usize {
+        self.state.accepted.load(SeqCst)
     }
 }
 
