@@ -23,6 +23,7 @@ mod formats;
 mod hostile;
 mod inspect;
 mod inventions;
+mod liars;
 mod limits;
 mod loads;
 mod log_redaction;
