@@ -51,7 +51,7 @@ pub(crate) struct Api {
 /// A failed request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// The requested version is too old (410), so a list is due.
+    /// The requested version is too old (410), or one of the future (504), so a list is due.
     Gone,
     /// The credentials are refused (401).
     Unknown(String),
@@ -163,6 +163,7 @@ impl Api {
                  ({code}: {said}); check the selector"
             )),
             410 => Trouble::Gone,
+            504 if is_too_large(status) => Trouble::Gone,
             _ => {
                 let wait = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
                 let text = self.text(verb, &format!("{code}: {said}"));
@@ -309,6 +310,13 @@ impl Lines {
             }
         }
     }
+}
+
+/// Returns whether the requested version is one of the future. Old API servers say so in the message only.
+fn is_too_large(status: &Status) -> bool {
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.any(|cause| cause.reason == "ResourceVersionTooLarge")
+        || status.message.contains("Too large resource version")
 }
 
 /// Returns the delay of the header `Retry-After`, which is read in seconds, up to [`LONGEST_WAIT`]. A date is ignored,

@@ -186,7 +186,8 @@ impl<'a> Session<'a> {
         let is_stale = matches!(news, News::Stale(_));
         match news {
             News::Listed(objects, version) => {
-                self.places.insert(number, Place { version, listed_at: Instant::now() });
+                let now = Instant::now();
+                self.places.insert(number, Place { version, listed_at: now, proven_at: now });
                 let ignored = self.table.list(number, objects);
                 self.ignore(ignored);
                 self.asked.remove(&number);
@@ -226,6 +227,7 @@ impl<'a> Session<'a> {
     fn is_at(&mut self, number: usize, version: &str) {
         if let Some(place) = self.places.get_mut(&number).filter(|_| !version.is_empty()) {
             version.clone_into(&mut place.version);
+            place.proven_at = Instant::now();
         }
     }
 

@@ -18,8 +18,8 @@ pub struct KubernetesStats {
     pub events: u64,
     /// Number of bookmarks that were read.
     pub bookmarks: u64,
-    /// Number of answers 410: the API server has forgotten the version of the last event, or the rest of a list, so
-    /// that a list is due.
+    /// Number of answers 410, or 504 to a version of the future: the API server does not know the version of the last
+    /// event, or has forgotten the rest of a list, so that a list is due.
     pub expired: u64,
     /// Number of watches that the API server did not end in time, because it or something on the path to it hangs.
     pub silent: u64,

@@ -5,9 +5,10 @@
 //! and returns whole objects.
 
 mod event;
+mod list;
 mod pace;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use tokio::{
@@ -18,22 +19,19 @@ use tokio::{
 use self::{event::Event, pace::Pace};
 use crate::{
     api::{Api, End, Lines, Trouble},
-    object::{Content, Object},
-    table::MAX_OBJECTS,
+    object::Object,
 };
 
 /// Life of a watch in seconds, requested from the API server at random within this range.
 const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 60..=120;
 /// Time beyond the requested life after which the provider itself ends a watch, because a watch that hangs never ends.
 const GRACE: Duration = Duration::from_secs(2);
-/// Maximum time for a first state that is requested as a watch.
-const INITIAL: Duration = Duration::from_secs(30);
+/// Time since the last list, event or bookmark after which a watch that ends proves nothing: the API server sends a
+/// bookmark every minute and before the end of a watch. After a restore of etcd from a backup, the version of a watch
+/// may be one of the future, and the API server opens such a watch and is silent.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Minimum life of a good watch that has sent no event.
 const GOOD_WATCH: Duration = Duration::from_secs(5);
-/// Maximum number of restarts of a list that is too slow for the API server (410).
-const RESTARTS: u32 = 2;
-/// Maximum number of pages of a list. With the smallest pages, a list of this length fills the table.
-const MAX_PAGES: usize = 1_000;
 
 /// News of one namespace.
 #[derive(Debug)]
@@ -60,6 +58,8 @@ pub(crate) enum News {
 pub(crate) struct Place {
     pub(crate) version: String,
     pub(crate) listed_at: Instant,
+    /// Time of the last list, event or bookmark, which prove that the version is one of the present.
+    pub(crate) proven_at: Instant,
 }
 
 /// State machine that lists and watches one namespace.
@@ -73,6 +73,8 @@ pub(crate) struct Watch {
     asked: watch::Receiver<u64>,
     /// Whether a requested list is due.
     is_asked: bool,
+    /// Time of the last list, event or bookmark.
+    proven_at: Instant,
 }
 
 /// Next step of a [`Watch`].
@@ -114,8 +116,9 @@ impl Watch {
         place: Option<Place>,
     ) -> Self {
         let pace = Pace::new(seed, place.as_ref().map(|place| place.listed_at));
+        let proven_at = place.as_ref().map_or_else(Instant::now, |place| place.proven_at);
         let state = place.map_or(State::List(Before::Nothing), |place| State::Open(place.version));
-        Self { api, is_streaming, state, pace, asked, is_asked: false }
+        Self { api, is_streaming, state, pace, asked, is_asked: false, proven_at }
     }
 
     pub(crate) fn news(self) -> impl Stream<Item = News> {
@@ -183,6 +186,7 @@ impl Watch {
         match listed {
             Ok(Some(news)) => {
                 self.is_asked = false;
+                self.proven_at = Instant::now();
                 self.pace.listed(begun.elapsed());
                 self.api.counters.count(|all| &all.lists);
                 Ok(Some(news))
@@ -201,82 +205,6 @@ impl Watch {
                 self.failed(trouble)
             }
         }
-    }
-
-    async fn pages(&mut self) -> Result<Option<News>, Trouble> {
-        let (mut objects, mut next, mut pages, mut restarts) = (Vec::new(), None, 0, 0);
-        let version = loop {
-            match self.api.page(next.take()).await {
-                Ok(page) => {
-                    objects.extend(page.objects);
-                    pages += 1;
-                    let Some(more) = page.next else { break page.version };
-                    if pages >= MAX_PAGES || objects.len() > 2 * MAX_OBJECTS {
-                        let most = 2 * MAX_OBJECTS;
-                        let why = format!("more than {MAX_PAGES} pages or {most} objects; narrow the selector");
-                        return Err(self.api.cannot("list", &why));
-                    }
-                    next = Some(more);
-                }
-                // The API server has forgotten the rest of the list, so the pages so far are discarded too.
-                Err(Trouble::Gone) if restarts < RESTARTS => {
-                    restarts += 1;
-                    self.api.counters.count(|all| &all.expired);
-                    objects.clear();
-                }
-                Err(Trouble::Gone) => return Err(self.api.cannot("list", "410: list too slow; narrow the selector")),
-                Err(trouble) => return Err(trouble),
-            }
-        };
-        self.state = State::Open(version.clone());
-        Ok(Some(News::Listed(objects, version)))
-    }
-
-    /// Requests the first state as a watch, which then continues with the changes.
-    ///
-    /// kube requests version "0", which may be a past state without some peers. An empty version means the current one.
-    async fn stream(&mut self) -> Result<Option<News>, Trouble> {
-        let mut watching = match self.begin(String::new(), true).await {
-            Err(Trouble::Invalid(why)) => return Ok(self.no_streaming(&why)),
-            begun => begun?,
-        };
-        // Keyed by name, because an object may change or be deleted before the first state is complete.
-        let (mut objects, end_at) = (BTreeMap::<Arc<str>, Object>::new(), Instant::now() + INITIAL);
-        loop {
-            let event = tokio::select! {
-                event = watching.lines.next() => event,
-                // An API server that ignores `sendInitialEvents` never announces the end of the first state.
-                () = sleep_until(end_at) => return Ok(self.no_streaming("the end of the first state is not announced")),
-            };
-            let line = event.map_err(|end| self.api.cannot("watch", &end.to_string()))?;
-            match event::read(&self.api, &line) {
-                Event::Put(_) if objects.len() >= 2 * MAX_OBJECTS => {
-                    let why = format!("more than {} objects; narrow the selector", 2 * MAX_OBJECTS);
-                    return Err(self.api.cannot("list", &why));
-                }
-                Event::Put(object) if object.content == Content::Garbage => {
-                    objects.entry(Arc::clone(&object.name)).or_insert(object);
-                }
-                Event::Put(object) => _ = objects.insert(Arc::clone(&object.name), object),
-                Event::Removed { name, .. } => _ = objects.remove(&name),
-                Event::Bookmark { version, ends_initial: true } => {
-                    watching.version.clone_from(&version);
-                    watching.has_news = true;
-                    self.state = State::Watching(watching);
-                    return Ok(Some(News::Listed(objects.into_values().collect(), version)));
-                }
-                Event::Trouble(Trouble::Gone) => return Err(self.api.cannot("list", "410 for an empty version")),
-                Event::Trouble(trouble) => return Err(trouble),
-                Event::Bookmark { .. } | Event::Nothing => {}
-                Event::Garbage => return Err(self.api.cannot("watch", "an unreadable event")),
-            }
-        }
-    }
-
-    fn no_streaming(&mut self, why: &str) -> Option<News> {
-        tracing::warn!(why, "the API server does not support streaming lists; pages are requested instead");
-        self.is_streaming = false;
-        None
     }
 
     /// Opens a watch. A requested list must wait meanwhile; otherwise slow lists would keep every watch from opening.
@@ -344,11 +272,11 @@ impl Watch {
     /// Ends an overdue watch, which the API server should have ended itself.
     fn hung(&mut self, watching: Watching) -> Option<News> {
         self.api.counters.count(|all| &all.silent);
-        if watching.has_news || !self.pace.hung() {
-            self.state = State::Open(watching.version);
+        let is_stale = !watching.has_news && self.pace.hung();
+        self.state = self.after(watching);
+        if !is_stale {
             return None;
         }
-        self.state = State::List(Before::Version(watching.version));
         let text = "watches open, send nothing and do not end, again and again; check proxies on the way";
         Some(News::Stale(self.api.text("watch", text)))
     }
@@ -379,19 +307,30 @@ impl Watch {
         watching.has_news = true;
         if !version.is_empty() {
             watching.version = version;
+            self.proven_at = Instant::now();
         }
         self.state = State::Watching(watching);
         Ok(news)
     }
 
-    /// Continues after the end of a watch, from the same version. An early end without an event is a failure.
+    /// Returns the step after the end of a watch: another watch from its version, or a list if nothing has proven for a
+    /// while that the version is one of the present.
+    fn after(&mut self, watching: Watching) -> State {
+        if self.proven_at > watching.begun || self.proven_at.elapsed() < SILENCE {
+            return State::Open(watching.version);
+        }
+        self.pace.spread_list();
+        State::List(Before::Version(watching.version))
+    }
+
+    /// Continues after the end of a watch. An early end without an event is a failure.
     fn ended(&mut self, watching: Watching, end: &End) -> Result<Option<News>, Trouble> {
-        let has_lived = watching.begun.elapsed() >= GOOD_WATCH;
-        self.state = State::Open(watching.version);
+        let (has_news, has_lived) = (watching.has_news, watching.begun.elapsed() >= GOOD_WATCH);
+        self.state = self.after(watching);
         if has_lived && *end == End::Between {
             self.pace.watched();
         }
-        if watching.has_news || has_lived {
+        if has_news || has_lived {
             self.pace.again();
             return Ok(None);
         }

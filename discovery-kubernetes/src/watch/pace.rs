@@ -11,8 +11,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Maximum random delay of a new watch. All nodes lose their watches at the same time when an API server ends, and a
 /// new watch is cheap.
 const SPREAD: Duration = Duration::from_millis(200);
-/// Maximum random delay of a list after a 410. All nodes lose the versions of their watches at the same time, too, and
-/// a list is not cheap.
+/// Maximum random delay of a list after a 410 or a silent watch. All nodes lose the versions of their watches at the
+/// same time, too, and a list is not cheap.
 const LIST_SPREAD: Duration = Duration::from_secs(3);
 /// Interval of periodic lists, ± 20 %. A watch that has lost an event does not notice the loss.
 const RELIST: Duration = Duration::from_secs(600);
@@ -129,11 +129,18 @@ impl Pace {
         self.expired > 1
     }
 
-    /// Records a failed list. `wait` is the delay that the API server requests.
+    /// Delays the next list at random, because the watches of all nodes may have ended at the same time.
+    pub(super) fn spread_list(&mut self) {
+        let spread = LIST_SPREAD.mul_f64(self.rng.f64());
+        self.list_not_before = self.list_not_before.max(Instant::now() + spread);
+    }
+
+    /// Records a failed list, which stays due. `wait` is the delay that the API server requests.
     pub(super) fn list_failed(&mut self, wait: Duration) {
         self.list_failures = self.list_failures.saturating_add(1);
-        let pause = self.pause(self.list_failures);
-        self.list_not_before = Instant::now() + pause;
+        let (now, pause) = (Instant::now(), self.pause(self.list_failures));
+        self.relist_at = self.relist_at.min(now);
+        self.list_not_before = now + pause;
         self.wait(wait);
     }
 

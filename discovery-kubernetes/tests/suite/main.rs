@@ -10,6 +10,7 @@ mod figures;
 mod load;
 mod nodes;
 mod real;
+mod restart;
 mod scenarios;
 mod service;
 mod support;

@@ -12,6 +12,17 @@ use std::{
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
+/// Time after its start in which the server answers 403, because it has not read the Roles.
+pub(crate) const ROLES: Duration = Duration::from_secs(1);
+/// Interval of bookmarks of a real server.
+const BOOKMARKS: Duration = Duration::from_secs(60);
+/// Size from which a real server compresses a list, and never a watch.
+const GZIP_FROM: usize = 128 << 10;
+/// Body of the answer 504 to a version of the future.
+pub(crate) const TOO_LARGE: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
+"message":"Timeout: Too large resource version: 900, current: 7","reason":"Timeout","code":504,"details":
+{"causes":[{"reason":"ResourceVersionTooLarge","message":"Too large resource version"}],"retryAfterSeconds":1}}"#;
+
 /// Behaviour of the server.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Mode {
@@ -73,8 +84,15 @@ pub(crate) struct State {
     log: Vec<Logged>,
     /// Version up to which all events are forgotten.
     pub(crate) compacted: u64,
-    /// Whether an expired version is reported as an event of the watch instead of a status.
-    pub(crate) gone_is_an_event: bool,
+    /// Whether an expired version is answered with a status. A real server opens the watch and sends an event.
+    pub(crate) gone_is_a_status: bool,
+    /// Whether a watch from a version of the future is answered 504. Otherwise the watch opens and is silent.
+    pub(crate) refuses_future: bool,
+    /// Whether the server permits requests from its first moment on. A real server answers 403 until it has read the
+    /// Roles, [`ROLES`] after its start.
+    pub(crate) knows_roles: bool,
+    /// Time of the last start. `None` if the server has not been down.
+    started_at: Option<Instant>,
     pub(crate) mode: Mode,
     pub(crate) watch_faults: VecDeque<WatchFault>,
     /// Lists with outstanding pages, by version.
@@ -85,8 +103,9 @@ pub(crate) struct State {
     pub(crate) deleted_with_pages: Option<String>,
     /// Whether `sendInitialEvents` is supported.
     pub(crate) supports_initial_events: bool,
-    /// Interval of bookmarks. `None` for no bookmarks.
+    /// Interval of bookmarks, [`BOOKMARKS`] if `None`. A bookmark also precedes the end of a watch.
     pub(crate) bookmarks_every: Option<Duration>,
+    pub(crate) sends_no_bookmarks: bool,
     /// Token that requests must have. `None` if none is needed.
     pub(crate) token: Option<String>,
     refused_namespace: Option<&'static str>,
@@ -97,6 +116,12 @@ pub(crate) struct State {
     /// Whether every page announces another page.
     pub(crate) is_endless: bool,
     requests: Vec<(Instant, String)>,
+    /// Bytes of all lists as they were sent.
+    pub(crate) list_bytes: usize,
+    /// Number of watches that accept compression.
+    pub(crate) zipped_watches: usize,
+    /// Header `User-Agent` of the last request.
+    pub(crate) user_agent: Option<String>,
     open_watches: usize,
     most_watches: usize,
 }
@@ -121,7 +146,13 @@ impl Fake {
     /// Sets the behaviour. All connections end unless the server becomes normal.
     pub(crate) fn set(&self, mode: Mode) {
         let ends = !matches!(mode, Mode::Normal);
-        self.state().mode = mode;
+        {
+            let mut state = self.state();
+            if state.mode == Mode::Down && mode != Mode::Down {
+                state.started_at = Some(Instant::now());
+            }
+            state.mode = mode;
+        }
         if ends {
             self.disconnect();
         }
@@ -138,6 +169,16 @@ impl Fake {
         state.version += 1;
         state.compacted = state.version;
         state.log.clear();
+    }
+
+    /// Restores etcd from a backup: versions continue far below those that clients know, and all connections end.
+    pub(crate) fn restore(&self) {
+        let mut state = self.state();
+        state.version = 1;
+        state.compacted = 0;
+        state.log.clear();
+        drop(state);
+        self.disconnect();
     }
 
     /// Creates or changes an object.

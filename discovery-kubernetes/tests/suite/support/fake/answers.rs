@@ -9,8 +9,8 @@ use tokio::{
 };
 
 use super::{
-    Fake, Logged, Mode, WatchFault,
-    http::{Request, chunk, paced, read, whole, with_head},
+    BOOKMARKS, Fake, GZIP_FROM, Logged, Mode, ROLES, TOO_LARGE, WatchFault,
+    http::{Request, chunk, paced, read, whole, with_head, zipped},
 };
 
 impl Fake {
@@ -35,7 +35,10 @@ impl Fake {
             let mode = {
                 let mut state = self.state();
                 state.requests.push((Instant::now(), request.line.clone()));
-                let is_refused = state.refused_namespace == Some(request.namespace.as_str());
+                state.user_agent.clone_from(&request.user_agent);
+                state.zipped_watches += usize::from(is_watch && request.accepts_gzip);
+                let is_new = !state.knows_roles && state.started_at.is_some_and(|at| at.elapsed() < ROLES);
+                let is_refused = is_new || state.refused_namespace == Some(request.namespace.as_str());
                 if is_refused { Mode::Refuses { verb: "", code: 403, body: None } } else { state.mode.clone() }
             };
             if mode == Mode::Hangs {
@@ -75,7 +78,14 @@ impl Fake {
                     let (code, body) = self.list(&request);
                     match pace {
                         Some((bytes, pause)) => paced(stream, &body, bytes, pause).await?,
-                        None => whole(stream, code, &body).await?,
+                        None if request.accepts_gzip && body.len() >= GZIP_FROM => {
+                            let bytes = zipped(stream, &body).await?;
+                            self.state().list_bytes += bytes;
+                        }
+                        None => {
+                            self.state().list_bytes += body.len();
+                            whole(stream, code, &body).await?;
+                        }
                     }
                 }
                 (false, false) => {
@@ -137,12 +147,16 @@ impl Fake {
             return whole(stream, 422, &body.to_string()).await;
         }
         let mut version: u64 = parameter("resourceVersion").parse().unwrap_or(0);
-        let (is_gone, as_event, fault) = {
+        let (is_gone, as_status, is_refused, fault) = {
             let mut state = self.state();
             let is_gone = !is_initial && version < state.compacted;
-            (is_gone, state.gone_is_an_event, state.watch_faults.pop_front())
+            let is_refused = state.refuses_future && version > state.version;
+            (is_gone, state.gone_is_a_status, is_refused, state.watch_faults.pop_front())
         };
-        if is_gone && !as_event {
+        if is_refused {
+            return whole(stream, 504, TOO_LARGE).await;
+        }
+        if is_gone && as_status {
             return whole(stream, 410, &status(410, "too old resource version").to_string()).await;
         }
         stream
@@ -180,11 +194,15 @@ impl Fake {
         }
         let seconds = parameter("timeoutSeconds").parse().unwrap_or(300);
         let end_at = Instant::now() + Duration::from_secs(seconds);
-        let every = self.state().bookmarks_every.unwrap_or(Duration::from_secs(1_000_000));
-        let mut bookmark_at = Instant::now() + every;
+        let every = self.state().bookmarks_every.unwrap_or(BOOKMARKS);
+        // A real server sends the last bookmark 2 s before the end.
+        let last_at = end_at.checked_sub(Duration::from_secs(2)).filter(|at| *at > Instant::now());
+        let after = |at: Instant| last_at.filter(|last| *last > at).map_or(at + every, |last| last.min(at + every));
+        let mut bookmark_at = after(Instant::now());
         loop {
+            // A watch from a version of the future is silent.
             let (events, now) = self.events(request, version);
-            version = now;
+            version = version.max(now);
             for line in events {
                 match fault {
                     Some(WatchFault::BreaksWithinEvent) => {
@@ -206,9 +224,15 @@ impl Fake {
                 _ = stream.fill_buf() => return Ok(()),
                 () = sleep_until(end_at) => return stream.write_all(b"0\r\n\r\n").await,
                 () = sleep_until(bookmark_at) => {
-                    bookmark_at += every;
-                    version = self.state().version;
-                    chunk(stream, &bookmark(&request.resource, version, false)).await?;
+                    bookmark_at = after(bookmark_at);
+                    let (now, is_mute) = {
+                        let state = self.state();
+                        (state.version, state.sends_no_bookmarks)
+                    };
+                    if now >= version && !is_mute {
+                        version = now;
+                        chunk(stream, &bookmark(&request.resource, version, false)).await?;
+                    }
                 }
             }
         }
@@ -267,6 +291,7 @@ fn status(code: u16, message: &str) -> Value {
         401 => "Unauthorized",
         403 => "Forbidden",
         410 => "Expired",
+        504 => "Timeout",
         _ => "Unknown",
     };
     json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,

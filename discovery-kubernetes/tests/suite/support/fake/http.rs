@@ -1,6 +1,10 @@
 //! HTTP/1.1 over any stream: TCP, or pipes in memory, with which time can be virtual.
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write as _},
+    time::Duration,
+};
 
 use serde_json::Value;
 use tokio::{
@@ -15,6 +19,8 @@ pub(super) struct Request {
     pub(super) name: String,
     pub(super) query: BTreeMap<String, String>,
     pub(super) token: Option<String>,
+    pub(super) user_agent: Option<String>,
+    pub(super) accepts_gzip: bool,
     pub(super) line: String,
 }
 
@@ -54,14 +60,21 @@ pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut BufRead
         ["api", "v1", resource, rest @ ..] => ("", *resource, rest.first()),
         _ => ("", "", None),
     };
-    let token =
-        head.iter().find_map(|line| line.to_ascii_lowercase().starts_with("authorization:").then(|| line.clone()));
+    let header = |name: &str| {
+        let values = head.iter().filter_map(|line| line.split_once(':'));
+        let mut named = values.filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        named.next().map(|(_, value)| value.trim().to_owned())
+    };
+    let (token, user_agent) = (header("authorization"), header("user-agent"));
+    let accepts_gzip = header("accept-encoding").is_some_and(|codings| codings.contains("gzip"));
     Ok(Some(Request {
         resource: resource.to_owned(),
         namespace: namespace.to_owned(),
         name: name.map(|name| (*name).to_owned()).unwrap_or_default(),
         query: query.collect(),
-        token: token.and_then(|line| line.split_once("Bearer ").map(|(_, token)| token.to_owned())),
+        token: token.and_then(|value| value.strip_prefix("Bearer ").map(str::to_owned)),
+        user_agent,
+        accepts_gzip,
         line,
     }))
 }
@@ -99,6 +112,18 @@ pub(super) async fn with_head<S: AsyncWrite + Unpin>(
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
     stream.flush().await
+}
+
+/// Sends a body that is compressed. Returns its compressed bytes.
+pub(super) async fn zipped<S: AsyncWrite + Unpin>(stream: &mut S, body: &str) -> io::Result<usize> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(body.as_bytes())?;
+    let body = encoder.finish()?;
+    let head = "HTTP/1.1 200 x\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n";
+    stream.write_all(format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes()).await?;
+    stream.write_all(&body).await?;
+    stream.flush().await?;
+    Ok(body.len())
 }
 
 /// Sends a body in pieces, with a pause before each piece.
