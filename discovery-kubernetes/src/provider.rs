@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use groupcache_core::{
     async_trait,
-    discovery::{Health, Provider, ProviderContext, ProviderError, Trust},
+    discovery::{Health, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     connect::Program,
@@ -17,6 +18,8 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(250);
 /// Longest pause before another client is created.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Minimum time between two clients, which holds for a question of the node too.
+const FLOOR: Duration = Duration::from_secs(1);
 
 #[async_trait]
 impl Provider for Pods {
@@ -57,6 +60,7 @@ impl Options {
         let mut rng = fastrand::Rng::new();
         let mut round = 0;
         loop {
+            let begun = Instant::now();
             let connected = tokio::select! {
                 biased;
                 () = cx.leaving() => return Ok(()),
@@ -75,11 +79,35 @@ impl Options {
             cx.report(Health::Stale(why));
             let full = PAUSE.saturating_mul(2_u32.saturating_pow(round.min(16))).min(LONGEST_PAUSE);
             round += 1;
-            tokio::select! {
-                biased;
-                () = cx.leaving() => return Ok(()),
-                () = tokio::time::sleep(full.mul_f64(0.5 + rng.f64() / 2.0)) => {}
+            let until = Instant::now() + full.mul_f64(0.5 + rng.f64() / 2.0);
+            if rest(&mut cx, &mut session, until, begun + FLOOR).await == Rest::Leaving {
+                return Ok(());
             }
+        }
+    }
+}
+
+/// End of a pause.
+#[derive(PartialEq, Eq)]
+enum Rest {
+    Over,
+    Leaving,
+}
+
+/// Waits until the given time, or only until `floor` once the node asks a question.
+async fn rest(cx: &mut ProviderContext, session: &mut Session<'_>, mut until: Instant, floor: Instant) -> Rest {
+    loop {
+        tokio::select! {
+            biased;
+            signal = cx.next() => match signal {
+                Signal::Leaving => return Rest::Leaving,
+                Signal::MeChanged => {}
+                Signal::Resolve(_) => {
+                    session.ask();
+                    until = until.min(floor);
+                }
+            },
+            () = sleep_until(until) => return Rest::Over,
         }
     }
 }

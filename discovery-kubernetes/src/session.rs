@@ -118,10 +118,14 @@ impl<'a> Session<'a> {
         self.troubles.clear();
         self.well.clear();
         self.zones.begin();
+        if self.is_answer_due {
+            self.ask();
+        }
         let (ask, asked) = watch::channel(0_u64);
         let watches = (0..self.namespaces.len()).map(|number| {
             let (api, place) = (self.api(&client, number), self.places.get(&number).cloned());
-            let watch = Watch::new(api, self.options.is_streaming, rng.u64(..), asked.clone(), place);
+            let watch =
+                Watch::new(api, self.options.is_streaming, rng.u64(..), asked.clone(), self.is_answer_due, place);
             Box::pin(watch.news().map(move |news| (number, news)))
         });
         let (mut all, begun) = (select_all(watches), Instant::now());
@@ -134,8 +138,7 @@ impl<'a> Session<'a> {
                     // Kubernetes announces pods, so the provider announces nothing.
                     Signal::MeChanged => {}
                     Signal::Resolve(_) => {
-                        self.asked = (0..self.namespaces.len()).collect();
-                        self.is_answer_due = true;
+                        self.ask();
                         ask.send_modify(|times| *times += 1);
                     }
                 },
@@ -156,6 +159,12 @@ impl<'a> Session<'a> {
                 }
             }
         }
+    }
+
+    /// Records a question of the node. All namespaces are listed before the answer.
+    pub(crate) fn ask(&mut self) {
+        self.asked = (0..self.namespaces.len()).collect();
+        self.is_answer_due = true;
     }
 
     /// Returns the end of a client that began at `begun`.

@@ -73,6 +73,8 @@ pub(crate) struct Watch {
     asked: watch::Receiver<u64>,
     /// Whether a requested list is due.
     is_asked: bool,
+    /// Whether the node has requested a list since the last try, so that no back-off delays the next one.
+    is_hurried: bool,
     /// Time of the last list, event or bookmark.
     proven_at: Instant,
 }
@@ -113,12 +115,13 @@ impl Watch {
         is_streaming: bool,
         seed: u64,
         asked: watch::Receiver<u64>,
+        is_asked: bool,
         place: Option<Place>,
     ) -> Self {
         let pace = Pace::new(seed, place.as_ref().map(|place| place.listed_at));
         let proven_at = place.as_ref().map_or_else(Instant::now, |place| place.proven_at);
         let state = place.map_or(State::List(Before::Nothing), |place| State::Open(place.version));
-        Self { api, is_streaming, state, pace, asked, is_asked: false, proven_at }
+        Self { api, is_streaming, state, pace, asked, is_asked, is_hurried: is_asked, proven_at }
     }
 
     pub(crate) fn news(self) -> impl Stream<Item = News> {
@@ -177,17 +180,17 @@ impl Watch {
             before => before,
         };
         if !matches!(before, Before::Watching(_)) {
-            sleep_until(self.pace.list_at()).await;
+            self.list_due().await;
         }
-        self.is_asked |= self.is_asked_anew();
-        self.asked.mark_unchanged();
+        self.heed();
+        let is_hurried = std::mem::take(&mut self.is_hurried);
         let begun = Instant::now();
         let listed = if self.is_streaming { self.stream().await } else { self.pages().await };
         match listed {
             Ok(Some(news)) => {
                 self.is_asked = false;
                 self.proven_at = Instant::now();
-                self.pace.listed(begun.elapsed());
+                self.pace.listed(begun.elapsed(), is_hurried);
                 self.api.counters.count(|all| &all.lists);
                 Ok(Some(news))
             }
@@ -208,8 +211,20 @@ impl Watch {
     }
 
     /// Opens a watch. A requested list must wait meanwhile; otherwise slow lists would keep every watch from opening.
+    /// While watches fail, the list comes first, and another watch follows it at once.
     async fn open(&mut self, version: String) -> Result<Option<News>, Trouble> {
-        sleep_until(self.pace.watch_at()).await;
+        loop {
+            self.heed();
+            if self.is_hurried && self.pace.watch_failures() > 0 {
+                self.state = State::List(Before::Version(version));
+                return Ok(None);
+            }
+            tokio::select! {
+                biased;
+                () = sleep_until(self.pace.watch_at()) => break,
+                Ok(()) = self.asked.changed() => (self.is_asked, self.is_hurried) = (true, true),
+            }
+        }
         match self.begin(version.clone(), false).await {
             Ok(watching) => {
                 self.state = State::Watching(watching);
@@ -228,10 +243,25 @@ impl Watch {
         }
     }
 
-    /// Returns whether the node has requested a list since the last check.
-    fn is_asked_anew(&self) -> bool {
+    /// Notices a request of the node since the last call.
+    fn heed(&mut self) {
         // An error means that the session is over, so this future is dropped soon.
-        self.asked.has_changed().unwrap_or(false)
+        if self.asked.has_changed().unwrap_or(false) {
+            self.asked.mark_unchanged();
+            (self.is_asked, self.is_hurried) = (true, true);
+        }
+    }
+
+    /// Waits until a list is due while no watch is open. A request of the node shortens the wait.
+    async fn list_due(&mut self) {
+        loop {
+            self.heed();
+            tokio::select! {
+                biased;
+                () = sleep_until(self.pace.list_at(self.is_hurried)) => return,
+                Ok(()) = self.asked.changed() => (self.is_asked, self.is_hurried) = (true, true),
+            }
+        }
     }
 
     async fn begin(&mut self, version: String, initial: bool) -> Result<Watching, Trouble> {
@@ -251,15 +281,15 @@ impl Watch {
             return Ok(Some(News::Well));
         }
         let line = loop {
-            self.is_asked |= self.is_asked_anew();
+            self.heed();
             tokio::select! {
                 biased;
-                () = sleep_until(self.pace.relist_at(self.is_asked)) => {
+                () = sleep_until(self.pace.relist_at(self.is_asked, self.is_hurried)) => {
                     self.state = State::List(Before::Watching(watching));
                     return Ok(None);
                 }
                 line = watching.lines.next() => break line,
-                Ok(()) = self.asked.changed() => self.is_asked = true,
+                Ok(()) = self.asked.changed() => (self.is_asked, self.is_hurried) = (true, true),
                 () = sleep_until(watching.end_at) => return Ok(self.hung(watching)),
             }
         };

@@ -16,8 +16,8 @@ const SPREAD: Duration = Duration::from_millis(200);
 const LIST_SPREAD: Duration = Duration::from_secs(3);
 /// Interval of periodic lists, ± 20 %. A watch that has lost an event does not notice the loss.
 const RELIST: Duration = Duration::from_secs(600);
-/// Minimum time from the end of a list to the next one that the node requests. If the list took longer than this, the
-/// time is that of the list.
+/// Minimum time from the end of a list, good or failed, to the next one that the node requests. If a good list took
+/// longer than this, the time is that of the list.
 const ASK: Duration = Duration::from_secs(1);
 /// Number of consecutive silent watches after which watches are not trusted. A silent watch sends nothing and is not
 /// ended by the API server.
@@ -40,6 +40,10 @@ pub(super) struct Pace {
     relist_at: Instant,
     /// Earliest time of the next list that the node requests.
     ask_at: Instant,
+    /// Earliest time of such a list after a failed one, regardless of the back-off.
+    hurry_at: Instant,
+    /// Time until which the API server wants no requests.
+    wait_until: Instant,
 }
 
 impl Pace {
@@ -56,6 +60,8 @@ impl Pace {
             watch_not_before: now,
             relist_at: now,
             ask_at: now,
+            hurry_at: now,
+            wait_until: now,
         };
         pace.relist_at = listed_at.map_or(now, |at| at + pace.relist());
         pace
@@ -75,23 +81,31 @@ impl Pace {
         self.watch_not_before
     }
 
-    /// Returns the earliest time of a list while no watch is open.
-    pub(super) fn list_at(&self) -> Instant {
-        self.list_not_before.max(self.watch_not_before)
+    /// Returns the earliest time of a list while no watch is open. `is_hurried`: whether the node has requested a list
+    /// since the last try.
+    pub(super) fn list_at(&self, is_hurried: bool) -> Instant {
+        let at = self.list_not_before.max(self.watch_not_before);
+        if is_hurried { at.min(self.ask_at.max(self.hurry_at)).max(self.wait_until) } else { at }
     }
 
-    /// Returns the time of the next list while a watch is open. `is_asked`: whether the node has requested a list.
-    pub(super) fn relist_at(&self, is_asked: bool) -> Instant {
+    /// Returns the time of the next list while a watch is open. `is_asked`: whether the node has requested a list;
+    /// `is_hurried`: since the last try.
+    pub(super) fn relist_at(&self, is_asked: bool, is_hurried: bool) -> Instant {
         let due = if is_asked { self.ask_at.min(self.relist_at) } else { self.relist_at };
-        due.max(self.list_not_before)
+        let at = due.max(self.list_not_before);
+        if is_hurried { at.min(due.max(self.hurry_at)).max(self.wait_until) } else { at }
     }
 
-    /// Records a good list and its duration.
-    pub(super) fn listed(&mut self, took: Duration) {
+    /// Records a good list and its duration. After a hurried list the next watch is due, because the API server
+    /// answers.
+    pub(super) fn listed(&mut self, took: Duration, is_hurried: bool) {
         let now = Instant::now();
         self.list_failures = 0;
         self.ask_at = now + took.max(ASK);
         self.relist_at = now + self.relist();
+        if is_hurried {
+            self.watch_not_before = self.watch_not_before.min(now).max(self.wait_until);
+        }
     }
 
     /// Returns whether no list has failed since the last good one.
@@ -141,6 +155,7 @@ impl Pace {
         let (now, pause) = (Instant::now(), self.pause(self.list_failures));
         self.relist_at = self.relist_at.min(now);
         self.list_not_before = now + pause;
+        self.hurry_at = now + ASK;
         self.wait(wait);
     }
 
@@ -162,6 +177,7 @@ impl Pace {
     fn wait(&mut self, wait: Duration) {
         if wait > Duration::ZERO {
             let until = Instant::now() + wait.mul_f64(1.0 + self.rng.f64() / 2.0);
+            self.wait_until = self.wait_until.max(until);
             self.list_not_before = self.list_not_before.max(until);
             self.watch_not_before = self.watch_not_before.max(until);
         }

@@ -9,6 +9,7 @@ mod doubt;
 mod figures;
 mod load;
 mod nodes;
+mod questions;
 mod real;
 mod restart;
 mod scenarios;
