@@ -31,6 +31,8 @@ const MAX_PAGE: usize = 32 << 20;
 const MAX_LINE: usize = 8 << 20;
 /// Maximum delay that the API server may request.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Minimum delay after a 403: the time in which an API server that has just started reads the Roles.
+const ROLES: Duration = Duration::from_secs(1);
 /// Maximum bytes of the body of an error. A longer body is not reported.
 const MAX_ERROR: usize = 64 << 10;
 /// Maximum characters of an error that are repeated in health and logs.
@@ -55,8 +57,12 @@ pub(crate) enum Trouble {
     Gone,
     /// The credentials are refused (401).
     Unknown(String),
-    /// A right is missing (403).
-    Forbidden(String),
+    /// A right is missing, or is not known yet to an API server that has just started (403).
+    Forbidden {
+        why: String,
+        /// Commands that grant the right.
+        remedy: String,
+    },
     /// The API server does not understand the request (400, 422).
     Invalid(String),
     /// Any other failure, and the delay that the API server requests.
@@ -68,9 +74,13 @@ impl Trouble {
         Self::Other(text.into(), Duration::ZERO)
     }
 
-    /// Returns the delay that the API server requests.
+    /// Returns the delay that the API server requests, or that gives it time to read the Roles.
     pub(crate) fn wait(&self) -> Duration {
-        if let Self::Other(_, wait) = self { *wait } else { Duration::ZERO }
+        match self {
+            Self::Other(_, wait) => *wait,
+            Self::Forbidden { .. } => ROLES,
+            _ => Duration::ZERO,
+        }
     }
 
     /// Raises the delay to `wait`, because a server in front of the API server may send a delay in a header only.
@@ -154,10 +164,10 @@ impl Api {
                 "the API server refuses the credentials of this node (401: {said}) to {verb} {resource} in the \
                  namespace {namespace}; check the token of the service account, or the kubeconfig"
             )),
-            403 => Trouble::Forbidden(format!(
-                "this node may not {verb} {resource} in the namespace {namespace} (403: {said}); apply:\n{}",
-                role::with_binding(self.kind, namespace, &status.message)
-            )),
+            403 => Trouble::Forbidden {
+                why: format!("this node may not {verb} {resource} in the namespace {namespace} (403: {said})"),
+                remedy: role::commands(self.kind, namespace, &status.message),
+            },
             400 | 422 => Trouble::Invalid(format!(
                 "the API server refuses to {verb} {resource} in the namespace {namespace} as an invalid request \
                  ({code}: {said}); check the selector"

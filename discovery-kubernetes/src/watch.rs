@@ -77,6 +77,21 @@ pub(crate) struct Watch {
     is_hurried: bool,
     /// Time of the last list, event or bookmark.
     proven_at: Instant,
+    forbidden_lists: InARow,
+    forbidden_watches: InARow,
+}
+
+/// Number of answers 403 in a row to one verb. An API server that has just started answers 403 for a moment, because it
+/// has not read the Roles.
+#[derive(Default)]
+struct InARow(u32);
+
+impl InARow {
+    /// Counts a failed request. Returns whether the right is missing.
+    fn is_missing(&mut self, trouble: &Trouble) -> bool {
+        self.0 = if matches!(trouble, Trouble::Forbidden { .. }) { self.0.saturating_add(1) } else { 0 };
+        self.0 > 1
+    }
 }
 
 /// Next step of a [`Watch`].
@@ -121,7 +136,18 @@ impl Watch {
         let pace = Pace::new(seed, place.as_ref().map(|place| place.listed_at));
         let proven_at = place.as_ref().map_or_else(Instant::now, |place| place.proven_at);
         let state = place.map_or(State::List(Before::Nothing), |place| State::Open(place.version));
-        Self { api, is_streaming, state, pace, asked, is_asked, is_hurried: is_asked, proven_at }
+        Self {
+            api,
+            is_streaming,
+            state,
+            pace,
+            asked,
+            is_asked,
+            is_hurried: is_asked,
+            proven_at,
+            forbidden_lists: InARow::default(),
+            forbidden_watches: InARow::default(),
+        }
     }
 
     pub(crate) fn news(self) -> impl Stream<Item = News> {
@@ -156,20 +182,30 @@ impl Watch {
             let text = "410 again and again: the version to continue from has expired";
             return Ok(self.pace.expired().then(|| News::Stale(self.api.text("watch", text))));
         }
+        let is_missing = self.forbidden_watches.is_missing(&trouble);
+        if is_missing && let State::Open(version) = &mut self.state {
+            // With the right to list but not to watch, lists at least report changes.
+            self.state = State::List(Before::Version(std::mem::take(version)));
+        }
         self.pace.watch_failed(trouble.wait());
-        self.failed(trouble)
+        self.failed(trouble, is_missing)
     }
 
-    fn failed(&self, trouble: Trouble) -> Result<Option<News>, String> {
+    /// Reports a failure. `is_missing`: whether a right is missing, so that the Role is named.
+    fn failed(&self, trouble: Trouble, is_missing: bool) -> Result<Option<News>, String> {
         self.api.counters.count(|all| &all.failures);
-        if matches!(trouble, Trouble::Forbidden(_)) {
+        if matches!(trouble, Trouble::Forbidden { .. }) {
             self.api.counters.count(|all| &all.refused);
         }
         match trouble {
             Trouble::Gone => Ok(None),
             Trouble::Unknown(why) => Err(why),
             Trouble::Other(why, wait) if wait > Duration::ZERO => Ok(Some(News::Busy(why))),
-            Trouble::Forbidden(why) | Trouble::Invalid(why) | Trouble::Other(why, _) => Ok(Some(News::Stale(why))),
+            Trouble::Forbidden { why, remedy } if is_missing => Ok(Some(News::Stale(format!("{why}; run: {remedy}")))),
+            Trouble::Forbidden { why, .. } => {
+                Ok(Some(News::Stale(format!("{why}; an API server that has just started may not know the right yet"))))
+            }
+            Trouble::Invalid(why) | Trouble::Other(why, _) => Ok(Some(News::Stale(why))),
         }
     }
 
@@ -190,6 +226,7 @@ impl Watch {
             Ok(Some(news)) => {
                 self.is_asked = false;
                 self.proven_at = Instant::now();
+                self.forbidden_lists = InARow::default();
                 self.pace.listed(begun.elapsed(), is_hurried);
                 self.api.counters.count(|all| &all.lists);
                 Ok(Some(news))
@@ -205,7 +242,8 @@ impl Watch {
                     Before::Watching(watching) => State::Watching(watching),
                 };
                 self.pace.list_failed(trouble.wait());
-                self.failed(trouble)
+                let is_missing = self.forbidden_lists.is_missing(&trouble);
+                self.failed(trouble, is_missing)
             }
         }
     }
@@ -227,17 +265,14 @@ impl Watch {
         }
         match self.begin(version.clone(), false).await {
             Ok(watching) => {
+                self.forbidden_watches = InARow::default();
                 self.state = State::Watching(watching);
                 Ok(None)
             }
             Err(trouble) => {
-                self.state = match trouble {
-                    // With the right to list but not to watch, lists at least report changes.
-                    Trouble::Forbidden(_) => State::List(Before::Nothing),
-                    // Repeated failures may be caused by the version, which a list renews.
-                    _ if self.pace.watch_failures() % 4 == 3 => State::List(Before::Version(version)),
-                    _ => State::Open(version),
-                };
+                // Repeated failures may be caused by the version, which a list renews.
+                let is_doubted = self.pace.watch_failures() % 4 == 3;
+                self.state = if is_doubted { State::List(Before::Version(version)) } else { State::Open(version) };
                 Err(trouble)
             }
         }

@@ -90,6 +90,31 @@ async fn only_watch_without_bookmarks_is_followed_by_list() {
     }
 }
 
+/// Checks that the 403 of a server that has just started names no Role, costs no list, and that the Role is named in
+/// one line once the right is missing a second later.
+#[tokio::test(start_paused = true)]
+async fn role_is_named_at_second_refusal_in_a_row() {
+    let prepare = |world: &Simulated| world.fake.state().bookmarks_every = Some(SECOND);
+    let (world, mut observer) = two_pods_with(prepare, |pods| pods).await;
+    for _ in 0..20 {
+        world.fake.set(Mode::Down);
+        sleep(SECOND / 10).await;
+        world.fake.set(Mode::Normal);
+        let begun = Instant::now();
+        while begun.elapsed() < 10 * SECOND {
+            if let Some(Health::Stale(why)) = observer.bench.health() {
+                assert!(!why.contains("Role") && !why.contains("kubectl"), "{why}");
+            }
+            sleep(SECOND / 20).await;
+        }
+        assert_eq!(observer.bench.health(), Some(Health::Connected));
+    }
+    assert_eq!(observer.pods.stats().lists, 1, "the version of the watch outlives the 403");
+    world.fake.set(Mode::Refuses { verb: "", code: 403, body: None });
+    let why = observer.until_stale(&["this node may not", "kubectl -n prod create role pod-reader"]).await;
+    assert_eq!(why.lines().count(), 1, "{why}");
+}
+
 /// Checks that a failed list is repeated once the API server answers again, and not only at the time of the next
 /// periodic list.
 #[tokio::test(start_paused = true)]
@@ -102,4 +127,24 @@ async fn failed_list_is_due_until_one_is_good() {
         let took = observer.until_connected().await;
         assert!(took < 40 * SECOND, "{took:?} after {minutes} minutes");
     }
+}
+
+/// Checks that each answer that is no 403 begins the count of refusals anew.
+#[tokio::test(start_paused = true)]
+async fn other_failure_ends_a_row_of_refusals() {
+    let (world, mut observer) = two_pods(|pods| pods).await;
+    let event = |code: u16| {
+        json!({ "type": "ERROR", "object": { "kind": "Status", "code": code, "message": "no" } }).to_string()
+    };
+    let faults = [403, 500].into_iter().cycle().take(40);
+    world.fake.state().watch_faults.extend(faults.map(|code| WatchFault::BeginsWith(vec![event(code)])));
+    world.fake.disconnect();
+    eventually("all faults have been met", async || {
+        if let Some(Health::Stale(why)) = observer.bench.health() {
+            assert!(!why.contains("kubectl"), "{why}");
+        }
+        sleep(SECOND).await;
+        world.fake.state().watch_faults.len() < 34
+    })
+    .await;
 }

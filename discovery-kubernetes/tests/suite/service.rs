@@ -81,8 +81,8 @@ async fn slices_merge_into_peers() {
     assert!(fake.count_requests("kubernetes.io%2Fservice-name%3Dusers") >= 2);
     fake.set(Mode::Refuses { verb: "", code: 403, body: None });
     eventually("the health has the Role for slices", async || {
-        matches!(bench.health(), Some(Health::Stale(why)) if why.contains("resources: [\"endpointslices\"]")
-            && why.contains("apiGroups: [\"discovery.k8s.io\"]") && why.contains("endpointslices in the namespace prod"))
+        matches!(bench.health(), Some(Health::Stale(why)) if why.contains("endpointslices in the namespace prod")
+            && why.contains("create role endpointslice-reader --verb=list,watch --resource=endpointslices.discovery.k8s.io "))
     })
     .await;
 }

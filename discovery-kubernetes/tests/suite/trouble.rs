@@ -154,7 +154,7 @@ async fn hanging_server_is_stale_within_20_s() {
 async fn lists_report_changes_without_right_to_watch() {
     let (mut world, mut observer) = two_pods(|pods| pods).await;
     world.fake.set(Mode::Refuses { verb: "watch", code: 403, body: None });
-    observer.until_stale(&["may not watch pods in the namespace prod", "kind: Role\n"]).await;
+    observer.until_stale(&["may not watch pods in the namespace prod", "create role pod-reader"]).await;
     world.start("p3", "10.0.0.3").await;
     let took = observer.until(&THREE).await;
     assert!(took < Duration::from_secs(45), "{took:?}");
@@ -301,7 +301,8 @@ async fn set_is_complete_once_all_namespaces_are_listed() {
     world.fake.set(Mode::Normal);
     eventually("the known peers are published as a partial set", async || observer.set() == ["p1@10.0.0.1"]).await;
     let why = observer.until_stale(&["namespace blue"]).await;
-    assert!(why.contains("namespace: blue"), "{why}");
+    assert!(why.contains("this node may not"), "{why}");
+    observer.until_stale(&["kubectl -n blue create role"]).await;
     sleep(MINUTE).await;
     assert_eq!(observer.bench.sets(), 0, "the peers in blue are unknown");
     world.fake.refuse_namespace(None);
