@@ -2,17 +2,23 @@
 
 use std::{env, time::Duration};
 
+use http::header::{HeaderValue, USER_AGENT};
 use kube::{
     Client, Config,
     client::AuthError,
-    config::{ExecInteractiveMode, KubeConfigOptions, Kubeconfig, KubeconfigError},
+    config::{ExecInteractiveMode, Kubeconfig},
 };
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use crate::{
     api::{causes, short},
+    kubeconfig::{self, wrong},
     options::{Access, Options},
+    proxies::Proxies,
 };
+
+/// Name and version of this crate, by which the logs of the API server tell clients apart.
+const AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
 /// Maximum time to connect to the API server, TLS included. (kube: 30 s.)
 const CONNECT: Duration = Duration::from_secs(5);
@@ -42,11 +48,12 @@ impl Options {
         let (client, cluster) = match &self.access.client {
             Some(client) => (client.clone(), None),
             None => {
-                let mut config = self.access.config().await?;
+                let mut config = self.access.config()?;
                 config.connect_timeout = Some(CONNECT);
                 // Otherwise kube repeats a request that was refused for overload up to three times, unknown to the
                 // back-off of this crate.
                 config.default_retry = false;
+                config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
                 let cluster = (config.cluster_url.clone(), config.root_cert.clone());
                 (program.client(config).await?, Some(cluster))
             }
@@ -60,18 +67,6 @@ impl Options {
             }
         }
         Ok(Connected { client, namespaces, cluster })
-    }
-}
-
-/// Describes the fault of a kubeconfig. The text of kube for an unreadable line is not used, because it quotes the line
-/// and its neighbours, including secrets.
-fn wrong(error: &KubeconfigError) -> String {
-    match error {
-        KubeconfigError::Parse(e) => match e.location() {
-            Some(at) => format!("line {}, column {} cannot be read", at.line(), at.column()),
-            None => "the YAML cannot be read".to_owned(),
-        },
-        other => causes(other),
     }
 }
 
@@ -174,16 +169,12 @@ impl Access {
 
     /// Reads the configuration of a client. `Config::infer` is not used, because it prefers a kubeconfig that happens
     /// to be in a container to the service account.
-    async fn config(&self) -> Result<Config, String> {
-        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
-        let outside = |e: &KubeconfigError| {
-            format!("the kubeconfig cannot be used ({}); check KUBECONFIG, the file and the context", wrong(e))
-        };
+    fn config(&self) -> Result<Config, String> {
+        let context = self.context.as_deref();
         if let Some(path) = &self.kubeconfig {
-            let read = Kubeconfig::read_from(path).map_err(|e| {
-                format!("{} is not a usable kubeconfig ({}); check the path", path.display(), wrong(&e))
-            })?;
-            return Config::from_custom_kubeconfig(read, &options).await.map_err(|e| outside(&e));
+            let unusable = |why: &str| format!("{} is not a usable kubeconfig ({why}); check the path", path.display());
+            let read = Kubeconfig::read_from(path).map_err(|e| unusable(&wrong(&e)))?;
+            return kubeconfig::config(read, context, &Proxies::from_env()).map_err(|why| outside(&why));
         }
         if self.is_service_account() {
             return Config::incluster().map_err(|e| {
@@ -193,8 +184,14 @@ impl Access {
                 )
             });
         }
-        Config::from_kubeconfig(&options).await.map_err(|e| outside(&e))
+        let read = Kubeconfig::read().map_err(|e| outside(&wrong(&e)))?;
+        kubeconfig::config(read, context, &Proxies::from_env()).map_err(|why| outside(&why))
     }
+}
+
+/// Describes why a kubeconfig cannot be used.
+fn outside(why: &str) -> String {
+    format!("the kubeconfig cannot be used ({why}); check KUBECONFIG, the file and the context")
 }
 
 #[cfg(test)]

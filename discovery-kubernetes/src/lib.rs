@@ -56,10 +56,10 @@
 //! Memory: about 1 KiB per known pod, including the peer set that the node receives.
 //!
 //! Inside of a Kubernetes cluster the provider signs in with the service account, outside with the kubeconfig. The
-//! token is read again every minute. TLS is rustls with `ring`. A proxy of the kubeconfig (`proxy-url`, otherwise
-//! `HTTPS_PROXY`; schemes: http, https, socks5) is used outside only. `NO_PROXY` exempts no API server from the proxy,
-//! because kube compares `NO_PROXY` with the name of the proxy itself. A credential program of the kubeconfig (`exec`)
-//! runs without a terminal and may take 30 s.
+//! token is read again every minute. TLS is rustls with `ring`. A proxy (schemes: http, https, socks5) is used outside
+//! only, as kubectl does: `proxy-url` of the kubeconfig, otherwise `HTTPS_PROXY` (`HTTP_PROXY` for an API server without
+//! TLS), unless `NO_PROXY` has the API server or the server is on this machine. A credential program of the kubeconfig
+//! (`exec`) runs without a terminal and may take 30 s.
 
 mod api;
 mod connect;
@@ -68,9 +68,11 @@ mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod kubeconfig;
 mod object;
 mod options;
 mod provider;
+mod proxies;
 mod role;
 mod session;
 mod stats;

@@ -1,6 +1,6 @@
 //! Access to the API server over TCP: kubeconfig, token, TLS, proxy, credential programs.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::Command, sync::Arc, time::Duration};
 
 use discovery_kubernetes::Pods;
 use groupcache_core::discovery::Health;
@@ -20,16 +20,9 @@ async fn tls_needs_the_right_authority() {
     let (right, wrong) = (authority(), authority());
     let key = KeyPair::generate().unwrap();
     let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &right).unwrap();
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
-        .unwrap();
     let mut world = Simulated::new();
     world.start("p1", "10.0.0.1").await;
-    let listening = listen(&world.fake, Some(tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config)))).await;
+    let listening = listen(&world.fake, Some(acceptor(&leaf, &key))).await;
     let (scratch, server) = (Scratch::new(), format!("https://127.0.0.1:{}", listening.port));
     let path = kubeconfig(&scratch, &server, "t0ken-of-users", Some(&wrong.pem()));
     let pods = || Pods::new(NAMESPACE, "users").kubeconfig(&path);
@@ -38,6 +31,18 @@ async fn tls_needs_the_right_authority() {
     assert_eq!(observer.bench.sets(), 0, "{why}");
     kubeconfig(&scratch, &server, "t0ken-of-users", Some(&right.pem()));
     Observer::start(pods()).until(&["p1@10.0.0.1"]).await;
+}
+
+/// Returns the side of a TLS server with this certificate.
+fn acceptor(leaf: &rcgen::Certificate, key: &KeyPair) -> tokio_rustls::TlsAcceptor {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap();
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
 }
 
 fn authority() -> CertifiedIssuer<'static, KeyPair> {
@@ -242,6 +247,63 @@ async fn proxy_of_kubeconfig_is_used() {
     let mut observer = Observer::start(Pods::new(NAMESPACE, "users").kubeconfig(path));
     let why = observer.until_stale(&["ftp", "proxy", "http, https or socks5"]).await;
     assert!(!why.contains("passw0rd"), "{why}");
+}
+
+/// Environment variable with the kubeconfig, in the process that [`no_proxy_exempts_the_api_server`] starts.
+const KUBECONFIG_OF_CHILD: &str = "KUBECONFIG_OF_CHILD";
+
+/// Checks which API servers are reached directly although `HTTPS_PROXY` is set. 0.0.0.0 is an address of this machine
+/// that is no loopback address, and loopback addresses need no `NO_PROXY`.
+#[tokio::test]
+async fn no_proxy_exempts_the_api_server() {
+    if let Some(path) = std::env::var_os(KUBECONFIG_OF_CHILD) {
+        let pods = Pods::new(NAMESPACE, "users").kubeconfig(PathBuf::from(path));
+        Observer::start(pods).until(&["p1@10.0.0.1"]).await;
+        return;
+    }
+    let (authority, key) = (authority(), KeyPair::generate().unwrap());
+    let names = ["127.0.0.1", "0.0.0.0"].map(str::to_owned);
+    let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
+    let mut world = Simulated::new();
+    world.start("p1", "10.0.0.1").await;
+    let listening = listen(&world.fake, Some(acceptor(&leaf, &key))).await;
+    let proxy = proxy().await;
+    let port = listening.port;
+    let cases = [
+        ("0.0.0.0", "10.0.0.0/8,.example.org".to_owned(), false),
+        ("0.0.0.0", "0.0.0.0,".to_owned(), true),
+        ("0.0.0.0", "localhost, 0.0.0.0/8 ,".to_owned(), true),
+        ("0.0.0.0", format!("0.0.0.0:{port}"), true),
+        ("0.0.0.0", "0.0.0.0:443".to_owned(), false),
+        // The address of the proxy itself exempts nothing.
+        ("0.0.0.0", "127.0.0.1".to_owned(), false),
+        ("127.0.0.1", String::new(), true),
+    ];
+    for (host, no_proxy, is_direct) in cases {
+        let scratch = Scratch::new();
+        let path = kubeconfig(&scratch, &format!("https://{host}:{port}"), "t0ken-of-users", Some(&authority.pem()));
+        let before = proxy.connections();
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "access::no_proxy_exempts_the_api_server", "--nocapture"]);
+        child.env(KUBECONFIG_OF_CHILD, path);
+        child.env("HTTPS_PROXY", format!("http://127.0.0.1:{}", proxy.port)).env("NO_PROXY", &no_proxy);
+        let child = tokio::task::spawn_blocking(move || child.output().unwrap());
+        let output = child.await.unwrap();
+        assert!(output.status.success(), "{host}, {no_proxy:?}: {}", String::from_utf8_lossy(&output.stdout));
+        assert_eq!(proxy.connections() == before, is_direct, "{host}, {no_proxy:?}");
+    }
+}
+
+/// Checks that requests name this crate and its version.
+#[tokio::test]
+async fn requests_name_the_crate() {
+    let mut world = Simulated::new();
+    world.start("p1", "10.0.0.1").await;
+    let (listening, scratch) = (listen(&world.fake, None).await, Scratch::new());
+    let path = kubeconfig(&scratch, &format!("http://127.0.0.1:{}", listening.port), "t0ken-of-users", None);
+    Observer::start(Pods::new(NAMESPACE, "users").kubeconfig(path)).until(&["p1@10.0.0.1"]).await;
+    let expected = concat!("discovery-kubernetes/", env!("CARGO_PKG_VERSION"));
+    assert_eq!(world.fake.state().user_agent.as_deref(), Some(expected));
 }
 
 /// Checks that the error for an invalid kubeconfig has no token.

@@ -197,8 +197,8 @@ async fn read_target(near: &mut TcpStream) -> io::Result<(&'static str, u16)> {
         head.push(near.read_u8().await?);
     }
     let head = String::from_utf8(head).unwrap();
-    let target = head.strip_prefix("CONNECT 127.0.0.1:").unwrap();
-    let port = target.split(' ').next().unwrap().parse().unwrap();
+    let target = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).unwrap();
+    let port = target.rsplit_once(':').unwrap().1.parse().unwrap();
     near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
     Ok(("127.0.0.1", port))
 }
