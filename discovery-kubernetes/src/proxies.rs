@@ -127,8 +127,8 @@ mod tests {
         }
     }
 
-    /// Checks that the scheme of the server selects the proxy, whose default scheme is http, and that an error does not
-    /// have the value.
+    /// Checks that the scheme of the server selects the proxy, that http is the default scheme of a proxy, and that an
+    /// error does not have the value.
     #[test]
     fn scheme_of_server_selects_the_proxy() {
         assert_eq!(proxy("", "http://k8s.example.org").as_deref(), Some("http://plain:2/"));

@@ -1,6 +1,6 @@
 //! Access to the API server over TCP: kubeconfig, token, TLS, proxy, credential programs.
 
-use std::{path::PathBuf, process::Command, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use discovery_kubernetes::Pods;
 use groupcache_core::discovery::Health;
@@ -283,12 +283,11 @@ async fn no_proxy_exempts_the_api_server() {
         let scratch = Scratch::new();
         let path = kubeconfig(&scratch, &format!("https://{host}:{port}"), "t0ken-of-users", Some(&authority.pem()));
         let before = proxy.connections();
-        let mut child = Command::new(std::env::current_exe().unwrap());
+        let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", "access::no_proxy_exempts_the_api_server", "--nocapture"]);
         child.env(KUBECONFIG_OF_CHILD, path);
         child.env("HTTPS_PROXY", format!("http://127.0.0.1:{}", proxy.port)).env("NO_PROXY", &no_proxy);
-        let child = tokio::task::spawn_blocking(move || child.output().unwrap());
-        let output = child.await.unwrap();
+        let output = child.output().await.unwrap();
         assert!(output.status.success(), "{host}, {no_proxy:?}: {}", String::from_utf8_lossy(&output.stdout));
         assert_eq!(proxy.connections() == before, is_direct, "{host}, {no_proxy:?}");
     }

@@ -1,4 +1,4 @@
-//! Restarts of the API server: etcd from a backup, whose versions are of the past, and the first second without Roles.
+//! Restarts of the API server: etcd from a backup, with versions of the past, and the first second without Roles.
 //! In virtual time.
 
 use std::time::Duration;
