@@ -40,6 +40,8 @@ async fn scenarios_pass_on_a_real_api_server() {
 }
 
 const TOKEN: &str = "t0ken-of-users";
+/// Number of lines of each log that a failure prints.
+const LINES: usize = 60;
 
 /// etcd and an API server, which end with the test.
 struct Server {
@@ -54,6 +56,10 @@ struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // The directory with the logs is removed with this value.
+        if std::thread::panicking() {
+            println!("{}", self.logs());
+        }
         self.kill();
         let _ = self.etcd.kill();
         let _ = self.etcd.wait();
@@ -118,7 +124,8 @@ impl Server {
             format!("--tls-private-key-file={}", path("server.key")),
             format!("--client-ca-file={}", path("authority.pem")),
             format!("--token-auth-file={}", path("tokens.csv")),
-            format!("--service-account-key-file={}", path("server.key")),
+            // Tokens are checked with a public key.
+            format!("--service-account-key-file={}", path("server.pub")),
             format!("--service-account-signing-key-file={}", path("server.key")),
             "--service-account-issuer=https://127.0.0.1".to_owned(),
         ];
@@ -126,10 +133,26 @@ impl Server {
         *self.api.lock().unwrap() = Some(program(&self.assets.join("kube-apiserver"), &arguments, &log));
         let begun = Instant::now();
         let ready = || http::Request::get("/readyz").body(Vec::new()).unwrap();
-        while self.admin.request_text(ready()).await.is_err() {
-            assert!(begun.elapsed() < PATIENCE, "the API server does not answer; see {}", log.display());
+        while let Err(why) = self.admin.request_text(ready()).await {
+            let ended = self.api.lock().unwrap().as_mut().and_then(|api| api.try_wait().unwrap());
+            let is_late = begun.elapsed() >= PATIENCE;
+            assert!(
+                ended.is_none() && !is_late,
+                "the API server is not ready: {why}, ended {ended:?}\n{}",
+                self.logs()
+            );
             sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Returns the last lines of both programs.
+    fn logs(&self) -> String {
+        let end = |name: &str| {
+            let text = std::fs::read_to_string(self.scratch.0.join(name)).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            format!("last lines of {name}:\n{}\n", lines[lines.len().saturating_sub(LINES)..].join("\n"))
+        };
+        end("etcd.log") + &end("apiserver.log")
     }
 
     async fn ask(&self, method: &str, path: &str, body: &Value) -> Result<Value, kube::Error> {
@@ -151,6 +174,7 @@ async fn certificates(scratch: &Scratch, port: u16) -> (String, Client) {
     scratch.write("authority.pem", authority.pem());
     scratch.write("server.pem", server.pem());
     scratch.write("server.key", key.serialize_pem());
+    scratch.write("server.pub", key.public_key_pem());
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, "admin");
     params.distinguished_name.push(DnType::OrganizationName, "system:masters");
