@@ -9,8 +9,10 @@ use std::{
     time::Duration,
 };
 
-use groupcache_core::{Group, Identity, Node};
-use tokio::time::Instant;
+use discovery_kubernetes::{SERVICE_LABEL, Service};
+use groupcache_core::{Group, Identity, Node, discovery::Provider};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
 use crate::support::{
     NAMESPACE, Scratch, Simulated, World, eventually, kubeconfig, running,
@@ -29,9 +31,14 @@ const PORT: u16 = 7946;
 
 /// Starts a node as the pod `name`, with a group that counts its loads.
 pub(crate) async fn start(world: &impl World, name: &str, ip: &str) -> Pod {
+    start_with(world.pods(), name, ip).await
+}
+
+/// Starts a node as the pod `name`, with this provider.
+async fn start_with(provider: impl Provider, name: &str, ip: &str) -> Pod {
     let listen = SocketAddr::new(ip.parse().unwrap(), PORT);
     let identity = Identity::new(listen).with_id(name).unwrap();
-    let node = Node::builder().identity(identity).provider(world.pods()).start().await.unwrap();
+    let node = Node::builder().identity(identity).provider(provider).start().await.unwrap();
     let loads = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&loads);
     let group = node.group::<String>("keys").capacity_bytes(1 << 20);
@@ -181,4 +188,80 @@ async fn get_all(pods: &[Pod], what: &str) {
     }
     let loads = pods.iter().map(|pod| pod.loads.load(Relaxed)).sum::<u64>() - before;
     assert_eq!(loads, 30, "one load per key of {what}");
+}
+
+/// Time after which an unlisted member leaves, the tries of an answer included.
+const UNLISTED: Duration = Duration::from_secs(7);
+
+/// Returns the slice of the service with these pods as endpoints.
+fn slice(pods: &[(String, String)]) -> Value {
+    let endpoint = |(name, ip): &(String, String)| {
+        json!({ "addresses": [ip], "conditions": { "ready": true },
+                "targetRef": { "kind": "Pod", "name": name, "uid": name } })
+    };
+    let endpoints: Vec<_> = pods.iter().map(endpoint).collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": { "name": "users-1", "namespace": NAMESPACE, "labels": { SERVICE_LABEL: "users" } },
+        "ports": [{ "name": "group-port", "port": PORT, "protocol": "TCP" }], "endpoints": endpoints,
+    })
+}
+
+/// Checks that no node leaves when the Service selects other pods, selects none, and is deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mistyped_selector_of_service_removes_no_member() {
+    let world = OverTcp::new().await;
+    let fake = &world.simulated.fake;
+    let all: Vec<_> = (0..3).map(|n| (format!("users-{n}"), format!("127.0.82.{}", n + 1))).collect();
+    let path = kubeconfig(&world.scratch, &format!("http://127.0.0.1:{}", world.listening.port), "t0ken", None);
+    fake.put("endpointslices", slice(&all));
+    let mut pods = Vec::new();
+    for (name, ip) in &all {
+        pods.push(start_with(Service::new(NAMESPACE, "users").kubeconfig(&path), name, ip).await);
+    }
+    eventually("the three nodes see each other", async || all_see(&pods, 3)).await;
+    get_all(&pods, "before").await;
+    let rings: Vec<_> = pods.iter().map(|pod| pod.node.fingerprint()).collect();
+    let others = [("orders-0".to_owned(), "127.0.82.9".to_owned())];
+    for (what, listed) in [("others", &others[..]), ("others again", &others[..]), ("none", &[])] {
+        fake.put("endpointslices", slice(listed));
+        sleep(UNLISTED).await;
+        assert!(all_see(&pods, 3), "the service selects {what}");
+    }
+    fake.delete("endpointslices", NAMESPACE, "users-1");
+    sleep(UNLISTED).await;
+    assert!(all_see(&pods, 3), "the service is deleted");
+    let now: Vec<_> = pods.iter().map(|pod| pod.node.fingerprint()).collect();
+    assert_eq!(rings, now, "no key has moved");
+    get_all(&pods, "meanwhile").await;
+    for pod in &pods {
+        assert!(pod.node.discovery().suspended_removals > 0, "{:?}", pod.node.discovery());
+    }
+    // A pod that is gone leaves all the same, and the right list ends the suspension.
+    fake.put("endpointslices", slice(&all[..2]));
+    pods.pop().unwrap().node.shutdown().await.unwrap();
+    eventually("the node that is gone has left", async || all_see(&pods, 2)).await;
+}
+
+/// Checks that no node leaves when all pods lose their labels at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relabelled_pods_stay_members() {
+    let mut world = OverTcp::new().await;
+    let all: Vec<_> = (0..3).map(|n| (format!("users-{n}"), format!("127.0.84.{}", n + 1))).collect();
+    let mut pods = Vec::new();
+    for (name, ip) in &all {
+        world.start(name, ip).await;
+        pods.push(start(&world, name, ip).await);
+    }
+    eventually("the three nodes see each other", async || all_see(&pods, 3)).await;
+    for (name, _) in &all {
+        world.simulated.change(name, |pod| pod["metadata"]["labels"] = json!({ "app": "users" }));
+    }
+    sleep(UNLISTED).await;
+    sleep(UNLISTED).await;
+    assert!(all_see(&pods, 3));
+    get_all(&pods, "unlabelled").await;
+    for pod in &pods {
+        assert!(pod.node.discovery().suspended_removals > 0, "{:?}", pod.node.discovery());
+    }
 }
