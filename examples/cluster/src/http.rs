@@ -1,5 +1,9 @@
 //! HTTP: routes and answers of the service.
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use axum::{
     Router,
@@ -21,10 +25,21 @@ pub(crate) struct Service {
     pub(crate) data: Group<Json<Data>>,
 }
 
+/// Listens on an address. `[::]` is every address of both families, and of IPv4 alone where there is no IPv6.
+#[expect(clippy::disallowed_methods, reason = "this is the service's own port, not the cache's")]
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, BoxError> {
-    #[expect(clippy::disallowed_methods, reason = "this is the service's own port, not the cache's")]
-    let bound = TcpListener::bind(address).await;
+    let mut bound = TcpListener::bind(address).await;
+    if let Some(plain) = bound.as_ref().err().and_then(|e| without_ipv6(address, e.kind())) {
+        bound = TcpListener::bind(plain).await;
+    }
     bound.map_err(|e| format!("cannot listen for HTTP on {address}, set HTTP_ADDR to a free port: {e}").into())
+}
+
+/// Returns the address that stands for `[::]` after an error that does not concern the port.
+fn without_ipv6(address: SocketAddr, error: ErrorKind) -> Option<SocketAddr> {
+    let is_of_port = matches!(error, ErrorKind::AddrInUse | ErrorKind::PermissionDenied);
+    let is_any = address.ip() == Ipv6Addr::UNSPECIFIED;
+    (is_any && !is_of_port).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
 pub(crate) fn router(service: Service) -> Router {
@@ -187,4 +202,31 @@ async fn cache_stats(
         if is_hot { (stats.gets.saturating_sub(main_hits), stats.replica_hits) } else { (stats.gets, main_hits) };
     let bytes = held.iter().map(|entry| entry.bytes).sum();
     axum::Json(CacheStats { items: held.len(), bytes, gets, hits }).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks that only `[::]` is replaced, and only where IPv6 is missing.
+    #[test]
+    fn any_address_is_of_ipv4_where_ipv6_is_missing() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert_eq!(without_ipv6(at("[::]:3000"), ErrorKind::Unsupported), Some(at("0.0.0.0:3000")));
+        assert_eq!(without_ipv6(at("[::]:3000"), ErrorKind::AddrInUse), None);
+        assert_eq!(without_ipv6(at("[::1]:3000"), ErrorKind::Unsupported), None);
+        assert_eq!(without_ipv6(at("0.0.0.0:3000"), ErrorKind::AddrNotAvailable), None);
+    }
+
+    /// Checks that `[::]` is reached over IPv4, and over IPv6 where there is IPv6.
+    #[expect(clippy::disallowed_methods, reason = "users connect to the port of the service")]
+    #[tokio::test]
+    async fn any_address_is_reached_in_both_families() {
+        let listener = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        if listener.local_addr().unwrap().is_ipv6() {
+            tokio::net::TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
+        }
+    }
 }
