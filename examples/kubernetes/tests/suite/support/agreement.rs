@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, collections::BTreeSet};
 
-use discovery_kubernetes::{APPLICATION_LABELS, PORT_NAME, Pods, Service};
+use discovery_kubernetes::{APPLICATION_LABELS, PORT_NAME, Service};
 use groupcache_discovery::{DiscoveryConfig, Identity};
 use serde_json::{Value, json};
 
@@ -23,12 +23,12 @@ pub(crate) fn faults(objects: &[Value]) -> Vec<String> {
     let mut faults = Faults(Vec::new());
     let Some(workload) = workload(objects) else { return vec!["there is no workload, or more than one".to_owned()] };
     let pod = &workload["spec"]["template"];
-    let found = labels(objects, workload, &mut faults);
+    labels(objects, workload, &mut faults);
     names(objects, workload, &mut faults);
     namespaces(objects, &mut faults);
-    rights(objects, &pod["spec"], &found, &mut faults);
+    rights(objects, &pod["spec"], &mut faults);
     ports(objects, &pod["spec"], &mut faults);
-    variables(objects, &pod["spec"], &found, &mut faults);
+    variables(objects, pod, &mut faults);
     ending(&pod["spec"], &mut faults);
     image(&pod["spec"], &mut faults);
     faults.0
@@ -51,17 +51,9 @@ impl Faults {
     }
 }
 
-/// Way in which pods find each other.
-enum Found {
-    ByLabels { application: String },
-    ByService { name: String },
-}
-
-/// Checks that all selectors match the labels of the pods, and returns how pods find each other.
-fn labels(objects: &[Value], workload: &Value, faults: &mut Faults) -> Found {
+/// Checks that all selectors match the labels of the pods.
+fn labels(objects: &[Value], workload: &Value, faults: &mut Faults) {
     let template = &workload["spec"]["template"];
-    let env =
-        |name: &str| variable(&container(&template["spec"]), name)["value"].as_str().unwrap_or_default().to_owned();
     let labels = &template["metadata"]["labels"];
     let application = labels[APPLICATION_LABELS[2]].clone();
     let wanted: Value = APPLICATION_LABELS.iter().map(|label| ((*label).to_owned(), application.clone())).collect();
@@ -93,17 +85,6 @@ fn labels(objects: &[Value], workload: &Value, faults: &mut Faults) -> Found {
         let agrees = chosen
             .is_some_and(|all| !all.is_empty() && all.iter().all(|(label, value)| wanted.get(label) == Some(value)));
         faults.unless(agrees, "the spread constraint selects labels that the pods do not have");
-    }
-    if workload["kind"] == "StatefulSet" {
-        Found::ByService { name: env("GROUPCACHE_K8S_SERVICE") }
-    } else {
-        let application = env("GROUPCACHE_K8S_APPLICATION");
-        faults.unless_equal(
-            &json!(application),
-            &wanted[APPLICATION_LABELS[0]],
-            "the application that the provider looks for",
-        );
-        Found::ByLabels { application }
     }
 }
 
@@ -138,7 +119,7 @@ fn namespaces(objects: &[Value], faults: &mut Faults) {
 }
 
 /// Checks that the pods have the rights that the provider needs, and no others.
-fn rights(objects: &[Value], pod: &Value, found: &Found, faults: &mut Faults) {
+fn rights(objects: &[Value], pod: &Value, faults: &mut Faults) {
     let [account, role, binding] =
         ["ServiceAccount", "Role", "RoleBinding"].map(|kind| of_kind(objects, kind).cloned().unwrap_or_default());
     let name = &account["metadata"]["name"];
@@ -149,11 +130,7 @@ fn rights(objects: &[Value], pod: &Value, found: &Found, faults: &mut Faults) {
     faults.unless_equal(&binding["roleRef"], &bound, "the role that is bound");
     faults.unless_equal(&binding["metadata"]["name"], &role["metadata"]["name"], "the name of the binding");
     let namespace = role["metadata"]["namespace"].as_str().unwrap_or_default();
-    let wanted = match found {
-        Found::ByLabels { application } => Pods::new(namespace, application).role(namespace),
-        Found::ByService { name } => Service::new(namespace, name).role(namespace),
-    };
-    let wanted: Value = serde_saphyr::from_str(&wanted).unwrap();
+    let wanted: Value = serde_saphyr::from_str(&Service::new(namespace, "any").role(namespace)).unwrap();
     faults.unless_equal(&role, &wanted, "the role that the provider asks for");
     // Only these pods read the API. Other pods of the account get no token.
     faults.unless(pod["automountServiceAccountToken"] == true, "the pods have no token");
@@ -193,9 +170,9 @@ fn ports(objects: &[Value], pod: &Value, faults: &mut Faults) {
             &peers["metadata"]["name"],
             "the service of the stateful set",
         );
-        let told = variable(&container, "GROUPCACHE_K8S_SERVICE")["value"].clone();
-        faults.unless_equal(&told, &peers["metadata"]["name"], "the service in which the provider looks for peers");
     }
+    let told = variable(&container, "GROUPCACHE_K8S_SERVICE")["value"].clone();
+    faults.unless_equal(&told, &peers["metadata"]["name"], "the service in which the provider looks for peers");
     let users =
         objects.iter().find(|object| object["kind"] == "Service" && !headless(object)).cloned().unwrap_or_default();
     unless_in_minikube("SERVICE", &users["metadata"]["name"], faults);
@@ -215,14 +192,14 @@ fn ports(objects: &[Value], pod: &Value, faults: &mut Faults) {
     let group_port = variable(&container, "GROUP_PORT")["value"].clone();
     faults.unless_equal(&group_port, &json!(number(PORT_NAME).to_string()), "GROUP_PORT");
     faults.unless(
-        image_variable("HTTP_ADDR").is_some_and(|at| at.ends_with(&format!(":{}", number("http")))),
-        "the image serves users on another port",
+        image_variable("HTTP_ADDR") == Some(format!("[::]:{}", number("http"))),
+        "the image serves users on another port, or not in both families",
     );
 }
 
 /// Checks that each variable of the pods is read, and has the meaning that the manifests intend.
-fn variables(objects: &[Value], pod: &Value, found: &Found, faults: &mut Faults) {
-    let container = container(pod);
+fn variables(objects: &[Value], template: &Value, faults: &mut Faults) {
+    let (pod, container) = (&template["spec"], container(&template["spec"]));
     let asked = RefCell::new(BTreeSet::new());
     let told = |name: &str| {
         asked.borrow_mut().insert(name.to_owned());
@@ -237,15 +214,15 @@ fn variables(objects: &[Value], pod: &Value, found: &Found, faults: &mut Faults)
     let me = Identity::from_vars(told).map(|me| (me.id().to_string(), me.listen().ip().to_string()));
     let pair = me.as_ref().map(|(id, ip)| (id.as_str(), ip.as_str()));
     faults.unless(pair.is_ok_and(|pair| pair == ("groupcache-0", "10.0.0.7")), format!("the identity is {me:?}"));
-    match (DiscoveryConfig::from_vars(told), found) {
-        (Ok(DiscoveryConfig::Kubernetes(config)), Found::ByLabels { application }) => {
-            faults.unless(config.application.as_ref() == Some(application), "the provider looks for other pods");
-        }
-        (Ok(DiscoveryConfig::Kubernetes(config)), Found::ByService { name }) => {
-            faults.unless(config.service.as_ref() == Some(name), "the provider looks for other pods");
+    let service = variable(&container, "GROUPCACHE_K8S_SERVICE")["value"].clone();
+    match DiscoveryConfig::from_vars(told) {
+        Ok(DiscoveryConfig::Kubernetes(config)) => {
+            faults.unless_equal(&json!(config.service), &service, "the service of the provider");
         }
         _ => faults.unless(false, "the provider is not that of Kubernetes"),
     }
+    let zone = &variable(&container, "GROUPCACHE_ZONE")["valueFrom"]["fieldRef"]["fieldPath"];
+    faults.unless_equal(zone, &json!("metadata.labels['topology.kubernetes.io/zone']"), "GROUPCACHE_ZONE");
     let namespace = &variable(&container, "POD_NAMESPACE")["valueFrom"]["fieldRef"]["fieldPath"];
     faults.unless_equal(namespace, &json!("metadata.namespace"), "POD_NAMESPACE");
     for one in list(&container["env"]) {
@@ -255,12 +232,16 @@ fn variables(objects: &[Value], pod: &Value, found: &Found, faults: &mut Faults)
             format!("the variable {name} is not read"),
         );
     }
-    key(objects, pod, &container, faults);
+    key(pod, &container, faults);
+    if let Some(deployment) = of_kind(objects, "Deployment") {
+        unless_in_minikube("DEPLOYMENT", &deployment["metadata"]["name"], faults);
+        unless_in_minikube("APPLICATION", &template["metadata"]["labels"][APPLICATION_LABELS[2]], faults);
+    }
 }
 
 /// Checks that the process reads its key from the Secret that `tools/minikube` makes, and that its database is on a
 /// volume that the process may write to.
-fn key(objects: &[Value], pod: &Value, container: &Value, faults: &mut Faults) {
+fn key(pod: &Value, container: &Value, faults: &mut Faults) {
     let volumes = list(&pod["volumes"]);
     let mounted = |what: &str| {
         let volume = volumes.iter().find(|volume| !volume[what].is_null())?;
@@ -281,10 +262,6 @@ fn key(objects: &[Value], pod: &Value, container: &Value, faults: &mut Faults) {
         "the database is not on the volume to write to",
     );
     faults.unless(volumes.len() == 2 && list(&container["volumeMounts"]).len() == 2, "there are other volumes");
-    if let Some(deployment) = of_kind(objects, "Deployment") {
-        unless_in_minikube("DEPLOYMENT", &deployment["metadata"]["name"], faults);
-        unless_in_minikube("APPLICATION", &variable(container, "GROUPCACHE_K8S_APPLICATION")["value"], faults);
-    }
 }
 
 /// Checks that the grace period is longer than the pause of `preStop` and the end of the process together.

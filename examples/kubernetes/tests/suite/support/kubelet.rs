@@ -148,6 +148,8 @@ impl Stage {
                 "metadata.name" => name.to_owned(),
                 "metadata.namespace" => namespace.to_owned(),
                 "status.podIP" => ip.to_owned(),
+                // A machine without a zone.
+                "metadata.labels['topology.kubernetes.io/zone']" => String::new(),
                 other => panic!("the field {other} is not known to the tests"),
             }
         };
