@@ -23,9 +23,6 @@
 //! | objects | pods with the labels [`APPLICATION_LABELS`] | endpoint slices of one service |
 //! | rights | list and watch `pods` | list and watch `endpointslices` of `discovery.k8s.io` |
 //! | port | a container port | a port of the slice |
-//! | zone | label [`ZONE_LABEL`] of the pod, or of its machine | zone of the endpoint |
-//!
-//! A *machine* is a `Node` of Kubernetes; a *node* is always a node of the cache.
 //!
 //! # Pods and rights
 //!
@@ -50,8 +47,10 @@
 //!
 //! - Each node has one watch per namespace. A watch lives 60 to 120 s; the next one continues from the same version.
 //! - Lists: at the start, every 10 minutes (± 20 %), after the API server has forgotten the version of the watch, after
-//!   repeated failures of the watch, and when the node doubts its peers (at most once a second).
-//! - After a failure the provider waits 250 ms, then longer, up to 30 s, with jitter.
+//!   repeated failures of the watch, after a watch without an event or a bookmark for 60 s, and when the node doubts its
+//!   peers (at most once a second).
+//! - After a failure the provider waits 250 ms, then longer, up to 30 s, with jitter. A doubt of the node is tried at
+//!   once.
 //!
 //! Memory: about 1 KiB per known pod, including the peer set that the node receives.
 //!
@@ -78,10 +77,9 @@ mod session;
 mod stats;
 mod table;
 mod watch;
-mod zones;
 
 pub use crate::{
     error::KubernetesError,
-    options::{APPLICATION_LABELS, PORT_NAME, Pods, SERVICE_LABEL, Service, ZONE_LABEL},
+    options::{APPLICATION_LABELS, PORT_NAME, Pods, SERVICE_LABEL, Service},
     stats::KubernetesStats,
 };

@@ -123,9 +123,6 @@ pub(crate) struct Record {
     pub(crate) uid: Option<Arc<str>>,
     /// Addresses to dial. Empty while the pod has no IP address or no port of the right name.
     pub(crate) addresses: Box<[Address]>,
-    pub(crate) zone: Option<Arc<str>>,
-    /// Machine that the pod runs on, if the pod has no zone label, so that the zone of the machine is used.
-    pub(crate) machine: Option<Arc<str>>,
     /// Grace period of a deletion in seconds. `None` if the pod is not being deleted.
     pub(crate) grace: Option<u32>,
 }
@@ -150,14 +147,6 @@ struct Metadata {
     deletion_timestamp: Option<serde::de::IgnoredAny>,
     #[serde(default)]
     deletion_grace_period_seconds: Option<u32>,
-    #[serde(default)]
-    labels: Option<Labels>,
-}
-
-#[derive(Deserialize)]
-struct Labels {
-    #[serde(rename = "topology.kubernetes.io/zone", default)]
-    zone: Option<String>,
 }
 
 /// Reads the name and the version alone, for an object that is unreadable otherwise.
@@ -195,12 +184,3 @@ fn addresses<'a>(ips: impl IntoIterator<Item = &'a str>, port: Option<u16>) -> B
     }
     found.into_boxed_slice()
 }
-
-/// Returns the zone if core accepts it: 1 to 63 bytes without whitespace.
-fn zone(text: Option<String>) -> Option<Arc<str>> {
-    let is_good = |zone: &String| (1..=MAX_ZONE).contains(&zone.len()) && !zone.contains(char::is_whitespace);
-    text.filter(is_good).map(Arc::from)
-}
-
-/// Maximum length of a zone in bytes: that of a label value.
-const MAX_ZONE: usize = 63;

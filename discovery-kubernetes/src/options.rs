@@ -18,8 +18,6 @@ pub const APPLICATION_LABELS: [&str; 3] =
 pub const PORT_NAME: &str = "group-port";
 /// Label that selects the endpoint slices of a service.
 pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-/// Label with the zone of a machine and, from Kubernetes 1.35, of a pod.
-pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Default time without a good answer in any namespace after which the kubeconfig is read again.
 const UNREACHABLE: Duration = Duration::from_secs(60);
@@ -45,8 +43,8 @@ pub struct Pods(pub(crate) Options);
 
 /// A provider that finds peers among the endpoints of a service.
 ///
-/// A `Service` needs fewer rights than [`Pods`] (endpoint slices hold no secrets of pods) and knows the zone of each
-/// peer. The Kubernetes service should be headless and have `publishNotReadyAddresses: true`, so that nodes find each
+/// A `Service` needs fewer rights than [`Pods`] (endpoint slices hold no secrets of pods), and its lists have about a
+/// twentieth of their bytes. The Kubernetes service should be headless and have `publishNotReadyAddresses: true`, so that nodes find each
 /// other while they start. As with [`Pods`], readiness is health, and the id of a peer is the name of its pod. An
 /// endpoint that is no pod is published as an address to dial, without an id.
 #[derive(Clone)]
@@ -63,7 +61,6 @@ pub(crate) struct Options {
     pub(crate) namespaces: Vec<String>,
     pub(crate) access: Access,
     pub(crate) is_streaming: bool,
-    pub(crate) zones_from_nodes: bool,
     pub(crate) page: u32,
     pub(crate) unreachable: Duration,
     pub(crate) counters: Counters,
@@ -86,7 +83,6 @@ impl Options {
             namespaces: vec![namespace],
             access: Access::default(),
             is_streaming: false,
-            zones_from_nodes: false,
             page: 500,
             unreachable: UNREACHABLE,
             counters: Counters::default(),
@@ -168,16 +164,6 @@ impl Pods {
     /// Sets a label selector instead of the three labels, such as `app=users,tier in (cache)`.
     pub fn selector(mut self, selector: impl Into<String>) -> Self {
         self.0.selector = Some(selector.into());
-        self
-    }
-
-    /// Uses the zone of the machine for a pod without a zone label. Default: off.
-    ///
-    /// The cost is one request per machine, at most 10 requests per second. The requests need the right to get nodes,
-    /// which only a ClusterRole can give. Without the right, such pods have no zone, and a log line reports the missing
-    /// right. From Kubernetes 1.35, pods have the label themselves, so that this option is not needed.
-    pub fn zones_from_nodes(mut self) -> Self {
-        self.0.zones_from_nodes = true;
         self
     }
 

@@ -31,17 +31,6 @@ pub(crate) fn commands(kind: Kind, namespace: &str, refusal: &str) -> String {
     )
 }
 
-/// ClusterRole with the right to read the zones of machines.
-pub(crate) const NODES: &str = "apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata:
-  name: node-reader
-rules:
-  - apiGroups: [\"\"]
-    resources: [\"nodes\"]
-    verbs: [\"get\"]
-";
-
 fn name(kind: Kind) -> &'static str {
     match kind {
         Kind::Pods => "pod-reader",

@@ -23,14 +23,10 @@ use crate::{
     options::Options,
     table::{Merged, Table},
     watch::{News, Place, Watch},
-    zones::Zones,
 };
 
 /// Delay between a change and its publication, so that simultaneous changes are published together.
 const SETTLE: Duration = Duration::from_millis(20);
-
-/// Delay between a new zone and its publication, because zones arrive one by one and move no key.
-const ZONES: Duration = Duration::from_secs(1);
 /// Minimum life of a good client. After a shorter life the pause grows, because the next client may fail as early.
 const GOOD_CLIENT: Duration = Duration::from_secs(60);
 
@@ -49,7 +45,6 @@ pub(crate) enum Over {
 pub(crate) struct Session<'a> {
     options: &'a Options,
     table: Table,
-    zones: Zones,
     /// Last complete set. An equal set is published again only if the node requests it.
     published: Option<Vec<Peer>>,
     /// Last partial set since then.
@@ -80,7 +75,6 @@ impl<'a> Session<'a> {
         Self {
             options,
             table: Table::new(options.namespaces.len()),
-            zones: Zones::default(),
             published: None,
             hinted: None,
             ending: Ending::default(),
@@ -117,7 +111,6 @@ impl<'a> Session<'a> {
         self.silent_since = None;
         self.troubles.clear();
         self.well.clear();
-        self.zones.begin();
         if self.is_answer_due {
             self.ask();
         }
@@ -152,10 +145,6 @@ impl<'a> Session<'a> {
                 () = sleep_until(renew.unwrap_or_else(Instant::now)), if renew.is_some() => {
                     let why = self.troubles.values().next().cloned().unwrap_or_default();
                     return self.over(why, begun);
-                }
-                found = self.zones.next(&client), if self.zones.is_busy() => {
-                    self.zones.found(found);
-                    self.news_within(ZONES);
                 }
             }
         }
@@ -248,12 +237,7 @@ impl<'a> Session<'a> {
     }
 
     fn news(&mut self) {
-        self.news_within(SETTLE);
-    }
-
-    fn news_within(&mut self, time: Duration) {
-        let at = Instant::now() + time;
-        self.news_at = Some(self.news_at.map_or(at, |before| before.min(at)));
+        self.news_at.get_or_insert_with(|| Instant::now() + SETTLE);
     }
 
     fn report(&self, cx: &ProviderContext) {
@@ -267,11 +251,7 @@ impl<'a> Session<'a> {
     /// Merges the table, reports departed peers, and publishes the set if it is new or answers the node.
     fn publish(&mut self, cx: &ProviderContext) {
         self.news_at = None;
-        if self.options.zones_from_nodes {
-            self.zones.want(self.table.machines());
-        }
-        let merged = self.table.merge(|name| self.zones.of(name));
-        let Merged { peers, is_complete, waiting, conflicts, terminating, gone } = merged;
+        let Merged { peers, is_complete, waiting, conflicts, terminating, gone } = self.table.merge();
         self.tell_waiting(waiting);
         self.tell_conflicts(conflicts);
         self.ending.follow(Instant::now(), terminating);

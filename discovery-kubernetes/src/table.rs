@@ -55,7 +55,6 @@ struct Sum<'a> {
     namespace: usize,
     uid: Option<&'a Arc<str>>,
     addresses: Vec<Address>,
-    zone: Option<Arc<str>>,
     grace: Option<u32>,
 }
 
@@ -112,14 +111,8 @@ impl Table {
         self.gone.extend(before.into_iter().flatten().filter_map(|record| record.id));
     }
 
-    /// Returns the machines of all pods without a zone label.
-    pub(crate) fn machines(&self) -> impl Iterator<Item = &Arc<str>> {
-        let records = self.namespaces.iter().flat_map(|known| known.objects.values()).flatten();
-        records.filter_map(|record| record.machine.as_ref())
-    }
-
-    /// Merges all records into peers. `zone_of` returns the zone of a machine.
-    pub(crate) fn merge(&mut self, zone_of: impl Fn(&str) -> Option<Arc<str>>) -> Merged {
+    /// Merges all records into peers.
+    pub(crate) fn merge(&mut self) -> Merged {
         let Self { namespaces, gone } = self;
         let is_complete = namespaces.iter().all(|known| known.is_listed);
         let mut merged = Merged { is_complete, ..Merged::default() };
@@ -137,7 +130,7 @@ impl Table {
                     *sum = Sum::of(namespace, record);
                 }
                 if sum.namespace == namespace && sum.is_same_pod(record) {
-                    sum.add(record, &zone_of);
+                    sum.add(record);
                 }
             }
         }
@@ -153,7 +146,7 @@ impl Table {
 
 impl<'a> Sum<'a> {
     fn of(namespace: usize, record: &'a Record) -> Self {
-        Self { namespace, uid: record.uid.as_ref(), addresses: Vec::new(), zone: None, grace: record.grace }
+        Self { namespace, uid: record.uid.as_ref(), addresses: Vec::new(), grace: record.grace }
     }
 
     /// Returns whether the record is about the same pod. Several slices may have the pod: one per address family, or
@@ -167,26 +160,18 @@ impl<'a> Sum<'a> {
         !self.is_same_pod(record) && self.grace.is_some() && !record.is_terminating()
     }
 
-    fn add(&mut self, record: &Record, zone_of: impl Fn(&str) -> Option<Arc<str>>) {
+    fn add(&mut self, record: &Record) {
         for address in &record.addresses {
             if self.addresses.len() < MAX_ADDRESSES && !self.addresses.contains(address) {
                 self.addresses.push(address.clone());
             }
         }
         self.grace = self.grace.max(record.grace);
-        let zone = || record.zone.clone().or_else(|| zone_of(record.machine.as_deref()?));
-        self.zone = self.zone.take().or_else(zone);
     }
 
     fn peer(self, id: &PeerId) -> Peer {
-        let mut peer = Peer::member(id.clone(), self.addresses);
-        if self.grace.is_some() {
-            peer = peer.with_state(NodeState::Draining);
-        }
-        match self.zone {
-            Some(zone) => peer.with_zone(zone),
-            None => peer,
-        }
+        let peer = Peer::member(id.clone(), self.addresses);
+        if self.grace.is_some() { peer.with_state(NodeState::Draining) } else { peer }
     }
 }
 
@@ -199,8 +184,6 @@ mod tests {
             id: PeerId::new(id).ok(),
             uid: (!uid.is_empty()).then(|| uid.into()),
             addresses: Address::new(address).into_iter().collect(),
-            zone: None,
-            machine: None,
             grace: None,
         }
     }
@@ -215,7 +198,7 @@ mod tests {
     }
 
     fn seen(table: &mut Table) -> (Vec<String>, Vec<String>) {
-        let merged = table.merge(|_| None);
+        let merged = table.merge();
         let show = |peer: &Peer| {
             let at: Vec<_> = peer.addresses().iter().map(ToString::to_string).collect();
             let draining = if peer.state() == Some(NodeState::Draining) { "!" } else { "" };
@@ -258,17 +241,12 @@ mod tests {
         }
     }
 
-    /// Checks that a pod is Draining if one slice has it as terminating, and that a pod without a zone gets the zone of
-    /// its machine.
+    /// Checks that a pod is Draining if one slice has it as terminating.
     #[test]
     fn peer_drains_if_one_slice_terminates_it() {
-        let mut v6 = Record { grace: Some(30), ..record("p", "1", "[fd00::1]:1") };
-        v6.machine = Some("m".into());
+        let v6 = Record { grace: Some(30), ..record("p", "1", "[fd00::1]:1") };
         let mut table = listed([object("v4", [record("p", "1", "10.0.0.1:1")]), object("v6", [v6])]);
         assert_eq!(seen(&mut table).0, ["p!@10.0.0.1:1+[fd00::1]:1"]);
-        assert_eq!(table.machines().map(|m| &**m).collect::<Vec<_>>(), ["m"]);
-        let merged = table.merge(|machine| Some(format!("zone of {machine}").into()));
-        assert_eq!(merged.peers[0].zone(), Some("zone of m"));
     }
 
     /// Checks that a set is complete once all namespaces are listed, and that the first namespace has a shared name.
@@ -276,9 +254,9 @@ mod tests {
     fn set_is_complete_once_all_namespaces_are_listed() {
         let mut table = Table::new(2);
         table.list(1, vec![pod("p", "10.0.1.1:1"), pod("q", "10.0.1.2:1")]);
-        assert!(!table.merge(|_| None).is_complete);
+        assert!(!table.merge().is_complete);
         table.list(0, vec![pod("p", "10.0.0.1:1")]);
-        let merged = table.merge(|_| None);
+        let merged = table.merge();
         assert!(merged.is_complete && merged.conflicts.len() == 1, "{merged:?}");
         assert_eq!(seen(&mut table).0, ["p@10.0.0.1:1", "q@10.0.1.2:1"]);
         table.remove(0, "p");
@@ -299,7 +277,7 @@ mod tests {
     #[test]
     fn pod_without_address_is_counted_and_objects_are_limited() {
         let mut table = listed([pod("p", "none"), pod("q", "10.0.0.2:1")]);
-        let merged = table.merge(|_| None);
+        let merged = table.merge();
         assert_eq!((merged.waiting, merged.peers.len()), (1, 1));
         let many = (0..MAX_OBJECTS + 3).map(|n| pod(&format!("p{n:05}"), "10.0.0.1:1"));
         assert_eq!(table.list(0, many.collect()), 3);

@@ -22,14 +22,13 @@ fn live_bytes() -> usize {
 
 const PODS: usize = 1_000;
 
-/// Checks the memory per known pod, with two addresses and a zone.
+/// Checks the memory per known pod, with two addresses.
 #[tokio::test(start_paused = true)]
 async fn known_pod_costs_less_than_2_kib() {
     let world = Simulated::new();
     for n in 0..PODS {
         let mut pod = pod(&format!("users-7d9c5b8f6d-{n:05}"), &format!("6f1a2b3c-0000-4000-8000-{n:012}"));
         pod["metadata"]["managedFields"] = json!(vec!["x".repeat(100); 50]);
-        pod["metadata"]["labels"]["topology.kubernetes.io/zone"] = json!("eu-west-1a");
         let (v4, v6) = (format!("10.1.{}.{}", n / 250, n % 250), format!("fd00::{n:x}"));
         pod["status"] = running(&[&v4, &v6], true);
         world.fake.put("pods", pod);

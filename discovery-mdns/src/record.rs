@@ -31,7 +31,6 @@ pub(crate) struct Record {
     pub(crate) id: PeerId,
     pub(crate) incarnation: Incarnation,
     pub(crate) state: NodeState,
-    pub(crate) zone: String,
     pub(crate) addresses: Vec<Address>,
 }
 
@@ -86,15 +85,13 @@ impl Record {
                 // A state of a later release belongs to a live node, and the Hello of that node has the details.
                 _ => NodeState::Ready,
             },
-            zone: get("zone").unwrap_or_default().to_owned(),
             addresses,
         })
     }
 
     pub(crate) fn peer(&self) -> Peer {
         let peer = Peer::member(self.id.clone(), self.addresses.iter().cloned());
-        let peer = peer.with_incarnation(self.incarnation).with_state(self.state);
-        if self.zone.is_empty() { peer } else { peer.with_zone(self.zone.as_str()) }
+        peer.with_incarnation(self.incarnation).with_state(self.state)
     }
 }
 

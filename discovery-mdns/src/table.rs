@@ -122,7 +122,6 @@ mod tests {
             id: PeerId::new(id).unwrap(),
             incarnation: Incarnation(incarnation),
             state: NodeState::Ready,
-            zone: String::new(),
             addresses: vec![Address::new("10.0.0.7:1").unwrap()],
         }
     }

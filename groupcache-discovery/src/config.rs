@@ -114,10 +114,6 @@ pub struct KubernetesConfig {
     /// Whether the API server sends lists as a watch.
     #[serde(default)]
     pub streaming_lists: bool,
-    /// Whether the zones of pods are read from their machines. A service has its zones already, and refuses this
-    /// option.
-    #[serde(default)]
-    pub zones_from_nodes: bool,
 }
 
 /// Options of multicast DNS on the local network segment. Every option may be left out.

@@ -68,7 +68,7 @@ pub mod list {
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes {
     pub use discovery_kubernetes::{
-        APPLICATION_LABELS, KubernetesError, KubernetesStats, PORT_NAME, Pods, SERVICE_LABEL, Service, ZONE_LABEL,
+        APPLICATION_LABELS, KubernetesError, KubernetesStats, PORT_NAME, Pods, SERVICE_LABEL, Service,
     };
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use groupcache_core::PeerId;
 use serde::Deserialize;
 
-use super::{Content, Metadata, NamedPort, Object, Port, Record, addresses, zone};
+use super::{Content, Metadata, NamedPort, Object, Port, Record, addresses};
 
 /// Default grace period of Kubernetes in seconds.
 const GRACE: u32 = 30;
@@ -23,7 +23,6 @@ struct Pod {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
-    node_name: Option<String>,
     containers: Option<Vec<Container>>,
     /// Init containers. A sidecar, which continues to run beside the containers, may have the port.
     init_containers: Option<Vec<Container>>,
@@ -68,13 +67,10 @@ pub(super) fn read(json: &str, port: &Port) -> Result<Object, serde_json::Error>
     // `podIPs` has the addresses of all families and begins with `podIP`. Servers of one family may leave it out.
     let all = status.pod_ips.iter().flatten().filter_map(|one| one.ip.as_deref());
     let ips = status.pod_ip.as_deref().into_iter().chain(all).filter(|ip| !ip.is_empty());
-    let zone = zone(metadata.labels.and_then(|labels| labels.zone));
     let record = Record {
         id: Some(id),
         uid: metadata.uid.map(Arc::from),
         addresses: addresses(ips, port),
-        machine: spec.node_name.filter(|_| zone.is_none()).map(Arc::from),
-        zone,
         grace: metadata.deletion_timestamp.map(|_| metadata.deletion_grace_period_seconds.unwrap_or(GRACE)),
     };
     Ok(Object { name, version, content: Content::Read(Box::new([record])) })
@@ -113,7 +109,7 @@ mod tests {
     fn pod_is_peer_at_its_addresses_and_named_port() {
         let [record] = &pod(|_| ())[..] else { panic!() };
         assert_eq!(record.id.as_ref().map(PeerId::as_str), Some("users-0"));
-        assert_eq!((record.uid.as_deref(), record.machine.as_deref()), (Some("u1"), Some("m1")));
+        assert_eq!(record.uid.as_deref(), Some("u1"));
         assert_eq!(addresses(|_| ()), ["10.0.0.7:7946"]);
         let both = addresses(|p| p["status"]["podIPs"] = json!([{ "ip": "10.0.0.7" }, { "ip": "fd00::7" }]));
         assert_eq!(both, ["10.0.0.7:7946", "[fd00::7]:7946"]);
@@ -166,19 +162,5 @@ mod tests {
         assert_eq!(grace(json!("2026-01-01T00:00:00Z"), json!(null)), Some(30));
         assert_eq!(grace(json!("2026-01-01T00:00:00Z"), json!(300)), Some(300));
         assert_eq!(grace(json!(null), json!(300)), None);
-    }
-
-    /// Checks that the zone label of a pod is used, and that the machine is kept only without a zone label.
-    #[test]
-    fn zone_label_makes_machine_unneeded() {
-        let [record] = &pod(|p| p["metadata"]["labels"] = json!({ "topology.kubernetes.io/zone": "a", "x": "y" }))[..]
-        else {
-            panic!()
-        };
-        assert_eq!((record.zone.as_deref(), record.machine.as_deref()), (Some("a"), None));
-        let [record] = &pod(|p| p["metadata"]["labels"] = json!({ "topology.kubernetes.io/zone": "" }))[..] else {
-            panic!()
-        };
-        assert_eq!((record.zone.as_deref(), record.machine.as_deref()), (None, Some("m1")));
     }
 }

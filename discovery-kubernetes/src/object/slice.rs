@@ -5,7 +5,7 @@ use std::sync::Arc;
 use groupcache_core::PeerId;
 use serde::Deserialize;
 
-use super::{Content, Metadata, NamedPort, Object, Port, Record, addresses, zone};
+use super::{Content, Metadata, NamedPort, Object, Port, Record, addresses};
 
 /// Assumed grace period in seconds. A slice does not contain the grace period of a pod, and few pods have a longer one.
 const GRACE: u32 = 300;
@@ -28,8 +28,6 @@ struct Endpoint {
     conditions: Option<Conditions>,
     #[serde(default)]
     target_ref: Option<Target>,
-    #[serde(default)]
-    zone: Option<String>,
 }
 
 /// Conditions of an endpoint. `ready` and `serving` are not read, because they are health, not membership. With
@@ -73,8 +71,6 @@ fn record(endpoint: Endpoint, port: Option<u16>) -> Option<Record> {
         id,
         uid: uid.map(Arc::from),
         addresses,
-        zone: zone(endpoint.zone),
-        machine: None,
         grace: is_terminating.then_some(GRACE),
     })
 }
@@ -128,7 +124,6 @@ mod tests {
                 ("", "10.0.0.10:7946", None)
             ]
         );
-        assert_eq!((found[0].zone.as_deref(), found[1].zone.as_deref()), (Some("a"), None));
     }
 
     /// Checks that a slice without the port has peers without addresses, and a slice without pods has no peers.

@@ -77,7 +77,7 @@ fn check(json: &str) {
             assert_eq!(name_and_version(json).map(|(name, _)| name).as_ref(), Some(&object.name));
             let mut table = Table::new(1);
             table.put(0, object);
-            let merged = table.merge(|_| None);
+            let merged = table.merge();
             assert!(merged.peers.iter().all(|peer| !peer.addresses().is_empty() && peer.addresses().len() <= 8));
         }
     }

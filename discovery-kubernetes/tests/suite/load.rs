@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::support::{
     Observer, Simulated, THREE, TWO, World, eventually,
     fake::{Mode, WatchFault},
-    running, two_pods, two_pods_with,
+    two_pods, two_pods_with,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -294,52 +294,6 @@ async fn repeatedly_silent_watches_make_source_stale() {
     }
     sleep(SECOND).await;
     assert_eq!(observer.bench.health(), Some(Health::Connected), "a watch with events resets the count");
-}
-
-/// Checks that each machine is requested once, at most 10 per second, and again after an hour only without a zone.
-#[tokio::test(start_paused = true)]
-async fn zone_requests_are_paced_and_not_repeated() {
-    const MACHINES: usize = 100;
-    const ZONES: usize = 50;
-    let mut world = Simulated::new();
-    for n in 0..MACHINES {
-        let name = format!("p{n:03}");
-        world.create(&name).await;
-        world.change(&name, |pod| pod["spec"]["nodeName"] = json!(format!("m{n:03}")));
-        world.status(&name, running(&[&format!("10.0.0.{n}")], true)).await;
-        let labels = if n < ZONES { json!({ "topology.kubernetes.io/zone": "a" }) } else { json!({}) };
-        world.fake.put("nodes", json!({ "metadata": { "name": format!("m{n:03}"), "labels": labels } }));
-    }
-    let mut observer = Observer::start(world.pods().zones_from_nodes());
-    observer.until_connected().await;
-    let (begun, sets) = (Instant::now(), observer.pods.stats().published);
-    sleep(SECOND).await;
-    let asked = world.fake.count_requests("/nodes/");
-    assert!(asked <= 15, "{asked} requests within a second");
-    world.create("late").await;
-    world.status("late", running(&["10.0.1.1"], true)).await;
-    let late = || "late@10.0.1.1".to_owned();
-    let took = eventually("a new pod is published before its zone", async || observer.set().contains(&late())).await;
-    assert!(took < SECOND / 4, "{took:?}");
-    sleep(6 * SECOND).await;
-    let sets = observer.pods.stats().published - sets;
-    assert!((3..=10).contains(&sets), "{sets} sets while {ZONES} zones became known");
-    world.delete("late").await;
-    while begun.elapsed() < 30 * MINUTE {
-        observer.bench.ask();
-        sleep(5 * SECOND).await;
-    }
-    assert_eq!(world.fake.count_requests("/nodes/"), MACHINES);
-    assert!(observer.set().contains(&"p000@10.0.0.0 in a".to_owned()), "{:?}", observer.set());
-    sleep(40 * MINUTE).await;
-    observer.bench.ask();
-    sleep(MINUTE).await;
-    assert_eq!(
-        world.fake.count_requests("/nodes/"),
-        2 * MACHINES - ZONES,
-        "machines without a zone are requested again"
-    );
-    assert_eq!(world.fake.count_requests("/nodes/m000"), 1);
 }
 
 /// Checks that a requested list as a watch replaces the open watch.

@@ -63,8 +63,7 @@ fn announced_record_is_read_back() {
         (record.id.as_str(), record.incarnation, record.state),
         ("users-0", Incarnation(7), NodeState::Draining)
     );
-    assert_eq!((record.zone.as_str(), &record.addresses), ("a", &me().addresses));
-    assert_eq!(record.peer().zone(), Some("a"));
+    assert_eq!(record.addresses, me().addresses);
 }
 
 /// Checks that a record of a later release is read: unknown properties are ignored, an unknown state counts as ready.
@@ -72,7 +71,7 @@ fn announced_record_is_read_back() {
 fn unknown_properties_and_states_are_accepted() {
     let more = txt_with(&[("mood", "deep"), ("state", "asleep"), ("pv", "9")]);
     let record = read(&more, 1, &["10.0.0.1"]).unwrap();
-    assert_eq!((record.state, record.zone.as_str()), (NodeState::Ready, ""));
+    assert_eq!(record.state, NodeState::Ready);
 }
 
 /// Checks the reason for each kind of unusable record, and that a record of another cluster is told apart.

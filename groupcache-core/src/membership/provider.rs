@@ -111,7 +111,6 @@ pub struct Peer {
     pub(crate) addresses: Vec<Address>,
     pub(crate) incarnation: Option<Incarnation>,
     pub(crate) state: Option<NodeState>,
-    pub(crate) zone: Option<Arc<str>>,
     /// Trust in the source of the record, set when a provider publishes it.
     pub(crate) trust: Trust,
 }
@@ -121,7 +120,7 @@ impl Peer {
     /// used.
     pub fn member(id: PeerId, addresses: impl IntoIterator<Item = Address>) -> Self {
         let addresses = addresses.into_iter().collect();
-        Self { id: Some(id), addresses, incarnation: None, state: None, zone: None, trust: Trust::Hints }
+        Self { id: Some(id), addresses, incarnation: None, state: None, trust: Trust::Hints }
     }
 
     /// Creates the record of a peer with an unknown id at `host:port`.
@@ -130,7 +129,7 @@ impl Peer {
     /// [`is_config`](crate::Error::is_config) if `address` is not an address, as for [`Address::new`].
     pub fn at(address: impl AsRef<str>) -> crate::Result<Self> {
         let addresses = vec![Address::new(address)?];
-        Ok(Self { id: None, addresses, incarnation: None, state: None, zone: None, trust: Trust::Hints })
+        Ok(Self { id: None, addresses, incarnation: None, state: None, trust: Trust::Hints })
     }
 
     /// Sets the incarnation of the record.
@@ -147,15 +146,6 @@ impl Peer {
         self
     }
 
-    /// Sets the zone (failure domain) of the record, for readers of the set.
-    ///
-    /// The zone that [`per_zone`](crate::GroupBuilder::per_zone) groups use is that of the peer's Hello, which the peer
-    /// sets with [`Identity::with_zone`](crate::Identity::with_zone).
-    pub fn with_zone(mut self, zone: impl Into<Arc<str>>) -> Self {
-        self.zone = Some(zone.into());
-        self
-    }
-
     /// Returns the id, if the source knows it.
     pub fn id(&self) -> Option<&PeerId> {
         self.id.as_ref()
@@ -169,11 +159,6 @@ impl Peer {
     /// Returns the state, if the source knows it.
     pub fn state(&self) -> Option<NodeState> {
         self.state
-    }
-
-    /// Returns the zone (failure domain), if the source knows it.
-    pub fn zone(&self) -> Option<&str> {
-        self.zone.as_deref()
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
 };
 
 /// Names of all variables that are read.
-const VARIABLES: [&str; 35] = [
+const VARIABLES: [&str; 34] = [
     "GROUPCACHE_DISCOVERY",
     "GROUPCACHE_PEERS",
     "GROUPCACHE_PEERS_FILE",
@@ -20,7 +20,6 @@ const VARIABLES: [&str; 35] = [
     "GROUPCACHE_K8S_KUBECONFIG",
     "GROUPCACHE_K8S_CONTEXT",
     "GROUPCACHE_K8S_STREAMING_LISTS",
-    "GROUPCACHE_K8S_ZONES_FROM_NODES",
     "GROUPCACHE_MDNS_SERVICE",
     "GROUPCACHE_MDNS_PORT",
     "GROUPCACHE_MDNS_INTERFACES",
@@ -59,7 +58,6 @@ impl DiscoveryConfig {
     /// | `GROUPCACHE_K8S_PORT` | kubernetes: name or number of the port. Default: `group-port` |
     /// | `GROUPCACHE_K8S_KUBECONFIG`, `_CONTEXT` | kubernetes: path of a kubeconfig, and a context in it. Default: the service account inside of a Kubernetes cluster, and what kubectl reads outside or with a context |
     /// | `GROUPCACHE_K8S_STREAMING_LISTS` | kubernetes: `1` lets the API server send lists as a watch |
-    /// | `GROUPCACHE_K8S_ZONES_FROM_NODES` | kubernetes: `1` reads the zones of pods from their machines |
     /// | `GROUPCACHE_MDNS_SERVICE`, `_PORT` | mdns: name of the service, and the UDP port. Default: `_groupcache._tcp` and 5353 |
     /// | `GROUPCACHE_MDNS_INTERFACES`, `_SKIP_INTERFACES` | mdns: names of interfaces to use, or not to use, separated by commas |
     /// | `GROUPCACHE_MDNS_LOOPBACK` | mdns: `1` uses loopback too, for processes of one machine |
@@ -167,7 +165,6 @@ fn kubernetes(set: &impl Fn(&str) -> Option<String>) -> Result<KubernetesConfig,
         kubeconfig: set("GROUPCACHE_K8S_KUBECONFIG").map(Into::into),
         context: set("GROUPCACHE_K8S_CONTEXT"),
         streaming_lists: flag("GROUPCACHE_K8S_STREAMING_LISTS")?,
-        zones_from_nodes: flag("GROUPCACHE_K8S_ZONES_FROM_NODES")?,
     })
 }
 

@@ -181,14 +181,9 @@ fn kubernetes(config: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, Con
     let mut namespaces =
         config.namespaces.iter().flat_map(|names| names.split(',')).map(str::trim).filter(|name| !name.is_empty());
     let first = namespaces.next().unwrap_or_default();
-    let mut pods = match (&config.application, &config.selector, &config.service) {
+    let pods = match (&config.application, &config.selector, &config.service) {
         (Some(application), None, None) => Pods::new(first, application),
         (None, Some(selector), None) => Pods::new(first, "").selector(selector),
-        (None, None, Some(_)) if config.zones_from_nodes => {
-            return Err(ConfigError::new(
-                "endpoint slices of a service already have zones; leave zones_from_nodes out, or name pods",
-            ));
-        }
         (None, None, Some(service)) => return with_options!(Service::new(first, service), config, namespaces),
         _ => {
             return Err(ConfigError::new(
@@ -196,9 +191,6 @@ fn kubernetes(config: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, Con
             ));
         }
     };
-    if config.zones_from_nodes {
-        pods = pods.zones_from_nodes();
-    }
     with_options!(pods, config, namespaces)
 }
 

@@ -152,11 +152,10 @@ fn environment_has_all_options_of_kubernetes() {
         ("GROUPCACHE_K8S_KUBECONFIG", "/k"),
         ("GROUPCACHE_K8S_CONTEXT", "c"),
         ("GROUPCACHE_K8S_STREAMING_LISTS", "1"),
-        ("GROUPCACHE_K8S_ZONES_FROM_NODES", "true"),
     ]);
     let written = json(
         r#"{"provider":"kubernetes","application":"users","namespaces":"a, b","port":"7946","kubeconfig":"/k",
-            "context":"c","streaming_lists":true,"zones_from_nodes":true}"#,
+            "context":"c","streaming_lists":true}"#,
     );
     assert_eq!(all.unwrap(), written.unwrap());
 }
@@ -224,11 +223,10 @@ fn node_without_an_address_takes_that_of_the_machine() {
 fn kubernetes_option_is_used_or_refused() {
     let cases = [
         (r#""service":"users""#, Ok("kubernetes-service")),
-        (r#""selector":"app=users","port":"7946","namespaces":"a,b","zones_from_nodes":true"#, Ok("kubernetes")),
+        (r#""selector":"app=users","port":"7946","namespaces":"a,b""#, Ok("kubernetes")),
         (r#""application":"users","port":"peers","kubeconfig":"/k","context":"c""#, Ok("kubernetes")),
         (r#""namespaces":"a""#, Err("needs an application")),
         (r#""application":"users","service":"users""#, Err("only one of them")),
-        (r#""service":"users","zones_from_nodes":true"#, Err("zones_from_nodes")),
         (r#""application":"two words""#, Err("options of Kubernetes")),
         (r#""application":"users","namespaces":"A""#, Err("options of Kubernetes")),
         (r#""application":"users","port":"0""#, Err("options of Kubernetes")),

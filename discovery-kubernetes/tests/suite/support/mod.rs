@@ -233,12 +233,11 @@ pub(crate) async fn two_pods_with(
 pub(crate) const TWO: [&str; 2] = ["p1@10.0.0.1", "p2@10.0.0.2"];
 pub(crate) const THREE: [&str; 3] = ["p1@10.0.0.1", "p2@10.0.0.2", "p3@10.0.0.3"];
 
-/// Returns a peer as `name@address+address in zone`, with a `!` after the name of a draining peer.
+/// Returns a peer as `name@address+address`, with a `!` after the name of a draining peer.
 pub(crate) fn show(peer: &Peer) -> String {
     let at: Vec<_> = peer.addresses().iter().map(|at| at.as_str().trim_end_matches(":7946").to_owned()).collect();
     let draining = if peer.state() == Some(NodeState::Draining) { "!" } else { "" };
-    let zone = peer.zone().map(|zone| format!(" in {zone}")).unwrap_or_default();
-    format!("{}{draining}@{}{zone}", peer.id().map_or("", |id| id.as_str()), at.join("+"))
+    format!("{}{draining}@{}", peer.id().map_or("", |id| id.as_str()), at.join("+"))
 }
 
 /// A temporary directory, removed on drop.
