@@ -4,6 +4,7 @@
 use std::{error::Error, fmt, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::header::{ACCEPT_ENCODING, HeaderValue};
 use http_body_util::BodyExt;
 use kube::{
     Client,
@@ -122,7 +123,11 @@ impl Api {
     pub(crate) async fn watch(&self, version: &str, seconds: u32, initial: bool) -> Result<Lines, Trouble> {
         let mut params = WatchParams::default().labels(&self.selector).timeout(seconds);
         params.send_initial_events = initial;
-        let request = Request::new(self.path()).watch(&params, version);
+        let mut request = Request::new(self.path()).watch(&params, version);
+        if let Ok(request) = &mut request {
+            // Lists are compressed. A proxy that compresses a watch would keep events back.
+            request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         let sent = timeout(ANSWER, self.send("watch", request)).await;
         sent.map_err(|_| self.cannot("watch", &late("no answer", ANSWER)))?
     }

@@ -98,9 +98,15 @@ fn processor_time() -> Duration {
     Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap())
 }
 
-/// Measures the processor time of a requested list of 1,000 pods of realistic size.
+/// Measures the processor time of a requested list of 1,000 pods of realistic size, compressed and plain.
 #[tokio::test]
 async fn requested_list_of_a_thousand_pods_is_published() {
+    let (zipped, plain) = (list_a_thousand_pods(false).await, list_a_thousand_pods(true).await);
+    assert!(zipped < plain / 4, "a list is compressed: {zipped} of {plain} bytes");
+}
+
+/// Lists 1,000 pods twice, and returns the bytes of a list as they were sent.
+async fn list_a_thousand_pods(disable_compression: bool) -> usize {
     let (world, scratch) = (Simulated::new(), Scratch::new());
     for n in 0..1_000 {
         world.fake.put("pods", realistic_pod(n));
@@ -111,7 +117,8 @@ async fn requested_list_of_a_thousand_pods_is_published() {
     let fake = world.fake.clone();
     let server = start_server_thread(fake, sender);
     let port = receiver.recv().unwrap();
-    let path = kubeconfig(&scratch, &format!("http://127.0.0.1:{port}"), "t0ken-of-users", None);
+    let server_line = format!("http://127.0.0.1:{port}\n      disable-compression: {disable_compression}");
+    let path = kubeconfig(&scratch, &server_line, "t0ken-of-users", None);
     let mut observer = Observer::start(discovery_kubernetes::Pods::new(NAMESPACE, "users").kubeconfig(path));
     observer.until_connected().await;
     eventually("all pods are published", async || observer.bench.peers().len() == 1_000).await;
@@ -130,7 +137,59 @@ async fn requested_list_of_a_thousand_pods_is_published() {
         begun.elapsed()
     );
     assert_eq!(observer.pods.stats().lists, 2);
+    let sent = world.fake.state().list_bytes / 2;
+    println!("{sent} bytes of a list are sent");
+    assert_eq!(world.fake.state().zipped_watches, 0, "no proxy keeps events of a watch back");
     drop(server);
+    sent
+}
+
+/// Returns an endpoint slice of a realistic size.
+fn realistic_slice(endpoints: usize) -> Value {
+    let endpoints: Vec<_> = (0..endpoints)
+        .map(|n| {
+            json!({ "addresses": [format!("10.1.{}.{}", n / 250, n % 250)], "zone": "eu-west-1a",
+                "conditions": { "ready": true, "serving": true, "terminating": false },
+                "nodeName": "ip-10-0-101-23.eu-west-1.compute.internal",
+                "targetRef": { "kind": "Pod", "namespace": NAMESPACE, "name": format!("users-7d9c5b8f6d-{n:05}"),
+                               "uid": format!("6f1a2b3c-0000-4000-8000-{n:012}") } })
+        })
+        .collect();
+    let fields: serde_json::Map<_, _> =
+        (0..20).map(|n| (format!("f:field-{n}"), json!({ "f:x": {}, "f:y": {} }))).collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": { "name": "users-peers-x7k2p", "namespace": NAMESPACE, "labels": { "a": "users", "b": "users" },
+            "managedFields": [{ "manager": "kube-controller-manager", "operation": "Update", "fieldsV1": fields }] },
+        "ports": [{ "name": "group-port", "port": 7946, "protocol": "TCP" }], "endpoints": endpoints,
+    })
+}
+
+/// Computes the bytes that one node receives for a list and for the replacement of one pod, from pods and from endpoint
+/// slices, and checks which source is the smaller one.
+#[test]
+fn slices_have_smaller_lists_than_pods() {
+    /// Events of a pod: created, scheduled, starting, with an address, ready; marked, not ready, ended, deleted.
+    const POD_EVENTS: usize = 9;
+    /// Events of a slice: added, serving; terminating, not serving, removed.
+    const SLICE_EVENTS: usize = 5;
+    /// Maximum number of endpoints in a slice.
+    const SLICE: usize = 100;
+    let (pod, slice) = (realistic_pod(0).to_string().len(), |n: usize| realistic_slice(n).to_string().len());
+    println!("a pod has {pod} bytes, an endpoint {}", slice(SLICE) / SLICE);
+    for pods in [3, 10, 30, 100, 300, 1_000] {
+        let lists = (pods * pod, pods / SLICE * slice(SLICE) + if pods % SLICE > 0 { slice(pods % SLICE) } else { 0 });
+        let replaced = (POD_EVENTS * pod, SLICE_EVENTS * slice(pods.min(SLICE)));
+        println!(
+            "{pods} pods: a list has {} and {} bytes, a replaced pod {} and {}",
+            lists.0, lists.1, replaced.0, replaced.1
+        );
+        assert!(lists.1 * 4 < lists.0, "{lists:?}");
+        assert!(replaced.1 < 3 * replaced.0, "{replaced:?}");
+    }
+    let even = (1..=SLICE).take_while(|n| SLICE_EVENTS * slice(*n) <= POD_EVENTS * pod).count();
+    println!("up to {even} pods, a replaced pod too costs fewer bytes in slices");
+    assert!((20..SLICE).contains(&even), "{even}");
 }
 
 /// Runs the fake API server on a separate thread and runtime until the returned sender is dropped.
