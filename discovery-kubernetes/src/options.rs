@@ -43,8 +43,8 @@ pub struct Pods(pub(crate) Options);
 
 /// A provider that finds peers among the endpoints of a service.
 ///
-/// A `Service` needs fewer rights than [`Pods`] (endpoint slices hold no secrets of pods), and its lists have about a
-/// twentieth of their bytes. The Kubernetes service should be headless and have `publishNotReadyAddresses: true`, so that nodes find each
+/// A `Service` needs fewer rights than [`Pods`] (endpoint slices hold no secrets of pods), and its lists have a ninth
+/// to a twentieth of the bytes. The Kubernetes service should be headless and have `publishNotReadyAddresses: true`, so that nodes find each
 /// other while they start. As with [`Pods`], readiness is health, and the id of a peer is the name of its pod. An
 /// endpoint that is no pod is published as an address to dial, without an id.
 #[derive(Clone)]
