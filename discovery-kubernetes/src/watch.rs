@@ -16,7 +16,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::{event::Event, pace::Pace};
+use self::{
+    event::Event,
+    pace::{InARow, Pace},
+};
 use crate::{
     api::{Api, End, Lines, Trouble},
     object::Object,
@@ -79,19 +82,6 @@ pub(crate) struct Watch {
     proven_at: Instant,
     forbidden_lists: InARow,
     forbidden_watches: InARow,
-}
-
-/// Number of answers 403 in a row to one verb. An API server that has just started answers 403 for a moment, because it
-/// has not read the Roles.
-#[derive(Default)]
-struct InARow(u32);
-
-impl InARow {
-    /// Counts a failed request. Returns whether the right is missing.
-    fn is_missing(&mut self, trouble: &Trouble) -> bool {
-        self.0 = if matches!(trouble, Trouble::Forbidden { .. }) { self.0.saturating_add(1) } else { 0 };
-        self.0 > 1
-    }
 }
 
 /// Next step of a [`Watch`].

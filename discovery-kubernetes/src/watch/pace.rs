@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::api::Trouble;
+
 /// Pause after the first failure.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Longest pause after a failure.
@@ -191,5 +193,18 @@ impl Pace {
         }
         let full = PAUSE.saturating_mul(2_u32.saturating_pow((failures - 1).min(16))).min(LONGEST_PAUSE);
         full.mul_f64(0.5 + self.rng.f64() / 2.0)
+    }
+}
+
+/// Number of answers 403 in a row to one verb. An API server that has just started answers 403 for a moment, because it
+/// has not read the Roles.
+#[derive(Default)]
+pub(super) struct InARow(u32);
+
+impl InARow {
+    /// Counts a failed request. Returns whether the right is missing.
+    pub(super) fn is_missing(&mut self, trouble: &Trouble) -> bool {
+        self.0 = if matches!(trouble, Trouble::Forbidden { .. }) { self.0.saturating_add(1) } else { 0 };
+        self.0 > 1
     }
 }
