@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::{
-    identity::PeerId,
+    identity::{Identity, PeerId},
     membership::{
         provider::{
             Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, ProviderFeed, Report, Signal, Trust,
@@ -81,6 +81,10 @@ impl Provider for MergedProvider {
     fn trust(&self) -> Trust {
         let [first, second] = &self.sources;
         first.trust().min(second.trust())
+    }
+
+    fn check_for(&self, identity: &Identity) -> Result<(), ProviderError> {
+        self.sources.iter().try_for_each(|source| source.check_for(identity))
     }
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    identity::{Address, Incarnation, NodeState, PeerId},
+    identity::{Address, Identity, Incarnation, NodeState, PeerId},
     runtime::sync::Mutex,
 };
 
@@ -71,6 +71,16 @@ pub trait Provider: Send + Sync + 'static {
     fn trust(&self) -> Trust {
         Trust::Hints
     }
+
+    /// Checks the options of the provider for a node of that identity. A node calls the function before it starts, and
+    /// does not start after an error. Default: no error.
+    ///
+    /// # Errors
+    /// Options that can never work, or that would mix the node with nodes of other services.
+    fn check_for(&self, identity: &Identity) -> Result<(), ProviderError> {
+        let _ = identity;
+        Ok(())
+    }
 }
 
 /// The weight of a complete set against a connection that is alive.
@@ -99,6 +109,10 @@ impl<P: Provider + ?Sized> Provider for Arc<P> {
 
     fn trust(&self) -> Trust {
         (**self).trust()
+    }
+
+    fn check_for(&self, identity: &Identity) -> Result<(), ProviderError> {
+        (**self).check_for(identity)
     }
 }
 
