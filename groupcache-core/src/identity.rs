@@ -1,12 +1,24 @@
 //! Identity of a node: id, incarnation, state, addresses, cluster, weight and zone.
 
-use std::{borrow::Borrow, env, fmt, net::SocketAddr, str::FromStr, sync::Arc};
+use std::{
+    borrow::Borrow,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+};
 
-use crate::error::{Error, Result};
+use crate::{
+    environment::{Variables, is_invisible, trimmed},
+    error::{Error, Result},
+};
 
 /// Maximum length of an id, a cluster name or a zone in bytes: the maximum of a DNS name, because pods and hosts have
 /// DNS names.
 pub(crate) const MAX_NAME_BYTES: usize = 253;
+
+/// Maximum length of a label of a DNS name in bytes (RFC 1035, section 2.3.4).
+const MAX_LABEL_BYTES: usize = 63;
 
 /// Maximum weight of a node.
 ///
@@ -19,7 +31,7 @@ pub const MAX_WEIGHT: u8 = 16;
 /// The id alone decides about the positions of a node on the ring, so that a pod that returns under its old name owns
 /// its old keys at any address.
 ///
-/// Length: 1 to 253 bytes, without white space and control characters.
+/// Length: 1 to 253 bytes, without white space, control characters and invisible characters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(Arc<str>);
 
@@ -27,8 +39,8 @@ impl PeerId {
     /// Creates an id from a name.
     ///
     /// # Errors
-    /// [`is_config`](crate::Error::is_config) if the name is empty, longer than 253 bytes, or contains white space or
-    /// control characters.
+    /// [`is_config`](crate::Error::is_config) if the name is empty, longer than 253 bytes, or contains white space,
+    /// control characters or invisible characters.
     ///
     /// ```
     /// # use groupcache_core::PeerId;
@@ -100,11 +112,11 @@ pub enum NodeState {
 pub struct Address(Arc<str>);
 
 impl Address {
-    /// Creates an address from `host:port`. White space around it is removed.
+    /// Creates an address from `host:port`. White space and invisible characters around it are removed.
     ///
     /// # Errors
     /// [`is_config`](crate::Error::is_config) if the host or the port is missing, the port is not 1 to 65,535, or the
-    /// host is neither a name nor an IP address.
+    /// host is neither an IP address nor a name that DNS can hold. Underscores are allowed in names.
     ///
     /// ```
     /// # use groupcache_core::discovery::Address;
@@ -113,7 +125,7 @@ impl Address {
     /// assert!(Address::new("10.0.0.7").unwrap_err().is_config());
     /// ```
     pub fn new(address: impl AsRef<str>) -> Result<Self> {
-        let text = address.as_ref().trim();
+        let text = trimmed(address.as_ref());
         let bad = |why: &str| {
             Error::config(format!("{text:?} is not an address: {why}; write host:port, such as 10.0.0.7:7946"))
         };
@@ -121,9 +133,8 @@ impl Address {
             return if socket.port() == 0 { Err(bad("the port is 0")) } else { Ok(Self(text.into())) };
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("there is no port"))?;
-        let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        if host.is_empty() || host.len() > MAX_NAME_BYTES || !host.chars().all(named) {
-            return Err(bad("the host is neither a name nor an IP address (IPv6 needs brackets)"));
+        if let Some(why) = host_error(host) {
+            return Err(bad(why));
         }
         match port.parse::<u16>() {
             Ok(port) if port > 0 => Ok(Self(text.into())),
@@ -189,7 +200,7 @@ impl fmt::Debug for Address {
 #[derive(Clone, Debug)]
 pub struct Identity {
     id: Option<PeerId>,
-    cluster: Arc<str>,
+    cluster: Option<Arc<str>>,
     listen: SocketAddr,
     advertised: Vec<Address>,
     weight: u8,
@@ -205,7 +216,7 @@ impl Default for Identity {
 impl Identity {
     /// Creates the identity of a node that listens on `listen`, with the defaults above. Port 0 takes a free port.
     pub fn new(listen: SocketAddr) -> Self {
-        Self { id: None, cluster: "default".into(), listen, advertised: Vec::new(), weight: 1, zone: "".into() }
+        Self { id: None, cluster: None, listen, advertised: Vec::new(), weight: 1, zone: "".into() }
     }
 
     /// Reads an identity from environment variables.
@@ -218,8 +229,8 @@ impl Identity {
     /// | `GROUPCACHE_CLUSTER` | cluster | `default` |
     /// | `GROUPCACHE_ZONE` | zone | none |
     ///
-    /// White space around a value is removed, and an empty value counts as unset. A name that equals the IP address
-    /// counts as unset too.
+    /// White space and invisible characters around a value are removed, and an empty value counts as unset, as
+    /// [`Variables`] describes. A name that equals the IP address counts as unset too.
     ///
     /// In Kubernetes, set the name to `metadata.name` and the IP address to `status.podIP` of the pod. The `POD_`
     /// variables take precedence, because many manifests set `NODE_NAME` to the machine (`spec.nodeName`).
@@ -228,12 +239,7 @@ impl Identity {
     /// [`is_config`](crate::Error::is_config) if a variable is not UTF-8, the IP address or the port cannot be read, or
     /// a name is not valid.
     pub fn from_env() -> Result<Self> {
-        for name in VARIABLES {
-            if let Err(env::VarError::NotUnicode(_)) = env::var(name) {
-                return Err(Error::config(format!("{name} is not UTF-8; set it to plain text, or unset it")));
-            }
-        }
-        Self::from_vars(|name| env::var(name).ok())
+        Self::from_variables(&Variables::of_process())
     }
 
     /// Reads an identity as [`from_env`](Self::from_env) does, from any source of variables.
@@ -241,30 +247,33 @@ impl Identity {
     /// # Errors
     /// [`is_config`](crate::Error::is_config) as for [`from_env`](Self::from_env).
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let set = |name: &str| var(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
-        let first_of = |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, set(name)?)));
-        let (ip_variable, ip) = first_of(["POD_IP", "NODE_IP"]).unwrap_or(("NODE_IP", "127.0.0.1".to_owned()));
-        let addr = ip.parse().map_err(|_| {
-            Error::config(format!(
-                "{ip_variable} is {ip:?}, which is not an IP address; set it to the address that peers dial, such as 10.0.0.7"
-            ))
-        })?;
-        let port = set("GROUP_PORT").unwrap_or_else(|| "0".to_owned());
-        let port = port.parse().map_err(|_| {
-            Error::config(format!(
-                "GROUP_PORT is {port:?}, which is not a port; set it to a number from 1 to 65535, or 0 for a free one"
-            ))
-        })?;
-        let mut identity = Self::new(SocketAddr::new(addr, port));
+        Self::from_variables(&Variables::from_fn(var))
+    }
+
+    /// Reads an identity as [`from_env`](Self::from_env) does, from a reader of variables.
+    ///
+    /// # Errors
+    /// [`is_config`](crate::Error::is_config) as for [`from_env`](Self::from_env).
+    pub fn from_variables(vars: &Variables<'_>) -> Result<Self> {
+        let ip = match vars.first(&["POD_IP", "NODE_IP"])? {
+            Some((name, _)) => vars.parsed(name, "an IP address that peers dial", "10.0.0.7")?,
+            None => None,
+        };
+        let ip = ip.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        let port = vars.parsed("GROUP_PORT", "a port from 0 to 65535", "7946, or 0 for a free one")?;
+        let mut identity = Self::new(SocketAddr::new(ip, port.unwrap_or(0)));
         // A name that equals the IP address would be an id without the port, and is ignored.
-        if let Some((_, name)) = first_of(["POD_NAME", "NODE_NAME"]).filter(|(_, name)| *name != ip) {
-            identity = identity.with_id(name)?;
+        let is_address = |name: &str| name.parse() == Ok(ip);
+        if let Some((variable, name)) = vars.first(&["POD_NAME", "NODE_NAME"])?
+            && !is_address(&name)
+        {
+            identity.id = vars.read(variable, |name| PeerId::new(name))?;
         }
-        if let Some(cluster) = set("GROUPCACHE_CLUSTER") {
-            identity = identity.with_cluster(cluster)?;
+        if let Some(cluster) = vars.read("GROUPCACHE_CLUSTER", |cluster| named("cluster name", cluster))? {
+            identity.cluster = Some(cluster);
         }
-        if let Some(zone) = set("GROUPCACHE_ZONE") {
-            identity = identity.with_zone(zone)?;
+        if let Some(zone) = vars.read("GROUPCACHE_ZONE", |zone| named("zone", zone))? {
+            identity.zone = zone;
         }
         Ok(identity)
     }
@@ -284,8 +293,7 @@ impl Identity {
     /// # Errors
     /// [`is_config`](crate::Error::is_config) if the name is not valid. The rules are those of [`PeerId::new`].
     pub fn with_cluster(mut self, cluster: impl AsRef<str>) -> Result<Self> {
-        check_name("cluster name", cluster.as_ref())?;
-        self.cluster = cluster.as_ref().into();
+        self.cluster = Some(named("cluster name", cluster.as_ref())?);
         Ok(self)
     }
 
@@ -339,7 +347,13 @@ impl Identity {
 
     /// Returns the cluster of the node.
     pub fn cluster(&self) -> &str {
-        &self.cluster
+        self.cluster.as_deref().unwrap_or(DEFAULT_CLUSTER)
+    }
+
+    /// Returns whether the cluster was chosen, be it `default`. Providers over a medium that several services share
+    /// ask for a choice.
+    pub fn has_chosen_cluster(&self) -> bool {
+        self.cluster.is_some()
     }
 
     /// Returns the listening address of the node.
@@ -350,6 +364,13 @@ impl Identity {
     /// Returns the addresses that peers dial, best first.
     pub fn addresses(&self) -> Vec<Address> {
         if self.advertised.is_empty() { vec![self.listen.into()] } else { self.advertised.clone() }
+    }
+
+    /// Replaces the IP address of the listening address.
+    #[doc(hidden)]
+    pub fn listening_on(mut self, ip: IpAddr) -> Self {
+        self.listen.set_ip(ip);
+        self
     }
 
     /// Returns the share of the keys relative to other nodes.
@@ -373,9 +394,8 @@ impl Identity {
     }
 }
 
-/// The environment variables of an identity.
-const VARIABLES: [&str; 7] =
-    ["POD_NAME", "NODE_NAME", "POD_IP", "NODE_IP", "GROUP_PORT", "GROUPCACHE_CLUSTER", "GROUPCACHE_ZONE"];
+/// Cluster of a node for which none was chosen.
+const DEFAULT_CLUSTER: &str = "default";
 
 /// Maximum number of addresses of one peer: two address families on a few interfaces.
 pub(crate) const MAX_ADDRESSES: usize = 8;
@@ -390,7 +410,41 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
             "the {what} {name:?} contains white space or control characters; remove them"
         )));
     }
+    if let Some(c) = name.chars().find(|c| is_invisible(*c)) {
+        return Err(Error::config(format!(
+            "the {what} {name:?} contains the invisible character U+{:04X}; write the name by hand, such as users-0",
+            u32::from(c)
+        )));
+    }
     Ok(())
+}
+
+/// Returns a name as text after [`check_name`].
+fn named(what: &str, name: &str) -> Result<Arc<str>> {
+    check_name(what, name)?;
+    Ok(name.into())
+}
+
+/// Returns the reason for which a text cannot be the host of an address. Underscores are allowed, because service names
+/// and many private names have them.
+fn host_error(host: &str) -> Option<&'static str> {
+    let is_named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if host.is_empty() || host.len() > MAX_NAME_BYTES || !host.chars().all(is_named) {
+        return Some("the host is neither a name nor an IP address (IPv6 needs brackets)");
+    }
+    let labels = || host.strip_suffix('.').unwrap_or(host).split('.');
+    if labels().any(|label| label.is_empty() || label.len() > MAX_LABEL_BYTES) {
+        return Some("a part between two dots of the host is empty or longer than 63 bytes");
+    }
+    if labels().any(|label| label.starts_with('-') || label.ends_with('-')) {
+        return Some("a part of the host begins or ends with a hyphen");
+    }
+    // No top-level domain is a number (RFC 3696, section 2), so that the text is a misspelt IP address.
+    let is_number = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    if labels().count() > 1 && labels().next_back().is_some_and(is_number) {
+        return Some("the host is neither a name nor a complete IP address");
+    }
+    None
 }
 
 #[cfg(test)]
@@ -447,6 +501,39 @@ mod tests {
         {
             assert!(Address::new(bad).unwrap_err().is_config(), "{bad}");
         }
+    }
+
+    #[test]
+    fn host_that_dns_cannot_hold_is_rejected() {
+        let label = "x".repeat(63);
+        for good in ["a.b.", "_group._tcp.users", "my_host", "users-0", &label, "7", "a1", "1.example"] {
+            assert!(Address::new(format!("{good}:1")).is_ok(), "{good}");
+        }
+        let long = "x".repeat(64);
+        for bad in ["a..b", "-", "-a", "a-", "a.-b.c", ".", ".a", "a..", &long, "10.0.0.256", "10.0.0"] {
+            assert!(Address::new(format!("{bad}:1")).unwrap_err().is_config(), "{bad}");
+        }
+    }
+
+    /// Checks that invisible characters around a variable are removed, and that others are an error with the variable
+    /// and the character.
+    #[test]
+    fn invisible_character_is_trimmed_or_an_error() {
+        let me = from(&[("NODE_NAME", "\u{feff}users-0\u{200b}\r"), ("GROUPCACHE_CLUSTER", "\u{feff}users")]).unwrap();
+        assert_eq!((me.id().as_str(), me.cluster()), ("users-0", "users"));
+        for (name, value) in [("NODE_NAME", "users\u{200b}-0"), ("GROUPCACHE_CLUSTER", "us\u{feff}ers")] {
+            let error = from(&[(name, value)]).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("U+"), "{error}");
+        }
+        assert!(PeerId::new("a\u{202e}b").is_err());
+        assert!(PeerId::new("\u{2603}\u{fe0f}").is_ok(), "a snowman is visible");
+    }
+
+    #[test]
+    fn chosen_cluster_is_told_from_the_default() {
+        assert!(!from(&[]).unwrap().has_chosen_cluster());
+        let chosen = from(&[("GROUPCACHE_CLUSTER", "default")]).unwrap();
+        assert!(chosen.has_chosen_cluster() && chosen.cluster() == "default");
     }
 
     #[test]

@@ -79,6 +79,7 @@ mod testing;
 mod cache;
 mod context;
 mod engine;
+pub mod environment;
 mod error;
 mod flight;
 mod group;

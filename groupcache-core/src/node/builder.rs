@@ -30,6 +30,7 @@ use crate::transport::{
 };
 use crate::{
     context::NodeContext,
+    environment::Variables,
     error::{Error, Kind, Result},
     identity::{Identity, Incarnation, NodeState},
     limits::{Limits, MAX_REQUESTS_PER_FRAME, START},
@@ -184,6 +185,7 @@ impl NodeBuilder {
     /// - the address is beyond loopback and no security is chosen: neither certificates, nor a cluster key, nor
     ///   [`insecure`](Self::insecure),
     /// - more than one of these is chosen, or a certificate or key cannot be used,
+    /// - the provider refuses its options ([`Provider::check_for`](crate::discovery::Provider::check_for)),
     /// - the mounted peer service serves another node,
     /// - another live node has the same id.
     ///
@@ -194,8 +196,13 @@ impl NodeBuilder {
         let runtime =
             Handle::try_current().map_err(|e| Error::caused(Kind::Config, "start() needs a tokio runtime", e))?;
         let is_mounted = self.mounted.is_some();
-        let security = self.security.choose(&identity, is_mounted)?;
+        let security = self.security.choose(&Variables::of_process(), &identity, is_mounted)?;
         check_addresses(&identity, is_mounted)?;
+        if let Some(provider) = &self.provider {
+            let of =
+                |e| Error::caused(Kind::Config, format!("discovery by {} cannot be used: {e}", provider.name()), e);
+            provider.check_for(&identity).map_err(of)?;
+        }
         let listener = if is_mounted { None } else { Some(listen(&mut identity).await?) };
         // The listener comes first, because certificates name the id, which may be the address.
         let security = security.resolve(&identity).await?;

@@ -19,6 +19,7 @@ use crate::{
     },
 };
 use crate::{
+    environment::Variables,
     error::{Error, Result},
     identity::Identity,
     transport::Security,
@@ -41,17 +42,14 @@ pub(super) struct SecuritySettings {
 
 impl SecuritySettings {
     /// Returns the security of the node, from the settings or otherwise from the environment.
-    pub(super) fn choose(self, identity: &Identity, is_mounted: bool) -> Result<ChosenSecurity> {
-        let is_insecure = self.is_insecure || std::env::var("GROUPCACHE_INSECURE").is_ok_and(|v| v == "1");
+    pub(super) fn choose(self, vars: &Variables<'_>, identity: &Identity, is_mounted: bool) -> Result<ChosenSecurity> {
+        let is_insecure = self.is_insecure || vars.switch("GROUPCACHE_INSECURE")?;
         #[cfg(feature = "tls")]
-        if let Some(source) = self.source(is_mounted)? {
+        if let Some(source) = self.source(vars, is_mounted)? {
             return Ok(ChosenSecurity::Tls(source));
         }
         #[cfg(not(feature = "tls"))]
-        if std::env::var_os("GROUPCACHE_CLUSTER_KEY")
-            .or_else(|| std::env::var_os("GROUPCACHE_CLUSTER_KEY_FILE"))
-            .is_some()
-        {
+        if vars.first(&["GROUPCACHE_CLUSTER_KEY", "GROUPCACHE_CLUSTER_KEY_FILE"])?.is_some() {
             return Err(Error::config(
                 "a cluster key is set in the environment, and this program was built without TLS; build it with the \
                  feature `tls` of groupcache-discovery, or unset GROUPCACHE_CLUSTER_KEY and \
@@ -63,14 +61,14 @@ impl SecuritySettings {
     }
 
     #[cfg(feature = "tls")]
-    fn source(self, is_mounted: bool) -> Result<Option<Source>> {
+    fn source(self, vars: &Variables<'_>, is_mounted: bool) -> Result<Option<Source>> {
         if self.is_ambiguous || (self.is_insecure && self.source.is_some()) {
             return Err(Error::config(
                 "cluster_key(...), mutual_tls(...) and insecure() exclude one another; keep one of them",
             ));
         }
         let source = match self.source {
-            None => ClusterKey::from_env()?.map(Source::Key),
+            None => ClusterKey::from_variables(vars)?.map(Source::Key),
             source => source,
         };
         if self.is_insecure && source.is_some() {
@@ -185,6 +183,28 @@ async fn renew_connections(context: &NodeContext, credentials: &CredentialStore)
             if generations.has_changed().unwrap_or(true) {
                 break; // after another change all connections are renewed again, within the same time
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(name: &'static str, value: &'static str) -> Result<ChosenSecurity> {
+        let vars = Variables::from_fn(move |asked| (asked == name).then(|| value.to_owned()));
+        SecuritySettings::default().choose(&vars, &Identity::new(([0, 0, 0, 0], 0).into()), false)
+    }
+
+    #[test]
+    fn insecure_mode_is_a_switch_as_all_others() {
+        for on in ["1", "true", "1\r", "YES"] {
+            let chosen = choose("GROUPCACHE_INSECURE", on);
+            assert!(matches!(chosen, Ok(ChosenSecurity::Open { is_insecure: true })), "{on:?}");
+        }
+        for (value, named) in [("0", "listening on"), ("", "listening on"), ("maybe", "GROUPCACHE_INSECURE is")] {
+            let Err(error) = choose("GROUPCACHE_INSECURE", value) else { panic!("{value:?} is not insecure") };
+            assert!(error.is_config() && error.to_string().contains(named), "{error}");
         }
     }
 }

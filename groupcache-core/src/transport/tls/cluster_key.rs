@@ -3,7 +3,7 @@
 //! The authority issues each node a certificate that carries its id, so that all other rules of TLS between peers are
 //! those of certificates that the user brings.
 
-use std::{env, fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use data_encoding::{BASE64, BASE64_NOPAD, BASE64URL, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -23,6 +23,7 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
+use crate::environment::{Variables, trimmed};
 use crate::error::{BoxError, Error, Kind, Result};
 use crate::transport::tls::{Material, OwnCertificate, TlsIdentity, digest, names::Name, read_file, verify::Trust};
 
@@ -106,13 +107,13 @@ impl ClusterKey {
     /// # Errors
     /// The errors of [`new`](Self::new).
     pub fn from_env() -> Result<Option<Self>> {
-        let of = |e: Error| Error::caused(Kind::Config, format!("GROUPCACHE_CLUSTER_KEY: {e}"), e);
-        if let Some(text) = env::var_os("GROUPCACHE_CLUSTER_KEY").filter(|text| !text.is_empty()) {
-            let text = Zeroizing::new(text.to_string_lossy().into_owned());
-            return Self::new(text.as_str()).map(Some).map_err(of);
-        }
-        let file = env::var_os("GROUPCACHE_CLUSTER_KEY_FILE").filter(|path| !path.is_empty());
-        Ok(file.map(|path| Self::from_file(PathBuf::from(path))))
+        Self::from_variables(&Variables::of_process())
+    }
+
+    pub(crate) fn from_variables(vars: &Variables<'_>) -> Result<Option<Self>> {
+        let key = vars.read("GROUPCACHE_CLUSTER_KEY", |text| Self::new(text))?;
+        let file = vars.text("GROUPCACHE_CLUSTER_KEY_FILE")?;
+        Ok(key.or_else(|| file.map(Self::from_file)))
     }
 
     /// Returns a new random key of 32 bytes in base64, for programs that generate their key.
@@ -156,7 +157,7 @@ impl ClusterKey {
 
 /// Returns the keys of a text.
 fn parse(text: &str) -> Result<Vec<Secret>> {
-    let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
+    let words = text.split(|c: char| c == ',' || c.is_whitespace()).map(trimmed).filter(|word| !word.is_empty());
     let keys: Vec<_> = words.map(key).collect::<Result<_>>()?;
     match keys.len() {
         0 => Err(Error::config(format!("the text holds no cluster key; {MAKE}"))),
@@ -297,6 +298,18 @@ mod tests {
         }
         assert_eq!(key(&HEX.to_uppercase()).unwrap(), bytes);
         assert_eq!(parse(&format!(" {HEX},\n{}\n", ClusterKey::random().unwrap())).unwrap().len(), 2);
+    }
+
+    /// Checks that a key is read whatever editors and shells put around it.
+    #[test]
+    fn byte_order_mark_and_line_ends_are_no_part_of_key() {
+        let clean = key(HEX).unwrap();
+        for text in [format!("\u{feff}{HEX}\r\n"), format!("{HEX}\r"), format!("\u{200b}{HEX}")] {
+            assert_eq!(parse(&text).unwrap(), [clean.clone()], "{text:?}");
+        }
+        let file = |name: &str| (name == "GROUPCACHE_CLUSTER_KEY_FILE").then(|| "/run/key\r".to_owned());
+        let read = ClusterKey::from_variables(&Variables::from_fn(file)).unwrap().unwrap();
+        assert!(matches!(&read.source, KeySource::File(path) if path.as_os_str() == "/run/key"), "{read:?}");
     }
 
     /// Checks that the error names the command that makes a key, and that neither the error nor `Debug` shows the key.
