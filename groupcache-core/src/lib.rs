@@ -81,6 +81,8 @@ mod context;
 mod engine;
 pub mod environment;
 mod error;
+#[doc(hidden)]
+pub mod files;
 mod flight;
 mod group;
 mod handover;

@@ -29,12 +29,16 @@ use crate::transport::tls::verify::Trust;
 pub use crate::transport::tls::{cluster_key::ClusterKey, mutual::MutualTls, peer_certificates::PeerCertificates};
 use crate::{
     error::{Error, Kind, Result},
+    files,
     identity::PeerId,
     transport::{
         TcpStream,
         handshake::{Caller, HandshakeError},
     },
 };
+
+/// Maximum size of a file with certificates or keys, many times that of the authorities of a system.
+const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// ALPN name of HTTP/2, the only protocol of peers.
 const ALPN: &[u8] = b"h2";
@@ -298,8 +302,9 @@ fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
 
 /// Reads a whole file into memory that is overwritten on drop.
 async fn read_file(what: &str, path: &std::path::Path) -> Result<zeroize::Zeroizing<Vec<u8>>> {
-    tokio::fs::read(path).await.map(Into::into).map_err(|e| {
-        let text = format!("{what} cannot be read from {}; name a file that this process may read", path.display());
+    files::read(path, MAX_FILE_BYTES).await.map(Into::into).map_err(|e| {
+        let text =
+            format!("{what} cannot be read from {} ({e}); name a file that this process may read", path.display());
         Error::caused(Kind::Config, text, e)
     })
 }

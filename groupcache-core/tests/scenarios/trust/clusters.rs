@@ -3,7 +3,10 @@
 use std::{fs, path::Path, time::Duration};
 
 use crate::support::{self, Cluster, Loads, PATIENCE, identity, name, pki, pki::Authority};
-use groupcache_core::{BoxError, Group, Node, tls::ClusterKey};
+use groupcache_core::{
+    BoxError, Group, Node,
+    tls::{ClusterKey, MutualTls},
+};
 use tokio::time::{sleep, timeout};
 
 async fn echo(loads: &Loads, key: &str) -> Result<String, BoxError> {
@@ -72,4 +75,23 @@ async fn key_file_is_reread_and_an_invalid_one_ignored() {
     };
     timeout(Duration::from_secs(60), all_see_c).await.expect("the nodes read the file again");
     fs::remove_file(path).unwrap();
+}
+
+/// Checks that a node whose files are pipes does not wait for a writer, and says so.
+#[test]
+fn pipe_in_place_of_a_key_file_ends_the_start() {
+    let pipe = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pipe-{}", std::process::id()));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let names = |tls: MutualTls| tls.peer_names(["*.peers"]).unwrap();
+    for node in [
+        Node::builder().cluster_key(ClusterKey::from_file(&pipe)),
+        Node::builder().mutual_tls(names(MutualTls::from_files(&pipe, &pipe, &pipe))),
+    ] {
+        let started = runtime.block_on(async { timeout(PATIENCE, node.start()).await }).expect("the start ends");
+        let error = started.expect_err("a pipe is no key file");
+        assert!(error.is_config() && error.to_string().contains("not a regular file"), "{error}");
+    }
+    drop(runtime); // ends, because no thread of the runtime waits for the pipe
+    fs::remove_file(pipe).unwrap();
 }
