@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use rustls::{
-    RootCertStore,
+    Error as TlsError, RootCertStore,
     crypto::ring::sign::any_supported_type,
     pki_types::{
         CertificateDer, PrivateKeyDer,
@@ -11,6 +11,7 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
+use webpki::{EndEntityCert, Error::UnsupportedCertVersion};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Kind, Result};
@@ -124,10 +125,7 @@ impl MutualTls {
             )
         })?;
         let own = CertifiedKey::new(chain, signing);
-        own.keys_match().map_err(|e| {
-            let text = "the private key is not that of the certificate; name the two files that were issued together";
-            Error::caused(Kind::Config, text, e)
-        })?;
+        own.keys_match().map_err(|e| unusable(e, &own))?;
         let mut roots = RootCertStore::empty();
         for authority in certificates("the authorities", authorities)? {
             roots.add(authority).map_err(|e| {
@@ -145,6 +143,23 @@ impl MutualTls {
         }
         Ok(Some(Material { own: OwnCertificate(vec![(None, Arc::new(own))]), trust: Arc::new(trust), digest }))
     }
+}
+
+/// Returns the error for a certificate and a key that cannot be used together.
+fn unusable(error: TlsError, own: &CertifiedKey) -> Error {
+    let is_outdated =
+        own.cert.first().is_some_and(|cert| matches!(EndEntityCert::try_from(cert), Err(UnsupportedCertVersion)));
+    let text = match error {
+        TlsError::InconsistentKeys(_) => {
+            "the private key is not that of the certificate; name the two files that were issued together"
+        }
+        _ if is_outdated => {
+            "the certificate is not of X.509 version 3, so that it carries no names; issue it with subject alternative \
+             names, such as by openssl x509 -req -extfile"
+        }
+        _ => "the certificate cannot be read; issue it again, as X.509 version 3 with subject alternative names",
+    };
+    Error::caused(Kind::Config, text, error)
 }
 
 /// Returns the error for a PEM text that cannot be read. The error of the library is dropped, because it quotes lines
@@ -179,5 +194,32 @@ impl fmt::Debug for MutualTls {
             out.field("certificate", certificate).field("key", key).field("authorities", authorities);
         }
         out.field("peer_names", &self.names).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Certificate of X.509 version 1 for a key that nothing else uses. Made by `openssl x509 -req` without extensions.
+    const VERSION_1: &str = "-----BEGIN CERTIFICATE-----
+MIHgMIGTAhRWR5F1Biw4nw24RBZMW/ZxebR+WTAFBgMrZXAwEjEQMA4GA1UEAwwH
+YS5wZWVyczAgFw0yNjExMzAwOTQ2NTNaGA8yMTI2MTEwNjA5NDY1M1owEjEQMA4G
+A1UEAwwHYS5wZWVyczAqMAUGAytlcAMhAC2GXzcAyeIPa5AZxomrsa/DbQ3L+YIz
+YNpN8t5xN+fiMAUGAytlcANBAOyYL50y3pcoveKW5qX175dGaJ2ozwBwh1vJu1Q8
+rciIWLFzz5slLAT6zz+w8hkC9TXf/mPnOaE1DyfNdjrWQQ4=
+-----END CERTIFICATE-----
+";
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEIBtvfgQox03MH1iBXAi6Ch0d6SiC2+XhCu7FBgeSGmw2
+-----END PRIVATE KEY-----
+";
+
+    #[tokio::test]
+    async fn certificate_of_version_1_is_named_as_the_fault() {
+        let tls = MutualTls::from_pem(VERSION_1, KEY, VERSION_1).peer_names(["*.peers"]).unwrap();
+        let Err(error) = tls.read(&[]).await else { panic!("a certificate of version 1 is refused") };
+        let text = error.to_string();
+        assert!(text.contains("X.509 version 3") && !text.contains("is not that of"), "{text}");
     }
 }
