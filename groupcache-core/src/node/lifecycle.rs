@@ -132,10 +132,7 @@ impl Node {
         }
         context.close();
         if within(end, inner.wait_until_idle()).await.is_none() {
-            tracing::warn!(
-                left = context.tasks.loads.len(),
-                "loads still ran at the end of the shutdown, so their waiters get an error; allow more time"
-            );
+            inner.warn_of_unfinished();
         }
         inner.leaving.send_replace(true);
         let _ = timeout(WITHDRAW, inner.withdrawn.cancelled()).await;
@@ -147,13 +144,42 @@ impl Node {
     }
 }
 
+/// Work that a shutdown waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Unfinished {
+    loads: usize,
+    /// Responses that this node owes to peers.
+    responses: usize,
+    /// Requests that peers have not answered.
+    requests: usize,
+}
+
 impl Inner {
+    fn unfinished(&self) -> Unfinished {
+        Unfinished {
+            loads: self.context.tasks.loads.len(),
+            responses: self.server.owes(),
+            requests: self.context.links().iter().map(|link| link.in_flight()).sum(),
+        }
+    }
+
+    /// Warns of the work that the end of the deadline cuts short. A deadline that was shorter than the drain, and met
+    /// an idle node, is no fault.
+    fn warn_of_unfinished(&self) {
+        let Unfinished { loads, responses, requests } = self.unfinished();
+        if loads + responses + requests > 0 {
+            tracing::warn!(
+                loads,
+                responses,
+                requests,
+                "work was left at the end of the shutdown, so its waiters get an error; allow more time"
+            );
+        }
+    }
+
     /// Waits until no load runs, and until neither this node nor a peer of it owes a response.
     async fn wait_until_idle(&self) {
-        let is_idle = || {
-            let links = self.context.links();
-            self.context.tasks.loads.is_empty() && self.server.owes() == 0 && links.iter().all(|l| l.in_flight() == 0)
-        };
+        let is_idle = || self.unfinished() == Unfinished::default();
         // The check must succeed twice, because a request to a lost peer is in no table until its fallback load begins
         // here a moment later.
         let mut was_idle = false;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::support::{Cluster, Gate, PATIENCE, eventually, gated};
+use crate::support::{Cluster, Gate, PATIENCE, eventually, gated, warnings::Warnings};
 use groupcache_core::{BoxError, Error, Group, Node};
 use tokio::{task::JoinHandle, time::timeout};
 
@@ -57,6 +57,24 @@ async fn shutdown_during_a_fetch_starts_no_load() {
     let scene = Scene::start().await;
     scene.nodes[1].shutdown_within(Duration::from_millis(200)).await.unwrap();
     scene.assert_b_is_closed().await;
+}
+
+/// Checks that a deadline which is too short for a drain warns of work that is left, and of nothing at an idle node.
+#[tokio::test]
+async fn short_shutdown_warns_only_of_work_that_is_left() {
+    let (warnings, _guard) = Warnings::capture();
+    let node = Node::builder().start().await.unwrap();
+    node.shutdown_within(Duration::ZERO).await.unwrap();
+    assert_eq!(warnings.lines_with("at the end of the shutdown"), [""; 0]);
+
+    let (node, gate) = (Node::builder().start().await.unwrap(), Gate::default());
+    let group = node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated).build().unwrap();
+    let get = tokio::spawn(async move { group.get("slow").await });
+    gate.begun(1).await;
+    node.shutdown_within(Duration::ZERO).await.unwrap();
+    let lines = warnings.lines_with("at the end of the shutdown");
+    assert!(matches!(&lines[..], [line] if line.contains("loads=1")), "{lines:?}");
+    assert!(get.await.unwrap().unwrap_err().is_closed());
 }
 
 /// Checks that a dropped node fails a running fetch as closed, without a fallback load.
