@@ -213,6 +213,8 @@ counters! {
         handshake_timeouts,
         /// Connections to this node that broke, or sent invalid bytes, during their handshake.
         handshakes_broken,
+        /// Connections to this node that the other side closed before its first byte, as health checks of a TCP port do.
+        probes,
         /// Connections to this node that were closed to make room for others.
         connections_evicted,
         /// Ticks that were more than 100 ms late, because this process stood still.

@@ -137,6 +137,10 @@ impl Listener {
 
     fn refused(&self, remote: SocketAddr, trouble: &HandshakeError) {
         counter(&self.config.counters, trouble).up();
+        if *trouble == HandshakeError::Probe {
+            tracing::debug!(%remote, "a connection was closed before its first byte, as by a probe of the port");
+            return;
+        }
         self.log_limit.write(|suppressed| {
             tracing::warn!(%remote, error = %trouble, suppressed, "refused a connection");
         });
@@ -157,6 +161,7 @@ fn counter<'a>(counters: &'a NodeCounters, trouble: &HandshakeError) -> &'a Coun
         HandshakeError::RefusesUs(_) => &counters.refused_by_peers,
         HandshakeError::TooLate => &counters.handshake_timeouts,
         HandshakeError::CrowdedOut => &counters.connections_evicted,
+        HandshakeError::Probe => &counters.probes,
         HandshakeError::Broken(_) => &counters.handshakes_broken,
     }
 }
@@ -215,8 +220,12 @@ impl Admitted {
 /// Peeks at the first byte and checks that both sides speak TLS, or that neither side does.
 async fn check_first_byte(security: &Security, tcp: &mut TcpStream) -> Result<(), HandshakeError> {
     let mut first = [0];
-    if tcp.peek(&mut first).await.map_err(|e| HandshakeError::of(&e))? == 0 {
-        return Err(HandshakeError::Broken("the other side closed it before sending a byte".to_owned()));
+    match tcp.peek(&mut first).await {
+        Ok(0) => return Err(HandshakeError::Probe),
+        Ok(_) => {}
+        // Some load balancers end their probes with a reset.
+        Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Err(HandshakeError::Probe),
+        Err(e) => return Err(HandshakeError::of(&e)),
     }
     let they_speak_tls = first == [TLS_HANDSHAKE];
     match they_speak_tls == security.is_open() {

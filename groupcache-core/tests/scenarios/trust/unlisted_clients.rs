@@ -197,13 +197,7 @@ async fn cases(scene: &Scene) -> Vec<Case> {
             line: plain,
             counter: |stats| stats.refused_plain,
         },
-        Case {
-            name: "no bytes",
-            attempt: bytes(b""),
-            answer: "an alert",
-            line: "the other side closed it before sending a byte",
-            counter: |stats| stats.handshakes_broken,
-        },
+        Case { name: "no bytes", attempt: bytes(b""), answer: "an alert", line: "", counter: |stats| stats.probes },
         Case {
             name: "a part of a ClientHello",
             attempt: bytes(&recorded[..100]),
@@ -241,13 +235,30 @@ async fn unlisted_client_is_refused_logged_and_counted() {
         assert!(answer.contains(case.answer), "{}: the answer is {answer:?}", case.name);
         eventually(case.name, || (case.counter)(&scene.a.stats()) == before + 1).await;
         let lines = warnings.lines_with("refused a connection");
-        assert_eq!(lines.len(), 1, "{}: {lines:?}", case.name);
-        assert!(lines[0].contains(case.line) && lines[0].contains("remote=127.0.0.1:"), "{}: {lines:?}", case.name);
+        // A connection without a byte is a probe of the port and no line.
+        assert_eq!(lines.len(), usize::from(!case.line.is_empty()), "{}: {lines:?}", case.name);
+        let is_told = |line: &String| line.contains(case.line) && line.contains("remote=127.0.0.1:");
+        assert!(lines.iter().all(is_told), "{}: {lines:?}", case.name);
         assert_eq!(scene.a.stats().accepted, accepted, "{}", case.name);
         scene.check_valid_peer().await;
         at += 1;
     }
     assert_eq!(at, 12);
+}
+
+/// Checks that health checks of the port, which connect and close or reset, are counted and write no warning.
+#[tokio::test]
+async fn probe_of_the_port_is_counted_and_not_logged() {
+    let (warnings, _guard) = Warnings::capture();
+    let node = Node::builder().identity(identity("a")).start().await.unwrap();
+    for _ in 0..20 {
+        drop(TcpStream::connect(node.address()).await.unwrap());
+        let reset = TcpStream::connect(node.address()).await.unwrap();
+        reset.set_zero_linger().unwrap();
+    }
+    eventually("all probes are counted", || node.stats().probes == 40).await;
+    assert_eq!(warnings.lines_with("refused a connection"), [""; 0]);
+    assert_eq!(node.stats().handshakes_broken, 0);
 }
 
 #[tokio::test]
@@ -351,7 +362,7 @@ async fn thousand_bad_handshakes_keep_no_peer_out() {
     under_way.join_all().await;
     let refused = |stats: &NodeStats| {
         let about_certificates = stats.refused_certificates + stats.refused_names;
-        stats.refused_plain + stats.refused_tls + about_certificates + stats.handshakes_broken
+        stats.refused_plain + stats.refused_tls + about_certificates + stats.handshakes_broken + stats.probes
     };
     // The connection of the recorded peer may have been counted too.
     eventually("all attempts are counted", || refused(&scene.a.stats()) >= ATTEMPTS as u64).await;
