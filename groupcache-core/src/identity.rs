@@ -133,13 +133,10 @@ impl Address {
             return if socket.port() == 0 { Err(bad("the port is 0")) } else { Ok(Self(text.into())) };
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("there is no port"))?;
-        if let Some(why) = host_error(host) {
-            return Err(bad(why));
+        if !port.parse::<u16>().is_ok_and(|port| port > 0) {
+            return Err(bad("the port is not a number from 1 to 65535"));
         }
-        match port.parse::<u16>() {
-            Ok(port) if port > 0 => Ok(Self(text.into())),
-            _ => Err(bad("the port is not a number from 1 to 65535")),
-        }
+        host_error(host).map_or_else(|| Ok(Self(text.into())), |why| Err(bad(why)))
     }
 
     /// Returns the host, an IPv6 address in its brackets, and the port.
