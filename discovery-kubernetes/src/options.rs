@@ -26,6 +26,9 @@ const MAX_NAMESPACES: usize = 64;
 /// Maximum length in bytes of a label value, and of the name of a namespace, a service or a port.
 const MAX_LABEL: usize = 63;
 
+/// Maximum length in bytes of the name of a port of a pod (RFC 6335, section 5.1).
+const MAX_SERVICE_NAME: usize = 15;
+
 /// A provider that finds peers among the pods of a namespace, by their labels.
 ///
 /// A pod is a peer as long as the pod exists and has not ended, because **readiness is health, not membership**:
@@ -110,13 +113,19 @@ impl Options {
                 "{bad:?} is not a namespace; write lower-case letters, digits and -, or \"\" for that of this pod"
             )));
         }
+        self.check_port()
+    }
+
+    /// Checks that pods or slices can have the port.
+    fn check_port(&self) -> Result<(), KubernetesError> {
         match &self.port {
             Port::Number(0) => {
                 Err(KubernetesError::new("the port is 0; write a number from 1 to 65535, or the name of a port"))
             }
-            Port::Named(name) if name.is_empty() || name.len() > MAX_LABEL => {
-                Err(KubernetesError::new(format!("{name:?} is not a port name; write a name such as {PORT_NAME}")))
-            }
+            Port::Named(name) if !is_port_name(name, self.kind) => Err(KubernetesError::new(format!(
+                "{name:?} is neither a port number from 1 to 65535 nor a port name; write a number such as 7946 or a \
+                 name such as {PORT_NAME}"
+            ))),
             _ => Ok(()),
         }
     }
@@ -133,6 +142,17 @@ impl Options {
 fn is_name(name: &str) -> bool {
     let is_good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     name.len() <= MAX_LABEL && name.bytes().all(is_good) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// Returns whether a port of these objects can have this name: a service name (RFC 6335) in a pod, and a DNS label in an
+/// endpoint slice. Each name has a letter, so that digits are a number.
+fn is_port_name(name: &str, kind: Kind) -> bool {
+    let longest = match kind {
+        Kind::Pods => MAX_SERVICE_NAME,
+        Kind::Slices => MAX_LABEL,
+    };
+    let is_double = kind == Kind::Pods && name.contains("--");
+    is_name(name) && name.len() <= longest && !is_double && name.bytes().any(|b| b.is_ascii_lowercase())
 }
 
 /// Returns whether the text is a value that a label can have.
@@ -225,6 +245,15 @@ macro_rules! common {
             pub fn port_name(mut self, name: impl Into<Arc<str>>) -> Self {
                 self.0.port = Port::Named(name.into());
                 self
+            }
+
+            /// Checks the port alone.
+            ///
+            /// # Errors
+            /// If no pod or slice can have the port.
+            #[doc(hidden)]
+            pub fn check_port(&self) -> Result<(), KubernetesError> {
+                self.0.check_port()
             }
 
             /// Sets the number of the port, regardless of the ports that pods or slices list.
@@ -335,6 +364,12 @@ mod tests {
             (pods().selector(""), "the selector is empty"),
             (pods().port(0), "port"),
             (pods().port_name(""), "port"),
+            (pods().port_name("tcp://10.96.7.7:7946"), "neither a port number"),
+            (pods().port_name("70000"), "neither a port number"),
+            (pods().port_name("7946/TCP"), "neither a port number"),
+            (pods().port_name("Group-Port"), "neither a port number"),
+            (pods().port_name("sixteen-letters-"), "neither a port number"),
+            (pods().port_name("a234567890123456"), "neither a port number"),
         ];
         for (pods, what) in bad {
             let error = pods.check().unwrap_err().to_string();
@@ -342,6 +377,11 @@ mod tests {
         }
         for good in [pods(), Pods::new("", "a.b_c-1"), pods().port(7946), pods().selector("app in (a, b)")] {
             good.check().unwrap();
+        }
+        for (name, is_good) in
+            [("peers", true), ("a23456789012345", true), ("a-name-longer-than-a-pod-allows", true), ("70000", false)]
+        {
+            assert_eq!(Service::new("default", "users").port_name(name).check().is_ok(), is_good, "{name}");
         }
         for (name, is_good) in [("users", true), ("users-1", true), ("", false), ("a.b", false), ("Users", false)] {
             assert_eq!(Service::new("default", name).check().is_ok(), is_good, "{name}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use groupcache_core::{
-    async_trait,
+    Identity, async_trait,
     discovery::{Health, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
 use tokio::time::{Instant, sleep_until};
@@ -31,6 +31,10 @@ impl Provider for Pods {
         Trust::Authority
     }
 
+    fn check_for(&self, _: &Identity) -> Result<(), ProviderError> {
+        Ok(self.check()?)
+    }
+
     async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {
         self.check()?;
         Box::pin(self.0.run(cx)).await
@@ -45,6 +49,10 @@ impl Provider for Service {
 
     fn trust(&self) -> Trust {
         Trust::Authority
+    }
+
+    fn check_for(&self, _: &Identity) -> Result<(), ProviderError> {
+        Ok(self.check()?)
     }
 
     async fn run(&self, cx: ProviderContext) -> Result<(), ProviderError> {
