@@ -2,6 +2,7 @@
 
 use std::{env, time::Duration};
 
+use groupcache_core::{environment::Variables, files};
 use http::header::{HeaderValue, USER_AGENT};
 use kube::{
     Client, Config,
@@ -24,6 +25,9 @@ const AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION
 const CONNECT: Duration = Duration::from_secs(5);
 /// Maximum time for the credential program of a kubeconfig, which may send requests to a distant server.
 const PROGRAM: Duration = Duration::from_secs(30);
+
+/// Maximum time to read a kubeconfig and the files that it names.
+const FILES: Duration = Duration::from_secs(2);
 
 /// A client, and the namespaces that hold peers.
 pub(crate) struct Connected {
@@ -48,7 +52,7 @@ impl Options {
         let (client, cluster) = match &self.access.client {
             Some(client) => (client.clone(), None),
             None => {
-                let mut config = self.access.config()?;
+                let mut config = self.access.config().await?;
                 config.connect_timeout = Some(CONNECT);
                 // Otherwise kube repeats a request that was refused for overload up to three times, unknown to the
                 // back-off of this crate.
@@ -58,7 +62,8 @@ impl Options {
                 (program.client(config).await?, Some(cluster))
             }
         };
-        let own = own_namespace(env::var("POD_NAMESPACE").ok(), client.default_namespace());
+        let said = Variables::of_process().text("POD_NAMESPACE").map_err(|e| e.to_string())?;
+        let own = said.unwrap_or_else(|| client.default_namespace().to_owned());
         let mut namespaces: Vec<String> = Vec::new();
         for name in &self.namespaces {
             let name = if name.is_empty() { &own } else { name };
@@ -151,12 +156,6 @@ fn client(config: Config) -> Result<Client, String> {
     })
 }
 
-/// Returns the namespace of the downward API, otherwise that of the service account or the kubeconfig.
-fn own_namespace(said: Option<String>, default: &str) -> String {
-    let said = said.as_deref().map(str::trim).filter(|name| !name.is_empty());
-    said.unwrap_or(default).to_owned()
-}
-
 impl Access {
     /// Returns whether clients are created from a kubeconfig, which is read again for each client.
     pub(crate) fn is_kubeconfig(&self) -> bool {
@@ -169,7 +168,19 @@ impl Access {
 
     /// Reads the configuration of a client. `Config::infer` is not used, because it prefers a kubeconfig that happens
     /// to be in a container to the service account.
-    fn config(&self) -> Result<Config, String> {
+    ///
+    /// kube reads the files of a configuration on the thread of its caller. A thread of its own bounds the time of a file
+    /// that does not answer, such as a pipe.
+    async fn config(&self) -> Result<Config, String> {
+        let this = self.clone();
+        let path = self.kubeconfig.clone().unwrap_or_else(|| "kubeconfig".into());
+        let read = files::detached(&path, FILES, move || this.read_config());
+        read.await.map_err(|e| {
+            format!("the files of the kubeconfig or of the service account cannot be read ({e}); check KUBECONFIG")
+        })?
+    }
+
+    fn read_config(&self) -> Result<Config, String> {
         let context = self.context.as_deref();
         if let Some(path) = &self.kubeconfig {
             let unusable = |why: &str| format!("{} is not a usable kubeconfig ({why}); check the path", path.display());
@@ -192,17 +203,4 @@ impl Access {
 /// Describes why a kubeconfig cannot be used.
 fn outside(why: &str) -> String {
     format!("the kubeconfig cannot be used ({why}); check KUBECONFIG, the file and the context")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Checks that the namespace of the downward API comes first, and an empty one is ignored.
-    #[test]
-    fn namespace_of_downward_api_precedes_service_account() {
-        assert_eq!(own_namespace(Some("prod ".to_owned()), "other"), "prod");
-        assert_eq!(own_namespace(Some(" ".to_owned()), "other"), "other");
-        assert_eq!(own_namespace(None, "other"), "other");
-    }
 }
