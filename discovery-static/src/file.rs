@@ -9,8 +9,9 @@ use std::{
 use groupcache_core::{
     async_trait,
     discovery::{Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
+    environment::trimmed,
+    files,
 };
-use tokio::io::AsyncReadExt;
 
 use crate::list::peer;
 
@@ -24,7 +25,7 @@ const MAX_BYTES: u64 = 1 << 20;
 /// Provider of the peers in the lines of a file, which is read again when it changes.
 ///
 /// A line holds peers as in a list of [`Static`](crate::Static) (`host:port` or `id@host:port`, one or several with
-/// commas). White space, empty lines and the text after a `#` are ignored. The file is checked every second, and
+/// commas). White space, a byte order mark, empty lines and the text after a `#` are ignored. The file is checked every second, and
 /// whenever the node doubts a set.
 ///
 /// A file that cannot be read, or with a line that is not a list of peers, keeps the whole last set, and the log names
@@ -147,14 +148,12 @@ async fn look(path: &Path, taken: &Option<Vec<u8>>) -> Result<Looked, String> {
 }
 
 async fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let cannot = |e: std::io::Error| format!("{} cannot be read ({e}); check that it exists", path.display());
-    let file = tokio::fs::File::open(path).await.map_err(cannot)?;
-    let mut text = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut text).await.map_err(cannot)?;
-    if text.len() as u64 > MAX_BYTES {
-        return Err(format!("{} is longer than {MAX_BYTES} bytes; check that it is a list of peers", path.display()));
-    }
-    Ok(text)
+    files::read(path, MAX_BYTES).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::FileTooLarge => {
+            format!("{} is longer than {MAX_BYTES} bytes; check that it is a list of peers", path.display())
+        }
+        _ => format!("{} cannot be read ({e}); check that it exists and is a regular file", path.display()),
+    })
 }
 
 fn peers(path: &Path, text: &[u8]) -> Result<Vec<Peer>, String> {
@@ -163,7 +162,7 @@ fn peers(path: &Path, text: &[u8]) -> Result<Vec<Peer>, String> {
         let at = |why: &dyn fmt::Display| format!("{} line {}: {why}", path.display(), number + 1);
         let line = std::str::from_utf8(line).map_err(|e| at(&e))?;
         let line = line.split('#').next().unwrap_or_default();
-        for item in line.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        for item in line.split(',').map(trimmed).filter(|item| !item.is_empty()) {
             peers.push(peer(item).map_err(|e| at(&e))?);
         }
     }

@@ -5,6 +5,7 @@ use std::{error::Error, fmt, str::FromStr, sync::Arc};
 use groupcache_core::{
     PeerId, async_trait,
     discovery::{Address, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
+    environment::trimmed,
 };
 use tokio::sync::watch;
 
@@ -130,7 +131,7 @@ impl FromStr for Static {
     type Err = ParseError;
 
     fn from_str(list: &str) -> Result<Self, ParseError> {
-        let items = list.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let items = list.split(',').map(trimmed).filter(|item| !item.is_empty());
         items.map(peer).collect::<Result<Vec<_>, _>>().map(Self::new)
     }
 }
@@ -224,6 +225,9 @@ mod tests {
             ("@127.0.0.1:7001", "peer id"),
             ("two words@127.0.0.1:7001", "white space"),
             ("127.0.0.1:7001 127.0.0.1:7002", "neither a name"),
+            ("users..example:7001", "is empty"),
+            ("b@-users:7001", "hyphen"),
+            ("10.0.0.256:7001", "complete IP address"),
         ];
         for (item, why) in bad {
             let error = format!("a@127.0.0.1:7000,{item}").parse::<Static>().unwrap_err();

@@ -13,7 +13,7 @@ use std::{
 
 use discovery_static::File;
 use groupcache_core::{
-    async_trait,
+    Node, async_trait,
     conformance::{Bench, Cannot, Source, Timing, conform},
     discovery::{Health, Me, Provider},
 };
@@ -174,6 +174,33 @@ async fn broken_file_keeps_the_last_set_and_names_the_line() {
 
     scratch.replace("# nobody\n");
     until(&mut bench, "no peers", |peers, health| peers == 0 && *health == Some(Health::Connected)).await;
+}
+
+#[tokio::test]
+async fn byte_order_mark_and_invisible_characters_are_ignored() {
+    let scratch = Scratch::new();
+    scratch.replace("\u{feff}a@10.0.0.1:1\r\n\u{200b}b@10.0.0.2:1\u{200b},\r\n");
+    let mut bench = Bench::start(Arc::new(File::new(scratch.file()).every(LOOK))).unwrap();
+    until(&mut bench, "two peers", |peers, health| peers == 2 && *health == Some(Health::Connected)).await;
+    let mut ids: Vec<_> = bench.peers().iter().map(|peer| peer.id().unwrap().to_string()).collect();
+    ids.sort();
+    assert_eq!(ids, ["a", "b"]);
+}
+
+/// Checks that a pipe is reported, and that neither the start nor the end of a node waits for its writer.
+#[test]
+fn pipe_is_reported_and_holds_no_runtime() {
+    let scratch = Scratch::new();
+    assert!(std::process::Command::new("mkfifo").arg(scratch.file()).status().unwrap().success());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut bench = Bench::start(Arc::new(File::new(scratch.file()).every(LOOK))).unwrap();
+        until(&mut bench, "the pipe is named", |_, health| is_stale(health, &["peers", "not a regular file"])).await;
+        bench.stop().await;
+        let node = Node::builder().provider(File::new(scratch.file())).start().await.unwrap();
+        node.shutdown().await.unwrap();
+    });
+    drop(runtime); // returns, because no thread of the runtime reads the pipe
 }
 
 #[tokio::test]
