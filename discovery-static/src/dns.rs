@@ -4,14 +4,18 @@ use std::{collections::BTreeSet, net::SocketAddr, str::FromStr, time::Duration};
 
 use groupcache_core::{
     async_trait,
-    discovery::{Address, Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal},
+    discovery::{Address, Health, Peer, PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
+    environment::trimmed,
 };
 use hickory_resolver::proto::rr::Name;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     list::ParseError,
-    lookup::{Found, Resolver, Sought},
+    lookup::{Early, Found, Resolver, Sought},
 };
 
 /// Minimum time between two resolutions of a name, whatever the time to live of its records.
@@ -21,9 +25,13 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Minimum time between a resolution and the next one for a node that doubts a set.
 const ASKED: Duration = Duration::from_secs(1);
 
+/// Number of early answers that have not been read. More are dropped, because the end of the round has them all.
+const EARLY_ANSWERS: usize = 64;
+
 /// Provider of the peers that DNS names resolve to.
 ///
-/// - `dns+host:port` stands for each address (A and AAAA) of the host, at that port. An example is a headless
+/// - `dns+host:port` stands for each address (A and AAAA) of the host, at that port. An IP address in place of the host
+///   stands for itself. An example is a headless
 ///   Kubernetes service, which needs no permission to ask the API server (`dns+users.default.svc.cluster.local:7946`).
 /// - `dnssrv+name` stands for each target of the SRV records, at its own port
 ///   (`dnssrv+_group._tcp.users.default.svc.cluster.local`).
@@ -32,7 +40,8 @@ const ASKED: Duration = Duration::from_secs(1);
 /// to 20 % of jitter.
 ///
 /// **A failure is not an empty answer.** NXDOMAIN, no records, SERVFAIL and time-outs keep the last addresses of that
-/// name and of that kind of record, because a name server that is restarted must not remove the cluster. (If a host has
+/// name and of that kind of record, because a name server that is restarted must not remove the cluster. A kind that is
+/// answered late or never does not delay the other kind. (If a host has
 /// lost all addresses of one kind, and has some of the other, the second such answer is believed.) Therefore a service
 /// that has lost its last pod keeps its addresses until there are others, and nodes notice by themselves that no peer
 /// answers there. Only a node that knows no addresses yet takes NXDOMAIN or no records as an empty set, because
@@ -60,6 +69,7 @@ pub struct Dns {
     search: Vec<Name>,
     shortest: Duration,
     longest: Duration,
+    trust: Trust,
 }
 
 /// Reads names as text, separated by commas. White space around them is ignored.
@@ -67,12 +77,19 @@ impl FromStr for Dns {
     type Err = ParseError;
 
     fn from_str(list: &str) -> Result<Self, ParseError> {
-        let items = list.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let items = list.split(',').map(trimmed).filter(|item| !item.is_empty());
         let names = items.map(sought).collect::<Result<Vec<_>, _>>()?;
         if names.is_empty() {
             return Err(ParseError::name(list, None));
         }
-        Ok(Self { names, name_server: None, search: Vec::new(), shortest: SHORTEST, longest: LONGEST })
+        Ok(Self {
+            names,
+            name_server: None,
+            search: Vec::new(),
+            shortest: SHORTEST,
+            longest: LONGEST,
+            trust: Trust::Hints,
+        })
     }
 }
 
@@ -99,6 +116,17 @@ impl Dns {
     }
 }
 
+impl Dns {
+    /// Sets the trust in the answers. Default: [`Trust::Hints`], because an answer may leave out addresses that exist: a
+    /// cache is old, a server answers with a part, or a pod is not ready. [`Trust::Authority`] suits a zone that names
+    /// every node, with name servers that are trusted: members that are not resolved then leave although their
+    /// connection is alive.
+    pub fn trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
+        self
+    }
+}
+
 fn sought(item: &str) -> Result<Sought, ParseError> {
     if let Some(name) = item.strip_prefix("dnssrv+") {
         // A service name is checked as an address, with a port behind it.
@@ -107,6 +135,9 @@ fn sought(item: &str) -> Result<Sought, ParseError> {
     }
     let Some(place) = item.strip_prefix("dns+") else { return Err(ParseError::name(item, None)) };
     let address = Address::new(place).map_err(|e| ParseError::name(item, Some(e)))?;
+    if let Ok(literal) = address.as_str().parse() {
+        return Ok(Sought::Literal(literal));
+    }
     let host_and_port = address.as_str().rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     let (host, port) = host_and_port.ok_or_else(|| ParseError::name(item, None))?;
     Ok(Sought::Hosts(host.to_owned(), port))
@@ -116,6 +147,10 @@ fn sought(item: &str) -> Result<Sought, ParseError> {
 impl Provider for Dns {
     fn name(&self) -> &str {
         "dns"
+    }
+
+    fn trust(&self) -> Trust {
+        self.trust
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
@@ -130,12 +165,24 @@ impl Provider for Dns {
         let mut is_asked = false;
         loop {
             let looked = Instant::now();
-            let round = tokio::select! {
-                biased;
-                round = resolver.round(&self.names, &mut last) => round,
-                () = cx.leaving() => return Ok(()),
+            let round = {
+                let (early, mut answers) = mpsc::channel(EARLY_ANSWERS);
+                let mut so_far = last.clone();
+                let mut round = std::pin::pin!(resolver.round(&self.names, &mut last, &early));
+                loop {
+                    tokio::select! {
+                        biased;
+                        round = &mut round => break round,
+                        Some(answer) = answers.recv() => {
+                            so_far = with_early(so_far, answer);
+                            self.publish(&cx, &so_far, &mut published, is_asked);
+                            is_asked = false;
+                        }
+                        () = cx.leaving() => return Ok(()),
+                    }
+                }
             };
-            self.publish(&cx, &last, &mut published, is_asked && round.problem.is_none());
+            self.publish(&cx, &last, &mut published, is_asked && !round.is_failed);
             let health = match &round.problem {
                 None => Health::Connected,
                 Some(why) => Health::Stale(why.clone()),
@@ -166,6 +213,14 @@ impl Provider for Dns {
             };
         }
     }
+}
+
+/// Adds an early answer to what is known.
+fn with_early(mut known: Vec<Option<Found>>, answer: Early) -> Vec<Option<Found>> {
+    if let Some(found) = known.get_mut(answer.name) {
+        found.get_or_insert_default().take_early(answer);
+    }
+    known
 }
 
 impl Dns {

@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{
+    StreamExt,
+    future::{Either, select},
+    stream,
+};
 use groupcache_core::discovery::Address;
 use hickory_resolver::{
     TokioResolver,
@@ -15,13 +19,17 @@ use hickory_resolver::{
     proto::rr::{Name, RData, RecordType},
     system_conf::read_system_conf,
 };
+use tokio::{sync::mpsc, time::timeout};
 
 /// Maximum time for one attempt at a question.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Number of times that a failed question is asked again.
 const ATTEMPTS: usize = 2;
-/// Maximum number of targets of SRV records that are resolved at the same time.
+/// Maximum number of names, and of targets of SRV records of one name, that are resolved at the same time.
 const AT_ONCE: usize = 16;
+/// Time after which the answer to one kind of question is used without that to the other kind. A name server answers
+/// both within milliseconds of each other, unless it drops one (RFC 8305, section 3, waits 50 ms).
+const LATE: Duration = Duration::from_millis(100);
 /// Maximum number of targets of SRV records, of one name.
 const MAX_TARGETS: usize = 2_000;
 
@@ -30,8 +38,20 @@ const MAX_TARGETS: usize = 2_000;
 pub(crate) enum Sought {
     /// Addresses of a host, with a port.
     Hosts(String, u16),
+    /// Address that needs no look-up.
+    Literal(SocketAddr),
     /// Targets of SRV records.
     Services(String),
+}
+
+/// Answer to one kind of question about a host, while the other kind is not answered.
+#[derive(Debug)]
+pub(crate) struct Early {
+    /// Index of the name among those of the round.
+    pub(crate) name: usize,
+    host: String,
+    ports: Vec<u16>,
+    ips: Vec<IpAddr>,
 }
 
 /// Known addresses of a name: for each host the addresses of each kind, and the ports there.
@@ -54,6 +74,21 @@ struct Kind {
 }
 
 impl Found {
+    fn literal(address: SocketAddr) -> Self {
+        let kind = |is_it: bool| Kind { ips: is_it.then(|| address.ip()).into_iter().collect(), is_doubted: false };
+        let host = Host { v4: kind(address.is_ipv4()), v6: kind(address.is_ipv6()), ports: vec![address.port()] };
+        Self(BTreeMap::from([(address.to_string(), host)]))
+    }
+
+    /// Replaces the addresses of one kind, and keeps those of the other kind and of other hosts.
+    pub(crate) fn take_early(&mut self, answer: Early) {
+        let host = self.0.entry(answer.host).or_default();
+        host.ports = answer.ports;
+        let is_v4 = answer.ips.first().is_some_and(IpAddr::is_ipv4);
+        let kind = if is_v4 { &mut host.v4 } else { &mut host.v6 };
+        *kind = Kind { ips: answer.ips, is_doubted: false };
+    }
+
     pub(crate) fn addresses(&self) -> Vec<Address> {
         let of = |host: &Host| {
             let ips: Vec<_> = host.v4.ips.iter().chain(&host.v6.ips).copied().collect();
@@ -72,6 +107,8 @@ pub(crate) struct Round {
     pub(crate) ttl: Option<Duration>,
     /// First failure of the round, and its consequence.
     pub(crate) problem: Option<String>,
+    /// Whether a name or a host was not answered at all, so that the round is no answer to the node.
+    pub(crate) is_failed: bool,
 }
 
 /// Answer to one question.
@@ -126,39 +163,58 @@ impl Resolver {
         Self(built.map_err(|e| format!("the name servers of the system cannot be read ({e}); check /etc/resolv.conf")))
     }
 
-    /// Asks for all names. A name without an answer keeps its addresses.
-    pub(crate) async fn round(&self, names: &[Sought], last: &mut [Option<Found>]) -> Round {
+    /// Asks for all names, at once, so that a name without an answer does not delay the others. A name without an answer
+    /// keeps its addresses. The addresses of one kind go to `early` if the other kind is not answered soon.
+    pub(crate) async fn round(
+        &self,
+        names: &[Sought],
+        last: &mut [Option<Found>],
+        early: &mpsc::Sender<Early>,
+    ) -> Round {
+        let each = names.iter().zip(last).enumerate().map(|(at, (sought, last))| self.name(sought, last, at, early));
+        let rounds: Vec<_> = stream::iter(each.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await;
+        rounds.into_iter().fold(Round::default(), Round::and)
+    }
+
+    /// Asks for one name.
+    async fn name(&self, sought: &Sought, last: &mut Option<Found>, at: usize, early: &mpsc::Sender<Early>) -> Round {
         let mut round = Round::default();
-        for (sought, last) in names.iter().zip(last) {
-            match sought {
-                Sought::Hosts(host, port) => {
-                    let hosts = BTreeMap::from([(host.clone(), vec![*port])]);
-                    self.hosts(&hosts, last, &mut round).await;
-                }
-                Sought::Services(name) => match self.services(name).await {
-                    Answer::Records(targets, ttl) => {
-                        round.saw(ttl);
-                        let mut hosts: BTreeMap<String, Vec<u16>> = BTreeMap::new();
-                        for (target, port) in targets.into_iter().take(MAX_TARGETS) {
-                            hosts.entry(target).or_default().push(port);
-                        }
-                        self.hosts(&hosts, last, &mut round).await;
-                    }
-                    Answer::None => {
-                        nobody_yet(last);
-                        round.failed(name, "there are no SRV records");
-                    }
-                    Answer::Failed(why) => round.failed(name, &why),
-                },
+        let early = EarlyAnswers { name: at, early };
+        match sought {
+            Sought::Literal(address) => *last = Some(Found::literal(*address)),
+            Sought::Hosts(host, port) => {
+                let hosts = BTreeMap::from([(host.clone(), vec![*port])]);
+                self.hosts(&hosts, last, &mut round, early).await;
             }
+            Sought::Services(name) => match self.services(name).await {
+                Answer::Records(targets, ttl) => {
+                    round.saw(ttl);
+                    let mut hosts: BTreeMap<String, Vec<u16>> = BTreeMap::new();
+                    for (target, port) in targets.into_iter().take(MAX_TARGETS) {
+                        hosts.entry(target).or_default().push(port);
+                    }
+                    self.hosts(&hosts, last, &mut round, early).await;
+                }
+                Answer::None => {
+                    nobody_yet(last);
+                    round.failed(name, "there are no SRV records");
+                }
+                Answer::Failed(why) => round.failed(name, &why),
+            },
         }
         round
     }
 
     /// Resolves hosts, and replaces the known addresses by those that are found. A host keeps its last addresses of a
     /// kind that fails. If no address at all is found, all addresses stay.
-    async fn hosts(&self, hosts: &BTreeMap<String, Vec<u16>>, last: &mut Option<Found>, round: &mut Round) {
-        let asked: Vec<_> = hosts.keys().map(|host| self.both_kinds(host.clone())).collect();
+    async fn hosts(
+        &self,
+        hosts: &BTreeMap<String, Vec<u16>>,
+        last: &mut Option<Found>,
+        round: &mut Round,
+        early: EarlyAnswers<'_>,
+    ) {
+        let asked: Vec<_> = hosts.iter().map(|(host, ports)| self.both_kinds(host.clone(), ports, early)).collect();
         let answers: Vec<_> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
         let mut found = Found::default();
         let mut is_any_found = false;
@@ -175,8 +231,8 @@ impl Resolver {
             let has_v4 = matches!(v4, Answer::Records(..));
             let has_v6 = matches!(v6, Answer::Records(..));
             is_any_found |= has_v4 || has_v6;
-            let v4 = round.take(&host, v4, known.map(|known| &known.v4), has_v6);
-            let v6 = round.take(&host, v6, known.map(|known| &known.v6), has_v4);
+            let v4 = round.take(&host, "A", v4, known.map(|known| &known.v4), has_v6);
+            let v6 = round.take(&host, "AAAA", v6, known.map(|known| &known.v6), has_v4);
             found.0.insert(host, Host { v4, v6, ports });
         }
         if is_any_found {
@@ -186,13 +242,19 @@ impl Resolver {
         }
     }
 
-    async fn both_kinds(&self, host: String) -> (String, Answer<IpAddr>, Answer<IpAddr>) {
+    async fn both_kinds(
+        &self,
+        host: String,
+        ports: &[u16],
+        early: EarlyAnswers<'_>,
+    ) -> (String, Answer<IpAddr>, Answer<IpAddr>) {
         let read = |data: &RData| match data {
             RData::A(ip) => Some(IpAddr::V4(ip.0)),
             RData::AAAA(ip) => Some(IpAddr::V6(ip.0)),
             _ => None,
         };
-        let (v4, v6) = self.ask(&host, RecordType::A, Some(RecordType::AAAA), read).await;
+        let tell = |ips: &[IpAddr]| early.send(&host, ports, ips);
+        let (v4, v6) = self.ask(&host, RecordType::A, Some(RecordType::AAAA), read, tell).await;
         (host, v4, v6)
     }
 
@@ -201,7 +263,7 @@ impl Resolver {
             RData::SRV(srv) if srv.port > 0 && !srv.target.is_root() => Some((srv.target.to_ascii(), srv.port)),
             _ => None,
         };
-        self.ask(name, RecordType::SRV, None, read).await.0
+        self.ask(name, RecordType::SRV, None, read, |_| {}).await.0
     }
 
     /// Asks for records of one kind, or of two, for each name that may be meant, until one has records.
@@ -215,6 +277,7 @@ impl Resolver {
         kind: RecordType,
         other: Option<RecordType>,
         read: impl Fn(&RData) -> Option<T>,
+        early: impl Fn(&[T]),
     ) -> (Answer<T>, Answer<T>) {
         let failed = |why: String| (Answer::Failed(why.clone()), Answer::Failed(why));
         let system = match &self.0 {
@@ -238,7 +301,7 @@ impl Resolver {
                     None => Answer::None,
                 }
             };
-            let both = tokio::join!(system.ask(&name, kind, &read), other);
+            let both = both_or_early(system.ask(&name, kind, &read), other, &early).await;
             match &both {
                 (Answer::Records(..), _) | (_, Answer::Records(..)) => return both,
                 (Answer::None, Answer::None) => {}
@@ -246,6 +309,54 @@ impl Resolver {
             }
         }
         failure.unwrap_or((Answer::None, Answer::None))
+    }
+}
+
+/// Waits for both answers. An answer with records goes to `early` when the other one is [`LATE`].
+async fn both_or_early<T>(
+    first: impl Future<Output = Answer<T>>,
+    second: impl Future<Output = Answer<T>>,
+    early: impl Fn(&[T]),
+) -> (Answer<T>, Answer<T>) {
+    let tell = |answer: &Answer<T>| {
+        if let Answer::Records(records, _) = answer {
+            early(records);
+        }
+    };
+    match select(std::pin::pin!(first), std::pin::pin!(second)).await {
+        Either::Left((first, rest)) => {
+            let second = or_late(rest, || tell(&first)).await;
+            (first, second)
+        }
+        Either::Right((second, rest)) => {
+            let first = or_late(rest, || tell(&second)).await;
+            (first, second)
+        }
+    }
+}
+
+/// Waits for an answer, and calls `late` when it is [`LATE`].
+async fn or_late<T>(mut answer: impl Future<Output = T> + Unpin, late: impl FnOnce()) -> T {
+    match timeout(LATE, &mut answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            late();
+            answer.await
+        }
+    }
+}
+
+/// Channel for the early answers about one name.
+#[derive(Clone, Copy)]
+struct EarlyAnswers<'a> {
+    name: usize,
+    early: &'a mpsc::Sender<Early>,
+}
+
+impl EarlyAnswers<'_> {
+    fn send(&self, host: &str, ports: &[u16], ips: &[IpAddr]) {
+        let (host, ports, ips) = (host.to_owned(), ports.to_vec(), ips.to_vec());
+        let _ = self.early.try_send(Early { name: self.name, host, ports, ips });
     }
 }
 
@@ -304,13 +415,26 @@ impl Round {
         self.ttl = Some(self.ttl.map_or(ttl, |known| known.min(ttl)));
     }
 
+    /// Returns the outcome of two parts of a round.
+    fn and(mut self, other: Self) -> Self {
+        other.ttl.into_iter().for_each(|ttl| self.saw(ttl));
+        self.problem = self.problem.or(other.problem);
+        self.is_failed |= other.is_failed;
+        self
+    }
+
     fn failed(&mut self, name: &str, why: &str) {
+        self.is_failed = true;
+        self.warn(name, why);
+    }
+
+    fn warn(&mut self, name: &str, why: &str) {
         self.problem.get_or_insert_with(|| format!("{name} cannot be resolved ({why}); its last addresses stay"));
     }
 
     /// Returns the addresses of one kind after an answer. `has_other` tells whether the host has addresses of the other
     /// kind.
-    fn take(&mut self, host: &str, answer: Answer<IpAddr>, known: Option<&Kind>, has_other: bool) -> Kind {
+    fn take(&mut self, host: &str, kind: &str, answer: Answer<IpAddr>, known: Option<&Kind>, has_other: bool) -> Kind {
         let known = known.cloned().unwrap_or_default();
         match answer {
             Answer::Records(ips, ttl) => {
@@ -324,7 +448,10 @@ impl Round {
                 Kind { is_doubted: has_other, ..known }
             }
             Answer::Failed(why) => {
-                self.failed(host, &why);
+                match has_other {
+                    true => self.warn(host, &format!("its {kind} records: {why}; those of the other kind are used")),
+                    false => self.failed(host, &why),
+                }
                 Kind { is_doubted: false, ..known }
             }
         }

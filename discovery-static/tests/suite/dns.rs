@@ -438,10 +438,65 @@ async fn name_is_resolved_on_expiry_within_the_bounds() {
     assert!((8..=30).contains(&asked), "{asked} questions in a second, two in each round, at most one round in 80 ms");
 }
 
+/// Checks that a name server that drops questions for IPv6 addresses delays no IPv4 address: these are published while
+/// the question is still open, which takes 6 s.
+#[tokio::test]
+async fn dropped_kind_of_question_delays_no_other_kind() {
+    let server = Server::start().await;
+    server.addresses(SERVICE, &["10.0.0.1"], 0);
+    server.set(|zone| zone.behaviour_for_kind = Some((RecordType::AAAA, Behaviour::Silent)));
+    let mut bench = Bench::start(Arc::new(server.dns(&format!("dns+{SERVICE}:1")))).unwrap();
+    until_listed(&mut bench, &["10.0.0.1:1"]).await;
+    assert_eq!(bench.health(), None, "the set does not wait for the end of the round");
+    until_stale(&mut bench).await;
+    let health = format!("{:?}", bench.health());
+    assert!(health.contains("its AAAA records") && health.contains(SERVICE), "{health}");
+}
+
+/// Checks that a failure of one kind is said with its kind, and that a question of the node is answered all the same.
+#[tokio::test]
+async fn failed_kind_is_named_and_does_not_silence_answers() {
+    let server = Server::start().await;
+    server.addresses(SERVICE, &["10.0.0.1"], 0);
+    server.set(|zone| zone.behaviour_for_kind = Some((RecordType::AAAA, Behaviour::Code(ResponseCode::ServFail))));
+    let mut bench = Bench::start(Arc::new(server.dns(&format!("dns+{SERVICE}:1")))).unwrap();
+    until_listed(&mut bench, &["10.0.0.1:1"]).await;
+    until_stale(&mut bench).await;
+    let health = format!("{:?}", bench.health());
+    assert!(health.contains("its AAAA records") && health.contains(SERVICE), "{health}");
+    let (sets, begun) = (bench.sets(), Instant::now());
+    bench.ask();
+    while bench.sets() == sets {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the question is answered");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn literal_address_is_taken_without_a_question() {
+    let server = Server::start().await;
+    let mut bench = Bench::start(Arc::new(server.dns("dns+10.0.0.7:7946, dns+[fd00::7]:7946"))).unwrap();
+    until_listed(&mut bench, &["10.0.0.7:7946", "[fd00::7]:7946"]).await;
+    assert_eq!(server.zone.lock().unwrap().asked, 0);
+}
+
 #[tokio::test]
 async fn invalid_names_are_refused() {
-    for bad in ["", "users:7946", "dns+users", "dns+users:0", "dns+two words:1", "dnssrv+", "dnssrv+a b", "dns+a:1,b:2"]
-    {
+    for bad in [
+        "",
+        "users:7946",
+        "dns+users",
+        "dns+users:0",
+        "dns+two words:1",
+        "dnssrv+",
+        "dnssrv+a b",
+        "dns+a:1,b:2",
+        "dns+a..b:1",
+        "dns+-:1",
+        "dns+10.0.0.256:1",
+        "dnssrv+a..b",
+        "dnssrv+-a",
+    ] {
         let error = bad.parse::<Dns>().unwrap_err().to_string();
         assert!(error.contains("dns+host:port"), "{bad}: {error}");
     }
