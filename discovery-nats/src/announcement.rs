@@ -214,7 +214,8 @@ mod tests {
 
     #[test]
     fn long_announcement_is_cut_to_the_limit() {
-        let long = |n: usize| Address::new(format!("{}.example:7946", "x".repeat(180 + n))).unwrap();
+        let long =
+            |n: usize| Address::new(format!("{}.host-{n}.example:7946", vec!["x".repeat(60); 3].join("."))).unwrap();
         let mut announcement = announcement();
         announcement.id = PeerId::new("i".repeat(253)).unwrap();
         announcement.zone = "z".repeat(253);

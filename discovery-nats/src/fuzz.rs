@@ -13,9 +13,9 @@ pub fn message(bytes: &[u8]) {
     let again = said.write();
     assert!(again.len() <= crate::announcement::MAX_BYTES);
     let mut table = Table::default();
-    table.hear(said.clone(), Instant::now());
-    table.hear(said.clone(), Instant::now());
-    assert!(table.goodbye(&said.id, Incarnation(u64::MAX)));
+    table.hear(said.clone(), Instant::now(), |_| false);
+    table.hear(said.clone(), Instant::now(), |_| false);
+    assert!(table.goodbye(&said.id, Incarnation(u64::MAX), None));
 }
 
 #[cfg(test)]

@@ -194,7 +194,7 @@ impl<'a> Node<'a> {
             }
             #[cfg(feature = "kv")]
             Word::Gone(id) => {
-                if self.table.goodbye(&id, Incarnation(u64::MAX)) {
+                if self.table.goodbye(&id, Incarnation(u64::MAX), None) {
                     cx.left(id, None);
                     self.news();
                 }
@@ -212,13 +212,13 @@ impl<'a> Node<'a> {
             asked.heard(now);
         }
         if is_goodbye {
-            if self.table.goodbye(&said.id, said.incarnation) {
+            if self.table.goodbye(&said.id, said.incarnation, Some(&said.from)) {
                 cx.left(said.id, Some(said.incarnation));
                 self.news();
             }
             return;
         }
-        match self.table.hear(said, now) {
+        match self.table.hear(said, now, |id| cx.reaches(id)) {
             Heard::News => self.news(),
             Heard::Same => {}
             Heard::Ignored => counters.ignored(),

@@ -206,7 +206,7 @@ mod tests {
         node.path.echo(Instant::now());
         for n in 0..=MANY {
             let me = Me { id: PeerId::new(format!("peer-{n}")).unwrap(), ..me() };
-            node.table.hear(Announcement::of(&me, options.pace.ttl, "other"), Instant::now());
+            node.table.hear(Announcement::of(&me, options.pace.ttl, "other"), Instant::now(), |_| false);
         }
         tokio::time::advance(options.pace.ttl + Duration::from_secs(1)).await;
         node
