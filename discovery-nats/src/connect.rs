@@ -10,7 +10,9 @@ use std::{
 };
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
+use groupcache_core::files;
 use tokio::sync::watch;
+use tracing::{Dispatch, instrument::WithSubscriber};
 
 use crate::options::{Login, Nats};
 
@@ -20,6 +22,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 const PING: Duration = Duration::from_secs(5);
 /// Maximum number of unread messages of a subscription; 2,000 peers send fewer in 2 s.
 const QUEUE: usize = 4_096;
+/// Maximum size of a file with credentials or certificates.
+const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Maximum random delay before each attempt of the client to reconnect, because all nodes lose a server at once.
 const SPREAD: Duration = Duration::from_millis(250);
 
@@ -34,6 +38,20 @@ pub(crate) struct Noted {
     pub(crate) is_lame_duck: bool,
 }
 
+/// Failure of a round of all servers.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) why: String,
+    /// Whether the server has refused the credentials of this node.
+    pub(crate) is_refused: bool,
+}
+
+impl Failure {
+    pub(crate) fn other(why: String) -> Self {
+        Self { why, is_refused: false }
+    }
+}
+
 /// Connection to a server. When it is lost, the client tries each server once more, and then the provider makes a new
 /// connection. A client that reconnects for ever does not notice that its handle was dropped, and does not report why a
 /// server refuses it.
@@ -44,7 +62,7 @@ pub(crate) struct Connection {
 
 impl Nats {
     /// Connects once, to the first server that answers.
-    pub(crate) async fn connect(&self, inbox: &str, name: &str, seed: u64) -> Result<Connection, String> {
+    pub(crate) async fn connect(&self, inbox: &str, name: &str, seed: u64) -> Result<Connection, Failure> {
         if let Some(client) = &self.client {
             return Ok(Connection { client: client.clone(), noted: watch::channel(Noted::default()).1 });
         }
@@ -52,7 +70,8 @@ impl Nats {
         let note = Arc::new(note);
         let was_connected = Arc::new(AtomicBool::new(false));
         let (connected, spread) = (Arc::clone(&was_connected), was_connected);
-        let options = self.login().await?;
+        self.check_tls_files().await.map_err(Failure::other)?;
+        let options = self.login().await.map_err(Failure::other)?;
         let mut options = options
             .name(name)
             .custom_inbox_prefix(inbox)
@@ -86,10 +105,31 @@ impl Nats {
         if let Some((certificate, key)) = &self.tls.client {
             options = options.add_client_certificate(certificate.clone(), key.clone());
         }
-        match options.connect(self.servers.clone()).await {
+        // The client logs each failed attempt, and the health of discovery reports the same once.
+        let connecting = options.connect(self.servers.clone()).with_subscriber(Dispatch::none());
+        match connecting.await {
             Ok(client) => Ok(Connection { client, noted }),
-            Err(e) => Err(self.explain(&e)),
+            Err(e) => {
+                let is_refused =
+                    matches!(e.kind(), ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication);
+                Err(Failure { why: self.explain(&e), is_refused })
+            }
         }
+    }
+
+    /// Checks that the files for TLS answer, because the client reads them on threads that a runtime waits for.
+    async fn check_tls_files(&self) -> Result<(), String> {
+        let client = self.tls.client.iter().flat_map(|(certificate, key)| [certificate, key]);
+        for path in self.tls.roots.iter().chain(client) {
+            files::read(path, MAX_FILE_BYTES).await.map_err(|e| {
+                format!(
+                    "TLS with the NATS server: {} cannot be read ({e}); check the path of the root certificates and of \
+                     the client certificate",
+                    path.display()
+                )
+            })?;
+        }
+        Ok(())
     }
 
     async fn login(&self) -> Result<ConnectOptions, String> {
@@ -101,9 +141,17 @@ impl Nats {
             #[cfg(feature = "credentials")]
             Login::Nkey(seed) => options.nkey(seed.clone()),
             #[cfg(feature = "credentials")]
-            Login::CredentialsFile(path) => options.credentials_file(path).await.map_err(|e| {
-                format!("the NATS credentials file {} cannot be used ({e}); check its path and content", path.display())
-            })?,
+            Login::CredentialsFile(path) => {
+                let read = files::read(path, MAX_FILE_BYTES).await;
+                let text = read.and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
+                let used = text.and_then(|text| options.credentials(text.trim_start_matches('\u{feff}')));
+                used.map_err(|e| {
+                    format!(
+                        "the NATS credentials file {} cannot be used ({e}); check its path and content",
+                        path.display()
+                    )
+                })?
+            }
         })
     }
 
@@ -150,10 +198,49 @@ pub(crate) fn jitter(seed: u64, most: Duration) -> Duration {
     most.mul_f64(fastrand::Rng::with_seed(seed).f64())
 }
 
-/// Returns the pause before another round of all servers: a random 50 % to 100 % of 100 ms, doubled for each round up
-/// to 1 s.
-pub(crate) fn pause(round: u32, rng: &mut fastrand::Rng) -> Duration {
-    let longest = Duration::from_secs(1);
-    let full = Duration::from_millis(100).saturating_mul(2_u32.saturating_pow(round.min(8))).min(longest);
-    full.mul_f64(0.5 + rng.f64() / 2.0)
+/// Pauses between rounds of all servers, which double from round to round.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses {
+    lost: u32,
+    refused: u32,
+}
+
+impl Pauses {
+    /// Begins again with the shortest pause, after a connection that was good.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Returns the pause after a round, a random 50 % to 100 % of the full one, and the time from the beginning of the
+    /// round after which a question of the node ends the pause.
+    ///
+    /// The full pause is 100 ms to 1 s. A server that refuses the credentials knows them by the first attempt, and may
+    /// lock an account after many, so that the full pause is 2 s to a minute then.
+    pub(crate) fn next(&mut self, is_refused: bool, rng: &mut fastrand::Rng) -> (Duration, Duration) {
+        let (rounds, first, longest, hurried) = if is_refused {
+            (&mut self.refused, Duration::from_secs(2), Duration::from_secs(60), Duration::from_secs(15))
+        } else {
+            self.refused = 0;
+            (&mut self.lost, Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(1))
+        };
+        let full = first.saturating_mul(2_u32.saturating_pow(*rounds)).min(longest);
+        *rounds = (*rounds + 1).min(8);
+        (full.mul_f64(0.5 + rng.f64() / 2.0), hurried)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_after_refusals_grow_to_a_minute() {
+        let (mut pauses, mut rng) = (Pauses::default(), fastrand::Rng::with_seed(1));
+        let refused: Duration = (0..10).map(|_| pauses.next(true, &mut rng).0).sum();
+        // 88 attempts a minute were made without the longer pauses.
+        assert!(refused > Duration::from_secs(120), "{refused:?}");
+        assert!((0..20).all(|_| pauses.next(true, &mut rng).0 <= Duration::from_secs(60)));
+        assert!((0..20).all(|_| pauses.next(false, &mut rng).0 <= Duration::from_secs(1)));
+        assert!(pauses.next(true, &mut rng).0 <= Duration::from_secs(2), "another failure ends the row");
+    }
 }

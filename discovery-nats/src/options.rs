@@ -3,6 +3,8 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use async_nats::{Client, ServerAddr};
+use groupcache_core::{discovery::Trust, environment::trimmed};
+use percent_encoding::percent_decode_str;
 
 use crate::{
     error::NatsError,
@@ -13,6 +15,8 @@ use crate::{
 
 /// Maximum number of server addresses.
 const MAX_SERVERS: usize = 32;
+/// Application of nodes for which none was chosen.
+const DEFAULT_APPLICATION: &str = "default";
 /// Range of the time between two heartbeats.
 const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(60);
 
@@ -28,6 +32,9 @@ pub struct Nats {
     pub(crate) servers: Vec<ServerAddr>,
     pub(crate) client: Option<Client>,
     pub(crate) application: String,
+    /// Whether the application was chosen. Otherwise the name of the cluster alone keeps services apart.
+    pub(crate) has_application: bool,
+    pub(crate) trust: Trust,
     pub(crate) subject: String,
     pub(crate) login: Login,
     pub(crate) tls: Tls,
@@ -67,13 +74,12 @@ impl Nats {
     /// Returns a provider over the servers `nats://host:port`, separated by commas, for the nodes of one application.
     ///
     /// Default port: 4222. The scheme `tls://` requires TLS. Further servers that these servers report are used too.
-    /// The first address with `user:password@` or `token@` gives the credentials for all servers. User, password and
-    /// token are used as they are written there, so characters that an address cannot hold need
-    /// [`user_and_password`](Self::user_and_password).
+    /// The first address with `user:password@` or `token@` gives the credentials for all servers. Characters that an
+    /// address cannot hold are percent-encoded there, as for every NATS client: `p%40ss` is `p@ss`.
     ///
     /// # Errors
-    /// Returns an error if a server is not an address, if there are no servers or more than 32, or if the application
-    /// has an empty name or one of more than 128 bytes.
+    /// Returns an error if a server is not an address, if there are no servers or more than 32, if decoded credentials
+    /// are not UTF-8, or if the application has an empty name or one of more than 128 bytes.
     ///
     /// ```
     /// # use discovery_nats::Nats;
@@ -81,7 +87,19 @@ impl Nats {
     /// assert!(Nats::new("http://10.0.0.5", "users").is_err());
     /// ```
     pub fn new(servers: impl AsRef<str>, application: impl Into<String>) -> Result<Self, NatsError> {
-        let items = servers.as_ref().split(',').map(str::trim).filter(|item| !item.is_empty());
+        Self::without_application(servers)?.application(application)
+    }
+
+    /// Returns a provider as [`new`](Self::new) does, for nodes that the name of their cluster alone keeps apart from
+    /// other services on the server.
+    ///
+    /// A node without a [cluster](groupcache_core::Identity::with_cluster) of its own does not start with it, because
+    /// each service that was given the same servers and nothing else would be one cluster.
+    ///
+    /// # Errors
+    /// The errors of [`new`](Self::new).
+    pub fn without_application(servers: impl AsRef<str>) -> Result<Self, NatsError> {
+        let items = servers.as_ref().split(',').map(trimmed).filter(|item| !item.is_empty());
         let mut parsed = Vec::new();
         for item in items {
             let server: ServerAddr = item.parse().map_err(|_| bad_server(item))?;
@@ -99,14 +117,38 @@ impl Nats {
         }
         // The client ignores the user in an address.
         let login = parsed.iter().find_map(|server| {
-            let user = server.username().filter(|user| !user.is_empty())?.to_owned();
-            Some(match server.password() {
-                Some(password) => Login::Password(user, password.to_owned()),
-                None => Login::Token(user),
-            })
+            let user = server.username().filter(|user| !user.is_empty())?;
+            Some((user, server.password()))
         });
-        let this = Self::with(parsed, None, application.into())?;
-        Ok(Self { login: login.unwrap_or_default(), ..this })
+        let login = match login {
+            None => Login::Anonymous,
+            Some((user, Some(password))) => Login::Password(decoded(user)?, decoded(password)?),
+            Some((token, None)) => Login::Token(decoded(token)?),
+        };
+        Ok(Self { login, ..Self::with(parsed, None) })
+    }
+
+    /// Sets the name of the application. Nodes of one application and one cluster find each other.
+    ///
+    /// # Errors
+    /// Returns an error if the name is empty or longer than 128 bytes.
+    pub fn application(mut self, application: impl Into<String>) -> Result<Self, NatsError> {
+        self.application = application.into();
+        if self.application.is_empty() || self.application.len() > 128 {
+            return Err(NatsError::new(
+                "the name of the application is empty or longer than 128 bytes; set a name of 1 to 128 bytes, such as users",
+            ));
+        }
+        self.has_application = true;
+        Ok(self)
+    }
+
+    /// Sets the trust in the announcements. Default: [`Trust::Hints`], because any program that may publish on the subject
+    /// can announce any peer and say its goodbye. [`Trust::Authority`] suits a server on which only the nodes may
+    /// publish: members that no longer announce themselves then leave although their connection is alive.
+    pub fn trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
+        self
     }
 
     /// Returns a provider over a client of the application, for the nodes of one application. Servers, credentials and
@@ -119,19 +161,16 @@ impl Nats {
     /// # Errors
     /// Returns an error if the application has an empty name or one of more than 128 bytes.
     pub fn from_client(client: Client, application: impl Into<String>) -> Result<Self, NatsError> {
-        Self::with(Vec::new(), Some(client), application.into())
+        Self::with(Vec::new(), Some(client)).application(application)
     }
 
-    fn with(servers: Vec<ServerAddr>, client: Option<Client>, application: String) -> Result<Self, NatsError> {
-        if application.is_empty() || application.len() > 128 {
-            return Err(NatsError::new(
-                "the name of the application is empty or longer than 128 bytes; set a name of 1 to 128 bytes",
-            ));
-        }
-        Ok(Self {
+    fn with(servers: Vec<ServerAddr>, client: Option<Client>) -> Self {
+        Self {
             servers,
             client,
-            application,
+            application: DEFAULT_APPLICATION.to_owned(),
+            has_application: false,
+            trust: Trust::Hints,
             subject: Self::SUBJECT.to_owned(),
             login: Login::default(),
             tls: Tls::default(),
@@ -141,7 +180,7 @@ impl Nats {
             bucket: None,
             #[cfg(feature = "micro")]
             is_micro: false,
-        })
+        }
     }
 
     /// Sets the subject below which the nodes exchange messages. Default: [`SUBJECT`](Self::SUBJECT).
@@ -280,6 +319,17 @@ impl fmt::Debug for Nats {
     }
 }
 
+/// Returns credentials of an address without their percent-encoding.
+fn decoded(part: &str) -> Result<String, NatsError> {
+    let text = percent_decode_str(part).decode_utf8();
+    text.map(Into::into).map_err(|_| {
+        NatsError::new(
+            "the user, the password or the token in the address of a NATS server is not UTF-8 after percent-decoding; \
+             write nats://user:p%40ss@10.0.0.5:4222 for the password p@ss",
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,6 +348,8 @@ mod tests {
             assert!(error.contains("nats://") && !error.contains("secret"), "{bad}: {error}");
         }
         assert!(Nats::new("h", "").is_err());
+        let error = Nats::new("nats://user:%ff@h", "users").unwrap_err().to_string();
+        assert!(error.contains("UTF-8") && !error.contains("%ff"), "{error}");
         assert!(Nats::new("h", "users").unwrap().subject("a.*").is_err());
     }
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use groupcache_core::{
-    async_trait,
-    discovery::{Health, Provider, ProviderContext, ProviderError},
+    Identity, async_trait,
+    discovery::{Health, Provider, ProviderContext, ProviderError, Signal, Trust},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    connect::pause,
+    connect::{Failure, Pauses},
     options::Nats,
     session::{End, Node},
 };
@@ -24,39 +24,67 @@ impl Provider for Nats {
         "nats"
     }
 
+    fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    fn check_for(&self, identity: &Identity) -> Result<(), ProviderError> {
+        if self.has_application || identity.has_chosen_cluster() {
+            return Ok(());
+        }
+        Err("several services may use one NATS server, and neither an application nor a cluster is chosen, so that their \
+             nodes would answer each other's keys; set GROUPCACHE_NATS_APPLICATION=users or GROUPCACHE_CLUSTER=users, or \
+             in code Nats::new(servers, \"users\") or Identity::with_cluster(\"users\")"
+            .into())
+    }
+
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {
         let mut node = Node::new(self, &cx.me());
-        let mut round = 0;
+        let mut pauses = Pauses::default();
         loop {
             let me = cx.me();
+            let begun = Instant::now();
             let connecting = self.connect(&node.subjects.inbox, me.id.as_str(), node.rng.u64(..));
             let connected = tokio::select! {
                 biased;
                 connected = connecting => connected,
                 () = cx.leaving() => return Ok(()),
             };
-            let why = match connected {
+            let failure = match connected {
                 Ok(connection) => {
                     let begun = Instant::now();
                     let end = Box::pin(node.live(&mut cx, connection)).await;
                     // The pauses keep growing for a server that ends each connection at once.
-                    round = if begun.elapsed() > GOOD_CONNECTION { 0 } else { round };
+                    if begun.elapsed() > GOOD_CONNECTION {
+                        pauses.reset();
+                    }
                     match end {
                         End::Leaving => return Ok(()),
-                        End::Renew(why) => why,
+                        End::Renew(why) => Failure::other(why),
                         End::Closed => return Err(CLOSED.into()),
                     }
                 }
-                Err(why) => why,
+                Err(failure) => failure,
             };
-            cx.report(Health::Stale(why));
-            let pause = pause(round, &mut node.rng);
-            round += 1;
-            tokio::select! {
-                biased;
-                () = tokio::time::sleep(pause) => {}
-                () = cx.leaving() => return Ok(()),
+            let (pause, hurried) = pauses.next(failure.is_refused, &mut node.rng);
+            cx.report(Health::Stale(failure.why));
+            if is_left_in_pause(&mut cx, pause, begun + hurried).await {
+                return Ok(());
             }
+        }
+    }
+}
+
+/// Waits for the end of a pause. A question of the node ends the pause at `hurried`. Returns whether the node leaves.
+async fn is_left_in_pause(cx: &mut ProviderContext, pause: Duration, hurried: Instant) -> bool {
+    let mut end = Instant::now() + pause;
+    loop {
+        match timeout_at(end, cx.next()).await {
+            Ok(Signal::Resolve(_)) => end = end.min(hurried),
+            Ok(Signal::Leaving) => return true,
+            // The announcement of the next connection has the changes.
+            Ok(Signal::MeChanged) => {}
+            Err(_) => return false,
         }
     }
 }

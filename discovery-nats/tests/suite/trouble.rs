@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use discovery_nats::Nats;
 use groupcache_core::{
+    Identity, Node,
     conformance::Bench,
     discovery::{Health, Peer},
 };
@@ -66,6 +67,86 @@ async fn token_or_user_in_the_address_signs_in() {
     let url = format!("nats://cache:pa55-w0rd@127.0.0.1:{}", broker.port);
     let mut bench2 = bench(Nats::new(url, "users").unwrap().heartbeat(HEARTBEAT));
     until_listed(&mut bench2, &["under-test"]).await;
+}
+
+/// Checks that credentials in an address are percent-decoded, as by every other client of NATS.
+#[tokio::test]
+async fn encoded_credentials_in_the_address_sign_in() {
+    for (configured, written) in [
+        (r#"user: cache, password: "p@ss-w0rd""#, "cache:p%40ss-w0rd"),
+        (r#"user: cache, password: "pass/w0rd""#, "cache:pass%2Fw0rd"),
+        (r#"user: cache, password: "käse-w0rd""#, "cache:k%C3%A4se-w0rd"),
+        (r#"user: cache, password: "käse-w0rd""#, "cache:käse-w0rd"),
+        (r#"user: "the@cache", password: "100%w0rd""#, "the%40cache:100%25w0rd"),
+        (r#"token: "t0ken/of@cache""#, "t0ken%2Fof%40cache"),
+    ] {
+        let broker = Broker::with(&format!("authorization {{ {configured} }}")).await;
+        let url = format!("nats://{written}@127.0.0.1:{}", broker.port);
+        let mut bench = bench(Nats::new(url, "users").unwrap().heartbeat(HEARTBEAT));
+        until_listed(&mut bench, &["under-test"]).await;
+        bench.stop().await;
+    }
+}
+
+/// Checks that refused credentials are tried ever more seldom, where every second brought one or two attempts before,
+/// and that the client of NATS writes no line of its own.
+#[tokio::test]
+async fn refused_credentials_are_tried_seldom() {
+    let broker = Broker::with("authorization { user: cache, password: other }").await;
+    let mut bench = bench(nats(&broker).user_and_password("cache", "pa55-w0rd"));
+    until_stale(&mut bench, &["refuses the credentials"]).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let log = broker.log();
+    let attempts = log.lines().filter(|line| line.contains("authentication error")).count();
+    assert!((1..=6).contains(&attempts), "{attempts} attempts in 10 s\n{log}");
+    assert!(matches!(bench.health(), Some(Health::Stale(why)) if why.contains("refuses the credentials")));
+}
+
+#[cfg(feature = "credentials")]
+#[tokio::test]
+async fn pipe_in_place_of_a_file_is_reported() {
+    let (broker, scratch) = (Broker::start().await, Scratch::new());
+    let pipe = scratch.0.join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for nats in [
+        nats(&broker).credentials_file(&pipe),
+        nats(&broker).root_certificates(&pipe),
+        nats(&broker).require_tls().client_certificate(&pipe, &pipe),
+    ] {
+        let mut bench = bench(nats);
+        until_stale(&mut bench, &["pipe", "not a regular file"]).await;
+        bench.stop().await;
+    }
+}
+
+/// Checks that the server of `deploy/compose-nats.yml` admits the nodes with their password, and with what they need.
+#[tokio::test]
+async fn compose_configuration_admits_the_nodes_alone() {
+    let config = include_str!("../../../deploy/nats.conf").replace("$NATS_PASSWORD", "\"pa55-w0rd\"");
+    let broker = Broker::with(&config).await;
+    let nats = |password: &str| {
+        let nats = Nats::new(broker.url(), "cluster").unwrap().heartbeat(HEARTBEAT);
+        nats.user_and_password("cache", password)
+    };
+    let mut refused = bench(nats("another"));
+    until_stale(&mut refused, &["refuses the credentials"]).await;
+    let mut admitted = bench(nats("pa55-w0rd"));
+    until_listed(&mut admitted, &["under-test"]).await;
+}
+
+/// Checks that a node does not start on a server that other services may use without a name that keeps it apart.
+#[tokio::test]
+async fn node_without_application_and_cluster_does_not_start() {
+    let broker = Broker::start().await;
+    let nameless = || Nats::without_application(broker.url()).unwrap().heartbeat(HEARTBEAT);
+    let node =
+        |identity: Identity, nats: Nats| async { Node::builder().identity(identity).provider(nats).start().await };
+    let error = node(Identity::default(), nameless()).await.unwrap_err();
+    let text = error.to_string();
+    assert!(error.is_config() && text.contains("GROUPCACHE_NATS_APPLICATION") && text.contains("GROUPCACHE_CLUSTER"));
+    // A choice that equals the default is a choice.
+    node(Identity::default().with_cluster("default").unwrap(), nameless()).await.unwrap();
+    node(Identity::default(), nameless().application("default").unwrap()).await.unwrap();
 }
 
 fn account(permissions: &str) -> String {

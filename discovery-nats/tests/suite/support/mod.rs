@@ -147,6 +147,11 @@ impl Broker {
         self.up().await;
     }
 
+    /// Returns what the server has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.scratch.0.join("nats.log")).unwrap()
+    }
+
     pub(crate) fn move_to(&mut self, port: u16) {
         self.port = port;
     }
