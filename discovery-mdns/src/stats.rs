@@ -41,6 +41,17 @@ struct Inner {
     verified: AtomicU64,
     reopened: AtomicU64,
     outages: AtomicU64,
+    /// Numbers of events for which a line may be logged.
+    renamed: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// Counts an event, and logs the 1st, 2nd, 4th, 8th and so on.
+fn count_and_log(counter: &AtomicU64, log: impl FnOnce(u64)) {
+    let count = counter.fetch_add(1, Relaxed) + 1;
+    if count.is_power_of_two() {
+        log(count);
+    }
 }
 
 impl Counters {
@@ -52,12 +63,18 @@ impl Counters {
         self.0.strangers.fetch_add(1, Relaxed);
     }
 
-    /// Counts an unusable record, and logs the 1st, 2nd, 4th, 8th and so on.
     pub(crate) fn garbage(&self, instance: &str, why: &str) {
-        let before = self.0.garbage.fetch_add(1, Relaxed);
-        if (before + 1).is_power_of_two() {
-            tracing::warn!(count = before + 1, ?instance, why, "ignored an unusable record of this service");
-        }
+        count_and_log(&self.0.garbage, |count| {
+            tracing::warn!(count, ?instance, why, "ignored an unusable record of this service");
+        });
+    }
+
+    pub(crate) fn renamed(&self, log: impl FnOnce(u64)) {
+        count_and_log(&self.0.renamed, log);
+    }
+
+    pub(crate) fn error(&self, log: impl FnOnce(u64)) {
+        count_and_log(&self.0.errors, log);
     }
 
     pub(crate) fn bare(&self) {

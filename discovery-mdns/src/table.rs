@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use crate::record::Record;
 
-/// Maximum number of records. A node accepts no more peers from a provider.
-const MAX_RECORDS: usize = 2_000;
+/// Maximum number of records. A node accepts 2,000 peers from a provider, and one of them is the node itself.
+const MAX_RECORDS: usize = 1_999;
 /// Time to collect lost records before their peers are dropped, because this node may lose its own record with them.
 const SETTLE: Duration = Duration::from_millis(100);
 /// Time that the connection to a peer without a record must be down before the peer is dropped. A shorter interruption
@@ -49,8 +49,18 @@ pub(crate) enum Heard {
 }
 
 impl Table {
-    pub(crate) fn hear(&mut self, instance: &str, record: Record, listing: u64) -> Heard {
-        let is_full = self.known.len() >= MAX_RECORDS;
+    /// Takes a record. `reaches` returns whether the node has a live connection to a member. Anybody on the segment may
+    /// announce any id, so that a full table keeps the peers that the node reaches, and lets newcomers wait that it
+    /// does not reach.
+    pub(crate) fn hear(
+        &mut self,
+        instance: &str,
+        record: Record,
+        listing: u64,
+        reaches: impl Fn(&PeerId) -> bool,
+    ) -> Heard {
+        let is_new = !self.known.contains_key(instance);
+        let is_full = is_new && self.known.len() >= MAX_RECORDS && !self.make_room(&record.id, reaches);
         match self.known.get_mut(instance) {
             Some(known) => {
                 let is_same = known.record == record;
@@ -63,6 +73,13 @@ impl Table {
                 Heard::News
             }
         }
+    }
+
+    fn make_room(&mut self, newcomer: &PeerId, reaches: impl Fn(&PeerId) -> bool) -> bool {
+        let unreached =
+            || self.known.iter().find(|(_, known)| !reaches(&known.record.id)).map(|(name, _)| name.clone());
+        let Some(unreached) = reaches(newcomer).then(unreached).flatten() else { return false };
+        self.known.remove(&unreached).is_some()
     }
 
     /// Marks a record as lost. Returns whether the record was known and not lost.
@@ -141,8 +158,8 @@ mod tests {
     /// Returns a table with `a` and `b` from the first listing, and the current time.
     fn table_of_two() -> (Table, Instant) {
         let mut table = Table::default();
-        assert_eq!(table.hear("a.local.", record("a", 1), 1), Heard::News);
-        assert_eq!(table.hear("b.local.", record("b", 1), 1), Heard::News);
+        assert_eq!(table.hear("a.local.", record("a", 1), 1, |_| false), Heard::News);
+        assert_eq!(table.hear("b.local.", record("b", 1), 1, |_| false), Heard::News);
         (table, Instant::now())
     }
 
@@ -176,16 +193,16 @@ mod tests {
         let (mut table, now) = table_of_two();
         table.lose("a.local.", now);
         assert!(table.instances_of(&PeerId::new("a").unwrap()).is_empty());
-        assert_eq!(table.hear("a.local.", record("a", 1), 1), Heard::Same);
+        assert_eq!(table.hear("a.local.", record("a", 1), 1, |_| false), Heard::Same);
         assert_eq!(table.drop_gone(now + SETTLE, reaches_none), 0);
         assert_eq!(table.instances_of(&PeerId::new("a").unwrap()), ["a.local."]);
-        assert_eq!(table.hear("a.local.", record("a", 2), 1), Heard::News);
+        assert_eq!(table.hear("a.local.", record("a", 2), 1, |_| false), Heard::News);
     }
 
     #[tokio::test(start_paused = true)]
     async fn record_missing_from_a_later_listing_is_lost() {
         let (mut table, now) = table_of_two();
-        table.hear("b.local.", record("b", 1), 2);
+        table.hear("b.local.", record("b", 1), 2, |_| false);
         assert_eq!((table.listed(1, now), table.listed(2, now), table.listed(2, now)), (0, 1, 0));
         table.drop_gone(now + SETTLE, reaches_none);
         assert_eq!(ids(&table), ["b"]);
@@ -195,9 +212,32 @@ mod tests {
     fn new_records_beyond_the_limit_are_ignored() {
         let mut table = Table::default();
         for n in 0..MAX_RECORDS {
-            table.hear(&format!("p{n}"), record(&format!("p{n}"), 1), 1);
+            table.hear(&format!("p{n}"), record(&format!("p{n}"), 1), 1, |_| false);
         }
-        assert_eq!(table.hear("one more", record("x", 1), 1), Heard::Ignored);
-        assert_eq!(table.hear("p0", record("p0", 2), 1), Heard::News, "known peers may still change their records");
+        assert_eq!(table.hear("one more", record("x", 1), 1, |_| false), Heard::Ignored);
+        assert_eq!(
+            table.hear("p0", record("p0", 2), 1, |_| false),
+            Heard::News,
+            "known peers may still change their records"
+        );
+    }
+
+    /// Checks that inventions in a full table make room for peers that the node reaches, and never the other way round.
+    #[test]
+    fn full_table_keeps_the_peers_that_are_reached() {
+        let mut table = Table::default();
+        let is_real = |id: &PeerId| id.as_str().starts_with("real");
+        let mut hear = |name: String| table.hear(&format!("{name}.local."), record(&name, 1), 1, is_real);
+        for n in 0..MAX_RECORDS {
+            assert_eq!(hear(format!("p{n}")), Heard::News);
+        }
+        for n in 0..100 {
+            assert_eq!(hear(format!("real{n}")), Heard::News, "a peer with a connection is no invention");
+        }
+        for n in 0..3_000 {
+            assert_eq!(hear(format!("another{n}")), Heard::Ignored);
+        }
+        assert_eq!(table.known.len(), MAX_RECORDS);
+        assert_eq!(table.peers().filter(|peer| peer.id().is_some_and(is_real)).count(), 100);
     }
 }

@@ -56,7 +56,7 @@ impl Session<'_> {
             // A record of this node's id and another incarnation goes to the node, because another process may run.
             Ok(record) => {
                 counters.heard();
-                if self.table.hear(instance, record, self.events.listing()) == Heard::News {
+                if self.table.hear(instance, record, self.events.listing(), |id| cx.reaches(id)) == Heard::News {
                     self.news();
                 }
             }
@@ -91,14 +91,18 @@ impl Session<'_> {
 
     pub(super) fn note(&mut self, event: Result<DaemonEvent, RecvError>) {
         match event {
-            Ok(DaemonEvent::NameChange(change)) => tracing::warn!(
-                name = ?change.original,
-                instead = ?change.new_name,
-                "another service on this network has the name of this node; set a different NODE_NAME for each node"
-            ),
-            Ok(DaemonEvent::Error(e)) => {
-                tracing::warn!(error = %e, "multicast DNS reported an error; check the network interfaces")
-            }
+            // Anybody on the segment can cause these events any number of times.
+            Ok(DaemonEvent::NameChange(change)) => self.options.counters.renamed(|count| {
+                tracing::warn!(
+                    count,
+                    name = ?change.original,
+                    instead = ?change.new_name,
+                    "another service on this network has the name of this node; set a different NODE_NAME for each node"
+                );
+            }),
+            Ok(DaemonEvent::Error(e)) => self.options.counters.error(|count| {
+                tracing::warn!(count, error = %e, "multicast DNS reported an error; check the network interfaces");
+            }),
             Ok(_) => {}
             // The daemon has ended; the next command to it fails and ends the run.
             Err(RecvError::Disconnected) => self.browse_at = Instant::now(),
