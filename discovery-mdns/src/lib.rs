@@ -1,4 +1,4 @@
-//! Discovery by multicast DNS for groupcache: the nodes of one network segment find each other with no configuration.
+//! Discovery by multicast DNS for groupcache: the nodes of one network segment find each other, given the name of their cluster.
 //!
 //! Applications use this crate through `groupcache-discovery`, as `groupcache_discovery::mdns`.
 //!

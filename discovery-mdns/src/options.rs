@@ -2,6 +2,8 @@
 
 use std::{fmt, net::IpAddr};
 
+use groupcache_core::discovery::Trust;
+
 use crate::{
     error::MdnsError,
     interfaces::Rules,
@@ -18,11 +20,15 @@ const DOMAIN: &str = "local";
 /// A provider that finds peers on the local network segment.
 ///
 /// Nodes find each other when they have the same service name and the same cluster (the cluster is part of the node's
-/// identity), and are on the same segment. Every option has a default. A network without multicast is never an error,
+/// identity), and are on the same segment. A node starts only if the [service](Self::service) or the
+/// [cluster](groupcache_core::Identity::with_cluster) was chosen, because several services may share a segment. A network without multicast is never an error,
 /// because the node then serves alone and logs that once.
 #[derive(Clone)]
 pub struct Mdns {
     pub(crate) service: String,
+    /// Whether the service was chosen. Otherwise the name of the cluster alone keeps services apart.
+    pub(crate) has_service: bool,
+    pub(crate) trust: Trust,
     pub(crate) port: u16,
     pub(crate) rules: Rules,
     pub(crate) follows_interfaces: bool,
@@ -38,6 +44,8 @@ impl Mdns {
     pub fn new() -> Self {
         Self {
             service: Self::SERVICE.to_owned(),
+            has_service: false,
+            trust: Trust::Hints,
             port: PORT,
             rules: Rules::default(),
             follows_interfaces: false,
@@ -81,6 +89,7 @@ impl Mdns {
             return Err(bad("a hyphen must stand between letters or digits"));
         }
         self.service = format!("_{name}._tcp");
+        self.has_service = true;
         Ok(self)
     }
 
@@ -143,6 +152,14 @@ impl Mdns {
     /// changing addresses.
     pub fn follow_interfaces(mut self) -> Self {
         self.follows_interfaces = true;
+        self
+    }
+
+    /// Sets the trust in the records of the segment. Default: [`Trust::Hints`], because anybody on the segment can
+    /// announce any record and lose any. [`Trust::Authority`] suits a segment of nodes alone: members without a record
+    /// then leave although their connection is alive.
+    pub fn trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
         self
     }
 

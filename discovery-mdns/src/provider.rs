@@ -1,8 +1,8 @@
 //! Provider: one run with a daemon of its own, until the node leaves.
 
 use groupcache_core::{
-    async_trait,
-    discovery::{Provider, ProviderContext, ProviderError},
+    Identity, async_trait,
+    discovery::{Provider, ProviderContext, ProviderError, Trust},
 };
 
 use crate::{
@@ -16,6 +16,21 @@ use crate::{
 impl Provider for Mdns {
     fn name(&self) -> &str {
         "mdns"
+    }
+
+    fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    fn check_for(&self, identity: &Identity) -> Result<(), ProviderError> {
+        if self.has_service || identity.has_chosen_cluster() {
+            return Ok(());
+        }
+        Err("several services may share one network segment, and neither a service nor a cluster is chosen, so that \
+             their nodes would answer each other's keys; set GROUPCACHE_CLUSTER=users or \
+             GROUPCACHE_MDNS_SERVICE=_users._tcp, or in code Identity::with_cluster(\"users\") or \
+             Mdns::service(\"_users._tcp\")"
+            .into())
     }
 
     async fn run(&self, mut cx: ProviderContext) -> Result<(), ProviderError> {

@@ -16,6 +16,7 @@ use tokio::{
 use crate::support::{eventually, free_port, has_multicast};
 
 async fn start(identity: Identity, mdns: Mdns) -> (Node, Group<String>) {
+    let identity = identity.with_cluster("default").unwrap();
     let node = Node::builder().identity(identity).insecure().provider(mdns).start().await.unwrap();
     let group = node.group::<String>("keys").capacity_bytes(1 << 20);
     let group = group.loader(async |key: &str| Ok::<_, std::io::Error>(format!("value of {key}"))).build().unwrap();
@@ -54,6 +55,19 @@ async fn nodes_of_one_machine_join_and_leave_one_cluster() {
     b.shutdown().await.unwrap();
 }
 
+/// Checks that a node does not start on a segment that other services may share without a name that keeps it apart.
+#[tokio::test]
+async fn node_without_service_and_cluster_does_not_start() {
+    let identity = || Identity::default().with_id("a").unwrap();
+    let mdns = || Mdns::new().port(free_port()).unwrap().loopback();
+    let error = Node::builder().identity(identity()).provider(mdns()).start().await.unwrap_err();
+    let text = error.to_string();
+    assert!(error.is_config() && text.contains("GROUPCACHE_MDNS_SERVICE") && text.contains("GROUPCACHE_CLUSTER"));
+    // A choice that equals the default is a choice.
+    let chosen = mdns().service(Mdns::SERVICE).unwrap();
+    Node::builder().identity(identity()).provider(chosen).start().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn second_node_with_the_same_id_does_not_start() {
     if !has_multicast() {
@@ -62,7 +76,8 @@ async fn second_node_with_the_same_id_does_not_start() {
     let port = free_port();
     let mdns = || Mdns::new().port(port).unwrap().loopback();
     let (a, _) = start(Identity::default().with_id("a").unwrap(), mdns()).await;
-    let other = Node::builder().identity(Identity::default().with_id("a").unwrap()).provider(mdns()).start().await;
+    let identity = Identity::default().with_id("a").and_then(|identity| identity.with_cluster("default")).unwrap();
+    let other = Node::builder().identity(identity).provider(mdns()).start().await;
     let error = other.unwrap_err().to_string();
     assert!(error.contains("another live node") && error.contains("NODE_NAME"), "{error}");
     a.shutdown().await.unwrap();
