@@ -121,7 +121,7 @@ pub struct KubernetesConfig {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct MdnsConfig {
-    /// Name of the service. Default: `_groupcache._tcp`.
+    /// Name of the service. Default: `_groupcache._tcp`, which needs a cluster name in the identity of the node.
     #[serde(default)]
     pub service: Option<String>,
     /// UDP port. Default: 5353. Range: 1 to 65,535.
@@ -154,8 +154,10 @@ pub struct MdnsConfig {
 pub struct NatsConfig {
     /// Servers as `nats://host:port` or `tls://host:port`, separated by commas.
     pub servers: String,
-    /// Name of the application. Nodes of one application find each other.
-    pub application: String,
+    /// Name of the application. Nodes of one application and one cluster find each other. Default: none, which needs
+    /// a cluster name in the identity of the node.
+    #[serde(default)]
+    pub application: Option<String>,
     /// Subject below which nodes exchange messages. Default: `groupcache-gossip`.
     #[serde(default)]
     pub subject: Option<String>,
@@ -215,15 +217,32 @@ impl fmt::Debug for NatsConfig {
 pub struct ConfigError {
     text: String,
     cause: Option<Box<dyn Error + Send + Sync>>,
+    is_missing_feature: bool,
 }
 
 impl ConfigError {
     fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), cause: None }
+        Self { text: text.into(), cause: None, is_missing_feature: false }
     }
 
     fn because(text: impl Into<String>, cause: impl Error + Send + Sync + 'static) -> Self {
-        Self { text: text.into(), cause: Some(Box::new(cause)) }
+        Self { cause: Some(Box::new(cause)), ..Self::new(text) }
+    }
+
+    /// Returns the error of an option, which names its key and its variable.
+    fn option(key: &str, variable: &str, cause: impl Error + Send + Sync + 'static) -> Self {
+        Self::because(format!("{variable} (in a file: {key}) cannot be used: {cause}"), cause)
+    }
+
+    /// Returns whether this build lacks the provider or an option of it.
+    fn is_missing_feature(&self) -> bool {
+        self.is_missing_feature
+    }
+}
+
+impl From<groupcache_core::Error> for ConfigError {
+    fn from(error: groupcache_core::Error) -> Self {
+        Self::because(error.to_string(), error)
     }
 }
 

@@ -10,7 +10,7 @@
 //! | `file` | | `list` | the lines of a file, read again when it changes |
 //! | `dns` | | `list` | DNS names, resolved again and again, such as a headless Kubernetes service |
 //! | `kubernetes` | | `kubernetes` | pods by their labels, or the endpoint slices of a service |
-//! | `mdns` | | `mdns` | multicast DNS on the local network segment, with no configuration |
+//! | `mdns` | | `mdns` | multicast DNS on the local network segment, without a server |
 //! | `nats` | | `nats` | announcements over a NATS server (`nats-credentials`, `nats-kv`, `nats-micro` add to it) |
 //!
 //! The provider and its options may also come from a configuration file or from the environment, as a

@@ -1,48 +1,10 @@
 //! Configuration from variables of the environment.
 
-use std::env;
+use groupcache_core::environment::Variables;
 
 use super::{
     ConfigError, DiscoveryConfig, DnsConfig, FileConfig, KubernetesConfig, MdnsConfig, NatsConfig, StaticConfig,
 };
-
-/// Names of all variables that are read.
-const VARIABLES: [&str; 34] = [
-    "GROUPCACHE_DISCOVERY",
-    "GROUPCACHE_PEERS",
-    "GROUPCACHE_PEERS_FILE",
-    "GROUPCACHE_DNS",
-    "GROUPCACHE_K8S_APPLICATION",
-    "GROUPCACHE_K8S_SELECTOR",
-    "GROUPCACHE_K8S_SERVICE",
-    "GROUPCACHE_K8S_NAMESPACES",
-    "GROUPCACHE_K8S_PORT",
-    "GROUPCACHE_K8S_KUBECONFIG",
-    "GROUPCACHE_K8S_CONTEXT",
-    "GROUPCACHE_K8S_STREAMING_LISTS",
-    "GROUPCACHE_MDNS_SERVICE",
-    "GROUPCACHE_MDNS_PORT",
-    "GROUPCACHE_MDNS_INTERFACES",
-    "GROUPCACHE_MDNS_SKIP_INTERFACES",
-    "GROUPCACHE_MDNS_LOOPBACK",
-    "GROUPCACHE_MDNS_IP",
-    "GROUPCACHE_MDNS_PUBLIC_ADDRESSES",
-    "GROUPCACHE_MDNS_FOLLOW_INTERFACES",
-    "GROUPCACHE_NATS_URL",
-    "GROUPCACHE_NATS_APPLICATION",
-    "GROUPCACHE_NATS_SUBJECT",
-    "GROUPCACHE_NATS_USER",
-    "GROUPCACHE_NATS_PASSWORD",
-    "GROUPCACHE_NATS_TOKEN",
-    "GROUPCACHE_NATS_NKEY",
-    "GROUPCACHE_NATS_CREDENTIALS",
-    "GROUPCACHE_NATS_TLS",
-    "GROUPCACHE_NATS_ROOTS",
-    "GROUPCACHE_NATS_CERTIFICATE",
-    "GROUPCACHE_NATS_KEY",
-    "GROUPCACHE_NATS_BUCKET",
-    "GROUPCACHE_NATS_MICRO",
-];
 
 impl DiscoveryConfig {
     /// Reads the configuration from the environment.
@@ -58,14 +20,14 @@ impl DiscoveryConfig {
     /// | `GROUPCACHE_K8S_PORT` | kubernetes: name or number of the port. Default: `group-port` |
     /// | `GROUPCACHE_K8S_KUBECONFIG`, `_CONTEXT` | kubernetes: path of a kubeconfig, and a context in it. Default: the service account inside of a Kubernetes cluster, and what kubectl reads outside or with a context |
     /// | `GROUPCACHE_K8S_STREAMING_LISTS` | kubernetes: `1` lets the API server send lists as a watch |
-    /// | `GROUPCACHE_MDNS_SERVICE`, `_PORT` | mdns: name of the service, and the UDP port. Default: `_groupcache._tcp` and 5353 |
+    /// | `GROUPCACHE_MDNS_SERVICE`, `_PORT` | mdns: name of the service, and the UDP port. Default: `_groupcache._tcp` and 5353. The name is needed unless `GROUPCACHE_CLUSTER` is set, because several services may share a segment |
     /// | `GROUPCACHE_MDNS_INTERFACES`, `_SKIP_INTERFACES` | mdns: names of interfaces to use, or not to use, separated by commas |
     /// | `GROUPCACHE_MDNS_LOOPBACK` | mdns: `1` uses loopback too, for processes of one machine |
     /// | `GROUPCACHE_MDNS_IP` | mdns: `4` or `6` for one family of addresses only |
     /// | `GROUPCACHE_MDNS_PUBLIC_ADDRESSES` | mdns: `1` accepts addresses that are neither private nor link-local |
     /// | `GROUPCACHE_MDNS_FOLLOW_INTERFACES` | mdns: `1` announces the addresses of the interfaces |
     /// | `GROUPCACHE_NATS_URL` | nats: `nats://host:port`, separated by commas |
-    /// | `GROUPCACHE_NATS_APPLICATION` | nats: name of the application. Nodes of one application find each other. Default: `default` |
+    /// | `GROUPCACHE_NATS_APPLICATION` | nats: name of the application. Nodes of one application and one cluster find each other. Needed unless `GROUPCACHE_CLUSTER` is set, because several services may use one server |
     /// | `GROUPCACHE_NATS_SUBJECT` | nats: subject below which nodes exchange messages. Default: `groupcache-gossip` |
     /// | `GROUPCACHE_NATS_USER`, `_PASSWORD`, `_TOKEN`, `_NKEY`, `_CREDENTIALS` | nats: ways to sign in, the last of them a file |
     /// | `GROUPCACHE_NATS_TLS` | nats: `1` requires TLS |
@@ -73,24 +35,19 @@ impl DiscoveryConfig {
     /// | `GROUPCACHE_NATS_BUCKET` | nats: name of a JetStream key-value bucket |
     /// | `GROUPCACHE_NATS_MICRO` | nats: `1` makes the node a micro service |
     ///
-    /// An empty variable counts as not set.
+    /// The rule of [`Variables`] holds for all of them: white space and invisible characters around a value are removed,
+    /// an empty variable counts as not set, and a switch is `1`, `true`, `yes` or `on`, or the contrary.
     ///
     /// # Errors
-    /// Returns an error that names the variable which is missing or cannot be read. (The content of lists, names and
-    /// options is checked by [`provider`](Self::provider).)
+    /// Returns an error that names the variable which is missing, or has a value that can never work.
     pub fn from_env() -> Result<Self, ConfigError> {
-        for name in VARIABLES {
-            if let Err(env::VarError::NotUnicode(_)) = env::var(name) {
-                return Err(ConfigError::new(format!("{name} is not UTF-8; set it to plain text, or unset it")));
-            }
-        }
-        Self::from_vars(|name| env::var(name).ok())
+        Self::from_variables(&Variables::of_process())
     }
 
     /// Reads the configuration as [`from_env`](Self::from_env) does, from any source of variables.
     ///
     /// # Errors
-    /// Returns an error that names the variable which is missing or cannot be read.
+    /// Returns an error that names the variable which is missing, or has a value that can never work.
     ///
     /// ```
     /// # use groupcache_discovery::DiscoveryConfig;
@@ -99,17 +56,20 @@ impl DiscoveryConfig {
     /// assert!(error.to_string().contains("GROUPCACHE_DNS"));
     /// ```
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let set = |name: &str| var(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-        let default = if set("GROUPCACHE_PEERS").is_some() { "static" } else { "none" };
-        let provider = set("GROUPCACHE_DISCOVERY").unwrap_or_else(|| default.to_owned());
+        Self::from_variables(&Variables::from_fn(var))
+    }
+
+    fn from_variables(vars: &Variables<'_>) -> Result<Self, ConfigError> {
+        let default = if vars.text("GROUPCACHE_PEERS")?.is_some() { "static" } else { "none" };
+        let provider = vars.text("GROUPCACHE_DISCOVERY")?.unwrap_or_else(|| default.to_owned());
         let needed = |name: &str, example: &str| {
-            set(name).ok_or_else(|| {
+            vars.text(name)?.ok_or_else(|| {
                 ConfigError::new(format!(
                     "GROUPCACHE_DISCOVERY is {provider}, and {name} is not set; set it, such as to {example}"
                 ))
             })
         };
-        Ok(match provider.as_str() {
+        let config = match provider.to_ascii_lowercase().as_str() {
             "none" => Self::None,
             "static" => {
                 Self::Static(StaticConfig { peers: needed("GROUPCACHE_PEERS", "a@10.0.0.7:7946,b@10.0.0.8:7946")? })
@@ -118,77 +78,73 @@ impl DiscoveryConfig {
             "dns" => {
                 Self::Dns(DnsConfig { names: needed("GROUPCACHE_DNS", "dns+users.default.svc.cluster.local:7946")? })
             }
-            "kubernetes" => Self::Kubernetes(Box::new(kubernetes(&set)?)),
-            "mdns" => Self::Mdns(Box::new(mdns(&set)?)),
-            "nats" => Self::Nats(Box::new(NatsConfig {
-                servers: needed("GROUPCACHE_NATS_URL", "nats://10.0.0.5:4222")?,
-                application: set("GROUPCACHE_NATS_APPLICATION").unwrap_or_else(|| "default".to_owned()),
-                subject: set("GROUPCACHE_NATS_SUBJECT"),
-                user: set("GROUPCACHE_NATS_USER"),
-                password: set("GROUPCACHE_NATS_PASSWORD"),
-                token: set("GROUPCACHE_NATS_TOKEN"),
-                nkey: set("GROUPCACHE_NATS_NKEY"),
-                credentials_file: set("GROUPCACHE_NATS_CREDENTIALS").map(Into::into),
-                require_tls: switch("GROUPCACHE_NATS_TLS", set("GROUPCACHE_NATS_TLS"))?,
-                root_certificates: set("GROUPCACHE_NATS_ROOTS").map(Into::into),
-                client_certificate: set("GROUPCACHE_NATS_CERTIFICATE").map(Into::into),
-                client_key: set("GROUPCACHE_NATS_KEY").map(Into::into),
-                heartbeat_ms: None,
-                key_value: set("GROUPCACHE_NATS_BUCKET"),
-                micro_service: switch("GROUPCACHE_NATS_MICRO", set("GROUPCACHE_NATS_MICRO"))?,
-            })),
-            other => {
+            "kubernetes" => Self::Kubernetes(Box::new(kubernetes(vars)?)),
+            "mdns" => Self::Mdns(Box::new(mdns(vars)?)),
+            "nats" => Self::Nats(Box::new(nats(vars, needed("GROUPCACHE_NATS_URL", "nats://10.0.0.5:4222")?)?)),
+            _ => {
                 return Err(ConfigError::new(format!(
-                    "GROUPCACHE_DISCOVERY is {other:?}, which is not a provider; set it to none, static, file, dns, kubernetes, mdns or nats"
+                    "GROUPCACHE_DISCOVERY is {provider:?}, which is not a provider; set it to none, static, file, dns, kubernetes, mdns or nats"
                 )));
             }
-        })
+        };
+        match config.provider() {
+            // A configuration may name a provider that this build does not have; `provider` says so.
+            Err(e) if !e.is_missing_feature() => Err(e),
+            _ => Ok(config),
+        }
     }
 }
 
-fn kubernetes(set: &impl Fn(&str) -> Option<String>) -> Result<KubernetesConfig, ConfigError> {
-    let (application, selector, service) =
-        (set("GROUPCACHE_K8S_APPLICATION"), set("GROUPCACHE_K8S_SELECTOR"), set("GROUPCACHE_K8S_SERVICE"));
-    if application.is_none() && selector.is_none() && service.is_none() {
+fn kubernetes(vars: &Variables<'_>) -> Result<KubernetesConfig, ConfigError> {
+    let config = KubernetesConfig {
+        application: vars.text("GROUPCACHE_K8S_APPLICATION")?,
+        selector: vars.text("GROUPCACHE_K8S_SELECTOR")?,
+        service: vars.text("GROUPCACHE_K8S_SERVICE")?,
+        namespaces: vars.text("GROUPCACHE_K8S_NAMESPACES")?,
+        port: vars.text("GROUPCACHE_K8S_PORT")?,
+        kubeconfig: vars.text("GROUPCACHE_K8S_KUBECONFIG")?.map(Into::into),
+        context: vars.text("GROUPCACHE_K8S_CONTEXT")?,
+        streaming_lists: vars.switch("GROUPCACHE_K8S_STREAMING_LISTS")?,
+        zones_from_nodes: vars.switch("GROUPCACHE_K8S_ZONES_FROM_NODES")?,
+    };
+    if config.application.is_none() && config.selector.is_none() && config.service.is_none() {
         return Err(ConfigError::new(
             "GROUPCACHE_DISCOVERY is kubernetes, and none of GROUPCACHE_K8S_APPLICATION, GROUPCACHE_K8S_SERVICE and \
              GROUPCACHE_K8S_SELECTOR is set; set one, such as GROUPCACHE_K8S_APPLICATION to users",
         ));
     }
-    let flag = |name: &str| switch(name, set(name));
-    Ok(KubernetesConfig {
-        application,
-        selector,
-        service,
-        namespaces: set("GROUPCACHE_K8S_NAMESPACES"),
-        port: set("GROUPCACHE_K8S_PORT"),
-        kubeconfig: set("GROUPCACHE_K8S_KUBECONFIG").map(Into::into),
-        context: set("GROUPCACHE_K8S_CONTEXT"),
-        streaming_lists: flag("GROUPCACHE_K8S_STREAMING_LISTS")?,
-    })
+    Ok(config)
 }
 
-fn mdns(set: &impl Fn(&str) -> Option<String>) -> Result<MdnsConfig, ConfigError> {
-    let flag = |name: &str| switch(name, set(name));
-    let port = |text: String| {
-        text.parse().map_err(|_| ConfigError::new(format!("GROUPCACHE_MDNS_PORT is {text:?}; set it to a UDP port")))
-    };
+fn mdns(vars: &Variables<'_>) -> Result<MdnsConfig, ConfigError> {
     Ok(MdnsConfig {
-        service: set("GROUPCACHE_MDNS_SERVICE"),
-        port: set("GROUPCACHE_MDNS_PORT").map(port).transpose()?,
-        interfaces: set("GROUPCACHE_MDNS_INTERFACES"),
-        skip_interfaces: set("GROUPCACHE_MDNS_SKIP_INTERFACES"),
-        loopback: flag("GROUPCACHE_MDNS_LOOPBACK")?,
-        ip: set("GROUPCACHE_MDNS_IP"),
-        public_addresses: flag("GROUPCACHE_MDNS_PUBLIC_ADDRESSES")?,
-        follow_interfaces: flag("GROUPCACHE_MDNS_FOLLOW_INTERFACES")?,
+        service: vars.text("GROUPCACHE_MDNS_SERVICE")?,
+        port: vars.parsed("GROUPCACHE_MDNS_PORT", "a UDP port from 1 to 65535", "5353")?,
+        interfaces: vars.text("GROUPCACHE_MDNS_INTERFACES")?,
+        skip_interfaces: vars.text("GROUPCACHE_MDNS_SKIP_INTERFACES")?,
+        loopback: vars.switch("GROUPCACHE_MDNS_LOOPBACK")?,
+        ip: vars.text("GROUPCACHE_MDNS_IP")?,
+        public_addresses: vars.switch("GROUPCACHE_MDNS_PUBLIC_ADDRESSES")?,
+        follow_interfaces: vars.switch("GROUPCACHE_MDNS_FOLLOW_INTERFACES")?,
     })
 }
 
-fn switch(name: &str, value: Option<String>) -> Result<bool, ConfigError> {
-    match value.as_deref() {
-        None | Some("0" | "false") => Ok(false),
-        Some("1" | "true") => Ok(true),
-        Some(other) => Err(ConfigError::new(format!("{name} is {other:?}; set it to 1 or 0"))),
-    }
+fn nats(vars: &Variables<'_>, servers: String) -> Result<NatsConfig, ConfigError> {
+    Ok(NatsConfig {
+        servers,
+        application: vars.text("GROUPCACHE_NATS_APPLICATION")?,
+        subject: vars.text("GROUPCACHE_NATS_SUBJECT")?,
+        user: vars.text("GROUPCACHE_NATS_USER")?,
+        password: vars.text("GROUPCACHE_NATS_PASSWORD")?,
+        token: vars.text("GROUPCACHE_NATS_TOKEN")?,
+        nkey: vars.text("GROUPCACHE_NATS_NKEY")?,
+        credentials_file: vars.text("GROUPCACHE_NATS_CREDENTIALS")?.map(Into::into),
+        require_tls: vars.switch("GROUPCACHE_NATS_TLS")?,
+        root_certificates: vars.text("GROUPCACHE_NATS_ROOTS")?.map(Into::into),
+        client_certificate: vars.text("GROUPCACHE_NATS_CERTIFICATE")?.map(Into::into),
+        client_key: vars.text("GROUPCACHE_NATS_KEY")?.map(Into::into),
+        heartbeat_ms: None,
+        key_value: vars.text("GROUPCACHE_NATS_BUCKET")?,
+        micro_service: vars.switch("GROUPCACHE_NATS_MICRO")?,
+    })
 }

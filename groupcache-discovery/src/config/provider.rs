@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use groupcache_core::{
     Identity, async_trait,
     discovery::{PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
+    environment::{Variables, trimmed},
 };
 
 use super::{ConfigError, DiscoveryConfig};
@@ -32,29 +33,33 @@ impl DiscoveryConfig {
     /// Returns the identity of this node, from the environment ([`Identity::from_env`]).
     ///
     /// With `mdns`, a node without an address in the environment (`NODE_IP`, `POD_IP`) takes that of this machine on
-    /// the network, so that it can be found with no configuration at all. With every other provider such a node is on
+    /// the network, so that peers can dial it. With every other provider such a node is on
     /// loopback.
     ///
     /// # Errors
     /// Returns the errors of `Identity::from_env`, and those of [`provider`](Self::provider).
     pub fn identity(&self) -> Result<Identity, ConfigError> {
-        let address = self.address()?.map(|ip| ip.to_string());
-        self.identity_from(address, |name| std::env::var(name).ok())
+        self.identity_from(self.address()?, &Variables::of_process())
     }
 
-    pub(super) fn identity_from(
-        &self,
-        address: Option<String>,
-        var: impl Fn(&str) -> Option<String>,
-    ) -> Result<Identity, ConfigError> {
-        let is_set = |name: &str| var(name).is_some_and(|value| !value.trim().is_empty());
-        let is_told = is_set("NODE_IP") || is_set("POD_IP");
-        let with_address = |name: &str| match &address {
-            Some(ip) if name == "NODE_IP" && !is_told => Some(ip.clone()),
-            _ => var(name),
-        };
-        Identity::from_vars(with_address)
-            .map_err(|e| ConfigError::because("the identity of the node cannot be read", e))
+    pub(super) fn identity_from(&self, address: Option<IpAddr>, vars: &Variables<'_>) -> Result<Identity, ConfigError> {
+        let identity = Identity::from_variables(vars)
+            .map_err(|e| ConfigError::because(format!("the identity of the node cannot be read: {e}"), e))?;
+        Ok(match address {
+            Some(ip) if vars.first(&["POD_IP", "NODE_IP"])?.is_none() => identity.listening_on(ip),
+            _ => identity,
+        })
+    }
+
+    /// Checks that a node of that identity can start with this configuration: each option can work, this build has the
+    /// provider, and a medium that several services may share has a name of the application or of the cluster.
+    ///
+    /// [`NodeBuilder::start`](groupcache_core::NodeBuilder::start) makes the same check.
+    ///
+    /// # Errors
+    /// Returns an error that names the option and its variable.
+    pub fn check(&self, identity: &Identity) -> Result<(), ConfigError> {
+        self.provider()?.check_for(identity).map_err(|e| ConfigError::new(e.to_string()))
     }
 
     pub(super) fn address(&self) -> Result<Option<IpAddr>, ConfigError> {
@@ -103,15 +108,16 @@ impl Provider for Alone {
     expect(dead_code, reason = "this build has everything")
 )]
 fn missing(what: &str, feature: &str) -> ConfigError {
-    ConfigError::new(format!(
+    let text = format!(
         "this build has no discovery by {what}; add the feature {feature:?} to groupcache-discovery in Cargo.toml"
-    ))
+    );
+    ConfigError { is_missing_feature: true, ..ConfigError::new(text) }
 }
 
 #[cfg(feature = "static")]
 fn fixed(peers: &str) -> Result<Arc<dyn Provider>, ConfigError> {
     let list: discovery_static::Static =
-        peers.parse().map_err(|e| ConfigError::because("the list of peers cannot be read", e))?;
+        peers.parse().map_err(|e| ConfigError::option("peers", "GROUPCACHE_PEERS", e))?;
     Ok(Arc::new(list))
 }
 
@@ -132,8 +138,7 @@ fn file(_: &super::FileConfig) -> Result<Arc<dyn Provider>, ConfigError> {
 
 #[cfg(feature = "dns")]
 fn dns(names: &str) -> Result<Arc<dyn Provider>, ConfigError> {
-    let dns: discovery_static::Dns =
-        names.parse().map_err(|e| ConfigError::because("the DNS names cannot be read", e))?;
+    let dns: discovery_static::Dns = names.parse().map_err(|e| ConfigError::option("names", "GROUPCACHE_DNS", e))?;
     Ok(Arc::new(dns))
 }
 
@@ -152,12 +157,15 @@ fn kubernetes(_: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, ConfigEr
 macro_rules! with_options {
     ($provider:expr, $config:expr, $namespaces:expr) => {{
         let mut provider = $namespaces.fold($provider, |provider, name| provider.namespace(name));
-        match $config.port.as_deref().map(str::trim).filter(|port| !port.is_empty()) {
+        match $config.port.as_deref().map(trimmed).filter(|port| !port.is_empty()) {
             // No port name is all digits, so that digits are a number.
-            Some(port) => match port.parse() {
-                Ok(number) => provider = provider.port(number),
-                Err(_) => provider = provider.port_name(port),
-            },
+            Some(port) => {
+                provider = match port.parse() {
+                    Ok(number) => provider.port(number),
+                    Err(_) => provider.port_name(port),
+                };
+                provider.check_port().map_err(|e| ConfigError::option("port", "GROUPCACHE_K8S_PORT", e))?;
+            }
             None => {}
         }
         if let Some(path) = &$config.kubeconfig {
@@ -169,7 +177,15 @@ macro_rules! with_options {
         if $config.streaming_lists {
             provider = provider.streaming_lists();
         }
-        provider.check().map_err(|e| ConfigError::because("the options of Kubernetes cannot be used", e))?;
+        let why = |e: discovery_kubernetes::KubernetesError| {
+            ConfigError::because(
+                format!(
+                    "GROUPCACHE_K8S_APPLICATION, _SELECTOR, _SERVICE or _NAMESPACES: the options of Kubernetes cannot be used: {e}"
+                ),
+                e,
+            )
+        };
+        provider.check().map_err(why)?;
         Ok(Arc::new(provider))
     }};
 }
@@ -179,7 +195,7 @@ fn kubernetes(config: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, Con
     use discovery_kubernetes::{Pods, Service};
 
     let mut namespaces =
-        config.namespaces.iter().flat_map(|names| names.split(',')).map(str::trim).filter(|name| !name.is_empty());
+        config.namespaces.iter().flat_map(|names| names.split(',')).map(trimmed).filter(|name| !name.is_empty());
     let first = namespaces.next().unwrap_or_default();
     let pods = match (&config.application, &config.selector, &config.service) {
         (Some(application), None, None) => Pods::new(first, application),
@@ -206,17 +222,16 @@ fn mdns(config: &super::MdnsConfig) -> Result<Arc<dyn Provider>, ConfigError> {
 
 #[cfg(feature = "mdns")]
 fn multicast_dns(config: &super::MdnsConfig) -> Result<discovery_mdns::Mdns, ConfigError> {
-    let bad = |e| ConfigError::because("the options of multicast DNS cannot be used", e);
     let names = |text: &Option<String>| -> Vec<String> {
-        let names = text.iter().flat_map(|names| names.split(',')).map(str::trim);
+        let names = text.iter().flat_map(|names| names.split(',')).map(trimmed);
         names.filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect()
     };
     let mut mdns = discovery_mdns::Mdns::new();
     if let Some(service) = &config.service {
-        mdns = mdns.service(service).map_err(bad)?;
+        mdns = mdns.service(service).map_err(|e| ConfigError::option("service", "GROUPCACHE_MDNS_SERVICE", e))?;
     }
     if let Some(port) = config.port {
-        mdns = mdns.port(port).map_err(bad)?;
+        mdns = mdns.port(port).map_err(|e| ConfigError::option("port", "GROUPCACHE_MDNS_PORT", e))?;
     }
     mdns = mdns.interfaces(names(&config.interfaces)).skip_interfaces(names(&config.skip_interfaces));
     if config.loopback {
@@ -228,7 +243,7 @@ fn multicast_dns(config: &super::MdnsConfig) -> Result<discovery_mdns::Mdns, Con
         Some("6") => mdns.ipv6_only(),
         Some(other) => {
             return Err(ConfigError::new(format!(
-                "the address family of multicast DNS is {other:?}; write 4 or 6, or leave it out for both"
+                "GROUPCACHE_MDNS_IP (in a file: ip) is {other:?}, which is no address family; write 4 or 6, or leave it out for both"
             )));
         }
     };
@@ -248,10 +263,15 @@ fn nats(_: &super::NatsConfig) -> Result<Arc<dyn Provider>, ConfigError> {
 
 #[cfg(feature = "nats")]
 fn nats(config: &super::NatsConfig) -> Result<Arc<dyn Provider>, ConfigError> {
-    let bad = |e| ConfigError::because("the options of NATS cannot be used", e);
-    let mut nats = discovery_nats::Nats::new(&config.servers, &config.application).map_err(bad)?;
+    let mut nats = discovery_nats::Nats::without_application(&config.servers)
+        .map_err(|e| ConfigError::option("servers", "GROUPCACHE_NATS_URL", e))?;
+    if let Some(application) = &config.application {
+        nats = nats
+            .application(application)
+            .map_err(|e| ConfigError::option("application", "GROUPCACHE_NATS_APPLICATION", e))?;
+    }
     if let Some(subject) = &config.subject {
-        nats = nats.subject(subject).map_err(bad)?;
+        nats = nats.subject(subject).map_err(|e| ConfigError::option("subject", "GROUPCACHE_NATS_SUBJECT", e))?;
     }
     nats = sign_in(nats, config)?;
     if config.require_tls {
@@ -265,7 +285,8 @@ fn nats(config: &super::NatsConfig) -> Result<Arc<dyn Provider>, ConfigError> {
         (None, None) => {}
         _ => {
             return Err(ConfigError::new(
-                "a client certificate for NATS needs its key, and a key its certificate; name both",
+                "a client certificate for NATS needs its key, and a key its certificate; name both, such as by \
+                 GROUPCACHE_NATS_CERTIFICATE=/tls/tls.crt and GROUPCACHE_NATS_KEY=/tls/tls.key",
             ));
         }
     }
@@ -287,13 +308,19 @@ fn sign_in(nats: discovery_nats::Nats, config: &super::NatsConfig) -> Result<dis
         [config.user.is_some(), config.token.is_some(), config.nkey.is_some(), config.credentials_file.is_some()];
     if ways.into_iter().filter(|way| *way).count() > 1 {
         return Err(ConfigError::new(
-            "the options have several ways to sign in to NATS; name only one of a user, a token, an nkey and a credentials file",
+            "the options have several ways to sign in to NATS; name only one of a user, a token, an nkey and a credentials \
+             file (GROUPCACHE_NATS_USER, _TOKEN, _NKEY, _CREDENTIALS)",
         ));
     }
     match (&config.user, &config.password) {
         (Some(user), Some(password)) => return Ok(nats.user_and_password(user, password)),
         (None, None) => {}
-        _ => return Err(ConfigError::new("a user of NATS needs a password, and a password its user; name both")),
+        _ => {
+            return Err(ConfigError::new(
+                "a user of NATS needs a password, and a password its user; name both, GROUPCACHE_NATS_USER and \
+                 GROUPCACHE_NATS_PASSWORD",
+            ));
+        }
     }
     if let Some(token) = &config.token {
         return Ok(nats.token(token));
@@ -320,7 +347,7 @@ fn credentials(nats: discovery_nats::Nats, config: &super::NatsConfig) -> Result
 
 #[cfg(feature = "nats-kv")]
 fn key_value(nats: discovery_nats::Nats, bucket: &str) -> Result<discovery_nats::Nats, ConfigError> {
-    nats.key_value(bucket).map_err(|e| ConfigError::because("the options of NATS cannot be used", e))
+    nats.key_value(bucket).map_err(|e| ConfigError::option("key_value", "GROUPCACHE_NATS_BUCKET", e))
 }
 
 #[cfg(all(feature = "nats", not(feature = "nats-kv")))]

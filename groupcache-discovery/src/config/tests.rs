@@ -1,3 +1,5 @@
+use groupcache_core::{Identity, environment::Variables};
+
 use super::*;
 
 fn json(text: &str) -> Result<DiscoveryConfig, serde_json::Error> {
@@ -27,7 +29,6 @@ fn unknown_key_is_an_error_that_names_it() {
         (r#"{"provider":"static","peers":"a@h:1","peer":"b"}"#, "`peer`"),
         (r#"{"provider":"dns","names":"dns+h:1","ttl":5}"#, "`ttl`"),
         (r#"{"provider":"nats","servers":"h","application":"users","pasword":"x"}"#, "`pasword`"),
-        (r#"{"provider":"nats","servers":"h"}"#, "`application`"),
         (r#"{"provider":"mdns","interface":"eth0"}"#, "`interface`"),
         (r#"{"provider":"consul"}"#, "`consul`"),
         (r#"{"peers":"a@h:1"}"#, "`provider`"),
@@ -53,9 +54,8 @@ fn environment_gives_the_same_configuration() {
         ("GROUPCACHE_NATS_PASSWORD", "secret"),
         ("GROUPCACHE_NATS_TLS", "1"),
     ]);
-    let written = json(
-        r#"{"provider":"nats","servers":"nats://h","application":"default","user":"cache","password":"secret","require_tls":true}"#,
-    );
+    let written =
+        json(r#"{"provider":"nats","servers":"nats://h","user":"cache","password":"secret","require_tls":true}"#);
     assert_eq!(nats.unwrap(), written.unwrap());
 }
 
@@ -69,7 +69,7 @@ fn missing_or_invalid_variable_is_named() {
             &[
                 ("GROUPCACHE_DISCOVERY", "kubernetes"),
                 ("GROUPCACHE_K8S_SERVICE", "users"),
-                ("GROUPCACHE_K8S_STREAMING_LISTS", "yes"),
+                ("GROUPCACHE_K8S_STREAMING_LISTS", "maybe"),
             ],
             "GROUPCACHE_K8S_STREAMING_LISTS",
         ),
@@ -85,6 +85,85 @@ fn missing_or_invalid_variable_is_named() {
     for (given, name) in bad {
         let error = vars(given).unwrap_err().to_string();
         assert!(error.contains(name), "{given:?}: {error}");
+    }
+}
+
+/// Checks that values which can never work are errors that name the variable and an example.
+#[cfg(all(feature = "static", feature = "dns", feature = "kubernetes", feature = "mdns", feature = "nats"))]
+#[test]
+fn value_that_never_works_is_an_error_with_its_variable() {
+    let kubernetes = [("GROUPCACHE_DISCOVERY", "kubernetes"), ("GROUPCACHE_K8S_APPLICATION", "users")];
+    let (dns, fixed) = ([("GROUPCACHE_DISCOVERY", "dns")], [("GROUPCACHE_DISCOVERY", "static")]);
+    let mdns = [("GROUPCACHE_DISCOVERY", "mdns")];
+    let nats = [("GROUPCACHE_DISCOVERY", "nats"), ("GROUPCACHE_NATS_URL", "nats://h")];
+    for (given, name, value, example) in [
+        (&kubernetes[..], "GROUPCACHE_K8S_PORT", "tcp://10.96.7.7:7946", "group-port"),
+        (&kubernetes, "GROUPCACHE_K8S_PORT", "70000", "group-port"),
+        (&kubernetes, "GROUPCACHE_K8S_PORT", "7946/TCP", "7946"),
+        (&kubernetes, "GROUPCACHE_K8S_PORT", "0", "65535"),
+        (&kubernetes, "GROUPCACHE_K8S_NAMESPACES", "Team_A", "lower-case"),
+        (&dns, "GROUPCACHE_DNS", "dns+a..b:1", "dns+host:port"),
+        (&dns, "GROUPCACHE_DNS", "dns+-:1", "dns+host:port"),
+        (&dns, "GROUPCACHE_DNS", "dns+10.0.0:7946", "dns+host:port"),
+        (&fixed, "GROUPCACHE_PEERS", "a@b@", "id@host:port"),
+        (&mdns, "GROUPCACHE_MDNS_PORT", "70000", "5353"),
+        (&mdns, "GROUPCACHE_MDNS_PORT", "0", "5353"),
+        (&mdns, "GROUPCACHE_MDNS_IP", "ipv4", "4 or 6"),
+        (&mdns, "GROUPCACHE_MDNS_SERVICE", "users", "_groupcache._tcp"),
+        (&nats, "GROUPCACHE_NATS_URL", "http://h", "nats://"),
+        (&nats, "GROUPCACHE_NATS_SUBJECT", "a.*", "groupcache-gossip"),
+        (&nats, "GROUPCACHE_NATS_MICRO", "2", "1 or 0"),
+    ] {
+        let var = |asked: &str| {
+            let known = given.iter().find(|(known, _)| *known == asked).map(|(_, value)| *value);
+            (if asked == name { Some(value) } else { known }).map(str::to_owned)
+        };
+        let error = DiscoveryConfig::from_vars(var).expect_err(name).to_string();
+        assert!(error.contains(name) || error.contains(name.trim_start_matches("GROUPCACHE_K8S")), "{value}: {error}");
+        assert!(error.contains(example), "{name}={value}: {error}");
+    }
+}
+
+/// Checks that white space, line ends of other systems and byte order marks around values do not count.
+#[test]
+fn invisible_characters_around_values_are_removed() {
+    let config = vars(&[("GROUPCACHE_DISCOVERY", "\u{feff}file\r"), ("GROUPCACHE_PEERS_FILE", "/p\r\n")]);
+    assert_eq!(config.unwrap(), DiscoveryConfig::File(FileConfig { path: "/p".into() }));
+    let config = vars(&[
+        ("GROUPCACHE_DISCOVERY", "NATS"),
+        ("GROUPCACHE_NATS_URL", "\u{200b}nats://h\u{feff}"),
+        ("GROUPCACHE_NATS_TLS", "Yes\r"),
+    ]);
+    let DiscoveryConfig::Nats(nats) = config.unwrap() else { panic!("not NATS") };
+    assert_eq!((nats.servers.as_str(), nats.require_tls), ("nats://h", true));
+    assert_eq!(vars(&[("GROUPCACHE_DISCOVERY", "\u{feff}")]).unwrap(), DiscoveryConfig::None);
+}
+
+/// Checks that a medium that services share asks for a name that keeps them apart, and takes the default as a choice.
+#[cfg(all(feature = "mdns", feature = "nats"))]
+#[test]
+fn shared_medium_needs_a_cluster_or_an_application() {
+    let identity = |cluster: Option<&str>| match cluster {
+        Some(cluster) => Identity::default().with_cluster(cluster).unwrap(),
+        None => Identity::default(),
+    };
+    for (text, cluster, missing) in [
+        (r#"{"provider":"nats","servers":"h"}"#, None, "GROUPCACHE_NATS_APPLICATION"),
+        (r#"{"provider":"nats","servers":"h"}"#, Some("default"), ""),
+        (r#"{"provider":"nats","servers":"h","application":"default"}"#, None, ""),
+        (r#"{"provider":"mdns"}"#, None, "GROUPCACHE_MDNS_SERVICE"),
+        (r#"{"provider":"mdns"}"#, Some("users"), ""),
+        (r#"{"provider":"mdns","service":"_groupcache._tcp"}"#, None, ""),
+        (r#"{"provider":"none"}"#, None, ""),
+    ] {
+        match json(text).unwrap().check(&identity(cluster)) {
+            Ok(()) => assert_eq!(missing, "", "{text}"),
+            Err(e) => {
+                let error = e.to_string();
+                let is_told = !missing.is_empty() && error.contains(missing) && error.contains("GROUPCACHE_CLUSTER");
+                assert!(is_told, "{text}: {error}");
+            }
+        }
     }
 }
 
@@ -134,7 +213,7 @@ fn nats_option_is_used_or_its_missing_feature_is_named() {
         (r#""user":"u""#, "password"),
         (r#""user":"u","password":"p","token":"t""#, "several ways"),
         (r#""client_key":"/k""#, "certificate"),
-        (r#""subject":"a.*""#, "options of NATS"),
+        (r#""subject":"a.*""#, "GROUPCACHE_NATS_SUBJECT"),
     ] {
         let error =
             provider_name(&format!(r#"{{"provider":"nats","servers":"h","application":"a",{options}}}"#)).unwrap_err();
@@ -187,8 +266,8 @@ fn multicast_dns_option_is_used_or_refused() {
     for (options, expected) in [
         (r#""service":"_users._tcp","port":5354,"interfaces":"eth0","loopback":true,"ip":"6""#, Ok("mdns")),
         (r#""public_addresses":true,"follow_interfaces":true,"skip_interfaces":"eth0""#, Ok("mdns")),
-        (r#""service":"users""#, Err("options of multicast DNS")),
-        (r#""port":0"#, Err("options of multicast DNS")),
+        (r#""service":"users""#, Err("GROUPCACHE_MDNS_SERVICE")),
+        (r#""port":0"#, Err("GROUPCACHE_MDNS_PORT")),
         (r#""ip":"5""#, Err("write 4 or 6")),
     ] {
         match (expected, provider_name(&format!(r#"{{"provider":"mdns",{options}}}"#))) {
@@ -204,7 +283,8 @@ fn node_without_an_address_takes_that_of_the_machine() {
     let config = DiscoveryConfig::None;
     let listen_ip = |address: Option<&str>, vars: &[(&str, &str)]| {
         let var = |name: &str| vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-        let identity = config.identity_from(address.map(str::to_owned), var);
+        let address = address.map(|address| address.parse().unwrap());
+        let identity = config.identity_from(address, &Variables::from_fn(var));
         identity.map(|identity| identity.listen().ip().to_string()).map_err(|e| e.to_string())
     };
     let machine = Some("192.168.1.7");
@@ -229,7 +309,8 @@ fn kubernetes_option_is_used_or_refused() {
         (r#""application":"users","service":"users""#, Err("only one of them")),
         (r#""application":"two words""#, Err("options of Kubernetes")),
         (r#""application":"users","namespaces":"A""#, Err("options of Kubernetes")),
-        (r#""application":"users","port":"0""#, Err("options of Kubernetes")),
+        (r#""application":"users","port":"0""#, Err("GROUPCACHE_K8S_PORT")),
+        (r#""application":"users","port":"tcp://10.96.7.7:7946""#, Err("GROUPCACHE_K8S_PORT")),
     ];
     for (options, expected) in cases {
         let made = provider_name(&format!(r#"{{"provider":"kubernetes",{options}}}"#));
