@@ -1,7 +1,7 @@
 //! Configuration: reads the settings of the process from its environment.
-use std::{env, net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf};
 
-use groupcache_discovery::{BoxError, Identity, list::Static};
+use groupcache_discovery::{BoxError, Identity, environment::Variables, list::Static};
 
 use crate::tls::Files;
 
@@ -19,9 +19,10 @@ impl Config {
         if identity.listen().port() == 0 {
             return Err("GROUP_PORT is not set: set it to the port for users and peers, such as 8443".into());
         }
-        let peers = env::var("PEERS").unwrap_or_default();
+        let vars = Variables::of_process();
+        let peers = vars.text("PEERS")?.unwrap_or_default();
         let peers = peers.parse().map_err(|e| format!("PEERS cannot be read: {e}"))?;
-        let directory = env::var_os("CERTIFICATES").unwrap_or_else(|| "certificates".into());
+        let directory = vars.text("CERTIFICATES")?.unwrap_or_else(|| "certificates".into());
         let files = Files::of(&PathBuf::from(directory), identity.id().as_str());
         Ok(Self { identity, peers, files })
     }

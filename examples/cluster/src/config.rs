@@ -1,7 +1,9 @@
 //! Configuration: reads the settings of the process from its environment.
-use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use groupcache_discovery::{BoxError, DiscoveryConfig, Identity, discovery::Provider, list::Static};
+use groupcache_discovery::{
+    BoxError, DiscoveryConfig, Identity, discovery::Provider, environment::Variables, list::Static,
+};
 
 /// Settings of one process. The README lists the variables.
 pub(crate) struct Config {
@@ -24,8 +26,7 @@ impl Config {
         let backend_timeout = millis.parse().ok().filter(|ms| *ms > 0).map(Duration::from_millis).ok_or_else(|| {
             format!("BACKEND_TIMEOUT_MS is {millis:?}, which is not a time: set it to milliseconds, such as 250")
         })?;
-        let database = env::var_os("DATABASE").filter(|path| !path.is_empty());
-        let database = database.unwrap_or_else(|| OsString::from("cluster.db")).into();
+        let database = text("DATABASE")?.unwrap_or_else(|| "cluster.db".into()).into();
         Ok(Self { identity, provider, http, database, backend_timeout })
     }
 }
@@ -47,11 +48,7 @@ fn discovery() -> Result<(Identity, Arc<dyn Provider>), BoxError> {
 
 /// Returns the value of a variable, or `None` if the variable is missing or empty.
 fn text(name: &str) -> Result<Option<String>, BoxError> {
-    match env::var(name) {
-        Ok(value) => Ok(Some(value.trim().to_owned()).filter(|value| !value.is_empty())),
-        Err(env::VarError::NotPresent) => Ok(None),
-        Err(e) => Err(named(name, e)),
-    }
+    Ok(Variables::of_process().text(name)?)
 }
 
 /// Returns an error that names the variable.

@@ -1,7 +1,7 @@
 //! Configuration: reads `config.yaml` and the environment.
 use std::{
     collections::BTreeSet,
-    env, fmt,
+    fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     time::Duration,
@@ -9,7 +9,7 @@ use std::{
 
 use axum::http::uri::Authority;
 use config::{File, FileFormat};
-use groupcache_discovery::BoxError;
+use groupcache_discovery::{BoxError, environment::Variables};
 use serde::{Deserialize, Deserializer, de::Error};
 
 /// Settings of a process, without those of the provider.
@@ -160,9 +160,5 @@ impl Config {
 
 /// Returns the value of a variable, or `None` if the variable is missing or empty.
 fn variable(name: &str) -> Result<Option<String>, BoxError> {
-    match env::var(name) {
-        Ok(value) => Ok(Some(value.trim().to_owned()).filter(|value| !value.is_empty())),
-        Err(env::VarError::NotPresent) => Ok(None),
-        Err(env::VarError::NotUnicode(_)) => Err(format!("{name} is not UTF-8").into()),
-    }
+    Ok(Variables::of_process().text(name)?)
 }

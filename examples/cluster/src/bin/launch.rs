@@ -173,6 +173,7 @@ impl Cluster {
             Some(port) => self.start_server(port)?,
             None if plan.has_mdns => vec![
                 ("GROUPCACHE_DISCOVERY", "mdns".to_owned()),
+                ("GROUPCACHE_CLUSTER", "cluster".to_owned()),
                 // On loopback no packet leaves this machine, so the processes join no cluster of another machine.
                 ("GROUPCACHE_MDNS_INTERFACES", LOOPBACK.to_owned()),
             ],

@@ -49,6 +49,7 @@ impl Process {
             .env("NODE_NAME", name)
             .env("BACKEND_TIMEOUT_MS", "20000")
             .env("GROUPCACHE_DISCOVERY", "mdns")
+            .env("GROUPCACHE_CLUSTER", "default")
             .envs(vars.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
