@@ -19,7 +19,10 @@ use crate::error::{Error, Kind, Result};
 /// # Ok::<(), groupcache_core::Error>(())
 /// ```
 #[expect(missing_debug_implementations, reason = "the values may be secrets")]
-pub struct Variables<'a>(Box<dyn Fn(&str) -> Result<Option<String>> + 'a>);
+pub struct Variables<'a>(Box<Source<'a>>);
+
+/// Function that returns the value of a variable as it is set.
+type Source<'a> = dyn Fn(&str) -> Result<Option<String>> + 'a;
 
 impl<'a> Variables<'a> {
     /// Reads the environment of this process.

@@ -305,7 +305,7 @@ mod tests {
     fn byte_order_mark_and_line_ends_are_no_part_of_key() {
         let clean = key(HEX).unwrap();
         for text in [format!("\u{feff}{HEX}\r\n"), format!("{HEX}\r"), format!("\u{200b}{HEX}")] {
-            assert_eq!(parse(&text).unwrap(), [clean.clone()], "{text:?}");
+            assert_eq!(parse(&text).unwrap(), std::slice::from_ref(&clean), "{text:?}");
         }
         let file = |name: &str| (name == "GROUPCACHE_CLUSTER_KEY_FILE").then(|| "/run/key\r".to_owned());
         let read = ClusterKey::from_variables(&Variables::from_fn(file)).unwrap().unwrap();
