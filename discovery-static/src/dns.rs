@@ -14,8 +14,9 @@ use tokio::{
 };
 
 use crate::{
+    found::{Early, Found},
     list::ParseError,
-    lookup::{Early, Found, Resolver, Sought},
+    lookup::{Resolver, Sought},
 };
 
 /// Minimum time between two resolutions of a name, whatever the time to live of its records.

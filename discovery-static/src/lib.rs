@@ -42,6 +42,8 @@
 mod dns;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "dns")]
+mod found;
 mod list;
 #[cfg(feature = "dns")]
 mod lookup;
