@@ -18,6 +18,8 @@ const VERSION: &str = "1";
 const PROTOCOL: &str = "1";
 /// Maximum number of addresses that are read per peer.
 const MAX_ADDRESSES: usize = 8;
+/// Maximum number of records of one id that are used. A renamed node has two for a while.
+const MAX_INSTANCES: usize = 4;
 /// Maximum bytes of a label in a DNS name.
 const MAX_LABEL: usize = 63;
 /// Maximum bytes of `key=value` in a TXT record.
@@ -32,6 +34,8 @@ pub(crate) struct Record {
     pub(crate) incarnation: Incarnation,
     pub(crate) state: NodeState,
     pub(crate) addresses: Vec<Address>,
+    /// Whether the instance has the name that a node with this id takes.
+    pub(crate) is_at_own_name: bool,
 }
 
 /// Reason why a record is not used.
@@ -45,7 +49,9 @@ pub(crate) enum Unusable {
 
 impl Record {
     pub(crate) fn read(service: &ResolvedService, cluster: &str, rules: &Rules) -> Result<Self, Unusable> {
-        Self::from_parts(&service.txt_properties, service.port, places(service), cluster, rules)
+        let record = Self::from_parts(&service.txt_properties, service.port, places(service), cluster, rules)?;
+        let rest = service.fullname.strip_prefix(&instance_name(record.id.as_str(), cluster));
+        Ok(Self { is_at_own_name: rest.is_some_and(|rest| rest.starts_with('.')), ..record })
     }
 
     /// Reads the parts of a record, which any machine may have announced.
@@ -86,12 +92,26 @@ impl Record {
                 _ => NodeState::Ready,
             },
             addresses,
+            is_at_own_name: false,
         })
     }
 
-    pub(crate) fn peer(&self) -> Peer {
-        let peer = Peer::member(self.id.clone(), self.addresses.iter().cloned());
-        peer.with_incarnation(self.incarnation).with_state(self.state)
+    /// Returns one peer of all records of an id. The first addresses of all of them come before their second ones, so
+    /// that no record pushes out another. The records at the name of the node come first, because any machine may
+    /// announce the id at other names.
+    pub(crate) fn peer_of(mut of_id: Vec<&Self>) -> Option<Peer> {
+        of_id.sort_by_key(|record| std::cmp::Reverse((record.is_at_own_name, record.incarnation)));
+        of_id.truncate(MAX_INSTANCES);
+        let first = *of_id.first()?;
+        let rank = |at: usize| of_id.iter().filter_map(move |record| record.addresses.get(at));
+        let mut addresses: Vec<Address> = Vec::new();
+        for address in (0..MAX_ADDRESSES).flat_map(rank) {
+            if addresses.len() < MAX_ADDRESSES && !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        let incarnation = of_id.iter().map(|record| record.incarnation).max()?;
+        Some(Peer::member(first.id.clone(), addresses).with_incarnation(incarnation).with_state(first.state))
     }
 }
 
@@ -128,7 +148,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     let places = vec![(IpAddr::from(*ip), 0)];
     let (txt, rules) = (TxtProperties::from(txt), Rules::default());
     if let Ok(record) = Record::from_parts(&txt, u16::from_be_bytes([*high, *low]), places, "default", &rules) {
-        assert_eq!(record.peer().addresses().len(), 1);
+        assert_eq!(Record::peer_of(vec![&record]).map(|peer| peer.addresses().len()), Some(1));
     }
 }
 
@@ -204,10 +224,14 @@ fn txt(me: &Me) -> Result<Vec<(&'static str, String)>, String> {
 
 /// Returns the instance name of the node: its id, with a hash of id and cluster unless the cluster is the default.
 fn instance(me: &Me) -> String {
-    match &*me.cluster {
-        DEFAULT_CLUSTER => label(me.id.as_str(), &[]),
+    instance_name(me.id.as_str(), &me.cluster)
+}
+
+fn instance_name(id: &str, cluster: &str) -> String {
+    match cluster {
+        DEFAULT_CLUSTER => label(id, &[]),
         // Two clusters on one segment may have nodes of equal ids.
-        cluster => label(me.id.as_str(), cluster.as_bytes()),
+        cluster => label(id, cluster.as_bytes()),
     }
 }
 

@@ -119,8 +119,13 @@ impl Table {
         self.known.iter().filter(is_of).map(|(instance, _)| instance.clone()).collect()
     }
 
+    /// Returns one peer for each id.
     pub(crate) fn peers(&self) -> impl Iterator<Item = Peer> {
-        self.known.values().map(|known| known.record.peer())
+        let mut by_id: BTreeMap<&PeerId, Vec<&Record>> = BTreeMap::new();
+        for known in self.known.values() {
+            by_id.entry(&known.record.id).or_default().push(&known.record);
+        }
+        by_id.into_values().filter_map(Record::peer_of)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -140,6 +145,7 @@ mod tests {
             incarnation: Incarnation(incarnation),
             state: NodeState::Ready,
             addresses: vec![Address::new("10.0.0.7:1").unwrap()],
+            is_at_own_name: true,
         }
     }
 
@@ -220,6 +226,21 @@ mod tests {
             Heard::News,
             "known peers may still change their records"
         );
+    }
+
+    /// Checks that inventions of an id at other names, with higher incarnations and dead addresses, hide neither the
+    /// address nor the existence of the living node.
+    #[test]
+    fn invented_instances_do_not_hide_the_living_node() {
+        let mut table = Table::default();
+        table.hear("a.local.", record("a", 1), 1, |_| false);
+        for n in 0..100_u16 {
+            let addresses = (1..=8).map(|at| Address::new(format!("10.0.{n}.{at}:1")).unwrap()).collect();
+            let invented = Record { addresses, is_at_own_name: false, ..record("a", u64::MAX) };
+            assert_eq!(table.hear(&format!("a-{n}.local."), invented, 1, |_| false), Heard::News);
+        }
+        let peers: Vec<_> = table.peers().collect();
+        assert!(matches!(&peers[..], [a] if a.addresses().len() == 8 && a.addresses()[0].as_str() == "10.0.0.7:1"));
     }
 
     /// Checks that inventions in a full table make room for peers that the node reaches, and never the other way round.

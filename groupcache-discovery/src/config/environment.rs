@@ -105,7 +105,6 @@ fn kubernetes(vars: &Variables<'_>) -> Result<KubernetesConfig, ConfigError> {
         kubeconfig: vars.text("GROUPCACHE_K8S_KUBECONFIG")?.map(Into::into),
         context: vars.text("GROUPCACHE_K8S_CONTEXT")?,
         streaming_lists: vars.switch("GROUPCACHE_K8S_STREAMING_LISTS")?,
-        zones_from_nodes: vars.switch("GROUPCACHE_K8S_ZONES_FROM_NODES")?,
     };
     if config.application.is_none() && config.selector.is_none() && config.service.is_none() {
         return Err(ConfigError::new(
