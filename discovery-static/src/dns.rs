@@ -168,18 +168,24 @@ impl Provider for Dns {
             let looked = Instant::now();
             let round = {
                 let (early, mut answers) = mpsc::channel(EARLY_ANSWERS);
-                let mut so_far = last.clone();
+                let (mut so_far, mut has_early) = (last.clone(), false);
                 let mut round = std::pin::pin!(resolver.round(&self.names, &mut last, &early));
                 loop {
                     tokio::select! {
                         biased;
                         round = &mut round => break round,
                         Some(answer) = answers.recv() => {
-                            so_far = with_early(so_far, answer);
+                            (so_far, has_early) = (with_early(so_far, answer), true);
                             self.publish(&cx, &so_far, &mut published, is_asked);
                             is_asked = false;
                         }
-                        () = cx.leaving() => return Ok(()),
+                        signal = cx.next() => match signal {
+                            Signal::Leaving => return Ok(()),
+                            // The end of the round may be seconds away.
+                            Signal::Resolve(_) if has_early => self.publish(&cx, &so_far, &mut published, true),
+                            Signal::Resolve(_) => is_asked = true,
+                            Signal::MeChanged => {}
+                        },
                     }
                 }
             };

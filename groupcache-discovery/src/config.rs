@@ -230,6 +230,10 @@ impl ConfigError {
     }
 
     /// Returns the error of an option, which names its key and its variable.
+    #[cfg_attr(
+        not(any(feature = "static", feature = "kubernetes", feature = "mdns", feature = "nats")),
+        expect(dead_code, reason = "this build has no provider with options")
+    )]
     fn option(key: &str, variable: &str, cause: impl Error + Send + Sync + 'static) -> Self {
         Self::because(format!("{variable} (in a file: {key}) cannot be used: {cause}"), cause)
     }

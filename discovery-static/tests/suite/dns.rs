@@ -448,6 +448,12 @@ async fn dropped_kind_of_question_delays_no_other_kind() {
     let mut bench = Bench::start(Arc::new(server.dns(&format!("dns+{SERVICE}:1")))).unwrap();
     until_listed(&mut bench, &["10.0.0.1:1"]).await;
     assert_eq!(bench.health(), None, "the set does not wait for the end of the round");
+    let sets = bench.sets();
+    bench.ask();
+    while bench.sets() == sets {
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(bench.health(), None, "nor does the answer to a question");
     until_stale(&mut bench).await;
     let health = format!("{:?}", bench.health());
     assert!(health.contains("its AAAA records") && health.contains(SERVICE), "{health}");

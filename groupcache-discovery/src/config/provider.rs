@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use groupcache_core::{
     Identity, async_trait,
     discovery::{PeerSet, Provider, ProviderContext, ProviderError, Signal, Trust},
-    environment::{Variables, trimmed},
+    environment,
 };
 
 use super::{ConfigError, DiscoveryConfig};
@@ -39,10 +39,14 @@ impl DiscoveryConfig {
     /// # Errors
     /// Returns the errors of `Identity::from_env`, and those of [`provider`](Self::provider).
     pub fn identity(&self) -> Result<Identity, ConfigError> {
-        self.identity_from(self.address()?, &Variables::of_process())
+        self.identity_from(self.address()?, &environment::Variables::of_process())
     }
 
-    pub(super) fn identity_from(&self, address: Option<IpAddr>, vars: &Variables<'_>) -> Result<Identity, ConfigError> {
+    pub(super) fn identity_from(
+        &self,
+        address: Option<IpAddr>,
+        vars: &environment::Variables<'_>,
+    ) -> Result<Identity, ConfigError> {
         let identity = Identity::from_variables(vars)
             .map_err(|e| ConfigError::because(format!("the identity of the node cannot be read: {e}"), e))?;
         Ok(match address {
@@ -157,7 +161,7 @@ fn kubernetes(_: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, ConfigEr
 macro_rules! with_options {
     ($provider:expr, $config:expr, $namespaces:expr) => {{
         let mut provider = $namespaces.fold($provider, |provider, name| provider.namespace(name));
-        match $config.port.as_deref().map(trimmed).filter(|port| !port.is_empty()) {
+        match $config.port.as_deref().map(environment::trimmed).filter(|port| !port.is_empty()) {
             // No port name is all digits, so that digits are a number.
             Some(port) => {
                 provider = match port.parse() {
@@ -194,8 +198,12 @@ macro_rules! with_options {
 fn kubernetes(config: &super::KubernetesConfig) -> Result<Arc<dyn Provider>, ConfigError> {
     use discovery_kubernetes::{Pods, Service};
 
-    let mut namespaces =
-        config.namespaces.iter().flat_map(|names| names.split(',')).map(trimmed).filter(|name| !name.is_empty());
+    let mut namespaces = config
+        .namespaces
+        .iter()
+        .flat_map(|names| names.split(','))
+        .map(environment::trimmed)
+        .filter(|name| !name.is_empty());
     let first = namespaces.next().unwrap_or_default();
     let pods = match (&config.application, &config.selector, &config.service) {
         (Some(application), None, None) => Pods::new(first, application),
@@ -223,7 +231,7 @@ fn mdns(config: &super::MdnsConfig) -> Result<Arc<dyn Provider>, ConfigError> {
 #[cfg(feature = "mdns")]
 fn multicast_dns(config: &super::MdnsConfig) -> Result<discovery_mdns::Mdns, ConfigError> {
     let names = |text: &Option<String>| -> Vec<String> {
-        let names = text.iter().flat_map(|names| names.split(',')).map(trimmed);
+        let names = text.iter().flat_map(|names| names.split(',')).map(environment::trimmed);
         names.filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect()
     };
     let mut mdns = discovery_mdns::Mdns::new();
