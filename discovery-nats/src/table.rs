@@ -57,7 +57,13 @@ impl Table {
             return Heard::Ignored;
         }
         let of_id = self.known.entry(said.id.clone()).or_default();
-        let Some(known) = of_id.iter_mut().find(|known| known.said.from == said.from) else {
+        // Anybody may repeat the number of a run. A run that changes both its incarnation and its addresses counts as
+        // another announcer, so that a false record hides no true one.
+        let is_same_announcer = |known: &&mut Known| {
+            known.said.from == said.from
+                && (known.said.incarnation == said.incarnation || known.said.addresses == said.addresses)
+        };
+        let Some(known) = of_id.iter_mut().find(is_same_announcer) else {
             if of_id.len() >= MAX_ANNOUNCERS {
                 let longest_silent = of_id.iter().enumerate().min_by_key(|(_, known)| known.heard).map(|(at, _)| at);
                 longest_silent.map(|at| of_id.swap_remove(at));
@@ -261,7 +267,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn stale_incarnation_changes_nothing_until_newer_expires() {
         let (mut table, now) = (Table::default(), Instant::now());
-        hear(&mut table, announcement("a", 2, "h:2"), now);
+        hear(&mut table, announcement("a", 2, "h:1"), now);
         assert_eq!(hear(&mut table, announcement("a", 1, "h:1"), now + TTL), Heard::Ignored);
         assert!(!table.goodbye(&PeerId::new("a").unwrap(), Incarnation(1), Some("n")));
         assert_eq!(table.expire(now + TTL, now), 1, "the stale incarnation does not keep the peer alive");
@@ -272,6 +278,17 @@ mod tests {
         );
         assert!(table.goodbye(&PeerId::new("a").unwrap(), Incarnation(1), Some("n")));
         assert_eq!(table.len(), 0);
+    }
+
+    /// Checks that a record with the number of a living run, a higher incarnation and a dead address hides no true one.
+    #[tokio::test(start_paused = true)]
+    async fn record_of_a_copied_run_hides_no_true_one() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        hear(&mut table, announcement("a", 7, "h:1"), now);
+        hear(&mut table, announcement("a", u64::MAX, "dead:1"), now);
+        assert_eq!(hear(&mut table, announcement("a", 7, "h:1"), now), Heard::Same, "the living run is heard");
+        let listed: Vec<_> = table.peers().flat_map(|peer| peer.addresses().to_vec()).collect();
+        assert_eq!(listed, ["dead:1", "h:1"].map(|address| Address::new(address).unwrap()));
     }
 
     /// Checks that an invention of an id, with the highest incarnation and eight dead addresses, hides neither the

@@ -49,6 +49,9 @@ impl Drop for Loopback {
 /// Maximum number of members with an announcer of their own.
 const OWN_ANNOUNCERS: usize = 5;
 
+/// Maximum number of lies, because each is a service that is probed and announced. The table is tested with more.
+const LIES: usize = 200;
+
 #[async_trait]
 impl Source for Loopback {
     fn provider(&mut self) -> Arc<dyn Provider> {
@@ -98,6 +101,14 @@ impl Source for Loopback {
         for member in members {
             let _ = self.join(member).await;
         }
+    }
+
+    async fn lie(&mut self, lies: &[Me]) -> Result<(), Cannot> {
+        let announcer = self.crowd.get_or_insert_with(|| Announcer::new(self.port));
+        for (number, lie) in lies.iter().take(LIES).enumerate() {
+            announcer.announce_as(&format!("lie-{number}"), lie);
+        }
+        Ok(())
     }
 
     async fn garbage(&mut self) -> Result<(), Cannot> {

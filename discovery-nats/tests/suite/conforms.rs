@@ -9,7 +9,7 @@ use groupcache_core::{
     discovery::{Me, Provider},
 };
 
-use crate::support::{Broker, Fake, fake_client};
+use crate::support::{Broker, Fake, announcement, fake_client};
 
 /// Interval of heartbeats, much shorter than the default because the suite waits for expiry again and again.
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -87,6 +87,16 @@ impl Source for OverNats {
         for member in members {
             let _ = self.join(member).await;
         }
+    }
+
+    async fn lie(&mut self, lies: &[Me]) -> Result<(), Cannot> {
+        let client = fake_client(&self.broker.url()).await;
+        for lie in lies {
+            let heartbeat = announcement(lie, HEARTBEAT * 40);
+            client.publish("groupcache-gossip.users.conformance.hb", heartbeat.into()).await.unwrap();
+        }
+        client.flush().await.unwrap();
+        Ok(())
     }
 
     async fn garbage(&mut self) -> Result<(), Cannot> {
@@ -172,7 +182,7 @@ mod with_a_bucket {
         }
 
         async fn join(&mut self, member: &Me) -> Result<(), Cannot> {
-            let (store, key, said) = (self.store().await, key(member), crate::support::announcement(member, HEARTBEAT));
+            let (store, key, said) = (self.store().await, key(member), announcement(member, HEARTBEAT));
             let task = tokio::spawn(async move {
                 loop {
                     let _ = store.put(&key, said.clone().into()).await;
@@ -209,6 +219,16 @@ mod with_a_bucket {
             for member in members {
                 let _ = self.join(member).await;
             }
+        }
+
+        async fn lie(&mut self, lies: &[Me]) -> Result<(), Cannot> {
+            let store = self.store().await;
+            for lie in lies {
+                // A key has one value, so that a false record under the key of a member replaces the true one until
+                // the next heartbeat of the member.
+                store.put(key(lie), announcement(lie, HEARTBEAT).into()).await.unwrap();
+            }
+            Ok(())
         }
 
         async fn garbage(&mut self) -> Result<(), Cannot> {

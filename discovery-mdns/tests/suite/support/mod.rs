@@ -68,6 +68,11 @@ impl Announcer {
 
     /// Announces a node, or replaces its announcement.
     pub(crate) fn announce(&self, member: &Me) {
+        self.announce_as(member.id.as_str(), member);
+    }
+
+    /// Announces a member under another name of the instance.
+    pub(crate) fn announce_as(&self, name: &str, member: &Me) {
         let txt = [
             ("txtvers", "1".to_owned()),
             ("id", member.id.to_string()),
@@ -79,8 +84,8 @@ impl Announcer {
         let ips: Vec<_> = sockets.iter().map(SocketAddr::ip).collect();
         let port = sockets.first().unwrap().port();
         // Each incarnation has a host name of its own, as in the records of nodes.
-        let host = format!("{}-{}.local.", member.id, member.incarnation.0);
-        self.register(member.id.as_str(), &host, &ips, port, &txt);
+        let host = format!("{name}-{}.local.", member.incarnation.0);
+        self.register(name, &host, &ips, port, &txt);
     }
 
     pub(crate) fn register(&self, name: &str, host: &str, ips: &[std::net::IpAddr], port: u16, txt: &[(&str, String)]) {

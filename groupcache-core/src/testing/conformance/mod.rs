@@ -127,6 +127,13 @@ pub trait Source: Send {
     /// Adds unreadable data to the source, beside its members.
     async fn garbage(&mut self) -> Result<(), Cannot>;
 
+    /// Adds these records as a liar would that may write to the source. Nobody answers for them. Default: [`Cannot`],
+    /// for a source that only its operator changes.
+    async fn lie(&mut self, lies: &[Me]) -> Result<(), Cannot> {
+        let _ = lies;
+        Err(Cannot("only the operator changes the source"))
+    }
+
     /// Returns `Ok` if the provider can tell a source without members from one that does not answer. Default: `Ok`.
     fn can_be_empty(&self) -> Result<(), Cannot> {
         Ok(())

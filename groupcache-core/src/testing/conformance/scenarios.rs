@@ -14,7 +14,7 @@ use crate::testing::conformance::{
 };
 use crate::{
     error::Error,
-    identity::{Address, Incarnation, NodeState},
+    identity::{Address, Incarnation, NodeState, PeerId},
     membership::provider::{Health, Me},
     runtime::clock,
 };
@@ -26,6 +26,11 @@ const CROWD: u16 = 50;
 const QUIET_SETS: u64 = 20;
 /// Time during which a set must not change.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// Number of inventions of a liar: more than a node takes.
+const INVENTIONS: u16 = 2_200;
+/// Time during which a flood of inventions must remove no member.
+const FLOOD: Duration = Duration::from_secs(3);
 
 /// Runs every scenario, each with a fresh source, and returns a report.
 ///
@@ -42,6 +47,8 @@ pub async fn conform<S: Source>(fresh: impl AsyncFn() -> S) -> Report {
     all.run("new incarnation of an id replaces the earlier one", &fresh, new_incarnation).await;
     all.run("two addresses of a member are one peer", &fresh, dual_stack).await;
     all.run("garbage is ignored", &fresh, garbage).await;
+    all.run("flood of inventions removes no member that is reached", &fresh, flood).await;
+    all.run("false records of a member hide no true one", &fresh, false_records).await;
     all.run("source that is down removes no member and recovers", &fresh, outage).await;
     all.run("source that refuses removes no member and recovers", &fresh, refusal).await;
     all.run("source that is down at the start is not an empty source", &fresh, late_source).await;
@@ -208,6 +215,37 @@ async fn garbage<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
     // A source may need a repair before it can report a change.
     source.mend(&members).await;
     bench.until(timing.recovery, "the member that joined after the garbage", |s| s.has_all(&members)).await?;
+    end(bench, timing).await
+}
+
+async fn flood<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (members, mut bench) = start_with(source, timing, 3).await?;
+    bench.reach(members.iter().map(|member| member.id.clone()));
+    let mut lies = Vec::new();
+    for number in 0..INVENTIONS {
+        // Names before and after those of the members, because a full table may keep the first or the last of them.
+        let name = if number % 2 == 0 { "invented" } else { "zz-invented" };
+        lies.push(Me { id: PeerId::new(format!("{name}-{number}"))?, ..member(number)? });
+    }
+    source.lie(&lies).await?;
+    bench.throughout(FLOOD, "the members that are reached stay listed", |s| s.has_all(&members)).await?;
+    bench.ask();
+    bench.throughout(QUIET, "they stay after a request to look again", |s| s.has_all(&members)).await?;
+    end(bench, timing).await
+}
+
+async fn false_records<S: Source>(source: &mut S, timing: Timing) -> ScenarioResult {
+    let (members, mut bench) = start_with(source, timing, 2).await?;
+    bench.reach(members.iter().map(|member| member.id.clone()));
+    let dead = Address::new("127.0.99.2:7946")?;
+    let lie = |of: &Me| Me { incarnation: Incarnation(u64::MAX), addresses: vec![dead.clone()], ..of.clone() };
+    source.lie(&members.iter().map(lie).collect::<Vec<_>>()).await?;
+    let has_true_address = |s: &Seen, member: &Me| {
+        let mut entries = s.entries(member).into_iter();
+        entries.any(|entry| member.addresses.iter().any(|address| entry.addresses().contains(address)))
+    };
+    let all_true = |s: &Seen| members.iter().all(|member| has_true_address(s, member));
+    bench.throughout(FLOOD, "the true address of each member stays listed", all_true).await?;
     end(bench, timing).await
 }
 
