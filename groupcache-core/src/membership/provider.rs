@@ -236,7 +236,8 @@ pub enum Signal {
     /// question, and an empty list means all peers.
     ///
     /// The node sends the signal while its view differs from the view of a peer, while most members are missing from
-    /// the last complete set, and while a peer that is listed by its id is unreachable. The signals are at least 4 s
+    /// the last complete set, while a peer that is listed by its id is unreachable, and while a peer is connected that
+    /// discovery does not list. A back-off of the provider does not delay the answer. The signals are at least 1 s
     /// apart.
     Resolve(Vec<PeerId>),
     /// The departure of the node. Withdraw the announcement and return within 1 s.
@@ -338,6 +339,13 @@ impl ProviderContext {
         }
     }
 
+    /// Waits for a request to look again, and takes it.
+    pub(crate) async fn asked(&mut self) {
+        if self.resolve.recv().await.is_none() {
+            std::future::pending().await // the node is gone, and ends the caller
+        }
+    }
+
     /// Waits until the node leaves. Other signals stay for [`next`](Self::next).
     ///
     /// # Cancellation
@@ -365,7 +373,7 @@ impl ProviderContext {
         self.publish_of_sources(set);
     }
 
-    /// Publishes a peer set whose records have the trust of their sources.
+    /// Publishes a peer set of records that have the trust of their sources.
     pub(crate) fn publish_of_sources(&self, set: PeerSet) {
         self.sets.send_modify(|published| {
             if set.is_complete {

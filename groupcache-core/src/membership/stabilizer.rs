@@ -329,7 +329,7 @@ impl Stabilizer {
                 ids.insert(id.clone());
             }
         }
-        ids.extend(self.unlisted.keys().cloned());
+        ids.extend(self.ask_about_unlisted(now));
         // A newly lost peer must not wait for a backoff that earlier losses have lengthened.
         if !unreachable.is_subset(&self.unreachable) {
             self.resolve_backoff.reset(now);

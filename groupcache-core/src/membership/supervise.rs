@@ -6,7 +6,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::FutureExt;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
@@ -20,6 +20,8 @@ use crate::{
 const RESTART_MIN: Duration = Duration::from_millis(100);
 /// Maximum pause before a provider runs again.
 const RESTART_MAX: Duration = Duration::from_secs(30);
+/// Minimum pause before a provider runs again because it is asked to look again.
+const ASKED_PAUSE: Duration = Duration::from_secs(1);
 /// Duration of a run after which the next pause is short again.
 const GOOD_RUN: Duration = Duration::from_secs(60);
 
@@ -38,9 +40,13 @@ pub(crate) async fn supervise(
 ) {
     let new_pauses = || pauses(RESTART_MIN, RESTART_MAX, seed);
     let mut next_pauses = new_pauses();
-    loop {
+    let new_context = || {
         let (cx, ask) = handle.context();
         asks.send_replace(Some(ask));
+        cx
+    };
+    let mut cx = new_context();
+    loop {
         let started = Instant::now();
         let mut run = std::pin::pin!(AssertUnwindSafe(async { provider.run(cx).await }).catch_unwind());
         let ended = tokio::select! {
@@ -68,10 +74,14 @@ pub(crate) async fn supervise(
         let pause = next_pauses.next().unwrap_or(RESTART_MAX);
         tracing::warn!(provider = provider.name(), error = %why, ?pause, "discovery failed; the last set of peers stays, and the provider runs again");
         handle.report(Health::Stale(why));
+        let ended = Instant::now();
+        cx = new_context();
+        // The next run answers a request to look again, because a run begins with a look at the source.
         tokio::select! {
             biased;
             () = sleep(pause) => {}
             () = left(&mut leaving) => return,
+            () = cx.asked() => sleep_until(ended + ASKED_PAUSE.min(pause)).await,
         }
     }
 }
@@ -80,4 +90,77 @@ pub(crate) async fn supervise(
 /// select.
 async fn left(leaving: &mut watch::Receiver<bool>) {
     let _ = leaving.wait_for(|leaving| *leaving).await;
+}
+
+#[cfg(all(test, not(any(shuttle, simulation))))]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{
+        membership::provider::{Me, ProviderContext, ProviderError, Trust},
+        testing::unit::hello,
+    };
+
+    /// Provider that fails at once in each run.
+    #[derive(Default)]
+    struct Failing(AtomicUsize);
+
+    #[async_trait]
+    impl Provider for Failing {
+        fn name(&self) -> &str {
+            "failing"
+        }
+
+        async fn run(&self, _: ProviderContext) -> Result<(), ProviderError> {
+            self.0.fetch_add(1, SeqCst);
+            Err("the source is away".into())
+        }
+    }
+
+    /// Checks that a request to look again ends the pause before the next run, and that a run follows the last one after
+    /// a second at the earliest.
+    #[tokio::test(start_paused = true)]
+    async fn request_to_look_again_ends_the_pause() {
+        let hello = hello("me");
+        let me = Me {
+            id: hello.id,
+            cluster: "default".into(),
+            incarnation: hello.incarnation,
+            state: hello.state,
+            addresses: Vec::new(),
+            weight: 1,
+            zone: "".into(),
+            tls: false,
+        };
+        let (leaving, is_leaving) = watch::channel(false);
+        let (handle, _feed) = ProviderHandle::new(
+            watch::channel(me).1,
+            is_leaving.clone(),
+            watch::channel(<_>::default()).1,
+            Trust::Hints,
+        );
+        let (asks, ask) = watch::channel(None);
+        let provider = Arc::new(Failing::default());
+        let run = tokio::spawn(supervise(Arc::clone(&provider) as _, handle, asks, || {}, is_leaving, 1));
+        sleep(Duration::from_secs(300)).await; // the pauses have grown to half a minute
+        let runs = || provider.0.load(SeqCst);
+        let before = runs();
+        for n in 1..=5 {
+            let ask: mpsc::Sender<_> = ask.borrow().clone().expect("a run or its successor takes requests");
+            ask.try_send(Vec::new()).expect("there is room");
+            sleep(Duration::from_millis(1_100)).await;
+            assert_eq!(runs() - before, n, "one run for each request");
+        }
+        for _ in 0..10 {
+            let ask: mpsc::Sender<_> = ask.borrow().clone().expect("a run or its successor takes requests");
+            let _ = ask.try_send(Vec::new());
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert!(runs() - before <= 7, "at most one run a second");
+        leaving.send_replace(true);
+        run.await.expect("the supervision ends");
+    }
 }

@@ -63,7 +63,7 @@ impl GroupMismatches {
     }
 }
 
-/// Returns the differences between the groups of this node and those of a peer, whose formats are by name.
+/// Returns the differences between the groups of this node and those of a peer, with its formats by name.
 fn mismatches(
     ours: &[GroupName],
     peer: &PeerId,

@@ -5,6 +5,10 @@ use std::{collections::BTreeSet, time::Duration};
 use crate::identity::{Address, NodeState, PeerId};
 use crate::membership::stabilizer::{OwnerKind, Stabilizer, dials::Link, events::Warning};
 
+/// Time after which discovery is asked about a connected peer that it does not list: longer than a working watch takes,
+/// because each question costs the source a full list, and a node that starts connects to all others at once.
+const ASK_AFTER: Duration = Duration::from_millis(500);
+
 /// Time after which a connected peer that discovery does not list is reported: longer than discovery usually takes to
 /// list a node that has just started.
 const UNLISTED_LIMIT: Duration = Duration::from_secs(5);
@@ -25,6 +29,7 @@ pub(crate) struct InboundPeer {
 #[derive(Debug)]
 pub(super) struct Unlisted {
     since: Duration,
+    is_asked_about: bool,
     is_reported: bool,
 }
 
@@ -48,7 +53,7 @@ impl Stabilizer {
         self.update_unlisted(now);
     }
 
-    /// Updates the connected peers that discovery does not list. Discovery is asked again at once about a new one.
+    /// Updates the connected peers that discovery does not list.
     pub(super) fn update_unlisted(&mut self, now: Duration) {
         let listed = self.listed_ids();
         // A draining peer may be unlisted because it drains.
@@ -59,13 +64,25 @@ impl Stabilizer {
         };
         let found: Vec<_> = self.inbound.values().filter(is_unlisted).map(|peer| peer.id.clone()).collect();
         self.unlisted.retain(|id, _| found.contains(id));
-        let before = self.unlisted.len();
         for id in found {
-            self.unlisted.entry(id).or_insert(Unlisted { since: now, is_reported: false });
+            self.unlisted.entry(id).or_insert(Unlisted { since: now, is_asked_about: false, is_reported: false });
         }
-        if self.unlisted.len() > before && self.complete.is_some() {
+    }
+
+    /// Asks discovery again about each connected peer that has been unlisted for [`ASK_AFTER`], and returns the peers to
+    /// ask about.
+    pub(super) fn ask_about_unlisted(&mut self, now: Duration) -> Vec<PeerId> {
+        let due: Vec<_> = self.unlisted.iter_mut().filter(|(_, unlisted)| now >= unlisted.since + ASK_AFTER).collect();
+        let mut is_new = false;
+        let mut ids = Vec::new();
+        for (id, unlisted) in due {
+            is_new |= !std::mem::replace(&mut unlisted.is_asked_about, true);
+            ids.push(id.clone());
+        }
+        if is_new && self.complete.is_some() {
             self.resolve_backoff.ask_at_once(now);
         }
+        ids
     }
 
     /// Reports each peer that has been connected and unlisted for [`UNLISTED_LIMIT`], once.

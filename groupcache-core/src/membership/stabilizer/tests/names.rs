@@ -23,7 +23,7 @@ fn each_address_of_a_name_becomes_a_target() {
     assert!(node.find("@10.0.0.3:1").is_none(), "the node has found itself");
 }
 
-/// Checks that the nodes follow the addresses of the name: a new address is dialled, and a member whose address is gone
+/// Checks that the nodes follow the addresses of the name: a new address is dialled, and a member without its address
 /// stays while its connection is alive, because a name server is no authority.
 #[test]
 fn addresses_of_a_name_are_hints() {
