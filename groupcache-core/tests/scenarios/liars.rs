@@ -5,7 +5,7 @@ use std::{
     net::TcpListener,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -23,6 +23,8 @@ use tokio::{
 
 /// Time for which each lie is told: longer than the grace of a missing member.
 const LIE: Duration = Duration::from_secs(8);
+/// Time before the first lie, for comparison.
+const QUIET: Duration = Duration::from_secs(3);
 /// Deadline of each get. Beyond it, a get has failed.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Maximum number of lines in the log of one node per minute.
@@ -67,14 +69,25 @@ impl Provider for Liar {
     }
 }
 
+/// The gets of a test.
+#[derive(Default)]
+struct Gets {
+    /// Time that each get took, in their order.
+    took: Vec<Duration>,
+    failed: Vec<String>,
+}
+
 /// Three nodes that the liar feeds, with gets that go on all the time.
 struct Deceived {
     nodes: Vec<Node>,
     liar: Liar,
-    gets: JoinHandle<(u64, Vec<String>)>,
+    gets: JoinHandle<Gets>,
     is_over: Arc<AtomicBool>,
     warnings: Warnings,
     begun: Instant,
+    /// Number of gets before the first lie, and the resident memory then.
+    quiet_gets: usize,
+    quiet_mib: u64,
 }
 
 impl Deceived {
@@ -98,8 +111,12 @@ impl Deceived {
         let groups: Vec<_> = nodes.iter().map(group).collect();
         eventually("all nodes know the group", || nodes.iter().all(|node| node.peers_with_group("data") == 2)).await;
         let is_over = Arc::new(AtomicBool::new(false));
-        let gets = tokio::spawn(get_until_over(groups, Arc::clone(&is_over)));
-        Self { nodes, liar, gets, is_over, warnings, begun: Instant::now() }
+        let count = Arc::new(AtomicUsize::new(0));
+        let gets = tokio::spawn(get_until_over(groups, Arc::clone(&is_over), Arc::clone(&count)));
+        sleep(QUIET).await;
+        let quiet_gets = count.load(SeqCst);
+        let quiet_mib = resident_mib();
+        Self { nodes, liar, gets, is_over, warnings, begun: Instant::now(), quiet_gets, quiet_mib }
     }
 
     fn truth(&self) -> Vec<Peer> {
@@ -122,9 +139,18 @@ impl Deceived {
 
     async fn end(self) {
         self.is_over.store(true, SeqCst);
-        let (gets, failed) = self.gets.await.unwrap();
-        println!("{gets} gets, {} failed, {:?}", failed.len(), self.begun.elapsed());
-        assert!(failed.is_empty(), "{} of {gets} gets failed: {:?}", failed.len(), &failed[..failed.len().min(3)]);
+        let memory = resident_mib();
+        let Gets { took, failed } = self.gets.await.unwrap();
+        let (quiet, during) = took.split_at(self.quiet_gets.min(took.len()));
+        println!(
+            "{} gets, {} failed, p99 {:?} before and {:?} during, resident {} MiB before and {memory} MiB during",
+            took.len(),
+            failed.len(),
+            p99(&quiet[quiet.len() / 2..]),
+            p99(during),
+            self.quiet_mib
+        );
+        assert!(failed.is_empty(), "{} gets failed: {:?}", failed.len(), failed.first_chunk::<3>());
         // The nodes of a test write to one log.
         let minutes = (self.begun.elapsed().as_secs_f64() / 60.0).max(1.0);
         let allowed = (LINES_PER_MINUTE * self.nodes.len()) as f64 * minutes;
@@ -150,21 +176,37 @@ fn members(nodes: &[Node]) -> Vec<Vec<String>> {
     nodes.iter().map(|node| node.members().iter().map(|member| member.id.to_string()).collect()).collect()
 }
 
-/// Gets keys at each node in turn, until it is over. Returns the number of gets, and those that failed or came after
-/// their deadline.
-async fn get_until_over(groups: Vec<Group<String>>, is_over: Arc<AtomicBool>) -> (u64, Vec<String>) {
-    let (mut gets, mut failed) = (0, Vec::new());
+/// Gets keys at each node in turn, until it is over. `count` follows the number of gets.
+async fn get_until_over(groups: Vec<Group<String>>, is_over: Arc<AtomicBool>, count: Arc<AtomicUsize>) -> Gets {
+    let mut gets = Gets::default();
     while !is_over.load(SeqCst) {
-        let (group, key) = (&groups[gets as usize % groups.len()], format!("key-{}", gets % 500));
+        let number = gets.took.len();
+        let (group, key) = (&groups[number % groups.len()], format!("key-{}", number % 500));
+        let begun = Instant::now();
         match tokio::time::timeout(DEADLINE, group.get(&key)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(e)) => failed.push(e.to_string()),
-            Err(_) => failed.push("after its deadline".to_owned()),
+            Ok(Err(e)) => gets.failed.push(e.to_string()),
+            Err(_) => gets.failed.push("after its deadline".to_owned()),
         }
-        gets += 1;
+        gets.took.push(begun.elapsed());
+        count.store(gets.took.len(), SeqCst);
         sleep(Duration::from_millis(2)).await;
     }
-    (gets, failed)
+    gets
+}
+
+/// Returns the time that 99 of 100 gets did not exceed.
+fn p99(took: &[Duration]) -> Duration {
+    let mut sorted = took.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() * 99 / 100).copied().unwrap_or_default()
+}
+
+/// Returns the resident memory of this process in MiB.
+fn resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
 fn invented(n: usize, address: impl Fn(usize) -> String) -> Vec<Peer> {
