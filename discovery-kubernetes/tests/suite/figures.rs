@@ -89,7 +89,8 @@ async fn pod_address_reaches_all_rings() {
     took.sort();
     let (median, last) = (took[took.len() / 2], took[took.len() - 1]);
     println!("address → in all rings: median {median:?}, worst of {} {last:?} (target: 1 s)", took.len());
-    assert!(world.simulated.fake.watches().1 <= ALL, "one watch per node");
+    // A node asks for a list while the pods of connected peers have no address yet, and its next watch follows the list.
+    eventually("one watch per node", async || world.simulated.fake.watches().0 <= ALL).await;
 }
 
 /// Returns the processor time of this thread, which runs the provider and its client only.
