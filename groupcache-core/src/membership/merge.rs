@@ -230,7 +230,8 @@ fn unite(peers: impl Iterator<Item = Peer>) -> Vec<Peer> {
         match named.remove(&id) {
             None => _ = named.insert(id, peer),
             Some(known) => {
-                let is_newer = peer.incarnation > known.incarnation;
+                // The record of an authority comes first, because anybody may announce a higher incarnation.
+                let is_newer = (peer.trust, peer.incarnation) > (known.trust, known.incarnation);
                 let (mut best, other) = if is_newer { (peer, known) } else { (known, peer) };
                 best.addresses = distinct(best.addresses.into_iter().chain(other.addresses));
                 best.trust = best.trust.max(other.trust);
@@ -238,7 +239,11 @@ fn unite(peers: impl Iterator<Item = Peer>) -> Vec<Peer> {
             }
         }
     }
-    targets.retain(|target| !named.values().any(|peer| target.addresses.iter().all(|a| peer.addresses.contains(a))));
+    // A record of less trust says nothing about the node at an address.
+    let is_covered = |target: &Peer, peer: &Peer| {
+        peer.trust >= target.trust && target.addresses.iter().all(|address| peer.addresses.contains(address))
+    };
+    targets.retain(|target| !named.values().any(|peer| is_covered(target, peer)));
     targets.sort_unstable();
     targets.dedup();
     named.into_values().chain(targets).collect()

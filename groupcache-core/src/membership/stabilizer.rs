@@ -249,7 +249,12 @@ impl Stabilizer {
             }
             Input::Inbound(peers) => self.inbound(now, peers),
             Input::Resolved { name, addresses } => self.resolved(now, name, addresses),
-            Input::OwnAddress { dial } => self.found_local_node(now, dial),
+            Input::OwnAddress { dial } => {
+                if let Some(target) = self.dials.get_mut(dial) {
+                    target.is_own_port = true;
+                }
+                self.down(now, dial);
+            }
             Input::Installed { fingerprint } => self.me.fingerprint = fingerprint,
             Input::Drain => {
                 self.me.state = NodeState::Draining;
@@ -270,8 +275,9 @@ impl Stabilizer {
 
     /// Returns the counts since the start, with what is wrong now.
     pub(crate) fn report(&self) -> DiscoveryReport {
-        let is_unanswered =
-            |t: &dials::Target| !matches!(t.purpose, DialPurpose::Member(_)) && t.purpose.id() != Some(&self.me.id);
+        let is_unanswered = |t: &dials::Target| {
+            !matches!(t.purpose, DialPurpose::Member(_)) && t.purpose.id() != Some(&self.me.id) && !t.is_own_port
+        };
         DiscoveryReport {
             counters: self.counters,
             stale: None,

@@ -81,7 +81,11 @@ pub(crate) async fn supervise(
             biased;
             () = sleep(pause) => {}
             () = left(&mut leaving) => return,
-            () = cx.asked() => sleep_until(ended + ASKED_PAUSE.min(pause)).await,
+            () = cx.asked() => tokio::select! {
+                biased;
+                () = left(&mut leaving) => return,
+                () = sleep_until(ended + ASKED_PAUSE.min(pause)) => {}
+            },
         }
     }
 }

@@ -359,7 +359,9 @@ impl Membership {
             }
             LinkEvent::Failed(why) => {
                 tracing::debug!(error = %why, "a connection to a target failed");
-                let is_own = link.target().addresses.iter().all(|address| is_own_address(address, self.port));
+                let target = link.target();
+                let is_own = target.expected.is_none()
+                    && target.addresses.iter().all(|address| is_own_address(address, self.port));
                 if is_own { Input::OwnAddress { dial } } else { Input::Failed { dial } }
             }
             LinkEvent::Lost => {

@@ -48,13 +48,13 @@ impl Names {
 async fn look_up(name: Address, context: Arc<NodeContext>, resolved: mpsc::Sender<(Address, Vec<Address>)>) {
     let Some((host, port)) = name.as_str().rsplit_once(':') else { return };
     let Ok(port) = port.parse() else { return };
-    let mut known = Vec::new();
+    let mut known = None;
     loop {
         // The dial of the name reports an error, so that none is logged here.
         if let Ok(found) = context.local.net.lookup(host, port).await {
             let nodes = nodes_behind(&found);
-            if nodes != known {
-                known.clone_from(&nodes);
+            if known.as_ref() != Some(&nodes) {
+                known = Some(nodes.clone());
                 if resolved.send((name.clone(), nodes)).await.is_err() {
                     return;
                 }

@@ -16,8 +16,9 @@ pub(super) fn warn(warning: &Warning) {
             "discovery no longer lists this node, which is alive; check its selector or labels; each missing peer stays \
              until two pings to it fail"
         ),
-        Warning::UnlistedPeer { id } => tracing::warn!(
-            %id,
+        Warning::UnlistedPeers { ids } => tracing::warn!(
+            peers = ids.len(),
+            ids = ?&ids[..ids.len().min(10)],
             "a peer is connected and not in discovery; compare the lists of both nodes, or its labels and named port"
         ),
         Warning::SelfNotListed => tracing::warn!(

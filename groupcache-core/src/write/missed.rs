@@ -66,6 +66,8 @@ struct AbsentPeer {
     since_ms: u64,
     /// Number of the first write that the peer has missed.
     from: u64,
+    /// Whether the peer has ever answered.
+    was_met: bool,
 }
 
 /// The numbered writes since the first one that an absent peer or an unidentified target has missed.
@@ -132,6 +134,11 @@ impl State {
 
     /// Records that a peer is absent, if there is room.
     fn add_absent(&mut self, peer: &PeerId, absent: AbsentPeer) {
+        if self.absent.len() >= MAX_ABSENT && absent.was_met {
+            // A target that never answered may be an invention.
+            let unmet = self.absent.iter().find(|(_, absent)| !absent.was_met).map(|(peer, _)| peer.clone());
+            unmet.map(|peer| self.absent.remove(&peer));
+        }
         if self.absent.len() < MAX_ABSENT {
             self.absent.insert(peer.clone(), absent);
         }
@@ -169,7 +176,8 @@ impl MissedWrites {
             state.log.add(group, key);
         }
         let dialled = state.unidentified_targets.values().filter_map(|target| target.expected.as_ref());
-        let dialled: Vec<_> = dialled.filter(|peer| state.absent.contains_key(*peer)).cloned().collect();
+        let was_met = |peer: &&PeerId| state.absent.get(*peer).is_some_and(|absent| absent.was_met);
+        let dialled: Vec<_> = dialled.filter(was_met).cloned().collect();
         if state.members.iter().eq(notified.clone()) {
             return dialled;
         }
@@ -191,7 +199,7 @@ impl MissedWrites {
         let mut state = self.0.lock();
         let from = state.log.next();
         for peer in gone {
-            state.add_absent(peer, AbsentPeer { since_ms: now_ms, from });
+            state.add_absent(peer, AbsentPeer { since_ms: now_ms, from, was_met: true });
         }
         for peer in &members {
             if let Some(absent) = state.absent.remove(peer) {
@@ -222,7 +230,7 @@ impl MissedWrites {
         if let Some(from) = from {
             state.add_missed_since(peer, from);
             let from = state.log.next();
-            state.add_absent(peer, AbsentPeer { since_ms: now_ms, from });
+            state.add_absent(peer, AbsentPeer { since_ms: now_ms, from, was_met: true });
         }
         state.trim();
     }
@@ -234,7 +242,7 @@ impl MissedWrites {
             && let Some(peer) = expected.filter(|peer| !state.members.contains(*peer))
             && !state.absent.contains_key(peer)
         {
-            state.add_absent(peer, AbsentPeer { since_ms: now_ms, from });
+            state.add_absent(peer, AbsentPeer { since_ms: now_ms, from, was_met: false });
         }
         state.trim();
     }
@@ -347,6 +355,21 @@ mod tests {
         assert_eq!(missed_writes.take(&id("a"), |_| true), [(Arc::clone(&users), keys(&["1"])), all.clone()].into());
         assert_eq!(missed_writes.take(&id("b"), |_| true), [all].into());
         assert!(!missed_writes.has_missed(&id("me"), |_| true));
+    }
+
+    /// Checks that a target that never answered is pending in no write, although it is listed again, and that a peer that
+    /// answered is.
+    #[test]
+    fn only_peers_that_answered_are_pending() {
+        let (missed_writes, users): (_, Arc<str>) = (MissedWrites::default(), "users".into());
+        missed_writes.view_changed([].iter(), members(&["me", "met"]), 0);
+        missed_writes.view_changed([id("met")].iter(), members(&["me"]), 0);
+        missed_writes.dialled(DialId(1), Some(&id("unmet")));
+        missed_writes.target_dropped(DialId(1), Some(&id("unmet")), 0);
+        missed_writes.dialled(DialId(2), Some(&id("unmet")));
+        missed_writes.dialled(DialId(3), Some(&id("met")));
+        let me = members(&["me"]);
+        assert_eq!(missed_writes.record_write(&users, None, me.iter()), [id("met")]);
     }
 
     /// Checks that a peer that joins or leaves during a write misses the write, and is returned as pending.

@@ -204,3 +204,20 @@ async fn equal_set_is_published_after_both_sources_resolve() {
     merged.first.publish(&a);
     assert_eq!(merged.receive().await.count, 2);
 }
+
+/// Checks that a record of hints neither covers an address of an authority nor comes before its record.
+#[test]
+fn records_of_an_authority_come_before_hints() {
+    let of = |peer: Peer, trust| Peer { trust, ..peer };
+    let listed = of(Peer::at("10.0.0.7:7946").unwrap(), Trust::Authority);
+    let lie = of(named("x", "10.0.0.7:7946"), Trust::Hints);
+    assert!(unite([listed.clone(), lie].into_iter()).contains(&listed));
+
+    let b = of(named("b", "10.0.0.8:7946"), Trust::Authority);
+    let lie = of(named("b", "10.0.9.9:7946").with_incarnation(Incarnation(u64::MAX)), Trust::Hints);
+    for records in [[b.clone(), lie.clone()], [lie, b]] {
+        let united = unite(records.into_iter());
+        assert_eq!(united[0].addresses()[0].as_str(), "10.0.0.8:7946");
+        assert_eq!(united[0].trust, Trust::Authority);
+    }
+}

@@ -45,6 +45,9 @@ pub(super) struct Target {
     pub(super) addresses: Vec<Address>,
     /// Last refusal since the last accepted Hello, so that the warning is written once and not at every redial.
     pub(super) refusal: Option<Refusal>,
+    /// Whether the target is the port of this node at an address of its machine, without an answer so far. The target is
+    /// probably the node itself, and another node may answer there later.
+    pub(super) is_own_port: bool,
     /// Time since which discovery does not list the target. Unused for a member, which has a
     /// [`ListingStatus`](super::ListingStatus).
     pub(super) unlisted_since: Option<Duration>,
@@ -74,7 +77,15 @@ impl Dials {
         }
         self.last += 1;
         let expected = purpose.id().cloned();
-        let target = Target { purpose, link: Link::Dialling, expected, addresses, refusal: None, unlisted_since: None };
+        let target = Target {
+            purpose,
+            link: Link::Dialling,
+            expected,
+            addresses,
+            refusal: None,
+            is_own_port: false,
+            unlisted_since: None,
+        };
         self.targets.insert(DialId(self.last), target);
         Some(DialId(self.last))
     }

@@ -34,7 +34,7 @@ pub(crate) enum Input {
     Inbound(Vec<InboundPeer>),
     /// The addresses of the nodes behind a listed name without an id. Empty if a single node answers there.
     Resolved { name: Address, addresses: Vec<Address> },
-    /// The failure of a dial to the port of the local node at an address of its machine, where it does not listen.
+    /// The failure of a dial to a target without an id, which is the port of the local node at an address of its machine.
     OwnAddress { dial: DialId },
     /// The fingerprint of the view made by the last [`Action::Install`].
     Installed { fingerprint: u64 },
@@ -105,8 +105,8 @@ pub(crate) enum Warning {
     Held { missing: usize, of: usize },
     /// A complete set of an authority that lacks this node, which an earlier set listed. Removals are suspended.
     SelfUnlisted { missing: usize, of: usize },
-    /// A peer that is connected and that discovery does not list.
-    UnlistedPeer { id: PeerId },
+    /// Peers that are connected and that discovery does not list.
+    UnlistedPeers { ids: Vec<PeerId> },
     /// No complete set has listed this node, so that peers may not find it.
     SelfNotListed,
     /// A set larger than the limit, with the number of entries left out.

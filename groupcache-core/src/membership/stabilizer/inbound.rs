@@ -2,8 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::identity::{Address, NodeState, PeerId};
-use crate::membership::stabilizer::{OwnerKind, Stabilizer, dials::Link, events::Warning};
+use crate::identity::{Address, MAX_ADDRESSES, NodeState, PeerId};
+use crate::membership::stabilizer::{
+    Stabilizer,
+    dials::Link,
+    events::{Action, Warning},
+};
 
 /// Time after which discovery is asked about a connected peer that it does not list: longer than a working watch takes,
 /// because each question costs the source a full list, and a node that starts connects to all others at once.
@@ -30,7 +34,9 @@ pub(crate) struct InboundPeer {
 pub(super) struct Unlisted {
     since: Duration,
     is_asked_about: bool,
-    is_reported: bool,
+    /// Whether the peer has been unlisted for [`UNLISTED_LIMIT`].
+    is_due: bool,
+    is_said: bool,
 }
 
 impl Stabilizer {
@@ -39,13 +45,6 @@ impl Stabilizer {
     pub(super) fn inbound(&mut self, now: Duration, peers: Vec<InboundPeer>) {
         let peers = peers.into_iter().filter(|peer| peer.id != self.me.id);
         self.inbound = peers.map(|peer| (peer.id.clone(), peer)).collect();
-        // Another node answers now at an address that was taken for the local node's.
-        let said: BTreeSet<_> = self.inbound.values().flat_map(|peer| &peer.addresses).collect();
-        let before = self.address_owners.len();
-        self.address_owners.retain(|address, owner| owner.kind != OwnerKind::Local || !said.contains(address));
-        if self.address_owners.len() < before {
-            self.reconcile(now);
-        }
         let is_said = |id: &PeerId| self.inbound.contains_key(id);
         for dial in self.dials.select(|t| t.link != Link::Live && t.purpose.id().is_some_and(is_said)) {
             self.update_target(dial);
@@ -62,10 +61,15 @@ impl Stabilizer {
                 && !listed.contains_key(&peer.id)
                 && !peer.addresses.iter().any(|address| self.listing.hints.contains_key(address))
         };
-        let found: Vec<_> = self.inbound.values().filter(is_unlisted).map(|peer| peer.id.clone()).collect();
+        let found: BTreeSet<_> = self.inbound.values().filter(is_unlisted).map(|peer| peer.id.clone()).collect();
         self.unlisted.retain(|id, _| found.contains(id));
         for id in found {
-            self.unlisted.entry(id).or_insert(Unlisted { since: now, is_asked_about: false, is_reported: false });
+            self.unlisted.entry(id).or_insert(Unlisted {
+                since: now,
+                is_asked_about: false,
+                is_due: false,
+                is_said: false,
+            });
         }
     }
 
@@ -85,24 +89,27 @@ impl Stabilizer {
         ids
     }
 
-    /// Reports each peer that has been connected and unlisted for [`UNLISTED_LIMIT`], once.
+    /// Counts each peer that has been connected and unlisted for [`UNLISTED_LIMIT`], and says them in one line.
     pub(super) fn report_unlisted(&mut self, now: Duration) {
-        let is_due = |unlisted: &Unlisted| !unlisted.is_reported && now >= unlisted.since + UNLISTED_LIMIT;
-        let due: Vec<_> = self.unlisted.iter_mut().filter(|(_, unlisted)| is_due(unlisted)).collect();
-        let mut ids = Vec::new();
-        for (id, unlisted) in due {
-            unlisted.is_reported = true;
-            ids.push(id.clone());
+        for unlisted in self.unlisted.values_mut().filter(|unlisted| !unlisted.is_due) {
+            unlisted.is_due = now >= unlisted.since + UNLISTED_LIMIT;
+            self.counters.unlisted += u64::from(unlisted.is_due);
         }
-        self.counters.unlisted += ids.len() as u64;
-        if let Some(id) = ids.into_iter().next() {
-            self.warn_rarely(now, "unlisted", Warning::UnlistedPeer { id });
+        let is_unsaid = |unlisted: &Unlisted| unlisted.is_due && !unlisted.is_said;
+        if self.unlisted.values().any(is_unsaid) && self.may_warn(now, "unlisted") {
+            let unsaid = self.unlisted.iter_mut().filter(|(_, unlisted)| is_unsaid(unlisted));
+            let ids = unsaid.map(|(id, unlisted)| {
+                unlisted.is_said = true;
+                id.clone()
+            });
+            let ids = ids.collect();
+            self.actions.push(Action::Warn(Warning::UnlistedPeers { ids }));
         }
     }
 
     /// Returns the connected peers that discovery has not listed for [`UNLISTED_LIMIT`].
     pub(crate) fn unlisted(&self) -> impl Iterator<Item = &PeerId> {
-        self.unlisted.iter().filter(|(_, unlisted)| unlisted.is_reported).map(|(id, _)| id)
+        self.unlisted.iter().filter(|(_, unlisted)| unlisted.is_due).map(|(id, _)| id)
     }
 
     /// Returns the fingerprint of the ring of a member, by the connection that is open in either direction.
@@ -115,8 +122,10 @@ impl Stabilizer {
     /// peer come first, because anybody may announce others.
     pub(super) fn with_said_addresses(&self, id: &PeerId, mut addresses: Vec<Address>) -> Vec<Address> {
         if let Some(peer) = self.inbound.get(id) {
-            let at = if peer.is_proven { 0 } else { addresses.len() };
-            addresses.splice(at..at, peer.addresses.iter().cloned());
+            // An unproven peer has the last place, so that announced addresses do not cut it off.
+            let said = peer.addresses.iter().take(if peer.is_proven { MAX_ADDRESSES } else { 1 });
+            let at = if peer.is_proven { 0 } else { addresses.len().min(MAX_ADDRESSES - 1) };
+            addresses.splice(at..at, said.cloned());
         }
         addresses
     }

@@ -42,8 +42,9 @@ impl Listing {
                 }
                 Some(id) => {
                     let listed = listing.named.entry(id).or_default();
-                    // `None` is less than any incarnation, so that a record with an incarnation comes first.
-                    let is_newer = peer.incarnation > listed.incarnation;
+                    // `None` is less than any incarnation, so that a record with an incarnation comes first. The record of
+                    // an authority precedes both, because anybody may announce a higher incarnation.
+                    let is_newer = (peer.trust, peer.incarnation) > (listed.trust, listed.incarnation);
                     listed.merge(peer.addresses, peer.incarnation, is_newer);
                     listed.trust = listed.trust.max(peer.trust);
                 }
@@ -84,16 +85,24 @@ impl Listing {
         self.trim(&is_known)
     }
 
-    /// Removes the entries beyond the limit and returns their number. The last names in order are removed, so that all
-    /// nodes leave out the same entries. Addresses are removed first, because they may belong to peers that are listed
-    /// by id, and known peers last, because anybody may invent others.
+    /// Removes the entries beyond the limit and returns their number. The last entries in order are removed, so that all
+    /// nodes leave out the same ones. Entries of hints are removed before those of an authority, and known peers last,
+    /// because anybody may invent others. Of equal ones addresses are removed first, because they may belong to peers that
+    /// are listed by id.
     fn trim(&mut self, is_known: &impl Fn(&PeerId) -> bool) -> usize {
         let mut left_out = 0;
         while self.named.len() + self.listed_hints.len() > MAX_PEERS {
-            if self.listed_hints.pop_last().is_none() {
-                let last = self.named.keys().rev().find(|id| !is_known(id)).or(self.named.keys().next_back());
-                let Some(last) = last.cloned() else { break };
-                self.named.remove(&last);
+            let hint = |trust: Trust| self.listed_hints.iter().rev().find(move |(_, of)| **of <= trust);
+            let id = |trust: Trust| self.named.iter().rev().find(move |(id, of)| of.trust <= trust && !is_known(id));
+            let hint_or_id = |trust| match hint(trust) {
+                Some((address, _)) => Some((Some(address.clone()), None)),
+                None => id(trust).map(|(id, _)| (None, Some(id.clone()))),
+            };
+            let known = || self.named.keys().next_back().map(|id| (None, Some(id.clone())));
+            match hint_or_id(Trust::Hints).or_else(|| hint_or_id(Trust::Authority)).or_else(known) {
+                Some((Some(address), _)) => drop(self.listed_hints.remove(&address)),
+                Some((None, Some(id))) => drop(self.named.remove(&id)),
+                _ => break,
             }
             left_out += 1;
         }

@@ -31,6 +31,7 @@ impl Stabilizer {
             self.warn_of_excess(now, left_out);
             self.complete_set(now, listing);
         }
+        self.names.retain(|name, _| self.listing.listed_hints.contains_key(name));
         if let Some(incarnation) = listed_incarnation {
             self.raise_incarnation(now, incarnation);
         }
@@ -41,6 +42,16 @@ impl Stabilizer {
     /// Handles the addresses that a name server has for a listed name without an id. Several addresses of one family are
     /// several nodes behind one name, and each of them becomes a target.
     pub(super) fn resolved(&mut self, now: Duration, name: Address, addresses: Vec<Address>) {
+        if !self.listing.listed_hints.contains_key(&name) {
+            return; // the name was looked up while it was removed from the list
+        }
+        // The name server lists the node that answered at the name from now on, and is no authority.
+        if let Some(OwnerKind::Peer(id)) = self.address_owners.get(&name).map(|owner| &owner.kind)
+            && let Some(entry) = self.members.get_mut(id)
+            && !addresses.is_empty()
+        {
+            entry.listed_by = Trust::Hints;
+        }
         if addresses.is_empty() {
             self.names.remove(&name);
         } else {
@@ -53,8 +64,7 @@ impl Stabilizer {
 
     /// Returns the listed names without an id. Several nodes may answer behind each.
     pub(crate) fn hinted_names(&self) -> BTreeSet<Address> {
-        let is_name = |address: &&Address| address.as_str().parse::<std::net::SocketAddr>().is_err();
-        self.listing.listed_hints.keys().filter(is_name).cloned().collect()
+        self.listing.listed_hints.keys().filter(|address| is_name(address)).cloned().collect()
     }
 
     fn complete_set(&mut self, now: Duration, listing: Listing) {
@@ -113,7 +123,9 @@ impl Stabilizer {
     fn trust_of_local_record(&self, listing: &Listing) -> Option<Trust> {
         let named = listing.named.get(&self.me.id).map(|listed| listed.trust);
         let is_own = |address: &Address| self.is_own_address(address) || self.me.addresses.contains(address);
-        let hinted = listing.hints.iter().filter(|(address, _)| is_own(address)).map(|(_, trust)| *trust);
+        // A name may be of several nodes now and of one later, so that no authority lists this node by it.
+        let trust_of = |address: &Address, trust: Trust| if is_name(address) { Trust::Hints } else { trust };
+        let hinted = listing.hints.iter().filter(|(address, _)| is_own(address)).map(|(a, trust)| trust_of(a, *trust));
         named.into_iter().chain(hinted).max()
     }
 
@@ -188,6 +200,10 @@ impl Stabilizer {
             self.warn_rarely(now, "too many peers", Warning::TooManyPeers { left_out });
         }
     }
+}
+
+fn is_name(address: &Address) -> bool {
+    address.as_str().parse::<std::net::SocketAddr>().is_err()
 }
 
 /// Returns whether a peer has answered, or is the local node.

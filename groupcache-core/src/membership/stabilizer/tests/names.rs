@@ -45,3 +45,24 @@ fn name_of_a_single_node_stays_a_target() {
     resolved(&mut node, "cache:1", "");
     node.hello("@cache:1").after(300).members("cache me");
 }
+
+/// Checks that a name which is listed again has the addresses of its last look-up, and none of an earlier listing.
+#[test]
+fn name_listed_again_forgets_its_earlier_addresses() {
+    let mut node = start();
+    node.set("@cache:1");
+    resolved(&mut node, "cache:1", "10.0.0.1:1 10.0.0.2:1");
+    node.set("me").after(10_000);
+    resolved(&mut node, "cache:1", "10.0.0.1:1 10.0.0.2:1"); // a look-up that was under way
+    node.set("@cache:1").hello("@cache:1").after(300).members("cache me");
+}
+
+/// Checks that a member that answered at a name of an authority stays when the name server lists others, because the
+/// name server is no authority.
+#[test]
+fn name_server_removes_no_living_member() {
+    let mut node = start();
+    node.set("@cache:1 me").answers("@cache:1", peer("a")).after(300).members("a me");
+    resolved(&mut node, "cache:1", "10.0.0.2:1 10.0.0.3:1");
+    node.after(60_000).members("a me");
+}

@@ -1,11 +1,14 @@
 //! Tests of what a complete set may remove: hints against a living connection, and an authority that has lost this
 //! node.
 
-use crate::membership::{
-    provider::{Peer, PeerSet},
-    stabilizer::{
-        Input, Warning,
-        tests::script::{Script, cluster_of, hints, peers, start},
+use crate::{
+    identity::Incarnation,
+    membership::{
+        provider::{Peer, PeerSet},
+        stabilizer::{
+            Input, Warning,
+            tests::script::{Script, at, cluster_of, hints, id, peers, start},
+        },
     },
 };
 
@@ -110,4 +113,29 @@ fn authority_that_lists_this_node_again_is_believed() {
 fn authority_that_never_listed_this_node_is_believed() {
     let mut cluster = cluster_of("a b c");
     cluster.set("a b").after(6_000).members("a b me");
+}
+
+/// Checks that inventions of hints beyond the limit push out no address of an authority.
+#[test]
+fn inventions_push_out_no_address_of_an_authority() {
+    let mut cluster = cluster_of("@a:1 @b:1 @zz:1 me");
+    let invented: Vec<_> = (0..2_500).map(|n| format!("invented-{n}")).collect();
+    let flood = hints(&invented.join(" "));
+    set(&mut cluster, [peers("@a:1 @b:1 @zz:1 me"), flood].concat());
+    cluster.after(60_000).members("a b me zz");
+    assert_eq!(cluster.stabilizer.report().unanswered_targets, 1_996);
+}
+
+/// Checks that the address of an authority is dialled before the addresses that hints announce for the same id with the
+/// highest incarnation.
+#[test]
+fn address_of_an_authority_precedes_announced_ones() {
+    let mut node = start();
+    let dead: Vec<_> = (1..=8).map(|n| at(&format!("dead:{n}"))).collect();
+    let lie = Peer::member(id("a"), dead).with_incarnation(Incarnation(u64::MAX));
+    for records in [[vec![lie.clone()], peers("me a")], [peers("me a"), vec![lie]]] {
+        set(&mut node, records.concat());
+        let (_, addresses) = &node.dials[&node.dial("a")];
+        assert_eq!(addresses[0], at("a:1"));
+    }
 }
