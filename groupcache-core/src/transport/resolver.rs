@@ -274,9 +274,15 @@ impl Table {
     /// Makes room for a name, and returns whether there is any. Names that are looked up stay.
     fn make_room(&mut self) -> bool {
         if self.names.len() >= MAX_NAMES {
-            let resting = self.names.iter().filter(|(_, entry)| matches!(entry.state, State::Resting));
-            let oldest = resting.min_by_key(|(_, entry)| entry.used_at).map(|(name, _)| Arc::clone(name));
-            oldest.and_then(|name| self.names.remove(&name));
+            let is_removable = |entry: &Entry| match &entry.state {
+                State::Resting => true,
+                State::Queued { outcome, .. } => outcome.receiver_count() == 0,
+                State::Running { .. } => false,
+            };
+            let removable = self.names.iter().filter(|(_, entry)| is_removable(entry));
+            let oldest = removable.min_by_key(|(_, entry)| entry.used_at).map(|(name, _)| Arc::clone(name));
+            let removed = oldest.and_then(|name| self.names.remove(&name));
+            self.queued -= usize::from(removed.is_some_and(|entry| matches!(entry.state, State::Queued { .. })));
         }
         self.names.len() < MAX_NAMES
     }
@@ -290,21 +296,23 @@ impl Table {
     }
 
     fn next(&self) -> Option<(Arc<str>, usize)> {
-        let queued = self.names.iter().filter_map(|(name, entry)| match entry.state {
-            State::Queued { number, .. } => Some((entry.troubles, number, name, entry.kind())),
-            _ => None,
+        // A name without a caller comes after those that callers wait for, because a dial gives up after a second, and
+        // hundreds of silent names would keep a new one waiting for minutes.
+        let queued = self.names.iter().filter_map(|(name, entry)| match &entry.state {
+            State::Queued { number, outcome } => {
+                Some(((entry.troubles, outcome.receiver_count() == 0, *number), name, entry.kind()))
+            }
+            State::Resting | State::Running { .. } => None,
         });
-        let next = queued
-            .filter(|(_, _, _, kind)| self.admits(*kind))
-            .min_by_key(|(troubles, number, ..)| (*troubles, *number));
-        next.map(|(_, _, name, kind)| (Arc::clone(name), kind))
+        let next = queued.filter(|(_, _, kind)| self.admits(*kind)).min_by_key(|(rank, ..)| *rank);
+        next.map(|(_, name, kind)| (Arc::clone(name), kind))
     }
 
     fn has_work(&self) -> bool {
         self.queued > 0 && self.next().is_some()
     }
 
-    /// Begins the queued look-up with the fewest failures before it.
+    /// Begins the queued look-up with the fewest failures before it, and of these one that a caller waits for.
     fn begin(&mut self, begun: Instant) -> Option<Job> {
         let (name, kind) = if self.queued == 0 { None } else { self.next() }?;
         let entry = self.names.get_mut(&name)?;

@@ -223,6 +223,26 @@ async fn name_with_fewest_failures_comes_first() {
     assert!(last("slow") < last("slowest"), "{begun:?}");
 }
 
+/// Checks that a name that a caller waits for passes those that callers have given up.
+#[tokio::test]
+async fn awaited_name_passes_abandoned_ones() {
+    let scene = Scene::new(ANEW);
+    let silent: Vec<_> = (0..50).map(|n| scene.ask(&format!("silent-{n:02}"))).collect();
+    let all_asked = || scene.resolver.0.table().names.len() == 50;
+    eventually("no thread is free", || all_asked() && scene.running.lock().unwrap().len() >= AT_ONCE[1]).await;
+    silent.iter().for_each(tokio::task::JoinHandle::abort);
+    for asked in silent {
+        let _ = asked.await;
+    }
+    let good = scene.ask("good");
+    eventually("the name is queued", || scene.resolver.0.table().names.len() == 51).await;
+    let first = scene.begun.lock().unwrap().first().cloned().unwrap();
+    scene.answer(&first, Err(silence())).await;
+    scene.answer("good", Ok(at(1))).await;
+    assert!(good.await.unwrap().is_ok());
+    assert_eq!(scene.begun.lock().unwrap().get(AT_ONCE[1]).map(String::as_str), Some("good"));
+}
+
 #[tokio::test]
 async fn table_of_names_is_bounded() {
     let scene = Scene::new(Times { failed: LONG, ..ANEW });
@@ -231,9 +251,11 @@ async fn table_of_names_is_bounded() {
         assert!(resolver.lookup(&format!("name-{n}"), 1).await.is_ok());
     }
     assert_eq!(resolver.0.table().names.len(), MAX_NAMES);
-    for n in 0..MAX_NAMES {
-        assert!(matches!(Shared::ask(&scene.resolver.0, &format!("name-{n}")), Step::Wait { .. }));
-    }
+    let waiting: Vec<_> = (0..MAX_NAMES).map(|n| Shared::ask(&scene.resolver.0, &format!("name-{n}"))).collect();
+    assert!(waiting.iter().all(|step| matches!(step, Step::Wait { .. })));
     let Step::Done(Err(why)) = Shared::ask(&scene.resolver.0, "one-more") else { panic!("there is no room") };
     assert!(why.contains("too many"), "{why}");
+    drop(waiting);
+    let step = Shared::ask(&scene.resolver.0, "one-more");
+    assert!(matches!(step, Step::Wait { .. }), "an abandoned look-up makes room");
 }
