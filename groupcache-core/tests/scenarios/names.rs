@@ -51,6 +51,9 @@ fd00:dead::77 bee
 127.0.0.1 bee
 127.0.0.3 cache
 127.0.0.2 cache
+127.0.0.4 scaled
+127.0.0.5 scaled
+127.0.0.6 scaled
 ";
 
 /// Runs a scene in a namespace, and returns how long the process lived after its last line. Returns `None` where the
@@ -97,6 +100,7 @@ async fn child_process_dials_names() {
         "half" => half(server).await,
         "swallow" => swallow().await,
         "shared" => shared().await,
+        "scaled" => scaled().await,
         other => panic!("unknown scene: {other}"),
     }
     println!("over");
@@ -253,4 +257,28 @@ async fn shared() {
     let addresses: Vec<SocketAddr> = vec![b.address(), c.address()];
     println!("reached {addresses:?}");
     end([a, b, c]).await;
+}
+
+/// Checks that three nodes find one another by one name without ids, which stands for the addresses of all three.
+#[test]
+fn nodes_behind_one_name_without_ids_find_each_other() {
+    run("scaled");
+}
+
+async fn scaled() {
+    let peers = Peers::default();
+    peers.set(vec![Peer::at("scaled:7946").unwrap()]);
+    let mut nodes = Vec::new();
+    for (id, listen) in [("a", "127.0.0.4:7946"), ("b", "127.0.0.5:7946"), ("c", "127.0.0.6:7946")] {
+        nodes.push(start(id, listen, &peers).await);
+    }
+    let begun = Instant::now();
+    let agree = |nodes: &[Node]| {
+        nodes.iter().all(|node| node.members().len() == 3 && node.fingerprint() == nodes[0].fingerprint())
+    };
+    eventually("all three agree", || agree(&nodes)).await;
+    println!("all three agree after {:?}", begun.elapsed());
+    sleep(Duration::from_secs(10)).await; // longer than the time between two look-ups, and than the grace of a member
+    assert!(agree(&nodes), "the nodes stay together");
+    end(nodes).await;
 }
