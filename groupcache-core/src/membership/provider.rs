@@ -484,22 +484,12 @@ impl fmt::Display for NodeState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{identity::PeerId, testing::unit::hello};
+    use crate::{identity::PeerId, testing::unit::me};
 
     fn start() -> (ProviderContext, ProviderFeed) {
-        let hello = hello("me");
-        let me = Me {
-            id: hello.id,
-            cluster: "default".into(),
-            incarnation: hello.incarnation,
-            state: hello.state,
-            addresses: Vec::new(),
-            weight: hello.weight,
-            zone: "".into(),
-            tls: false,
-        };
         let reached = watch::channel(BTreeSet::from([PeerId::new("b").expect("a good id")])).1;
-        let (handle, feed) = ProviderHandle::new(watch::channel(me).1, watch::channel(false).1, reached, Trust::Hints);
+        let (handle, feed) =
+            ProviderHandle::new(watch::channel(me("me")).1, watch::channel(false).1, reached, Trust::Hints);
         (handle.context().0, feed)
     }
 

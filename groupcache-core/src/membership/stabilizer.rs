@@ -13,8 +13,9 @@
 //!   until every missing member has failed two pings.
 //! - Health is not membership: an unreachable peer stays a member, and the engine routes requests around it.
 //!
-//! Read on in `events` (inputs and actions), `sets` (peer sets), `hello` (answers of targets), `leave` (removals),
-//! `members` (the member list and its shares), `dials` (targets) and `resolve_backoff` (questions to the provider).
+//! Read on in `events` (inputs and actions), `sets` (peer sets), `listing` (their content), `hello` (answers of
+//! targets), `inbound` (peers that connect), `leave` (removals), `members` (the member list and its shares), `dials` and
+//! `targets` (the targets and their addresses) and `resolve_backoff` (questions to the provider).
 
 mod dials;
 mod events;
@@ -25,6 +26,7 @@ mod listing;
 mod members;
 mod resolve_backoff;
 mod sets;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -411,72 +413,6 @@ impl Stabilizer {
             self.warned_at.insert(kind, now);
         }
         is_due
-    }
-
-    fn hangup(&mut self, dial: DialId) {
-        if self.dials.remove(dial).is_some() {
-            self.actions.push(Action::Hangup { dial });
-        }
-    }
-
-    /// Dials a new target, if any address is known for it.
-    fn open(&mut self, purpose: DialPurpose) {
-        let addresses = self.addresses_of(&purpose, &[]);
-        if addresses.is_empty() {
-            return;
-        }
-        let expected = purpose.id().cloned();
-        if let Some(dial) = self.dials.open(purpose, addresses.clone()) {
-            self.actions.push(Action::Dial { dial, expected, addresses });
-        }
-    }
-
-    /// Sends the node the addresses of a target if they have changed. A live connection stays as it is.
-    fn update_target(&mut self, dial: DialId) {
-        let Some(target) = self.dials.get(dial).filter(|t| t.link != Link::Live) else { return };
-        // Earlier addresses are dropped when another peer answers at the target.
-        let is_recycled = matches!(target.refusal, Some(Refusal::WrongId { .. }));
-        let addresses = self.addresses_of(&target.purpose, if is_recycled { &[] } else { &target.addresses });
-        let expected = target.purpose.id().cloned();
-        if addresses.is_empty() || (addresses == target.addresses && expected == target.expected) {
-            return;
-        }
-        if let Some(target) = self.dials.get_mut(dial) {
-            target.addresses.clone_from(&addresses);
-            target.expected.clone_from(&expected);
-            self.actions.push(Action::Dial { dial, expected, addresses });
-        }
-    }
-
-    /// Returns the addresses to dial, best first: from discovery, from answers at hinted addresses, from the peer's
-    /// Hello, and `before`. The addresses of a record with a stale incarnation come last. For the id of this node: the
-    /// listed addresses at which it is not known to answer itself.
-    fn addresses_of(&self, purpose: &DialPurpose, before: &[Address]) -> Vec<Address> {
-        let id = match purpose {
-            DialPurpose::Hint(address) => return vec![address.clone()],
-            DialPurpose::Named(id) | DialPurpose::Member(id) => id,
-        };
-        let listed = self.listing.named.get(id);
-        let of_list = listed.map(|l| l.addresses.clone()).unwrap_or_default();
-        if *id == self.me.id {
-            let is_foreign = |a: &Address| !self.me.addresses.contains(a) && !self.is_own_address(a);
-            return of_list.into_iter().filter(is_foreign).collect();
-        }
-        let mut all = Vec::new();
-        let entry = self.members.get(id);
-        let is_old = entry.zip(listed).is_some_and(|(e, l)| l.incarnation.is_some_and(|i| i < e.facts.incarnation));
-        if !is_old {
-            all.extend(of_list.iter().cloned());
-        }
-        all.extend(self.address_owners.iter().filter(|(_, a)| a.is_of(id)).map(|(address, _)| address.clone()));
-        all.extend(entry.map(|e| e.facts.addresses.clone()).unwrap_or_default());
-        all.extend(before.iter().cloned());
-        all.extend(of_list);
-        distinct(self.with_said_addresses(id, all))
-    }
-
-    fn is_own_address(&self, address: &Address) -> bool {
-        self.address_owners.get(address).is_some_and(|owner| owner.kind == OwnerKind::Local)
     }
 }
 

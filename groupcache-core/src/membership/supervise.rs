@@ -104,8 +104,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        membership::provider::{Me, ProviderContext, ProviderError, Trust},
-        testing::unit::hello,
+        membership::provider::{ProviderContext, ProviderError, Trust},
+        testing::unit::me,
     };
 
     /// Provider that fails at once in each run.
@@ -128,20 +128,9 @@ mod tests {
     /// a second at the earliest.
     #[tokio::test(start_paused = true)]
     async fn request_to_look_again_ends_the_pause() {
-        let hello = hello("me");
-        let me = Me {
-            id: hello.id,
-            cluster: "default".into(),
-            incarnation: hello.incarnation,
-            state: hello.state,
-            addresses: Vec::new(),
-            weight: 1,
-            zone: "".into(),
-            tls: false,
-        };
         let (leaving, is_leaving) = watch::channel(false);
         let (handle, _feed) = ProviderHandle::new(
-            watch::channel(me).1,
+            watch::channel(me("me")).1,
             is_leaving.clone(),
             watch::channel(<_>::default()).1,
             Trust::Hints,

@@ -17,8 +17,9 @@ use tonic::transport::server::Router;
 use crate::node::security::reload_credentials;
 use crate::node::{
     Inner, Node,
+    channels::{EVENT_QUEUE, Feeds, Outputs, Status},
     handover::receive_values,
-    membership::{EVENT_QUEUE, Feeds, Membership, Outputs, Status, facts},
+    membership::{Membership, facts},
     security::SecuritySettings,
     supervise::supervise,
     tick::{announce, sweep, tick},

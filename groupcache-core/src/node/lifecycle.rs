@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
-use crate::node::{Inner, Node, handover::handover_limit, membership::Command};
+use crate::node::{Inner, Node, channels::Command, handover::handover_limit};
 use crate::{
     error::Result,
     flight::within,

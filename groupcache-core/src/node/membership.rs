@@ -16,12 +16,18 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::node::{group_mismatch::GroupMismatches, names::Names, replay::replay, warnings::warn};
+use crate::node::{
+    channels::{Command, EVENT_QUEUE, Feeds, Outputs, Status},
+    group_mismatch::GroupMismatches,
+    names::Names,
+    replay::replay,
+    warnings::warn,
+};
 use crate::{
     context::NodeContext,
     identity::{Address, NodeState, PeerId},
     membership::{
-        provider::{Health, Me, PeerSet, ProviderFeed, Report},
+        provider::{Health, Me, PeerSet, Report},
         stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Refusal, Stabilizer},
         view::View,
     },
@@ -37,45 +43,6 @@ use crate::{
 
 /// Interval at which the stabilizer receives a tick.
 const STEP: Duration = Duration::from_millis(50);
-
-/// Capacity of each queue of the membership task. When the queue of link events is full, a link waits. When the queue
-/// of arrivals is full, an arrival is dropped.
-pub(super) const EVENT_QUEUE: usize = 1024;
-
-/// Command of the node to its membership task.
-#[derive(Debug)]
-pub(super) enum Command {
-    Drain,
-}
-
-/// State of the membership, as the node waits for it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Status {
-    pub(super) is_ready: bool,
-    pub(super) is_draining: bool,
-    pub(super) ready_members: usize,
-    /// Addresses of another live node with the id of this node, if there is one.
-    pub(super) duplicate_at: Option<Vec<Address>>,
-}
-
-/// Inputs of the membership task.
-pub(super) struct Feeds {
-    pub(super) provider: ProviderFeed,
-    pub(super) commands: mpsc::Receiver<Command>,
-    pub(super) events: mpsc::Receiver<(DialId, LinkEvent)>,
-    /// Peers that have connected to this node, or that send again after a silence.
-    pub(super) arrivals: mpsc::Receiver<PeerId>,
-}
-
-/// Channels of the membership task to links, provider and node.
-pub(super) struct Outputs {
-    pub(super) links: LinkEvents,
-    /// Channel for resolve requests to the current run of the provider.
-    pub(super) requests: watch::Receiver<Option<mpsc::Sender<Vec<PeerId>>>>,
-    pub(super) me: watch::Sender<Me>,
-    pub(super) reached: watch::Sender<BTreeSet<PeerId>>,
-    pub(super) status: watch::Sender<Status>,
-}
 
 /// The membership task.
 pub(super) struct Membership {

@@ -7,6 +7,7 @@
 //! All tasks of this module end with the node, at the latest when its last handle is dropped.
 
 mod builder;
+mod channels;
 mod group_mismatch;
 mod handover;
 pub mod inspect;
@@ -27,8 +28,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::node::builder::NodeBuilder;
+use crate::node::channels::{Command, Status};
 use crate::node::inspect::{DiscoveryInfo, LoadStats, MemberInfo, UnreachablePeer};
-use crate::node::membership::{Command, Status};
 #[cfg(feature = "tls")]
 use crate::transport::{
     Security,

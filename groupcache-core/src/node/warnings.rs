@@ -18,7 +18,7 @@ pub(super) fn warn(warning: &Warning) {
         ),
         Warning::UnlistedPeers { ids } => tracing::warn!(
             peers = ids.len(),
-            ids = ?&ids[..ids.len().min(10)],
+            ids = ?ids.iter().take(10).collect::<Vec<_>>(),
             "a peer is connected and not in discovery; compare the lists of both nodes, or its labels and named port"
         ),
         Warning::SelfNotListed => tracing::warn!(

@@ -5,6 +5,7 @@ pub(crate) mod support;
 
 use crate::{
     identity::{Incarnation, NodeState, PeerId},
+    membership::provider::Me,
     protocol::message::Hello,
 };
 
@@ -25,5 +26,20 @@ pub(crate) fn hello(id: &str) -> Hello {
         max_value_bytes: 1 << 20,
         groups: Vec::new(),
         features: 0,
+    }
+}
+
+/// Returns the node that a provider announces, with default settings.
+pub(crate) fn me(id: &str) -> Me {
+    let hello = hello(id);
+    Me {
+        id: hello.id,
+        cluster: hello.cluster.as_str().into(),
+        incarnation: hello.incarnation,
+        state: hello.state,
+        addresses: hello.addresses,
+        weight: hello.weight,
+        zone: hello.zone,
+        tls: false,
     }
 }
