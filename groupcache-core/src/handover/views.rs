@@ -140,7 +140,11 @@ impl PreviousViews {
 
     /// Records that `now` replaces the view `before`, if their owners differ. The call comes before the new view is
     /// installed, so that every reader of the new view finds the previous one.
+    ///
+    /// A peer that begins to drain is a source whatever this node has seen of it. The peer may have become ready and
+    /// begun to drain between two views of this node, and holds values of the keys that it owned by its own view.
     pub(crate) fn on_view_change(&self, before: Arc<View>, now: &View, scope: Scope, now_ms: u64) {
+        let draining = newly_draining(&before, now);
         // A node that has just joined has seen only itself before. The previous view of the node is therefore the new
         // view without this node, because the other members owned its keys.
         let knew_others = before.members().iter().any(|member| member.dial.is_some() && member.share > 0);
@@ -151,11 +155,15 @@ impl PreviousViews {
             before
         };
         let is_same = before.fingerprint() == now.fingerprint() && before.ring_of(scope) == now.ring_of(scope);
-        if !self.is_on || is_same || before.owners(Scope::Cluster) == 0 {
+        if !self.is_on {
             return;
         }
+        if is_same || before.owners(Scope::Cluster) == 0 {
+            return self.add_sources(draining);
+        }
         let is_new_here = now_ms < later(self.joined_at_ms.load(Relaxed), NEW_HERE);
-        let sources = sources(&before, now, is_new_here);
+        let mut sources = sources(&before, now, is_new_here);
+        sources.extend(draining);
         let number = self.number() + 1;
         let mut all = vec![PreviousView { number, view: before, since_ms: now_ms }];
         let others = self.views.load_full();
@@ -172,6 +180,14 @@ impl PreviousViews {
         self.last_sources.lock().clone_from(&sources);
         self.sources.lock().extend(sources);
         self.updates.send_replace(());
+    }
+
+    /// Adds sources that are no previous owners.
+    fn add_sources(&self, sources: BTreeSet<PeerId>) {
+        if !sources.is_empty() {
+            self.sources.lock().extend(sources);
+            self.updates.send_replace(());
+        }
     }
 
     /// Returns whether there is a previous view to read.
@@ -233,6 +249,18 @@ fn sources(before: &View, now: &View, is_new_here: bool) -> BTreeSet<PeerId> {
     let first_seen = now.members().iter().filter(|member| member.share > 0 && share_of(before, &member.id) == 0);
     let others = previous.chain(first_seen.filter(|_| is_new_here)).filter(|member| member.dial.is_some());
     others.map(|member| member.id.clone()).collect()
+}
+
+/// Returns the peers that drain now and did not drain before. A node that owns nothing receives from none.
+fn newly_draining(before: &View, now: &View) -> BTreeSet<PeerId> {
+    if local_share(now) == 0 {
+        return BTreeSet::new();
+    }
+    let drains = |view: &View, id: &PeerId| {
+        view.members().iter().any(|member| member.id == *id && member.state == NodeState::Draining)
+    };
+    let peers = now.members().iter().filter(|member| member.dial.is_some() && member.state == NodeState::Draining);
+    peers.filter(|peer| !drains(before, &peer.id)).map(|peer| peer.id.clone()).collect()
 }
 
 /// Returns the share of a member; 0 if it is not in the view.
@@ -341,6 +369,24 @@ pub(crate) mod tests {
             assert_eq!(change(&[("a", 0), ("b", 1)], &[("a", 1), ("b", 1)], 1000), "b");
             assert_eq!(change(&[("a", 1), ("b", 1)], &[("a", 1), ("b", 1), ("c", 1)], met_ms), sources);
         }
+    }
+
+    /// Checks that a peer is a source once it drains, although no view of this node has it as an owner.
+    #[test]
+    fn peer_that_was_no_owner_is_a_source_once_it_drains() {
+        let handover = PreviousViews::new(true, 1);
+        let change = |before: &[(&str, u8)], now: &[(&str, u8)]| {
+            handover.on_view_change(Arc::new(view(1, before)), &view(2, now), Scope::Cluster, 1000);
+            handover.sources().iter().map(ToString::to_string).collect::<String>()
+        };
+        let mut updates = handover.updates();
+        assert_eq!(change(&[("a", 1), ("b", 1)], &[("a", 1), ("b", 1), ("c", 0)]), "c", "the ring has not changed");
+        assert!(updates.has_changed().unwrap());
+        updates.mark_unchanged();
+        assert_eq!(change(&[("a", 1), ("b", 1), ("c", 0)], &[("a", 1), ("b", 1), ("c", 0)]), "", "c drains as before");
+        assert_eq!(change(&[("a", 0), ("b", 1)], &[("a", 0), ("b", 1), ("c", 0)]), "", "a owns nothing");
+        assert!(!updates.has_changed().unwrap() && handover.previous_views().is_empty());
+        assert_eq!(change(&[("a", 1), ("b", 1)], &[("a", 1), ("b", 2), ("c", 0)]), "c", "the ring has changed");
     }
 
     /// Checks that of 100 views 64 are remembered with 2 other nodes, 40 with 100 and 8 with 1,000.

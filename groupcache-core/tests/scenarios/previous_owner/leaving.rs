@@ -70,6 +70,32 @@ async fn shutdown_sends_every_value_once() {
     cluster.shutdown().await;
 }
 
+/// Checks that a node which leaves before its peers have seen it as an owner hands over its values too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_that_leaves_at_once_sends_its_values() {
+    let (loads, cluster) = (Loads::default(), Cluster::start(2).await);
+    let groups = cluster.group(|_, node| data(node, &loads)).await;
+    // The peers of c do not dial it until discovery lists it, and then c drains.
+    let c = Node::builder().identity(identity("c")).provider(cluster.peers.clone()).start().await.unwrap();
+    let c_group = data(&c, &loads).build().unwrap();
+    // A peer that has loaded no key keeps each value. A hash of a loaded key could be that of another key.
+    let is_of_c = |key: &String| c_group.inspect().owner_of(key).as_str() == "c";
+    let keys: Vec<_> = keys(300).into_iter().filter(is_of_c).collect();
+    get_all(&c_group, &keys).await;
+    let held = keys.len() as u64;
+    assert!(held > 0 && loads.total() == held, "c owns {held} keys by its own view");
+    cluster.peers.change(|peers| peers.push(peer(&c)));
+    c.shutdown_within(Duration::from_secs(20)).await.unwrap();
+    assert_eq!(c_group.stats().handover_sent, held);
+    eventually("the values have arrived", || {
+        groups.iter().map(|group| group.stats().handover_received).sum::<u64>() == held
+    })
+    .await;
+    get_all(&groups[0], &keys).await;
+    assert_eq!(loads.total(), held, "no value is loaded again");
+    cluster.shutdown().await;
+}
+
 /// Checks the case of a rolling update in which a node joins while another one still hands over its values.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn joining_node_receives_from_a_draining_node() {
