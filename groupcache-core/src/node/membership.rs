@@ -33,6 +33,7 @@ use crate::{
     },
     peer::{
         client::{
+            dial_limits::Arrival,
             keep,
             link::{Link, LinkEvent, LinkEvents, Target},
         },
@@ -355,10 +356,9 @@ impl Membership {
         if self.context.reaches(id) || *id == self.me.borrow().id {
             return;
         }
+        let said = self.inbound.said_addresses(id);
         for link in self.context.links().iter().filter(|link| !link.admits()) {
-            if link.target().expected.as_ref().is_none_or(|expected| expected == id) {
-                link.retry_soon();
-            }
+            link.retry_soon(Arrival::at(&link.target(), id, &said));
         }
     }
 

@@ -13,7 +13,11 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::node::replay::replay;
 use crate::{
-    cache::revalidation::Change, context::NodeContext, limits::TICK, peer::server::Server, runtime::clock::Punctuality,
+    cache::revalidation::Change,
+    context::NodeContext,
+    limits::TICK,
+    peer::{client::dial_limits::Arrival, server::Server},
+    runtime::clock::Punctuality,
 };
 
 /// Interval of the sweeps for expired entries. A sweep of a million entries takes about 0.14 s of one core.
@@ -58,7 +62,9 @@ pub(super) async fn tick(context: Arc<NodeContext>) {
         }
         if connected > 0 && !was_connected {
             // The first connection shows that this node was away, and not its peers. The other links need not wait.
-            context.links().iter().filter(|link| !link.admits()).for_each(|link| link.retry_soon());
+            for link in context.links().iter().filter(|link| !link.admits()) {
+                link.retry_soon(Arrival::OfAnyPeer);
+            }
         }
         was_connected = connected > 0;
         if connected > 0 || lost == 0 {

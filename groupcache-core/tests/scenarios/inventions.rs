@@ -105,3 +105,31 @@ async fn ids_invented_at_dead_addresses_cause_few_dials() {
         node.shutdown_within(Duration::from_secs(1)).await.unwrap();
     }
 }
+
+/// Checks that nodes which connect to this one are dialled at once while more than a thousand addresses swallow dials
+/// for minutes: a node that is listed by its id beside an invented id at its address, and one that is listed by its
+/// address alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn arrived_nodes_pass_addresses_that_swallow_dials() {
+    let (a, b, hints, _proxy) = pair().await;
+    // A port that nothing accepts on takes connections and never answers.
+    let silent = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    add(&hints, |n| Address::new(format!("127.1.{}.{}:{port}", n >> 8, n & 255)).unwrap());
+    eventually("dials are swallowed", || a.stats().connect_failed > 0).await;
+    let (of_c, of_d) = (Peers::default(), Peers::default());
+    let c = Node::builder().identity(identity("c")).provider(of_c.clone()).start().await.unwrap();
+    let d = Node::builder().identity(identity("d")).provider(of_d.clone()).start().await.unwrap();
+    let invented = Peer::member(PeerId::new("zz-invented").unwrap(), [c.address().into()]);
+    hints.0.send_modify(|peers| peers.extend([invented, peer(&c), Peer::at(d.address().to_string()).unwrap()]));
+    sleep(Duration::from_millis(200)).await; // the targets wait for their turn
+    let begun = Instant::now();
+    for of_one in [of_c, of_d] {
+        of_one.set(vec![peer(&a)]);
+    }
+    eventually("both are members", || reaches(&a, "c") && reaches(&a, "d")).await;
+    println!("members {:?} after they connected, beside {INVENTIONS} addresses that swallow dials", begun.elapsed());
+    for node in [a, b, c, d] {
+        node.shutdown_within(Duration::from_secs(1)).await.unwrap();
+    }
+}

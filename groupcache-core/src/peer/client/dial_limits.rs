@@ -21,7 +21,8 @@ use crate::{
 };
 
 // Lanes of dials: to addresses where no dial has failed, to others, and to the address of a peer that has just connected
-// to this node or answered there.
+// to this node or answered there. An address is claimed at the end of the wait for a lane. Otherwise an invented id in
+// a full lane would keep the peer at its address out.
 const FIRST: usize = 0;
 const AGAIN: usize = 1;
 const ARRIVAL: usize = 2;
@@ -96,18 +97,44 @@ pub(crate) struct DialError {
     pub(crate) text: Arc<str>,
 }
 
+/// Arrival of a peer, which makes a dial urgent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Arrival {
+    /// No peer has connected to this node.
+    None,
+    /// A peer has connected to this node that may be the one behind the target.
+    OfAnyPeer,
+    /// The peer of the target has connected to this node, or a peer that says an address of the target as its own.
+    OfTarget,
+}
+
+/// Turn of a target in a lane. Until the dial begins, other targets may be dialled at the same addresses.
+#[derive(Debug)]
+pub(crate) struct Turn<'a> {
+    limits: &'a DialLimits,
+    target: Arc<Target>,
+    arrival: Arrival,
+    lane: usize,
+}
+
+/// Addresses of a target that may be dialled now, with their places and their lane.
+struct Free {
+    lane: usize,
+    addresses: Vec<Address>,
+    places: Vec<Place>,
+}
+
 /// Right to dial the places of a target, until the drop.
 #[derive(Debug)]
 pub(crate) struct Claim<'a> {
     limits: &'a DialLimits,
     pub(crate) target: Arc<Target>,
-    is_arrival: bool,
-    lane: usize,
+    arrival: Arrival,
     /// Addresses of the target that may be dialled.
     pub(crate) addresses: Vec<Address>,
     /// Claimed places, with the id of another node that has answered there during the dial.
     places: Mutex<Vec<(Place, Option<PeerId>)>>,
-    permit: Option<OwnedSemaphorePermit>,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// Reason why no address of a target is dialled now.
@@ -131,6 +158,18 @@ impl Place {
     }
 }
 
+impl Arrival {
+    /// Returns what the arrival of a peer means for a target. `said` are the addresses that the peer says as its own.
+    pub(crate) fn at(target: &Target, id: &PeerId, said: &[Address]) -> Self {
+        match &target.expected {
+            Some(expected) if expected == id => Self::OfTarget,
+            Some(_) => Self::None,
+            None if target.addresses.iter().any(|address| said.contains(address)) => Self::OfTarget,
+            None => Self::OfAnyPeer,
+        }
+    }
+}
+
 impl Default for DialLimits {
     fn default() -> Self {
         let lane = |(at_once, (per_second, burst))| Lane {
@@ -145,46 +184,40 @@ impl Default for DialLimits {
 }
 
 impl DialLimits {
-    /// Claims the addresses of a target that may be dialled now. With `is_arrival`, the peer has just connected to this
-    /// node, so that only the time since the last dial counts.
-    pub(crate) fn claim(&self, target: Arc<Target>, is_arrival: bool) -> Result<Claim<'_>, Wait> {
+    /// Returns a turn of the target, or why none of its addresses may be dialled now. After an arrival, only the time
+    /// since the last dial counts.
+    pub(crate) fn turn(&self, target: Arc<Target>, arrival: Arrival) -> Result<Turn<'_>, Wait> {
+        let lane = self.places.lock().free(&target, arrival, Instant::now())?.lane;
+        Ok(Turn { limits: self, target, arrival, lane })
+    }
+}
+
+impl<'a> Turn<'a> {
+    /// Waits until the dial may begin. Returns `None` if another target was dialled at the addresses meanwhile, so that
+    /// the target needs another turn.
+    pub(crate) async fn begin(self) -> Option<Claim<'a>> {
+        let lane = self.limits.lanes.get(self.lane)?;
+        // The semaphore is never closed.
+        let claim = self.claim(Arc::clone(&lane.running).acquire_owned().await.ok()?)?;
+        let pause = lane.rate.lock().spend(1.0, Instant::now());
+        sleep(pause).await;
+        Some(claim)
+    }
+
+    /// Claims the addresses that may be dialled now.
+    fn claim(&self, permit: OwnedSemaphorePermit) -> Option<Claim<'a>> {
         let now = Instant::now();
-        let mut places = self.places.lock();
-        let mut wait = Wait { until: now + UNMET_MAX, ended: None, failure: None };
-        let (mut addresses, mut claimed, mut lane) = (Vec::new(), Vec::new(), FIRST);
-        for address in &target.addresses {
-            let place = Place::of(address);
-            if claimed.iter().any(|(other, _)| *other == place) {
-                continue;
-            }
-            let state = places.states.get(&place);
-            if let Some(state) = state.filter(|state| state.is_dialled || now < state.due(&target, is_arrival)) {
-                wait.add(state, state.due(&target, is_arrival));
-                continue;
-            }
-            let is_awaited =
-                (is_arrival && target.expected.is_some()) || state.is_some_and(|state| state.is_of(&target));
-            let has_failed = state.is_some_and(|state| state.failures > 0);
-            lane = lane.max(match (is_awaited, has_failed) {
-                (true, _) => ARRIVAL,
-                (false, true) => AGAIN,
-                (false, false) => FIRST,
-            });
-            addresses.push(address.clone());
-            claimed.push((place, None));
-        }
-        if claimed.is_empty() {
-            if target.addresses.is_empty() {
-                let text = "the target has no address; compare its discovery record".into();
-                wait.failure = Some((None, DialError { refusal: None, text }));
-            }
-            return Err(wait);
-        }
-        for (place, _) in &claimed {
-            places.begin(place, now);
-        }
-        drop(places);
-        Ok(Claim { limits: self, target, is_arrival, lane, addresses, places: Mutex::new(claimed), permit: None })
+        let mut places = self.limits.places.lock();
+        let free = places.free(&self.target, self.arrival, now).ok().filter(|free| free.lane == self.lane)?;
+        free.places.iter().for_each(|place| places.begin(place, now));
+        Some(Claim {
+            limits: self.limits,
+            target: Arc::clone(&self.target),
+            arrival: self.arrival,
+            addresses: free.addresses,
+            places: Mutex::new(free.places.into_iter().map(|place| (place, None)).collect()),
+            _permit: permit,
+        })
     }
 }
 
@@ -203,6 +236,40 @@ impl Wait {
 }
 
 impl Places {
+    /// Returns the addresses of a target that may be dialled now, of which there is at least one.
+    fn free(&self, target: &Target, arrival: Arrival, now: Instant) -> Result<Free, Wait> {
+        let mut wait = Wait { until: now + UNMET_MAX, ended: None, failure: None };
+        let mut free = Free { lane: FIRST, addresses: Vec::new(), places: Vec::new() };
+        for address in &target.addresses {
+            let place = Place::of(address);
+            if free.places.contains(&place) {
+                continue;
+            }
+            let state = self.states.get(&place);
+            if let Some(state) = state.filter(|state| state.is_dialled || now < state.due(target, arrival)) {
+                wait.add(state, state.due(target, arrival));
+                continue;
+            }
+            let is_awaited = arrival == Arrival::OfTarget || state.is_some_and(|state| state.is_of(target));
+            let has_failed = state.is_some_and(|state| state.failures > 0);
+            free.lane = free.lane.max(match (is_awaited, has_failed) {
+                (true, _) => ARRIVAL,
+                (false, true) => AGAIN,
+                (false, false) => FIRST,
+            });
+            free.addresses.push(address.clone());
+            free.places.push(place);
+        }
+        if !free.places.is_empty() {
+            return Ok(free);
+        }
+        if target.addresses.is_empty() {
+            let text = "the target has no address; compare its discovery record".into();
+            wait.failure = Some((None, DialError { refusal: None, text }));
+        }
+        Err(wait)
+    }
+
     fn begin(&mut self, place: &Place, now: Instant) {
         if self.states.len() >= self.forget_from {
             let is_awaited = |state: &State| state.is_dialled || state.ended.receiver_count() > 0;
@@ -234,8 +301,8 @@ impl State {
     }
 
     /// Returns the time from which on the target may dial here.
-    fn due(&self, target: &Target, is_arrival: bool) -> Instant {
-        if is_arrival || self.is_of(target) {
+    fn due(&self, target: &Target, arrival: Arrival) -> Instant {
+        if arrival > Arrival::None || self.is_of(target) {
             self.not_before.min(self.last_dial + ARRIVAL_PAUSE)
         } else {
             self.not_before
@@ -244,15 +311,6 @@ impl State {
 }
 
 impl Claim<'_> {
-    /// Waits until the dial may begin.
-    pub(crate) async fn begin(&mut self) {
-        let Some(lane) = self.limits.lanes.get(self.lane) else { return };
-        // The semaphore is never closed.
-        self.permit = Arc::clone(&lane.running).acquire_owned().await.ok();
-        let pause = lane.rate.lock().spend(1.0, Instant::now());
-        sleep(pause).await;
-    }
-
     /// Claims an address that a name stands for. An error says why the address is not dialled now.
     pub(crate) fn admit(&self, socket: SocketAddr) -> Result<(), String> {
         let (now, place) = (Instant::now(), Place::at(socket));
@@ -265,7 +323,7 @@ impl Claim<'_> {
             if state.is_dialled {
                 return Err("another target is dialled there".to_owned());
             }
-            if now < state.due(&self.target, self.is_arrival) {
+            if now < state.due(&self.target, self.arrival) {
                 let why = state.error.as_ref().map_or("no target has answered", |error| &*error.text);
                 return Err(format!("dialled again later ({why})"));
             }

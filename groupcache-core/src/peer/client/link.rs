@@ -23,6 +23,7 @@ use crate::{
     peer::{
         client::{
             breaker::Breaker,
+            dial_limits::Arrival,
             request_table::{Call, Ended, NotSent, RequestTable},
         },
         local::LocalNode,
@@ -78,6 +79,8 @@ pub(crate) struct Link {
     pub(crate) retry: Notify,
     /// Signal to shorten the pause before the next attempt, because the peer may be back.
     pub(crate) expedited: Notify,
+    /// Signal that the peer of the target has connected to this node.
+    pub(crate) awaited: Notify,
     /// Error of the last attempt, while there is no connection.
     pub(crate) failure: Mutex<Option<Error>>,
 }
@@ -101,6 +104,7 @@ impl Link {
             look: Notify::new(),
             retry: Notify::new(),
             expedited: Notify::new(),
+            awaited: Notify::new(),
             failure: Mutex::default(),
         })
     }
@@ -243,9 +247,15 @@ impl Link {
         self.retry.notify_one();
     }
 
-    /// Shortens the pause before the next attempt, because the peer may be back.
-    pub(crate) fn retry_soon(&self) {
-        self.expedited.notify_one();
+    /// Shortens the pause before the next attempt, because a peer has arrived. After the arrival of its own peer, the
+    /// target passes others that have never answered.
+    pub(crate) fn retry_soon(&self, arrival: Arrival) {
+        if arrival == Arrival::OfTarget {
+            self.awaited.notify_one();
+        }
+        if arrival > Arrival::None {
+            self.expedited.notify_one();
+        }
     }
 
     /// Ends the link: waiting requests are unreachable, and the task that keeps the link up returns.

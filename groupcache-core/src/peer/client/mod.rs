@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::peer::client::{
     dial::{Failure, Open, connect},
-    dial_limits::{Claim, DialError},
+    dial_limits::{Arrival, Claim, DialError},
 };
 use crate::{
     error::{Error, Kind},
@@ -127,16 +127,15 @@ async fn attempt(link: &Arc<Link>, claim: Option<&Claim<'_>>, turn: usize) -> Re
 
 /// Waits until the target may be dialled for another first attempt. Returns `None` once the link is closed.
 async fn claim<'a>(link: &'a Link, events: &LinkEvents) -> Option<Claim<'a>> {
-    let mut is_arrival = false;
+    let mut arrival = Arrival::None;
     while !link.is_gone() {
         let target = link.target.load_full();
-        let may_pass = target.expected.is_some() && !is_arrival;
-        match link.local.dial_limits.claim(Arc::clone(&target), is_arrival) {
-            Ok(mut claim) => tokio::select! {
+        match link.local.dial_limits.turn(Arc::clone(&target), arrival) {
+            Ok(turn) => tokio::select! {
                 biased;
                 () = link.retry.notified() => {} // other addresses, or the end
-                () = link.expedited.notified(), if may_pass => is_arrival = true,
-                () = claim.begin() => return Some(claim),
+                () = link.awaited.notified(), if arrival < Arrival::OfTarget => arrival = Arrival::OfTarget,
+                begun = turn.begin() => if begun.is_some() { return begun }, // otherwise another target is dialled there
             },
             Err(wait) => {
                 // Once, because this target may not be dialled for minutes; later failures are its own.
@@ -153,7 +152,8 @@ async fn claim<'a>(link: &'a Link, events: &LinkEvents) -> Option<Claim<'a>> {
                 tokio::select! {
                     biased;
                     () = link.retry.notified() => {}
-                    () = link.expedited.notified(), if !is_arrival => is_arrival = true,
+                    () = link.awaited.notified(), if arrival < Arrival::OfTarget => arrival = Arrival::OfTarget,
+                    () = link.expedited.notified(), if arrival == Arrival::None => arrival = Arrival::OfAnyPeer,
                     () = ended => {}
                     () = sleep_until(wait.until) => {}
                 }

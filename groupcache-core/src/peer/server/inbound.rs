@@ -7,7 +7,12 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use crate::{membership::stabilizer::InboundPeer, protocol::message::Hello, runtime::sync::Mutex};
+use crate::{
+    identity::{Address, PeerId},
+    membership::stabilizer::InboundPeer,
+    protocol::message::Hello,
+    runtime::sync::Mutex,
+};
 
 /// The peers that are connected to the local node, by number of the connection.
 #[derive(Debug, Default)]
@@ -40,6 +45,17 @@ impl InboundPeers {
             change(peer);
         }
         self.version.fetch_add(1, Relaxed);
+    }
+
+    /// Returns the addresses that a connected peer says of itself. Of an unproven peer the first one counts, because
+    /// anybody may connect in the name of a peer.
+    pub(crate) fn said_addresses(&self, id: &PeerId) -> Vec<Address> {
+        let peers = self.peers.lock();
+        let of_id = peers.values().filter(|peer| peer.id == *id);
+        of_id
+            .flat_map(|peer| peer.addresses.iter().take(if peer.is_proven { usize::MAX } else { 1 }))
+            .cloned()
+            .collect()
     }
 
     /// Returns the number of changes so far.

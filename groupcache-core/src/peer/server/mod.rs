@@ -190,7 +190,6 @@ impl wire::peer_server::Peer for Server {
             return Err(self.refuse(Status::unauthenticated(why)));
         }
         server.service.local.counters.accepted.up();
-        server.service.report_arrival(&hello.id);
         let in_use = sender.session.as_ref().map(RequestGuard::begin);
         let queue = Arc::new(ResponseQueue::new(Arc::clone(&server.service.local)));
         let number = server.next_connection.fetch_add(1, Relaxed);
@@ -201,6 +200,8 @@ impl wire::peer_server::Peer for Server {
         };
         let is_proven = matches!(sender.caller, Caller::Verified { .. });
         server.inbound.insert(number, &hello, is_proven);
+        // After the insertion, because the membership compares the addresses that the peer says with those of targets.
+        server.service.report_arrival(&hello.id);
         let connection = Connection::new(
             Arc::clone(&server.service),
             Arc::clone(&queue),
