@@ -42,7 +42,8 @@ const EARLY_ANSWERS: usize = 64;
 ///
 /// **A failure is not an empty answer.** NXDOMAIN, no records, SERVFAIL and time-outs keep the last addresses of that
 /// name and of that kind of record, because a name server that is restarted must not remove the cluster. A kind that is
-/// answered late or never does not delay the other kind. (If a host has
+/// answered late or never does not delay the addresses of the other kind. Addresses that an answer lacks are removed once
+/// all names are answered, or have failed. (If a host has
 /// lost all addresses of one kind, and has some of the other, the second such answer is believed.) Therefore a service
 /// that has lost its last pod keeps its addresses until there are others, and nodes notice by themselves that no peer
 /// answers there. Only a node that knows no addresses yet takes NXDOMAIN or no records as an empty set, because
@@ -168,28 +169,26 @@ impl Provider for Dns {
             let looked = Instant::now();
             let round = {
                 let (early, mut answers) = mpsc::channel(EARLY_ANSWERS);
-                let (mut so_far, mut has_early) = (last.clone(), false);
+                let mut so_far = last.clone();
                 let mut round = std::pin::pin!(resolver.round(&self.names, &mut last, &early));
                 loop {
                     tokio::select! {
                         biased;
                         round = &mut round => break round,
                         Some(answer) = answers.recv() => {
-                            (so_far, has_early) = (with_early(so_far, answer), true);
-                            self.publish(&cx, &so_far, &mut published, is_asked);
-                            is_asked = false;
+                            so_far = with_early(so_far, answer);
+                            publish_more(&cx, &so_far, &mut published);
                         }
                         signal = cx.next() => match signal {
                             Signal::Leaving => return Ok(()),
-                            // The end of the round may be seconds away.
-                            Signal::Resolve(_) if has_early => self.publish(&cx, &so_far, &mut published, true),
+                            // Answered at the end of the round, because the node takes the answer as a confirmation.
                             Signal::Resolve(_) => is_asked = true,
                             Signal::MeChanged => {}
                         },
                     }
                 }
             };
-            self.publish(&cx, &last, &mut published, is_asked && !round.is_failed);
+            publish(&cx, &last, addresses(&last), &mut published, is_asked && !round.is_failed);
             let health = match &round.problem {
                 None => Health::Connected,
                 Some(why) => Health::Stale(why.clone()),
@@ -230,24 +229,35 @@ fn with_early(mut known: Vec<Option<Found>>, answer: Early) -> Vec<Option<Found>
     known
 }
 
-impl Dns {
-    /// Publishes all known addresses, as a complete set once each name has been resolved.
-    fn publish(
-        &self,
-        cx: &ProviderContext,
-        last: &[Option<Found>],
-        published: &mut Option<BTreeSet<Address>>,
-        is_answer: bool,
-    ) {
-        let all: BTreeSet<Address> = last.iter().flatten().flat_map(Found::addresses).collect();
-        let peers = || all.iter().filter_map(|address| Peer::at(address).ok()).collect();
-        if last.iter().any(Option::is_none) {
-            if !all.is_empty() {
-                cx.publish(PeerSet::partial(peers()));
-            }
-        } else if is_answer || published.as_ref() != Some(&all) {
-            cx.publish(PeerSet::complete(peers()));
-            *published = Some(all);
+/// Returns all known addresses.
+fn addresses(known: &[Option<Found>]) -> BTreeSet<Address> {
+    known.iter().flatten().flat_map(Found::addresses).collect()
+}
+
+/// Publishes the addresses that early answers have added. The answers that are still to come may list the addresses
+/// that an early one lacks, so that none is removed before the end of the round.
+fn publish_more(cx: &ProviderContext, so_far: &[Option<Found>], published: &mut Option<BTreeSet<Address>>) {
+    let mut all = addresses(so_far);
+    all.extend(published.iter().flatten().cloned());
+    publish(cx, so_far, all, published, false);
+}
+
+/// Publishes a set of addresses, as a complete set once each name has been resolved. An unchanged set is published if it
+/// is an answer to the node.
+fn publish(
+    cx: &ProviderContext,
+    known: &[Option<Found>],
+    all: BTreeSet<Address>,
+    published: &mut Option<BTreeSet<Address>>,
+    is_answer: bool,
+) {
+    let peers = || all.iter().filter_map(|address| Peer::at(address).ok()).collect();
+    if known.iter().any(Option::is_none) {
+        if !all.is_empty() {
+            cx.publish(PeerSet::partial(peers()));
         }
+    } else if is_answer || published.as_ref() != Some(&all) {
+        cx.publish(PeerSet::complete(peers()));
+        *published = Some(all);
     }
 }
