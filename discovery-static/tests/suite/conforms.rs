@@ -47,6 +47,14 @@ impl Source for List {
         }
     }
 
+    /// Lists the lies before the members, as an operator may that a liar has deceived.
+    async fn lie(&mut self, lies: &[Me]) -> Result<(), Cannot> {
+        let lies = lies.iter().map(|lie| Peer::member(lie.id.clone(), lie.addresses.clone()));
+        let handle = self.0.handle();
+        handle.set(lies.chain(handle.peers()).collect::<Vec<_>>());
+        Ok(())
+    }
+
     async fn garbage(&mut self) -> Result<(), Cannot> {
         Err(Cannot("only peers can be set"))
     }

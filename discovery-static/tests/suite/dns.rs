@@ -33,6 +33,9 @@ const SRV_NAME: &str = "_group._tcp.users.test.";
 /// resolved as often as this time allows.
 const FAST: Duration = Duration::from_millis(200);
 
+/// Number of invented SRV records that one message of 64 KiB holds beside those of the members.
+const LYING_TARGETS: usize = 900;
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Behaviour {
     Normal,
@@ -185,28 +188,30 @@ fn answer(zone: &Mutex<Zone>, question: &[u8]) -> Option<Vec<u8>> {
 /// Service with members as its addresses, or as the targets of its SRV records.
 struct Service {
     server: Server,
+    /// Records that stand before those of the members.
+    lies: Vec<Me>,
     members: BTreeMap<String, Me>,
     has_targets: bool,
 }
 
 impl Service {
     async fn fresh(has_targets: bool) -> Self {
-        Self { server: Server::start().await, members: BTreeMap::new(), has_targets }
+        Self { server: Server::start().await, lies: Vec::new(), members: BTreeMap::new(), has_targets }
     }
 
     fn write(&self) {
         self.server.set(|zone| {
             zone.behaviour = Behaviour::Normal;
             zone.records.clear();
-            for (name, member) in &self.members {
+            for member in self.lies.iter().chain(self.members.values()) {
                 let sockets: Vec<SocketAddr> = member.addresses.iter().map(|a| a.as_str().parse().unwrap()).collect();
-                let target = format!("{name}.users.test.");
+                let target = format!("{}.users.test.", member.id);
                 let data = sockets.iter().map(|socket| (address(socket.ip()), 0));
                 if self.has_targets {
                     let name: Name = target.parse().unwrap();
                     let srv = RData::SRV(SRV::new(0, 0, sockets.first().unwrap().port(), name));
                     zone.records.entry(SRV_NAME.to_owned()).or_default().push((srv, 0));
-                    zone.records.insert(target, data.collect());
+                    zone.records.entry(target).or_default().extend(data);
                 } else {
                     zone.records.entry(SERVICE.to_owned()).or_default().extend(data);
                 }
@@ -257,6 +262,14 @@ impl Source for Service {
             self.members.insert(member.id.to_string(), member.clone());
         }
         self.write();
+    }
+
+    async fn lie(&mut self, lies: &[Me]) -> Result<(), Cannot> {
+        // The last ones, because the first have the addresses of members.
+        let fitting = if self.has_targets { LYING_TARGETS } else { usize::MAX };
+        self.lies = lies.iter().skip(lies.len().saturating_sub(fitting)).cloned().collect();
+        self.write();
+        Ok(())
     }
 
     async fn garbage(&mut self) -> Result<(), Cannot> {

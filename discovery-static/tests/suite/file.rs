@@ -53,20 +53,26 @@ impl Drop for Scratch {
 
 struct Lines {
     scratch: Scratch,
+    lies: Vec<String>,
     members: BTreeMap<String, String>,
 }
 
 impl Lines {
     fn fresh() -> Self {
-        let this = Self { scratch: Scratch::new(), members: BTreeMap::new() };
+        let this = Self { scratch: Scratch::new(), lies: Vec::new(), members: BTreeMap::new() };
         this.write();
         this
     }
 
     fn write(&self) {
-        let lines: Vec<_> = self.members.values().map(String::as_str).collect();
+        let lines: Vec<_> = self.lies.iter().chain(self.members.values()).map(String::as_str).collect();
         self.scratch.replace(&format!("# members\n{}\n", lines.join("\n")));
     }
+}
+
+fn line_of(member: &Me) -> String {
+    let items: Vec<_> = member.addresses.iter().map(|address| format!("{}@{address}", member.id)).collect();
+    items.join(", ")
 }
 
 #[async_trait]
@@ -80,8 +86,7 @@ impl Source for Lines {
     }
 
     async fn join(&mut self, member: &Me) -> Result<(), Cannot> {
-        let line: Vec<_> = member.addresses.iter().map(|address| format!("{}@{address}", member.id)).collect();
-        self.members.insert(member.id.to_string(), line.join(", "));
+        self.members.insert(member.id.to_string(), line_of(member));
         self.write();
         Ok(())
     }
@@ -114,6 +119,12 @@ impl Source for Lines {
             let _ = self.join(member).await;
         }
         self.write();
+    }
+
+    async fn lie(&mut self, lies: &[Me]) -> Result<(), Cannot> {
+        self.lies = lies.iter().map(line_of).collect();
+        self.write();
+        Ok(())
     }
 
     async fn garbage(&mut self) -> Result<(), Cannot> {
