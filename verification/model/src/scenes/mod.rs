@@ -1,0 +1,47 @@
+//! Scenes: small ones for the tests, and larger ones.
+
+mod larger;
+mod order;
+mod time;
+
+pub use larger::LARGER;
+pub use order::{
+    CHAIN, COMPANIES_GROW, DEAD_TARGET, FETCH, HOLDER_RESTARTS, JOINER, LATE_DISCOVERY, LONG_CHAIN, OWNER_RESTARTS,
+    PAGES, PREVIOUS_OWNER, SET, TWO_WRITERS, WRITER_OWNS, WRITER_RESTARTS,
+};
+pub use time::{
+    AGE, HORIZON, JOINED, LATE_TAKER, OTHER_COMPANY, SETTLED_BY_AGE, TWO_READS, UNLISTED, UNLISTED_MINUTE, WRITER_DIES,
+    WRITER_RETURNS,
+};
+
+use crate::Scene;
+
+/// Scenes of the tests.
+pub const SCENES: &[Scene] = &[
+    FETCH,
+    WRITER_OWNS,
+    TWO_WRITERS,
+    CHAIN,
+    LONG_CHAIN,
+    DEAD_TARGET,
+    JOINER,
+    HOLDER_RESTARTS,
+    OWNER_RESTARTS,
+    PREVIOUS_OWNER,
+    PAGES,
+    SET,
+    WRITER_RESTARTS,
+    LATE_DISCOVERY,
+    COMPANIES_GROW,
+    HORIZON,
+    AGE,
+    WRITER_DIES,
+    OTHER_COMPANY,
+    UNLISTED,
+    UNLISTED_MINUTE,
+    SETTLED_BY_AGE,
+    JOINED,
+    TWO_READS,
+    LATE_TAKER,
+    WRITER_RETURNS,
+];
