@@ -72,6 +72,9 @@ impl Protocol {
                     }
                     node.heard[other] = self.oldest();
                 }
+                if !node.met.has(other) && !self.keeps(Rule::NewMember) {
+                    node.heard[other] = Age::NOW;
+                }
                 node.met.insert(other);
             }
         }

@@ -3,7 +3,7 @@
 use crate::{
     Rule, Scene,
     scenes::{
-        AGE, CHAIN, DEAD_TARGET, FETCH, HOLDER_RESTARTS, HORIZON, JOINED, JOINER, LATE_TAKER, LONG_CHAIN,
+        AGE, CHAIN, DEAD_TARGET, FETCH, HOLDER_RESTARTS, HORIZON, JOINED, JOINER, LATE_TAKER, LONG_CHAIN, MET_LATER,
         OTHER_COMPANY, OWNER_RESTARTS, PAGES, PREVIOUS_OWNER, SET, TWO_READS, TWO_WRITERS, UNLISTED, UNLISTED_MINUTE,
         WRITER_DIES, WRITER_OWNS, WRITER_RETURNS,
     },
@@ -31,6 +31,7 @@ pub const fn finder(rule: Rule) -> (&'static Scene, &'static str) {
         Rule::SameCompany => (&OTHER_COMPANY, STALENESS),
         Rule::HeldHorizon | Rule::StrictlyLater => (&WRITER_DIES, STALENESS),
         Rule::HeldAtReturn => (&WRITER_RETURNS, STALENESS),
+        Rule::NewMember => (&MET_LATER, STALENESS),
         Rule::JudgedAtEnd | Rule::HorizonOfAttached => (&JOINED, STALENESS),
         Rule::PassedAge => (&AGE, STALENESS),
         Rule::HorizonFirst => (&TWO_READS, STALENESS),

@@ -83,6 +83,9 @@ rules! {
     /// A member that returns in another incarnation holds the horizon as a node that leaves does. Left out: the return
     /// is not noted.
     HeldAtReturn = "held at return",
+    /// A member is unheard until its first pong, and the horizon stands still meanwhile. Left out: the moment of the
+    /// meeting counts as a pong.
+    NewMember = "new member",
     /// The horizon moves only to a time that is later than the time at which a node left. Left out: equal is enough.
     StrictlyLater = "strictly later",
     /// A get judges the age of a value when the value arrives. Left out: at the join only.

@@ -144,6 +144,16 @@ fn late_taker_with_all_rules_holds() {
 }
 
 #[test]
+fn merged_with_all_rules_holds() {
+    holds(&scenes::MERGED);
+}
+
+#[test]
+fn met_later_with_all_rules_holds() {
+    holds(&scenes::MET_LATER);
+}
+
+#[test]
 fn writer_returns_with_all_rules_holds() {
     holds(&scenes::WRITER_RETURNS);
 }
@@ -276,6 +286,11 @@ fn protocol_without_held_horizon_is_broken() {
 #[test]
 fn protocol_without_held_at_return_is_broken() {
     is_found(Rule::HeldAtReturn);
+}
+
+#[test]
+fn protocol_without_new_member_is_broken() {
+    is_found(Rule::NewMember);
 }
 
 #[test]

@@ -51,12 +51,22 @@ pub const LARGER: &[Scene] = &[
         holders: Nodes::of(&[V]),
         ..FOUR_NODES
     },
+    Scene {
+        name: "set of four",
+        writers: Nodes::of(&[W, X]),
+        set: Some((X, Q)),
+        fetches: &[(V, Q)],
+        restarts: Nodes::of(&[Q]),
+        ..FOUR_NODES
+    },
     Scene { name: "horizon of two ticks", staleness: Some(2), cuts: &[WX, WQ, links_of(W)], faults: 3, ..HORIZON },
     Scene { name: "age of two ticks", staleness: Some(2), cuts: &[WQ], faults: 1, ..AGE },
     Scene {
         name: "two horizons",
-        fetches: &[(X, Q)],
+        loaders: Nodes::EMPTY,
         crashes: Nodes::of(&[W]),
+        cuts: &[WX],
+        faults: 1,
         pingers: Nodes::of(&[Q, X]),
         ..HORIZON
     },
@@ -65,9 +75,13 @@ pub const LARGER: &[Scene] = &[
         up: FOUR,
         lists: [FOUR; NODES],
         final_lists: [FOUR; NODES],
-        crashes: Nodes::of(&[W, V]),
+        holders: Nodes::of(&[X]),
+        loaders: Nodes::EMPTY,
+        crashes: Nodes::of(&[W]),
+        cuts: &[WX],
+        faults: 1,
         ..HORIZON
     },
     Scene { name: "joined load", loaders: Nodes::of(&[Q]), ..JOINED },
-    Scene { name: "late takers", pingers: Nodes::of(&[Q, X]), fetches: &[(X, Q), (Q, X)], ..LATE_TAKER },
+    Scene { name: "late takers", pingers: Nodes::of(&[Q, X]), ..LATE_TAKER },
 ];

@@ -1,8 +1,8 @@
 //! Scenes with an S of one tick: horizons and ages.
 
 use crate::{
-    scene::{BASE, Scene, THREE, WQ, WX},
-    state::{NODES, Nodes, Q, W, X, links_of},
+    scene::{BASE, FOUR, Scene, THREE, WQ, WX},
+    state::{Links, NODES, Nodes, Q, V, W, X, links_of},
 };
 
 /// X has a horizon, and both links of W fail.
@@ -105,6 +105,31 @@ pub const TWO_READS: Scene = Scene {
     lookups: Nodes::of(&[X]),
     judges_settling: false,
     ..BASE
+};
+
+/// X and V, which know each other only, meet Q, which holds a value and cannot hear W.
+pub const MERGED: Scene = Scene {
+    name: "merged",
+    up: FOUR,
+    lists: [Nodes::of(&[W, Q]), Nodes::of(&[W, Q]), Nodes::of(&[X, V]), Nodes::of(&[X, V])],
+    final_lists: [Nodes::of(&[W, Q]), Nodes::of(&[W, Q]), Nodes::of(&[X, Q, V]), Nodes::of(&[X, V])],
+    loaders: Nodes::EMPTY,
+    fetches: &[(X, Q)],
+    cuts: &[links_of(W)],
+    faults: 1,
+    staleness: Some(1),
+    pingers: Nodes::of(&[X]),
+    judges_settling: false,
+    ..BASE
+};
+
+/// X meets W after both have met Q.
+pub const MET_LATER: Scene = Scene {
+    name: "met later",
+    final_lists: [Nodes::of(&[W, Q]), THREE, THREE, Nodes::EMPTY],
+    broken: Links::EMPTY,
+    cuts: &[WX],
+    ..OTHER_COMPANY
 };
 
 /// X starts after the write, and takes a value from Q, which cannot hear W.
