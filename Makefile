@@ -20,7 +20,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests need beyond the tools named above.
 PACKAGES = nats-server iproute2 iptables avahi-daemon avahi-utils dbus
 
-.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache check test verify compat lint doc clean deps proto bench bench-hit-ratio bench-memory bench-churn measure-ring interleavings chaos bench-overload fuzz sim sim-build sim-seed mutants
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache check test verify compat lint doc clean deps proto bench bench-hit-ratio bench-memory bench-churn measure-ring interleavings chaos bench-overload fuzz sim sim-build sim-seed mutants model
 
 help:
 	@echo 'make run              runs three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -52,6 +52,7 @@ help:
 	@echo 'make sim              simulates 10,000 clusters under faults, judged by the promises, in a separate build (SEEDS=200, FROM=1)'
 	@echo 'make sim-seed SEED=7  simulates one cluster and prints its events'
 	@echo 'make mutants          puts in known bugs one at a time, and prints which check finds each and after how many seeds'
+	@echo 'make model            plays larger scenes of the model of the write protocol, and prints its tables: 5 minutes'
 	@echo 'make deps             installs packages and components that tests and lints need beyond the compiler'
 	@echo 'make clean            removes the build output'
 
@@ -188,6 +189,10 @@ mutants: export TARGET := $(TARGET)
 mutants: export SIMULATION := $(SIMULATION)
 mutants: sim-build
 	@verification/simulation/mutants
+
+# The tests play the small scenes. `MODEL="'two reads' 'horizon first'"` plays one of them without a rule.
+model:
+	@$(CARGO) run --quiet --release -p model -- $(MODEL)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -1,4 +1,4 @@
-//! Model: each order of a few writes, messages and faults among three or four nodes, judged by three properties.
+#![doc = include_str!("../README.md")]
 
 mod acknowledge;
 pub mod bits;

@@ -10,7 +10,7 @@ use model::{Rule, Rules, Scene, finder, run, scenes};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Time for each larger scene: all of them take a few minutes.
-const LARGE_LIMIT: Duration = Duration::from_secs(45);
+const LARGE_LIMIT: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -327,3 +327,13 @@ fn protocol_without_listed_settle_is_broken() {
 fn protocol_without_horizon_of_taken_is_broken() {
     is_found(Rule::HorizonOfTaken);
 }
+
+#[test]
+fn names_of_rules_and_scenes_differ() {
+    let mut names: Vec<&str> = Rule::ALL.iter().map(|rule| rule.name()).collect();
+    names.extend(scenes::SCENES.iter().chain(scenes::LARGER).map(|scene| scene.name));
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count);
+}

@@ -132,7 +132,7 @@ pub const MET_LATER: Scene = Scene {
     ..OTHER_COMPANY
 };
 
-/// X starts after the write, and takes a value from Q, which cannot hear W.
+/// X starts after the write, and takes a value from Q, which has not heard W.
 pub const LATE_TAKER: Scene = Scene {
     name: "late taker",
     up: Nodes::of(&[W, Q]),
@@ -140,8 +140,6 @@ pub const LATE_TAKER: Scene = Scene {
     lists: [Nodes::of(&[W, Q]), Nodes::of(&[W, Q]), Nodes::of(&[X]), Nodes::EMPTY],
     loaders: Nodes::EMPTY,
     fetches: &[(X, Q)],
-    cuts: &[links_of(W)],
-    faults: 1,
     staleness: Some(1),
     pingers: Nodes::of(&[X]),
     judges_settling: false,
