@@ -90,6 +90,14 @@ impl Borrow<str> for PeerId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Incarnation(pub u64);
 
+/// Node in one incarnation: the one with which its process began, which stays the same when the process raises the
+/// incarnation that it announces.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Instance {
+    pub(crate) id: PeerId,
+    pub(crate) incarnation: Incarnation,
+}
+
 /// The state of a node, which only the node itself reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NodeState {

@@ -19,7 +19,7 @@ const SLOT_BYTES: u64 = 104;
 /// order and may be equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Times {
-    pub(crate) loaded_at_ms: u64,
+    pub(crate) as_of_ms: u64,
     pub(crate) refresh_at_ms: u64,
     pub(crate) fresh_until_ms: u64,
     pub(crate) serve_until_ms: u64,
@@ -30,10 +30,10 @@ pub(crate) struct Times {
 
 impl Times {
     /// Returns the times of an entry that is fresh until `serve_until_ms`, is never refreshed and is never stale.
-    pub(crate) fn until(loaded_at_ms: u64, serve_until_ms: u64) -> Self {
+    pub(crate) fn until(as_of_ms: u64, serve_until_ms: u64) -> Self {
         let end = serve_until_ms;
         Self {
-            loaded_at_ms,
+            as_of_ms,
             refresh_at_ms: NEVER_MS,
             fresh_until_ms: end,
             serve_until_ms: end,
@@ -76,8 +76,8 @@ pub(crate) trait HeapSize {
 pub(crate) struct Entry<T> {
     /// Payload that the caller stores.
     pub(crate) payload: T,
-    /// Time at which the value was loaded.
-    pub(crate) loaded_at_ms: u64,
+    /// Time before which the value contains every write: the start of its load.
+    pub(crate) as_of_ms: u64,
     refresh_in: AtomicU32,
     fresh_for: AtomicU32,
     serve_for: AtomicU32,
@@ -122,10 +122,10 @@ impl<T> Entry<T> {
 
     /// Creates an entry with these times.
     pub(crate) fn new(payload: T, times: Times) -> Self {
-        let since_load = |to_ms| AtomicU32::new(distance(times.loaded_at_ms, to_ms));
+        let since_load = |to_ms| AtomicU32::new(distance(times.as_of_ms, to_ms));
         Self {
             payload,
-            loaded_at_ms: times.loaded_at_ms,
+            as_of_ms: times.as_of_ms,
             refresh_in: since_load(times.refresh_at_ms),
             fresh_for: since_load(times.fresh_until_ms),
             serve_for: since_load(times.serve_until_ms),
@@ -137,22 +137,22 @@ impl<T> Entry<T> {
 
     /// Returns the first millisecond at which a hit asks for a younger value.
     pub(crate) fn refresh_at_ms(&self) -> u64 {
-        at(self.loaded_at_ms, self.refresh_in.load(Relaxed))
+        at(self.as_of_ms, self.refresh_in.load(Relaxed))
     }
 
     /// Returns the first millisecond at which the entry is stale, or is not served because another node owns it.
     pub(crate) fn fresh_until_ms(&self) -> u64 {
-        at(self.loaded_at_ms, self.fresh_for.load(Relaxed).min(self.serve_for.load(Relaxed)))
+        at(self.as_of_ms, self.fresh_for.load(Relaxed).min(self.serve_for.load(Relaxed)))
     }
 
     /// Returns the first millisecond at which the entry is stale at the owner of its key, which may be another node.
     pub(crate) fn fresh_at_its_owner_until_ms(&self) -> u64 {
-        at(self.loaded_at_ms, self.fresh_for.load(Relaxed))
+        at(self.as_of_ms, self.fresh_for.load(Relaxed))
     }
 
     /// Returns the first millisecond at which the entry is no hit any more.
     pub(crate) fn hit_until_ms(&self) -> u64 {
-        at(self.loaded_at_ms, self.serve_for.load(Relaxed).min(self.keep_for.load(Relaxed)))
+        at(self.as_of_ms, self.serve_for.load(Relaxed).min(self.keep_for.load(Relaxed)))
     }
 
     /// Returns whether the entry must no longer be served at `now_ms`.
@@ -173,28 +173,28 @@ impl<T> Entry<T> {
 
     /// Returns whether the entry is of no use to any node any more.
     pub(crate) fn is_spent(&self, now_ms: u64) -> bool {
-        now_ms >= at(self.loaded_at_ms, self.keep_for.load(Relaxed))
+        now_ms >= at(self.as_of_ms, self.keep_for.load(Relaxed))
     }
 
     /// Returns whether this caller should ask for a younger value. A first caller gets `true` when the refresh is due,
     /// and another one from `again_ms` on.
     pub(crate) fn is_to_be_refreshed(&self, now_ms: u64, again_ms: u64) -> bool {
         let refresh_in = self.refresh_in.load(Relaxed);
-        if now_ms < at(self.loaded_at_ms, refresh_in) {
+        if now_ms < at(self.as_of_ms, refresh_in) {
             return false;
         }
-        let again = distance(self.loaded_at_ms, again_ms);
+        let again = distance(self.as_of_ms, again_ms);
         self.refresh_in.compare_exchange(refresh_in, again, Relaxed, Relaxed).is_ok()
     }
 
     /// Serves the expired entry until `until_ms`, because no better value exists. The end of its use does not move.
     pub(crate) fn serve_on(&self, until_ms: u64) {
-        self.serve_for.store(distance(self.loaded_at_ms, until_ms), Relaxed);
+        self.serve_for.store(distance(self.as_of_ms, until_ms), Relaxed);
     }
 
     /// Ends the entry at `end_ms`, unless it ends earlier.
     pub(crate) fn cap(&self, end_ms: u64) {
-        let end = distance(self.loaded_at_ms, end_ms);
+        let end = distance(self.as_of_ms, end_ms);
         for time in [&self.fresh_for, &self.serve_for, &self.keep_for] {
             time.fetch_min(end, Relaxed);
         }
@@ -203,14 +203,14 @@ impl<T> Entry<T> {
     /// Marks the entry as orphaned: this node serves it until `end_ms`, and keeps it for the owner, which may ask for
     /// it while it is fresh.
     pub(crate) fn orphan(&self, end_ms: u64) {
-        let end = distance(self.loaded_at_ms, end_ms);
+        let end = distance(self.as_of_ms, end_ms);
         self.serve_for.fetch_min(end, Relaxed);
         self.keep_for.fetch_min(end.max(self.fresh_for.load(Relaxed)), Relaxed);
     }
 
     /// Marks the entry as sent to its owner: it ends at `end_ms`.
     pub(crate) fn mark_sent(&self, end_ms: u64) {
-        let end = distance(self.loaded_at_ms, end_ms);
+        let end = distance(self.as_of_ms, end_ms);
         self.serve_for.fetch_min(end, Relaxed);
         self.keep_for.fetch_min(end, Relaxed);
         self.uses.store(SENT, Relaxed);
@@ -248,7 +248,7 @@ mod tests {
 
     fn entry() -> Entry<u64> {
         let times = Times {
-            loaded_at_ms: 1_000,
+            as_of_ms: 1_000,
             refresh_at_ms: 1_500,
             fresh_until_ms: 2_000,
             serve_until_ms: 3_000,

@@ -13,7 +13,7 @@ use crate::{
 pub(crate) struct FreshnessPolicy {
     /// Time for which a value is fresh; `None` means until it is evicted.
     pub(crate) time_to_live: Option<Duration>,
-    /// Maximum of every time to live, those of a loader included; `None` means no maximum.
+    /// Maximum of every time to live, those of a loader included; `None` means `time_to_live`.
     pub(crate) max_time_to_live: Option<Duration>,
     /// Maximum share of a time to live that is taken off at random, so that entries that were loaded together do not
     /// expire together.
@@ -53,7 +53,7 @@ impl FreshnessPolicy {
             Keep::AsTheGroup if is_value => self.time_to_live,
             Keep::AsTheGroup => Some(self.negative?),
         };
-        let capped = match (wanted, self.max_time_to_live) {
+        let capped = match (wanted, self.longest()) {
             (Some(wanted), Some(max)) => Some(wanted.min(max)),
             (wanted, max) => wanted.or(max),
         };
@@ -99,7 +99,7 @@ impl FreshnessPolicy {
         let remaining_ms = remaining_ms.filter(|_| !mutant!(HandedValueLivesAnew));
         let sent_ms = remaining_ms.map_or(NEVER, |remaining_ms| now_ms.saturating_add(remaining_ms));
         // The other node may be configured with another maximum.
-        let fresh_until_ms = self.max_time_to_live.map_or(sent_ms, |max| sent_ms.min(later(loaded_at_ms, max)));
+        let fresh_until_ms = self.longest().map_or(sent_ms, |max| sent_ms.min(later(loaded_at_ms, max)));
         if fresh_until_ms <= now_ms {
             return None;
         }
@@ -114,20 +114,26 @@ impl FreshnessPolicy {
 
     /// Returns the maximum time for which any value of the group is fresh, or `None` if there is none.
     pub(crate) fn longest(&self) -> Option<Duration> {
-        // Not `time_to_live`, because a loader may return a longer time for one value, up to the maximum.
-        self.max_time_to_live
+        self.max_time_to_live.or(self.time_to_live)
     }
 
-    fn of_a_value(&self, loaded_at_ms: u64, fresh_for: Duration) -> Times {
-        let fresh_until_ms = later(loaded_at_ms, fresh_for);
+    /// Returns the maximum time for which any value of the group is served, or `None` if there is none.
+    pub(crate) fn longest_kept(&self) -> Option<Duration> {
+        // A value that is set is as old as the call, and may be served on by a failed refresh or load.
+        let longest = self.longest()?.max(self.negative.unwrap_or_default());
+        Some(longest.saturating_add(self.stale_while_revalidate.max(self.stale_if_error)))
+    }
+
+    fn of_a_value(&self, as_of_ms: u64, fresh_for: Duration) -> Times {
+        let fresh_until_ms = later(as_of_ms, fresh_for);
         let serve_until_ms = later(fresh_until_ms, self.stale_while_revalidate);
         // Never in the first half of the time to live, whatever the group asks for. Otherwise each hit could begin a
         // load.
         let ahead = self.refresh_ahead.min(fresh_for / 2);
         let is_refreshed = !ahead.is_zero() || !self.stale_while_revalidate.is_zero();
         Times {
-            loaded_at_ms,
-            refresh_at_ms: if is_refreshed { later(loaded_at_ms, fresh_for - ahead) } else { NEVER },
+            as_of_ms,
+            refresh_at_ms: if is_refreshed { later(as_of_ms, fresh_for - ahead) } else { NEVER },
             fresh_until_ms,
             serve_until_ms,
             keep_until_ms: serve_until_ms.max(later(fresh_until_ms, self.stale_if_error)),
@@ -150,18 +156,28 @@ mod tests {
         policy.times(keep, true, 1000, 0.0, None).expect("kept")
     }
 
-    /// Checks that the loader's time to live precedes the group's, and that the maximum bounds both.
+    /// Checks that the loader's time to live precedes the group's, up to the maximum, which is the group's unless it has
+    /// one of its own.
     #[test]
     fn loader_overrides_time_to_live_up_to_the_maximum() {
-        assert_eq!(times(&policy(), Keep::AsTheGroup), Times::until(1000, 61_000));
-        assert_eq!(times(&policy(), Keep::For(MINUTE * 2)), Times::until(1000, 121_000));
-        assert_eq!(times(&policy(), Keep::Forever), Times::until(1000, NEVER));
+        let until = |policy: &FreshnessPolicy, keep| times(policy, keep).fresh_until_ms;
+        for (keep, bounded_ms) in [
+            (Keep::AsTheGroup, 61_000),
+            (Keep::For(MINUTE / 4), 16_000),
+            (Keep::For(MINUTE * 2), 61_000),
+            (Keep::Forever, 61_000),
+        ] {
+            assert_eq!(until(&policy(), keep), bounded_ms, "{keep:?}");
+        }
         assert_eq!(policy().times(Keep::Not, true, 1000, 0.0, None), None);
+        let longer = FreshnessPolicy { max_time_to_live: Some(MINUTE * 3), ..policy() };
+        assert_eq!((until(&longer, Keep::For(MINUTE * 2)), until(&longer, Keep::Forever)), (121_000, 181_000));
+        let unlimited = FreshnessPolicy { time_to_live: None, ..policy() };
+        assert_eq!(until(&unlimited, Keep::Forever), NEVER);
         let capped = FreshnessPolicy { max_time_to_live: Some(MINUTE / 2), ..policy() };
         for keep in [Keep::AsTheGroup, Keep::For(MINUTE * 2), Keep::Forever] {
             assert_eq!(times(&capped, keep), Times::until(1000, 31_000));
         }
-        assert_eq!(times(&capped, Keep::For(MINUTE / 4)), Times::until(1000, 16_000));
     }
 
     #[test]
@@ -187,7 +203,7 @@ mod tests {
     fn stale_windows_set_refresh_serve_and_keep_times() {
         let swr = FreshnessPolicy { stale_while_revalidate: MINUTE, ..policy() };
         let all = |refresh_at_ms, serve_until_ms, keep_until_ms| Times {
-            loaded_at_ms: 1000,
+            as_of_ms: 1000,
             refresh_at_ms,
             fresh_until_ms: 61_000,
             serve_until_ms,
@@ -217,7 +233,7 @@ mod tests {
         assert_eq!(
             handed(20_000, Some(40_000), None),
             Some(Times {
-                loaded_at_ms: 980_000,
+                as_of_ms: 980_000,
                 refresh_at_ms: 1_030_000,
                 fresh_until_ms: 1_040_000,
                 serve_until_ms: 1_100_000,

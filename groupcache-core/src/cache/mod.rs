@@ -142,6 +142,11 @@ impl<V: Value> Cache<V> {
         self.owned.len() + self.replicas_len()
     }
 
+    /// Returns whether no entry is in memory.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.owned.len() == 0 && self.replicas_len() == 0
+    }
+
     /// Returns the number of replicas.
     pub(crate) fn replicas_len(&self) -> usize {
         self.replicas.as_ref().map_or(0, Replicas::len)

@@ -1,5 +1,5 @@
 //! Revalidation: the changes after which an entry is checked again, because its key may have another owner or because
-//! this node may have missed a write.
+//! writes of the time before may be forgotten.
 //!
 //! A change does not visit the entries. Each entry carries the number of the last change that it was checked against,
 //! and the next hit checks it again. A hit in quiet times compares two numbers.
@@ -23,8 +23,8 @@ const REMEMBERED: usize = 4096;
 pub(crate) enum Change {
     /// The node has another view, so that keys may have other owners.
     View,
-    /// The node was partitioned or stood still, and may have missed writes.
-    Partitioned,
+    /// The node met another node after a long absence. Other nodes may have forgotten writes that it has not heard of.
+    Absence,
 }
 
 /// Changes since an entry was checked.
@@ -33,10 +33,10 @@ pub(crate) enum ChangesSince {
     Nothing,
     /// More changes than are remembered.
     TooMuch,
-    /// Coarse times of the first change of any kind, and of the first partition.
+    /// Coarse times of the first change of any kind, and of the last absence.
     Changes {
         first_ms: u64,
-        partitioned_ms: Option<u64>,
+        absence_ms: Option<u64>,
     },
 }
 
@@ -51,8 +51,8 @@ pub(crate) struct ChangeLog {
 struct Log {
     /// Coarse time of each remembered change. The last one belongs to the current number.
     times: VecDeque<u64>,
-    /// Numbers and coarse times of the remembered changes that are partitions.
-    partitions: VecDeque<(u32, u64)>,
+    /// Numbers and coarse times of the remembered changes that are absences.
+    absences: VecDeque<(u32, u64)>,
 }
 
 impl ChangeLog {
@@ -67,15 +67,15 @@ impl ChangeLog {
         let mut log = self.log.lock();
         let number = self.number().wrapping_add(1);
         log.times.push_back(now_ms);
-        if change == Change::Partitioned {
-            log.partitions.push_back((number, now_ms));
+        if change == Change::Absence {
+            log.absences.push_back((number, now_ms));
         }
         if log.times.len() > REMEMBERED {
             log.times.pop_front();
         }
         let remembered = log.times.len() as u32;
-        while log.partitions.front().is_some_and(|(partition, _)| number.wrapping_sub(*partition) >= remembered) {
-            log.partitions.pop_front();
+        while log.absences.front().is_some_and(|(absence, _)| number.wrapping_sub(*absence) >= remembered) {
+            log.absences.pop_front();
         }
         self.number.fetch_add(1, AcqRel);
     }
@@ -90,8 +90,8 @@ impl ChangeLog {
         }
         let first = log.times.len().checked_sub(behind as usize).and_then(|begin| log.times.get(begin));
         let Some(first_ms) = first else { return ChangesSince::TooMuch };
-        let partition = log.partitions.iter().find(|(partition, _)| now.wrapping_sub(*partition) < behind);
-        ChangesSince::Changes { first_ms: *first_ms, partitioned_ms: partition.map(|(_, at_ms)| *at_ms) }
+        let absence = log.absences.iter().rev().find(|(absence, _)| now.wrapping_sub(*absence) < behind);
+        ChangesSince::Changes { first_ms: *first_ms, absence_ms: absence.map(|(_, at_ms)| *at_ms) }
     }
 }
 
@@ -105,23 +105,23 @@ mod tests {
         let first = changes.number();
         changes.record(Change::View, 10);
         let later = changes.number();
-        changes.record(Change::Partitioned, 20);
+        changes.record(Change::Absence, 20);
         changes.record(Change::View, 30);
-        assert_eq!(changes.since(first), ChangesSince::Changes { first_ms: 10, partitioned_ms: Some(20) });
-        assert_eq!(changes.since(later), ChangesSince::Changes { first_ms: 20, partitioned_ms: Some(20) });
+        assert_eq!(changes.since(first), ChangesSince::Changes { first_ms: 10, absence_ms: Some(20) });
+        assert_eq!(changes.since(later), ChangesSince::Changes { first_ms: 20, absence_ms: Some(20) });
         assert_eq!(changes.since(changes.number()), ChangesSince::Nothing);
-        assert_eq!(changes.since(later.wrapping_add(1)), ChangesSince::Changes { first_ms: 30, partitioned_ms: None });
+        assert_eq!(changes.since(later.wrapping_add(1)), ChangesSince::Changes { first_ms: 30, absence_ms: None });
     }
 
     #[test]
     fn number_older_than_the_log_is_too_much() {
         let changes = ChangeLog::default();
-        changes.record(Change::Partitioned, 0);
+        changes.record(Change::Absence, 0);
         (1..5000).for_each(|at_ms| changes.record(Change::View, at_ms));
         assert_eq!(changes.since(0), ChangesSince::TooMuch);
         assert_eq!(changes.since(903), ChangesSince::TooMuch);
-        assert_eq!(changes.since(904), ChangesSince::Changes { first_ms: 904, partitioned_ms: None });
-        changes.record(Change::Partitioned, 5000);
-        assert_eq!(changes.since(4999), ChangesSince::Changes { first_ms: 4999, partitioned_ms: Some(5000) });
+        assert_eq!(changes.since(904), ChangesSince::Changes { first_ms: 904, absence_ms: None });
+        changes.record(Change::Absence, 5000);
+        assert_eq!(changes.since(4999), ChangesSince::Changes { first_ms: 4999, absence_ms: Some(5000) });
     }
 }

@@ -7,7 +7,7 @@ mod fallback_budget;
 mod tasks;
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -32,7 +32,6 @@ use crate::{
     },
     peer::{client::link::Link, group_service::Registry, local::LocalNode},
     runtime::sync::{ArcSwap, Guard, Keyed, Mutex, sharded},
-    write::missed::MissedWrites,
 };
 
 /// State that a node and its groups share.
@@ -41,8 +40,6 @@ pub(crate) struct NodeContext {
     view: ArcSwap<View>,
     pub(crate) changes: ChangeLog,
     pub(crate) handover: PreviousViews,
-    /// Writes that peers have missed while they could not be reached.
-    pub(crate) missed_writes: MissedWrites,
     /// Whether a group has one owner per zone, so that each new view needs the ring of the zone.
     has_zones: AtomicBool,
     links: DashMap<DialId, Arc<Link>, Keyed>,
@@ -55,8 +52,6 @@ pub(crate) struct NodeContext {
     pub(crate) tasks: Tasks,
     /// Counts and findings of the stabilizer.
     pub(crate) membership: Mutex<DiscoveryReport>,
-    /// Whether all peers are lost, so that no write reaches this node until a peer is back.
-    pub(crate) is_partitioned: AtomicBool,
     /// Whether local gets are refused.
     is_closed: AtomicBool,
     rng: Mutex<fastrand::Rng>,
@@ -78,7 +73,6 @@ impl NodeContext {
             changes: ChangeLog::default(),
             handover: PreviousViews::new(is_handover_on, handover_bytes_per_second),
             has_zones: AtomicBool::new(false),
-            missed_writes: MissedWrites::default(),
             links: sharded(hasher),
             links_by_id: sharded(hasher),
             registry: Arc::new(Registry::new(hasher)),
@@ -87,7 +81,6 @@ impl NodeContext {
             budget: FallbackBudget::default(),
             tasks: Tasks::new(runtime),
             membership: Mutex::default(),
-            is_partitioned: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             rng: Mutex::new(rng),
         }
@@ -124,7 +117,7 @@ impl NodeContext {
         self.view_ref().prepare(scope);
     }
 
-    /// Replaces the view, and reports the change to the hand-over, the change log and the missed writes.
+    /// Replaces the view, and reports the change to the hand-over and the change log.
     pub(crate) fn install(&self, view: View) {
         let now_ms = self.local.clock.read_ms();
         let mut scope = Scope::Cluster;
@@ -133,13 +126,8 @@ impl NodeContext {
             view.prepare(scope);
         }
         self.handover.on_view_change(self.view(), &view, scope, now_ms);
-        let previous = self.view.swap(Arc::new(view));
+        self.view.store(Arc::new(view));
         self.changes.record(Change::View, now_ms);
-        let view = self.view();
-        let present: BTreeSet<_> = view.members().iter().map(|member| member.id.clone()).collect();
-        let departed: Vec<_> =
-            previous.members().iter().map(|member| &member.id).filter(|id| !present.contains(*id)).collect();
-        self.missed_writes.view_changed(departed.into_iter(), present, now_ms);
         self.local.counters.views.up();
     }
 
@@ -158,6 +146,27 @@ impl NodeContext {
     /// Returns whether the link to a peer takes requests.
     pub(crate) fn reaches(&self, id: &PeerId) -> bool {
         self.links_by_id.get(id).is_some_and(|link| link.admits())
+    }
+
+    /// Returns the link to each connected peer, in the order of their ids.
+    pub(crate) fn connected_links(&self) -> Vec<(PeerId, Arc<Link>)> {
+        // Not `links_by_id`, which lacks a peer whose last of several links was closed.
+        let mut by_id = BTreeMap::new();
+        for link in self.links().into_iter().filter(|link| link.admits()) {
+            if let Some(peer) = link.instance() {
+                let known = by_id.entry(peer.id).or_insert_with(|| Arc::clone(&link));
+                if known.dial > link.dial {
+                    *known = link;
+                }
+            }
+        }
+        by_id.into_iter().collect()
+    }
+
+    /// Returns the link to a peer that takes requests.
+    pub(crate) fn link_by_id(&self, id: &PeerId) -> Option<Arc<Link>> {
+        let by_id = self.links_by_id.get(id).map(|link| Arc::clone(&link)).filter(|link| link.admits());
+        by_id.or_else(|| self.connected_links().into_iter().find(|(peer, _)| peer == id).map(|(_, link)| link))
     }
 
     /// Forgets a link that was closed.

@@ -9,7 +9,7 @@ use crate::{
         payload::{Payload, Slot},
         store::{Entry, Times},
     },
-    engine::{Engine, Outcome, errors::panic_text, lookup::Purpose},
+    engine::{Engine, GroupFlight, Outcome, errors::panic_text, lookup::Purpose},
     error::{Error, Kind, Result},
     loader::{Finding, Keep, Loaded},
     protocol::message::Encoded,
@@ -42,26 +42,39 @@ fn times<V: Value>(engine: &Engine<V>, keep: Keep, is_value: bool, now_ms: u64, 
 }
 
 /// Makes the entry of a value that is set, on the node of the caller or at the owner.
-pub(crate) fn of_set<V: Value>(engine: &Engine<V>, key: &str, hash: u64, now_ms: u64, value: V) -> Result<Slot<V>> {
+///
+/// The value contains every write before `as_of_ms`.
+pub(crate) fn of_set<V: Value>(
+    engine: &Engine<V>,
+    key: &str,
+    hash: u64,
+    now_ms: u64,
+    as_of_ms: u64,
+    value: V,
+) -> Result<Slot<V>> {
     let times = times(engine, Keep::AsTheGroup, true, now_ms, hash).unwrap_or_else(|| Times::until(now_ms, now_ms));
-    of_value(engine, key, value, times)
+    of_value(engine, key, value, Times { as_of_ms, ..times })
 }
 
 /// Makes the outcome of a load for its waiters, and the entry to cache, if any.
 pub(crate) fn of_load<V: Value>(
     engine: &Engine<V>,
-    key: &str,
+    flight: &GroupFlight<V>,
     hash: u64,
     loaded: Loaded<V>,
     now_ms: u64,
     start: &LoadStart<V>,
 ) -> Result<(Outcome<V>, Option<Slot<V>>)> {
+    let key = flight.key();
     let is_value = !matches!(loaded.finding, Finding::NotFound);
     // The entry counts as checked when the load began, because a later change may concern the value.
     let times = times(engine, loaded.keep, is_value, now_ms, hash);
-    let times = times.map(|times| Times { checked: start.changes, ..times });
+    // The value contains every write from before the load began, unless the loader has read an older value.
+    let read_as_of_ms = flight.context.load_context().map_or(u64::MAX, |load| load.read_as_of_ms());
+    let as_of_ms = flight.begun_ms.min(read_as_of_ms);
+    let times = times.map(|times| Times { checked: start.changes, as_of_ms, ..times });
     let is_kept = times.is_some();
-    let times = times.unwrap_or_else(|| Times::until(now_ms, now_ms));
+    let times = times.unwrap_or_else(|| Times::until(as_of_ms, now_ms));
     let slot = match loaded.finding {
         Finding::Value(value) => of_value(engine, key, value, times)?,
         Finding::NotFound => {
@@ -80,8 +93,26 @@ pub(crate) fn of_load<V: Value>(
 /// Makes the entry of a value from a previous owner, or returns `None` if this node cannot use it.
 ///
 /// `changes` is the number of the last change when the value was requested, because later changes may concern it.
-pub(crate) fn of_handover<V: Value>(engine: &Engine<V>, hash: u64, value: &Encoded, changes: u32) -> Option<Slot<V>> {
-    of_page(engine, hash, &value.bytes, value.age_ms, value.remaining_ms, changes)
+/// `left_ms` is the time at which the request left.
+pub(crate) fn of_handover<V: Value>(
+    engine: &Engine<V>,
+    hash: u64,
+    value: &Encoded,
+    changes: u32,
+    left_ms: u64,
+) -> Option<Slot<V>> {
+    let Encoded { bytes, age_ms, as_of_age_ms, remaining_ms, .. } = value;
+    let ages =
+        Ages { age_ms: *age_ms, as_of_ms: engine.as_of_peer(*as_of_age_ms, left_ms), remaining_ms: *remaining_ms };
+    of_page(engine, hash, bytes, &ages, changes)
+}
+
+/// Ages of a value of another node.
+pub(crate) struct Ages {
+    pub(crate) age_ms: u64,
+    /// Time before which the value contains every write; `None` = since its load.
+    pub(crate) as_of_ms: Option<u64>,
+    pub(crate) remaining_ms: Option<u64>,
 }
 
 /// Makes the entry of a value of a page. Otherwise as [`of_handover`].
@@ -89,18 +120,18 @@ pub(crate) fn of_page<V: Value>(
     engine: &Engine<V>,
     hash: u64,
     bytes: &Bytes,
-    age_ms: u64,
-    remaining_ms: Option<u64>,
+    ages: &Ages,
     changes: u32,
 ) -> Option<Slot<V>> {
     if bytes.len() > engine.context.local.limits.max_value_bytes {
         return None;
     }
     let (now_ms, limit) = (engine.context.local.clock.read_ms(), engine.ownership.keep_limit(hash));
-    let times = engine.settings.freshness.of_handover(age_ms, remaining_ms, now_ms, limit)?;
+    let times = engine.settings.freshness.of_handover(ages.age_ms, ages.remaining_ms, now_ms, limit)?;
+    let as_of_ms = ages.as_of_ms.unwrap_or(times.as_of_ms);
     // Copied, because a slice would keep the whole frame in memory as long as the value.
     let payload = Payload::<V>::from_handover(small_bytes::copy(bytes)).ok()?;
-    Some(Slot::new(Entry::new(payload, Times { checked: changes, ..times })))
+    Some(Slot::new(Entry::new(payload, Times { checked: changes, as_of_ms, ..times })))
 }
 
 /// Encodes a value and makes its entry.

@@ -59,12 +59,19 @@ pub(crate) struct Fetch<V: Value> {
     /// Whether the request to a peer ended because the peer is unreachable. Further requests then take from the
     /// fallback budget.
     has_failed: AtomicBool,
+    /// Whether a peer was asked that cannot say which writes of the key it has heard of. Its value is not kept.
+    is_doubtful: AtomicBool,
 }
 
 impl<V: Value> Fetch<V> {
     /// Returns the depth of the load chain for which the fetch began.
     pub(crate) fn depth(&self) -> usize {
         self.chain.depth()
+    }
+
+    /// Returns whether the value may lack a write that this node has heard of.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.is_doubtful.load(Relaxed)
     }
 }
 
@@ -97,10 +104,11 @@ pub(crate) fn join<V: Value>(
             snapshot,
             next: AtomicUsize::new(0),
             has_failed: AtomicBool::new(false),
+            is_doubtful: AtomicBool::new(false),
         })
     };
-    let is_as_deep = |work: &Work<V>| work.depth() >= pending.chain.depth();
-    let joined = engine.flights.join(Table::Fetch, key, now_ms, is_as_deep, recheck, fetch);
+    let suits = |work: &Work<V>| work.depth() >= pending.chain.depth() && !work.is_doubtful();
+    let joined = engine.flights.join(Table::Fetch, key, now_ms, suits, recheck, fetch);
     drop(unusable);
     let flight = match joined {
         Join::Found(slot) => return Dispatched::Found(slot),
@@ -148,7 +156,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
             if fetch.has_failed.load(Relaxed) && !context.may_ask_again() {
                 return self.load_here();
             }
-            match link.send(self.call(rank)) {
+            match link.send(self.call(&link, rank)) {
                 Ok(()) => return,
                 Err(NotSent::Open) => {} // an open breaker costs nothing: the next candidate is asked
                 Err(NotSent::Full) => return self.complete(Err(self.queue_is_full())),
@@ -162,7 +170,14 @@ impl<'a, V: Value> FetchStep<'a, V> {
         self.engine.context.link(member).filter(|link| link.offers(&settings.name, settings.format))
     }
 
-    fn call(&self, rank: usize) -> Call {
+    /// Returns the request to a peer. A value is taken only from a node that has heard of every write that this node has
+    /// heard of.
+    fn call(&self, link: &Link, rank: usize) -> Call {
+        // After the flight was registered, so that a write that comes meanwhile detaches the flight.
+        let known = link.names_for(&self.engine.settings.name, self.flight.key());
+        if !known.is_empty() && !link.has_log() {
+            self.fetch.is_doubtful.store(true, Relaxed);
+        }
         Call {
             op: Op::Get,
             group: self.engine.index(),
@@ -170,6 +185,8 @@ impl<'a, V: Value> FetchStep<'a, V> {
             deadline_ms: self.fetch.deadline_ms,
             rank,
             chain: self.fetch.chain.clone(),
+            number: 0,
+            known,
             reply: Arc::clone(self.flight) as Arc<dyn Reply>,
         }
     }
@@ -216,12 +233,14 @@ impl<'a, V: Value> FetchStep<'a, V> {
     /// Returns the times of a replica. After the time for which it is served, the replica stays for one more
     /// `replica_time_to_live`, as a sign that the key was hot.
     fn times(&self, value: &Encoded, now_ms: u64) -> Times {
+        let left_ms = self.flight.begun_ms;
+        let as_of_ms = self.engine.as_of_peer(value.as_of_age_ms, left_ms);
         let serve_until_ms = later(
             now_ms,
             Duration::from_millis(value.borrow_ms).min(self.engine.settings.freshness.replica_time_to_live),
         );
         Times {
-            loaded_at_ms: now_ms.saturating_sub(value.age_ms),
+            as_of_ms: as_of_ms.unwrap_or_else(|| now_ms.saturating_sub(value.age_ms)),
             refresh_at_ms: NEVER,
             fresh_until_ms: serve_until_ms,
             serve_until_ms,
@@ -233,7 +252,8 @@ impl<'a, V: Value> FetchStep<'a, V> {
     /// Completes the flight and keeps the value as a replica, unless a write came after the flight began.
     fn complete_and_keep(&self, slot: Slot<V>, replicas: &Replicas<V>) {
         let keep = || replicas.keep(self.flight.key(), Slot::clone(&slot));
-        if let Some(inserted) = self.engine.flights.complete(self.flight, Ok(Slot::clone(&slot)), keep) {
+        let horizon_ms = self.engine.horizon_of_taken_ms();
+        if let Some(inserted) = self.engine.flights.complete(self.flight, Ok(Slot::clone(&slot)), horizon_ms, keep) {
             self.engine.cache.after_insert(self.flight.key(), inserted, true);
         }
     }
@@ -255,7 +275,8 @@ impl<'a, V: Value> FetchStep<'a, V> {
                 let now_ms = self.engine.context.now_ms();
                 let times = self.times(&value, now_ms);
                 let is_held = self.engine.holds.is_held(self.flight.key(), self.flight.begun_ms);
-                let may_keep = value.borrow_ms > 0 && !is_held;
+                let is_doubtful = self.fetch.is_doubtful.load(Relaxed) || !self.engine.may_keep_taken();
+                let may_keep = value.borrow_ms > 0 && !is_held && !is_doubtful;
                 let replicas = self.engine.cache.replicas.as_ref().filter(|_| may_keep);
                 let replicas =
                     replicas.filter(|own| value.is_hot || own.wants(self.flight.key(), self.fetch.hash, now_ms));
@@ -267,7 +288,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
                     None => self.complete(Ok(slot)),
                 }
             }
-            Response::NotFound => self.fail(Kind::NotFound, "the loader found nothing"),
+            Response::NotFound { .. } => self.fail(Kind::NotFound, "the loader found nothing"),
             Response::LoadFailed { .. } if mutant!(FallbackOnEveryError) => self.advance(),
             Response::LoadFailed { is_transient, text } => {
                 self.fail(Kind::LoadFailed { is_transient }, format!("the loader of group {name:?} failed: {text}"));
@@ -299,7 +320,8 @@ impl<'a, V: Value> FetchStep<'a, V> {
             | Response::Unsupported
             | Response::Pending
             | Response::Done
-            | Response::Page(_) => {
+            | Response::Page(_)
+            | Response::Logs(_) => {
                 self.engine.counters.fetch_errors.up();
                 self.advance();
             }
@@ -312,7 +334,7 @@ pub(crate) fn ask_together<V: Value>(engine: &Arc<Engine<V>>, owner: &Link, flig
     let steps = || flights.iter().filter_map(|flight| FetchStep::of(flight, engine));
     let (sent, refused) = match engine.context.tasks.is_closing() {
         true => (0, Some(NotSent::Open)),
-        false => owner.send_all(steps().map(|step| step.call(step.fetch.next.fetch_add(1, Relaxed)))),
+        false => owner.send_all(steps().map(|step| step.call(owner, step.fetch.next.fetch_add(1, Relaxed)))),
     };
     for step in steps().skip(sent) {
         match refused {
@@ -327,7 +349,7 @@ fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, outcome: Outc
     if outcome.is_err() {
         engine.counters.fetch_errors.up();
     }
-    engine.flights.complete(flight, outcome, || ());
+    engine.flights.complete(flight, outcome, engine.horizon_of_taken_ms(), || ());
 }
 
 impl<V: Value> Reply for Flight<Outcome<V>, Work<V>> {

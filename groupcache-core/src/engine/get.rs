@@ -1,13 +1,16 @@
 //! Steps of a get, in order: memory, the view, the owner, the loader.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     cache::payload::NoValue,
     engine::{
-        Engine, Failure,
+        Engine, Failure, GroupFlight,
         decode::value_of,
         fetch,
         load::{self, Dispatched},
@@ -27,10 +30,12 @@ impl<V: Value> Engine<V> {
     /// Counts a hit or a miss.
     pub(crate) fn hit(self: &Arc<Self>, key: &str) -> Option<Result<V>> {
         let now_ms = self.context.now_ms();
+        let horizon_ms = self.context.local.writes.has_bounds.load(Relaxed).then(|| self.horizon_ms());
         if let Ok(slot) = self.lookup(key, now_ms, Purpose::Serve) {
             match slot.payload.value() {
                 Ok(value) => {
                     self.counters.hits.up();
+                    self.note_read(slot.as_of_ms, horizon_ms);
                     slot.touch(now_ms);
                     load::refresh_if_due(self, key, &slot, now_ms);
                     return Some(Ok(value));
@@ -47,10 +52,30 @@ impl<V: Value> Engine<V> {
         {
             self.counters.hits.up();
             self.counters.replica_hits.up();
+            self.note_read(slot.as_of_ms, horizon_ms);
             return Some(Ok(value));
         }
         self.counters.misses.up();
         None
+    }
+
+    /// Returns whether the "not found" of a flight may be given to a get that began at `begun_ms`. The answer of a load
+    /// is as old as the load. The age of a peer's answer is not kept, so that only the get that began the flight, and
+    /// gets within the horizon, receive the answer.
+    fn is_recent_nothing(&self, flight: &GroupFlight<V>, begun_ms: u64) -> bool {
+        let Some(bound_ms) = self.settings.max_staleness_ms else { return true };
+        let age_ms = if flight.context.load_context().is_some() { 0 } else { bound_ms };
+        self.is_recent(flight.horizon_ms().max(flight.begun_ms.saturating_sub(age_ms)), begun_ms)
+    }
+
+    /// Records in the calling load, if a loader makes the get, that the load has read a value of this age. Without a
+    /// `horizon_ms`, which was read before the value, only the age of the value counts.
+    fn note_read(&self, as_of_ms: u64, horizon_ms: Option<u64>) {
+        if self.context.local.writes.has_bounds.load(Relaxed)
+            && let Some(load) = LoadContext::current()
+        {
+            load.note_read(horizon_ms.map_or(as_of_ms, |horizon_ms| horizon_ms.max(as_of_ms)));
+        }
     }
 
     /// Takes steps 2 to 4 for a key that memory does not answer, and waits for the outcome.
@@ -90,9 +115,13 @@ impl<V: Value> Engine<V> {
         mut dispatched: Dispatched<V>,
     ) -> Result<V> {
         let (clock, deadline) = (&self.context.local.clock, &pending.deadline);
+        let begun_ms = self.settings.max_staleness_ms.map_or(0, |_| clock.at_ms(deadline.begun));
         loop {
             let (flight, _joined) = match dispatched {
-                Dispatched::Found(slot) => return value_of(self, key, pending, &slot).await,
+                Dispatched::Found(slot) => {
+                    self.note_read(slot.as_of_ms, None);
+                    return value_of(self, key, pending, &slot).await;
+                }
                 Dispatched::Flight(flight, joined) => (flight, joined),
             };
             // A fetch ends by its own deadline, so that only a caller with an earlier deadline needs a timer.
@@ -105,8 +134,21 @@ impl<V: Value> Engine<V> {
                 Some(flight.outcome().await)
             };
             match outcome {
-                Some(Ok(slot)) => return value_of(self, key, pending, &slot).await,
-                Some(Err(Failure::Final(error))) => return Err(error),
+                Some(Ok(slot)) if self.is_recent(flight.horizon_ms().max(slot.as_of_ms), begun_ms) => {
+                    self.note_read(slot.as_of_ms, Some(flight.horizon_ms()));
+                    return value_of(self, key, pending, &slot).await;
+                }
+                Some(Err(Failure::Final(error)))
+                    if !error.is_not_found() || self.is_recent_nothing(&flight, begun_ms) =>
+                {
+                    return Err(error);
+                }
+                // The flight began before this get, and its outcome is too old for it.
+                Some(Ok(_) | Err(Failure::Final(_))) if clock.read_ms() < deadline.end_ms => {
+                    self.counters.too_stale.up();
+                    self.check(key)?;
+                }
+                Some(Ok(_) | Err(Failure::Final(_))) => return Err(self.errors.timed_out(deadline.limit, None)),
                 Some(Err(Failure::Expired(_))) if clock.read_ms() < deadline.end_ms => self.check(key)?,
                 Some(Err(Failure::Expired(peer))) => return Err(self.errors.timed_out(deadline.limit, peer.as_ref())),
                 None => return Err(self.errors.timed_out(deadline.limit, None)),

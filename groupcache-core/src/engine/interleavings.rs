@@ -169,10 +169,10 @@ fn lookup_returns_no_expired_entry() {
             for _ in 0..4 {
                 let begun_ms = scene.node.now_ms();
                 if let Some(entry) = scene.group.engine.cache.owned.get("k", begun_ms) {
-                    assert!(begun_ms < entry.loaded_at_ms + 1000, "of {} at {begun_ms}", entry.loaded_at_ms);
+                    assert!(begun_ms < entry.as_of_ms + 1000, "of {} at {begun_ms}", entry.as_of_ms);
                     // No other task prolongs the entry.
                     yield_now().await;
-                    assert!(entry.is_expired(entry.loaded_at_ms + 1000));
+                    assert!(entry.is_expired(entry.as_of_ms + 1000));
                 }
                 yield_now().await;
             }

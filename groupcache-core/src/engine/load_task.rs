@@ -42,7 +42,7 @@ pub(crate) fn complete_on_drop<V: Value>(
 /// Completes a flight with an error, because its task ended without an outcome.
 pub(crate) fn give_up<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>) {
     let text = "a load was abandoned, because the node was shut down or its runtime ended; start another node";
-    engine.flights.complete(flight, Err(Error::new(Kind::Closed, text).into()), || ());
+    engine.flights.complete(flight, Err(Error::new(Kind::Closed, text).into()), 0, || ());
 }
 
 /// Returns the task of one load. The flight completes whatever happens to the task, even if it is never polled.
@@ -136,7 +136,8 @@ pub(crate) fn complete<V: Value>(
     let was_loaded = loaded.is_ok();
     let is_held = engine.holds.is_held(flight.key(), flight.begun_ms);
     let loaded = loaded.map(|loaded| if is_held { loaded.do_not_keep() } else { loaded });
-    let entry = loaded.and_then(|loaded| entry::of_load(engine, flight.key(), hash, loaded, now_ms, start));
+    let horizon_ms = engine.horizon_ms();
+    let entry = loaded.and_then(|loaded| entry::of_load(engine, flight, hash, loaded, now_ms, start));
     // A value that cannot be encoded is no answer, and does not remove the present entry.
     let is_answer = was_loaded && !matches!(&entry, Err(e) if e.is_load_failed());
     let (outcome, keep) = match entry {
@@ -151,7 +152,7 @@ pub(crate) fn complete<V: Value>(
         None if is_answer => (None, engine.cache.owned.remove(flight.key())),
         None => (None, None),
     };
-    match engine.flights.complete(flight, outcome, store) {
+    match engine.flights.complete(flight, outcome, horizon_ms, store) {
         None if keeps => engine.counters.discarded_after_write.up(),
         Some((Some(inserted), _)) => engine.cache.after_insert(flight.key(), inserted, false),
         _ => {}
@@ -170,7 +171,12 @@ fn fallback_to_stale<V: Value>(
     if let Some(slot) = previous {
         engine.ownership.may_serve(key, slot, now_ms); // applies changes during the load, which may end the entry
     }
-    let usable = previous.filter(|slot| slot.payload.encoded().is_some() && !slot.is_gone(now_ms));
+    let horizon_ms = engine.horizon_ms();
+    let is_usable = |slot: &&Slot<V>| {
+        let is_value = slot.payload.encoded().is_some();
+        is_value && !slot.is_gone(now_ms) && engine.is_recent(slot.as_of_ms.max(horizon_ms), now_ms)
+    };
+    let usable = previous.filter(is_usable);
     // A value that is too large is an answer, after which the previous value is outdated.
     let is_failure = !error.is_too_large();
     let Some(slot) = usable.filter(|_| is_failure && !engine.settings.freshness.stale_if_error.is_zero()) else {

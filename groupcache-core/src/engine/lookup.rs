@@ -29,6 +29,8 @@ impl<V: Value> Engine<V> {
     /// The caller drops such an entry after its own locks are released, because the entry may be the last reference to
     /// a value.
     pub(crate) fn lookup(&self, key: &str, now_ms: u64, purpose: Purpose) -> Result<Slot<V>, Option<Slot<V>>> {
+        // Before the entry; see `Engine::horizon_ms`.
+        let horizon_ms = self.settings.max_staleness_ms.map(|_| self.horizon_ms());
         let slot = match purpose {
             Purpose::Serve => self.cache.owned.get(key, now_ms),
             Purpose::ServeReplica => {
@@ -43,6 +45,16 @@ impl<V: Value> Engine<V> {
             Purpose::BeginFlight => may_serve && !slot.is_expired(now_ms) && !self.flights.is_clearing(),
             Purpose::Previous => !slot.is_gone(now_ms) && !self.flights.is_clearing(),
         };
-        if is_usable { Ok(slot) } else { Err(Some(slot)) }
+        if !is_usable {
+            return Err(Some(slot));
+        }
+        if let Some(horizon_ms) = horizon_ms
+            && purpose != Purpose::Previous
+            && !self.is_recent(slot.as_of_ms.max(horizon_ms), self.context.local.clock.exact_ms())
+        {
+            self.counters.too_stale.up();
+            return Err(Some(slot));
+        }
+        Ok(slot)
     }
 }

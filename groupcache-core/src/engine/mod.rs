@@ -97,6 +97,11 @@ impl<V: Value> Work<V> {
         if let Self::Load(context) = self { Some(context) } else { None }
     }
 
+    /// Returns whether the outcome may lack a write that this node has heard of, so that no later get shares it.
+    fn is_doubtful(&self) -> bool {
+        matches!(self, Self::Fetch(fetch) if fetch.is_doubtful())
+    }
+
     /// Returns the depth of the deepest nested load that is known to wait for this work.
     fn depth(&self) -> usize {
         match self {
@@ -163,6 +168,45 @@ impl<V: Value> Engine<V> {
 
     pub(crate) fn set_index(&self, index: u32) {
         let _ = self.index.set(index);
+    }
+
+    /// Returns the time until which this node has applied every write. Read before an entry, because a write that is
+    /// applied between the two reads removes the entry.
+    pub(crate) fn horizon_ms(&self) -> u64 {
+        self.context.local.writes.horizon_ms()
+    }
+
+    /// Returns whether a value that contains every write until `as_of_ms` may be given to a get that began at `now_ms`.
+    #[inline]
+    pub(crate) fn is_recent(&self, as_of_ms: u64, now_ms: u64) -> bool {
+        self.settings.max_staleness_ms.is_none_or(|bound_ms| now_ms.saturating_sub(as_of_ms) <= bound_ms)
+    }
+
+    /// Returns whether a value of another node may be kept. In a group with a bound, a kept value is as recent as the
+    /// horizon, which must cover the writers that the other node knows of.
+    pub(crate) fn may_keep_taken(&self) -> bool {
+        self.settings.max_staleness_ms.is_none() || self.context.local.writes.vouches_for_others()
+    }
+
+    /// Returns the horizon for the outcome of a fetch; 0 if the horizon does not count for values of other nodes.
+    pub(crate) fn horizon_of_taken_ms(&self) -> u64 {
+        if self.may_keep_taken() { self.horizon_ms() } else { 0 }
+    }
+
+    /// Returns the age, at the arrival of a request, until which a value contains every write, for a peer; `None` in a
+    /// group without a bound.
+    pub(crate) fn as_of_age_ms(&self, as_of_ms: u64, arrived_ms: u64) -> Option<u64> {
+        self.settings.max_staleness_ms.map(|_| arrived_ms.saturating_sub(as_of_ms))
+    }
+
+    /// Returns the time before which a value of a peer contains every write. `age_ms` is the age that the peer sent, as
+    /// of the arrival of a request that left at `left_ms`. The age is rounded up by one fiftieth, because clocks differ.
+    pub(crate) fn as_of_peer(&self, age_ms: Option<u64>, left_ms: u64) -> Option<u64> {
+        let age_ms = age_ms.filter(|_| self.settings.max_staleness_ms.is_some())?;
+        if mutant!(AgeNotPassedOn) {
+            return Some(left_ms);
+        }
+        Some(left_ms.saturating_sub(age_ms.saturating_add(age_ms.div_ceil(50))))
     }
 
     /// Returns an error if the length of `key` is not allowed, or if the group has ended.

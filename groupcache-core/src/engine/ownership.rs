@@ -14,6 +14,7 @@ use crate::{
     },
     ring::KeyHasher,
     runtime::clock::later,
+    write::peers::REMEMBERED,
 };
 
 /// View with the number of the last change, read before the view was taken.
@@ -72,19 +73,13 @@ impl Ownership {
         self.owns(&self.context.view_ref(), hash)
     }
 
-    /// Returns the maximum time for which a value may be kept, or `None` for no limit. Keys of other nodes have a
-    /// limit, and so do all keys while this node is partitioned, because writes do not reach it.
+    /// Returns the maximum time for which a value may be kept, or `None` for no limit. Keys of other nodes have a limit.
     pub(crate) fn keep_limit(&self, hash: u64) -> Option<Duration> {
         let view = self.context.view_ref();
-        let fallback = self.peer_owner(&view, hash).map(|owner| self.context.fallback_cap(owner));
-        let partitioned = self.context.is_partitioned.load(Relaxed).then_some(self.replica_time_to_live);
-        match (fallback, partitioned) {
-            (Some(fallback), Some(partitioned)) => Some(fallback.min(partitioned)),
-            (limit, other) => limit.or(other),
-        }
+        self.peer_owner(&view, hash).map(|owner| self.context.fallback_cap(owner))
     }
 
-    /// Returns whether an entry may be served after the changes of the view and the partitions so far. In quiet times
+    /// Returns whether an entry may be served after the changes so far. In quiet times
     /// the call compares two numbers.
     #[inline]
     pub(crate) fn may_serve<V>(&self, key: &str, slot: &Slot<V>, now_ms: u64) -> bool {
@@ -93,15 +88,15 @@ impl Ownership {
     }
 
     /// Checks an entry against the changes since its last check. If another node owns the key now, the entry is
-    /// orphaned: it is served for the time of a replica, counted from the first change. After a partition every entry
-    /// ends with the time of a replica, counted from the partition.
+    /// orphaned: it is served for the time of a replica, counted from the first change. After an absence an entry ends if
+    /// writes from after its load may be forgotten.
     fn revalidate<V>(&self, key: &str, slot: &Slot<V>, now_ms: u64, number: u32) -> bool {
         match self.context.changes.since(slot.checked.load(Relaxed)) {
             ChangesSince::Nothing => {} // another caller has checked the entry meanwhile
             ChangesSince::TooMuch => slot.cap(0),
-            ChangesSince::Changes { first_ms, partitioned_ms } => {
-                if let Some(partitioned_ms) = partitioned_ms {
-                    slot.cap(later(partitioned_ms, self.replica_time_to_live));
+            ChangesSince::Changes { first_ms, absence_ms } => {
+                if absence_ms.is_some_and(|absence_ms| later(slot.as_of_ms, REMEMBERED) < absence_ms) {
+                    slot.cap(0);
                 }
                 if !self.is_mine(self.hash(key)) {
                     slot.orphan(later(first_ms, self.replica_time_to_live));

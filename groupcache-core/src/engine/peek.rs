@@ -11,8 +11,11 @@ use crate::{
     },
     engine::{Engine, lookup::Purpose},
     error::Result,
-    peer::client::request_table::Outcome,
-    protocol::message::{Op, Response},
+    peer::client::request_table::{Call, Outcome},
+    protocol::{
+        chain::LoadChain,
+        message::{Op, Response},
+    },
     runtime::clock::later,
     value::Value,
 };
@@ -31,8 +34,25 @@ pub(crate) async fn peek<V: Value>(engine: &Engine<V>, key: &str, limit: Duratio
     let Some(owner) = engine.ownership.peer_owner(&view, engine.ownership.hash(key)) else { return Ok(None) };
     let Some(link) = engine.context.link(owner) else { return Ok(None) };
     let end_ms = later(engine.context.local.clock.read_ms(), limit);
-    let Some(answer) = link.request(Op::Peek, engine.index(), &Arc::from(key), end_ms, 0) else { return Ok(None) };
+    let (left_ms, group, key) = (engine.context.local.clock.read_ms(), engine.index(), Arc::from(key));
+    let known = link.names_for(&engine.settings.name, &key);
+    let answer = link.request_by(|reply| Call {
+        op: Op::Peek,
+        group,
+        key,
+        deadline_ms: end_ms,
+        rank: 0,
+        chain: LoadChain::EMPTY,
+        number: 0,
+        known,
+        reply,
+    });
+    let Some(answer) = answer else { return Ok(None) };
     let Ok(Ok(Outcome::Answered(Response::Value(value)))) = timeout(limit, answer).await else { return Ok(None) };
+    let as_of_ms = engine.as_of_peer(value.as_of_age_ms, left_ms);
+    if as_of_ms.is_some_and(|as_of_ms| !engine.is_recent(as_of_ms, left_ms)) {
+        return Ok(None);
+    }
     let now_ms = engine.context.now_ms();
     Ok(Some(Slot::new(Entry::new(Payload::received(value.bytes), Times::until(now_ms, now_ms)))))
 }

@@ -28,7 +28,7 @@ use crate::{
     limits::{MAX_ERROR_TEXT, RETRY_AFTER},
     loader::LoadReason,
     peer::group_service::{GroupService, LoadRequest, PageRequest, PageResult, Progress, ResponseFuture},
-    protocol::message::{DeadlineOwner, Decline, Encoded, Page, Response, Source},
+    protocol::message::{Bounds, DeadlineOwner, Decline, Encoded, Page, Response, Source, WriteName},
     runtime::clock::{self, NEVER, later},
     value::Value,
 };
@@ -47,7 +47,7 @@ impl<V: Value> GroupService for Engine<V> {
 
     fn cached_response(self: Arc<Self>, key: &str) -> Option<Response> {
         self.counters.peer_requests.up();
-        let now_ms = self.context.now_ms();
+        let (now_ms, horizon_ms) = (self.context.now_ms(), self.horizon_ms());
         let hash = self.ownership.hash(key);
         self.cache.requests.touch(hash, now_ms);
         let slot = self.lookup(key, now_ms, Purpose::Serve).ok()?;
@@ -55,7 +55,8 @@ impl<V: Value> GroupService for Engine<V> {
         slot.touch(now_ms);
         load::refresh_if_due(&self, key, &slot, now_ms);
         let is_hot = self.cache.requests.is_hot(hash, now_ms, HOT_AT_OWNER);
-        Some(encode_entry(&self, &slot, now_ms, Source::Memory, is_hot))
+        let as_of_age_ms = self.as_of_age_ms(slot.as_of_ms.max(horizon_ms), self.context.local.clock.read_ms());
+        Some(encode_entry(&self, &slot, now_ms, Source::Memory, is_hot, as_of_age_ms))
     }
 
     fn read_as_previous_owner(&self, key: &str) -> Response {
@@ -96,16 +97,18 @@ impl<V: Value> GroupService for Engine<V> {
         // The load begins above and not at the first poll, because it must precede the later requests of the
         // connection.
         let deadline = clock::deadline(request.wait);
+        let arrived_ms = self.context.local.clock.read_ms();
         Box::pin(async move {
-            let outcome = match dispatched {
-                Ok(Dispatched::Found(slot)) => Ok(slot),
+            let (outcome, horizon_ms, begun_ms) = match dispatched {
+                Ok(Dispatched::Found(slot)) => (Ok(slot), 0, 0),
                 Ok(Dispatched::Flight(flight, _joined)) => match within(Some(deadline), flight.outcome()).await {
-                    Some(outcome) => outcome,
+                    Some(outcome) => (outcome, flight.horizon_ms(), flight.begun_ms),
                     None => return Response::Deadline(DeadlineOwner::Asker),
                 },
-                Err(error) => Err(error.into()),
+                Err(error) => (Err(error.into()), 0, 0),
             };
-            encode_outcome(&self, outcome)
+            let as_of_ms = outcome.as_ref().map_or(begun_ms, |slot| slot.as_of_ms).max(horizon_ms);
+            encode_outcome(&self, outcome, self.as_of_age_ms(as_of_ms, arrived_ms))
         })
     }
 
@@ -121,13 +124,20 @@ impl<V: Value> GroupService for Engine<V> {
         self.settings.load_deadline.saturating_add(OVERDUE)
     }
 
-    fn set(self: Arc<Self>, key: &str, value: Bytes) -> ResponseFuture {
+    fn set(self: Arc<Self>, key: &str, value: Bytes, known: Option<&[WriteName]>) -> ResponseFuture {
         let token = write::drop_written(&self, key);
+        let (writes, name) = (&self.context.local.writes, &self.settings.name);
+        // After the drop, so that a write which comes meanwhile keeps the value out.
+        if known.is_some_and(|known| writes.has_heard_beyond(name, key, known)) {
+            return Box::pin(std::future::ready(Response::Done));
+        }
+        // The value contains every write of the key that this node has applied, whenever its writer made it.
+        let as_of_ms = self.horizon_ms();
         let key: Arc<str> = key.into();
         let store = move || {
             let (now_ms, hash) = (self.context.local.clock.read_ms(), self.ownership.hash(&key));
             let Ok(value) = decode::<V>(value) else { return Response::Declined(Decline::OtherFormat) };
-            let Ok(slot) = entry::of_set(&self, &key, hash, now_ms, value) else {
+            let Ok(slot) = entry::of_set(&self, &key, hash, now_ms, as_of_ms, value) else {
                 return Response::Declined(Decline::OtherFormat);
             };
             // If a later write came meanwhile, that one stands, and this write is done too.
@@ -143,6 +153,18 @@ impl<V: Value> GroupService for Engine<V> {
         Box::pin(
             async move { tokio::spawn(async move { store() }).await.unwrap_or(Response::Declined(Decline::Other)) },
         )
+    }
+
+    fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+
+    fn forget(&self) {
+        write::forget_all(self);
+    }
+
+    fn bounds(&self) -> Bounds {
+        self.settings.bounds()
     }
 
     fn sweep(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -175,12 +197,12 @@ impl<V: Value> GroupService for Engine<V> {
         self.is_removed.store(!self.context.is_closed(), Relaxed);
         for table in [Table::Fetch, Table::Load] {
             for flight in self.flights.all(table) {
-                self.flights.complete(&flight, Err(self.errors.closed().into()), || ());
+                self.flights.complete(&flight, Err(self.errors.closed().into()), 0, || ());
             }
         }
         // A flight that still finds the cache open inserts under the lock of its shard, and this clear of the flights
         // takes the same lock before the cache is cleared.
-        self.flights.clear(self.context.local.clock.read_ms(), || self.cache.close());
+        self.flights.clear(|| self.cache.close());
         self.cache.events.close();
         cache::drop_in_background(self.cache.clear());
     }
@@ -212,8 +234,15 @@ fn begin_load<V: Value>(
 }
 
 /// Encodes an entry as the response to a peer.
-fn encode_entry<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64, source: Source, is_hot: bool) -> Response {
-    let Some(bytes) = slot.payload.encoded() else { return Response::NotFound };
+fn encode_entry<V: Value>(
+    engine: &Engine<V>,
+    slot: &Slot<V>,
+    now_ms: u64,
+    source: Source,
+    is_hot: bool,
+    as_of_age_ms: Option<u64>,
+) -> Response {
+    let Some(bytes) = slot.payload.encoded() else { return Response::NotFound { as_of_age_ms } };
     let fresh_until_ms = slot.fresh_until_ms();
     let remaining_ms = (fresh_until_ms != NEVER).then(|| fresh_until_ms.saturating_sub(now_ms));
     let replica_ms = engine.settings.freshness.replica_time_to_live.as_millis() as u64;
@@ -221,7 +250,8 @@ fn encode_entry<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64, sourc
     let stale_ms = slot.hit_until_ms().saturating_sub(now_ms).min(STALE_REPLICA_MS);
     Response::Value(Encoded {
         bytes: bytes.clone(),
-        age_ms: now_ms.saturating_sub(slot.loaded_at_ms),
+        age_ms: now_ms.saturating_sub(slot.as_of_ms),
+        as_of_age_ms,
         remaining_ms,
         borrow_ms: remaining_ms.map_or(replica_ms, |remaining_ms| remaining_ms.max(stale_ms).min(replica_ms)),
         is_hot,
@@ -230,18 +260,18 @@ fn encode_entry<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64, sourc
 }
 
 /// Encodes the outcome of a flight as the response to a peer.
-fn encode_outcome<V: Value>(engine: &Engine<V>, outcome: Outcome<V>) -> Response {
+fn encode_outcome<V: Value>(engine: &Engine<V>, outcome: Outcome<V>, as_of_age_ms: Option<u64>) -> Response {
     match outcome {
-        Ok(slot) => encode_entry(engine, &slot, engine.context.now_ms(), Source::Loaded, false),
+        Ok(slot) => encode_entry(engine, &slot, engine.context.now_ms(), Source::Loaded, false, as_of_age_ms),
         Err(Failure::Expired(_)) => Response::Deadline(DeadlineOwner::Asker),
-        Err(Failure::Final(error)) => encode_error(&error),
+        Err(Failure::Final(error)) => encode_error(&error, as_of_age_ms),
     }
 }
 
 /// Encodes an error as the response to a peer.
-fn encode_error(error: &Error) -> Response {
+fn encode_error(error: &Error, as_of_age_ms: Option<u64>) -> Response {
     match error.kind() {
-        Kind::NotFound => Response::NotFound,
+        Kind::NotFound => Response::NotFound { as_of_age_ms },
         Kind::LoadFailed { is_transient } => {
             // The text of the causes is all that the peer learns about the error.
             let mut text = String::new();

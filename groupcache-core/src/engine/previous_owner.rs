@@ -17,8 +17,15 @@ use crate::{
     identity::PeerId,
     loader::LoadReason,
     membership::stabilizer::Member,
-    peer::client::{link::Link, request_table::Outcome},
-    protocol::message::{Decline, Encoded, Op, Response, Source},
+    peer::client::{
+        link::Link,
+        request::PendingOutcome,
+        request_table::{Call, Outcome},
+    },
+    protocol::{
+        chain::LoadChain,
+        message::{Decline, Encoded, Op, Response, Source},
+    },
     runtime::clock::later,
     value::Value,
 };
@@ -54,9 +61,6 @@ pub(crate) async fn take<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, 
 /// Asks the previous owners of a key, one after the other, and returns the first value.
 async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) -> Option<Encoded> {
     let now_ms = engine.context.local.clock.read_ms();
-    if engine.flights.may_be_undone(flight) && !mutant!(PeekIgnoresStripes) {
-        return None;
-    }
     let has_previous = || engine.lookup(flight.key(), engine.context.now_ms(), Purpose::Previous).is_ok();
     if engine.holds.is_held(flight.key(), flight.begun_ms) || has_previous() {
         return None;
@@ -77,9 +81,7 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
         let Candidate { number, id, link } = &candidate;
         // An open breaker or a full queue shows nothing about the values of the previous owner.
         let end_ms = later(now_ms, READ_DEADLINE);
-        let Some(pending) = link.request(Op::ReadAsPreviousOwner, engine.index(), flight.key(), end_ms, 0) else {
-            continue;
-        };
+        let Some(pending) = ask(engine, link, flight, end_ms) else { continue };
         match timeout_at(end, pending).await {
             Ok(Ok(Outcome::Answered(Response::Value(value)))) => {
                 referrers.push(candidate);
@@ -108,6 +110,30 @@ async fn read<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64) 
     }
     judge_all(referrers, false);
     None
+}
+
+/// Asks a previous owner for a value. The request names the writes of the key that the owner may not have heard of, also
+/// those that another node has named to this one.
+fn ask<V: Value>(engine: &Engine<V>, link: &Link, flight: &GroupFlight<V>, deadline_ms: u64) -> Option<PendingOutcome> {
+    let known = match mutant!(NotNamedOn) {
+        true => Vec::new(),
+        false => link.names_for(&engine.settings.name, flight.key()),
+    };
+    if !known.is_empty() && !link.has_log() {
+        return None; // the peer cannot judge its value
+    }
+    let (group, key) = (engine.index(), Arc::clone(flight.key()));
+    link.request_by(|reply| Call {
+        op: Op::ReadAsPreviousOwner,
+        group,
+        key,
+        deadline_ms,
+        rank: 0,
+        chain: LoadChain::EMPTY,
+        number: 0,
+        known,
+        reply,
+    })
 }
 
 /// Returns the previous owner of a referral, if it is a member and may be asked. Referrals name owners in views from
@@ -183,10 +209,14 @@ fn referral<V: Value>(engine: &Engine<V>, hash: u64, now_ms: u64) -> Option<Peer
 /// Completes a flight with the value of a previous owner. Returns `false` if this node cannot use the value, and then
 /// the flight still runs.
 fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64, value: &Encoded, changes: u32) -> bool {
-    let Some(slot) = entry::of_handover(engine, hash, value, changes) else { return false };
+    let Some(slot) = entry::of_handover(engine, hash, value, changes, flight.begun_ms) else { return false };
+    if !engine.may_keep_taken() || !engine.is_recent(slot.as_of_ms, engine.context.local.clock.exact_ms()) {
+        return false;
+    }
+    let horizon_ms = engine.horizon_of_taken_ms();
     engine.counters.previous_owner_hits.up();
     let keep = || engine.cache.owned.insert(flight.key(), Slot::clone(&slot));
-    match engine.flights.complete(flight, Ok(Slot::clone(&slot)), keep) {
+    match engine.flights.complete(flight, Ok(Slot::clone(&slot)), horizon_ms, keep) {
         Some(inserted) => engine.cache.after_insert(flight.key(), inserted, false),
         None => engine.counters.discarded_after_write.up(),
     }
@@ -202,14 +232,15 @@ pub(crate) fn answer<V: Value>(engine: &Engine<V>, key: &str) -> Response {
     if !send::may_send(engine) {
         return Response::Declined(Decline::NotCached);
     }
-    let now_ms = engine.context.now_ms();
+    let (now_ms, horizon_ms) = (engine.context.now_ms(), engine.horizon_ms());
     let slot = engine.cache.owned.peek(key);
+    let as_of_age_ms = slot.as_ref().and_then(|slot| engine.as_of_age_ms(slot.as_of_ms.max(horizon_ms), now_ms));
     match slot.and_then(|slot| send::sendable(engine, &slot, now_ms)) {
         Some((bytes, age_ms, remaining_ms)) => {
             engine.counters.handover_sent.up();
             engine.counters.handover_sent_bytes.add(bytes.len() as u64);
             let source = Source::Memory;
-            Response::Value(Encoded { bytes, age_ms, remaining_ms, borrow_ms: 0, is_hot: false, source })
+            Response::Value(Encoded { bytes, age_ms, as_of_age_ms, remaining_ms, borrow_ms: 0, is_hot: false, source })
         }
         None => {
             let referral = referral(engine, engine.ownership.hash(key), now_ms);

@@ -5,11 +5,15 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use crate::{
     cache::payload::Slot,
-    engine::{Engine, entry},
+    engine::{
+        Engine,
+        entry::{self, Ages},
+    },
     handover::PreviousView,
     peer::group_service::{PageRequest, PageResult},
     protocol::message::{self, Handed, Page},
     value::Value,
+    write::logs::{Positions, Shown},
 };
 
 /// Number of entries that are stored before other tasks run: some tens of microseconds of work.
@@ -27,6 +31,8 @@ pub(crate) fn room<V: Value>(engine: &Engine<V>) -> u64 {
 
 /// Stores the entries of a page that are still wanted.
 pub(crate) async fn store_page<V: Value>(engine: Arc<Engine<V>>, page: Page, request: PageRequest) -> PageResult {
+    let positions = page.positions.into_iter();
+    let positions = positions.map(|p| (p.writer, Shown { number: p.number, base: p.base })).collect();
     let mut result = PageResult::default();
     let previous_views = engine.context.handover.previous_views();
     for (n, handed) in page.entries.into_iter().enumerate() {
@@ -39,7 +45,7 @@ pub(crate) async fn store_page<V: Value>(engine: Arc<Engine<V>>, page: Page, req
             result.is_over = true;
             break;
         }
-        if let Some(bytes) = store_entry(&engine, &handed, &request, &previous_views) {
+        if let Some(bytes) = store_entry(&engine, &handed, &request, &positions, &previous_views) {
             result.kept += 1;
             result.bytes += bytes;
             engine.counters.handover_received.up();
@@ -54,12 +60,14 @@ fn store_entry<V: Value>(
     engine: &Engine<V>,
     handed: &Handed,
     request: &PageRequest,
+    positions: &Positions,
     previous_views: &[PreviousView],
 ) -> Option<u64> {
     let key = message::key(&handed.key).ok()?;
     let hash = engine.ownership.hash(key);
     let now_ms = engine.context.now_ms();
-    let is_wanted = engine.ownership.is_mine(hash) && !engine.holds.is_held(key, request.asked_ms);
+    let is_wanted =
+        engine.may_keep_taken() && engine.ownership.is_mine(hash) && !engine.holds.is_held(key, request.asked_ms);
     // An entry that this node has sent to another owner is about to end, and is replaced when the key comes back.
     let is_left_over = |slot: &Slot<V>| slot.is_expired(now_ms) || slot.is_orphaned();
     if !is_wanted || !engine.cache.owned.peek(key).as_ref().is_none_or(is_left_over) {
@@ -74,7 +82,18 @@ fn store_entry<V: Value>(
     if engine.handover.previous.is_cleared_since(since_ms) {
         return None;
     }
-    let slot = entry::of_page(engine, hash, &handed.bytes, handed.age_ms, handed.remaining_ms, request.changes)?;
+    // Before the judgement, so that a write which comes meanwhile keeps the value out.
+    let token = engine.flights.token(key);
+    let writes = &engine.context.local.writes;
+    if writes.has_heard_beyond_page(&engine.settings.name, key, request.has_log.then_some(positions))
+        && !mutant!(PageNotJudged)
+    {
+        engine.counters.discarded_after_write.up();
+        return None;
+    }
+    let as_of_ms = engine.as_of_peer(handed.as_of_age_ms, request.asked_ms);
+    let ages = Ages { age_ms: handed.age_ms, as_of_ms, remaining_ms: handed.remaining_ms };
+    let slot = entry::of_page(engine, hash, &handed.bytes, &ages, request.changes)?;
     let bytes = slot.weight(key);
     let mut slot = Some(slot);
     let fill = || {
@@ -85,7 +104,7 @@ fn store_entry<V: Value>(
         let kept = slot.take_if(|_| is_free && !is_overwritten);
         (there, kept.map(|slot| engine.cache.owned.insert(key, slot)))
     };
-    let filled = engine.flights.fill(key, request.asked_ms, fill);
+    let filled = engine.flights.finish_write(token, fill);
     drop(slot); // not kept
     let (_, inserted) = filled?;
     engine.cache.after_insert(key, inserted?, false);

@@ -84,10 +84,13 @@ pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u
         return Response::Page(Page::default());
     }
     let start = plan.position(cursor).min(queue.keys.len());
+    let arrived_ms = engine.context.local.clock.read_ms();
+    // Before the first value, because the peer judges the page by these positions.
+    let positions = engine.context.local.writes.positions();
     mark_arrived(&engine, queue, start);
     let (mut entries, mut bytes, mut at) = (Vec::new(), 0, start);
     while let Some(key) = queue.keys.get(at).filter(|_| entries.len() < PAGE_ENTRIES) {
-        if let Some(handed) = page_entry(&engine, key) {
+        if let Some(handed) = page_entry(&engine, key, arrived_ms) {
             let size = wire::handed_bytes(&handed);
             if !entries.is_empty() && bytes + size > PAGE_BYTES {
                 break;
@@ -116,20 +119,22 @@ pub(crate) async fn page<V: Value>(engine: Arc<Engine<V>>, to: PeerId, cursor: u
         handed.remaining_ms = handed.remaining_ms.map(|left_ms| left_ms.saturating_sub(waited_ms));
     }
     let next = if entries.is_empty() { 0 } else { plan.cursor(at) };
-    Response::Page(Page { entries, next, left: (queue.keys.len() - at) as u64 })
+    Response::Page(Page { entries, next, left: (queue.keys.len() - at) as u64, positions })
 }
 
-/// Returns whether this node may send entries. A removed group and a partitioned node send none.
+/// Returns whether this node may send entries. A removed group sends none.
 pub(crate) fn may_send<V: Value>(engine: &Engine<V>) -> bool {
-    !engine.is_removed.load(Relaxed) && !engine.context.is_partitioned.load(Relaxed)
+    !engine.is_removed.load(Relaxed)
 }
 
 /// Returns an entry for a page, or `None` if it is not in memory, was sent already, or must not be sent.
-fn page_entry<V: Value>(engine: &Engine<V>, key: &str) -> Option<Handed> {
+fn page_entry<V: Value>(engine: &Engine<V>, key: &str, arrived_ms: u64) -> Option<Handed> {
+    let horizon_ms = engine.horizon_ms();
     let slot = engine.cache.owned.peek(key)?;
     slot.uses(0)?; // `None` if the entry was sent
     let (bytes, age_ms, remaining_ms) = sendable(engine, &slot, engine.context.now_ms())?;
-    Some(Handed { key: Bytes::copy_from_slice(key.as_bytes()), bytes, age_ms, remaining_ms })
+    let as_of_age_ms = engine.as_of_age_ms(slot.as_of_ms.max(horizon_ms), arrived_ms);
+    Some(Handed { key: Bytes::copy_from_slice(key.as_bytes()), bytes, age_ms, as_of_age_ms, remaining_ms })
 }
 
 /// Marks the first entries of a queue as sent. The entries are served for the time of a replica, and their
@@ -150,7 +155,7 @@ fn mark_arrived<V: Value>(engine: &Engine<V>, queue: &PeerQueue, until: usize) {
 pub(crate) fn sendable<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64) -> Option<(Bytes, u64, Option<u64>)> {
     let until_ms = sendable_until(engine, slot, now_ms)?;
     let remaining_ms = (until_ms != NEVER).then(|| until_ms - now_ms);
-    Some((slot.payload.encoded()?.clone(), now_ms.saturating_sub(slot.loaded_at_ms), remaining_ms))
+    Some((slot.payload.encoded()?.clone(), now_ms.saturating_sub(slot.as_of_ms), remaining_ms))
 }
 
 /// Returns the time at which an entry ends at the node that owns its key now, or `None` if the entry must not be sent.
@@ -161,7 +166,7 @@ fn sendable_until<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64) -> 
     let is_doubtful = match engine.context.changes.since(slot.checked.load(Relaxed)) {
         ChangesSince::Nothing => false,
         ChangesSince::TooMuch => true,
-        ChangesSince::Changes { partitioned_ms, .. } => partitioned_ms.is_some(),
+        ChangesSince::Changes { absence_ms, .. } => absence_ms.is_some(),
     };
     let is_over = now_ms >= until_ms || slot.is_spent(now_ms) || engine.flights.is_clearing();
     (!is_doubtful && !is_over).then_some(until_ms)

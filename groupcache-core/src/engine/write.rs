@@ -2,11 +2,15 @@
 //! again.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 
 use crate::{
     cache::{self, payload::Slot},
@@ -15,16 +19,27 @@ use crate::{
     flight::WriteToken,
     identity::PeerId,
     limits::INVALIDATION,
-    membership::{
-        stabilizer::Member,
-        view::{Scope, View},
+    membership::{stabilizer::Member, view::View},
+    peer::client::{
+        link::Link,
+        request::PendingOutcome,
+        request_table::{Call, Outcome, Reply},
+        sent_write::SentWrite,
     },
-    peer::client::{link::Link, request::PendingOutcome, request_table::Outcome},
-    protocol::message::{Decline, Op, Response},
+    protocol::{
+        chain::LoadChain,
+        message::{Decline, Op, Response, WriteName},
+    },
     runtime::clock::later,
     value::Value,
-    write::{delete_hold::MAX_HOLD, outcome::WriteOutcome},
+    write::{delete_hold::MAX_HOLD, outcome::WriteOutcome, settling::Settling},
 };
+
+/// Part of the time of a write that its acting owner may take before the other nodes are told: half of it.
+const OWNER_FIRST: Duration = Duration::from_millis(INVALIDATION.as_millis() as u64 / 2);
+
+/// Interval at which a write looks for nodes that are about to acknowledge it.
+const POLL: Duration = Duration::from_millis(10);
 
 /// Change that a write makes to a key.
 pub(crate) enum Change<V: Value> {
@@ -58,12 +73,24 @@ impl<V: Value> Change<V> {
 
 /// Outcome of a write at its acting owner.
 struct AtOwner {
-    /// The peer that took the write; `None` = this node.
+    /// The peer that took the write; `None` = this node, or no candidate.
     acting: Option<PeerId>,
     /// Candidates before the acting owner that are unreachable or did not answer in time.
-    unreached: Vec<PeerId>,
+    unreached: BTreeSet<PeerId>,
     /// Whether the owner refused the value as too large, so that the old value was only dropped.
     is_too_large: bool,
+}
+
+/// Write that is in the log of this node.
+struct LoggedWrite {
+    key: Arc<str>,
+    settling: Arc<Settling>,
+    /// Writes of the key that the caller knew of, this one included.
+    known: Vec<WriteName>,
+    /// State of the key on this node after the write was applied.
+    token: WriteToken,
+    /// Time at which the caller gets the outcome.
+    end: Instant,
 }
 
 /// Sets a value, in a task that goes on if the caller gives up after `limit`.
@@ -75,8 +102,10 @@ pub(crate) async fn set<V: Value>(
 ) -> Result<WriteOutcome> {
     engine.check(key)?;
     let (now_ms, hash) = (engine.context.local.clock.read_ms(), engine.ownership.hash(key));
-    let slot = entry::of_set(engine, key, hash, now_ms, value)?;
-    carry_out(engine, key, Change::Set(slot), limit).await
+    // At the call, because a write that this node hears of later is not in the value.
+    let known = engine.context.local.writes.known(&engine.settings.name, key);
+    let slot = entry::of_set(engine, key, hash, now_ms, now_ms, value)?;
+    carry_out(engine, key, Change::Set(slot), known, limit).await
 }
 
 /// Removes a value, in a task that goes on if the caller gives up after `limit`.
@@ -87,18 +116,19 @@ pub(crate) async fn remove<V: Value>(
     limit: Duration,
 ) -> Result<WriteOutcome> {
     engine.check(key)?;
-    carry_out(engine, key, Change::Remove { hold: hold.min(MAX_HOLD) }, limit).await
+    carry_out(engine, key, Change::Remove { hold: hold.min(MAX_HOLD) }, Vec::new(), limit).await
 }
 
 async fn carry_out<V: Value>(
     engine: &Arc<Engine<V>>,
     key: &str,
     change: Change<V>,
+    known: Vec<WriteName>,
     limit: Duration,
 ) -> Result<WriteOutcome> {
     engine.counters.writes.up();
     tracing::trace!(group = &*engine.settings.name, key, "write.start");
-    run_detached(engine, limit, write_everywhere(Arc::clone(engine), Arc::from(key), change)).await
+    run_detached(engine, limit, write_everywhere(Arc::clone(engine), Arc::from(key), change, known)).await
 }
 
 /// Runs `work` in a task of its own, because a caller that gives up must not leave some nodes with the old value.
@@ -117,16 +147,20 @@ async fn run_detached<V: Value, T: Send + 'static>(
     }
 }
 
-/// Makes a write at the acting owner, on this node and on all other members.
-async fn write_everywhere<V: Value>(engine: Arc<Engine<V>>, key: Arc<str>, change: Change<V>) -> Result<WriteOutcome> {
-    let view = engine.context.view();
-    let (elsewhere, hold) = (change.elsewhere(), change.hold());
-    let AtOwner { acting, unreached, is_too_large } = write_at_owner(&engine, &view, &key, change).await?;
-    if acting.is_some() {
-        drop_and_hold(&engine, &key, hold);
-    }
-    unreached.iter().for_each(|peer| record_missed(&engine, peer, Some(&key)));
-    let outcome = broadcast(&engine, &view, Some(&key), &elsewhere, acting.as_ref(), unreached).await;
+/// Applies a write on this node and appends it to the log, then makes it at the acting owner and on all other nodes.
+async fn write_everywhere<V: Value>(
+    engine: Arc<Engine<V>>,
+    key: Arc<str>,
+    change: Change<V>,
+    known: Vec<WriteName>,
+) -> Result<WriteOutcome> {
+    let (view, op) = (engine.context.view(), change.elsewhere());
+    let write = append(&engine, key, change.hold(), known);
+    let at_owner = write_at_owner(&engine, &view, &write, change).await;
+    let is_too_large = at_owner.is_too_large;
+    let sent =
+        broadcast(&engine, Some(&write.key), &op, &write.settling, &at_owner.unreached, at_owner.acting.as_ref());
+    let outcome = settle(&engine, write.settling, sent, write.end).await;
     if is_too_large {
         let name = &engine.settings.name;
         let text = format!(
@@ -138,57 +172,105 @@ async fn write_everywhere<V: Value>(engine: Arc<Engine<V>>, key: Arc<str>, chang
     Ok(outcome)
 }
 
+/// Applies a write of a key on this node, and appends it to the log.
+///
+/// The write is applied before its number exists, because no node may see a number that its writer has not applied. A
+/// flight that begins between the two does not name the write, so that the write is applied once more.
+fn append<V: Value>(engine: &Engine<V>, key: Arc<str>, hold: Duration, mut known: Vec<WriteName>) -> LoggedWrite {
+    let end = Instant::now() + INVALIDATION;
+    let (local, name) = (&engine.context.local, &engine.settings.name);
+    let append = || local.writes.append(name, Some(&key), local.clock.read_ms());
+    let settling = if mutant!(AppendBeforeApply) {
+        append()
+    } else {
+        drop_and_hold(engine, &key, hold);
+        append()
+    };
+    let token = drop_and_hold(engine, &key, hold);
+    let own = local.writes.own_name(settling.number);
+    known.retain(|name| name.writer != own.writer);
+    known.push(own);
+    LoggedWrite { key, settling, known, token, end }
+}
+
 /// Drops all values of the group on all nodes, in a task that goes on if the caller gives up after `limit`.
 pub(crate) async fn clear<V: Value>(engine: &Arc<Engine<V>>, limit: Duration) -> Result<WriteOutcome> {
     engine.check_open()?;
     let clearing = Arc::clone(engine);
     let clear = async move {
         clearing.counters.writes.up();
-        let view = clearing.context.view();
+        let end = Instant::now() + INVALIDATION;
+        let local = &clearing.context.local;
         drop_all(&clearing);
-        Ok(broadcast(&clearing, &view, None, &Op::Clear, None, Vec::new()).await)
+        let settling = local.writes.append(&clearing.settings.name, None, local.clock.read_ms());
+        drop_all(&clearing); // see `append`
+        let sent = broadcast(&clearing, None, &Op::Clear, &settling, &BTreeSet::new(), None);
+        Ok(settle(&clearing, settling, sent, end).await)
     };
     run_detached(engine, limit, clear).await
 }
 
-/// Sends a write to every other member, except for the acting owner and the members in `unreached`, and waits for the
-/// responses. `key` is `None` for a clear.
-async fn broadcast<V: Value>(
+/// Sends a write to every connected node, except for the acting owner and the nodes in `unreached`. `key` is `None` for
+/// a clear.
+fn broadcast<V: Value>(
     engine: &Engine<V>,
-    view: &View,
     key: Option<&Arc<str>>,
     op: &Op,
+    settling: &Arc<Settling>,
+    unreached: &BTreeSet<PeerId>,
     acting: Option<&PeerId>,
-    mut unreached: Vec<PeerId>,
-) -> WriteOutcome {
-    unreached.extend(absent_peers(engine, view, key));
+) -> Arc<SentWrite> {
+    let sent = SentWrite::new(Arc::clone(&engine.context.local), settling.number);
     let no_key: Arc<str> = "".into();
-    let mut pending = Vec::new();
-    for member in view.members().iter().filter(|member| !member.is_local() && Some(&member.id) != acting) {
-        if key.is_some() && unreached.contains(&member.id) {
-            continue;
+    for (id, link) in engine.context.connected_links() {
+        if Some(&id) != acting && !(key.is_some() && unreached.contains(&id)) {
+            let call = |reply| call(engine, op.clone(), key.unwrap_or(&no_key), 0, settling.number, Vec::new(), reply);
+            sent.send(&link, call);
         }
-        match send(engine, member, key.unwrap_or(&no_key), op.clone(), 0) {
-            Some(outcome) => pending.push((member.id.clone(), outcome)),
-            None => {
-                record_missed(engine, &member.id, key);
-                unreached.push(member.id.clone());
+    }
+    sent.all_sent();
+    sent
+}
+
+/// Waits until a write has settled, or until every node that can be reached has answered, or until `end`.
+async fn settle<V: Value>(
+    engine: &Engine<V>,
+    settling: Arc<Settling>,
+    sent: Arc<SentWrite>,
+    end: Instant,
+) -> WriteOutcome {
+    let writes = &engine.context.local.writes;
+    let mut pending = writes.pending(settling.number);
+    if !settling.is_settled() {
+        let settled = async {
+            tokio::select! {
+                biased;
+                () = settling.settled() => {}
+                () = sent.answered() => {
+                    // A node that has answered may wait for an earlier write, and is about to acknowledge both. A node
+                    // that cannot be reached is not waited for.
+                    while writes.may_acknowledge_soon(settling.number) {
+                        tokio::select! {
+                            biased;
+                            () = settling.settled() => break,
+                            () = sleep(POLL) => {}
+                        }
+                    }
+                }
             }
-        }
+        };
+        let _ = timeout_at(end, settled).await;
+        pending = writes.pending(settling.number);
     }
-    for (id, outcome) in pending {
-        if !has_dropped(engine, outcome.await.ok()) {
-            record_missed(engine, &id, key);
-            unreached.push(id);
-        }
+    if settling.is_settled() {
+        pending.clear();
     }
-    unreached.sort();
-    unreached.dedup(); // a joining peer may be listed as a member and as an absent peer
-    WriteOutcome { pending: unreached, views_differed: views_differ(engine, view) }
+    writes.count_written(&settling);
+    WriteOutcome::of(pending, settling, Arc::clone(writes))
 }
 
 /// Drops a value at its owner and on this node, and notifies no other node except for the previous owners, from which
-/// the next owner could receive the old value. All other members are pending.
+/// the next owner could receive the old value. The write is in no log, and all other members are pending.
 pub(crate) async fn remove_at_owner<V: Value>(
     engine: &Arc<Engine<V>>,
     key: &str,
@@ -202,32 +284,35 @@ pub(crate) async fn remove_at_owner<V: Value>(
     let remove = async move {
         let engine = writer;
         let view = engine.context.view();
-        let AtOwner { acting, unreached, .. } = write_at_owner(&engine, &view, &key, Change::Remove { hold }).await?;
-        if acting.is_some() {
-            drop_and_hold(&engine, &key, hold);
+        let token = drop_and_hold(&engine, &key, hold);
+        let end = Instant::now() + INVALIDATION;
+        let settling = engine.context.local.writes.unlogged();
+        let write = LoggedWrite { key, settling, known: Vec::new(), token, end };
+        let AtOwner { acting, unreached, .. } = write_at_owner(&engine, &view, &write, Change::Remove { hold }).await;
+        let is_member = |id: &PeerId| view.members().iter().any(|member| member.id == *id);
+        if !unreached.is_empty() || !engine.context.local.writes.company().iter().all(is_member) {
+            // A candidate that was not reached, or a node outside of the view, may be the owner before its old value
+            // ends, and only a log tells it of the write then.
+            return write_everywhere(engine, write.key, Change::Remove { hold }, Vec::new()).await;
         }
-        // An earlier candidate, or a peer outside of the view, may be the owner again before its old value ends.
-        unreached.iter().for_each(|peer| record_missed(&engine, peer, Some(&key)));
-        let mut outcome = WriteOutcome { pending: unreached, views_differed: views_differ(&engine, &view) };
-        outcome.pending.extend(absent_peers(&engine, &view, Some(&key)));
-        let previous = previous_owner::owned_before(&engine, &key);
-        let mut notified = Vec::new();
+        let previous = previous_owner::owned_before(&engine, &write.key);
+        let (mut pending, mut notified) = (Vec::new(), Vec::new());
         for member in view.members().iter().filter(|member| !member.is_local() && Some(&member.id) != acting.as_ref()) {
-            let is_previous = previous.contains(&member.id) && !outcome.pending.contains(&member.id);
-            match is_previous.then(|| send(&engine, member, &key, Op::Remove { hold }, 0)).flatten() {
-                Some(pending) => notified.push((member.id.clone(), pending)),
-                None => outcome.pending.push(member.id.clone()),
+            let is_previous = previous.contains(&member.id);
+            match is_previous.then(|| send(&engine, member, &write, Op::Remove { hold }, 0)).flatten() {
+                Some(sent) => notified.push((member.id.clone(), sent)),
+                None => pending.push(member.id.clone()),
             }
         }
-        for (id, pending) in notified {
-            // Not recorded for replay, because a previous owner that cannot be reached sends no old value either.
-            if !has_dropped(&engine, pending.await.ok()) {
-                outcome.pending.push(id);
+        for (id, sent) in notified {
+            if !has_dropped(&engine, sent.await.ok()) {
+                pending.push(id);
             }
         }
-        outcome.pending.sort();
-        outcome.pending.dedup();
-        Ok(outcome)
+        pending.sort();
+        // Replicas of other nodes end by then.
+        let until = Instant::now() + engine.settings.freshness.replica_time_to_live;
+        Ok(WriteOutcome::at_owner(pending, until))
     };
     run_detached(engine, limit, remove).await
 }
@@ -244,90 +329,78 @@ fn has_dropped<V: Value>(engine: &Engine<V>, outcome: Option<Outcome>) -> bool {
     }
 }
 
-/// Records the write for replay to peers outside of the view. Returns the members of the current view that a writer
-/// with this view does not notify. A target that never answered is no peer, so that no write has missed it.
-fn absent_peers<V: Value>(engine: &Engine<V>, view: &View, key: Option<&Arc<str>>) -> Vec<PeerId> {
-    let notified = view.members().iter().map(|member| &member.id);
-    engine.context.missed_writes.record_write(&engine.settings.name, key, notified)
-}
-
-/// Records a missed write, which is replayed as soon as the peer can be reached.
-fn record_missed<V: Value>(engine: &Engine<V>, peer: &PeerId, key: Option<&Arc<str>>) {
-    engine.context.missed_writes.missed(peer, &engine.settings.name, key);
-}
-
-/// Returns whether a connected member has another view of the owners.
-fn views_differ<V: Value>(engine: &Engine<V>, view: &View) -> bool {
-    let mut links = view.members().iter().filter_map(|member| engine.context.link(member));
-    links.any(|link| link.admits() && link.fingerprint() != view.fingerprint())
-}
-
-/// Makes a write at the first candidate that takes it, which may be this node.
-///
-/// # Errors
-/// No candidate took the write, and one of them could not be reached.
+/// Makes a write at the first candidate that takes it, which may be this node, within [`OWNER_FIRST`].
 async fn write_at_owner<V: Value>(
     engine: &Engine<V>,
     view: &View,
-    key: &Arc<str>,
+    write: &LoggedWrite,
     mut change: Change<V>,
-) -> Result<AtOwner> {
-    let hash = engine.ownership.hash(key);
+) -> AtOwner {
+    let hash = engine.ownership.hash(&write.key);
     let name = &engine.settings.name;
-    let (mut unreached, mut is_too_large) = (Vec::new(), false);
-    let mut candidates = view.candidates(engine.ownership.scope, hash).enumerate();
-    let is_here = loop {
-        // The write of a group with zones goes on without an owner, because the other zones must be notified.
-        let Some((rank, member)) = candidates.next() else {
-            break unreached.is_empty() || engine.ownership.scope == Scope::Zone;
-        };
+    let until = write.end - INVALIDATION + OWNER_FIRST;
+    let mut at_owner = AtOwner { acting: None, unreached: BTreeSet::new(), is_too_large: false };
+    for (rank, member) in view.candidates(engine.ownership.scope, hash).enumerate() {
         if member.is_local() {
-            break true;
+            if let Change::Set(slot) = change {
+                store_written(engine, write, slot);
+            }
+            return at_owner;
         }
         // A get of this node skips the candidate too, and the acting owner must be the candidate that gets are sent to.
         let offers = |link: &Link| link.offers(name, engine.settings.format);
         if engine.context.link(member).is_some_and(|link| link.admits() && !offers(&link)) {
             continue;
         }
-        let mut outcome = request(engine, member, key, change.at_owner(), rank).await;
+        let mut outcome = request(engine, member, write, change.at_owner(), rank, until).await;
         if matches!(outcome, Some(Outcome::Answered(Response::TooLarge))) {
             // The write becomes a remove. A successor must not keep the value, because gets go to this owner.
-            (change, is_too_large) = (Change::Remove { hold: Duration::ZERO }, true);
-            outcome = request(engine, member, key, change.at_owner(), rank).await;
+            (change, at_owner.is_too_large) = (Change::Remove { hold: Duration::ZERO }, true);
+            outcome = request(engine, member, write, change.at_owner(), rank, until).await;
         }
         match outcome {
             Some(Outcome::Answered(Response::Done)) => {
-                return Ok(AtOwner { acting: Some(member.id.clone()), unreached, is_too_large });
+                at_owner.acting = Some(member.id.clone());
+                if engine.context.link(member).is_some_and(|link| !link.has_log()) {
+                    acknowledged_by_old(engine, member, write.settling.number);
+                }
+                return at_owner;
             }
-            Some(Outcome::Answered(_)) => {} // declined, and notified with the other members
-            Some(Outcome::Unreachable | Outcome::Expired) | None => unreached.push(member.id.clone()),
+            Some(Outcome::Answered(_)) => {} // declined, and notified with the other nodes
+            Some(Outcome::Unreachable | Outcome::Expired) | None => drop(at_owner.unreached.insert(member.id.clone())),
         }
-    };
-    if !is_here {
-        let text =
-            format!("no candidate of a key of group {name:?} took the write, try it again; unreachable: {unreached:?}");
-        return Err(Error::new(Kind::Unreachable, text));
     }
-    match change {
-        Change::Set(slot) => store_written(engine, key, slot),
-        Change::Remove { hold } => drop_and_hold(engine, key, hold),
-    }
-    Ok(AtOwner { acting: None, unreached, is_too_large })
+    at_owner
 }
 
-/// Sends a write to one node and waits for the outcome.
+/// Records the acknowledgement of an owner of an earlier release, which shows no position.
+fn acknowledged_by_old<V: Value>(engine: &Engine<V>, member: &Member, number: u64) {
+    if let Some(peer) = engine.context.link(member).and_then(|link| link.instance()) {
+        engine.context.local.writes.acknowledged_one(&peer, number);
+    }
+}
+
+/// Sends a write to one node and waits for the outcome until `until`.
 async fn request<V: Value>(
     engine: &Engine<V>,
     member: &Member,
-    key: &Arc<str>,
+    write: &LoggedWrite,
     op: Op,
     rank: usize,
+    until: Instant,
 ) -> Option<Outcome> {
-    send(engine, member, key, op, rank)?.await.ok()
+    let pending = send(engine, member, write, op, rank)?;
+    timeout_at(until, pending).await.ok()?.ok()
 }
 
 /// Sends a write to one node. Returns `None` if its breaker is open or too many requests wait.
-fn send<V: Value>(engine: &Engine<V>, member: &Member, key: &Arc<str>, op: Op, rank: usize) -> Option<PendingOutcome> {
+fn send<V: Value>(
+    engine: &Engine<V>,
+    member: &Member,
+    write: &LoggedWrite,
+    op: Op,
+    rank: usize,
+) -> Option<PendingOutcome> {
     let link = engine.context.link(member)?;
     if let Op::Set(value) = &op
         && !link.takes(value.len())
@@ -337,8 +410,23 @@ fn send<V: Value>(engine: &Engine<V>, member: &Member, key: &Arc<str>, op: Op, r
         let _ = outcome.send(Outcome::Answered(Response::TooLarge));
         return Some(pending);
     }
-    let end_ms = later(engine.context.local.clock.read_ms(), INVALIDATION);
-    link.request(op, engine.index(), key, end_ms, rank)
+    let known = if matches!(op, Op::Set(_)) { write.known.clone() } else { Vec::new() };
+    link.request_by(|reply| call(engine, op, &write.key, rank, write.settling.number, known, reply))
+}
+
+/// Returns the request of a write.
+fn call<V: Value>(
+    engine: &Engine<V>,
+    op: Op,
+    key: &Arc<str>,
+    rank: usize,
+    number: u64,
+    known: Vec<WriteName>,
+    reply: Arc<dyn Reply>,
+) -> Call {
+    let deadline_ms = later(engine.context.local.clock.read_ms(), INVALIDATION);
+    let (group, key, chain) = (engine.index(), Arc::clone(key), LoadChain::EMPTY);
+    Call { op, group, key, deadline_ms, rank, chain, number, known, reply }
 }
 
 /// Drops the value of a key on this node, and detaches its flights, so that their values are not cached.
@@ -346,7 +434,7 @@ pub(crate) fn drop_written<V: Value>(engine: &Engine<V>, key: &str) -> WriteToke
     mark_overwritten(engine, key);
     let replica = || if mutant!(CopyNotInvalidated) { None } else { engine.cache.remove_replica(key) };
     let remove = || (engine.cache.owned.remove(key), replica());
-    let (dropped, token) = engine.flights.write(key, engine.context.local.clock.read_ms(), remove);
+    let (dropped, token) = engine.flights.write(key, remove);
     if dropped.0.is_some() || dropped.1.is_some() {
         engine.counters.invalidations.up();
     }
@@ -360,29 +448,34 @@ fn mark_overwritten<V: Value>(engine: &Engine<V>, key: &str) {
 }
 
 /// Drops the value of a key on this node, and caches no value of the key that is loaded within `hold`.
-pub(crate) fn drop_and_hold<V: Value>(engine: &Engine<V>, key: &str, hold: Duration) {
+pub(crate) fn drop_and_hold<V: Value>(engine: &Engine<V>, key: &str, hold: Duration) -> WriteToken {
     if !hold.is_zero() {
         let now_ms = engine.context.local.clock.read_ms();
         // Before the write, because a flight that begins after the write must find the hold.
         engine.holds.hold(key, now_ms, later(now_ms, hold.min(MAX_HOLD)));
     }
-    drop_written(engine, key);
+    drop_written(engine, key)
 }
 
-/// Stores a written value, and detaches the flights of the key, so that they do not replace the value.
-fn store_written<V: Value>(engine: &Engine<V>, key: &str, slot: Slot<V>) {
-    mark_overwritten(engine, key);
-    let store = || (engine.cache.owned.insert(key, slot), engine.cache.remove_replica(key));
-    let ((inserted, replica), _) = engine.flights.write(key, engine.context.now_ms(), store);
-    drop(replica);
-    engine.cache.after_insert(key, inserted, false);
+/// Stores a written value, unless this node has heard of a write of the key that the caller did not know of.
+fn store_written<V: Value>(engine: &Engine<V>, write: &LoggedWrite, slot: Slot<V>) {
+    if engine.context.local.writes.has_heard_beyond(&engine.settings.name, &write.key, &write.known) {
+        return;
+    }
+    if let Some(inserted) = engine.flights.finish_write(write.token, || engine.cache.owned.insert(&write.key, slot)) {
+        engine.cache.after_insert(&write.key, inserted, false);
+    }
 }
 
 /// Drops all values on this node, and detaches all flights, so that their values are not cached.
 pub(crate) fn drop_all<V: Value>(engine: &Engine<V>) {
-    let now_ms = engine.context.local.clock.read_ms();
-    engine.handover.previous.clear(now_ms);
-    let dropped = engine.flights.clear(now_ms, || engine.cache.clear());
+    engine.handover.previous.clear(engine.context.local.clock.read_ms());
+    forget_all(engine);
+}
+
+/// Drops all values on this node as [`drop_all`] does, and still takes the values that previous owners have.
+pub(crate) fn forget_all<V: Value>(engine: &Engine<V>) {
+    let dropped = engine.flights.clear(|| engine.cache.clear());
     engine.counters.invalidations.add(dropped.len() as u64);
     cache::drop_in_background(dropped);
 }

@@ -43,13 +43,13 @@ impl Scene {
                 let (scene_of_guard, flight_of_guard) = (Arc::clone(&self), Arc::clone(&flight));
                 // Made before the task begins, because the task may be dropped before its first poll.
                 let guard = CompleteOnDrop::new(move || {
-                    scene_of_guard.flights.complete(&flight_of_guard, u64::MAX, || ());
+                    scene_of_guard.flights.complete(&flight_of_guard, u64::MAX, 0, || ());
                 });
                 let load = spawn(async move {
                     scene.loads.fetch_add(1, SeqCst);
                     let value = scene.source.load(SeqCst);
                     shuttle::future::yield_now().await;
-                    scene.flights.complete(&flight_of_load, value, || *scene.stored.lock() = Some(value));
+                    scene.flights.complete(&flight_of_load, value, 0, || *scene.stored.lock() = Some(value));
                     guard.defuse();
                 });
                 *self.load.lock() = Some(load);
@@ -62,7 +62,7 @@ impl Scene {
     /// Changes the source and then writes to the cache. Returns the new value.
     fn write(&self) -> u64 {
         let value = self.source.fetch_add(1, SeqCst) + 1;
-        self.flights.write("k", 0, || *self.stored.lock() = None);
+        self.flights.write("k", || *self.stored.lock() = None);
         value
     }
 }

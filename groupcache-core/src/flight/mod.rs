@@ -27,12 +27,9 @@ use std::{
 use hashbrown::{HashTable, hash_table::Entry};
 
 use crate::flight::waiting::{Waiters, Waiting};
-use crate::{
-    limits::INVALIDATION,
-    runtime::sync::{
-        Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+use crate::runtime::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
 /// Number of stripes of a node. With 1,000 writes per second and loads of 100 ms, the write of another key keeps one
@@ -42,48 +39,29 @@ const STRIPES: usize = if cfg!(shuttle) { 1 << 4 } else { 1 << 16 };
 /// Number of shards of a group's tables. A lock is held for some hundred nanoseconds.
 const SHARDS: usize = if cfg!(shuttle) { 2 } else { 64 };
 
-/// Time in milliseconds after a write during which a fetch may still return the old value: as long as the write may
-/// take to reach the node that is asked.
-const UNSETTLED_MS: u64 = INVALIDATION.as_millis() as u64;
-
 /// The write counters of a node, shared by its groups.
 ///
 /// The counters are atomic because two groups may use one stripe under different locks. For one key, every access
 /// happens under the lock of its shard.
 #[derive(Debug)]
-pub(crate) struct InvalidationStripes(Box<[Stripe]>);
-
-#[derive(Debug, Default)]
-struct Stripe {
-    writes: AtomicU64,
-    /// Coarse time of the last write.
-    written_ms: AtomicU64,
-}
+pub(crate) struct InvalidationStripes(Box<[AtomicU64]>);
 
 impl InvalidationStripes {
     pub(crate) fn new() -> Self {
-        Self((0..STRIPES).map(|_| Stripe::default()).collect())
+        Self((0..STRIPES).map(|_| AtomicU64::new(0)).collect())
     }
 
-    fn of(&self, hash: u64) -> &Stripe {
+    fn of(&self, hash: u64) -> &AtomicU64 {
         #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of stripes")]
         &self.0[hash as usize % STRIPES]
     }
 
     fn read(&self, hash: u64) -> u64 {
-        self.of(hash).writes.load(Relaxed)
+        self.of(hash).load(Relaxed)
     }
 
-    fn advance(&self, hash: u64, now_ms: u64) -> u64 {
-        let stripe = self.of(hash);
-        stripe.written_ms.store(now_ms, Relaxed);
-        stripe.writes.fetch_add(1, Relaxed) + 1
-    }
-
-    /// Returns whether a fetch that began at `begun_ms` may have asked a node that the last write had not reached.
-    fn is_unsettled(&self, hash: u64, begun_ms: u64) -> bool {
-        let stripe = self.of(hash);
-        stripe.writes.load(Relaxed) > 0 && begun_ms <= stripe.written_ms.load(Relaxed).saturating_add(UNSETTLED_MS)
+    fn advance(&self, hash: u64) -> u64 {
+        self.of(hash).fetch_add(1, Relaxed) + 1
     }
 }
 
@@ -109,6 +87,8 @@ pub(crate) struct Flight<O, C> {
     clears: u64,
     /// Coarse time at which the flight began.
     pub(crate) begun_ms: u64,
+    /// Horizon of the node when the flight completed while it was attached; 0 = a write may have missed the outcome.
+    horizon_ms: AtomicU64,
     is_overdue: AtomicBool,
     outcome: OnceLock<O>,
     waiters: Waiters,
@@ -128,6 +108,12 @@ impl<O: Clone, C> Flight<O, C> {
     /// Marks the flight as overdue, and returns whether this is the first time.
     pub(crate) fn first_time_overdue(&self) -> bool {
         !self.is_overdue.swap(true, Relaxed)
+    }
+
+    /// Returns the horizon of the node when the flight completed, up to which its outcome contains every write; 0 if a
+    /// write came meanwhile.
+    pub(crate) fn horizon_ms(&self) -> u64 {
+        self.horizon_ms.load(Relaxed)
     }
 
     /// Waits for the outcome. Dropping the future leaves nothing behind.
@@ -196,8 +182,6 @@ pub(crate) struct Flights<O, C> {
     clears: AtomicU64,
     /// Number of steps of clears that are over.
     clears_over: AtomicU64,
-    /// Coarse time of the last step.
-    cleared_ms: AtomicU64,
     seed: u64,
 }
 
@@ -226,14 +210,7 @@ impl<O: Clone, C> Flights<O, C> {
     pub(crate) fn new(stripes: Arc<InvalidationStripes>, seed: u64) -> Self {
         let shard = |_| Mutex::new(Shard { fetches: Table::new(), loads: Table::new() });
         let shards = (0..SHARDS).map(shard).collect();
-        Self {
-            shards,
-            stripes,
-            clears: AtomicU64::new(0),
-            clears_over: AtomicU64::new(0),
-            cleared_ms: AtomicU64::new(0),
-            seed,
-        }
+        Self { shards, stripes, clears: AtomicU64::new(0), clears_over: AtomicU64::new(0), seed }
     }
 
     /// Returns the hash that selects the shard and the stripe of a key within this process.
@@ -264,12 +241,8 @@ impl<O: Clone, C> Flights<O, C> {
     ) -> Join<O, C, F> {
         let hash = self.hash(key);
         let mut shard = self.shard(hash);
-        if let Some(flight) = shard.table(kind).get(hash, key) {
-            // A fetch within a second after a write may return the old value to callers that came before the write
-            // returned. Later callers must not share such a fetch.
-            if (kind == Kind::Load || !self.is_unsettled(hash, flight.begun_ms)) && suits(&flight.context) {
-                return Join::Shared(Arc::clone(flight));
-            }
+        if let Some(flight) = shard.table(kind).get(hash, key).filter(|flight| suits(&flight.context)) {
+            return Join::Shared(Arc::clone(flight));
         }
         if let Some(found) = recheck().filter(|_| !mutant!(NoSecondLook)) {
             return Join::Found(found);
@@ -281,6 +254,7 @@ impl<O: Clone, C> Flights<O, C> {
             stripe: self.stripes.read(hash),
             clears: self.clears.load(Relaxed),
             begun_ms: now_ms,
+            horizon_ms: AtomicU64::new(0),
             is_overdue: AtomicBool::new(false),
             outcome: OnceLock::new(),
             waiters: Waiters::default(),
@@ -302,19 +276,29 @@ impl<O: Clone, C> Flights<O, C> {
     /// the outcome.
     ///
     /// `keep` runs under the lock, and its result is returned, so that the caller drops replaced values outside of the
-    /// lock. Returns `None` when `keep` did not run: after a write since the flight began, and for a fetch that began
-    /// within a second after a write.
-    pub(crate) fn complete<R>(&self, flight: &Arc<Flight<O, C>>, outcome: O, keep: impl FnOnce() -> R) -> Option<R> {
+    /// lock. Returns `None` when `keep` did not run, because of a write since the flight began. `horizon_ms` is the
+    /// horizon of the node, read before the outcome was known.
+    pub(crate) fn complete<R>(
+        &self,
+        flight: &Arc<Flight<O, C>>,
+        outcome: O,
+        horizon_ms: u64,
+        keep: impl FnOnce() -> R,
+    ) -> Option<R> {
         let (kept, unused, _attached) = {
             let mut shard = self.shard(flight.hash);
             // A detached flight must not remove the flight that began after it.
             let attached = shard.table(flight.kind).remove(flight.hash, |attached| Arc::ptr_eq(attached, flight));
-            // A peer's value may be older than a write of the last second, although the write was first at this node.
-            let is_settled = flight.kind == Kind::Load || !self.is_unsettled(flight.hash, flight.begun_ms);
             let was_written =
                 self.stripes.read(flight.hash) != flight.stripe || self.clears.load(Relaxed) != flight.clears;
             let was_written = was_written && !mutant!(StaleInsertAfterRemove);
-            if is_settled && !was_written { (Some(keep()), None, attached) } else { (None, Some(keep), attached) }
+            if was_written {
+                (None, Some(keep), attached)
+            } else {
+                // A detached flight without a write was replaced, and a later write does not reach it.
+                flight.horizon_ms.store(if attached.is_some() { horizon_ms } else { 0 }, Relaxed);
+                (Some(keep()), None, attached)
+            }
         };
         drop(unused); // outside of the lock, because `keep` may hold the last reference to a value
         flight.complete(outcome);
@@ -325,12 +309,11 @@ impl<O: Clone, C> Flights<O, C> {
     ///
     /// `change` runs under the lock and applies the write to the store. Also returns a token for
     /// [`finish_write`](Self::finish_write).
-    pub(crate) fn write<R>(&self, key: &str, now_ms: u64, change: impl FnOnce() -> R) -> (R, WriteToken) {
+    pub(crate) fn write<R>(&self, key: &str, change: impl FnOnce() -> R) -> (R, WriteToken) {
         let hash = self.hash(key);
         let (changed, token, detached) = {
             let mut shard = self.shard(hash);
-            let token =
-                WriteToken { hash, writes: self.stripes.advance(hash, now_ms), clears: self.clears.load(Relaxed) };
+            let token = WriteToken { hash, writes: self.stripes.advance(hash), clears: self.clears.load(Relaxed) };
             let detached =
                 [Kind::Fetch, Kind::Load].map(|kind| shard.table(kind).remove(hash, |flight| &*flight.key == key));
             (change(), token, detached)
@@ -339,11 +322,19 @@ impl<O: Clone, C> Flights<O, C> {
         (changed, token)
     }
 
-    /// Finishes a write for which the value had to be decoded first. Runs `change` unless another write came meanwhile.
+    /// Returns the state of the counters of a key, for [`finish_write`](Self::finish_write).
+    pub(crate) fn token(&self, key: &str) -> WriteToken {
+        let hash = self.hash(key);
+        let _shard = self.shard(hash);
+        WriteToken { hash, writes: self.stripes.read(hash), clears: self.clears.load(Relaxed) }
+    }
+
+    /// Stores a value that was not there when `token` was taken: that of a write, or that of another node. Runs `change`
+    /// unless a write came meanwhile. Its result is returned, so that the caller drops values outside of the lock.
     pub(crate) fn finish_write<R>(&self, token: WriteToken, change: impl FnOnce() -> R) -> Option<R> {
         let shard = self.shard(token.hash);
         let was_written = self.stripes.read(token.hash) != token.writes || self.clears.load(Relaxed) != token.clears;
-        if was_written {
+        if was_written && !mutant!(PullIgnoresStripes) || self.is_clearing() {
             drop(shard); // before the values that `change` holds
             return None;
         }
@@ -354,12 +345,12 @@ impl<O: Clone, C> Flights<O, C> {
     ///
     /// `drain` takes the entries out of the store. [`is_clearing`](Self::is_clearing) is true meanwhile. A flight that
     /// begins meanwhile is detached too, because it may have seen an entry that was not taken out yet.
-    pub(crate) fn clear<R>(&self, now_ms: u64, drain: impl FnOnce() -> R) -> R {
+    pub(crate) fn clear<R>(&self, drain: impl FnOnce() -> R) -> R {
         self.clears.fetch_add(1, Relaxed);
-        self.detach_all(now_ms);
+        self.detach_all();
         let drained = drain();
         self.clears.fetch_add(1, Relaxed);
-        self.detach_all(now_ms);
+        self.detach_all();
         self.clears_over.fetch_add(2, Relaxed);
         drained
     }
@@ -369,8 +360,7 @@ impl<O: Clone, C> Flights<O, C> {
         self.clears_over.load(Relaxed) != self.clears.load(Relaxed)
     }
 
-    fn detach_all(&self, now_ms: u64) {
-        self.cleared_ms.store(now_ms, Relaxed);
+    fn detach_all(&self) {
         for shard in &self.shards {
             // Under the lock of the shard: a flight that stores a value now has seen the clear, or stored it before.
             let detached = {
@@ -379,34 +369,6 @@ impl<O: Clone, C> Flights<O, C> {
             };
             drop(detached);
         }
-    }
-
-    /// Returns whether a fetch that began at `begun_ms` may have asked a node that the last write had not reached.
-    fn is_unsettled(&self, hash: u64, begun_ms: u64) -> bool {
-        let is_after_clear =
-            self.clears.load(Relaxed) > 0 && begun_ms <= self.cleared_ms.load(Relaxed).saturating_add(UNSETTLED_MS);
-        is_after_clear || self.stripes.is_unsettled(hash, begun_ms)
-    }
-
-    /// Returns whether a peer's value may be older than a write that arrived here shortly before the flight began, or
-    /// since.
-    pub(crate) fn may_be_undone(&self, flight: &Flight<O, C>) -> bool {
-        self.is_unsettled(flight.hash, flight.begun_ms)
-    }
-
-    /// Stores a value that a peer sent in a hand-over after a request at `asked_ms`, unless it may be older than a
-    /// write.
-    ///
-    /// `fill` runs under the lock, and its result is returned, so that the caller drops values outside of the lock.
-    /// Returns `None` when `fill` did not run.
-    pub(crate) fn fill<R>(&self, key: &str, asked_ms: u64, fill: impl FnOnce() -> R) -> Option<R> {
-        let hash = self.hash(key);
-        let shard = self.shard(hash);
-        if self.is_unsettled(hash, asked_ms) && !mutant!(PullIgnoresStripes) || self.is_clearing() {
-            drop(shard); // before the values that `fill` holds
-            return None;
-        }
-        Some(fill())
     }
 
     /// Returns all attached flights, for the shutdown and for the watch over overdue loads.
@@ -461,11 +423,7 @@ mod tests {
     }
 
     fn begin(flights: &Numbers, kind: Kind, key: &str) -> Arc<Flight<u32, ()>> {
-        begin_at(flights, kind, key, 0)
-    }
-
-    fn begin_at(flights: &Numbers, kind: Kind, key: &str, now_ms: u64) -> Arc<Flight<u32, ()>> {
-        match flights.join(kind, key, now_ms, |()| true, || None::<()>, || ()) {
+        match flights.join(kind, key, 0, |()| true, || None::<()>, || ()) {
             Join::Started(flight) => flight,
             other => panic!("expected a new flight, got {other:?}"),
         }
@@ -479,7 +437,7 @@ mod tests {
             panic!("expected to join the running flight")
         };
         let waiting = tokio::spawn(async move { second.outcome().await });
-        assert_eq!(flights.complete(&first, 7, || "kept"), Some("kept"));
+        assert_eq!(flights.complete(&first, 7, 0, || "kept"), Some("kept"));
         assert_eq!(waiting.await.unwrap(), 7);
         assert_eq!(first.outcome().await, 7, "a later waiter gets the outcome too");
         assert!(flights.running(Kind::Load, "k").is_none());
@@ -496,51 +454,40 @@ mod tests {
     fn write_detaches_flight_and_discards_its_value() {
         let flights = flights();
         let old = begin(&flights, Kind::Load, "k");
-        flights.write("k", 0, || ());
+        flights.write("k", || ());
         let new = begin(&flights, Kind::Load, "k");
-        assert_eq!(flights.complete(&old, 1, || "kept"), None, "a write came after it began");
+        assert_eq!(flights.complete(&old, 1, 0, || "kept"), None, "a write came after it began");
         assert!(Arc::ptr_eq(&flights.running(Kind::Load, "k").unwrap(), &new), "the newer flight stays attached");
-        assert_eq!(flights.complete(&new, 2, || "kept"), Some("kept"));
+        assert_eq!(flights.complete(&new, 2, 0, || "kept"), Some("kept"));
     }
 
-    /// A fetch that began within a second after a write may return the old value, so that later callers begin another.
+    /// Checks that callers share a fetch that began after a write, however soon, and that a write detaches it.
     #[test]
-    fn fetch_within_second_of_write_is_not_joined() {
+    fn fetch_after_write_is_shared_until_next_write() {
         let flights = flights();
-        let joins = |now_ms| flights.join(Kind::Fetch, "k", now_ms, |()| true, || None::<()>, || ());
-        let fetch = |now_ms| matches!(joins(now_ms), Join::Started(_));
-        flights.write("k", 5_000, || ());
-        assert!(fetch(5_400) && fetch(5_400), "each of them may return the old value");
-        assert!(fetch(6_001), "the fetch before may be older than the end of the write");
-        assert!(!fetch(6_002), "a fetch that began more than a second later is shared");
+        let joins = || matches!(flights.join(Kind::Fetch, "k", 0, |()| true, || None::<()>, || ()), Join::Shared(_));
+        flights.write("k", || ());
+        let fetch = begin(&flights, Kind::Fetch, "k");
+        assert!(joins());
+        flights.write("k", || ());
+        assert!(!joins());
+        assert_eq!(flights.complete(&fetch, 1, 7, || "kept"), None);
+        assert_eq!(fetch.horizon_ms(), 0, "the write has not reached the outcome");
     }
 
-    /// Within a second after a write, the value of a fetch is not kept, and the value of a load is.
+    /// Checks that the value of another node is stored unless a write came after it was judged.
     #[test]
-    fn fetch_within_second_of_write_is_not_kept() {
+    fn value_of_other_node_is_kept_unless_written() {
         let flights = flights();
-        flights.write("k", 5_000, || ());
-        for (kind, begun_ms, may_be_undone, kept) in [
-            (Kind::Fetch, 6_000, true, None),
-            (Kind::Fetch, 6_001, false, Some("kept")),
-            (Kind::Load, 5_000, true, Some("kept")),
-        ] {
-            let flight = begin_at(&flights, kind, "k", begun_ms);
-            assert_eq!(flights.may_be_undone(&flight), may_be_undone, "{kind:?} of {begun_ms}");
-            assert_eq!(flights.complete(&flight, 1, || "kept"), kept, "{kind:?} of {begun_ms}");
-        }
-    }
-
-    #[test]
-    fn handover_value_is_kept_unless_older_than_write() {
-        let flights = flights();
-        let fill = |key, asked_ms| flights.fill(key, asked_ms, || "kept");
-        assert_eq!(fill("k", 0), Some("kept"), "there was no write");
-        flights.write("k", 5_000, || ());
-        assert_eq!((fill("k", 6_000), fill("k", 6_001)), (None, Some("kept")));
-        assert_eq!(fill("another", 5_000), Some("kept"));
-        flights.clear(8_000, || assert_eq!(fill("another", 20_000), None, "a clear runs and may drop it"));
-        assert_eq!((fill("another", 9_000), fill("another", 9_001)), (None, Some("kept")));
+        let token = flights.token("k");
+        assert_eq!(flights.finish_write(token, || "kept"), Some("kept"), "there was no write");
+        flights.write("another", || ());
+        assert_eq!(flights.finish_write(token, || "kept"), Some("kept"));
+        flights.write("k", || ());
+        assert_eq!(flights.finish_write(token, || "kept"), None);
+        let token = flights.token("k");
+        flights.clear(|| assert_eq!(flights.finish_write(flights.token("k"), || ()), None, "a clear may drop it"));
+        assert_eq!(flights.finish_write(token, || ()), None);
     }
 
     #[test]
@@ -550,15 +497,15 @@ mod tests {
         assert!(Arc::ptr_eq(&flights.all(Kind::Load)[0], &load) && Arc::ptr_eq(&flights.all(Kind::Fetch)[0], &fetch));
         assert!(load.first_time_overdue() && !load.first_time_overdue());
         assert!(!load.is_complete());
-        flights.complete(&load, 1, || ());
+        flights.complete(&load, 1, 0, || ());
         assert_eq!((flights.all(Kind::Load).len(), flights.all(Kind::Fetch).len()), (0, 1));
     }
 
     #[test]
     fn write_finished_late_yields_to_newer_write() {
         let flights = flights();
-        let ((), first) = flights.write("k", 0, || ());
-        let ((), second) = flights.write("k", 0, || ());
+        let ((), first) = flights.write("k", || ());
+        let ((), second) = flights.write("k", || ());
         assert_eq!(flights.finish_write(first, || "stored"), None);
         assert_eq!(flights.finish_write(second, || "stored"), Some("stored"));
     }
@@ -574,14 +521,14 @@ mod tests {
     fn flight_begun_during_clear_is_discarded() {
         let flights = flights();
         let before = begin(&flights, Kind::Load, "k");
-        let during = flights.clear(0, || {
+        let during = flights.clear(|| {
             assert!(flights.is_clearing());
             begin(&flights, Kind::Load, "k")
         });
         assert!(!flights.is_clearing());
         let after = begin(&flights, Kind::Load, "k");
-        assert_eq!((flights.complete(&before, 1, || ()), flights.complete(&during, 2, || ())), (None, None));
-        assert_eq!(flights.complete(&after, 3, || "kept"), Some("kept"));
+        assert_eq!((flights.complete(&before, 1, 0, || ()), flights.complete(&during, 2, 0, || ())), (None, None));
+        assert_eq!(flights.complete(&after, 3, 0, || "kept"), Some("kept"));
     }
 
     #[tokio::test]
@@ -593,7 +540,7 @@ mod tests {
         assert!(futures_util::poll!(dropped.as_mut()).is_pending());
         assert!(futures_util::poll!(waiting.as_mut()).is_pending());
         drop(dropped);
-        flights.complete(&flight, 5, || ());
+        flights.complete(&flight, 5, 0, || ());
         assert_eq!(waiting.await, 5);
     }
 
@@ -603,7 +550,7 @@ mod tests {
         let flight = begin(&flights, Kind::Load, "k");
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _complete = CompleteOnDrop::new(|| {
-                flights.complete(&flight, 0, || ());
+                flights.complete(&flight, 0, 0, || ());
             });
             panic!("the loader");
         }));

@@ -6,7 +6,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
 use tokio::sync::Notify;
@@ -32,6 +32,8 @@ pub(crate) struct LoadContext {
     /// Depth of the deepest waiter, which selects the pool of permits.
     depth: AtomicUsize,
     deepened: Notify,
+    /// Time before which every value that the loader has read contains every write.
+    read_as_of_ms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +54,17 @@ pub(crate) enum NestingError {
 }
 
 impl LoadContext {
+    /// Records that the loader has read a value that contains every write before `as_of_ms`.
+    pub(crate) fn note_read(&self, as_of_ms: u64) {
+        self.read_as_of_ms.fetch_min(as_of_ms, Relaxed);
+    }
+
+    /// Returns the time before which every value that the loader has read contains every write; never if it has read
+    /// none.
+    pub(crate) fn read_as_of_ms(&self) -> u64 {
+        self.read_as_of_ms.load(Relaxed)
+    }
+
     /// Makes the context of a load of `hash` that begins for `chain`.
     pub(crate) fn begin(chain: &LoadChain, hash: u64) -> Result<Arc<Self>, NestingError> {
         if chain.depth() >= MAX_CHAIN {
@@ -63,6 +76,7 @@ impl LoadContext {
             joined: Mutex::default(),
             waits: Mutex::default(),
             deepened: Notify::new(),
+            read_as_of_ms: AtomicU64::new(u64::MAX),
         }))
     }
 

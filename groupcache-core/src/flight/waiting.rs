@@ -155,7 +155,7 @@ mod tests {
         for _ in 0..3 {
             assert!(waiting.iter_mut().zip(&woken).all(|(waiting, woken)| poll(waiting, woken).is_pending()));
         }
-        flights.complete(&flight, 5, || ());
+        flights.complete(&flight, 5, 0, || ());
         assert!(woken.iter().all(|woken| woken.times() == 1));
         assert!(waiting.iter_mut().zip(&woken).all(|(waiting, woken)| poll(waiting, woken) == Poll::Ready(5)));
         assert_eq!(
@@ -173,7 +173,7 @@ mod tests {
         assert!(waiting.iter_mut().zip(&woken).all(|(waiting, woken)| poll(waiting, woken).is_pending()));
         drop(waiting.remove(2));
         drop(waiting.remove(0));
-        flights.complete(&flight, 5, || ());
+        flights.complete(&flight, 5, 0, || ());
         assert_eq!(woken.iter().map(|woken| woken.times()).collect::<Vec<_>>(), [0, 1, 0, 1]);
         assert_eq!(Arc::strong_count(&woken[0]), 1, "the list has no waker of a dropped waiter");
     }
@@ -184,7 +184,7 @@ mod tests {
         let (before, after) = (Arc::<Woken>::default(), Arc::<Woken>::default());
         let mut waiting = Box::pin(flight.outcome());
         assert!(poll(&mut waiting, &before).is_pending() && poll(&mut waiting, &after).is_pending());
-        flights.complete(&flight, 5, || ());
+        flights.complete(&flight, 5, 0, || ());
         assert_eq!((before.times(), after.times()), (0, 1));
     }
 }

@@ -1,6 +1,11 @@
 //! Builder of a group: the name, the budget and the loader are required, and every other setting has a default.
 
-use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    marker::PhantomData,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use crate::{
     cache::freshness::FreshnessPolicy,
@@ -16,6 +21,9 @@ use crate::{
 
 /// Default of the maximum number of keys of one call of a batch loader, which a query with a list of keys bears easily.
 const MAX_BATCH: usize = 100;
+
+/// Minimum of a bound on the staleness: two pings, one lost, and the time to ask for what is lacking.
+const MIN_STALENESS: Duration = Duration::from_secs(3);
 
 /// Builder of a group, made by [`Node::group`](crate::Node::group).
 #[must_use = "a group exists once build() is called"]
@@ -40,6 +48,7 @@ impl<V: Value> GroupBuilder<V> {
             has_replicas: true,
             scope: Scope::Cluster,
             load_policy: LoadPolicy::default(),
+            max_staleness_ms: None,
         };
         Self {
             context,
@@ -50,6 +59,35 @@ impl<V: Value> GroupBuilder<V> {
             max_batch: MAX_BATCH,
             values: PhantomData,
         }
+    }
+
+    /// Bounds the staleness of values: no get on any node returns a value that lacks a write made more than `bound`
+    /// before the get began, whether the node is cut off, paused or suspended. Default: none. Minimum: 3 s.
+    ///
+    /// Without the bound, a node that cannot be reached serves what it has for at most its
+    /// [`time_to_live`](Self::time_to_live). With the bound, such a node loads each key again after `bound`, and every
+    /// write settles within `bound`. The bound suits permissions, prices and feature switches: with a time to live of an
+    /// hour, a revocation holds everywhere within seconds. While a listed member cannot be heard, the group behaves as
+    /// if its time to live were `bound`. See [`Node::horizon`](crate::Node::horizon).
+    ///
+    /// All nodes must give the group the same bound. The clocks of two nodes may run at rates that differ by one
+    /// fiftieth.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # fn f(node: &groupcache_core::Node) -> Result<(), groupcache_core::Error> {
+    /// # let load = async |id: &str| Ok::<_, std::io::Error>(format!("permissions of {id}"));
+    /// let permissions = node.group::<String>("permissions")
+    ///     .capacity_bytes(64 << 20)
+    ///     .time_to_live(Duration::from_secs(3600))
+    ///     .max_staleness(Duration::from_secs(10))
+    ///     .loader(load)
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn max_staleness(mut self, bound: Duration) -> Self {
+        self.settings.max_staleness_ms = Some(u64::try_from(bound.as_millis()).unwrap_or(u64::MAX));
+        self
     }
 
     /// Sets the bytes that the entries may take on this node: keys, encoded and decoded values, and overhead. Required.
@@ -255,6 +293,9 @@ impl<V: Value> GroupBuilder<V> {
             return Err(engine.errors.closed());
         }
         context.local.change(|hello| hello.groups = context.registry.names());
+        if engine.settings.max_staleness_ms.is_some() {
+            context.local.writes.has_bounds.store(true, Relaxed);
+        }
         context.handover.group_added(context.now_ms());
         Ok(group)
     }
@@ -282,6 +323,12 @@ impl<V: Value> GroupBuilder<V> {
         }
         if [freshness.time_to_live, freshness.max_time_to_live, freshness.negative].contains(&Some(Duration::ZERO)) {
             return refused("keeps nothing, because a time to live is zero; give it at least 1 ms".to_owned());
+        }
+        if self.settings.max_staleness_ms.is_some_and(|bound_ms| bound_ms < MIN_STALENESS.as_millis() as u64) {
+            return refused(format!(
+                "bounds its staleness to less than {MIN_STALENESS:?}; give .max_staleness(...) at least that, because \
+                 nodes hear of each other once a second"
+            ));
         }
         if !(0.0..=1.0).contains(&freshness.jitter) {
             let text = format!("the jitter of group {name:?} is {}; give it a share from 0 to 1", freshness.jitter);

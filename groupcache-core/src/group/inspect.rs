@@ -140,7 +140,7 @@ impl<V: Value> Inspect<V> {
         let info = |(key, slot, replica): (Key, Slot<V>, bool)| EntryInfo {
             bytes: slot.weight(&key),
             key: key.as_str().into(),
-            age: Duration::from_millis(now_ms.saturating_sub(slot.loaded_at_ms)),
+            age: Duration::from_millis(now_ms.saturating_sub(slot.as_of_ms)),
             fresh_for: (slot.fresh_until_ms() != NEVER)
                 .then(|| Duration::from_millis(slot.fresh_until_ms().saturating_sub(now_ms))),
             replica,

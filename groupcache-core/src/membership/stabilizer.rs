@@ -275,16 +275,28 @@ impl Stabilizer {
         self.counters
     }
 
+    /// Returns the peers that discovery lists, of those that have answered, and whether discovery has answered and lists
+    /// no other node.
+    pub(crate) fn listing(&self) -> (BTreeSet<PeerId>, bool) {
+        let listed: BTreeSet<_> = self.members.keys().cloned().collect();
+        let has_targets = self.dials.iter().any(|(_, target)| self.is_unanswered(target));
+        let is_alone = self.complete.is_some() && listed.is_empty() && !has_targets && self.inbound.is_empty();
+        (listed, is_alone)
+    }
+
+    /// Returns whether no other node has answered at a target.
+    fn is_unanswered(&self, target: &dials::Target) -> bool {
+        let is_member = matches!(target.purpose, DialPurpose::Member(_));
+        !is_member && target.purpose.id() != Some(&self.me.id) && !target.is_own_port
+    }
+
     /// Returns the counts since the start, with what is wrong now.
     pub(crate) fn report(&self) -> DiscoveryReport {
-        let is_unanswered = |t: &dials::Target| {
-            !matches!(t.purpose, DialPurpose::Member(_)) && t.purpose.id() != Some(&self.me.id) && !t.is_own_port
-        };
         DiscoveryReport {
             counters: self.counters,
             stale: None,
             unlisted: self.unlisted().cloned().collect(),
-            unanswered_targets: self.dials.iter().filter(|(_, target)| is_unanswered(target)).count(),
+            unanswered_targets: self.dials.iter().filter(|(_, target)| self.is_unanswered(target)).count(),
             is_self_unlisted: self.removals == Removals::Suspended(Suspension::SelfUnlisted),
         }
     }

@@ -20,6 +20,7 @@ use crate::node::{
     channels::{EVENT_QUEUE, Feeds, Outputs, Status},
     handover::receive_values,
     membership::{Membership, facts},
+    pull::{answer, pull},
     security::SecuritySettings,
     supervise::supervise,
     tick::{announce, sweep, tick},
@@ -222,10 +223,12 @@ impl NodeBuilder {
         ));
         let tasks = &context.tasks;
         let (arrivals, arrival_feed) = mpsc::channel(EVENT_QUEUE);
+        let (logs, log_requests) = mpsc::channel(EVENT_QUEUE);
         let server = Server::new(
             Arc::clone(&local),
             Arc::clone(&context.registry),
             arrivals,
+            logs,
             tasks.others.clone(),
             tasks.closing.clone(),
             Keyed(context.random()),
@@ -271,6 +274,8 @@ impl NodeBuilder {
         tasks.run(tick(Arc::clone(&context)));
         tasks.run(sweep(Arc::clone(&context)));
         tasks.run(receive_values(Arc::clone(&context)));
+        tasks.run(pull(Arc::clone(&context)));
+        tasks.run(answer(Arc::clone(&context), log_requests));
         let inbound = server.inbound();
         tasks.run(announce(Arc::clone(&context), server));
         #[cfg(feature = "tls")]
@@ -361,11 +366,13 @@ async fn listen(identity: &mut Identity) -> Result<TcpListener> {
 }
 
 fn hello_of(identity: &Identity, limits: &Limits, hands_over: bool) -> Hello {
+    let incarnation = Incarnation(clock::wall_clock_ms());
+    let handover = if hands_over { wire::features::HANDOVER } else { 0 };
     Hello {
         cluster: identity.cluster().to_owned(),
         id: identity.id(),
         expected: None,
-        incarnation: Incarnation(clock::wall_clock_ms()),
+        incarnation,
         state: NodeState::Joining,
         weight: identity.weight(),
         zone: identity.zone().into(),
@@ -375,7 +382,8 @@ fn hello_of(identity: &Identity, limits: &Limits, hands_over: bool) -> Hello {
         max_requests_per_frame: MAX_REQUESTS_PER_FRAME,
         max_value_bytes: limits.max_value_bytes,
         groups: Vec::new(),
-        features: if hands_over { wire::features::HANDOVER } else { 0 },
+        features: handover | wire::features::WRITE_LOG,
+        log_incarnation: incarnation,
     }
 }
 

@@ -103,12 +103,14 @@ fn say(mismatch: &Mismatch, ours: &[GroupName]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::message::Bounds;
 
     fn groups(names: &[(&str, u32)]) -> Vec<GroupName> {
         let group = |(index, (name, format)): (usize, &(&str, u32))| GroupName {
             index: index as u32,
             name: (*name).into(),
             format: *format,
+            bounds: Bounds::default(),
         };
         names.iter().enumerate().map(group).collect()
     }

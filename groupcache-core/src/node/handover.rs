@@ -198,7 +198,8 @@ async fn receive_group(
         }
         // The time and the changes are read before the request, so that the page does not undo later writes.
         let (asked_ms, changes) = (context.local.clock.read_ms(), context.changes.number());
-        let request = PageRequest { peer: peer.clone(), asked_ms, changes, since_ms };
+        let has_log = context.link_by_id(peer).is_some_and(|link| link.has_log());
+        let request = PageRequest { peer: peer.clone(), asked_ms, changes, since_ms, has_log };
         Some((cursor, request_page(context, peer, group, cursor).await?, request))
     };
     let mut asked = ask(0).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 pub use crate::{
     cache::{EvictionEvent, EvictionEvents, EvictionReason},
     group::inspect::{Candidate, EntryInfo, Inspect, KeyPlacement},
+    write::horizon::HorizonInfo,
 };
 use crate::{
     error::Error,

@@ -20,7 +20,6 @@ use crate::node::{
     channels::{Command, EVENT_QUEUE, Feeds, Outputs, Status},
     group_mismatch::GroupMismatches,
     names::Names,
-    replay::replay,
     warnings::warn,
 };
 use crate::{
@@ -28,7 +27,7 @@ use crate::{
     identity::{Address, NodeState, PeerId},
     membership::{
         provider::{Health, Me, PeerSet, Report},
-        stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Refusal, Stabilizer},
+        stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Stabilizer},
         view::View,
     },
     peer::{
@@ -60,6 +59,8 @@ pub(super) struct Membership {
     reached: watch::Sender<BTreeSet<PeerId>>,
     status: watch::Sender<Status>,
     health: Option<Health>,
+    /// Peers that discovery lists, and whether it lists no other node, as the writes know them.
+    listing: (BTreeSet<PeerId>, bool),
     epoch: u64,
     /// Port on which this node listens.
     port: u16,
@@ -96,6 +97,7 @@ impl Membership {
             reached,
             status,
             health: None,
+            listing: (BTreeSet::new(), false),
             epoch: 1,
             port,
             inbound,
@@ -192,6 +194,11 @@ impl Membership {
         if is_set {
             self.names.watch(self.stabilizer.hinted_names(), &self.context, &self.resolved);
         }
+        let listing = self.stabilizer.listing();
+        if listing != self.listing {
+            self.context.local.writes.listed(&listing.0, listing.1, self.now_ms());
+            self.listing = listing;
+        }
         let mut report = self.stabilizer.report();
         report.stale = match &self.health {
             Some(Health::Stale(why)) => Some(why.clone()),
@@ -213,7 +220,6 @@ impl Membership {
                 self.peer_ids.remove(&dial);
                 if let Some(link) = self.context.remove_link(dial) {
                     self.context.no_longer_at(&link);
-                    self.context.missed_writes.target_dropped(dial, link.target().expected.as_ref(), self.now_ms());
                     link.close();
                 }
             }
@@ -248,7 +254,6 @@ impl Membership {
         if let Some(link) = self.context.link_of(dial) {
             return link.set_addresses(target);
         }
-        self.context.missed_writes.dialled(dial, target.expected.as_ref());
         let link = Link::new(dial, target, Arc::clone(&self.context.local));
         self.context.add_link(dial, Arc::clone(&link));
         self.context.tasks.run(keep(link, self.links.clone(), self.context.random()));
@@ -313,16 +318,10 @@ impl Membership {
             LinkEvent::Hello(hello) => {
                 self.peer_ids.insert(dial, hello.id.clone());
                 self.context.now_at(&hello.id, &link);
-                self.context.missed_writes.peer_identified(dial, &hello.id, self.now_ms());
-                self.context.tasks.run(replay(Arc::clone(&self.context), hello.id.clone(), link));
                 Input::Hello { dial, hello: facts(&hello) }
             }
             LinkEvent::Refused(why, text) => {
                 tracing::debug!(error = %text, "a connection to a target was refused");
-                if matches!(why, Refusal::OtherCluster | Refusal::WrongId { .. }) {
-                    // The expected peer is not at this target, so that nothing can be replayed there.
-                    self.context.missed_writes.target_dropped(dial, link.target().expected.as_ref(), self.now_ms());
-                }
                 Input::Refused { dial, why }
             }
             LinkEvent::Failed(why) => {

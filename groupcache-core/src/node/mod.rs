@@ -1,8 +1,8 @@
 //! The node: starts, runs and ends everything that one process of the cache needs.
 //!
 //! [`builder`] starts a node, [`membership`] turns the actions of the stabilizer into connections and views, `tick`
-//! checks deadlines and partitions, [`handover`] receives values of previous owners, `replay` delivers missed writes,
-//! and [`lifecycle`] lets the node leave. The state that they share with the groups is the [`NodeContext`].
+//! checks deadlines and silence, [`handover`] receives values of previous owners, `pull` asks for writes that did not
+//! arrive, and [`lifecycle`] lets the node leave. The state that they share with the groups is the [`NodeContext`].
 //!
 //! All tasks of this module end with the node, at the latest when its last handle is dropped.
 
@@ -14,7 +14,7 @@ pub mod inspect;
 mod lifecycle;
 mod membership;
 mod names;
-mod replay;
+mod pull;
 mod security;
 mod supervise;
 #[cfg(test)]
@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::node::builder::NodeBuilder;
 use crate::node::channels::{Command, Status};
-use crate::node::inspect::{DiscoveryInfo, LoadStats, MemberInfo, UnreachablePeer};
+use crate::node::inspect::{DiscoveryInfo, HorizonInfo, LoadStats, MemberInfo, UnreachablePeer};
 #[cfg(feature = "tls")]
 use crate::transport::{
     Security,
@@ -250,6 +250,21 @@ impl Node {
     /// Returns the counters of the node since its start.
     pub fn stats(&self) -> NodeStats {
         self.inner.context.local.counters.snapshot()
+    }
+
+    /// Returns a receiver of the age of this node's knowledge of writes, which changes about once a second.
+    ///
+    /// The age is the time within which a group with a bound on its staleness serves its values; see
+    /// [`GroupBuilder::max_staleness`]. An age that grows names the peer that cannot be heard.
+    ///
+    /// ```
+    /// # fn f(node: &groupcache_core::Node) {
+    /// let horizon = node.horizon().borrow().clone();
+    /// println!("the oldest knowledge is {:?} old, of {:?}", horizon.age, horizon.held_back_by);
+    /// # }
+    /// ```
+    pub fn horizon(&self) -> watch::Receiver<HorizonInfo> {
+        self.inner.context.local.writes.horizon()
     }
 
     /// Returns what discovery has reported, and how the node has reacted, since its start.

@@ -6,8 +6,10 @@ use tokio::time::Instant;
 
 use crate::{
     Group, Node,
+    identity::{Incarnation, Instance, PeerId},
     membership::{stabilizer::MemberSet, view::View},
-    testing::unit::support::{Cluster, Gate, Loads, eventually},
+    testing::unit::support::{Cluster, Gate, Loads},
+    write::log::Entry,
 };
 
 const LOAD: Duration = Duration::from_millis(300);
@@ -109,10 +111,20 @@ async fn first_waits(gate: &Gate, key: &str) -> Result<String, crate::BoxError> 
     Ok(number.to_string())
 }
 
-/// Checks that a fetch that began between the two invalidations of a write is not joined by later gets, and that its
-/// value is not cached.
+/// Applies a write of another node at one node only, as if that node alone had heard of it.
+fn hear(node: &Node, group: &Group<String>, key: &str, number: u64) {
+    let (writes, now_ms) = (&node.inner.context.local.writes, node.inner.context.now_ms());
+    let writer = Instance { id: PeerId::new("writer").unwrap(), incarnation: Incarnation(1) };
+    let entry = Entry { number, group: group.name().into(), key: Some(key.into()), written_ms: now_ms };
+    let entry = writes.begin(&writer, entry, now_ms).expect("a new write");
+    group.service().invalidate(key);
+    writes.commit(&writer, entry, now_ms);
+}
+
+/// Checks that a get of a node that has heard of a write returns no value from before it, although the owner has not
+/// heard of the write and a load from before the write runs there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fetch_begun_during_a_write_is_not_shared_after_it() {
+async fn owner_is_told_of_write_by_the_get_of_a_peer() {
     let gate = Gate::default();
     let cluster = Cluster::start(2).await;
     let groups = cluster
@@ -125,18 +137,16 @@ async fn fetch_begun_during_a_write_is_not_shared_after_it() {
     };
     let before = get(&groups[0]);
     gate.begun(1).await;
-    // Node b has received the write. Node b asks node a, which has not received the write yet.
-    groups[1].service().invalidate(&key);
-    let meanwhile = get(&groups[1]);
-    eventually("the fetch waits for the load", || groups[0].stats().shared_flights == 1).await;
-    groups[0].service().invalidate(&key);
-    // Node a and node b have received the write, so that new callers do not join flights from before it.
-    assert_eq!(get(&groups[1]).await.unwrap(), "2");
-    assert_eq!(get(&groups[0]).await.unwrap(), "2");
+    hear(&cluster.nodes[1], &groups[1], &key, 1);
+    assert_eq!(get(&groups[1]).await.unwrap(), "2", "node a drops its load, because the request names the write");
     gate.open();
     assert_eq!(before.await.unwrap(), "1");
-    assert_eq!(meanwhile.await.unwrap(), "1");
-    assert_eq!(get(&groups[1]).await.unwrap(), "2", "the earlier value is not cached");
+    for group in &groups {
+        assert_eq!(get(group).await.unwrap(), "2", "the earlier value is not cached");
+    }
+    assert_eq!(gate.loads.total(), 2, "callers after the write share its load");
+    hear(&cluster.nodes[1], &groups[1], &key, 2);
+    assert_eq!(get(&groups[1]).await.unwrap(), "3", "node a drops its value too");
     cluster.shutdown().await;
 }
 

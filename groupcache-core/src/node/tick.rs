@@ -1,8 +1,5 @@
-//! The ticks of a node: coarse time, deadlines and silence of links, partitions, expired entries, and the announcement
-//! of changes.
-//!
-//! A node is partitioned when it has lost all of its peers. Peers may then have written without it, so that its entries
-//! are served for a short time only.
+//! The ticks of a node: coarse time, deadlines and silence of links, the horizon of a node that is alone, expired
+//! entries, and the announcement of changes.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -11,25 +8,28 @@ use std::{
 
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::node::replay::replay;
 use crate::{
     cache::revalidation::Change,
     context::NodeContext,
-    limits::TICK,
-    peer::{client::dial_limits::Arrival, server::Server},
-    runtime::clock::Punctuality,
+    limits::{INVALIDATION, TICK},
+    peer::{
+        client::{dial_limits::Arrival, request_table::Call, sent_write::SentWrite},
+        server::Server,
+    },
+    protocol::{chain::LoadChain, message::Op},
+    runtime::clock::{Punctuality, later},
 };
 
 /// Interval of the sweeps for expired entries. A sweep of a million entries takes about 0.14 s of one core.
 const SWEEP: Duration = Duration::from_secs(10);
 
-/// Delay of a tick after which peers may have removed this node, and may have written without notifying it.
-const PARTITIONED_AFTER: Duration = Duration::from_secs(2);
-
-/// Number of ticks between two checks for overdue loads and missed writes: about a second.
+/// Number of ticks between two checks for overdue loads and unsettled writes: about a second.
 const WATCH_EVERY: u64 = 100;
 
-/// Advances coarse time and checks links, loads and missed writes. Runs until the node ends.
+/// Maximum number of writes that are repeated to one peer at once.
+const REPEATED_AT_ONCE: usize = 1000;
+
+/// Advances coarse time and checks links, loads and writes. Runs until the node ends.
 pub(super) async fn tick(context: Arc<NodeContext>) {
     let _close = CloseOnDrop(Arc::clone(&context));
     let mut ticks = interval(TICK);
@@ -38,43 +38,37 @@ pub(super) async fn tick(context: Arc<NodeContext>) {
     let mut was_connected = false;
     loop {
         ticks.tick().await;
-        let late = context.local.clock.tick();
-        let was_late = matches!(late, Punctuality::Late(_));
+        let was_late = matches!(context.local.clock.tick(), Punctuality::Late(_));
         if was_late {
             context.local.counters.late_ticks.up();
         }
         let now_ms = context.now_ms();
-        // A node without peers misses no write.
-        let is_alone = context.view_ref().members().len() <= 1;
-        if matches!(late, Punctuality::Late(by) if by > PARTITIONED_AFTER) && !is_alone {
-            on_partitioned(&context, "this process stood still");
+        context.local.writes.tick(now_ms);
+        if context.local.writes.take_may_have_missed() {
+            tracing::warn!(
+                "this node was away for long: values from before are dropped, because writes may be forgotten"
+            );
+            context.changes.record(Change::Absence, now_ms);
         }
-        let (mut in_flight, mut connected, mut lost) = (0, 0, 0);
+        let (mut in_flight, mut is_connected) = (0, false);
         for link in context.links() {
             link.sweep(now_ms, was_late);
             in_flight += link.in_flight();
-            connected += usize::from(link.admits());
-            lost += usize::from(link.is_lost(now_ms));
+            is_connected |= link.admits();
         }
-        if connected == 0 && was_connected && lost > 0 {
-            context.is_partitioned.store(true, Relaxed);
-            on_partitioned(&context, "no peer can be reached");
-        }
-        if connected > 0 && !was_connected {
+        if is_connected && !was_connected {
             // The first connection shows that this node was away, and not its peers. The other links need not wait.
             for link in context.links().iter().filter(|link| !link.admits()) {
                 link.retry_soon(Arrival::OfAnyPeer);
             }
         }
-        was_connected = connected > 0;
-        if connected > 0 || lost == 0 {
-            context.is_partitioned.store(false, Relaxed);
-        }
+        was_connected = is_connected;
         context.local.in_flight.store(in_flight, Relaxed);
         n += 1;
         if n.is_multiple_of(WATCH_EVERY) {
             context.registry.all().iter().for_each(|group| group.watch());
-            replay_missed_writes(&context);
+            context.local.writes.sweep(now_ms);
+            repeat_writes(&context);
         }
     }
 }
@@ -91,15 +85,25 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// Replays missed writes to connected members. A connected peer misses a write when a limit was reached or a deadline
-/// passed.
-fn replay_missed_writes(context: &Arc<NodeContext>) {
-    let is_known = |group: &str| context.registry.get(group).is_some();
-    for member in context.view().members() {
-        if context.missed_writes.has_missed(&member.id, is_known)
-            && let Some(link) = context.link(member).filter(|link| link.admits())
-        {
-            context.tasks.run(replay(Arc::clone(context), member.id.clone(), link));
+/// Sends the writes once more that connected peers have not acknowledged for a second: peers of an earlier release, and
+/// peers that do not dial this node, so that they cannot ask for them.
+fn repeat_writes(context: &NodeContext) {
+    for (_, link) in &context.connected_links() {
+        let Some(peer) = link.instance() else { continue };
+        let indices = context.local.hello();
+        for entry in context.local.writes.unacknowledged(&peer, REPEATED_AT_ONCE, context.now_ms()) {
+            let sent = SentWrite::new(Arc::clone(&context.local), entry.number);
+            let index = indices.groups.iter().find(|group| group.name == entry.group).map(|group| group.index);
+            let Some(group) = index else {
+                // The peer cannot be told of a group that this node has removed.
+                continue;
+            };
+            let op = if entry.key.is_some() { Op::Remove { hold: Duration::ZERO } } else { Op::Clear };
+            let deadline_ms = later(context.local.clock.read_ms(), INVALIDATION);
+            let (key, chain) = (entry.key.unwrap_or_else(|| "".into()), LoadChain::EMPTY);
+            let number = if link.has_log() { entry.number } else { 0 };
+            let (rank, known) = (0, Vec::new());
+            sent.send(link, |reply| Call { op, group, key, deadline_ms, rank, chain, number, known, reply });
         }
     }
 }
@@ -113,13 +117,6 @@ pub(super) async fn sweep(context: Arc<NodeContext>) {
             group.sweep().await;
         }
     }
-}
-
-/// Limits the time for which entries are served, because this node may have missed writes.
-fn on_partitioned(context: &NodeContext, why: &str) {
-    context.changes.record(Change::Partitioned, context.now_ms());
-    context.local.counters.partitions.up();
-    tracing::warn!("{why}: entries of this node may be outdated, and are served for a short time only");
 }
 
 /// Sends the Hello again on every connection when it has changed. Runs until the node ends.

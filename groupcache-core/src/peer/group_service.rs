@@ -18,7 +18,7 @@ use crate::{
     limits::MAX_GROUPS,
     protocol::{
         chain::LoadChain,
-        message::{GroupName, Page, Response},
+        message::{Bounds, GroupName, Page, Response, WriteName},
     },
     runtime::sync::{Keyed, sharded},
 };
@@ -65,6 +65,8 @@ pub(crate) struct PageRequest {
     pub(crate) changes: u32,
     /// Coarse time of the first request of the transfer.
     pub(crate) since_ms: u64,
+    /// Whether the peer keeps logs of writes, so that the page shows its positions.
+    pub(crate) has_log: bool,
 }
 
 /// Outcome of storing a page.
@@ -115,7 +117,16 @@ pub(crate) trait GroupService: Send + Sync {
     fn longest_wait(&self) -> Duration;
     /// Drops the value of a key at once, and stores the new value as the owner or acting owner, unless a later write
     /// discards it.
-    fn set(self: Arc<Self>, key: &str, value: Bytes) -> ResponseFuture;
+    ///
+    /// `known` are the writes of the key that the writer knew of; `None` for a writer without a log. If this node has
+    /// heard of another write, the value is only dropped.
+    fn set(self: Arc<Self>, key: &str, value: Bytes, known: Option<&[WriteName]>) -> ResponseFuture;
+    /// Returns whether the group holds no value on this node.
+    fn is_empty(&self) -> bool;
+    /// Drops all values and detaches all flights, because this node lacks the writes of the time before.
+    fn forget(&self);
+    /// Returns the times after which this node serves no value of the group that lacks a write.
+    fn bounds(&self) -> Bounds;
     /// Removes entries that cannot be served any more, a few at a time.
     fn sweep(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
     /// Counts and logs the loads that run past their deadline.
@@ -229,6 +240,7 @@ impl Registry {
             index: r.index,
             name: Arc::clone(r.key()),
             format: r.group.format(),
+            bounds: r.group.bounds(),
         };
         let mut names: Vec<_> = self.groups.iter().map(name).collect();
         names.sort_by_key(|group| group.index);

@@ -18,6 +18,7 @@ use crate::{
         sync::{ArcSwap, Mutex},
     },
     transport::{Net, Security},
+    write::shared::Writes,
 };
 
 /// State of the local node that its client and its server share.
@@ -38,18 +39,22 @@ pub(crate) struct LocalNode {
     pub(crate) security: Security,
     /// Number of requests of this node that peers have not answered, as of the last tick.
     pub(crate) in_flight: AtomicUsize,
+    /// Logs of writes, company and horizon.
+    pub(crate) writes: Arc<Writes>,
 }
 
 impl LocalNode {
     pub(crate) fn new(hello: Hello, limits: Limits, security: Security) -> Self {
+        let (clock, counters) = (Clock::start(), Arc::<NodeCounters>::default());
         Self {
+            writes: Arc::new(Writes::new(hello.instance(), clock.read_ms(), Arc::clone(&counters))),
             fingerprint: AtomicU64::new(hello.fingerprint),
             hello: ArcSwap::from_pointee(hello),
             changing: Mutex::new(()),
             version: watch::Sender::new(1),
-            clock: Clock::start(),
+            clock,
             limits,
-            counters: Arc::default(),
+            counters,
             net: Net::tcp(security.clone()),
             dial_limits: DialLimits::default(),
             security,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use crate::{
-    identity::{Address, Incarnation, NodeState, PeerId},
+    identity::{Address, Incarnation, Instance, NodeState, PeerId},
     limits::MAX_KEY_BYTES,
     protocol::chain::LoadChain,
 };
@@ -30,6 +30,18 @@ pub(crate) struct Hello {
     pub(crate) groups: Vec<GroupName>,
     /// Optional behaviour that the sender supports; the bits are in `wire::features`.
     pub(crate) features: u64,
+    /// Incarnation with which the process of the sender began, and which names its log of writes. A sender without a
+    /// log has the default.
+    pub(crate) log_incarnation: Incarnation,
+}
+
+impl Hello {
+    /// Returns the sender in the incarnation that names its log, or in the present one if it has no log.
+    pub(crate) fn instance(&self) -> Instance {
+        let has_log = self.log_incarnation != Incarnation::default();
+        let incarnation = if has_log { self.log_incarnation } else { self.incarnation };
+        Instance { id: self.id.clone(), incarnation }
+    }
 }
 
 /// Group as a Hello lists it.
@@ -38,6 +50,84 @@ pub(crate) struct GroupName {
     pub(crate) index: u32,
     pub(crate) name: Arc<str>,
     pub(crate) format: u32,
+    pub(crate) bounds: Bounds,
+}
+
+/// Times after which a node serves no value of a group that lacks a write, even if the node never hears of the write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Milliseconds after which no value that began to load before is served, with the deadline of a load; `None` = no
+    /// limit.
+    pub(crate) longest_ms: Option<u64>,
+    /// Bound on the staleness of values, in milliseconds.
+    pub(crate) max_staleness_ms: Option<u64>,
+}
+
+/// Write, named by its log and its number there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct WriteName {
+    pub(crate) writer: Instance,
+    pub(crate) number: u64,
+}
+
+/// Position of a node in the log of a writer: the node has applied every write up to `number`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) writer: Instance,
+    pub(crate) number: u64,
+    /// Number at which the node began without having received the writes up to it.
+    pub(crate) base: u64,
+}
+
+/// Nodes that a node tells of its writes, without the node itself, in the order of their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Company {
+    pub(crate) version: u64,
+    pub(crate) members: Vec<Instance>,
+}
+
+/// Acknowledgement of another node, which a peer passes on to the writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Relayed {
+    pub(crate) node: Instance,
+    pub(crate) number: u64,
+    pub(crate) company: Company,
+}
+
+/// What a node knows of writes, as it shows that to a peer with each ping and pong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Knowledge {
+    /// Present when the company has changed since the last Knowledge of the connection.
+    pub(crate) company: Option<Company>,
+    pub(crate) positions: Vec<Position>,
+    /// Whether further positions follow with the next Knowledge.
+    pub(crate) is_partial: bool,
+    /// Nodes whose acknowledgements the sender lacks.
+    pub(crate) asked: Vec<PeerId>,
+    pub(crate) relayed: Vec<Relayed>,
+    /// Whether the discovery of the sender lists the receiver.
+    pub(crate) lists_receiver: bool,
+}
+
+/// Writes of one log, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogPart {
+    pub(crate) writer: Instance,
+    /// Number up to which the part is complete.
+    pub(crate) through: u64,
+    /// Number up to which the sender lacks the writes.
+    pub(crate) base: u64,
+    pub(crate) entries: Vec<LogEntry>,
+}
+
+/// Write of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogEntry {
+    pub(crate) number: u64,
+    pub(crate) group: Arc<str>,
+    /// Key of the write; `None` = all keys of the group.
+    pub(crate) key: Option<Arc<str>>,
+    pub(crate) age_ms: u64,
 }
 
 /// Cursor which says that no further page is wanted.
@@ -64,6 +154,8 @@ pub(crate) enum Op {
     ReadPage {
         cursor: u64,
     },
+    /// Reads the writes after these, for each log.
+    ReadLogs(Vec<WriteName>),
     /// Number of an operation of a newer version of the protocol.
     Unknown(u32),
 }
@@ -80,6 +172,10 @@ pub(crate) struct Request {
     pub(crate) wait: Option<Duration>,
     pub(crate) chain: LoadChain,
     pub(crate) no_load: bool,
+    /// Number of the write in the log of the requester; 0 = the request is no write, or the write is in no log.
+    pub(crate) number: u64,
+    /// Of a set: the writes of the key that the requester knew of. Of a get: those that this node has not said to have.
+    pub(crate) known: Vec<WriteName>,
 }
 
 /// Checks the bytes of a key and returns the key.
@@ -113,7 +209,10 @@ impl BadKey {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Response {
     Value(Encoded),
-    NotFound,
+    /// The loader found nothing. The field is that of [`Encoded`].
+    NotFound {
+        as_of_age_ms: Option<u64>,
+    },
     LoadFailed {
         is_transient: bool,
         text: String,
@@ -136,6 +235,7 @@ pub(crate) enum Response {
     Done,
     /// Page of a hand-over.
     Page(Page),
+    Logs(Vec<LogPart>),
     BadRequest(String),
 }
 
@@ -153,6 +253,8 @@ pub(crate) enum DeadlineOwner {
 pub(crate) struct Encoded {
     pub(crate) bytes: Bytes,
     pub(crate) age_ms: u64,
+    /// Milliseconds before the arrival of the request, until which the value contains every write; `None` = `age_ms`.
+    pub(crate) as_of_age_ms: Option<u64>,
     /// Milliseconds for which the value may still be kept; `None` = without limit.
     pub(crate) remaining_ms: Option<u64>,
     /// Milliseconds for which the requester may keep a replica; 0 = not at all.
@@ -170,6 +272,8 @@ pub(crate) struct Page {
     pub(crate) next: u64,
     /// Number of entries that have not been sent yet.
     pub(crate) left: u64,
+    /// Positions of the sender, read before its first value.
+    pub(crate) positions: Vec<Position>,
 }
 
 /// Entry of a [`Page`].
@@ -178,6 +282,8 @@ pub(crate) struct Handed {
     pub(crate) key: Bytes,
     pub(crate) bytes: Bytes,
     pub(crate) age_ms: u64,
+    /// See [`Encoded`].
+    pub(crate) as_of_age_ms: Option<u64>,
     /// Milliseconds for which the value may still be kept; `None` = without limit.
     pub(crate) remaining_ms: Option<u64>,
 }

@@ -76,6 +76,19 @@ impl Clock {
         self.at_ms(Instant::now())
     }
 
+    /// Returns the coarse time of this moment, with the time of a suspension that no tick has seen yet.
+    pub(crate) fn exact_ms(&self) -> u64 {
+        let suspended = self.suspended_ms();
+        if suspended >= self.suspended_ms.load(Relaxed).saturating_add(SUSPENDED_MS) {
+            self.suspended_ms.fetch_max(suspended, Relaxed);
+        }
+        self.read_ms()
+    }
+
+    fn suspended_ms(&self) -> u64 {
+        (self.since_boot)().saturating_sub(self.at_start).as_millis() as u64
+    }
+
     /// Returns the same as [`read_ms`](Self::read_ms), for a real clock that the caller has just read.
     pub(crate) fn at_ms(&self, now: Instant) -> u64 {
         let since_start = now.saturating_duration_since(self.start).as_millis();
@@ -89,11 +102,7 @@ impl Clock {
 
     /// Advances coarse time and returns whether the tick is late.
     pub(crate) fn tick(&self) -> Punctuality {
-        let suspended = (self.since_boot)().saturating_sub(self.at_start).as_millis() as u64;
-        if suspended >= self.suspended_ms.load(Relaxed).saturating_add(SUSPENDED_MS) {
-            self.suspended_ms.store(suspended, Relaxed);
-        }
-        let now = self.read_ms();
+        let now = self.exact_ms();
         let before = self.last_tick_ms.swap(now, Relaxed);
         let gap = Duration::from_millis(now.saturating_sub(before));
         if gap > TICK + LATE_TICK { Punctuality::Late(gap) } else { Punctuality::OnTime }

@@ -149,6 +149,8 @@ counters! {
         decode_failures,
         /// Writes that callers of this node made: sets, removes and clears.
         writes,
+        /// Gets that found a value older than `max_staleness` allows, and loaded or fetched it again.
+        too_stale,
         /// Entries that writes dropped from this node's memory, whichever node made the write.
         invalidations,
     } and {
@@ -219,8 +221,14 @@ counters! {
         connections_evicted,
         /// Ticks that were more than 100 ms late, because this process stood still.
         late_ticks,
-        /// Times that this node may have missed writes, because it stood still or was partitioned.
-        partitions,
+        /// Writes of this node that every node had acknowledged by their deadline.
+        writes_complete,
+        /// Writes of this node that settled after their deadline, while a caller waited for that.
+        writes_settled,
+        /// Milliseconds that those writes took to settle, all together.
+        settling_ms,
+        /// Writes of other nodes that this node asked for, because they did not arrive from their writers.
+        pulled_writes,
         /// Runs of a provider that ended with an error, a panic or a return, and were started again.
         provider_restarts,
         /// Complete peer sets that the provider published.

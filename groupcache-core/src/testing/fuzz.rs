@@ -192,9 +192,20 @@ fn hello() -> Vec<u8> {
         max_value_bytes: 1 << 20,
         groups: Vec::new(),
         features: 0,
+        log_incarnation: crate::discovery::Incarnation(0),
     };
-    hello.groups.push(crate::protocol::message::GroupName { index: 7, name: "data".into(), format: 0 });
-    hello.groups.push(crate::protocol::message::GroupName { index: 9, name: "data".into(), format: 5 });
+    hello.groups.push(crate::protocol::message::GroupName {
+        index: 7,
+        name: "data".into(),
+        format: 0,
+        bounds: Default::default(),
+    });
+    hello.groups.push(crate::protocol::message::GroupName {
+        index: 9,
+        name: "data".into(),
+        format: 5,
+        bounds: Default::default(),
+    });
     frame.hello(&hello, 1024);
     frame.written().to_vec()
 }

@@ -50,6 +50,23 @@ mutants! {
     PullIgnoresStripes,
     HandedValueLivesAnew,
     DeadlineIgnored,
+    HorizonVouchesForAll,
+    AgeNotPassedOn,
+    AppendBeforeApply,
+    BaseIsNoWrite,
+    BaseKeepsFlights,
+    ClosureLeftOut,
+    LeavingNodeReleasesHorizon,
+    NamesLeftOut,
+    NotNamedOn,
+    OneWriterNamed,
+    PageNotJudged,
+    PongBeforeReplay,
+    PongOfOtherCompany,
+    RelayedWithoutCompany,
+    SetWithoutPositions,
+    SettledByUnlistedPeer,
+    YoungLogIsWhole,
 }
 
 #[cfg(any(simulation, shuttle))]

@@ -26,6 +26,7 @@ pub(crate) fn hello(id: &str) -> Hello {
         max_value_bytes: 1 << 20,
         groups: Vec::new(),
         features: 0,
+        log_incarnation: Incarnation(0),
     }
 }
 

@@ -1,8 +1,16 @@
-//! Writes: the parts that do not depend on the type of values, which are the outcome of a write, delete holds, and the
-//! record of missed writes.
+//! Writes: the logs that carry them, the company that must hear of them, and what a caller learns of one.
 //!
-//! Writes are carried out in `engine/write.rs`, and missed writes are delivered by `node/replay.rs`.
+//! Each node numbers its writes in a log ([`log`], [`logs`]) and sends them to every node that it knows. A node shows its
+//! position in each log with its pings and pongs, and asks any peer for the entries that it lacks. The writer learns
+//! from the positions which nodes have applied a write ([`peers`], [`settling`]), and each node until which time it has
+//! applied everything ([`horizon`]). [`shared`] holds this state. [`crate::engine::write`] makes a write, and
+//! `node/pull.rs` asks for entries.
 
 pub(crate) mod delete_hold;
-pub(crate) mod missed;
+pub(crate) mod horizon;
+pub(crate) mod log;
+pub(crate) mod logs;
 pub(crate) mod outcome;
+pub(crate) mod peers;
+pub(crate) mod settling;
+pub(crate) mod shared;

@@ -1,8 +1,13 @@
 //! The options of a remove, and the outcome of a write.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use crate::identity::PeerId;
+use tokio::time::{Instant, sleep_until};
+
+use crate::{
+    identity::PeerId,
+    write::{settling::Settling, shared::Writes},
+};
 
 /// Options of [`Group::remove_with`](crate::Group::remove_with).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,18 +55,36 @@ impl RemoveOptions {
 
 /// The outcome of a write, with the nodes that may still hold the old value.
 ///
-/// A pending node may serve the old value until the value expires there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A write is *complete* when every node that the writer knows of, or that one of these nodes knows of, has dropped the
+/// old value. A node that cannot be reached hears of the write from any other node, as soon as it is connected to one.
+#[derive(Clone, Debug)]
 #[must_use = "a write may leave old values at pending nodes; call log_pending() at least"]
 pub struct WriteOutcome {
-    pub(crate) pending: Vec<PeerId>,
-    pub(crate) views_differed: bool,
+    pending: Vec<PeerId>,
+    /// Writes that were pending at the time of the outcome.
+    settling: Vec<Arc<Settling>>,
+    /// Time at which the values of nodes that are not notified end, for a remove at the owner only.
+    until: Option<Instant>,
+    begun: Instant,
+    writes: Option<Arc<Writes>>,
 }
 
 impl WriteOutcome {
     /// Returns the outcome of a write that no other node needs to receive.
     pub(crate) fn nobody() -> Self {
-        Self { pending: Vec::new(), views_differed: false }
+        Self { pending: Vec::new(), settling: Vec::new(), until: None, begun: Instant::now(), writes: None }
+    }
+
+    /// Returns the outcome of a logged write.
+    pub(crate) fn of(pending: Vec<PeerId>, settling: Arc<Settling>, writes: Arc<Writes>) -> Self {
+        let settling = if settling.is_settled() { Vec::new() } else { vec![settling] };
+        Self { pending, settling, writes: Some(writes), ..Self::nobody() }
+    }
+
+    /// Returns the outcome of a remove at the owner only. The values of other nodes end by `until`.
+    pub(crate) fn at_owner(pending: Vec<PeerId>, until: Instant) -> Self {
+        let until = Some(until).filter(|_| !pending.is_empty());
+        Self { pending, until, ..Self::nobody() }
     }
 
     /// Adds the outcome of another write.
@@ -69,27 +92,55 @@ impl WriteOutcome {
         self.pending.extend(other.pending);
         self.pending.sort();
         self.pending.dedup();
-        self.views_differed |= other.views_differed;
+        self.settling.extend(other.settling);
+        self.until = self.until.max(other.until);
+        self.writes = self.writes.take().or(other.writes);
     }
 
-    /// Returns whether every known node has dropped the old value, so that no get that starts now returns it.
+    /// Returns whether every node had dropped the old value, so that no get that starts now returns it.
     pub fn is_complete(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// Returns the nodes that may still hold the old value.
+    /// Returns the nodes that had not acknowledged the write within 1 s, and may still hold the old value.
     ///
-    /// Included are the nodes that have not acknowledged the write within 1 s. A target of discovery that never
-    /// answered is not a node, and is counted by [`Node::discovery`](crate::Node::discovery). After a remove with
+    /// The list does not change later; see [`settled`](Self::settled). A target of discovery that never answered is not
+    /// a node, and is counted by [`Node::discovery`](crate::Node::discovery). After a remove with
     /// [`owner_only`](RemoveOptions::owner_only) the members that were not notified are included too.
     pub fn pending(&self) -> &[PeerId] {
         &self.pending
     }
 
-    /// Returns whether a peer had another view of the owners during the write. Nodes that are unknown to the local node
-    /// were not notified.
-    pub fn views_differed(&self) -> bool {
-        self.views_differed
+    /// Waits until nothing is pending any more: no node returns the old value to a get that starts afterwards.
+    ///
+    /// A node stops being pending when it has acknowledged the write, directly or through another node, when it has said
+    /// goodbye, when it has left the cluster by the discovery of all nodes, or when nothing that it may hold can be
+    /// served any longer. The last is after the longest time to live of the group there, or after its
+    /// [`max_staleness`](crate::GroupBuilder::max_staleness). A write through a broken connection takes 2 to 4 s as long
+    /// as both nodes are connected to a third one.
+    ///
+    /// In a group without either bound, the call waits as long as discovery lists a node that does not answer. Dropping
+    /// the future is safe, and the method may be called again.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # async fn f(users: groupcache_core::Group<String>) -> Result<(), groupcache_core::Error> {
+    /// let outcome = users.remove("12345").await?;
+    /// if !outcome.is_complete() && tokio::time::timeout(Duration::from_secs(5), outcome.settled()).await.is_err() {
+    ///     outcome.log_pending();
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn settled(&self) {
+        for settling in &self.settling {
+            settling.settled().await;
+        }
+        if let (Some(writes), false) = (&self.writes, self.settling.is_empty()) {
+            self.settling.iter().for_each(|settling| writes.count_settled(settling, self.begun.elapsed()));
+        }
+        if let Some(until) = self.until {
+            sleep_until(until).await;
+        }
     }
 
     /// Logs a warning that names the pending nodes, if there are any.
@@ -97,8 +148,8 @@ impl WriteOutcome {
         if !self.is_complete() {
             tracing::warn!(
                 pending = ?self.pending,
-                "a write is pending at some nodes; they receive the write once they can be reached, unless the remove \
-                 was for the owner only"
+                "a write is pending at some nodes; they receive the write once they are connected to any node, unless \
+                 the remove was for the owner only"
             );
         }
     }

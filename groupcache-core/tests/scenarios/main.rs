@@ -41,6 +41,7 @@ mod previous_owner;
 mod protection;
 mod removed_group;
 mod replicas;
+mod settling;
 mod shutdown;
 mod support;
 #[cfg(feature = "tls")]
@@ -53,7 +54,7 @@ mod zones;
 ///
 /// The files are included instead of declared as modules by path, because rustfmt follows such modules and generated
 /// code must stay unchanged.
-#[allow(missing_docs, reason = "generated")]
+#[allow(missing_docs, dead_code, reason = "generated")]
 mod proto {
     include!("../../src/protocol/proto/groupcache.v1.rs");
     include!("../../src/protocol/proto/plain.rs");

@@ -60,7 +60,7 @@ impl<O: Misbehaviour> Service for Server<O> {
             incarnation: 1,
             state: 2,
             weight: self.0.weight(),
-            groups: vec![proto::Group { index: 1, name: "data".into(), format: 0 }],
+            groups: vec![proto::Group { index: 1, name: "data".into(), format: 0, ..proto::Group::default() }],
             ..Hello::default()
         };
         let first = O::SENDS_HELLO.then(|| Ok(Frame { hello: Some(hello), ..Frame::default() }));

@@ -154,25 +154,6 @@ async fn check_write_with_replicas(groups: &[Group<String>], loads: &Loads, n: u
     }
 }
 
-/// Checks that a write names a node that it does not reach, and that the replica at this node expires.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unreached_node_is_named_and_its_replica_expires() {
-    const SHORT: Duration = Duration::from_millis(1500);
-    let ((cluster, path), loads) = (Cluster::start_with_proxy().await, Loads::default());
-    let groups = groups(&cluster, &loads, |group| group.replica_time_to_live(SHORT)).await;
-    let key = cluster.key_of(&groups, 0);
-    warm(&groups[1], &key).await;
-    path.stop();
-    let written = groups[0].remove(&key).await.unwrap();
-    let removed = Instant::now();
-    assert_eq!(written.pending().iter().map(ToString::to_string).collect::<Vec<_>>(), ["b"]);
-    while get(&groups[1], &key).await == 1 {
-        assert!(removed.elapsed() < SHORT + Duration::from_secs(5), "b still has the old value");
-        sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(get(&groups[1], &key).await, loads.of(&key));
-}
-
 /// Checks that an orphaned entry expires like a replica, and that the entries that the node still owns stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn orphaned_entry_expires_like_a_replica() {
@@ -210,52 +191,6 @@ async fn orphaned_entry_expires_like_a_replica() {
         assert_eq!(get(&groups[0], key).await, 1, "a key that stays is not loaded again");
     }
     cluster.shutdown().await;
-}
-
-/// Checks that a partitioned node keeps its entries, and the values that it loads meanwhile, no longer than replicas,
-/// because writes may not reach it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn partitioned_node_serves_its_entries_for_a_short_time() {
-    let ((cluster, path), loads) = (Cluster::start_with_proxy().await, Loads::default());
-    let groups = groups(&cluster, &loads, |group| group.replica_time_to_live(Duration::from_millis(500))).await;
-    let key = cluster.key_of(&groups, 0);
-    assert_eq!(get(&groups[0], &key).await, 1);
-    sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 1, "a owns the key, and its peer is reachable");
-    path.stop();
-    eventually("a is partitioned", || cluster.nodes[0].stats().partitions >= 1).await;
-    let reaches_all = |node: &Node| node.members().iter().all(|member| member.reachable);
-    eventually("b is not partitioned, because its path to a works", || reaches_all(&cluster.nodes[1])).await;
-    sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 2, "the earlier entry may be outdated");
-    sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 3, "a value loaded during the partition may be outdated too");
-    path.cut();
-    path.resume();
-    cluster.agree().await;
-    sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 4, "the value loaded during the partition is not kept");
-    sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 4, "a value loaded after the partition is kept");
-}
-
-/// Checks that a node that was paused for 2.5 s keeps its earlier entries no longer than replicas, and later ones
-/// without limit.
-#[tokio::test]
-async fn paused_node_serves_its_entries_for_a_short_time() {
-    let cluster = Cluster::start(2).await;
-    let loads = Loads::default();
-    let groups = groups(&cluster, &loads, |group| group.replica_time_to_live(Duration::from_millis(500))).await;
-    let key = cluster.key_of(&groups, 0);
-    assert_eq!(get(&groups[0], &key).await, 1);
-    std::thread::sleep(Duration::from_millis(2500)); // pauses both nodes, which share this thread
-    eventually("the node detects its pause", || cluster.nodes[0].stats().partitions >= 1).await;
-    assert_eq!(get(&groups[0], &key).await, 1);
-    eventually("all members are reachable", || cluster.nodes[0].members().iter().all(|member| member.reachable)).await;
-    sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 2);
-    sleep(Duration::from_millis(600)).await;
-    assert_eq!(get(&groups[0], &key).await, 2, "a value loaded after the pause is kept");
 }
 
 /// Checks that gets of a stale hot value seldom reach the owner while its refresh hangs, and that the new value

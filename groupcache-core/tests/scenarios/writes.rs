@@ -63,7 +63,7 @@ async fn round(groups: Vec<Group<String>>, starts: Starts, key: String, mut rng:
     let written =
         if rng.bool() { writer.remove(&key).await } else { writer.set(&key, starts.next().to_string()).await };
     let written = written.expect("the owner is reachable");
-    assert!(written.is_complete() && !written.views_differed(), "{written:?}");
+    assert!(written.is_complete(), "{written:?}");
     for _ in 0..3 {
         let value = number(&pick(&mut rng).get(&key).await.expect("a value"));
         assert!(value > before, "{key}: a get after the write returned {value}, the write came after {before}");

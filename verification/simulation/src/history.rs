@@ -4,7 +4,7 @@
 //! order does not always agree with the clocks.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{Hash, Hasher},
     time::Duration,
 };
@@ -57,8 +57,6 @@ pub(crate) struct Source {
     pub(crate) is_kept: bool,
     /// Epoch of the process's view at the beginning.
     pub(crate) epoch: u64,
-    /// Number of times that the process had been partitioned at the beginning.
-    pub(crate) cut_off: u64,
     /// Number since which all views had agreed at the beginning.
     pub(crate) agreed_since: Option<u64>,
     /// Time for which all views had agreed at the beginning.
@@ -78,14 +76,16 @@ pub(crate) struct Get {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Write {
+    pub(crate) by: Process,
     /// Keys of the write, or `None` for all keys.
     pub(crate) keys: Option<Vec<usize>>,
     pub(crate) begin: Moment,
     pub(crate) end: Option<Moment>,
-    /// Whether the write named no peer as unreached and saw no other view.
-    pub(crate) is_complete: bool,
-    /// Whether the write is complete and all views agreed while it ran, so that every node was notified.
-    pub(crate) is_of_all: bool,
+    /// Moment at which nothing was pending: the end of a complete write, or a later one. With whether the writer had met
+    /// all processes then.
+    pub(crate) settled: Option<(Moment, bool)>,
+    /// Processes that must return nothing older from then on.
+    pub(crate) met: BTreeSet<Process>,
 }
 
 impl Write {
@@ -104,6 +104,8 @@ pub(crate) struct Log {
     pub(crate) sources: Vec<Source>,
     pub(crate) gets: Vec<Get>,
     pub(crate) writes: Vec<Write>,
+    /// Numbers at which processes started.
+    pub(crate) starts: BTreeMap<Process, u64>,
     /// Times at which processes ended.
     pub(crate) ended: BTreeMap<Process, Duration>,
     /// Number of events by kind, which shows whether a simulation was idle.

@@ -1,7 +1,7 @@
 //! Judge: compares a history with the promises, each of which is one question to all that happened.
 //!
-//! Each oracle knows all machines, and asks only for what was promised. Nothing is concluded from a write that named a
-//! peer as unreached, nor from views that did not agree.
+//! Each oracle knows all machines, and asks only for what was promised. A write is judged from the moment at which
+//! nothing was pending, whether the views agreed or not.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,9 +26,6 @@ const IN_TRANSIT: Duration = Duration::from_secs(3);
 
 /// Time after its call in which a write that has not reached every node may still discard the loads of other keys.
 const DISCARDS_LOADS: Duration = Duration::from_secs(2);
-
-/// Time for which a node serves entries that may have missed a write.
-const PARTITIONED_LIFETIME: Duration = Duration::from_secs(10);
 
 /// Time in which all members of one view connect with one another again.
 const RECONNECTED: Duration = Duration::from_secs(8);
@@ -105,8 +102,8 @@ fn is_after(source: &Source, floor: u64) -> bool {
 
 /// Returns whether a write may take effect after this number.
 fn lasts_beyond(write: &Write, n: u64) -> bool {
-    // A node outside the writer's view is notified when it is connected again.
-    !write.is_of_all || write.end.is_none_or(|end| end.n > n)
+    // A node that is not connected hears of the write when it is connected again.
+    write.settled.is_none_or(|(settled, _)| settled.n > n)
 }
 
 impl KeyHistory<'_> {
@@ -163,14 +160,12 @@ impl KeyHistory<'_> {
         }
         let has_kept = |other: &&&Source| {
             let kept = other.is_kept && other.origin == Origin::Load(LoadReason::Owner);
-            let same = other.by == load.by && other.epoch == load.epoch && other.cut_off == load.cut_off;
+            let same = other.by == load.by && other.epoch == load.epoch;
             kept && same && other.end.is_some_and(|end| end.n < load.begin.n)
         };
         let Some(before) = earlier.iter().rfind(has_kept) else { return Ok(()) };
         let Some(end) = before.end else { return Ok(()) };
         let is_fresh = self.scenario.time_to_live.is_none_or(|lasts| load.begin.at + LATE < end.at + lasts);
-        // A partitioned node may miss writes, and keeps entries for a short time only.
-        let is_capped = load.cut_off > 0 && load.begin.at + LATE >= end.at + PARTITIONED_LIFETIME;
         // A loaded value is not cached if a write of any key in the stripe came after the beginning of the load.
         let is_discarded = self.log.writes.iter().any(|write| {
             let is_near = write.begin.at + DISCARDS_LOADS >= before.begin.at;
@@ -181,7 +176,7 @@ impl KeyHistory<'_> {
             let between = other.begin.n > before.begin.n && other.by == load.by;
             between && matches!(other.answer, Answer::Value(_) | Answer::Nothing) && !other.is_kept
         });
-        if !is_fresh || is_capped || is_discarded || is_replaced || self.is_separated(before, load) {
+        if !is_fresh || is_discarded || is_replaced || self.is_separated(before, load) {
             return Ok(());
         }
         Err(format!("P1: an owner loaded a key again while its entry was fresh:\n  {before:?}\n  {load:?}"))
@@ -196,10 +191,17 @@ impl KeyHistory<'_> {
         Ok(())
     }
 
-    /// Returns the beginning of the last write that had reached every node when this get began. No outcome from before
+    /// Returns the beginning of the last write that had settled when this get began. No outcome from before
     /// that write may be observed.
     fn floor(&self, get: &Get) -> u64 {
-        let over = |write: &&&Write| write.is_of_all && write.end.is_some_and(|end| end.n < get.begin.n);
+        let is_judged = |write: &Write, settled: Moment, has_met_all: bool| {
+            let is_later = || self.log.starts.get(&get.by).is_some_and(|start| *start > settled.n);
+            write.met.contains(&get.by) || has_met_all && is_later()
+        };
+        let over = |write: &&&Write| {
+            let before = write.settled.filter(|(settled, _)| settled.n < get.begin.n);
+            before.is_some_and(|(settled, has_met_all)| is_judged(write, settled, has_met_all))
+        };
         self.writes.iter().filter(over).map(|write| write.begin.n).max().unwrap_or(0)
     }
 

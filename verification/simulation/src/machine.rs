@@ -73,7 +73,8 @@ async fn run_node(world: &World, machine: usize) -> Outcome<()> {
         if scenario.quiet == Some(machine) { 0 } else { scenario.callers }
     };
     for _ in 0..count {
-        let caller = Caller { world: world.clone(), group: group.clone(), by, rng: rng.fork() };
+        let caller =
+            Caller { world: world.clone(), group: group.clone(), by, rng: rng.fork(), settling: JoinSet::new() };
         callers.spawn(caller.run());
     }
     let (mut is_draining, mut stage) = (false, 0);
@@ -130,7 +131,13 @@ const STAMPEDE_CALLERS: usize = 3;
 
 async fn check_liveness(world: &World, group: &Group<String>, by: Process, stage: u32) -> Outcome<()> {
     let keys = world.lock().scenario.keys;
-    let caller = |world: &World| Caller { world: world.clone(), group: group.clone(), by, rng: Rng::with_seed(0) };
+    let caller = |world: &World| Caller {
+        world: world.clone(),
+        group: group.clone(),
+        by,
+        rng: Rng::with_seed(0),
+        settling: JoinSet::new(),
+    };
     let mut gets = JoinSet::new();
     match stage {
         EVERYTHING => {
@@ -140,9 +147,9 @@ async fn check_liveness(world: &World, group: &Group<String>, by: Process, stage
             }
         }
         CLEAR if by.machine == 0 => {
-            let write = world.begin_write(&[]).0;
+            let write = world.begin_write(&[], by).0;
             let cleared = group.clear().await?;
-            let is_complete = cleared.is_complete() && !cleared.views_differed();
+            let is_complete = cleared.is_complete();
             world.end_write(write, None, is_complete);
             if !is_complete {
                 world.lock().log.broken(format!("liveness: a clear does not reach every node: {cleared:?}"));
@@ -209,6 +216,8 @@ struct Caller {
     group: Group<String>,
     by: Process,
     rng: Rng,
+    /// Writes that some node had not acknowledged at their outcome.
+    settling: JoinSet<()>,
 }
 
 enum Next {
@@ -341,7 +350,7 @@ impl Caller {
         let is_clear = self.rng.u32(..30) == 0;
         let (write, set, written) = match self.rng.u32(..100) {
             _ if is_clear => {
-                let write = self.world.begin_write(&[]).0;
+                let write = self.world.begin_write(&[], self.by).0;
                 (write, None, self.group.clear().await)
             }
             0..35 => {
@@ -353,18 +362,26 @@ impl Caller {
             }
             35..80 => {
                 let index = self.key();
-                let write = self.world.begin_write(&[index]).0;
+                let write = self.world.begin_write(&[index], self.by).0;
                 (write, None, self.group.remove(&key(index)).await)
             }
             _ => {
                 let keys: Vec<_> = (0..self.rng.usize(1..6)).map(|_| self.key()).collect();
-                let write = self.world.begin_write(&keys).0;
+                let write = self.world.begin_write(&keys, self.by).0;
                 (write, None, self.group.remove_many(keys.iter().map(|index| key(*index))).await)
             }
         };
-        let is_complete = |written: &WriteOutcome| written.is_complete() && !written.views_differed();
-        self.world.end_write(write, set, written.as_ref().is_ok_and(is_complete));
+        self.world.end_write(write, set, written.as_ref().is_ok_and(WriteOutcome::is_complete));
+        while self.settling.try_join_next().is_some() {}
         match written {
+            Ok(written) if !written.is_complete() => {
+                let world = self.world.clone();
+                self.settling.spawn(async move {
+                    written.settled().await;
+                    world.settled(write, set);
+                });
+                Next::Continue
+            }
             Ok(_) => Next::Continue,
             Err(error) if error.is_closed() => Next::Stop,
             Err(error) if error.is_unreachable() => Next::Continue,

@@ -43,10 +43,6 @@ impl State {
             self.calm_since = None;
         }
         let is_calm = self.calm_since.is_some_and(|since| now >= since.max(self.last_fault) + CALM);
-        for write in std::mem::take(&mut self.fresh_writes) {
-            let write = &mut self.log.writes[write];
-            write.is_of_all = write.is_complete && agreed_since.is_some_and(|since| since < write.begin.n);
-        }
         for load in std::mem::take(&mut self.fresh_loads) {
             let load = &mut self.log.sources[load];
             (load.agreed_since, load.is_calm) = (agreed_since, is_calm);

@@ -91,8 +91,6 @@ pub(crate) struct State {
     /// Moment since which all views have agreed, and the fingerprint of their ring.
     pub(crate) agreed_since: Option<(Moment, u64)>,
     pub(crate) calm_since: Option<Duration>,
-    /// Writes that have ended within this tick.
-    pub(crate) fresh_writes: Vec<usize>,
     /// Loads that have begun within this tick.
     pub(crate) fresh_loads: Vec<usize>,
     /// Goodbyes that are still to be judged, each with its time.
@@ -150,7 +148,6 @@ impl World {
             last_fault: Duration::ZERO,
             agreed_since: None,
             calm_since: None,
-            fresh_writes: Vec::new(),
             fresh_loads: Vec::new(),
             goodbyes: Vec::new(),
             garbage_orders: Vec::new(),
@@ -168,7 +165,7 @@ impl World {
     pub(crate) fn begin_load(&self, key: usize, by: Process, reason: groupcache_core::loader::LoadReason) -> Running {
         let mut state = self.lock();
         let node = state.machines[by.machine].node.clone();
-        let (epoch, cut_off) = node.map_or((0, 0), |node| (node.epoch(), node.stats().partitions));
+        let epoch = node.map_or(0, |node| node.epoch());
         let (since, begin) = (state.log.since(), state.log.next());
         state.log.trace(&(1, key, by, begin.n));
         state.log.count(match reason {
@@ -186,7 +183,6 @@ impl World {
             answer: Answer::Failed,
             is_kept: false,
             epoch,
-            cut_off,
             agreed_since: None,
             agreed_for: Duration::ZERO,
             is_calm: false,
@@ -222,17 +218,18 @@ impl World {
     }
 
     /// Records the beginning of a write of these keys, or of all keys if there are none.
-    pub(crate) fn begin_write(&self, keys: &[usize]) -> (usize, Moment) {
+    pub(crate) fn begin_write(&self, keys: &[usize], by: Process) -> (usize, Moment) {
         let mut state = self.lock();
         let begin = state.log.next();
         let keys = (!keys.is_empty()).then(|| keys.to_vec());
-        state.log.writes.push(Write { keys, begin, end: None, is_complete: false, is_of_all: false });
+        let met = state.met_by(by);
+        state.log.writes.push(Write { keys, by, begin, end: None, settled: None, met });
         (state.log.writes.len() - 1, begin)
     }
 
     /// Records the beginning of a `set`. The number of its beginning is its value.
     pub(crate) fn begin_set(&self, key: usize, by: Process) -> (usize, usize, u64) {
-        let (write, begin) = self.begin_write(&[key]);
+        let (write, begin) = self.begin_write(&[key], by);
         let mut state = self.lock();
         state.log.sources.push(Source {
             key,
@@ -244,7 +241,6 @@ impl World {
             answer: Answer::Value(begin.n),
             is_kept: true,
             epoch: 0,
-            cut_off: 0,
             agreed_since: None,
             agreed_for: Duration::ZERO,
             is_calm: false,
@@ -259,10 +255,23 @@ impl World {
         state.log.trace(&(3, write, is_complete));
         state.log.count(if is_complete { "writes: complete" } else { "writes: not complete" });
         state.log.writes[write].end = Some(end);
-        state.log.writes[write].is_complete = is_complete;
-        state.fresh_writes.push(write);
+        if is_complete {
+            state.settled(write, end);
+        }
         if let Some(set) = set.filter(|_| is_complete) {
             state.log.sources[set].end = Some(end);
+        }
+    }
+
+    /// Records that a write has settled after its end.
+    pub(crate) fn settled(&self, write: usize, set: Option<usize>) {
+        let mut state = self.lock();
+        let settled = state.log.next();
+        state.log.trace(&(4, write));
+        state.log.count("writes: settled later");
+        state.settled(write, settled);
+        if let Some(set) = set {
+            state.log.sources[set].end = Some(settled);
         }
     }
 
@@ -275,6 +284,8 @@ impl World {
         (it.node, it.group, it.up_at, it.is_leaving) = (Some(node.clone()), Some(group.clone()), now, false);
         (it.seen, it.attempts) = (View::default(), Attempts::default());
         let process = Process { machine, start: it.starts };
+        let number = state.log.number();
+        state.log.starts.insert(process, number);
         state.log.count("node starts");
         state.log.trace(&(4, process));
         process
@@ -344,6 +355,38 @@ impl Drop for Running {
 
 impl State {
     /// Returns the machines with a node that is up.
+    /// Returns the processes that a process has met, that these have met, and so on: the members of their views.
+    fn met_by(&self, by: Process) -> BTreeSet<Process> {
+        let incarnation = |node: &Node| node.members().into_iter().find(|member| member.local).map(|me| me.incarnation);
+        let live: Vec<_> = self
+            .live()
+            .map(|(at, it, node)| {
+                (Process { machine: at, start: it.starts }, id(at), incarnation(node), node.members())
+            })
+            .collect();
+        let (mut met, mut to_visit) = (BTreeSet::from([by]), vec![by]);
+        while let Some(process) = to_visit.pop() {
+            let Some((.., members)) = live.iter().find(|(other, ..)| *other == process) else { continue };
+            for (other, id, incarnation, _) in &live {
+                let is_member = members.iter().any(|m| m.id == *id && Some(m.incarnation) == *incarnation);
+                if is_member && met.insert(*other) {
+                    to_visit.push(*other);
+                }
+            }
+        }
+        met
+    }
+
+    /// Records that nothing is pending of a write. Only processes that its writer had met at its beginning and at this
+    /// moment are judged, and those that start later, if the writer had met all others.
+    fn settled(&mut self, write: usize, settled: Moment) {
+        let met = self.met_by(self.log.writes[write].by);
+        let has_met_all = self.live().all(|(at, it, _)| met.contains(&Process { machine: at, start: it.starts }));
+        let write = &mut self.log.writes[write];
+        write.met.retain(|process| met.contains(process));
+        write.settled = Some((settled, has_met_all));
+    }
+
     pub(crate) fn live(&self) -> impl Iterator<Item = (usize, &Machine, &Node)> {
         self.machines.iter().enumerate().filter_map(|(at, it)| Some((at, it, it.node.as_ref()?)))
     }

@@ -44,10 +44,16 @@ fn key_of_both(group: &Group<String>) -> (String, u64) {
 async fn kept_of_page(group: &Group<String>, key: &str, of: &str) -> u64 {
     let engine = &group.engine;
     let now_ms = engine.context.local.clock.read_ms();
-    let handed = Handed { key: key.to_owned().into(), bytes: "old".into(), age_ms: 1, remaining_ms: None };
+    let handed =
+        Handed { key: key.to_owned().into(), bytes: "old".into(), age_ms: 1, as_of_age_ms: None, remaining_ms: None };
     let page = Page { entries: vec![handed], ..Page::default() };
-    let request =
-        PageRequest { peer: id(of), asked_ms: now_ms, changes: engine.context.changes.number(), since_ms: now_ms };
+    let request = PageRequest {
+        peer: id(of),
+        asked_ms: now_ms,
+        changes: engine.context.changes.number(),
+        since_ms: now_ms,
+        has_log: true,
+    };
     receive::store_page(Arc::clone(engine), page, request).await.kept
 }
 

@@ -83,6 +83,8 @@ impl Scene {
             deadline_ms: self.link.local.clock.now_ms() + DEADLINE.as_millis() as u64,
             rank: 0,
             chain: LoadChain::EMPTY,
+            number: 0,
+            known: Vec::new(),
             reply: Arc::new(Waiting(Mutex::new(Some(told)))),
         };
         (call, outcome)

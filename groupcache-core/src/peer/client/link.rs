@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     error::Error,
-    identity::{Address, Incarnation, PeerId},
+    identity::{Address, Incarnation, Instance, PeerId},
     limits::{BATCH_REQUESTS, SILENCE},
     membership::stabilizer::{DialId, Refusal},
     peer::{
@@ -28,7 +28,10 @@ use crate::{
         },
         local::LocalNode,
     },
-    protocol::{message::Hello, wire},
+    protocol::{
+        message::{Hello, WriteName},
+        wire,
+    },
     runtime::sync::{ArcSwap, Mutex},
 };
 
@@ -68,6 +71,10 @@ pub(crate) struct Link {
     /// Feature bits of the peer's last Hello.
     pub(crate) features: AtomicU64,
     pub(crate) fingerprint: AtomicU64,
+    /// Peer of the current connection, or of the last one.
+    instance: ArcSwap<Option<Instance>>,
+    /// Number of announced writes, all of which the peer has.
+    level: AtomicU64,
     /// Whether the peer drains or has said goodbye, by its last message.
     pub(crate) leaves: AtomicBool,
     /// Bytes that arrived on the link's connections, and how many of them the sweep has seen.
@@ -98,6 +105,8 @@ impl Link {
             max_value_bytes: AtomicU64::new(u64::MAX),
             features: AtomicU64::new(0),
             fingerprint: AtomicU64::new(0),
+            instance: ArcSwap::default(),
+            level: AtomicU64::new(0),
             leaves: AtomicBool::new(false),
             bytes_read: Arc::default(),
             bytes_seen: AtomicU64::new(0),
@@ -119,11 +128,6 @@ impl Link {
         self.table.lock().breaker.open_for(now_ms)
     }
 
-    /// Returns whether the peer was lost: unreachable without having announced that it leaves.
-    pub(crate) fn is_lost(&self, now_ms: u64) -> bool {
-        !self.leaves.load(Relaxed) && self.open_for(now_ms).is_some()
-    }
-
     /// Returns whether the peer has this group in this format, by its last Hello.
     pub(crate) fn offers(&self, group: &str, format: u32) -> bool {
         self.offers.load().get(group) == Some(&format)
@@ -132,6 +136,31 @@ impl Link {
     /// Returns whether the peer takes part in hand-over, by its last Hello.
     pub(crate) fn hands_over(&self) -> bool {
         self.features.load(Relaxed) & wire::features::HANDOVER != 0
+    }
+
+    /// Returns whether the peer keeps logs of writes, by its last Hello.
+    pub(crate) fn has_log(&self) -> bool {
+        self.features.load(Relaxed) & wire::features::WRITE_LOG != 0
+    }
+
+    /// Returns the peer of the current connection, or of the last one.
+    pub(crate) fn instance(&self) -> Option<Instance> {
+        self.instance.load().as_ref().clone()
+    }
+
+    /// Records the peer of a connection, of which nothing is known yet.
+    pub(crate) fn set_instance(&self, instance: Instance) {
+        self.instance.store(Arc::new(Some(instance)));
+        self.level.store(0, Relaxed);
+    }
+
+    /// Returns the writes of a key that this node has heard of and the peer has not said that it has. The caller has
+    /// registered its flight before.
+    pub(crate) fn names_for(&self, group: &str, key: &str) -> Vec<WriteName> {
+        match &**self.instance.load() {
+            Some(peer) => self.local.writes.names_for(peer, &self.level, group, key),
+            None => Vec::new(),
+        }
     }
 
     /// Returns whether the peer takes a value of this size, by its last Hello.
@@ -272,6 +301,16 @@ impl Link {
 
     pub(crate) fn is_gone(&self) -> bool {
         self.table.lock().breaker == Breaker::Removed
+    }
+
+    /// Pings the peer with the next frame, which is sent at once.
+    pub(crate) fn ping_now(&self) {
+        let waker = {
+            let mut table = self.table.lock();
+            table.ask_for_ping();
+            table.waker.take()
+        };
+        wake(waker);
     }
 
     /// Pings the peer, on a new connection if there is none, and returns whether it answers within the silence limit.

@@ -14,6 +14,7 @@ pub(crate) mod link;
 mod outbound;
 pub(crate) mod request;
 pub(crate) mod request_table;
+pub(crate) mod sent_write;
 #[cfg(all(test, not(shuttle)))]
 mod tests;
 
@@ -30,7 +31,7 @@ use crate::peer::client::{
 };
 use crate::{
     error::{Error, Kind},
-    identity::{NodeState, PeerId},
+    identity::{Instance, NodeState, PeerId},
     limits::{BATCH_REQUESTS, RECONNECT_MAX, RECONNECT_MIN},
     membership::stabilizer::Refusal,
     peer::client::{
@@ -251,6 +252,7 @@ async fn send(events: &LinkEvents, link: &Link, event: LinkEvent) {
 async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
     let Open { close_on_drop: _close_on_drop, mut inbound, hello, first } = open;
     take_hello(link, &hello);
+    let _greeted = Greeted::new(link, &hello);
     let id = hello.id.clone();
     link.local.counters.connected.up();
     *link.failure.lock() = None;
@@ -289,6 +291,7 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
         match frame.hello() {
             Some(Ok(hello)) if hello.id == id => {
                 take_hello(link, &hello);
+                link.local.writes.greeted(&hello, false, link.local.clock.read_ms());
                 send(events, link, LinkEvent::Hello(hello)).await;
             }
             // A connection belongs to one node as long as it lasts.
@@ -303,6 +306,23 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
     }
 }
 
+/// Connection to a greeted peer. Dropping it records the end, however the task of the connection ends.
+struct Greeted<'a>(&'a Link, Instance);
+
+impl<'a> Greeted<'a> {
+    fn new(link: &'a Link, hello: &Hello) -> Self {
+        link.set_instance(hello.instance());
+        link.local.writes.greeted(hello, true, link.local.clock.read_ms());
+        Self(link, hello.instance())
+    }
+}
+
+impl Drop for Greeted<'_> {
+    fn drop(&mut self) {
+        self.0.local.writes.disconnected(&self.1, self.0.local.clock.read_ms());
+    }
+}
+
 fn take_hello(link: &Link, hello: &Hello) {
     link.offers.store(Arc::new(hello.groups.iter().map(|g| (Arc::clone(&g.name), g.format)).collect()));
     link.max_requests.store(hello.max_requests_per_frame.min(BATCH_REQUESTS) as u64, Relaxed);
@@ -312,13 +332,32 @@ fn take_hello(link: &Link, hello: &Hello) {
     link.fingerprint.store(hello.fingerprint, Relaxed);
 }
 
+/// Takes what a frame shows of the writes that the peer has applied. `pong` is the time at which the answered ping left,
+/// and whether the pong is the first one.
+fn take_knowledge(link: &Link, frame: &mut Incoming, pong: Option<(u64, bool)>) {
+    let knowledge = frame.knowledge();
+    if knowledge.is_none() && frame.acknowledged == 0 {
+        return;
+    }
+    let (writes, now_ms) = (&link.local.writes, link.local.clock.read_ms());
+    let Some(peer) = link.instance() else { return };
+    if let Some(knowledge) = knowledge {
+        writes.shown(&peer, knowledge, pong, now_ms);
+    }
+    if frame.acknowledged > 0 {
+        writes.acknowledged(&peer, frame.acknowledged);
+    }
+}
+
 /// Takes everything but the Hello out of a frame, and returns the event for the membership, if there is one.
-fn take(link: &Link, frame: Incoming) -> Option<LinkEvent> {
+fn take(link: &Link, mut frame: Incoming) -> Option<LinkEvent> {
     let counters = &link.local.counters;
     let mut ended = Ended::with_capacity(frame.answers.len());
+    let pong = link.table.lock().read(link.local.clock.now_ms(), frame.pong);
+    // Before the answers, because an acknowledgement shows the company of its sender.
+    take_knowledge(link, &mut frame, pong);
     let waker = {
         let mut table = link.table.lock();
-        table.read(link.local.clock.now_ms(), frame.pong);
         for Answered { id, answer, is_known } in frame.answers {
             if !is_known {
                 counters.unknown_answers.up();
@@ -340,6 +379,9 @@ fn take(link: &Link, frame: Incoming) -> Option<LinkEvent> {
     tell(ended);
     if let Some(incarnation) = frame.goodbye {
         link.leaves.store(true, Relaxed);
+        if let Some(peer) = link.instance() {
+            link.local.writes.said_goodbye(&peer, link.local.clock.read_ms());
+        }
         return Some(LinkEvent::Goodbye(incarnation));
     }
     if link.fingerprint.swap(frame.fingerprint, Relaxed) != frame.fingerprint {

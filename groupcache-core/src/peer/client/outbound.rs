@@ -45,6 +45,13 @@ impl Stream for Outbound {
             if may_ask {
                 let max = self.link.max_requests.load(Relaxed) as usize;
                 table.fill(&mut frame, max, local.clock.now_ms());
+                if frame.has_ping() && self.link.has_log() {
+                    let (peer, now_ms) = (self.link.instance(), local.clock.now_ms());
+                    if let Some(peer) = peer {
+                        let sent = &mut table.knowledge_sent;
+                        frame.knowledge(&local.writes.knowledge_for(&peer.id, sent, None, now_ms));
+                    }
+                }
                 if std::mem::take(&mut table.goodbye_due) {
                     frame.goodbye(local.hello().incarnation);
                 }

@@ -29,10 +29,24 @@ impl Link {
         deadline_ms: u64,
         rank: usize,
     ) -> Option<PendingOutcome> {
+        self.request_by(|reply| Call {
+            op,
+            group,
+            key: Arc::clone(key),
+            deadline_ms,
+            rank,
+            chain: LoadChain::EMPTY,
+            number: 0,
+            known: Vec::new(),
+            reply,
+        })
+    }
+
+    /// Sends the request that `call` makes of the receiver of its outcome. Otherwise as [`request`](Self::request).
+    pub(crate) fn request_by(&self, call: impl FnOnce(Arc<dyn Reply>) -> Call) -> Option<PendingOutcome> {
         let (outcome, pending) = oneshot::channel();
         let reply = Arc::new(SendOutcome(Mutex::new(Some(outcome))));
-        let call = Call { op, group, key: Arc::clone(key), deadline_ms, rank, chain: LoadChain::EMPTY, reply };
-        self.send(call).ok().map(|()| pending)
+        self.send(call(reply)).ok().map(|()| pending)
     }
 }
 

@@ -12,9 +12,10 @@ use crate::{
     peer::client::breaker::{Breaker, End},
     protocol::{
         chain::LoadChain,
-        message::{Op, Response},
+        message::{Op, Response, WriteName},
         wire::{Outgoing, RequestRef},
     },
+    write::shared::SentKnowledge,
 };
 
 /// Number of frames that a burst of requests is split into, so that both sides work in parallel: the peer answers one
@@ -23,6 +24,9 @@ const SHARES: usize = 4;
 
 /// Smallest number of requests of such a frame; a smaller one costs more than it saves.
 const SMALLEST_SHARE: usize = 16;
+
+/// Maximum number of pings without a pong whose times are kept.
+const MAX_PINGS: usize = 8;
 
 /// A request to a peer, until it is answered.
 pub(crate) struct Call {
@@ -35,6 +39,10 @@ pub(crate) struct Call {
     /// Rank at which the peer is asked: 0 as the owner, n as the n-th successor.
     pub(crate) rank: usize,
     pub(crate) chain: LoadChain,
+    /// Number of the write in this node's log; 0 = the request is no write, or the write is in no log.
+    pub(crate) number: u64,
+    /// Writes of the key that this node has heard of; see [`RequestRef::known`].
+    pub(crate) known: Vec<WriteName>,
     pub(crate) reply: Arc<dyn Reply>,
 }
 
@@ -104,6 +112,8 @@ pub(crate) struct RequestTable {
     pub(crate) hello_sent: u64,
     pub(crate) goodbye_due: bool,
     pub(crate) pong_due: u64,
+    /// What this node has shown of its writes on the current connection.
+    pub(crate) knowledge_sent: SentKnowledge,
     watch: SilenceWatch,
 }
 
@@ -113,6 +123,12 @@ struct SilenceWatch {
     last_ping: u64,
     /// Whether a ping is to be sent with the next frame.
     is_due: bool,
+    /// Pings without a pong, each with the time at which it left.
+    sent: VecDeque<(u64, u64)>,
+    /// Time at which a ping left last.
+    pinged_ms: u64,
+    /// Whether a pong has come on the current connection.
+    has_pong: bool,
     /// Time of the outstanding ping, or of the last pause of this process since.
     since_ms: Option<u64>,
     last_read_ms: u64,
@@ -142,6 +158,7 @@ impl RequestTable {
             hello_sent: 0,
             goodbye_due: false,
             pong_due: 0,
+            knowledge_sent: SentKnowledge::default(),
             watch: SilenceWatch::default(),
         }
     }
@@ -150,6 +167,7 @@ impl RequestTable {
     pub(crate) fn begin_connection(&mut self) -> (u64, Option<Waker>) {
         self.connection += 1;
         self.hello_sent = 0;
+        self.knowledge_sent = SentKnowledge::default();
         self.verdict = None;
         (self.connection, self.waker.take())
     }
@@ -247,8 +265,9 @@ impl RequestTable {
                 Some(Queued::Request(id)) => {
                     if let Some(InFlight { call, .. }) = self.slot(id) {
                         let wait = Duration::from_millis(call.deadline_ms.saturating_sub(now_ms));
-                        let Call { op, group, key, rank, chain, .. } = call;
-                        let asked = RequestRef { id, op, group: *group, key, wait, rank: *rank, chain };
+                        let Call { op, group, key, rank, chain, number, known, .. } = call;
+                        let (group, rank, number) = (*group, *rank, *number);
+                        let asked = RequestRef { id, op, group, key, wait, rank, chain, number, known };
                         bytes += asked.bytes();
                         frame.request(&asked);
                     }
@@ -259,10 +278,7 @@ impl RequestTable {
         self.is_whole &= !self.queue.is_empty();
         let quiet = now_ms.saturating_sub(self.watch.last_read_ms) >= QUIET.as_millis() as u64;
         if self.watch.is_due || (frame.requests() > 0 && quiet && self.watch.since_ms.is_none()) {
-            self.watch.is_due = false;
-            self.watch.last_ping += 1;
-            self.watch.since_ms = self.watch.since_ms.or(Some(now_ms));
-            frame.ping(self.watch.last_ping);
+            frame.ping(self.watch.ping(now_ms));
         }
         frame.pong(std::mem::take(&mut self.pong_due));
     }
@@ -281,13 +297,15 @@ impl RequestTable {
         Some(in_flight.call)
     }
 
-    /// Records that a frame was read.
-    pub(crate) fn read(&mut self, now_ms: u64, pong: u64) {
+    /// Records that a frame was read. If the frame answers a ping, returns the time at which the ping left, and whether
+    /// this is the first pong of the connection.
+    pub(crate) fn read(&mut self, now_ms: u64, pong: u64) -> Option<(u64, bool)> {
         self.watch.reads += 1;
         self.heard(now_ms);
         if pong == self.watch.last_ping {
             self.watch.since_ms = None;
         }
+        self.watch.pong(pong)
     }
 
     /// Records that bytes arrived, even if they are not a whole frame yet.
@@ -327,6 +345,7 @@ impl RequestTable {
     pub(crate) fn connected(&mut self, now_ms: u64) {
         self.breaker = self.breaker.connected();
         self.watch.since_ms = None;
+        self.watch.begin();
         self.watch.reads += 1;
         self.watch.last_read_ms = now_ms;
     }
@@ -392,7 +411,40 @@ impl RequestTable {
 }
 
 impl SilenceWatch {
+    /// Begins a connection, with a ping at once, because the first pong shows which writes this node lacks.
+    fn begin(&mut self) {
+        self.sent.clear();
+        self.has_pong = false;
+        self.is_due = true;
+    }
+
+    /// Returns the number of a ping that leaves now.
+    fn ping(&mut self, now_ms: u64) -> u64 {
+        self.is_due = false;
+        self.last_ping += 1;
+        self.since_ms = self.since_ms.or(Some(now_ms));
+        self.pinged_ms = now_ms;
+        self.sent.push_back((self.last_ping, now_ms));
+        if self.sent.len() > MAX_PINGS {
+            self.sent.pop_front();
+        }
+        self.last_ping
+    }
+
+    /// Takes a pong, and returns when its ping left, and whether the pong is the first one.
+    fn pong(&mut self, number: u64) -> Option<(u64, bool)> {
+        while let Some((sent, left_ms)) = self.sent.pop_front_if(|(sent, _)| *sent <= number) {
+            if sent == number {
+                return Some((left_ms, !std::mem::replace(&mut self.has_pong, true)));
+            }
+        }
+        None
+    }
+
     fn sweep(&mut self, now_ms: u64, has_waiters: bool, we_stood_still: bool) -> bool {
+        // A busy connection is pinged too, because pongs show which writes this node lacks.
+        let is_owed = now_ms.saturating_sub(self.pinged_ms) >= IDLE_PING.as_millis() as u64;
+        self.is_due |= is_owed && self.sent.is_empty();
         let Some(since_ms) = self.since_ms else {
             let silent_for = now_ms.saturating_sub(self.last_read_ms);
             let ping_after = if has_waiters { QUIET } else { IDLE_PING };
@@ -447,6 +499,8 @@ mod tests {
             deadline_ms: u64::MAX,
             rank: 0,
             chain: LoadChain::EMPTY,
+            number: 0,
+            known: Vec::new(),
             reply: Arc::new(Nobody),
         };
         table.push(call).expect("room");
@@ -498,6 +552,8 @@ mod tests {
             deadline_ms: 10,
             rank: 0,
             chain: LoadChain::EMPTY,
+            number: 0,
+            known: Vec::new(),
             reply: Arc::new(Nobody),
         };
         assert_eq!(table.push_all((0..20_000).map(call)).0, 20_000);

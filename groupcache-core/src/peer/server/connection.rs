@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
-    identity::PeerId,
+    identity::{Instance, PeerId},
     limits::{BATCH_BYTES, MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER, SILENCE},
     peer::server::{
-        dispatch::{Dispatch, ResolvedGroup, Retry, dispatch, resolve},
+        dispatch::{Asker, Dispatch, ResolvedGroup, Retry, dispatch, resolve},
         inbound::InboundPeers,
         response_queue::ResponseQueue,
         service::Service,
@@ -75,6 +75,8 @@ pub(crate) struct Connection {
     service: Arc<Service>,
     queue: Arc<ResponseQueue>,
     peer: PeerId,
+    /// Peer in the incarnation that names its log.
+    writer: Instance,
     /// Groups of the peer by the peer's own indices, resolved against the local registry as of `registry_version`.
     groups: Map<u32, (GroupName, ResolvedGroup)>,
     registry_version: u64,
@@ -110,6 +112,7 @@ impl Connection {
             service,
             queue,
             peer: hello.id.clone(),
+            writer: hello.instance(),
             groups: Map::with_hasher(hasher),
             registry_version: 0,
             loads: Loads::new(),
@@ -204,6 +207,7 @@ impl Connection {
         match frame.hello() {
             Some(Ok(again)) if again.id == hello.id => {
                 self.resolve_groups(&again.groups);
+                self.service.local.writes.greeted(&again, false, self.service.local.clock.read_ms());
                 self.inbound.0.update(self.inbound.1, |peer| {
                     peer.state = again.state;
                     peer.addresses = again.addresses;
@@ -226,9 +230,7 @@ impl Connection {
             self.inbound.0.update(self.inbound.1, |peer| peer.fingerprint = frame.fingerprint);
         }
         let service = Arc::clone(&self.service);
-        if frame.ping != 0 {
-            self.queue.pong(frame.ping);
-        }
+        self.take_knowledge(&mut frame);
         // The window spans the whole frame, so that the loads of its requests form batches.
         let window = service.registry.takes_many();
         let mut requests = frame.requests.into_iter().enumerate();
@@ -261,6 +263,21 @@ impl Connection {
         // Here too, because the timer has no turn while frames arrive without a pause.
         self.send_pending();
         Ok(Flow::Continue)
+    }
+
+    /// Takes what a frame shows of the writes that the peer has applied, and answers its ping.
+    fn take_knowledge(&mut self, frame: &mut Incoming) {
+        let (local, mut asked) = (&self.service.local, Vec::new());
+        if let Some(mut knowledge) = frame.knowledge() {
+            asked = std::mem::take(&mut knowledge.asked);
+            local.writes.shown(&self.writer, knowledge, None, local.clock.read_ms());
+        }
+        if frame.goodbye.is_some() {
+            local.writes.said_goodbye(&self.writer, local.clock.read_ms());
+        }
+        if frame.ping != 0 {
+            self.queue.pong(frame.ping, asked);
+        }
     }
 
     /// Answers the next batch of a frame's requests, each with its position in the frame. Returns whether the reader
@@ -318,14 +335,18 @@ impl Connection {
             return Some(Response::Overloaded { retry_after: RETRY_AFTER });
         }
         let id = request.id;
-        let resolved = self.groups.get(&request.group).map_or(&ResolvedGroup::Unknown, |(_, resolved)| resolved);
+        let (name, resolved) = match self.groups.get(&request.group) {
+            Some((group, resolved)) => (Some(&group.name), resolved),
+            None => (None, &ResolvedGroup::Unknown),
+        };
         let has_room = self.loads.len() + self.loaded.len() < self.service.local.limits.max_serving_per_peer;
         let mut waiting = None;
         let may_wait = || {
             waiting = self.service.take_waiting_slot().filter(|_| has_room);
             waiting.is_some()
         };
-        match dispatch(&self.service, resolved, request, Some(&self.peer), may_wait) {
+        let asker = Asker { peer: &self.writer, group: name };
+        match dispatch(&self.service, resolved, request, Some(&asker), may_wait) {
             Dispatch::Response(answer) => Some(self.sized(answer)),
             Dispatch::Wait(response, retry) => {
                 self.waiting.insert(id, retry);

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
 use crate::{
-    identity::PeerId,
+    identity::Instance,
     limits::RETRY_AFTER,
     peer::{
         group_service::{GroupService, LoadRequest, Registry, ResponseFuture},
-        server::service::Service,
+        server::service::{LogReaders, LogRequest, Service},
     },
-    protocol::message::{self, Decline, Op, Request, Response},
+    protocol::message::{self, Decline, Op, Request, Response, WriteName},
     runtime::small_bytes,
+    write::log::Entry,
 };
 
 /// Group that a request names, as the local registry knows it.
@@ -51,21 +55,86 @@ impl Retry {
     }
 }
 
+/// Peer on whose connection a request arrived.
+pub(crate) struct Asker<'a> {
+    pub(crate) peer: &'a Instance,
+    /// Name of the request's group, as the Hello of the peer lists it.
+    pub(crate) group: Option<&'a Arc<str>>,
+}
+
+impl Asker<'_> {
+    /// Announces the write of a request in the log of the peer. Returns `None` if the write is applied already.
+    fn begin(&self, service: &Service, number: u64, key: Option<&str>) -> Option<Begun> {
+        let now_ms = service.local.clock.read_ms();
+        let Some(group) = self.group.filter(|_| number > 0) else { return Some(Begun(None)) };
+        let entry = Entry { number, group: Arc::clone(group), key: key.map(Into::into), written_ms: now_ms };
+        service.local.writes.begin(self.peer, entry, now_ms).map(|entry| Begun(Some(entry)))
+    }
+
+    /// Records a write that was applied.
+    fn commit(&self, service: &Service, begun: Begun) {
+        if let Some(entry) = begun.0 {
+            service.local.writes.commit(self.peer, entry, service.local.clock.read_ms());
+        }
+    }
+}
+
+/// Write that is announced; `None` for a write that is in no log.
+struct Begun(Option<Entry>);
+
+/// Applies a remove or a clear, and records it in the log of the peer. A write without a known group is recorded only,
+/// because this node holds no value of that group.
+fn apply(service: &Service, asker: Option<&Asker<'_>>, request: &Request, key: Option<&str>, drop: impl FnOnce()) {
+    match asker {
+        Some(asker) => {
+            if let Some(begun) = asker.begin(service, request.number, key) {
+                drop();
+                asker.commit(service, begun);
+            }
+        }
+        None => drop(),
+    }
+}
+
+/// Returns the entries of logs after the given ones, for a peer.
+async fn read_logs(logs: LogReaders, after: Vec<WriteName>) -> Response {
+    let (answer, parts) = oneshot::channel();
+    let _ = logs.send(LogRequest { after, answer }).await; // fails only when the node has ended
+    parts.await.map_or(Response::Declined(Decline::Closing), Response::Logs)
+}
+
 /// Answers a request from memory, carries out a remove or a clear, or begins a load, a set or a page.
 ///
-/// `asker` is the peer on whose connection the request arrived; `None` for a unary get. `may_wait` is called only for a
+/// `asker` is `None` for a unary get. `may_wait` is called only for a
 /// request that has to wait, and takes the slot for it. Without a slot the request is answered `overloaded`.
 pub(crate) fn dispatch(
     service: &Service,
     resolved: &ResolvedGroup,
     request: Request,
-    asker: Option<&PeerId>,
+    asker: Option<&Asker<'_>>,
     may_wait: impl FnOnce() -> bool,
 ) -> Dispatch {
     let declined = |why| Dispatch::Response(Response::Declined(why));
-    if let (Op::Clear, ResolvedGroup::Group(group) | ResolvedGroup::OtherFormat(group)) = (&request.op, resolved) {
-        group.clear();
-        return Dispatch::Response(Response::Done);
+    if let Op::ReadLogs(after) = &request.op {
+        return match asker {
+            Some(_) if may_wait() => Dispatch::Wait(Box::pin(read_logs(service.logs.clone(), after.clone())), None),
+            Some(_) => Dispatch::Response(Response::Overloaded { retry_after: RETRY_AFTER }),
+            None => Dispatch::Response(Response::Unsupported),
+        };
+    }
+    let is_logged = request.number > 0;
+    if request.op == Op::Clear {
+        return match resolved {
+            ResolvedGroup::Group(group) | ResolvedGroup::OtherFormat(group) => {
+                apply(service, asker, &request, None, || group.clear());
+                Dispatch::Response(Response::Done)
+            }
+            ResolvedGroup::Unknown if is_logged => {
+                apply(service, asker, &request, None, || ());
+                Dispatch::Response(Response::Done)
+            }
+            ResolvedGroup::Unknown => declined(Decline::UnknownGroup),
+        };
     }
     if let Op::ReadPage { cursor } = request.op {
         return match (asker, resolved) {
@@ -74,7 +143,7 @@ pub(crate) fn dispatch(
             (_, ResolvedGroup::OtherFormat(_)) => declined(Decline::OtherFormat),
             (Some(_), _) if !may_wait() => Dispatch::Response(Response::Overloaded { retry_after: RETRY_AFTER }),
             (Some(asker), ResolvedGroup::Group(group)) => {
-                Dispatch::Wait(Arc::clone(group).page(asker.clone(), cursor), None)
+                Dispatch::Wait(Arc::clone(group).page(asker.peer.id.clone(), cursor), None)
             }
         };
     }
@@ -82,8 +151,20 @@ pub(crate) fn dispatch(
         Ok(key) => key,
         Err(bad) => return Dispatch::Response(Response::BadRequest(bad.text().to_owned())),
     };
-    match (request.op, resolved) {
-        (Op::Unknown(_) | Op::ReadPage { .. }, _) => Dispatch::Response(Response::Unsupported),
+    if let (Some(name), ResolvedGroup::Group(group)) = (asker.and_then(|asker| asker.group), resolved)
+        && service.local.writes.remember(name, key, &request.known, service.local.clock.read_ms())
+    {
+        group.invalidate(key); // the value may lack a write that the peer has heard of
+    }
+    match (&request.op, resolved) {
+        (Op::Unknown(_) | Op::ReadPage { .. } | Op::ReadLogs(_), _) => Dispatch::Response(Response::Unsupported),
+        (Op::Remove { .. } | Op::Set(_), ResolvedGroup::Unknown) if is_logged => {
+            apply(service, asker, &request, Some(key), || ());
+            match request.op {
+                Op::Set(_) => declined(Decline::UnknownGroup),
+                _ => Dispatch::Response(Response::Done),
+            }
+        }
         (_, ResolvedGroup::Unknown) => declined(Decline::UnknownGroup),
         (Op::Get | Op::Peek | Op::ReadAsPreviousOwner, ResolvedGroup::OtherFormat(_)) => declined(Decline::OtherFormat),
         (Op::ReadAsPreviousOwner, ResolvedGroup::Group(group)) => Dispatch::Response(group.read_as_previous_owner(key)),
@@ -100,30 +181,55 @@ pub(crate) fn dispatch(
             let limit = group.longest_wait();
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
             let retry = Retry { group: Arc::clone(group), key: key.into() };
-            Dispatch::Wait(Arc::clone(group).load(LoadRequest { key, wait, chain: request.chain }), Some(retry))
+            let chain = request.chain.clone();
+            Dispatch::Wait(Arc::clone(group).load(LoadRequest { key, wait, chain }), Some(retry))
         }
-        // A clear of a known group is answered above, so this arm is for an unknown group.
-        (Op::Clear, _) => declined(Decline::UnknownGroup),
+        (Op::Clear, _) => declined(Decline::UnknownGroup), // answered above
         (Op::Remove { hold }, ResolvedGroup::Group(group) | ResolvedGroup::OtherFormat(group)) => {
-            group.invalidate_and_hold(key, hold);
+            apply(service, asker, &request, Some(key), || group.invalidate_and_hold(key, *hold));
             Dispatch::Response(Response::Done)
         }
         (Op::Set(_), ResolvedGroup::OtherFormat(group)) => {
-            group.invalidate(key);
+            apply(service, asker, &request, Some(key), || group.invalidate(key));
             declined(Decline::OtherFormat)
         }
         (Op::Set(value), ResolvedGroup::Group(group)) => {
-            if value.len() > service.local.limits.max_value_bytes {
-                group.invalidate(key);
-                return Dispatch::Response(Response::TooLarge);
+            let refusal = if value.len() > service.local.limits.max_value_bytes {
+                Some(Response::TooLarge)
+            } else if !may_wait() {
+                // A slot is needed, because decoding may take long and the value stays in memory meanwhile.
+                Some(Response::Overloaded { retry_after: RETRY_AFTER })
+            } else {
+                None
+            };
+            match refusal {
+                Some(refusal) => {
+                    apply(service, asker, &request, Some(key), || group.invalidate(key));
+                    Dispatch::Response(refusal)
+                }
+                None => set(service, asker, &request, group, key, value),
             }
-            // A slot is needed, because decoding may take long and the value stays in memory meanwhile.
-            if !may_wait() {
-                group.invalidate(key);
-                return Dispatch::Response(Response::Overloaded { retry_after: RETRY_AFTER });
-            }
-            // Copied, because a slice would keep the whole frame in memory as long as the value.
-            Dispatch::Wait(Arc::clone(group).set(key, small_bytes::copy(&value)), None)
         }
     }
+}
+
+/// Begins to store a value, unless the write is applied already: a later write may have followed.
+fn set(
+    service: &Service,
+    asker: Option<&Asker<'_>>,
+    request: &Request,
+    group: &Arc<dyn GroupService>,
+    key: &str,
+    value: &Bytes,
+) -> Dispatch {
+    let known = (request.number > 0).then_some(&*request.known);
+    // Copied, because a slice would keep the whole frame in memory as long as the value.
+    let store = || Arc::clone(group).set(key, small_bytes::copy(value), known);
+    let Some(asker) = asker else { return Dispatch::Wait(store(), None) };
+    let Some(begun) = asker.begin(service, request.number, Some(key)) else {
+        return Dispatch::Response(Response::Done);
+    };
+    let stored = store(); // drops the present value at once
+    asker.commit(service, begun);
+    Dispatch::Wait(stored, None)
 }

@@ -13,7 +13,7 @@ mod connection;
 mod dispatch;
 pub(crate) mod inbound;
 mod response_queue;
-mod service;
+pub(crate) mod service;
 
 use std::sync::{
     Arc,
@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, Streaming};
 
 use crate::{
-    identity::PeerId,
+    identity::{Instance, PeerId},
     limits::CLIENT_HELLO,
     peer::{
         group_service::Registry,
@@ -37,7 +37,7 @@ use crate::{
             dispatch::{Dispatch, dispatch, resolve},
             inbound::InboundPeers,
             response_queue::{Outbound, ResponseQueue},
-            service::Service,
+            service::{LogReaders, Service},
         },
     },
     protocol::wire::{self, GetRequest, Incoming, UnaryAnswer},
@@ -64,11 +64,13 @@ struct Inner {
 }
 
 impl Server {
-    /// Makes a server that reports to `arrivals` each peer that connects, or sends again after a silence.
+    /// Makes a server that reports to `arrivals` each peer that connects, or sends again after a silence, and that sends
+    /// to `logs` the requests for writes.
     pub(crate) fn new(
         local: Arc<LocalNode>,
         registry: Arc<Registry>,
         arrivals: mpsc::Sender<PeerId>,
+        logs: LogReaders,
         tasks: TaskTracker,
         closing: CancellationToken,
         hasher: Keyed,
@@ -82,6 +84,7 @@ impl Server {
                 hasher,
                 waiting: Arc::default(),
                 lines: LogRateLimit::default(),
+                logs,
             }),
             connections: sharded(hasher),
             inbound: Arc::default(),
@@ -191,7 +194,7 @@ impl wire::peer_server::Peer for Server {
         }
         server.service.local.counters.accepted.up();
         let in_use = sender.session.as_ref().map(RequestGuard::begin);
-        let queue = Arc::new(ResponseQueue::new(Arc::clone(&server.service.local)));
+        let queue = Arc::new(ResponseQueue::new(Arc::clone(&server.service.local), &hello));
         let number = server.next_connection.fetch_add(1, Relaxed);
         server.connections.insert(number, Arc::clone(&queue));
         let lifetime = match sender.session {
@@ -208,7 +211,9 @@ impl wire::peer_server::Peer for Server {
             &hello,
             (Arc::clone(&server.inbound), number),
         );
-        let registration = Registration(Arc::clone(server), number);
+        let local = &server.service.local;
+        local.writes.greeted(&hello, true, local.clock.read_ms());
+        let registration = Registration(Arc::clone(server), number, hello.instance());
         server.tasks.spawn(async move {
             let (_slot, _registration, _in_use) = (slot, registration, in_use);
             connection.serve(inbound, frame, hello, lifetime).await;
@@ -259,7 +264,7 @@ impl Drop for ConnectionSlot {
 }
 
 /// Entry of a connection in the table. Dropping it removes and closes the connection, however its task ends.
-struct Registration(Arc<Inner>, u64);
+struct Registration(Arc<Inner>, u64, Instance);
 
 impl Drop for Registration {
     fn drop(&mut self) {
@@ -267,5 +272,7 @@ impl Drop for Registration {
             queue.close(None);
         }
         self.0.inbound.remove(self.1);
+        let local = &self.0.service.local;
+        local.writes.disconnected(&self.2, local.clock.read_ms());
     }
 }

@@ -21,13 +21,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
+    identity::{Instance, PeerId},
     limits::{BATCH_BYTES, RETRY_AFTER},
     peer::local::LocalNode,
     protocol::{
-        message::Response,
-        wire::{Outgoing, answer_bytes},
+        message::{Hello, Response},
+        wire::{Outgoing, answer_bytes, features},
     },
     runtime::{clock::later, sync::Mutex},
+    write::shared::SentKnowledge,
 };
 
 /// Maximum number of queued responses. Responses no longer than `overloaded` are queued beyond the byte limit too, and
@@ -50,6 +52,8 @@ pub(crate) struct ResponseQueue {
     waiting: AtomicUsize,
     /// Cancelled when the sending stream is dropped, because the connection is gone then.
     abandoned: CancellationToken,
+    /// The peer, if it keeps logs of writes.
+    writer: Option<Instance>,
 }
 
 #[derive(Default)]
@@ -60,6 +64,12 @@ struct Queue {
     taken_ms: u64,
     /// Number of the ping to answer; 0 = none.
     pong: u64,
+    /// Nodes whose acknowledgements that ping asked for.
+    asked: Vec<PeerId>,
+    /// What this node has shown of its writes on this connection.
+    knowledge_sent: SentKnowledge,
+    /// Whether the queue has the acknowledgement of a write.
+    has_acknowledgement: bool,
     /// Version of the Hello that was sent last; 0 = none.
     hello_sent: u64,
     goodbye_due: bool,
@@ -68,9 +78,30 @@ struct Queue {
     waker: Option<Waker>,
 }
 
+impl Queue {
+    /// Adds what the frame is to show of writes: with a pong all that has changed, and otherwise the company, if it has
+    /// changed, and the position in the log of the peer. Both precede the answers, so that an acknowledgement shows the
+    /// company of its moment or later.
+    fn show_writes(&mut self, writer: &Instance, local: &LocalNode, frame: &mut Outgoing) {
+        let writes = &local.writes;
+        if self.pong != 0 || writes.owes_company(&self.knowledge_sent) {
+            let asked = std::mem::take(&mut self.asked);
+            let sent = &mut self.knowledge_sent;
+            frame.knowledge(&writes.knowledge_for(&writer.id, sent, Some(&asked), local.clock.now_ms()));
+        }
+        if self.has_acknowledgement {
+            self.has_acknowledgement = false;
+            frame.acknowledged(writes.position(writer));
+        }
+    }
+}
+
 impl ResponseQueue {
-    pub(crate) fn new(local: Arc<LocalNode>) -> Self {
+    /// Makes the queue of a peer that has sent this Hello.
+    pub(crate) fn new(local: Arc<LocalNode>, hello: &Hello) -> Self {
+        let has_log = hello.features & features::WRITE_LOG != 0;
         Self {
+            writer: has_log.then(|| hello.instance()),
             local,
             queue: Mutex::default(),
             taken: Notify::new(),
@@ -116,6 +147,7 @@ impl ResponseQueue {
                 if !has_room && answer_bytes(&answer) > answer_bytes(&overloaded) {
                     answer = overloaded;
                 }
+                queue.has_acknowledgement |= answer == Response::Done;
                 queue.bytes += answer_bytes(&answer);
                 queue.answers.push_back((id, answer));
             }
@@ -166,9 +198,9 @@ impl ResponseQueue {
         });
     }
 
-    /// Answers a ping with the next frame.
-    pub(crate) fn pong(&self, number: u64) {
-        self.change(|queue| queue.pong = number);
+    /// Answers a ping with the next frame. `asked` are the nodes whose acknowledgements the ping asked for.
+    pub(crate) fn pong(&self, number: u64, asked: Vec<PeerId>) {
+        self.change(|queue| (queue.pong, queue.asked) = (number, asked));
     }
 
     /// Sends a goodbye with the next frame.
@@ -241,6 +273,9 @@ impl Stream for Outbound {
         }
         if std::mem::take(&mut queue.goodbye_due) {
             frame.goodbye(local.hello().incarnation);
+        }
+        if let Some(writer) = &self.0.writer {
+            queue.show_writes(writer, local, &mut frame);
         }
         frame.pong(std::mem::take(&mut queue.pong));
         let (mut answers, mut bytes) = (Vec::new(), 0);

@@ -5,14 +5,25 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     identity::PeerId,
     peer::{group_service::Registry, local::LocalNode},
+    protocol::message::{LogPart, WriteName},
     runtime::{log_limit::LogRateLimit, sync::Keyed},
 };
+
+/// Request of a peer for the writes after the given ones, which a task of the node answers.
+#[derive(Debug)]
+pub(crate) struct LogRequest {
+    pub(crate) after: Vec<WriteName>,
+    pub(crate) answer: oneshot::Sender<Vec<LogPart>>,
+}
+
+/// Channel to the task that answers requests for writes.
+pub(crate) type LogReaders = mpsc::Sender<LogRequest>;
 
 /// State that all connections share.
 pub(crate) struct Service {
@@ -25,6 +36,7 @@ pub(crate) struct Service {
     /// Number of requests of all peers that wait for loads on this node.
     pub(crate) waiting: Arc<AtomicUsize>,
     pub(crate) lines: LogRateLimit,
+    pub(crate) logs: LogReaders,
 }
 
 impl Service {

@@ -25,6 +25,81 @@ pub struct Frame {
     /// Number of the ping that this frame answers. 0 = none.
     #[prost(uint64, tag = "8")]
     pub pong: u64,
+    /// Writes that the sender has applied, and the nodes that it must tell of a write. Part of each ping and pong.
+    #[prost(message, optional, tag = "9")]
+    pub knowledge: ::core::option::Option<Knowledge>,
+    /// Position of the sender in the log of the receiver. 0 = not changed since the last frame.
+    #[prost(uint64, tag = "10")]
+    pub acknowledged: u64,
+}
+/// Node in one incarnation: the one with which its process began.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Instance {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(fixed64, tag = "2")]
+    pub incarnation: u64,
+}
+/// Position of the sender in the log of a writer: the sender has applied every write up to this number.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Position {
+    #[prost(message, optional, tag = "1")]
+    pub writer: ::core::option::Option<Instance>,
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// Number at which the sender began without having received the writes up to it. 0 = the sender has received all.
+    #[prost(uint64, tag = "3")]
+    pub base: u64,
+}
+/// Nodes that the sender tells of its writes, without the sender itself.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Company {
+    /// Number that grows with each change.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub members: ::prost::alloc::vec::Vec<Instance>,
+}
+/// Acknowledgement of another node, which the sender passes on to the writer.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Relayed {
+    #[prost(message, optional, tag = "1")]
+    pub node: ::core::option::Option<Instance>,
+    /// Position of the node in the log of the receiver.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// Company of the node when it showed this position, or later.
+    #[prost(message, optional, tag = "3")]
+    pub company: ::core::option::Option<Company>,
+}
+/// What the sender knows of writes.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Knowledge {
+    /// Present in the first Knowledge of a connection, and again whenever it has changed.
+    #[prost(message, optional, tag = "1")]
+    pub company: ::core::option::Option<Company>,
+    /// In the first Knowledge of a connection all positions, later those that have changed.
+    #[prost(message, repeated, tag = "2")]
+    pub positions: ::prost::alloc::vec::Vec<Position>,
+    /// Whether further positions follow with the next Knowledge.
+    #[prost(bool, tag = "3")]
+    pub is_partial: bool,
+    /// Nodes whose acknowledgements the sender lacks. The receiver passes on those that it has.
+    #[prost(string, repeated, tag = "4")]
+    pub asked: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "5")]
+    pub relayed: ::prost::alloc::vec::Vec<Relayed>,
+    /// Whether the discovery of the sender lists the receiver.
+    #[prost(bool, tag = "6")]
+    pub lists_receiver: bool,
+}
+/// Write, named by the log and the number there.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteName {
+    #[prost(message, optional, tag = "1")]
+    pub writer: ::core::option::Option<Instance>,
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
 }
 /// Introduction of the sender.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -65,13 +140,9 @@ pub struct Hello {
     pub limits: ::core::option::Option<Limits>,
     #[prost(message, repeated, tag = "15")]
     pub groups: ::prost::alloc::vec::Vec<Group>,
-    /// Number of invalidations that the sender holds back for the receiver and sends before anything else. Unused.
-    #[prost(uint64, tag = "16")]
-    pub pending_invalidations: u64,
-    /// Whether the sender had given up the receiver as lost, so that the receiver must treat its entries as doubtful.
-    /// Unused.
-    #[prost(bool, tag = "17")]
-    pub had_dropped_you: bool,
+    /// Incarnation with which the process of the sender began, and which names its log. 0 = the sender has no log.
+    #[prost(fixed64, tag = "18")]
+    pub log_incarnation: u64,
 }
 /// Limits of the sender. A node of this implementation reads `max_requests_per_frame` and `max_value_bytes` (0 = no
 /// limit) only.
@@ -98,6 +169,13 @@ pub struct Group {
     /// Version of the encoding of the values. Groups of equal names and different formats do not share values.
     #[prost(uint32, tag = "3")]
     pub format: u32,
+    /// Milliseconds after which no value that began to load before is served, with the deadline of a load. Absent = no
+    /// limit.
+    #[prost(uint64, optional, tag = "4")]
+    pub longest_ms: ::core::option::Option<u64>,
+    /// Bound on the staleness of values, in milliseconds. 0 = none.
+    #[prost(uint64, tag = "5")]
+    pub max_staleness_ms: u64,
 }
 /// Notice that the sender leaves for good.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -106,13 +184,14 @@ pub struct Goodbye {
     pub incarnation: u64,
 }
 /// Question of a peer about one key, one group or one hand-over.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Request {
     /// Number chosen by the sender, unique on the connection while the request is open.
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// 0 Get, 1 Set, 2 Remove, 3 Clear (of the whole group; the key is empty), 4 ReadPage (of a hand-over: entries
-    /// that the sender owns and the receiver owned before; the key is empty).
+    /// that the sender owns and the receiver owned before; the key is empty), 5 ReadLogs (the key is empty, the value is
+    /// a LogRequest).
     #[prost(uint32, tag = "2")]
     pub op: u32,
     /// Index in the sender's Hello.
@@ -161,6 +240,12 @@ pub struct Request {
     /// beginning. 2^64 - 1 = no further page is wanted.
     #[prost(uint64, tag = "16")]
     pub cursor: u64,
+    /// Of a Set, a Remove and a Clear: the number of the write in the log of the sender. 0 = the write is in no log.
+    #[prost(uint64, tag = "17")]
+    pub number: u64,
+    /// Of a Set: the writes of the key that the sender knew of. Of a Get: those that the receiver has not said to have.
+    #[prost(message, repeated, tag = "18")]
+    pub known: ::prost::alloc::vec::Vec<WriteName>,
 }
 /// Response to a Request.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -169,7 +254,7 @@ pub struct Answer {
     pub id: u64,
     /// 0 is never sent. 1 Value, 2 Unchanged (unused), 3 NotFound, 4 LoaderError, 5 Overloaded, 6 Declined, 7
     /// TooLarge, 8 Pending, 9 Deadline, 10 WrongPeer, 11 Unsupported, 12 Done (of a write), 13 BadRequest, 14 Page (of
-    /// a ReadPage; the value is an encoded Page).
+    /// a ReadPage; the value is an encoded Page), 15 Logs (of a ReadLogs; the value is an encoded LogAnswer).
     #[prost(uint32, tag = "2")]
     pub status: u32,
     #[prost(bytes = "bytes", tag = "3")]
@@ -224,6 +309,50 @@ pub struct Answer {
     /// Of Declined with reason 4: the id of the previous owner of the key, which may hold the value.
     #[prost(string, tag = "19")]
     pub former_owner: ::prost::alloc::string::String,
+    /// Of Value and NotFound: milliseconds before the arrival of the request, until which the value contains every write.
+    /// Absent = age_ms.
+    #[prost(uint64, optional, tag = "20")]
+    pub as_of_age_ms: ::core::option::Option<u64>,
+}
+/// Request for the writes after a position, for each log.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub after: ::prost::alloc::vec::Vec<WriteName>,
+}
+/// Answer to a LogRequest.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogAnswer {
+    #[prost(message, repeated, tag = "1")]
+    pub logs: ::prost::alloc::vec::Vec<LogPart>,
+}
+/// Writes of one log, in order.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogPart {
+    #[prost(message, optional, tag = "1")]
+    pub writer: ::core::option::Option<Instance>,
+    /// Number up to which the part is complete.
+    #[prost(uint64, tag = "2")]
+    pub through: u64,
+    /// Number up to which the sender lacks the writes, so that they may have been writes of any key.
+    #[prost(uint64, tag = "3")]
+    pub base: u64,
+    #[prost(message, repeated, tag = "4")]
+    pub entries: ::prost::alloc::vec::Vec<LogEntry>,
+}
+/// Write of a log.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogEntry {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+    /// Absent = all keys of the group.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub key: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Milliseconds since the write.
+    #[prost(uint64, tag = "4")]
+    pub age_ms: u64,
 }
 /// Entries that a hand-over moves, the most used first.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -236,6 +365,9 @@ pub struct Page {
     /// Number of entries that have not been sent yet.
     #[prost(uint64, tag = "3")]
     pub left: u64,
+    /// Positions of the sender, read before its first value.
+    #[prost(message, repeated, tag = "4")]
+    pub positions: ::prost::alloc::vec::Vec<Position>,
 }
 /// Entry of a Page.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -250,6 +382,9 @@ pub struct Handed {
     /// See Answer.
     #[prost(uint64, optional, tag = "4")]
     pub remaining_ms: ::core::option::Option<u64>,
+    /// See Answer.
+    #[prost(uint64, optional, tag = "5")]
+    pub as_of_age_ms: ::core::option::Option<u64>,
 }
 /// Order of the values of one key that one node produced: a later load of one incarnation has a higher seq. Unused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use crate::protocol::wire::{
     MAX_PARTS,
     field::{Fields, Malformed, Part, Sink},
-    millis,
+    knowledge, millis,
 };
 use crate::{
     identity::PeerId,
     limits::MAX_ERROR_TEXT,
-    protocol::message::{DeadlineOwner, Decline, Encoded, Handed, Page, Response, Source},
+    protocol::message::{DeadlineOwner, Decline, Encoded, Handed, LogEntry, LogPart, Page, Response, Source},
     runtime::small_bytes,
 };
 
@@ -22,6 +22,7 @@ pub(crate) fn answer_bytes(answer: &Response) -> usize {
         Response::Value(value) => value.bytes.len(),
         Response::LoadFailed { text, .. } | Response::BadRequest(text) => text.len().min(MAX_ERROR_TEXT),
         Response::Page(page) => page.entries.iter().map(handed_bytes).sum(),
+        Response::Logs(logs) => logs.iter().map(log_bytes).sum(),
         _ => 0,
     }
 }
@@ -29,6 +30,16 @@ pub(crate) fn answer_bytes(answer: &Response) -> usize {
 /// Returns the approximate size of an entry in a page, in bytes.
 pub(crate) fn handed_bytes(handed: &Handed) -> usize {
     24 + handed.key.len() + handed.bytes.len()
+}
+
+/// Returns the approximate size of a part of a log, in bytes.
+pub(crate) fn log_bytes(part: &LogPart) -> usize {
+    64 + part.entries.iter().map(entry_bytes).sum::<usize>()
+}
+
+/// Returns the approximate size of an entry of a log, in bytes.
+pub(crate) fn entry_bytes(entry: &LogEntry) -> usize {
+    24 + entry.group.len() + entry.key.as_ref().map_or(0, |key| key.len())
 }
 
 mod status {
@@ -45,6 +56,7 @@ mod status {
     pub(crate) const DONE: u32 = 12;
     pub(crate) const BAD_REQUEST: u32 = 13;
     pub(crate) const PAGE: u32 = 14;
+    pub(crate) const LOGS: u32 = 15;
 }
 
 /// Numbers of the fields of an answer.
@@ -62,6 +74,7 @@ mod tag {
     pub(crate) const REASON: u32 = 17;
     pub(crate) const RETRY_AFTER_MS: u32 = 18;
     pub(crate) const FORMER_OWNER: u32 = 19;
+    pub(crate) const AS_OF_AGE_MS: u32 = 20;
 }
 
 /// Numbers of the fields of a page.
@@ -69,6 +82,7 @@ mod page_tag {
     pub(crate) const ENTRIES: u32 = 1;
     pub(crate) const NEXT: u32 = 2;
     pub(crate) const LEFT: u32 = 3;
+    pub(crate) const POSITIONS: u32 = 4;
 }
 
 /// Numbers of the fields of an entry of a page.
@@ -77,6 +91,7 @@ mod handed_tag {
     pub(crate) const VALUE: u32 = 2;
     pub(crate) const AGE_MS: u32 = 3;
     pub(crate) const REMAINING_MS: u32 = 4;
+    pub(crate) const AS_OF_AGE_MS: u32 = 5;
 }
 
 /// Response that is to be written, with the id of its request.
@@ -98,6 +113,14 @@ impl Part for ResponseRef<'_> {
                 out.number(tag::BORROW_FOR_MS, value.borrow_ms);
                 out.number(tag::HOT_RATE, u64::from(value.is_hot));
                 out.number(tag::SOURCE, u64::from(value.source == Source::Loaded));
+                if let Some(age_ms) = value.as_of_age_ms {
+                    out.present(tag::AS_OF_AGE_MS, age_ms);
+                }
+            }
+            Response::NotFound { as_of_age_ms } => {
+                if let Some(age_ms) = as_of_age_ms {
+                    out.present(tag::AS_OF_AGE_MS, *age_ms);
+                }
             }
             Response::LoadFailed { is_transient, text } => {
                 out.number(tag::TRANSIENT, u64::from(*is_transient));
@@ -112,12 +135,8 @@ impl Part for ResponseRef<'_> {
             Response::Deadline(owner) => out.number(tag::REASON, u64::from(*owner == DeadlineOwner::Load)),
             Response::Overloaded { retry_after } => out.number(tag::RETRY_AFTER_MS, u64::from(millis(*retry_after))),
             Response::Page(page) => out.part(tag::VALUE, page),
-            Response::NotFound
-            | Response::TooLarge
-            | Response::Pending
-            | Response::WrongPeer
-            | Response::Unsupported
-            | Response::Done => {}
+            Response::Logs(logs) => out.bytes(tag::VALUE, &knowledge::write_logs(logs)),
+            Response::TooLarge | Response::Pending | Response::WrongPeer | Response::Unsupported | Response::Done => {}
         }
     }
 }
@@ -125,7 +144,7 @@ impl Part for ResponseRef<'_> {
 fn status_of(answer: &Response) -> u32 {
     match answer {
         Response::Value(_) => status::VALUE,
-        Response::NotFound => status::NOT_FOUND,
+        Response::NotFound { .. } => status::NOT_FOUND,
         Response::LoadFailed { .. } => status::LOADER_ERROR,
         Response::Overloaded { .. } => status::OVERLOADED,
         Response::Declined(_) | Response::Referred(_) => status::DECLINED,
@@ -137,6 +156,7 @@ fn status_of(answer: &Response) -> u32 {
         Response::Done => status::DONE,
         Response::BadRequest(_) => status::BAD_REQUEST,
         Response::Page(_) => status::PAGE,
+        Response::Logs(_) => status::LOGS,
     }
 }
 
@@ -145,6 +165,7 @@ impl Part for Page {
         self.entries.iter().for_each(|handed| out.part(page_tag::ENTRIES, handed));
         out.number(page_tag::NEXT, self.next);
         out.number(page_tag::LEFT, self.left);
+        self.positions.iter().for_each(|position| out.part(page_tag::POSITIONS, position));
     }
 }
 
@@ -155,6 +176,9 @@ impl Part for Handed {
         out.number(handed_tag::AGE_MS, self.age_ms);
         if let Some(remaining_ms) = self.remaining_ms {
             out.present(handed_tag::REMAINING_MS, remaining_ms);
+        }
+        if let Some(age_ms) = self.as_of_age_ms {
+            out.present(handed_tag::AS_OF_AGE_MS, age_ms);
         }
     }
 }
@@ -172,6 +196,7 @@ pub(crate) struct Answered {
 pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Malformed> {
     let (mut id, mut status, mut age_ms, mut remaining_ms, mut borrow_ms) = (0, 0, 0, None, 0);
     let (mut hot_rate, mut source, mut is_transient, mut reason, mut retry_after_ms) = (0, 0, false, 0, 0);
+    let mut as_of_age_ms = None;
     let (mut value, mut text, mut previous_owner): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
     while let Some(field) = fields.next()? {
         match field.tag {
@@ -188,6 +213,7 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
             tag::REASON => reason = fields.number32(field)?,
             tag::RETRY_AFTER_MS => retry_after_ms = fields.number(field)?,
             tag::FORMER_OWNER => previous_owner = fields.bytes(field)?,
+            tag::AS_OF_AGE_MS => as_of_age_ms = Some(fields.number(field)?),
             _ => fields.pass_over(field)?,
         }
     }
@@ -196,12 +222,13 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
         status::VALUE => Response::Value(Encoded {
             bytes: small_bytes::slice_or_copy(frame, value),
             age_ms,
+            as_of_age_ms,
             remaining_ms,
             borrow_ms,
             is_hot: hot_rate > 0,
             source: if source == 1 { Source::Loaded } else { Source::Memory },
         }),
-        status::NOT_FOUND => Response::NotFound,
+        status::NOT_FOUND => Response::NotFound { as_of_age_ms },
         status::LOADER_ERROR => Response::LoadFailed { is_transient, text: text() },
         status::OVERLOADED => {
             Response::Overloaded { retry_after: Duration::from_millis(retry_after_ms.min(u64::from(u32::MAX))) }
@@ -216,6 +243,10 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
         status::BAD_REQUEST => Response::BadRequest(text()),
         status::PAGE => match read_page(frame, Fields(value)) {
             Ok(page) => Response::Page(page),
+            Err(_) => return Ok(Answered { id, answer: Response::Declined(Decline::Other), is_known: false }),
+        },
+        status::LOGS => match knowledge::read_logs(value) {
+            Ok(logs) => Response::Logs(logs),
             Err(_) => return Ok(Answered { id, answer: Response::Declined(Decline::Other), is_known: false }),
         },
         _ => return Ok(Answered { id, answer: Response::Declined(Decline::Other), is_known: false }),
@@ -233,6 +264,12 @@ fn read_page(frame: &Bytes, mut fields: Fields<'_>) -> Result<Page, Malformed> {
             page_tag::ENTRIES => page.entries.push(read_handed(frame, Fields(fields.bytes(field)?))?),
             page_tag::NEXT => page.next = fields.number(field)?,
             page_tag::LEFT => page.left = fields.number(field)?,
+            page_tag::POSITIONS if page.positions.len() == MAX_PARTS => {
+                return Err(Malformed::too_much(format!("a page has more than {MAX_PARTS} positions")));
+            }
+            page_tag::POSITIONS => {
+                page.positions.extend(knowledge::read_position(Fields(fields.bytes(field)?))?);
+            }
             _ => fields.pass_over(field)?,
         }
     }
@@ -241,17 +278,19 @@ fn read_page(frame: &Bytes, mut fields: Fields<'_>) -> Result<Page, Malformed> {
 
 fn read_handed(frame: &Bytes, mut fields: Fields<'_>) -> Result<Handed, Malformed> {
     let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
-    let (mut age_ms, mut remaining_ms) = (0, None);
+    let (mut age_ms, mut as_of_age_ms, mut remaining_ms) = (0, None, None);
     while let Some(field) = fields.next()? {
         match field.tag {
             handed_tag::KEY => key = fields.bytes(field)?,
             handed_tag::VALUE => value = fields.bytes(field)?,
             handed_tag::AGE_MS => age_ms = fields.number(field)?,
             handed_tag::REMAINING_MS => remaining_ms = Some(fields.number(field)?),
+            handed_tag::AS_OF_AGE_MS => as_of_age_ms = Some(fields.number(field)?),
             _ => fields.pass_over(field)?,
         }
     }
-    Ok(Handed { key: frame.slice_ref(key), bytes: frame.slice_ref(value), age_ms, remaining_ms })
+    let (key, bytes) = (frame.slice_ref(key), frame.slice_ref(value));
+    Ok(Handed { key, bytes, age_ms, as_of_age_ms, remaining_ms })
 }
 
 fn declined(reason: u32, previous_owner: &[u8]) -> Response {

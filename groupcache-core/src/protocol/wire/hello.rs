@@ -4,7 +4,7 @@ use crate::protocol::wire::{VERSION, proto};
 use crate::{
     identity::{Address, Incarnation, MAX_ADDRESSES, MAX_WEIGHT, NodeState, PeerId, check_name},
     limits::{FRAME_SLACK_BYTES, MAX_GROUPS, MAX_KEY_BYTES},
-    protocol::message::{GroupName, Hello},
+    protocol::message::{Bounds, GroupName, Hello},
 };
 
 /// Reason for which a Hello is refused; the text is sent to the peer.
@@ -36,10 +36,15 @@ pub(crate) fn write(hello: &Hello, max_in_flight: usize) -> proto::Hello {
         groups: hello
             .groups
             .iter()
-            .map(|g| proto::Group { index: g.index, name: g.name.to_string(), format: g.format })
+            .map(|g| proto::Group {
+                index: g.index,
+                name: g.name.to_string(),
+                format: g.format,
+                longest_ms: g.bounds.longest_ms,
+                max_staleness_ms: g.bounds.max_staleness_ms.unwrap_or(0),
+            })
             .collect(),
-        pending_invalidations: 0,
-        had_dropped_you: false,
+        log_incarnation: hello.log_incarnation.0,
     }
 }
 
@@ -81,9 +86,18 @@ pub(crate) fn read(hello: proto::Hello) -> Result<Hello, BadHello> {
             .groups
             .into_iter()
             .take(MAX_GROUPS)
-            .map(|g| GroupName { index: g.index, name: g.name.into(), format: g.format })
+            .map(|g| GroupName {
+                index: g.index,
+                name: g.name.into(),
+                format: g.format,
+                bounds: Bounds {
+                    longest_ms: g.longest_ms,
+                    max_staleness_ms: Some(g.max_staleness_ms).filter(|bound_ms| *bound_ms > 0),
+                },
+            })
             .collect(),
         features: hello.features,
+        log_incarnation: Incarnation(hello.log_incarnation),
     })
 }
 

@@ -11,6 +11,7 @@
 mod answer;
 mod field;
 mod hello;
+mod knowledge;
 mod request;
 
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::{
     identity::Incarnation,
     limits::MAX_REQUESTS_PER_FRAME,
     protocol::{
-        message::{Hello, Request, Response},
+        message::{Hello, Knowledge, Request, Response},
         proto,
     },
 };
@@ -36,7 +37,7 @@ pub(crate) use crate::protocol::proto::{
     service::{peer_client, peer_server},
 };
 pub(crate) use crate::protocol::wire::{
-    answer::{Answered, answer_bytes, handed_bytes},
+    answer::{Answered, answer_bytes, entry_bytes, handed_bytes},
     field::Malformed,
     hello::BadHello,
     request::{RequestRef, unary},
@@ -50,6 +51,8 @@ pub(crate) const VERSION: u32 = 1;
 pub(crate) mod features {
     /// The sender answers for keys that it owned before: one at a time, and in pages.
     pub(crate) const HANDOVER: u64 = 1;
+    /// The sender keeps logs of writes, shows its positions in them, and answers requests for their entries.
+    pub(crate) const WRITE_LOG: u64 = 2;
 }
 
 /// Maximum number of parts of one message. A frame of this crate has at most 1,024 requests, or 256 KiB of answers. The
@@ -59,6 +62,9 @@ const MAX_PARTS: usize = 16_384;
 
 /// Maximum size of a Hello in bytes: as many groups as a node may have, all with the longest name.
 const MAX_HELLO_BYTES: usize = 320 << 10;
+
+/// Maximum size of a Knowledge in bytes: the company and the positions of the largest cluster, with ids of 60 bytes.
+const MAX_KNOWLEDGE_BYTES: usize = 448 << 10;
 
 /// Maximum size of packed cancels in bytes: as many ids as a message may have parts.
 const MAX_CANCEL_BYTES: usize = 10 * MAX_PARTS;
@@ -79,6 +85,8 @@ mod tag {
     pub(crate) const CANCELS: u32 = 6;
     pub(crate) const PING: u32 = 7;
     pub(crate) const PONG: u32 = 8;
+    pub(crate) const KNOWLEDGE: u32 = 9;
+    pub(crate) const ACKNOWLEDGED: u32 = 10;
 }
 
 /// Frame that is being built.
@@ -89,6 +97,8 @@ pub(crate) struct Outgoing {
     fingerprint: u64,
     ping: u64,
     pong: u64,
+    knowledge: Option<proto::Knowledge>,
+    acknowledged: u64,
     /// Requests and short answers, already encoded as parts of the frame.
     parts: Vec<u8>,
     requests: usize,
@@ -146,6 +156,19 @@ impl Outgoing {
         self.pong = number;
     }
 
+    /// Returns whether the frame has a ping.
+    pub(crate) fn has_ping(&self) -> bool {
+        self.ping != 0
+    }
+
+    pub(crate) fn knowledge(&mut self, knowledge: &Knowledge) {
+        self.knowledge = Some(knowledge::write(knowledge));
+    }
+
+    pub(crate) fn acknowledged(&mut self, number: u64) {
+        self.acknowledged = number;
+    }
+
     pub(crate) fn requests(&self) -> usize {
         self.requests
     }
@@ -157,8 +180,9 @@ impl Outgoing {
     /// Returns the approximate size of the frame in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let hello = self.hello.as_ref().map_or(0, |hello| 16 + hello.encoded_len());
+        let knowledge = self.knowledge.as_ref().map_or(0, |knowledge| 16 + knowledge.encoded_len());
         let long: usize = self.long_answers.iter().map(|(_, answer)| answer_bytes(answer)).sum();
-        64 + hello + self.parts.len() + long + 11 * self.cancels.len()
+        64 + hello + knowledge + self.parts.len() + long + 11 * self.cancels.len()
     }
 
     pub(crate) fn write(&self, out: &mut impl BufMut) {
@@ -169,12 +193,16 @@ impl Outgoing {
         if let Some(goodbye) = &self.goodbye {
             message::encode(tag::GOODBYE, goodbye, out);
         }
+        if let Some(knowledge) = &self.knowledge {
+            message::encode(tag::KNOWLEDGE, knowledge, out);
+        }
         out.put_slice(&self.parts);
         let mut out = Buffer(out);
         self.long_answers.iter().for_each(|(id, answer)| out.part(tag::ANSWERS, &ResponseRef(*id, answer)));
         self.cancels.iter().for_each(|id| out.present(tag::CANCELS, *id));
         out.number(tag::PING, self.ping);
         out.number(tag::PONG, self.pong);
+        out.number(tag::ACKNOWLEDGED, self.acknowledged);
     }
 }
 
@@ -189,13 +217,16 @@ pub(crate) struct Incoming {
     pub(crate) cancels: Vec<u64>,
     pub(crate) ping: u64,
     pub(crate) pong: u64,
+    knowledge: Option<proto::Knowledge>,
+    /// Position of the sender in the log of this node; 0 = not shown.
+    pub(crate) acknowledged: u64,
 }
 
 impl Incoming {
     /// Reads a frame. A frame of more than [`MAX_PARTS`] parts is refused, so that the memory of a frame is bounded.
     pub(crate) fn read(frame: &Bytes) -> Result<Self, Malformed> {
         let mut read = Self::default();
-        let (mut fields, mut parts, mut hello_bytes) = (Fields(frame), 0, 0);
+        let (mut fields, mut parts, mut hello_bytes, mut knowledge_bytes) = (Fields(frame), 0, 0, 0);
         while let Some(field) = fields.next()? {
             parts += 1;
             if parts > MAX_PARTS {
@@ -226,6 +257,12 @@ impl Incoming {
                 tag::CANCELS => fields.numbers(field, MAX_CANCEL_BYTES, |id| read.cancels.push(id))?,
                 tag::PING => read.ping = fields.number(field)?,
                 tag::PONG => read.pong = fields.number(field)?,
+                tag::KNOWLEDGE => {
+                    let part = fields.at_most(field, MAX_KNOWLEDGE_BYTES - knowledge_bytes)?;
+                    knowledge_bytes += part.len();
+                    read.knowledge.get_or_insert_default().merge(part)?;
+                }
+                tag::ACKNOWLEDGED => read.acknowledged = fields.number(field)?,
                 _ => fields.pass_over(field)?,
             }
         }
@@ -235,6 +272,11 @@ impl Incoming {
     /// Takes the Hello out of the frame and returns it, if there is one.
     pub(crate) fn hello(&mut self) -> Option<Result<Hello, BadHello>> {
         self.hello.take().map(hello::read)
+    }
+
+    /// Takes the Knowledge out of the frame and returns it, if there is one.
+    pub(crate) fn knowledge(&mut self) -> Option<Knowledge> {
+        self.knowledge.take().map(knowledge::read)
     }
 }
 

@@ -31,6 +31,7 @@ impl Incoming {
         assert_eq!(self.goodbye.map(|incarnation| incarnation.0), frame.goodbye.map(|goodbye| goodbye.incarnation));
         assert_eq!((self.fingerprint, self.ping, self.pong), (frame.fingerprint, frame.ping, frame.pong));
         assert_eq!(self.cancels, frame.cancels);
+        assert_eq!((&self.knowledge, self.acknowledged), (&frame.knowledge, frame.acknowledged));
         assert_eq!((self.requests.len(), self.answers.len()), (frame.requests.len(), frame.answers.len()));
         for (read, other) in self.requests.iter().zip(&frame.requests) {
             assert_eq!((read.id, read.group, &read.key), (other.id, other.group, &other.key));
@@ -38,6 +39,7 @@ impl Incoming {
                 (&read.chain, read.no_load),
                 (&LoadChain::of(other.depth, other.chain.iter().copied()), other.no_load)
             );
+            assert_eq!((read.number, read.known.len()), (other.number, other.known.len()));
             assert_eq!(read.wait.map_or(0, |wait| wait.as_millis()), u128::from(other.deadline_ms));
             match &read.op {
                 Op::Get => assert!(other.op == 0 && !(other.role == 1000 && other.no_load)),
@@ -46,7 +48,8 @@ impl Incoming {
                 Op::Remove { hold } => assert_eq!((2, hold.as_millis()), (other.op, u128::from(other.hold_ms))),
                 Op::Clear => assert_eq!(other.op, 3),
                 Op::ReadPage { cursor } => assert_eq!((4, *cursor), (other.op, other.cursor)),
-                Op::Unknown(number) => assert!(*number == other.op && *number > 4),
+                Op::ReadLogs(_) => assert_eq!(other.op, 5),
+                Op::Unknown(number) => assert!(*number == other.op && *number >= 5),
                 Op::Peek => unreachable!("a peek is read as a get with a flag"),
             }
         }
@@ -81,7 +84,9 @@ impl Incoming {
                     assert_eq!(peer.as_str(), other.former_owner);
                 }
                 Response::Declined(_) => assert!(other.status == 6 || !read.is_known),
-                Response::NotFound => assert_eq!(other.status, 3),
+                Response::NotFound { as_of_age_ms } => {
+                    assert_eq!((3, *as_of_age_ms), (other.status, other.as_of_age_ms))
+                }
                 Response::Overloaded { .. } => assert_eq!(other.status, 5),
                 Response::TooLarge => assert_eq!(other.status, 7),
                 Response::Pending => assert_eq!(other.status, 8),
@@ -91,6 +96,11 @@ impl Incoming {
                 Response::WrongPeer => assert_eq!(other.status, 10),
                 Response::Unsupported => assert_eq!(other.status, 11),
                 Response::Done => assert_eq!(other.status, 12),
+                Response::Logs(logs) => {
+                    let answer: proto::LogAnswer =
+                        prost::Message::decode(other.value.clone()).expect("logs that were read");
+                    assert_eq!((other.status, logs.len()), (15, answer.logs.len()));
+                }
             }
         }
     }

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use crate::protocol::wire::{
     GetRequest,
     field::{Fields, Malformed, Part, Sink},
-    millis,
+    knowledge, millis,
 };
 use crate::protocol::{
     chain::{LoadChain, MAX_HASHES},
-    message::{Op, Request},
+    message::{Op, Request, WriteName},
 };
 
 /// Role of a previous owner that answers a read of the next one.
@@ -33,7 +33,12 @@ mod tag {
     pub(crate) const DEPTH: u32 = 14;
     pub(crate) const HOLD_MS: u32 = 15;
     pub(crate) const CURSOR: u32 = 16;
+    pub(crate) const NUMBER: u32 = 17;
+    pub(crate) const KNOWN: u32 = 18;
 }
+
+/// Maximum number of names of writes in a request: as many as a cluster may have writers.
+const MAX_KNOWN: usize = 2_000;
 
 /// Request that is to be written.
 #[derive(Clone, Copy, Debug)]
@@ -48,12 +53,17 @@ pub(crate) struct RequestRef<'a> {
     /// Rank of the receiver among the candidates: 0 = the owner, n = the n-th successor.
     pub(crate) rank: usize,
     pub(crate) chain: &'a LoadChain,
+    /// Number of the write in this node's log; 0 = the request is no write, or the write is in no log.
+    pub(crate) number: u64,
+    /// Of a set: the writes of the key that this node knew of. Of a get: those that the receiver has not said to have.
+    pub(crate) known: &'a [WriteName],
 }
 
 impl RequestRef<'_> {
     /// Returns the approximate size of the request in a frame, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        64 + self.key.len() + if let Op::Set(value) = self.op { value.len() } else { 0 }
+        let named: usize = self.known.iter().map(|name| 24 + name.writer.id.as_str().len()).sum();
+        64 + self.key.len() + named + if let Op::Set(value) = self.op { value.len() } else { 0 }
     }
 }
 
@@ -65,6 +75,7 @@ impl Part for RequestRef<'_> {
             Op::Remove { .. } => 2,
             Op::Clear => 3,
             Op::ReadPage { .. } => 4,
+            Op::ReadLogs(_) => 5,
             Op::Unknown(number) => *number,
         };
         let role = match self.op {
@@ -84,9 +95,12 @@ impl Part for RequestRef<'_> {
             Op::Set(value) => out.bytes(tag::VALUE, value),
             Op::Remove { hold } => out.number(tag::HOLD_MS, u64::from(millis(*hold))),
             Op::ReadPage { cursor } => out.number(tag::CURSOR, *cursor),
+            Op::ReadLogs(after) => out.bytes(tag::VALUE, &knowledge::write_log_request(after)),
             Op::Get | Op::Clear | Op::Unknown(_) => {}
         }
         out.number(tag::DEPTH, self.chain.depth() as u64);
+        out.number(tag::NUMBER, self.number);
+        self.known.iter().take(MAX_KNOWN).for_each(|name| out.part(tag::KNOWN, name));
     }
 }
 
@@ -95,7 +109,7 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Mal
     let (mut op, mut role, mut deadline_ms, mut depth, mut hold_ms, mut cursor) = (0, 0, 0, 0, 0, 0);
     let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
     let (mut hashes, mut hash_count) = ([0; MAX_HASHES], 0);
-    let (mut id, mut group, mut no_load) = (0, 0, false);
+    let (mut id, mut group, mut no_load, mut number, mut known) = (0, 0, false, 0, Vec::new());
     while let Some(field) = fields.next()? {
         match field.tag {
             tag::ID => id = fields.number(field)?,
@@ -115,6 +129,14 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Mal
             tag::DEPTH => depth = fields.number32(field)?,
             tag::HOLD_MS => hold_ms = fields.number32(field)?,
             tag::CURSOR => cursor = fields.number(field)?,
+            tag::NUMBER => number = fields.number(field)?,
+            tag::KNOWN if known.len() == MAX_KNOWN => {
+                return Err(Malformed::too_much(format!("a request names more than {MAX_KNOWN} writes")));
+            }
+            tag::KNOWN => {
+                let name = knowledge::read_position(Fields(fields.bytes(field)?))?;
+                known.extend(name.map(|name| WriteName { writer: name.writer, number: name.number }));
+            }
             _ => fields.pass_over(field)?,
         }
     }
@@ -125,6 +147,8 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Mal
         2 => Op::Remove { hold: Duration::from_millis(u64::from(hold_ms)) },
         3 => Op::Clear,
         4 => Op::ReadPage { cursor },
+        // An error in one request is the response to that request, and does not end the stream.
+        5 => knowledge::read_log_request(value).map_or(Op::Unknown(5), Op::ReadLogs),
         other => Op::Unknown(other),
     };
     Ok(Request {
@@ -139,6 +163,8 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Mal
             LoadChain::of(depth, hashes.into_iter().take(hash_count))
         },
         no_load,
+        number,
+        known,
     })
 }
 
@@ -156,6 +182,8 @@ pub(crate) fn unary(get: GetRequest) -> (String, Arc<str>, u32, Request) {
         wait: wait(get.deadline_ms),
         chain: LoadChain::EMPTY,
         no_load: get.no_load,
+        number: 0,
+        known: Vec::new(),
     };
     (get.cluster, get.group.into(), get.format, request)
 }

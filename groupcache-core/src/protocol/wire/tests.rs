@@ -5,10 +5,13 @@ use prost::Message as _;
 
 use crate::protocol::wire::*;
 use crate::{
-    identity::PeerId,
+    identity::{Instance, PeerId},
     protocol::{
         chain::LoadChain,
-        message::{DeadlineOwner, Decline, Encoded, Handed, Op, Page, Source},
+        message::{
+            Company, DeadlineOwner, Decline, Encoded, Handed, LogEntry, LogPart, Op, Page, Position, Relayed, Source,
+            WriteName,
+        },
     },
 };
 
@@ -21,12 +24,64 @@ fn round_trip(frame: &Outgoing) -> Incoming {
 }
 
 fn request<'a>(op: &'a Op, key: &'a str, chain: &'a LoadChain) -> RequestRef<'a> {
-    RequestRef { id: 7 << 32, op, group: 1, key, wait: Duration::from_millis(20), rank: 2, chain }
+    RequestRef {
+        id: 7 << 32,
+        op,
+        group: 1,
+        key,
+        wait: Duration::from_millis(20),
+        rank: 2,
+        chain,
+        number: 0,
+        known: &[],
+    }
+}
+
+fn writer() -> Instance {
+    Instance { id: PeerId::new("writer-0").unwrap(), incarnation: Incarnation(1 << 40) }
+}
+
+fn name(number: u64) -> WriteName {
+    WriteName { writer: writer(), number }
+}
+
+fn position() -> Position {
+    Position { writer: writer(), number: 7, base: 3 }
+}
+
+/// Checks that what a node shows of its writes arrives as it was sent, in a frame with a pong and an acknowledgement.
+#[test]
+fn knowledge_survives_round_trip() {
+    let company =
+        || Company { version: 5, members: vec![writer(), Instance { incarnation: Incarnation(0), ..writer() }] };
+    let knowledge = Knowledge {
+        company: Some(company()),
+        positions: vec![position(), Position { base: 0, ..position() }],
+        is_partial: true,
+        asked: vec![PeerId::new("a").unwrap()],
+        relayed: vec![Relayed { node: writer(), number: 9, company: company() }],
+        lists_receiver: true,
+    };
+    let mut frame = Outgoing::new(3);
+    frame.pong(4);
+    frame.knowledge(&knowledge);
+    frame.acknowledged(u64::MAX);
+    let mut arrived = round_trip(&frame);
+    assert_eq!((arrived.knowledge(), arrived.knowledge()), (Some(knowledge), None));
+    assert_eq!((arrived.pong, arrived.acknowledged), (4, u64::MAX));
 }
 
 fn value(bytes: impl Into<Bytes>, remaining_ms: Option<u64>) -> Response {
     let bytes = bytes.into();
-    Response::Value(Encoded { bytes, age_ms: 5, remaining_ms, borrow_ms: 6, is_hot: true, source: Source::Loaded })
+    Response::Value(Encoded {
+        bytes,
+        age_ms: 5,
+        as_of_age_ms: remaining_ms,
+        remaining_ms,
+        borrow_ms: 6,
+        is_hot: true,
+        source: Source::Loaded,
+    })
 }
 
 /// Each operation arrives as it was sent, with and without a chain, with short, empty and long keys.
@@ -44,11 +99,13 @@ fn request_survives_round_trip() {
         Op::Remove { hold },
         Op::Remove { hold: Duration::ZERO },
         Op::Clear,
+        Op::ReadLogs(vec![name(4), name(0)]),
         Op::Unknown(77),
     ] {
         for (key, chain) in [("k", &chain), ("", &LoadChain::EMPTY), (&*"ü".repeat(512), &chain)] {
             let mut frame = Outgoing::new(3);
-            frame.request(&request(&op, key, chain));
+            let known = [name(7), name(u64::MAX)];
+            frame.request(&RequestRef { number: 9, known: &known, ..request(&op, key, chain) });
             let arrived = round_trip(&frame).requests.remove(0);
             // On the wire, a peek is a get with a flag.
             let (read, no_load) =
@@ -56,6 +113,7 @@ fn request_survives_round_trip() {
             assert_eq!((arrived.op, arrived.no_load, arrived.id), (read, no_load, 7 << 32));
             assert_eq!((&*arrived.key, &arrived.chain), (key.as_bytes(), chain));
             assert_eq!(arrived.wait, Some(Duration::from_millis(20)));
+            assert_eq!((arrived.number, &*arrived.known), (9, &known[..]));
         }
     }
 }
@@ -67,13 +125,16 @@ fn response_survives_round_trip() {
         key: key.into(),
         bytes: Bytes::from(vec![9; 300]),
         age_ms: 1,
+        as_of_age_ms: remaining_ms,
         remaining_ms,
     };
+    let entry = |key: Option<&str>| LogEntry { number: 3, group: "g".into(), key: key.map(Into::into), age_ms: 4 };
     let answers = [
         value("v", Some(0)),
         value("", None),
         value(vec![1; 5000], Some(u64::MAX)),
-        Response::NotFound,
+        Response::NotFound { as_of_age_ms: None },
+        Response::NotFound { as_of_age_ms: Some(9) },
         Response::LoadFailed { is_transient: true, text: "t".into() },
         Response::Overloaded { retry_after: Duration::from_millis(7) },
         Response::Declined(Decline::Draining),
@@ -87,7 +148,18 @@ fn response_survives_round_trip() {
         Response::Unsupported,
         Response::Done,
         Response::BadRequest("b".into()),
-        Response::Page(Page { entries: vec![handed("a", Some(5)), handed("b", None)], next: 7, left: 3 }),
+        Response::Logs(vec![LogPart {
+            writer: writer(),
+            through: 9,
+            base: 2,
+            entries: [Some("k"), None].map(|key| entry(key)).into(),
+        }]),
+        Response::Page(Page {
+            entries: vec![handed("a", Some(5)), handed("b", None)],
+            next: 7,
+            left: 3,
+            positions: vec![position()],
+        }),
         Response::Page(Page::default()),
     ];
     let mut frame = Outgoing::new(3);
@@ -204,7 +276,8 @@ fn frame_that_would_take_much_memory_is_refused() {
 #[test]
 fn page_with_too_many_entries_is_not_read() {
     for (entries, is_read) in [(MAX_PARTS, true), (MAX_PARTS + 1, false)] {
-        let page = proto::Page { entries: vec![proto::Handed::default(); entries], next: 0, left: 0 };
+        let page =
+            proto::Page { entries: vec![proto::Handed::default(); entries], next: 0, left: 0, positions: Vec::new() };
         let answer = proto::Answer { status: 14, value: page.encode_to_vec().into(), ..Default::default() };
         let message = proto::Frame { answers: vec![answer], ..Default::default() };
         let read = Incoming::read(&message.encode_to_vec().into()).unwrap();
@@ -248,7 +321,9 @@ fn long_text_is_cut_between_characters() {
 fn hello_in_parts_has_limits_of_one() {
     let part = |n: usize| {
         let name = "g".repeat(200);
-        let groups = (0..n).map(|index| proto::Group { index: index as u32, name: name.clone(), format: 0 }).collect();
+        let groups = (0..n)
+            .map(|index| proto::Group { index: index as u32, name: name.clone(), format: 0, ..proto::Group::default() })
+            .collect();
         let hello = proto::Hello {
             min_version: 1,
             max_version: 1,

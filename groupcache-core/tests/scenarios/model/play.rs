@@ -266,7 +266,7 @@ impl Caller {
                 (history.begin_write(&keys), None, self.group.remove_many(&keys).await)
             }
         };
-        let is_complete = |written: &WriteOutcome| written.is_complete() && !written.views_differed();
+        let is_complete = |written: &WriteOutcome| written.is_complete();
         match written {
             Ok(written) if is_complete(&written) => history.end_write(write, set),
             _ => drop(backend.incomplete.fetch_add(1, SeqCst)),

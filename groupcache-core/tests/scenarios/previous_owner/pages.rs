@@ -18,7 +18,7 @@ use crate::proto::{Answer, Handed, Page, Request};
 use crate::support::{eventually, raw::OVERLOADED};
 
 fn page(entries: Vec<Handed>, next: u64) -> Answer {
-    let value = Page { entries, next, left: 0 }.encode_to_vec().into();
+    let value = Page { entries, next, ..Page::default() }.encode_to_vec().into();
     Answer { status: PAGE, value, ..Answer::default() }
 }
 
@@ -31,6 +31,7 @@ fn handed(key: &str, value: &str) -> Handed {
         value: Bytes::copy_from_slice(value.as_bytes()),
         age_ms: 50_000,
         remaining_ms: Some(60_000),
+        as_of_age_ms: None,
     }
 }
 

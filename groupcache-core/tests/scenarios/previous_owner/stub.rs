@@ -122,7 +122,7 @@ impl Stub {
             state: *self.state.borrow(),
             weight: 1,
             features: self.features,
-            groups: vec![proto::Group { index: 1, name: "data".into(), format: 0 }],
+            groups: vec![proto::Group { index: 1, name: "data".into(), format: 0, ..proto::Group::default() }],
             ..Hello::default()
         }
     }

@@ -3,8 +3,6 @@
 use groupcache_core::RemoveOptions;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::stub::{Scene, value};
 use crate::proto::Answer;
 use crate::support::eventually;
@@ -49,35 +47,20 @@ async fn key_written_since_it_moved_is_not_requested() {
     }
 }
 
-/// Checks that a key is not read from its previous owner within a second of a write, because the previous owner may
-/// have missed the write. A test on a busy machine may take longer, and is tried again.
+/// Checks that a key is not read from a previous owner of an earlier release after a write, because the previous owner
+/// cannot say whether it has heard of the write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn key_written_just_before_it_moved_is_not_requested() {
+async fn key_written_before_it_moved_is_not_requested() {
     for write in [Write::Remove, Write::Clear] {
-        let mut attempts = 0;
-        while !check_write_just_before_move(write).await {
-            attempts += 1;
-            assert!(attempts < 20, "this machine is too slow: no attempt ended within 900 ms");
-        }
-    }
-}
-
-/// Writes a key shortly before it moves to `b`. Returns whether the attempt was fast enough to be judged.
-async fn check_write_just_before_move(write: Write) -> bool {
-    let scene = Scene::start().await;
-    let key = &scene.keys_of_a(1)[0];
-    scene.stub.answer_with(|_| Some(value("from a")));
-    let begun = Instant::now();
-    // The stub owns the key and acknowledges the write, which proves nothing to b within a second.
-    write.at_b(&scene, key).await;
-    scene.drain_a().await;
-    let got = scene.group.get(key).await.unwrap();
-    let is_in_time = begun.elapsed() < Duration::from_millis(900);
-    if is_in_time {
+        let scene = Scene::start().await;
+        let key = &scene.keys_of_a(1)[0];
+        scene.stub.answer_with(|_| Some(value("from a")));
+        write.at_b(&scene, key).await;
+        scene.drain_a().await;
+        let got = scene.group.get(key).await.unwrap();
         assert!(write.allows(&got), "{write:?}: {got}");
         assert_eq!(scene.stub.reads().len(), 0, "{write:?}");
     }
-    is_in_time
 }
 
 /// Checks a write during a previous-owner read: callers that waited for the read get its outcome, and the value is not

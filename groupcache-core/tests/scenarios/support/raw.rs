@@ -30,9 +30,9 @@ pub fn hello() -> Hello {
         state: 2,
         weight: 1,
         groups: vec![
-            proto::Group { index: 7, name: "data".into(), format: 0 },
-            proto::Group { index: 8, name: "unknown".into(), format: 0 },
-            proto::Group { index: 9, name: "data".into(), format: 5 },
+            proto::Group { index: 7, name: "data".into(), format: 0, ..proto::Group::default() },
+            proto::Group { index: 8, name: "unknown".into(), format: 0, ..proto::Group::default() },
+            proto::Group { index: 9, name: "data".into(), format: 5, ..proto::Group::default() },
         ],
         ..Hello::default()
     }

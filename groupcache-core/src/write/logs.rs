@@ -1,0 +1,457 @@
+//! Logs of all writers that this node has heard of, and the index of the entries by key.
+//!
+//! Entries that fall off become an entry of all keys of their group, so that a node that asks for them drops too many
+//! values instead of too few. The index answers which writes of a key this node has heard of.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, atomic::AtomicU64, atomic::Ordering::Release},
+    time::Duration,
+};
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::{
+    identity::Instance,
+    protocol::{
+        message::{LogEntry, LogPart, Position, WriteName},
+        wire::entry_bytes,
+    },
+    write::log::{Entry, Log},
+};
+
+/// Maximum number of entries of the own log, and of all other logs together.
+const MAX_ENTRIES: usize = 10_000;
+
+/// Time for which an entry is kept.
+pub(crate) const KEPT: Duration = Duration::from_secs(3600);
+
+/// Maximum number of logs. Beyond it the log of the writer that was not heard for the longest time is forgotten.
+const MAX_LOGS: usize = 4_000;
+
+/// Maximum number of positions that are shown at once, so that a frame stays small.
+const SHOWN_AT_ONCE: usize = 2_000;
+
+/// Maximum bytes of entries in one answer, so that later messages on the connection do not wait long.
+const PART_BYTES: usize = 192 << 10;
+
+/// Key of the index: the hash of group and key. Two keys of one hash name the writes of each other, which does no harm.
+type KeyHash = u64;
+
+fn key_hash(group: &str, key: &str) -> KeyHash {
+    xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(group.as_bytes(), 0))
+}
+
+/// Positions in logs by writer.
+pub(crate) type Positions = BTreeMap<Instance, Shown>;
+
+/// Position of another node in a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) number: u64,
+    pub(crate) base: u64,
+}
+
+/// Writes that are named for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// Those of the key itself.
+    Key,
+    /// Those of the key, and of all keys of its group.
+    Group,
+    /// Those, and the bases of logs.
+    All,
+}
+
+/// Entry that was heard by its name only, as an entry after a gap of which the rest is not known.
+#[derive(Debug)]
+struct Remembered {
+    group: Arc<str>,
+    hash: KeyHash,
+    name: WriteName,
+    heard_ms: u64,
+}
+
+/// The logs.
+#[derive(Debug)]
+pub(crate) struct Logs {
+    own: Instance,
+    logs: BTreeMap<Instance, Log>,
+    /// Heard writes of single keys.
+    by_key: HashMap<KeyHash, Vec<WriteName>>,
+    /// Heard writes of all keys of a group: the last number of each writer.
+    by_group: BTreeMap<Arc<str>, BTreeMap<Instance, u64>>,
+    /// Bases, which count as writes of all keys of all groups.
+    bases: BTreeMap<Instance, u64>,
+    /// Changes of `by_group` and `bases`.
+    pub(crate) wide_changes: u64,
+    /// Writers of the kept entries of single keys, in the order in which they were heard: the own ones, and others.
+    own_order: VecDeque<(u64, Instance)>,
+    order: VecDeque<(u64, Instance)>,
+    named: VecDeque<Remembered>,
+    /// Changes of positions.
+    changes: u64,
+    /// Position in the own log, for each reader that must not lock.
+    own_position: Arc<AtomicU64>,
+}
+
+impl Logs {
+    pub(crate) fn new(own: Instance) -> Self {
+        Self {
+            logs: BTreeMap::from([(own.clone(), Log::default())]),
+            own,
+            by_key: HashMap::new(),
+            by_group: BTreeMap::new(),
+            bases: BTreeMap::new(),
+            wide_changes: 0,
+            own_order: VecDeque::new(),
+            order: VecDeque::new(),
+            named: VecDeque::new(),
+            changes: 0,
+            own_position: Arc::default(),
+        }
+    }
+
+    /// Returns the number of changes of positions so far.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    pub(crate) fn position(&self, writer: &Instance) -> u64 {
+        self.logs.get(writer).map_or(0, Log::position)
+    }
+
+    pub(crate) fn own_position(&self) -> u64 {
+        self.position(&self.own)
+    }
+
+    /// Returns whether an entry is applied.
+    pub(crate) fn has(&self, writer: &Instance, number: u64) -> bool {
+        self.logs.get(writer).is_some_and(|log| log.has(number))
+    }
+
+    pub(crate) fn has_gap(&self, writer: &Instance) -> bool {
+        self.logs.get(writer).is_some_and(Log::has_gap)
+    }
+
+    /// Appends a write, which this node has applied, to the own log. Returns its number.
+    pub(crate) fn append(&mut self, group: &Arc<str>, key: Option<&Arc<str>>, now_ms: u64) -> u64 {
+        let (own, number) = (self.own.clone(), self.own_position() + 1);
+        let entry = Entry { number, group: Arc::clone(group), key: key.cloned(), written_ms: now_ms };
+        self.announce(&own, &entry, now_ms);
+        self.commit(&own, entry, now_ms);
+        number
+    }
+
+    /// Adds an entry to the index, before the value is dropped: from here on the entry is named to other nodes.
+    pub(crate) fn announce(&mut self, writer: &Instance, entry: &Entry, now_ms: u64) {
+        self.heard_of(writer, entry.number, now_ms);
+        match &entry.key {
+            Some(key) => {
+                let hash = key_hash(&entry.group, key);
+                self.name(hash, WriteName { writer: writer.clone(), number: entry.number });
+            }
+            None => self.announce_all(writer, &entry.group, entry.number),
+        }
+    }
+
+    fn name(&mut self, hash: KeyHash, name: WriteName) {
+        let names = self.by_key.entry(hash).or_default();
+        match names.iter_mut().find(|known| known.writer == name.writer) {
+            Some(known) => known.number = known.number.max(name.number),
+            None => names.push(name),
+        }
+    }
+
+    fn announce_all(&mut self, writer: &Instance, group: &Arc<str>, number: u64) {
+        let last = self.by_group.entry(Arc::clone(group)).or_default().entry(writer.clone()).or_default();
+        if *last < number {
+            *last = number;
+            self.wide_changes += 1;
+        }
+    }
+
+    /// Records an entry after it was applied. The position moves only here.
+    pub(crate) fn commit(&mut self, writer: &Instance, entry: Entry, now_ms: u64) {
+        let (is_own, is_of_key, written_ms) = (*writer == self.own, entry.key.is_some(), entry.written_ms);
+        let log = self.log_of(writer, now_ms);
+        if log.has(entry.number) {
+            return;
+        }
+        let has_moved = log.record(entry);
+        if has_moved {
+            self.moved(writer);
+        }
+        if is_of_key {
+            let order = if is_own { &mut self.own_order } else { &mut self.order };
+            order.push_back((written_ms, writer.clone()));
+            if order.len() > MAX_ENTRIES {
+                self.forget_first(is_own);
+            }
+        }
+    }
+
+    /// Records that this node has heard of an entry.
+    fn heard_of(&mut self, writer: &Instance, number: u64, now_ms: u64) {
+        let log = self.log_of(writer, now_ms);
+        log.announced = log.announced.max(number);
+    }
+
+    fn log_of(&mut self, writer: &Instance, now_ms: u64) -> &mut Log {
+        if self.logs.len() >= MAX_LOGS && !self.logs.contains_key(writer) {
+            let others = self.logs.iter().filter(|(other, _)| **other != self.own);
+            let oldest = others.min_by_key(|(_, log)| log.heard_ms).map(|(other, _)| other.clone());
+            oldest.iter().for_each(|oldest| self.forget_log(oldest));
+        }
+        let log = self.logs.entry(writer.clone()).or_default();
+        log.heard_ms = now_ms;
+        log
+    }
+
+    fn moved(&mut self, writer: &Instance) {
+        self.changes += 1;
+        if let Some(log) = self.logs.get_mut(writer) {
+            log.changed = self.changes;
+            if *writer == self.own {
+                self.own_position.store(log.position(), Release);
+            }
+        }
+    }
+
+    /// Records that every entry of a log up to `number` is applied.
+    pub(crate) fn reach(&mut self, writer: &Instance, number: u64, now_ms: u64) {
+        if self.log_of(writer, now_ms).reach(number) {
+            self.moved(writer);
+        }
+    }
+
+    /// Announces that a log is about to begin at `number`, which counts as a write of all keys of all groups.
+    pub(crate) fn announce_base(&mut self, writer: &Instance, number: u64, now_ms: u64) {
+        self.heard_of(writer, number, now_ms);
+        let base = self.bases.entry(writer.clone()).or_default();
+        if *base < number {
+            *base = number;
+            self.wide_changes += 1;
+        }
+    }
+
+    /// Begins a log at `number`, after all values were dropped and all flights detached.
+    pub(crate) fn begin_at(&mut self, writer: &Instance, number: u64, now_ms: u64) {
+        if self.log_of(writer, now_ms).begin_at(number) {
+            self.moved(writer);
+        }
+    }
+
+    /// Adds the entries of a log from before its base. The base stays a write of all keys for this node.
+    pub(crate) fn fill(&mut self, part: &LogPart, after: u64, now_ms: u64) {
+        if let Some(log) =
+            self.logs.get_mut(&part.writer).filter(|log| part.base <= after && part.through >= log.base())
+        {
+            log.fill(after, part.entries.iter().map(|entry| of_wire(entry, now_ms)).collect());
+        }
+    }
+
+    /// Returns the names of the writes of a key that another node, with these positions, has not said that it has.
+    pub(crate) fn names(&self, group: &str, key: &str, positions: &Positions, of: Named) -> Vec<WriteName> {
+        let mut names: Vec<WriteName> = Vec::new();
+        let mut name = |writer: &Instance, number: u64| {
+            if positions.get(writer).is_some_and(|shown| shown.number >= number) {
+                return;
+            }
+            match names.iter_mut().find(|known| known.writer == *writer) {
+                Some(known) => known.number = known.number.max(number),
+                None => names.push(WriteName { writer: writer.clone(), number }),
+            }
+        };
+        for known in self.by_key.get(&key_hash(group, key)).into_iter().flatten() {
+            name(&known.writer, known.number);
+        }
+        if of != Named::Key {
+            self.by_group.get(group).into_iter().flatten().for_each(|(writer, number)| name(writer, *number));
+        }
+        if of == Named::All {
+            self.bases.iter().for_each(|(writer, number)| name(writer, *number));
+        }
+        names
+    }
+
+    /// Returns whether another node with these positions has said to have every write of all keys.
+    pub(crate) fn has_said_all_wide(&self, positions: &Positions) -> bool {
+        let wide = self.by_group.values().flatten().chain(&self.bases);
+        wide.into_iter().all(|(writer, number)| positions.get(writer).is_some_and(|shown| shown.number >= *number))
+    }
+
+    /// Returns whether another node with these positions has said to have every entry of every log.
+    pub(crate) fn has_said_all(&self, positions: &Positions) -> bool {
+        let has_said = |writer: &Instance| positions.get(writer).map_or(0, |shown| shown.number);
+        self.logs.iter().all(|(writer, log)| has_said(writer) >= log.announced)
+    }
+
+    /// Returns whether this node has not heard of a named write of a key, nor of a later one of the same writer.
+    fn lacks(&self, group: &str, hash: KeyHash, name: &WriteName) -> bool {
+        let WriteName { writer, number } = name;
+        let of_key = || self.by_key.get(&hash).into_iter().flatten();
+        let all = self.by_group.get(group).and_then(|writers| writers.get(writer)).or(self.bases.get(writer));
+        !self.has(writer, *number)
+            && all.is_none_or(|last| last < number)
+            && !of_key().any(|known| known.writer == *writer && known.number >= *number)
+    }
+
+    /// Remembers the named writes of a key that this node has not heard of. Returns whether there was one, after which
+    /// the caller drops the value.
+    pub(crate) fn remember(&mut self, group: &Arc<str>, key: &str, names: &[WriteName], now_ms: u64) -> bool {
+        let hash = key_hash(group, key);
+        let mut has_lacked = false;
+        for name in names {
+            if name.writer != self.own && self.lacks(group, hash, name) {
+                has_lacked = true;
+                self.heard_of(&name.writer, name.number, now_ms);
+                self.name(hash, name.clone());
+                self.named.push_back(Remembered {
+                    group: Arc::clone(group),
+                    hash,
+                    name: name.clone(),
+                    heard_ms: now_ms,
+                });
+                if self.named.len() > MAX_ENTRIES {
+                    self.forget_named();
+                }
+            }
+        }
+        has_lacked
+    }
+
+    /// Returns whether this node has heard of a write of a key, or of all keys of its group, that is not among `known`.
+    pub(crate) fn has_heard_beyond(&self, group: &str, key: &str, known: &[WriteName]) -> bool {
+        let positions: Positions =
+            known.iter().map(|name| (name.writer.clone(), Shown { number: name.number, base: 0 })).collect();
+        !self.names(group, key, &positions, Named::All).is_empty()
+    }
+
+    /// Returns the positions that have changed since change `since`, a limited number of them, and the change up to
+    /// which they are shown.
+    pub(crate) fn positions_since(&self, since: u64) -> (Vec<Position>, u64) {
+        if since == self.changes {
+            return (Vec::new(), since);
+        }
+        let mut changed: Vec<_> = self.logs.iter().filter(|(_, log)| log.changed > since).collect();
+        changed.sort_by_key(|(_, log)| log.changed);
+        let is_partial = changed.len() > SHOWN_AT_ONCE;
+        changed.truncate(SHOWN_AT_ONCE);
+        let until = changed.last().filter(|_| is_partial).map_or(self.changes, |(_, log)| log.changed);
+        let position = |(writer, log): (&Instance, &Log)| Position {
+            writer: writer.clone(),
+            number: log.position(),
+            base: log.base(),
+        };
+        (changed.into_iter().map(position).collect(), until)
+    }
+
+    /// Returns the base of a log.
+    pub(crate) fn base(&self, writer: &Instance) -> u64 {
+        self.logs.get(writer).map_or(0, Log::base)
+    }
+
+    /// Returns the entries after the given ones, up to the size of an answer.
+    pub(crate) fn parts(&self, after: &[WriteName], now_ms: u64) -> Vec<LogPart> {
+        let (mut parts, mut bytes) = (Vec::new(), 0);
+        for WriteName { writer, number: after } in after {
+            let Some(log) = self.logs.get(writer).filter(|log| log.position() > *after) else { continue };
+            let base = if log.base() > *after { log.base() } else { 0 };
+            let mut part = LogPart { writer: writer.clone(), through: log.position(), base, entries: Vec::new() };
+            for entry in log.after(base.max(*after)) {
+                let entry = to_wire(entry, now_ms);
+                bytes += entry_bytes(&entry);
+                if bytes > PART_BYTES && !part.entries.is_empty() {
+                    part.through = entry.number - 1;
+                    break;
+                }
+                part.entries.push(entry);
+            }
+            parts.push(part);
+            if bytes > PART_BYTES {
+                break;
+            }
+        }
+        parts
+    }
+
+    /// Forgets what is older than [`KEPT`].
+    pub(crate) fn sweep(&mut self, now_ms: u64) {
+        let Some(end_ms) = now_ms.checked_sub(KEPT.as_millis() as u64) else { return };
+        for is_own in [true, false] {
+            let order = |logs: &Self| (if is_own { &logs.own_order } else { &logs.order }).front().map(|(ms, _)| *ms);
+            while order(self).is_some_and(|written_ms| written_ms < end_ms) {
+                self.forget_first(is_own);
+            }
+        }
+        while self.named.front().is_some_and(|named| named.heard_ms < end_ms) {
+            self.forget_named();
+        }
+    }
+
+    /// Forgets the logs of writers that are gone and were not heard within [`KEPT`].
+    pub(crate) fn forget_gone(&mut self, now_ms: u64, is_gone: impl Fn(&Instance) -> bool) {
+        let Some(end_ms) = now_ms.checked_sub(KEPT.as_millis() as u64) else { return };
+        let is_old = |log: &Log| log.heard_ms < end_ms;
+        let gone: Vec<_> = self
+            .logs
+            .iter()
+            .filter(|(writer, log)| **writer != self.own && is_old(log) && is_gone(writer))
+            .map(|(writer, _)| writer.clone())
+            .collect();
+        gone.iter().for_each(|writer| self.forget_log(writer));
+    }
+
+    fn forget_log(&mut self, writer: &Instance) {
+        self.logs.remove(writer);
+        self.bases.remove(writer);
+        self.by_group.values_mut().for_each(|writers| {
+            writers.remove(writer);
+        });
+        self.by_group.retain(|_, writers| !writers.is_empty());
+        self.wide_changes += 1;
+    }
+
+    /// Takes the entry of a single key that was heard first off its log.
+    fn forget_first(&mut self, is_own: bool) {
+        let order = if is_own { &mut self.own_order } else { &mut self.order };
+        let Some((_, writer)) = order.pop_front() else { return };
+        let Some(forgotten) = self.logs.get_mut(&writer).and_then(Log::forget_first) else { return };
+        if let Some(key) = &forgotten.key {
+            self.unname(key_hash(&forgotten.group, key), &writer, forgotten.number);
+        }
+        self.announce_all(&writer, &forgotten.group, forgotten.number);
+    }
+
+    /// Forgets the named write that was heard first. A write that never came becomes one of all keys of its group.
+    fn forget_named(&mut self) {
+        let Some(Remembered { group, hash, name, .. }) = self.named.pop_front() else { return };
+        if !self.has(&name.writer, name.number) {
+            self.announce_all(&name.writer, &group, name.number);
+            self.unname(hash, &name.writer, name.number);
+        }
+    }
+
+    /// Removes the name of a write from the index, unless a later one of the same writer is there.
+    fn unname(&mut self, hash: KeyHash, writer: &Instance, number: u64) {
+        if let Some(names) = self.by_key.get_mut(&hash) {
+            names.retain(|name| name.writer != *writer || name.number > number);
+            if names.is_empty() {
+                self.by_key.remove(&hash);
+            }
+        }
+    }
+}
+
+/// Returns an entry of another node's answer. An age is rounded up by one fiftieth, because clocks differ.
+pub(crate) fn of_wire(entry: &LogEntry, now_ms: u64) -> Entry {
+    let age_ms = entry.age_ms.saturating_add(entry.age_ms / 50);
+    let LogEntry { number, group, key, .. } = entry.clone();
+    Entry { number, group, key, written_ms: now_ms.saturating_sub(age_ms) }
+}
+
+fn to_wire(entry: &Entry, now_ms: u64) -> LogEntry {
+    let Entry { number, group, key, written_ms } = entry.clone();
+    LogEntry { number, group, key, age_ms: now_ms.saturating_sub(written_ms) }
+}
