@@ -150,7 +150,7 @@ impl NodeContext {
 
     /// Returns the link to each connected peer, in the order of their ids.
     pub(crate) fn connected_links(&self) -> Vec<(PeerId, Arc<Link>)> {
-        // Not `links_by_id`, which lacks a peer whose last of several links was closed.
+        // Not `links_by_id`, which lacks a peer when the last of its several links was closed.
         let mut by_id = BTreeMap::new();
         for link in self.links().into_iter().filter(|link| link.admits()) {
             if let Some(peer) = link.instance() {

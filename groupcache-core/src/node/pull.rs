@@ -1,7 +1,7 @@
 //! Pull: asks peers for the writes that this node lacks, and answers such requests of peers.
 //!
-//! A writer sends each write once. What does not arrive, because a connection was broken or a limit was reached, is
-//! pulled: the pongs of every peer show which writes there are, and any peer that has applied a write passes it on. A
+//! A writer sends each write once. A write that does not arrive, because a connection was broken or a limit was reached,
+//! is pulled: the pongs of every peer show which writes there are, and any peer that has applied a write passes it on. A
 //! node that holds no value yet begins each log at the position that it is shown.
 
 use std::{sync::Arc, time::Duration};

@@ -94,7 +94,7 @@ pub(crate) struct Relayed {
     pub(crate) company: Company,
 }
 
-/// What a node knows of writes, as it shows that to a peer with each ping and pong.
+/// Knowledge of writes, as a node shows it to a peer with each ping and pong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Knowledge {
     /// Present when the company has changed since the last Knowledge of the connection.
@@ -102,7 +102,7 @@ pub(crate) struct Knowledge {
     pub(crate) positions: Vec<Position>,
     /// Whether further positions follow with the next Knowledge.
     pub(crate) is_partial: bool,
-    /// Nodes whose acknowledgements the sender lacks.
+    /// Nodes of which the sender lacks acknowledgements.
     pub(crate) asked: Vec<PeerId>,
     pub(crate) relayed: Vec<Relayed>,
     /// Whether the discovery of the sender lists the receiver.

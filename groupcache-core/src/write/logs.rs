@@ -4,7 +4,7 @@
 //! values instead of too few. The index answers which writes of a key this node has heard of.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, atomic::AtomicU64, atomic::Ordering::Release},
     time::Duration,
 };
@@ -55,11 +55,11 @@ pub(crate) struct Shown {
 /// Writes that are named for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Named {
-    /// Those of the key itself.
+    /// Writes of the key itself.
     Key,
-    /// Those of the key, and of all keys of its group.
+    /// Writes of the key, and of all keys of its group.
     Group,
-    /// Those, and the bases of logs.
+    /// Writes of the key, of all keys of its group, and the bases of logs.
     All,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Logs {
     own: Instance,
     logs: BTreeMap<Instance, Log>,
     /// Heard writes of single keys.
-    by_key: HashMap<KeyHash, Vec<WriteName>>,
+    by_key: BTreeMap<KeyHash, Vec<WriteName>>,
     /// Heard writes of all keys of a group: the last number of each writer.
     by_group: BTreeMap<Arc<str>, BTreeMap<Instance, u64>>,
     /// Bases, which count as writes of all keys of all groups.
@@ -100,7 +100,7 @@ impl Logs {
         Self {
             logs: BTreeMap::from([(own.clone(), Log::default())]),
             own,
-            by_key: HashMap::new(),
+            by_key: BTreeMap::new(),
             by_group: BTreeMap::new(),
             bases: BTreeMap::new(),
             wide_changes: 0,

@@ -2,7 +2,7 @@
 //!
 //! The company are the members, and each node that is connected, listed or not, each in one incarnation. A node leaves
 //! the company by its goodbye, or when discovery has removed it and it has no connection; a node that discovery never
-//! listed leaves [`STRANGER`] after its connection ends.
+//! listed leaves [`UNLISTED_STAYS`] after its connection ends.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Time after the end of its connection for which a node that discovery never listed stays in the company.
-const STRANGER: Duration = Duration::from_secs(60);
+const UNLISTED_STAYS: Duration = Duration::from_secs(60);
 
 /// Time of absence after which other nodes may have forgotten writes: less than logs reach back, because a value may
 /// have been loaded a while before it was stored.
@@ -73,8 +73,9 @@ pub(super) struct Peer {
 
 impl Peer {
     fn is_in_company(&self, now_ms: u64) -> bool {
-        let is_stranger = || !self.was_listed && now_ms.saturating_sub(self.gone_ms) < STRANGER.as_millis() as u64;
-        self.is_met && !self.has_left && (self.connections > 0 || self.is_listed || is_stranger())
+        let stays_unlisted =
+            || !self.was_listed && now_ms.saturating_sub(self.gone_ms) < UNLISTED_STAYS.as_millis() as u64;
+        self.is_met && !self.has_left && (self.connections > 0 || self.is_listed || stays_unlisted())
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -349,18 +350,18 @@ mod tests {
         peers.listed(&names.iter().map(|name| PeerId::new(name).unwrap()).collect());
     }
 
-    /// Checks when a node is in the company: while it is connected or listed, and a stranger for a minute longer.
+    /// Checks when a node is in the company: while it is connected or listed, and an unlisted node for a minute longer.
     #[test]
     fn node_leaves_company_unlisted_and_unconnected() {
         let mut peers = peers();
         list(&mut peers, &["a", "never-met"]);
-        for id in ["a", "stranger"] {
+        for id in ["a", "unlisted"] {
             peers.greeted(&instance(id, 7), true, true, 0);
         }
         list(&mut peers, &["a", "never-met"]);
         assert_eq!(peers.refresh(0), CompanyChange { has_changed: true, has_lost: false, has_gained: true });
-        assert_eq!(ids(&peers), ["a", "stranger"], "a target that never answered is no node");
-        for id in ["a", "stranger"] {
+        assert_eq!(ids(&peers), ["a", "unlisted"], "a target that never answered is no node");
+        for id in ["a", "unlisted"] {
             peers.disconnected(&instance(id, 7), 1000);
         }
         assert_eq!(peers.refresh(60_999), CompanyChange::default());

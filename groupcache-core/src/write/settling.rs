@@ -108,7 +108,8 @@ impl Unsettled {
         }
     }
 
-    /// Settles the writes whose pending nodes can serve no older value any longer, and forgets those without a waiter.
+    /// Settles the writes of which no pending node can serve an older value any longer, and forgets those without a
+    /// waiter.
     pub(super) fn settle_by_time(
         &mut self,
         now_ms: u64,

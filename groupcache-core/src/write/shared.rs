@@ -1,6 +1,6 @@
 //! Writes: the state of logs, company and horizon that the connections, the engines and the tasks of a node share.
 //!
-//! One lock guards the state. No other lock is taken under it, and no user code runs under it.
+//! A single lock guards the state. No other lock is taken under it, and no user code runs under it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +38,7 @@ const PULL_AFTER: Duration = Duration::from_millis(100);
 /// Time after which a writer asks other nodes for the acknowledgements that it lacks.
 const ASK_AFTER: Duration = Duration::from_millis(100);
 
-/// Maximum number of nodes whose acknowledgements are asked for at once.
+/// Maximum number of nodes of which acknowledgements are asked for at once.
 const MAX_ASKED: usize = 100;
 
 /// Maximum number of pongs of a peer that wait for their positions to be reached.
@@ -49,7 +49,7 @@ const MAX_PONGS: usize = 8;
 struct Lacking {
     due_ms: u64,
     is_running: bool,
-    /// Peers that were asked in vain.
+    /// Peers that were asked and have not moved the position.
     asked: BTreeSet<PeerId>,
 }
 
@@ -696,7 +696,7 @@ impl State {
         }
     }
 
-    /// Moves the times of the peers whose pongs are reached, and the horizon.
+    /// Moves the times of the peers with pongs that are reached, and the horizon.
     fn advance(&mut self) {
         let Self { logs, peers, horizon, .. } = self;
         let waiting = peers.by_id.iter().filter(|(_, peer)| !peer.pongs.is_empty());
@@ -707,8 +707,9 @@ impl State {
             let counts = peers.has_same_company(&instance) || mutant!(PongOfOtherCompany);
             let Some(peer) = peers.of(&instance) else { continue };
             let is_reached = |pong: &Pong| pong.lacking.iter().all(|(writer, number)| logs.position(writer) >= *number);
-            while let Some(pong) = peer.pongs.pop_front_if(|pong| is_reached(pong)) {
-                peer.applied_ms = peer.applied_ms.max(Some(pong.left_ms).filter(|_| counts));
+            while let Some(left_ms) = peer.pongs.front().filter(|pong| is_reached(pong)).map(|pong| pong.left_ms) {
+                peer.pongs.pop_front();
+                peer.applied_ms = peer.applied_ms.max(Some(left_ms).filter(|_| counts));
             }
         }
         let company = peers.company();
@@ -730,7 +731,7 @@ impl State {
         unsettled.settle_by_time(now_ms, pending, &peers.by_id);
     }
 
-    /// Returns the nodes other than `to` whose acknowledgements this node lacks for longer than [`ASK_AFTER`].
+    /// Returns the nodes other than `to` of which this node lacks acknowledgements for longer than [`ASK_AFTER`].
     fn asked(&mut self, to: &PeerId, now_ms: u64) -> Vec<PeerId> {
         let last = self.unsettled.last_before(now_ms.saturating_sub(ASK_AFTER.as_millis() as u64));
         let Some(last) = last else { return Vec::new() };

@@ -24,7 +24,7 @@ struct Net {
 }
 
 impl Net {
-    /// Starts `n` nodes with a group whose values stay for an hour.
+    /// Starts `n` nodes with a group of values that stay for an hour.
     async fn start(n: usize, bound: Option<Duration>) -> Self {
         let (mut nodes, mut lists, loads) = (Vec::new(), Vec::new(), Loads::default());
         for at in 0..n {
@@ -36,8 +36,8 @@ impl Net {
         let mut paths: Vec<Vec<Option<Proxy>>> = Vec::new();
         for from in 0..n {
             let mut row = Vec::new();
-            for to in 0..n {
-                row.push(if from == to { None } else { Some(Proxy::start(nodes[to].address()).await) });
+            for (to, node) in nodes.iter().enumerate() {
+                row.push(if from == to { None } else { Some(Proxy::start(node.address()).await) });
             }
             paths.push(row);
         }
@@ -105,7 +105,7 @@ async fn numbered(loads: &Loads, key: &str) -> Result<String, BoxError> {
     Ok(loads.begin(key).to_string())
 }
 
-/// Returns a group whose values stay for an hour.
+/// Returns a group with values that stay for an hour.
 fn group_of(node: &Node, loads: &Loads) -> GroupBuilder<String> {
     let group = node.group::<String>("data").capacity_bytes(1 << 20).loader_with(loads.clone(), numbered);
     group.time_to_live(Duration::from_secs(3600)).jitter(0.0)
@@ -132,7 +132,7 @@ async fn write_settles_through_a_third_node() {
     assert!(net.nodes[1].stats().pulled_writes > 0);
 }
 
-/// Checks that all nodes hear of a write whose writer died after it had told one of them.
+/// Checks that all nodes hear of a write after its writer has told one of them and died.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn write_of_a_dead_writer_reaches_every_node() {
     let mut net = Net::start(3, None).await;

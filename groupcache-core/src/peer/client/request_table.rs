@@ -112,7 +112,7 @@ pub(crate) struct RequestTable {
     pub(crate) hello_sent: u64,
     pub(crate) goodbye_due: bool,
     pub(crate) pong_due: u64,
-    /// What this node has shown of its writes on the current connection.
+    /// Knowledge of writes that this node has shown on the current connection.
     pub(crate) knowledge_sent: SentKnowledge,
     watch: SilenceWatch,
 }
@@ -433,7 +433,8 @@ impl SilenceWatch {
 
     /// Takes a pong, and returns when its ping left, and whether the pong is the first one.
     fn pong(&mut self, number: u64) -> Option<(u64, bool)> {
-        while let Some((sent, left_ms)) = self.sent.pop_front_if(|(sent, _)| *sent <= number) {
+        while let Some((sent, left_ms)) = self.sent.front().copied().filter(|(sent, _)| *sent <= number) {
+            self.sent.pop_front();
             if sent == number {
                 return Some((left_ms, !std::mem::replace(&mut self.has_pong, true)));
             }

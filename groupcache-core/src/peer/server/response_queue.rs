@@ -64,9 +64,9 @@ struct Queue {
     taken_ms: u64,
     /// Number of the ping to answer; 0 = none.
     pong: u64,
-    /// Nodes whose acknowledgements that ping asked for.
+    /// Nodes of which that ping asked for the acknowledgements.
     asked: Vec<PeerId>,
-    /// What this node has shown of its writes on this connection.
+    /// Knowledge of writes that this node has shown on this connection.
     knowledge_sent: SentKnowledge,
     /// Whether the queue has the acknowledgement of a write.
     has_acknowledgement: bool,
@@ -80,8 +80,8 @@ struct Queue {
 
 impl Queue {
     /// Adds what the frame is to show of writes: with a pong all that has changed, and otherwise the company, if it has
-    /// changed, and the position in the log of the peer. Both precede the answers, so that an acknowledgement shows the
-    /// company of its moment or later.
+    /// changed, and the position in the log of the peer. The company precedes the answers, so that an acknowledgement
+    /// shows the company of its moment or later.
     fn show_writes(&mut self, writer: &Instance, local: &LocalNode, frame: &mut Outgoing) {
         let writes = &local.writes;
         if self.pong != 0 || writes.owes_company(&self.knowledge_sent) {
@@ -198,7 +198,7 @@ impl ResponseQueue {
         });
     }
 
-    /// Answers a ping with the next frame. `asked` are the nodes whose acknowledgements the ping asked for.
+    /// Answers a ping with the next frame. `asked` are the nodes of which the ping asked for the acknowledgements.
     pub(crate) fn pong(&self, number: u64, asked: Vec<PeerId>) {
         self.change(|queue| (queue.pong, queue.asked) = (number, asked));
     }

@@ -72,7 +72,7 @@ pub struct Relayed {
     #[prost(message, optional, tag = "3")]
     pub company: ::core::option::Option<Company>,
 }
-/// What the sender knows of writes.
+/// Knowledge of writes.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Knowledge {
     /// Present in the first Knowledge of a connection, and again whenever it has changed.
@@ -84,7 +84,7 @@ pub struct Knowledge {
     /// Whether further positions follow with the next Knowledge.
     #[prost(bool, tag = "3")]
     pub is_partial: bool,
-    /// Nodes whose acknowledgements the sender lacks. The receiver passes on those that it has.
+    /// Nodes of which the sender lacks acknowledgements. The receiver passes on those that it has.
     #[prost(string, repeated, tag = "4")]
     pub asked: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "5")]

@@ -107,7 +107,7 @@ fn of_company(company: proto::Company) -> Company {
     Company { version: company.version, members }
 }
 
-/// Returns the knowledge of a message, without the parts whose ids are none.
+/// Returns the knowledge of a message, without the parts with a bad id.
 pub(crate) fn read(knowledge: proto::Knowledge) -> Knowledge {
     let position = |p: proto::Position| {
         Some(Position { writer: of_instance(p.writer)?, number: p.number, base: p.base.min(p.number) })
@@ -155,7 +155,7 @@ pub(crate) fn write_logs(logs: &[LogPart]) -> Vec<u8> {
     proto::LogAnswer { logs: logs.iter().map(part).collect() }.encode_to_vec()
 }
 
-/// Reads parts of logs. An entry whose key is none is a write of all keys of its group, so that no write is lost.
+/// Reads parts of logs. An entry with a bad key is a write of all keys of its group, so that no write is lost.
 pub(crate) fn read_logs(message: &[u8]) -> Result<Vec<LogPart>, Malformed> {
     let entry = |entry: proto::LogEntry| LogEntry {
         number: entry.number,

@@ -152,7 +152,7 @@ fn response_survives_round_trip() {
             writer: writer(),
             through: 9,
             base: 2,
-            entries: [Some("k"), None].map(|key| entry(key)).into(),
+            entries: [Some("k"), None].map(entry).into(),
         }]),
         Response::Page(Page {
             entries: vec![handed("a", Some(5)), handed("b", None)],
