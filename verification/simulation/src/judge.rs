@@ -176,7 +176,10 @@ impl KeyHistory<'_> {
             let between = other.begin.n > before.begin.n && other.by == load.by;
             between && matches!(other.answer, Answer::Value(_) | Answer::Nothing) && !other.is_kept
         });
-        if !is_fresh || is_discarded || is_replaced || self.is_separated(before, load) {
+        // While a member cannot be heard, a value is kept no longer than the bound.
+        let bound = self.scenario.max_staleness.filter(|_| !load.is_calm);
+        let is_too_old = bound.is_some_and(|bound| load.begin.at >= before.begin.at + bound);
+        if !is_fresh || is_too_old || is_discarded || is_replaced || self.is_separated(before, load) {
             return Ok(());
         }
         Err(format!("P1: an owner loaded a key again while its entry was fresh:\n  {before:?}\n  {load:?}"))
@@ -245,6 +248,17 @@ impl KeyHistory<'_> {
         }
     }
 
+    /// Returns the last write that a value within the bound on staleness must contain. The writer had met the process of
+    /// the get, and is alive; discovery reports the truth.
+    fn bound_floor(&self, get: &Get) -> u64 {
+        let Some(bound) = self.scenario.max_staleness.filter(|_| self.scenario.has_true_discovery()) else { return 0 };
+        let is_alive = |write: &Write| self.log.ended.get(&write.by).is_none_or(|ended| *ended > get.begin.at);
+        let is_due = |write: &&&Write| {
+            write.begin.at + bound + LATE < get.begin.at && write.met.contains(&get.by) && is_alive(write)
+        };
+        self.writes.iter().filter(is_due).map(|write| write.begin.n).max().unwrap_or(0)
+    }
+
     fn may_see_value(&self, get: &Get, number: u64, floor: u64) -> Result<(), String> {
         let Some(source) = self.sources.iter().find(|source| source.begin.n == number) else {
             return Err(format!("P9: a get returned a value that was neither loaded nor set:\n  {get:?}"));
@@ -254,6 +268,14 @@ impl KeyHistory<'_> {
             return Err(format!(
                 "P9: a get returned a value from before a write that had returned:\n  {source:?}\n  {write:?}\n  \
                  {get:?}"
+            ));
+        }
+        let bound_floor = self.bound_floor(get);
+        if !is_after(source, bound_floor) {
+            let write = self.writes.iter().find(|write| write.begin.n == bound_floor);
+            return Err(format!(
+                "bound: a get returned a value without a write that was made longer ago than the bound:\n  {source:?}\n  \
+                 {write:?}\n  {get:?}"
             ));
         }
         let Some(end) = source.end.filter(|_| source.origin != Origin::Set) else { return Ok(()) };

@@ -202,6 +202,9 @@ fn group(world: &World, machine: usize, node: &Node, rng: &mut Rng) -> Outcome<G
     if let Some(time_to_live) = scenario.time_to_live {
         group = group.time_to_live(time_to_live);
     }
+    if let Some(bound) = scenario.max_staleness {
+        group = group.max_staleness(bound);
+    }
     if let Some(negative) = scenario.negative {
         group = group.negative_time_to_live(negative);
     }

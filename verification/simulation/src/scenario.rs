@@ -34,6 +34,8 @@ pub(crate) struct Scenario {
     pub(crate) time_to_live: Option<Duration>,
     pub(crate) negative: Option<Duration>,
     pub(crate) stale_while_revalidate: Duration,
+    /// Bound on the staleness of values, in two of three seeds.
+    pub(crate) max_staleness: Option<Duration>,
     /// Budget of a node in bytes. A small budget evicts entries all the time.
     pub(crate) capacity: u64,
     /// Whether the budget holds all values.
@@ -167,6 +169,7 @@ impl Scenario {
             time_to_live: one_of(rng, &[None, None, Some(4 * SECOND)]),
             negative: one_of(rng, &[None, Some(2 * SECOND)]),
             stale_while_revalidate: one_of(rng, &[Duration::ZERO, Duration::ZERO, SECOND]),
+            max_staleness: [None, Some(3 * SECOND), Some(6 * SECOND)][(seed % 3) as usize],
             capacity: if is_roomy { 16 << 20 } else { (largest_value as u64 * 8).max(8 << 10) },
             is_roomy,
             largest_value,
@@ -176,6 +179,11 @@ impl Scenario {
         };
         scenario.draw_faults(rng);
         scenario
+    }
+
+    /// Returns whether discovery reports the truth to all nodes throughout.
+    pub(crate) fn has_true_discovery(&self) -> bool {
+        !self.faults.iter().any(|(_, fault)| matches!(fault, Fault::Discovery(..)))
     }
 
     fn draw_faults(&mut self, rng: &mut Rng) {
