@@ -60,12 +60,12 @@ pub(crate) const CLIENT_HELLO: Duration = Duration::from_secs(5);
 /// Pause that an `overloaded` response asks of the peer before the next attempt.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Shortest pause between two attempts to connect; the longest is [`RECONNECT_MAX`]. The longest pause includes its
-/// jitter and leaves 1 s for the attempt, so that a peer is reached within 5 s after its return, however long it was
-/// absent.
+/// Shortest pause between two attempts to connect; the longest is [`RECONNECT_MAX`]. An attempt to a peer that does not
+/// answer takes [`CONNECT`], which counts as part of the pause after it, so that a peer that returns is dialled within a
+/// second, and asks for the writes that it missed.
 pub(crate) const RECONNECT_MIN: Duration = Duration::from_millis(50);
 /// See [`RECONNECT_MIN`].
-pub(crate) const RECONNECT_MAX: Duration = Duration::from_secs(4);
+pub(crate) const RECONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// Longest pause between two attempts to connect to a target that has never answered, with its jitter. Such a target may
 /// be an invention, and a peer that comes up is dialled early, because it connects to this node.
@@ -159,8 +159,8 @@ pub struct Limits {
     ///
     /// Default: 65,536. Range: 1 or more.
     pub max_serving: usize,
-    /// Maximum number of writes (sets, removes and clears) per second that this node takes from one connection. The
-    /// writer of a refused write counts this node as pending.
+    /// Maximum number of writes (sets, removes and clears) per second that this node takes from one connection. This node
+    /// asks for a refused write within about a second.
     ///
     /// Default: 50,000 per second, with a burst of one second. Range: 1 or more.
     pub max_invalidations_per_second: u32,

@@ -206,7 +206,7 @@ impl<V> Loaded<V> {
         self
     }
 
-    /// Keeps the result until it is evicted or written, or for the group's maximum time to live.
+    /// Keeps the result until it is evicted or written, or for the group's maximum time to live if there is one.
     pub fn never_expires(mut self) -> Self {
         self.keep = Keep::Forever;
         self

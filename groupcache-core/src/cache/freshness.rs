@@ -65,7 +65,7 @@ impl FreshnessPolicy {
     }
 
     /// Returns all times of an entry that is loaded now, or `None` if it is not kept. An entry with a `limit`, because
-    /// another node owns its key or this node is partitioned, is kept no longer than that and is never stale.
+    /// another node owns its key, is kept no longer than that and is never stale.
     pub(crate) fn times(
         &self,
         keep: Keep,

@@ -78,6 +78,14 @@ pub(crate) struct Engine<V: Value> {
     pub(crate) is_removed: AtomicBool,
 }
 
+/// Milliseconds that a value may take to a peer before it is too old there.
+const ON_ITS_WAY_MS: u64 = 100;
+
+/// Returns an age rounded up by one fiftieth, because clocks differ.
+fn rounded_up(age_ms: u64) -> u64 {
+    age_ms.saturating_add(age_ms.div_ceil(50))
+}
+
 /// Outcome of a flight.
 pub(crate) type Outcome<V> = std::result::Result<Slot<V>, Failure>;
 
@@ -199,6 +207,13 @@ impl<V: Value> Engine<V> {
         self.settings.max_staleness_ms.map(|_| arrived_ms.saturating_sub(as_of_ms))
     }
 
+    /// Returns whether a value of this age suits a peer, which rounds the age up. Otherwise the peer would ask again and
+    /// again until the value is too old here too.
+    pub(crate) fn suits_a_peer(&self, age_ms: u64) -> bool {
+        let bound_ms = self.settings.max_staleness_ms.unwrap_or(u64::MAX);
+        rounded_up(age_ms).saturating_add(ON_ITS_WAY_MS) <= bound_ms
+    }
+
     /// Returns the time before which a value of a peer contains every write. `age_ms` is the age that the peer sent, as
     /// of the arrival of a request that left at `left_ms`. The age is rounded up by one fiftieth, because clocks differ.
     pub(crate) fn as_of_peer(&self, age_ms: Option<u64>, left_ms: u64) -> Option<u64> {
@@ -206,7 +221,7 @@ impl<V: Value> Engine<V> {
         if mutant!(AgeNotPassedOn) {
             return Some(left_ms);
         }
-        Some(left_ms.saturating_sub(age_ms.saturating_add(age_ms.div_ceil(50))))
+        Some(left_ms.saturating_sub(rounded_up(age_ms)))
     }
 
     /// Returns an error if the length of `key` is not allowed, or if the group has ended.

@@ -51,11 +51,15 @@ impl<V: Value> GroupService for Engine<V> {
         let hash = self.ownership.hash(key);
         self.cache.requests.touch(hash, now_ms);
         let slot = self.lookup(key, now_ms, Purpose::Serve).ok()?;
+        let as_of_age_ms = self.as_of_age_ms(slot.as_of_ms.max(horizon_ms), self.context.local.clock.exact_ms());
+        if as_of_age_ms.is_some_and(|age_ms| !self.suits_a_peer(age_ms)) {
+            self.counters.too_stale.up();
+            return None;
+        }
         self.counters.peer_request_hits.up();
         slot.touch(now_ms);
         load::refresh_if_due(&self, key, &slot, now_ms);
         let is_hot = self.cache.requests.is_hot(hash, now_ms, HOT_AT_OWNER);
-        let as_of_age_ms = self.as_of_age_ms(slot.as_of_ms.max(horizon_ms), self.context.local.clock.read_ms());
         Some(encode_entry(&self, &slot, now_ms, Source::Memory, is_hot, as_of_age_ms))
     }
 

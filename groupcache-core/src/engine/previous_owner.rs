@@ -1,7 +1,7 @@
 //! Previous-owner reads: before this node loads a key, it asks the previous owners for the value, from memory only.
 //!
-//! A key is read only if no recent write may still be on its way to a previous owner, and if the key was neither
-//! written nor loaded on this node since it moved. Otherwise an older value could come back.
+//! A request names the writes of the key that the previous owner may not have heard of. A key is read only if it was
+//! neither written nor loaded on this node since it moved. Otherwise an older value could come back.
 
 use std::{
     collections::{BTreeSet, VecDeque},

@@ -162,7 +162,7 @@ pub(crate) fn sendable<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64
 fn sendable_until<V: Value>(engine: &Engine<V>, slot: &Slot<V>, now_ms: u64) -> Option<u64> {
     slot.payload.encoded()?;
     let until_ms = slot.fresh_at_its_owner_until_ms();
-    // A write may have missed this node since the entry was checked.
+    // After a long absence, writes since the entry was checked may be forgotten.
     let is_doubtful = match engine.context.changes.since(slot.checked.load(Relaxed)) {
         ChangesSince::Nothing => false,
         ChangesSince::TooMuch => true,

@@ -62,7 +62,10 @@ impl LoadContext {
     /// Returns the time before which every value that the loader has read contains every write; never if it has read
     /// none.
     pub(crate) fn read_as_of_ms(&self) -> u64 {
-        self.read_as_of_ms.load(Relaxed)
+        // A batch runs in the context of its first load.
+        let leader = self.joined.lock().leader.clone();
+        let of_leader = leader.map_or(u64::MAX, |leader| leader.read_as_of_ms.load(Relaxed));
+        self.read_as_of_ms.load(Relaxed).min(of_leader)
     }
 
     /// Makes the context of a load of `hash` that begins for `chain`.

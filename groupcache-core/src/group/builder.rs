@@ -97,13 +97,14 @@ impl<V: Value> GroupBuilder<V> {
     }
 
     /// Sets the time for which values are fresh. Default: until they are evicted. A loader may return another time for
-    /// one value.
+    /// one value; a longer one is cut to the [maximum](Self::max_time_to_live).
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.freshness.time_to_live = Some(time_to_live);
         self
     }
 
-    /// Sets the maximum of every time to live, including the times that a loader returns. Default: no maximum.
+    /// Sets the maximum of every time to live, including the times that a loader returns. Default: the group's
+    /// [`time_to_live`](Self::time_to_live), or no maximum if the group has none.
     pub fn max_time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.freshness.max_time_to_live = Some(time_to_live);
         self
@@ -157,8 +158,8 @@ impl<V: Value> GroupBuilder<V> {
     /// Sets the maximum time for which a replica is served, and an entry after its key has moved to another owner.
     /// Default: 10 s.
     ///
-    /// A replica is served no longer than the owner may serve the value. For replicas and moved entries, and for all
-    /// entries after a partition, the time bounds how long a node that a write does not reach serves an older value.
+    /// A replica is served no longer than the owner may serve the value. For replicas and moved entries, the time bounds how
+    /// long a node that a write does not reach serves an older value.
     pub fn replica_time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.freshness.replica_time_to_live = time_to_live;
         self

@@ -43,8 +43,8 @@ const REMEMBERED_AT_LEAST: usize = 8;
 const QUIET: Duration = Duration::from_secs(30);
 
 /// Time after joining during which a node treats peers that it sees for the first time as previous owners. Peers that
-/// it sees first after that have joined themselves or were partitioned. Their earlier values are requested once the
-/// ring is quiet, after the replay of the writes that they have missed.
+/// it sees first after that have joined themselves or were away. Their earlier values are requested once the
+/// ring is quiet.
 const NEW_HERE: Duration = Duration::from_secs(60);
 
 /// Maximum time by which a transfer may be ahead of its rate.

@@ -20,7 +20,7 @@ use crate::node::{
     channels::{EVENT_QUEUE, Feeds, Outputs, Status},
     handover::receive_values,
     membership::{Membership, facts},
-    pull::{answer, pull},
+    pull::{answer, ping_all, pull},
     security::SecuritySettings,
     supervise::supervise,
     tick::{announce, sweep, tick},
@@ -275,6 +275,7 @@ impl NodeBuilder {
         tasks.run(sweep(Arc::clone(&context)));
         tasks.run(receive_values(Arc::clone(&context)));
         tasks.run(pull(Arc::clone(&context)));
+        tasks.run(ping_all(Arc::clone(&context)));
         tasks.run(answer(Arc::clone(&context), log_requests));
         let inbound = server.inbound();
         tasks.run(announce(Arc::clone(&context), server));

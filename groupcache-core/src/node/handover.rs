@@ -2,13 +2,13 @@
 //! of this node.
 //!
 //! A change of owners starts a transfer from each previous owner: group by group, a page at a time. Each request for a
-//! page waits until the connected peers agree about the owners, because only then is this node notified of all writes.
+//! page waits until the connected peers agree about the owners, so that the peer sends the values that this node owns.
 //! At most one transfer per peer runs at a time. The peers are chosen in [`crate::handover`], and pages are built and
 //! stored in `engine/send.rs` and `engine/receive.rs`.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -166,7 +166,7 @@ async fn receive_groups(context: &Arc<NodeContext>, peer: &PeerId) {
     }
 }
 
-/// Returns whether all connected members agree about the owners. Only then do all of them notify this node of writes.
+/// Returns whether all connected members agree about the owners.
 fn is_agreed(context: &NodeContext) -> bool {
     let view = context.view();
     let is_same = |link: Arc<Link>| !link.admits() || link.fingerprint() == view.fingerprint();
@@ -175,8 +175,10 @@ fn is_agreed(context: &NodeContext) -> bool {
 
 /// Waits until the connected members agree about the owners. Returns `false` if they do not within [`AGREE`].
 async fn wait_for_agreement(context: &NodeContext) -> bool {
+    let writes = &context.local.writes;
     let agreed = async {
-        while !is_agreed(context) {
+        // A group with a bound keeps no value of a peer before every node was heard since the last one entered.
+        while !is_agreed(context) || writes.has_bounds.load(Relaxed) && !writes.vouches_for_others() {
             sleep(POLL).await;
         }
     };
@@ -243,7 +245,7 @@ fn link_to(context: &NodeContext, peer: &PeerId) -> Option<Arc<Link>> {
 /// cursor of the next one tells the peer that the page has arrived.
 async fn request_page(context: &NodeContext, peer: &PeerId, group: &GroupName, cursor: u64) -> Option<Page> {
     for attempt in 0..ATTEMPTS {
-        // The views may differ by now, and then a write need not reach this node.
+        // The views may differ by now, and then the peer sends other values.
         if attempt > 0 && !wait_for_agreement(context).await {
             return None;
         }

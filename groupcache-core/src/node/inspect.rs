@@ -61,7 +61,12 @@ pub struct DiscoveryInfo {
     pub stale: Option<String>,
     /// Whether discovery listed this node before and does not list it now, so that removals are suspended.
     pub self_unlisted: bool,
+    /// Age of this node's knowledge of writes, and the peer that holds it back.
+    pub horizon: HorizonInfo,
 }
+
+/// Age of the knowledge of writes from which it counts as a fault: two lost pings.
+const OLD_KNOWLEDGE: Duration = Duration::from_secs(3);
 
 impl DiscoveryInfo {
     /// Returns a sentence for each fault of discovery at the moment, with its remedy. Empty when discovery is healthy.
@@ -75,6 +80,13 @@ impl DiscoveryInfo {
         }
         for id in &self.unlisted {
             faults.push(format!("{id} is connected and not in discovery: compare the lists of both nodes"));
+        }
+        let HorizonInfo { age, held_back_by } = &self.horizon;
+        if let Some(peer) = held_back_by.as_ref().filter(|_| *age > OLD_KNOWLEDGE) {
+            faults.push(format!(
+                "writes of the last {age:?} may be unknown, because {peer} was not heard: check the path to it, remove it \
+                 from discovery if it is gone, and compare the lists of both nodes"
+            ));
         }
         faults
     }

@@ -286,6 +286,7 @@ impl Node {
             unanswered_targets: report.unanswered_targets,
             stale: report.stale,
             self_unlisted: report.is_self_unlisted,
+            horizon: context.local.writes.horizon().borrow().clone(),
         }
     }
 

@@ -26,6 +26,9 @@ use crate::{
 /// Interval at which due pulls are looked for while a log lacks entries.
 const STEP: Duration = Duration::from_millis(20);
 
+/// Shortest time between two pings beside those of every second.
+const PING_PAUSE: Duration = Duration::from_millis(50);
+
 /// Time limit of a request for entries. Another peer is asked after that.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -48,6 +51,15 @@ pub(super) async fn pull(context: Arc<NodeContext>) {
             context.tasks.run(run_pull(Arc::clone(&context), pull));
         }
         sleep(STEP).await;
+    }
+}
+
+/// Pings all peers when this node has news for them, or needs to hear from them. Runs until the node ends.
+pub(super) async fn ping_all(context: Arc<NodeContext>) {
+    loop {
+        context.local.writes.ping_all.notified().await;
+        context.connected_links().iter().for_each(|(_, link)| link.ping_now());
+        sleep(PING_PAUSE).await;
     }
 }
 
@@ -104,8 +116,6 @@ async fn run_pull(context: Arc<NodeContext>, pull: Pull) {
         let writes = &context.local.writes;
         after.iter_mut().for_each(|name| name.number = writes.position(&name.writer));
     }
-    // The peers learn at once what this node has applied.
-    running.context.connected_links().iter().for_each(|(_, link)| link.ping_now());
 }
 
 /// Requests the entries after the given ones from a peer.

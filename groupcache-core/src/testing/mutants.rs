@@ -61,7 +61,7 @@ mutants! {
     NotNamedOn,
     OneWriterNamed,
     PageNotJudged,
-    PongBeforeReplay,
+    PongBeforeEntries,
     PongOfOtherCompany,
     RelayedWithoutCompany,
     SetWithoutPositions,

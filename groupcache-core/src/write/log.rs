@@ -75,8 +75,8 @@ impl Log {
 
     fn close_gaps(&mut self) -> bool {
         let before = self.position;
-        while self.ahead.remove(&(self.position + 1)) {
-            self.position += 1;
+        while let Some(next) = self.position.checked_add(1).filter(|next| self.ahead.remove(next)) {
+            self.position = next;
         }
         self.position != before
     }
@@ -87,7 +87,8 @@ impl Log {
             return false;
         }
         self.position = number;
-        self.ahead = self.ahead.split_off(&(number + 1));
+        self.ahead = self.ahead.split_off(&number);
+        self.ahead.remove(&number);
         self.close_gaps();
         true
     }

@@ -410,6 +410,10 @@ impl Logs {
             writers.remove(writer);
         });
         self.by_group.retain(|_, writers| !writers.is_empty());
+        self.by_key.retain(|_, names| {
+            names.retain(|name| name.writer != *writer);
+            !names.is_empty()
+        });
         self.wide_changes += 1;
     }
 
@@ -454,4 +458,127 @@ pub(crate) fn of_wire(entry: &LogEntry, now_ms: u64) -> Entry {
 fn to_wire(entry: &Entry, now_ms: u64) -> LogEntry {
     let Entry { number, group, key, written_ms } = entry.clone();
     LogEntry { number, group, key, age_ms: now_ms.saturating_sub(written_ms) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Incarnation, PeerId};
+
+    fn writer(id: &str) -> Instance {
+        Instance { id: PeerId::new(id).unwrap(), incarnation: Incarnation(1) }
+    }
+
+    fn entry(number: u64, key: Option<&str>) -> Entry {
+        Entry { number, group: "users".into(), key: key.map(Into::into), written_ms: 0 }
+    }
+
+    fn logs() -> Logs {
+        Logs::new(writer("me"))
+    }
+
+    /// Applies an entry of another writer.
+    fn apply(logs: &mut Logs, by: &str, number: u64, key: Option<&str>) {
+        logs.announce(&writer(by), &entry(number, key), 0);
+        logs.commit(&writer(by), entry(number, key), 0);
+    }
+
+    fn positions(of: &[(&str, u64)]) -> Positions {
+        of.iter().map(|(id, number)| (writer(id), Shown { number: *number, base: 0 })).collect()
+    }
+
+    fn names(logs: &Logs, key: &str, shown: &[(&str, u64)]) -> Vec<(String, u64)> {
+        let names = logs.names("users", key, &positions(shown), Named::All).into_iter();
+        names.map(|name| (name.writer.id.to_string(), name.number)).collect()
+    }
+
+    fn owned(names: &[(&str, u64)]) -> Vec<(String, u64)> {
+        names.iter().map(|(id, number)| ((*id).to_owned(), *number)).collect()
+    }
+
+    /// Checks that a request names the last write of each writer that the other node has not said to have, for the key
+    /// and for all keys of its group.
+    #[test]
+    fn request_names_unsaid_writes_of_every_writer() {
+        let mut logs = logs();
+        apply(&mut logs, "a", 1, Some("k"));
+        apply(&mut logs, "a", 2, Some("other"));
+        apply(&mut logs, "b", 1, Some("k"));
+        apply(&mut logs, "c", 1, None);
+        assert_eq!(names(&logs, "k", &[]), owned(&[("a", 1), ("b", 1), ("c", 1)]));
+        assert_eq!(names(&logs, "k", &[("a", 1), ("c", 1)]), owned(&[("b", 1)]));
+        assert!(!logs.has_said_all(&positions(&[("a", 2), ("b", 1)])));
+        assert!(logs.has_said_all(&positions(&[("a", 2), ("b", 1), ("c", 1)])));
+        logs.announce(&writer("b"), &entry(2, Some("k")), 0);
+        assert!(!logs.has_said_all(&positions(&[("a", 2), ("b", 1), ("c", 1)])), "announced, and not applied yet");
+        assert_eq!(names(&logs, "k", &[("a", 2), ("b", 1), ("c", 1)]), owned(&[("b", 2)]));
+        assert_eq!(logs.position(&writer("b")), 1);
+    }
+
+    /// Checks that a base counts as a write of all keys of all groups, for names and for values of other nodes.
+    #[test]
+    fn base_is_named_for_every_key() {
+        let mut logs = logs();
+        logs.announce_base(&writer("a"), 5, 0);
+        logs.begin_at(&writer("a"), 5, 0);
+        assert_eq!(names(&logs, "any", &[("a", 4)]), owned(&[("a", 5)]));
+        assert!(names(&logs, "any", &[("a", 5)]).is_empty());
+        assert!(!logs.has_said_all_wide(&positions(&[("a", 4)])) && logs.has_said_all_wide(&positions(&[("a", 5)])));
+        assert!(logs.names("users", "any", &Positions::new(), Named::Group).is_empty());
+    }
+
+    /// Checks that a named write is remembered for its key until it arrives, and is named to other nodes meanwhile.
+    #[test]
+    fn named_write_is_remembered_until_it_arrives() {
+        let mut logs = logs();
+        let name = |number| [WriteName { writer: writer("a"), number }];
+        assert!(logs.remember(&"users".into(), "k", &name(7), 0));
+        assert!(!logs.remember(&"users".into(), "k", &name(7), 0), "the second request changes nothing");
+        assert!(!logs.remember(&"users".into(), "k", &name(6), 0), "a later write of the same writer covers it");
+        assert!(logs.remember(&"users".into(), "k", &name(8), 0));
+        assert_eq!((names(&logs, "k", &[]), logs.position(&writer("a"))), (owned(&[("a", 8)]), 0));
+        assert!(names(&logs, "other", &[]).is_empty());
+        let own = [WriteName { writer: writer("me"), number: 9 }];
+        assert!(!logs.remember(&"users".into(), "k", &own, 0), "this node knows its own writes");
+        (1..=8).for_each(|number| apply(&mut logs, "a", number, Some("k")));
+        assert!(!logs.remember(&"users".into(), "k", &name(8), 0));
+    }
+
+    /// Checks that the writes beyond the limit become one write of all keys of their group, and that the own log and the
+    /// other logs have limits of their own.
+    #[test]
+    fn forgotten_writes_are_named_for_their_group() {
+        let mut logs = logs();
+        let keys = MAX_ENTRIES as u64 + 2;
+        (1..=keys).for_each(|number| apply(&mut logs, "a", number, Some(&format!("key-{number}"))));
+        assert_eq!(names(&logs, "any", &[("a", 1)]), owned(&[("a", 2)]), "two writes were forgotten");
+        assert_eq!(names(&logs, "key-3", &[("a", 2)]), owned(&[("a", 3)]));
+        for number in 1..=3 {
+            logs.append(&"users".into(), Some(&format!("own-{number}").into()), 0);
+        }
+        assert_eq!(names(&logs, "own-1", &[("a", keys)]), owned(&[("me", 1)]));
+        logs.sweep(KEPT.as_millis() as u64 + 1);
+        assert_eq!(names(&logs, "any", &[]), owned(&[("a", keys), ("me", 3)]), "an hour later");
+        logs.forget_gone(KEPT.as_millis() as u64 + 1, |_| true);
+        assert_eq!((names(&logs, "any", &[]), logs.position(&writer("a"))), (owned(&[("me", 3)]), 0));
+    }
+
+    /// Checks that positions are shown once per change, and that entries are passed on in parts of a limited size.
+    #[test]
+    fn changed_positions_and_entries_are_passed_on() {
+        let mut logs = logs();
+        apply(&mut logs, "a", 1, Some("k"));
+        let (shown, changes) = logs.positions_since(0);
+        assert_eq!(shown, [Position { writer: writer("a"), number: 1, base: 0 }]);
+        assert!(logs.positions_since(changes).0.is_empty());
+        let long = "k".repeat(1000);
+        (2..=500).for_each(|number| apply(&mut logs, "a", number, Some(&long)));
+        assert_eq!(logs.positions_since(changes).0.len(), 1);
+        let after = |number| [WriteName { writer: writer("a"), number }];
+        let part = logs.parts(&after(1), 9).remove(0);
+        assert_eq!((part.entries[0].number, part.entries[0].age_ms, part.base), (2, 9, 0));
+        assert!(part.through < 500 && part.through == part.entries.last().unwrap().number, "{}", part.through);
+        assert_eq!(logs.parts(&after(part.through), 0)[0].through, 2 * part.through - 1);
+        assert!(logs.parts(&after(500), 0).is_empty());
+    }
 }

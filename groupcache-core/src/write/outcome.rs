@@ -65,14 +65,13 @@ pub struct WriteOutcome {
     settling: Vec<Arc<Settling>>,
     /// Time at which the values of nodes that are not notified end, for a remove at the owner only.
     until: Option<Instant>,
-    begun: Instant,
     writes: Option<Arc<Writes>>,
 }
 
 impl WriteOutcome {
     /// Returns the outcome of a write that no other node needs to receive.
     pub(crate) fn nobody() -> Self {
-        Self { pending: Vec::new(), settling: Vec::new(), until: None, begun: Instant::now(), writes: None }
+        Self { pending: Vec::new(), settling: Vec::new(), until: None, writes: None }
     }
 
     /// Returns the outcome of a logged write.
@@ -136,7 +135,7 @@ impl WriteOutcome {
             settling.settled().await;
         }
         if let (Some(writes), false) = (&self.writes, self.settling.is_empty()) {
-            self.settling.iter().for_each(|settling| writes.count_settled(settling, self.begun.elapsed()));
+            self.settling.iter().for_each(|settling| writes.count_settled(settling));
         }
         if let Some(until) = self.until {
             sleep_until(until).await;

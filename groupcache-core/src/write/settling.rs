@@ -9,9 +9,10 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{identity::PeerId, write::peers::Peer};
 
@@ -21,6 +22,7 @@ pub(crate) struct Settling {
     pub(crate) number: u64,
     group: Arc<str>,
     written_ms: u64,
+    begun: Instant,
     is_settled: AtomicBool,
     is_counted: AtomicBool,
     settled: Notify,
@@ -32,10 +34,16 @@ impl Settling {
             number,
             group: Arc::clone(group),
             written_ms,
+            begun: Instant::now(),
             is_settled: AtomicBool::new(false),
             is_counted: AtomicBool::new(false),
             settled: Notify::new(),
         })
+    }
+
+    /// Returns the time since the write.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// Returns whether the write is to be counted: the first time.

@@ -91,8 +91,9 @@ pub(crate) struct Writes {
     entered_ms: AtomicU64,
     /// Signal that a log lacks entries.
     pub(crate) lacks: Notify,
-    /// Signal that acknowledgements are due, because this node has applied entries that it had to ask for.
-    pub(crate) has_caught_up: Notify,
+    /// Signal to ping every peer now: this node has applied entries that it had to ask for, or a node has entered the
+    /// company, and every other node is to be heard since.
+    pub(crate) ping_all: Notify,
     horizon_info: watch::Sender<HorizonInfo>,
     counters: Arc<NodeCounters>,
     /// Whether a group of this node bounds its staleness, so that loads record the age of what they read.
@@ -119,7 +120,7 @@ impl Writes {
             horizon_ms: AtomicU64::new(now_ms),
             entered_ms: AtomicU64::new(now_ms),
             lacks: Notify::new(),
-            has_caught_up: Notify::new(),
+            ping_all: Notify::new(),
             horizon_info: watch::Sender::new(HorizonInfo { age: Duration::ZERO, held_back_by: None }),
             counters,
             has_bounds: AtomicBool::new(false),
@@ -201,6 +202,7 @@ impl Writes {
         }
         if change.has_gained {
             self.entered_ms.store(now_ms, SeqCst);
+            self.ping_all.notify_one();
         }
         self.settle(state);
     }
@@ -223,6 +225,7 @@ impl Writes {
     /// Records that a peer has applied every write of this node up to `number`.
     pub(crate) fn acknowledged(&self, peer: &Instance, number: u64) {
         let mut state = self.state.lock();
+        let number = number.min(state.logs.own_position());
         state.peers.acknowledged(peer, number);
         let own = self.own.clone();
         if let Some(peer) = state.peers.of(peer) {
@@ -277,11 +280,11 @@ impl Writes {
         }
     }
 
-    /// Counts a write that has settled after its outcome, and took this long.
-    pub(crate) fn count_settled(&self, settling: &Settling, took: Duration) {
+    /// Counts a write that has settled after its outcome.
+    pub(crate) fn count_settled(&self, settling: &Settling) {
         if settling.count_once() {
             self.counters.writes_settled.up();
-            self.counters.settling_ms.add(took.as_millis() as u64);
+            self.counters.settling_ms.add(settling.elapsed().as_millis() as u64);
         }
     }
 
@@ -343,6 +346,7 @@ impl Writes {
     pub(crate) fn begin_at(&self, bases: &[(Instance, u64)], now_ms: u64) {
         let mut state = self.state.lock();
         bases.iter().for_each(|(writer, number)| state.logs.begin_at(writer, *number, now_ms));
+        self.ping_all.notify_one();
         state.advance();
         self.publish_horizon(&state, now_ms);
     }
@@ -461,6 +465,7 @@ impl Writes {
         let own = self.own.clone();
         for Position { writer, number, base } in positions {
             if writer == own {
+                let number = number.min(state.logs.own_position());
                 state.peers.acknowledged(from, number);
             } else if number > state.logs.position(&writer) {
                 state.lack(&writer, now_ms + due_ms);
@@ -477,6 +482,7 @@ impl Writes {
             if !mutant!(RelayedWithoutCompany) {
                 state.peers.showed_company(&node, company);
             }
+            let number = number.min(state.logs.own_position());
             state.peers.acknowledged(&node, number);
         }
         if let Some((left_ms, _)) = pong.filter(|_| !is_partial) {
@@ -556,7 +562,7 @@ impl Writes {
         self.publish_horizon(&state, now_ms);
         drop(state);
         self.lacks.notify_one();
-        self.has_caught_up.notify_one();
+        self.ping_all.notify_one();
     }
 
     /// Returns the entries after these, for a peer.
@@ -690,7 +696,7 @@ impl State {
             let shown = peer.positions.get(writer)?.number;
             (shown > logs.position(writer)).then(|| (writer.clone(), shown))
         };
-        let lacking = lacking.keys().filter_map(lacks).filter(|_| !mutant!(PongBeforeReplay)).collect();
+        let lacking = lacking.keys().filter_map(lacks).filter(|_| !mutant!(PongBeforeEntries)).collect();
         if peer.pongs.len() < MAX_PONGS {
             peer.pongs.push_back(Pong { left_ms, lacking });
         }
@@ -751,3 +757,7 @@ impl State {
         asked.iter().take(MAX_ASKED).filter_map(relayed).collect()
     }
 }
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests;

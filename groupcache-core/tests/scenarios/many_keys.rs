@@ -1,4 +1,4 @@
-//! Calls with many keys, clears, peeks, and the replay of missed writes to peers that are connected again.
+//! Calls with many keys, clears, peeks, and the writes that a peer asks for.
 
 use groupcache_core::RemoveOptions;
 use std::time::Duration;

@@ -167,12 +167,12 @@ async fn write_names_an_unreachable_node() {
     assert_eq!(written.pending().iter().map(|id| id.to_string()).collect::<Vec<_>>(), [name(2)]);
 }
 
-/// Checks that a write does not wait for a listed target that has never answered, and is replayed once a peer answers
+/// Checks that a write does not wait for a listed target that has never answered, and is sent once a peer answers
 /// there.
 ///
 /// Node `a` starts while its only peer cannot be reached, and writes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn write_is_replayed_to_a_peer_listed_but_never_met() {
+async fn write_is_sent_to_a_peer_that_was_never_met() {
     let (starts, peers) = (Starts::default(), Peers::default());
     let start = async |name: &str, provider: Peers| {
         let node = Node::builder().identity(support::identity(name)).provider(provider).start().await.unwrap();
@@ -197,7 +197,7 @@ async fn write_is_replayed_to_a_peer_listed_but_never_met() {
 
     path.resume();
     support::eventually("a has reached b", || a.members().len() == 2).await;
-    support::eventually("b receives the missed write", || at_b.stats().invalidations == 1).await;
+    support::eventually("b receives the earlier write", || at_b.stats().invalidations == 1).await;
     assert!(number(&at_b.get(removed).await.unwrap()) > before, "the written key is loaded again");
     assert_eq!(at_b.stats().invalidations, 1, "the other key stays");
     assert!(at_a.remove(untouched).await.unwrap().is_complete(), "b has received the write");

@@ -24,6 +24,9 @@ const LATE: Duration = Duration::from_millis(150);
 /// Time for which a response may be on its way. A connection that is silent for longer is given up.
 const IN_TRANSIT: Duration = Duration::from_secs(3);
 
+/// Time before the end of its bound from which a value is too old for a peer, because an age is rounded up.
+const ON_ITS_WAY: Duration = Duration::from_millis(300);
+
 /// Time after its call in which a write that has not reached every node may still discard the loads of other keys.
 const DISCARDS_LOADS: Duration = Duration::from_secs(2);
 
@@ -178,7 +181,7 @@ impl KeyHistory<'_> {
         });
         // While a member cannot be heard, a value is kept no longer than the bound.
         let bound = self.scenario.max_staleness.filter(|_| !load.is_calm);
-        let is_too_old = bound.is_some_and(|bound| load.begin.at >= before.begin.at + bound);
+        let is_too_old = bound.is_some_and(|bound| load.begin.at + ON_ITS_WAY >= before.begin.at + bound);
         if !is_fresh || is_too_old || is_discarded || is_replaced || self.is_separated(before, load) {
             return Ok(());
         }

@@ -77,6 +77,7 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
         if link.is_gone() {
             return;
         }
+        let begun = Instant::now();
         let attempt = attempt(&link, claim.as_ref(), turn).await;
         if let (Some(claim), Err(failure)) = (&claim, &attempt) {
             claim.failed(failure, seed);
@@ -100,7 +101,7 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
             }
             Err(failure) => {
                 fail(&link, failure, &events).await;
-                pauses.next().unwrap_or(RECONNECT_MAX)
+                pauses.next().unwrap_or(RECONNECT_MAX).saturating_sub(begun.elapsed()).max(RECONNECT_MIN)
             }
         };
         if link.is_gone() {

@@ -115,7 +115,7 @@ async fn page_replaces_no_value_and_stores_no_invalid_one() {
     assert_eq!(scene.group.get(&keys[0]).await.unwrap(), "first");
 }
 
-/// Checks a clear that the previous owner may have missed, followed by another pull for an unrelated reason.
+/// Checks a clear that the previous owner may not have heard of, followed by another pull for an unrelated reason.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cleared_values_do_not_return_with_a_later_pull() {
     let scene = Scene::start().await;
@@ -139,7 +139,7 @@ async fn page_does_not_undo_recent_or_concurrent_writes() {
     let scene = Scene::start().await;
     let keys = scene.keys_of_a(6);
     scene.stub.answer_with(|request| (request.op != 4).then(not_held));
-    // A write shortly before the key moves, which the stub may have missed.
+    // A write shortly before the key moves, which the stub may not have heard of.
     scene.group.remove(&keys[0]).await.unwrap().log_pending();
     scene.drain_a().await;
     eventually("b requests a page", || scene.stub.page_requests().len() == 1).await;

@@ -105,7 +105,7 @@ async fn key_written_after_its_read_is_not_requested_again() {
 async fn key_written_since_it_moved_stays_excluded() {
     let scene = Scene::start().await;
     let keys = scene.keys_of_a(3);
-    // The stub acknowledges the write and keeps its values, as a node that has missed the write.
+    // The stub acknowledges the write and keeps its values, as a node that has not heard of the write.
     scene.stub.answer_with(|_| Some(value("from a")));
     scene.drain_a().await;
     Write::Remove.at_b(&scene, &keys[0]).await;
