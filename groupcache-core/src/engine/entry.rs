@@ -102,8 +102,11 @@ pub(crate) fn of_handover<V: Value>(
     left_ms: u64,
 ) -> Option<Slot<V>> {
     let Encoded { bytes, age_ms, as_of_age_ms, remaining_ms, .. } = value;
-    let ages =
-        Ages { age_ms: *age_ms, as_of_ms: engine.as_of_peer(*as_of_age_ms, left_ms), remaining_ms: *remaining_ms };
+    let ages = Ages {
+        age_ms: *age_ms,
+        as_of_ms: engine.as_of_peer(as_of_age_ms.or(Some(*age_ms)), left_ms),
+        remaining_ms: *remaining_ms,
+    };
     of_page(engine, hash, bytes, &ages, changes)
 }
 

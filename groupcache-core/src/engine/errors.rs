@@ -87,6 +87,15 @@ impl GroupErrors {
         Error::new(Kind::LoadFailed { is_transient: false }, text)
     }
 
+    pub(crate) fn too_old(&self) -> Error {
+        let text = format!(
+            "every value of group {:?} that was found is older than its max_staleness: a loader has read an older value \
+             through another group, or a peer has another bound; give all of them the same max_staleness",
+            self.name
+        );
+        Error::new(Kind::LoadFailed { is_transient: true }, text)
+    }
+
     pub(crate) fn not_found(&self) -> Error {
         Error::new(Kind::NotFound, "the loader found nothing")
     }

@@ -234,7 +234,8 @@ impl<'a, V: Value> FetchStep<'a, V> {
     /// `replica_time_to_live`, as a sign that the key was hot.
     fn times(&self, value: &Encoded, now_ms: u64) -> Times {
         let left_ms = self.flight.begun_ms;
-        let as_of_ms = self.engine.as_of_peer(value.as_of_age_ms, left_ms);
+        // A peer without a bound sends the age of the value alone.
+        let as_of_ms = self.engine.as_of_peer(value.as_of_age_ms.or(Some(value.age_ms)), left_ms);
         let serve_until_ms = later(
             now_ms,
             Duration::from_millis(value.borrow_ms).min(self.engine.settings.freshness.replica_time_to_live),
@@ -267,6 +268,14 @@ impl<'a, V: Value> FetchStep<'a, V> {
         self.complete(Err(error.into()));
     }
 
+    /// Returns whether the "not found" of a peer is older than the bound of the group. A peer without a bound sends no
+    /// age.
+    fn is_old_nothing(&self, as_of_age_ms: Option<u64>) -> bool {
+        let left_ms = self.flight.begun_ms;
+        let as_of_ms = self.engine.as_of_peer(as_of_age_ms, left_ms).unwrap_or(0);
+        !self.engine.is_recent(as_of_ms, left_ms)
+    }
+
     /// Takes the response of a peer: completes the flight, or asks the next candidate.
     fn answered(&self, response: Response) {
         let name = &self.engine.settings.name;
@@ -288,6 +297,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
                     None => self.complete(Ok(slot)),
                 }
             }
+            Response::NotFound { as_of_age_ms } if self.is_old_nothing(as_of_age_ms) => self.advance(),
             Response::NotFound { .. } => self.fail(Kind::NotFound, "the loader found nothing"),
             Response::LoadFailed { .. } if mutant!(FallbackOnEveryError) => self.advance(),
             Response::LoadFailed { is_transient, text } => {

@@ -25,6 +25,10 @@ use crate::{
     value::Value,
 };
 
+/// Number of outcomes that are too old for a get, after which the get fails: that of a flight of others, that of the
+/// owner, and that of a load on this node.
+const MAX_TOO_OLD: u32 = 3;
+
 impl<V: Value> Engine<V> {
     /// Returns the answer of memory (step 1), a value or "not found", and looks for an owned entry before a replica.
     /// Counts a hit or a miss.
@@ -42,6 +46,7 @@ impl<V: Value> Engine<V> {
                 }
                 Err(NoValue::NotFound) => {
                     self.counters.hits.up();
+                    self.note_read(slot.as_of_ms, horizon_ms);
                     return Some(Err(self.errors.not_found()));
                 }
                 Err(NoValue::Undecodable(_)) => {}
@@ -59,13 +64,14 @@ impl<V: Value> Engine<V> {
         None
     }
 
-    /// Returns whether the "not found" of a flight may be given to a get that began at `begun_ms`. The answer of a load
-    /// is as old as the load. The age of a peer's answer is not kept, so that only the get that began the flight, and
-    /// gets within the horizon, receive the answer.
-    fn is_recent_nothing(&self, flight: &GroupFlight<V>, begun_ms: u64) -> bool {
-        let Some(bound_ms) = self.settings.max_staleness_ms else { return true };
-        let age_ms = if flight.context.load_context().is_some() { 0 } else { bound_ms };
-        self.is_recent(flight.horizon_ms().max(flight.begun_ms.saturating_sub(age_ms)), begun_ms)
+    /// Returns the time before which the "not found" of a flight contains every write. The answer of a load is as old as
+    /// the load and as the values that its loader has read. The age of a peer's answer is not kept, so that only the get
+    /// that began the flight, and gets within the horizon, receive the answer.
+    fn as_of_nothing(&self, flight: &GroupFlight<V>) -> u64 {
+        match flight.context.load_context() {
+            Some(load) => flight.begun_ms.min(load.read_as_of_ms()),
+            None => flight.begun_ms.saturating_sub(self.settings.max_staleness_ms.unwrap_or(0)),
+        }
     }
 
     /// Records in the calling load, if a loader makes the get, that the load has read a value of this age. Without a
@@ -116,6 +122,7 @@ impl<V: Value> Engine<V> {
     ) -> Result<V> {
         let (clock, deadline) = (&self.context.local.clock, &pending.deadline);
         let begun_ms = self.settings.max_staleness_ms.map_or(0, |_| clock.at_ms(deadline.begun));
+        let mut too_old = 0;
         loop {
             let (flight, _joined) = match dispatched {
                 Dispatched::Found(slot) => {
@@ -138,17 +145,27 @@ impl<V: Value> Engine<V> {
                     self.note_read(slot.as_of_ms, Some(flight.horizon_ms()));
                     return value_of(self, key, pending, &slot).await;
                 }
+                Some(Err(Failure::Final(error))) if !error.is_not_found() => return Err(error),
                 Some(Err(Failure::Final(error)))
-                    if !error.is_not_found() || self.is_recent_nothing(&flight, begun_ms) =>
+                    if self.is_recent(self.as_of_nothing(&flight).max(flight.horizon_ms()), begun_ms) =>
                 {
+                    self.note_read(self.as_of_nothing(&flight), Some(flight.horizon_ms()));
                     return Err(error);
                 }
-                // The flight began before this get, and its outcome is too old for it.
-                Some(Ok(_) | Err(Failure::Final(_))) if clock.read_ms() < deadline.end_ms => {
+                // The flight began before this get, or its peer or its loader has read an older value.
+                Some(Ok(_) | Err(Failure::Final(_))) => {
                     self.counters.too_stale.up();
                     self.check(key)?;
+                    too_old += 1;
+                    if too_old == MAX_TOO_OLD || clock.read_ms() >= deadline.end_ms {
+                        return Err(self.errors.too_old());
+                    }
+                    dispatched = match too_old {
+                        1 => self.dispatch(key, pending, Instant::now())?,
+                        _ => load::join(self, key, pending.hash, &pending.chain, LoadReason::Fallback)?,
+                    };
+                    continue;
                 }
-                Some(Ok(_) | Err(Failure::Final(_))) => return Err(self.errors.timed_out(deadline.limit, None)),
                 Some(Err(Failure::Expired(_))) if clock.read_ms() < deadline.end_ms => self.check(key)?,
                 Some(Err(Failure::Expired(peer))) => return Err(self.errors.timed_out(deadline.limit, peer.as_ref())),
                 None => return Err(self.errors.timed_out(deadline.limit, None)),

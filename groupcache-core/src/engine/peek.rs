@@ -49,7 +49,7 @@ pub(crate) async fn peek<V: Value>(engine: &Engine<V>, key: &str, limit: Duratio
     });
     let Some(answer) = answer else { return Ok(None) };
     let Ok(Ok(Outcome::Answered(Response::Value(value)))) = timeout(limit, answer).await else { return Ok(None) };
-    let as_of_ms = engine.as_of_peer(value.as_of_age_ms, left_ms);
+    let as_of_ms = engine.as_of_peer(value.as_of_age_ms.or(Some(value.age_ms)), left_ms);
     if as_of_ms.is_some_and(|as_of_ms| !engine.is_recent(as_of_ms, left_ms)) {
         return Ok(None);
     }

@@ -24,7 +24,7 @@ use crate::{
     },
     error::{Error, Kind, Result},
     flight::{Kind as Table, within},
-    identity::PeerId,
+    identity::{Instance, PeerId},
     limits::{MAX_ERROR_TEXT, RETRY_AFTER},
     loader::LoadReason,
     peer::group_service::{GroupService, LoadRequest, PageRequest, PageResult, Progress, ResponseFuture},
@@ -53,7 +53,9 @@ impl<V: Value> GroupService for Engine<V> {
         let slot = self.lookup(key, now_ms, Purpose::Serve).ok()?;
         let as_of_age_ms = self.as_of_age_ms(slot.as_of_ms.max(horizon_ms), self.context.local.clock.exact_ms());
         if as_of_age_ms.is_some_and(|age_ms| !self.suits_a_peer(age_ms)) {
+            // Removed, because otherwise the load of the request would find the same entry.
             self.counters.too_stale.up();
+            drop(self.cache.owned.remove_same(key, &slot));
             return None;
         }
         self.counters.peer_request_hits.up();
@@ -128,11 +130,11 @@ impl<V: Value> GroupService for Engine<V> {
         self.settings.load_deadline.saturating_add(OVERDUE)
     }
 
-    fn set(self: Arc<Self>, key: &str, value: Bytes, known: Option<&[WriteName]>) -> ResponseFuture {
+    fn set(self: Arc<Self>, key: &str, value: Bytes, known: Option<(&Instance, &[WriteName])>) -> ResponseFuture {
         let token = write::drop_written(&self, key);
         let (writes, name) = (&self.context.local.writes, &self.settings.name);
         // After the drop, so that a write which comes meanwhile keeps the value out.
-        if known.is_some_and(|known| writes.has_heard_beyond(name, key, known)) {
+        if known.is_some_and(|(writer, known)| writes.has_heard_beyond(writer, name, key, known)) {
             return Box::pin(std::future::ready(Response::Done));
         }
         // The value contains every write of the key that this node has applied, whenever its writer made it.

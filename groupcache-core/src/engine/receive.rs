@@ -91,7 +91,7 @@ fn store_entry<V: Value>(
         engine.counters.discarded_after_write.up();
         return None;
     }
-    let as_of_ms = engine.as_of_peer(handed.as_of_age_ms, request.asked_ms);
+    let as_of_ms = engine.as_of_peer(handed.as_of_age_ms.or(Some(handed.age_ms)), request.asked_ms);
     let ages = Ages { age_ms: handed.age_ms, as_of_ms, remaining_ms: handed.remaining_ms };
     let slot = entry::of_page(engine, hash, &handed.bytes, &ages, request.changes)?;
     let bytes = slot.weight(key);

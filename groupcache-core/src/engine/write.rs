@@ -228,6 +228,7 @@ fn broadcast<V: Value>(
             sent.send(&link, call);
         }
     }
+    acting.into_iter().for_each(|id| sent.was_sent_to(id));
     sent.all_sent();
     sent
 }
@@ -249,7 +250,7 @@ async fn settle<V: Value>(
                 () = sent.answered() => {
                     // A node that has answered may wait for an earlier write, and is about to acknowledge both. A node
                     // that cannot be reached is not waited for.
-                    while writes.may_acknowledge_soon(settling.number) {
+                    while writes.may_acknowledge_soon(settling.number, &sent.peers()) {
                         tokio::select! {
                             biased;
                             () = settling.settled() => break,
@@ -459,7 +460,8 @@ pub(crate) fn drop_and_hold<V: Value>(engine: &Engine<V>, key: &str, hold: Durat
 
 /// Stores a written value, unless this node has heard of a write of the key that the caller did not know of.
 fn store_written<V: Value>(engine: &Engine<V>, write: &LoggedWrite, slot: Slot<V>) {
-    if engine.context.local.writes.has_heard_beyond(&engine.settings.name, &write.key, &write.known) {
+    let writes = &engine.context.local.writes;
+    if writes.has_heard_beyond(writes.own(), &engine.settings.name, &write.key, &write.known) {
         return;
     }
     if let Some(inserted) = engine.flights.finish_write(write.token, || engine.cache.owned.insert(&write.key, slot)) {

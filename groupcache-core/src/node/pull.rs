@@ -47,7 +47,9 @@ pub(super) async fn pull(context: Arc<NodeContext>) {
         }
         let now_ms = context.local.clock.read_ms();
         begin_logs(&context, now_ms);
-        for pull in writes.due_pulls(now_ms, |id| context.link_by_id(id).is_some()) {
+        // Collected before, because links are locked while they show what this node knows of writes.
+        let reachable = context.connected_links().into_iter().map(|(id, _)| id).collect();
+        for pull in writes.due_pulls(now_ms, &reachable) {
             context.tasks.run(run_pull(Arc::clone(&context), pull));
         }
         sleep(STEP).await;

@@ -14,7 +14,7 @@ use dashmap::{DashMap, Entry};
 
 use crate::{
     error::{Error, Result},
-    identity::PeerId,
+    identity::{Instance, PeerId},
     limits::MAX_GROUPS,
     protocol::{
         chain::LoadChain,
@@ -118,9 +118,9 @@ pub(crate) trait GroupService: Send + Sync {
     /// Drops the value of a key at once, and stores the new value as the owner or acting owner, unless a later write
     /// discards it.
     ///
-    /// `known` are the writes of the key that the writer knew of; `None` for a writer without a log. If this node has
+    /// `known` is the writer, with the writes of the key that it knew of; `None` for a writer without a log. If this node has
     /// heard of another write, the value is only dropped.
-    fn set(self: Arc<Self>, key: &str, value: Bytes, known: Option<&[WriteName]>) -> ResponseFuture;
+    fn set(self: Arc<Self>, key: &str, value: Bytes, known: Option<(&Instance, &[WriteName])>) -> ResponseFuture;
     /// Returns whether the group holds no value on this node.
     fn is_empty(&self) -> bool;
     /// Drops all values and detaches all flights, because this node lacks the writes of the time before.

@@ -49,6 +49,12 @@ impl Log {
         number <= self.position || self.ahead.contains(&number)
     }
 
+    /// Returns whether an entry need not be applied. An entry of all keys may stand for others that fell off, so that it is
+    /// applied unless the position has passed it.
+    pub(crate) fn is_applied(&self, entry: &Entry) -> bool {
+        if entry.key.is_some() { self.has(entry.number) } else { entry.number <= self.position }
+    }
+
     /// Returns whether an entry is applied after an entry that is not.
     pub(crate) fn has_gap(&self) -> bool {
         !self.ahead.is_empty()
@@ -57,7 +63,7 @@ impl Log {
     /// Records an applied entry. The position waits for the entries of a gap. Returns whether it moved.
     pub(crate) fn record(&mut self, entry: Entry) -> bool {
         let number = entry.number;
-        if self.has(number) {
+        if self.is_applied(&entry) {
             return false;
         }
         self.insert(entry);
@@ -65,8 +71,13 @@ impl Log {
         self.close_gaps()
     }
 
-    /// Keeps an entry that others may ask for.
+    /// Keeps an entry that others may ask for. An entry of all keys takes the place of earlier ones of its group.
     fn insert(&mut self, entry: Entry) {
+        if entry.key.is_none() {
+            let is_covered =
+                |known: &Entry| known.number <= entry.number && known.group == entry.group && known.key.is_none();
+            self.entries.retain(|known| !is_covered(known));
+        }
         let at = self.entries.partition_point(|known| known.number < entry.number);
         if self.entries.get(at).is_none_or(|known| known.number != entry.number || known.group != entry.group) {
             self.entries.insert(at, entry);
@@ -119,14 +130,18 @@ impl Log {
         self.entries.range(first..).take_while(|entry| entry.number <= self.position)
     }
 
-    /// Takes the oldest entry off, and keeps an entry of all keys of its group in its place. Returns the entry.
+    /// Takes the oldest entry of a single key off, and keeps an entry of all keys of its group in its place. Returns the
+    /// entry.
     pub(crate) fn forget_first(&mut self) -> Option<Entry> {
+        // Only entries of all keys are before it, at most one of each group.
         let first = self.entries.iter().position(|entry| entry.key.is_some())?;
         let forgotten = self.entries.remove(first)?;
         let all = Entry { key: None, ..forgotten.clone() };
-        let earlier = |entry: &Entry| entry.key.is_none() && entry.group == all.group && entry.number < all.number;
-        self.entries.retain(|entry| !earlier(entry));
-        self.insert(all);
+        if let Some(earlier) = self.entries.iter().take(first).position(|entry| entry.group == all.group) {
+            self.entries.remove(earlier);
+        }
+        let at = self.entries.partition_point(|known| known.number < all.number);
+        self.entries.insert(at, all);
         Some(forgotten)
     }
 }

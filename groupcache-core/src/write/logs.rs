@@ -89,6 +89,8 @@ pub(crate) struct Logs {
     own_order: VecDeque<(u64, Instance)>,
     order: VecDeque<(u64, Instance)>,
     named: VecDeque<Remembered>,
+    /// Remembered writes after which the value of the key was dropped.
+    dropped: BTreeMap<KeyHash, Vec<WriteName>>,
     /// Changes of positions.
     changes: u64,
     /// Position in the own log, for each reader that must not lock.
@@ -107,6 +109,7 @@ impl Logs {
             own_order: VecDeque::new(),
             order: VecDeque::new(),
             named: VecDeque::new(),
+            dropped: BTreeMap::new(),
             changes: 0,
             own_position: Arc::default(),
         }
@@ -125,8 +128,13 @@ impl Logs {
         self.position(&self.own)
     }
 
+    /// Returns whether an entry need not be applied.
+    pub(crate) fn is_applied(&self, writer: &Instance, entry: &Entry) -> bool {
+        self.logs.get(writer).is_some_and(|log| log.is_applied(entry))
+    }
+
     /// Returns whether an entry is applied.
-    pub(crate) fn has(&self, writer: &Instance, number: u64) -> bool {
+    fn has(&self, writer: &Instance, number: u64) -> bool {
         self.logs.get(writer).is_some_and(|log| log.has(number))
     }
 
@@ -156,11 +164,7 @@ impl Logs {
     }
 
     fn name(&mut self, hash: KeyHash, name: WriteName) {
-        let names = self.by_key.entry(hash).or_default();
-        match names.iter_mut().find(|known| known.writer == name.writer) {
-            Some(known) => known.number = known.number.max(name.number),
-            None => names.push(name),
-        }
+        add(&mut self.by_key, hash, name);
     }
 
     fn announce_all(&mut self, writer: &Instance, group: &Arc<str>, number: u64) {
@@ -175,7 +179,7 @@ impl Logs {
     pub(crate) fn commit(&mut self, writer: &Instance, entry: Entry, now_ms: u64) {
         let (is_own, is_of_key, written_ms) = (*writer == self.own, entry.key.is_some(), entry.written_ms);
         let log = self.log_of(writer, now_ms);
-        if log.has(entry.number) {
+        if log.is_applied(&entry) {
             return;
         }
         let has_moved = log.record(entry);
@@ -287,45 +291,51 @@ impl Logs {
         self.logs.iter().all(|(writer, log)| has_said(writer) >= log.announced)
     }
 
-    /// Returns whether this node has not heard of a named write of a key, nor of a later one of the same writer.
-    fn lacks(&self, group: &str, hash: KeyHash, name: &WriteName) -> bool {
+    /// Returns whether a named write of a key is not applied here, so that the value may lack it. A write that is announced
+    /// does not suffice, because its value is about to be dropped.
+    fn lacks(&self, hash: KeyHash, name: &WriteName) -> bool {
         let WriteName { writer, number } = name;
-        let of_key = || self.by_key.get(&hash).into_iter().flatten();
-        let all = self.by_group.get(group).and_then(|writers| writers.get(writer)).or(self.bases.get(writer));
-        !self.has(writer, *number)
-            && all.is_none_or(|last| last < number)
-            && !of_key().any(|known| known.writer == *writer && known.number >= *number)
+        let mut dropped = self.dropped.get(&hash).into_iter().flatten();
+        let is_dropped = dropped.any(|known| known.writer == *writer && known.number >= *number);
+        !self.has(writer, *number) && !is_dropped
     }
 
-    /// Remembers the named writes of a key that this node has not heard of. Returns whether there was one, after which
-    /// the caller drops the value.
+    /// Remembers the named writes of a key that this node has not applied. Returns whether there was one, after which the
+    /// caller drops the value and calls [`dropped`](Self::dropped).
     pub(crate) fn remember(&mut self, group: &Arc<str>, key: &str, names: &[WriteName], now_ms: u64) -> bool {
         let hash = key_hash(group, key);
         let mut has_lacked = false;
         for name in names {
-            if name.writer != self.own && self.lacks(group, hash, name) {
-                has_lacked = true;
-                self.heard_of(&name.writer, name.number, now_ms);
-                self.name(hash, name.clone());
-                self.named.push_back(Remembered {
-                    group: Arc::clone(group),
-                    hash,
-                    name: name.clone(),
-                    heard_ms: now_ms,
-                });
-                if self.named.len() > MAX_ENTRIES {
-                    self.forget_named();
-                }
+            if name.writer == self.own || !self.lacks(hash, name) {
+                continue;
+            }
+            has_lacked = true;
+            let mut known = self.by_key.get(&hash).into_iter().flatten();
+            if known.any(|known| known.writer == name.writer && known.number >= name.number) {
+                continue;
+            }
+            self.heard_of(&name.writer, name.number, now_ms);
+            self.name(hash, name.clone());
+            self.named.push_back(Remembered { group: Arc::clone(group), hash, name: name.clone(), heard_ms: now_ms });
+            if self.named.len() > MAX_ENTRIES {
+                self.forget_named();
             }
         }
         has_lacked
     }
 
-    /// Returns whether this node has heard of a write of a key, or of all keys of its group, that is not among `known`.
-    pub(crate) fn has_heard_beyond(&self, group: &str, key: &str, known: &[WriteName]) -> bool {
-        let positions: Positions =
-            known.iter().map(|name| (name.writer.clone(), Shown { number: name.number, base: 0 })).collect();
-        !self.names(group, key, &positions, Named::All).is_empty()
+    /// Records that the value of a key was dropped after these writes were remembered.
+    pub(crate) fn dropped(&mut self, group: &str, key: &str, names: &[WriteName]) {
+        let hash = key_hash(group, key);
+        for name in names {
+            if self.has(&name.writer, name.number) {
+                continue;
+            }
+            // Forgotten together with the remembered write.
+            if self.named.iter().rev().any(|named| named.hash == hash && named.name.writer == name.writer) {
+                add(&mut self.dropped, hash, name.clone());
+            }
+        }
     }
 
     /// Returns the positions that have changed since change `since`, a limited number of them, and the change up to
@@ -362,7 +372,8 @@ impl Logs {
             for entry in log.after(base.max(*after)) {
                 let entry = to_wire(entry, now_ms);
                 bytes += entry_bytes(&entry);
-                if bytes > PART_BYTES && !part.entries.is_empty() {
+                // Not before an entry of all keys, which may stand for earlier numbers.
+                if bytes > PART_BYTES && !part.entries.is_empty() && entry.key.is_some() {
                     part.through = entry.number - 1;
                     break;
                 }
@@ -431,6 +442,7 @@ impl Logs {
     /// Forgets the named write that was heard first. A write that never came becomes one of all keys of its group.
     fn forget_named(&mut self) {
         let Some(Remembered { group, hash, name, .. }) = self.named.pop_front() else { return };
+        remove(&mut self.dropped, hash, &name.writer, name.number);
         if !self.has(&name.writer, name.number) {
             self.announce_all(&name.writer, &group, name.number);
             self.unname(hash, &name.writer, name.number);
@@ -439,11 +451,25 @@ impl Logs {
 
     /// Removes the name of a write from the index, unless a later one of the same writer is there.
     fn unname(&mut self, hash: KeyHash, writer: &Instance, number: u64) {
-        if let Some(names) = self.by_key.get_mut(&hash) {
-            names.retain(|name| name.writer != *writer || name.number > number);
-            if names.is_empty() {
-                self.by_key.remove(&hash);
-            }
+        remove(&mut self.by_key, hash, writer, number);
+    }
+}
+
+/// Adds a name, in the place of an earlier one of the same writer.
+fn add(names: &mut BTreeMap<KeyHash, Vec<WriteName>>, hash: KeyHash, name: WriteName) {
+    let names = names.entry(hash).or_default();
+    match names.iter_mut().find(|known| known.writer == name.writer) {
+        Some(known) => known.number = known.number.max(name.number),
+        None => names.push(name),
+    }
+}
+
+/// Removes a name, unless a later one of the same writer is there.
+fn remove(names: &mut BTreeMap<KeyHash, Vec<WriteName>>, hash: KeyHash, writer: &Instance, number: u64) {
+    if let Some(of_key) = names.get_mut(&hash) {
+        of_key.retain(|name| name.writer != *writer || name.number > number);
+        if of_key.is_empty() {
+            names.remove(&hash);
         }
     }
 }
@@ -533,6 +559,8 @@ mod tests {
         let mut logs = logs();
         let name = |number| [WriteName { writer: writer("a"), number }];
         assert!(logs.remember(&"users".into(), "k", &name(7), 0));
+        assert!(logs.remember(&"users".into(), "k", &name(7), 0), "the value is about to be dropped");
+        logs.dropped("users", "k", &name(7));
         assert!(!logs.remember(&"users".into(), "k", &name(7), 0), "the second request changes nothing");
         assert!(!logs.remember(&"users".into(), "k", &name(6), 0), "a later write of the same writer covers it");
         assert!(logs.remember(&"users".into(), "k", &name(8), 0));

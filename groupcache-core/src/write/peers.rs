@@ -104,7 +104,7 @@ pub(super) struct Peers {
     pub(super) by_id: BTreeMap<PeerId, Peer>,
     company: Arc<Company>,
     /// Nodes that must acknowledge a write: the company, their companies, and so on.
-    closure: Option<Vec<PeerId>>,
+    closure: Option<Vec<Instance>>,
     /// Number up to which every node of the closure has acknowledged, and how many of them no further.
     progress: Option<(u64, usize)>,
     /// Time since which the company has no member.
@@ -137,6 +137,9 @@ impl Peers {
             peer.is_met = true;
             peer.gone_ms = now_ms;
         }
+        if is_new {
+            self.closure_changed();
+        }
     }
 
     /// Returns whether a node that connects now was away for nearly as long as logs reach back, or whether this node
@@ -153,6 +156,7 @@ impl Peers {
         if let Some(peer) = self.of(instance) {
             peer.connections = peer.connections.saturating_sub(1);
             peer.gone_ms = now_ms;
+            self.closure_changed();
         }
     }
 
@@ -194,6 +198,8 @@ impl Peers {
 
     fn forget_absent(&mut self, now_ms: u64) {
         let absent = |peer: &Peer| peer.connections == 0 && !peer.is_in_company(now_ms);
+        // A node keeps no position of peers that are gone.
+        self.by_id.values_mut().filter(|peer| absent(peer)).for_each(|peer| peer.positions.clear());
         let count = self.by_id.values().filter(|peer| absent(peer)).count();
         for _ in MAX_ABSENT..count {
             let absent = self.by_id.iter().filter(|(_, peer)| absent(peer));
@@ -273,22 +279,20 @@ impl Peers {
     ///
     /// The company of a node that has not acknowledged counts too. A write waits for that node anyway, and its
     /// acknowledgement shows its company of that moment or later.
-    pub(super) fn closure(&mut self) -> &[PeerId] {
+    pub(super) fn closure(&mut self) -> &[Instance] {
         if self.closure.is_none() {
-            let mut found: BTreeSet<PeerId> = self.company.members.iter().map(|member| member.id.clone()).collect();
-            let mut to_visit: Vec<PeerId> = found.iter().cloned().collect();
-            while let Some(id) = to_visit.pop() {
-                let company = self.by_id.get(&id).and_then(|peer| peer.company.as_ref());
+            let mut found: BTreeSet<Instance> = self.company.members.iter().cloned().collect();
+            let mut to_visit: Vec<Instance> = self.company.members.clone();
+            while let Some(node) = to_visit.pop() {
+                let company = self.known(&node).and_then(|peer| peer.company.as_ref());
                 for member in company.iter().flat_map(|company| &company.members) {
-                    let is_left = self
-                        .by_id
-                        .get(&member.id)
-                        .is_some_and(|peer| peer.incarnation == member.incarnation && peer.has_left);
+                    let member = self.present(member);
+                    let is_left = self.known(&member).is_some_and(|peer| peer.has_left);
                     if mutant!(ClosureLeftOut) || member.id == self.own.id || is_left {
                         continue;
                     }
-                    if found.insert(member.id.clone()) {
-                        to_visit.push(member.id.clone());
+                    if found.insert(member.clone()) {
+                        to_visit.push(member);
                     }
                 }
             }
@@ -297,9 +301,27 @@ impl Peers {
         self.closure.as_deref().unwrap_or_default()
     }
 
+    fn known(&self, instance: &Instance) -> Option<&Peer> {
+        self.by_id.get(&instance.id).filter(|peer| peer.incarnation == instance.incarnation)
+    }
+
+    /// Returns the present incarnation of a node: the one of a connection, if there is one.
+    fn present(&self, instance: &Instance) -> Instance {
+        let connected = self.by_id.get(&instance.id).filter(|peer| peer.is_connected());
+        let incarnation = connected.map_or(instance.incarnation, |peer| peer.incarnation);
+        Instance { id: instance.id.clone(), incarnation }
+    }
+
     /// Returns the number up to which a node has acknowledged every write.
-    pub(super) fn acknowledged_by(&self, id: &PeerId) -> u64 {
-        self.by_id.get(id).map_or(0, |peer| peer.acknowledged)
+    pub(super) fn acknowledged_by(&self, node: &Instance) -> u64 {
+        self.known(node).map_or(0, |peer| peer.acknowledged)
+    }
+
+    /// Returns the position of a writer in its own log, if it is connected and another node than `from` shows a position;
+    /// otherwise no limit.
+    pub(super) fn own_position_of(&self, writer: &Instance, from: &Instance) -> u64 {
+        let peer = self.known(writer).filter(|peer| peer.is_connected() && writer != from);
+        peer.and_then(|peer| peer.positions.get(writer)).map_or(u64::MAX, |shown| shown.number)
     }
 
     /// Returns the number up to which every node of the closure has acknowledged; `u64::MAX` for an empty closure.
@@ -309,8 +331,8 @@ impl Peers {
         }
         self.closure();
         let (mut slowest, mut count) = (u64::MAX, 0);
-        for id in self.closure.iter().flatten() {
-            let acknowledged = self.acknowledged_by(id);
+        for node in self.closure.iter().flatten() {
+            let acknowledged = self.acknowledged_by(node);
             if acknowledged < slowest {
                 (slowest, count) = (acknowledged, 0);
             }
@@ -388,7 +410,7 @@ mod tests {
         assert_eq!(peers.company().members, [instance("a", 8)]);
         peers.acknowledged(&instance("a", 7), 6);
         peers.said_goodbye(&instance("a", 7));
-        assert_eq!((peers.acknowledged_by(&PeerId::new("a").unwrap()), peers.refresh(0).has_changed), (0, false));
+        assert_eq!((peers.acknowledged_by(&instance("a", 8)), peers.refresh(0).has_changed), (0, false));
         peers.greeted(&instance("a", 3), true, true, 0);
         assert!(peers.refresh(0).has_lost, "a node that returns in another incarnation has lost what it held");
     }
@@ -424,7 +446,7 @@ mod tests {
         peers.greeted(&old, false, true, 0);
         for (number, acknowledged) in [(2, 0), (1, 2), (4, 2), (5, 2), (3, 5), (3, 5)] {
             peers.acknowledged_one(&old, number);
-            assert_eq!(peers.acknowledged_by(&old.id), acknowledged, "after {number}");
+            assert_eq!(peers.acknowledged_by(&old), acknowledged, "after {number}");
         }
     }
 

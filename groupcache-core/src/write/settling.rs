@@ -14,7 +14,10 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{identity::PeerId, write::peers::Peer};
+use crate::{
+    identity::{Instance, PeerId},
+    write::peers::Peer,
+};
 
 /// Write of this node, from its number to the moment at which nothing is pending.
 #[derive(Debug)]
@@ -146,6 +149,6 @@ impl Unsettled {
 }
 
 /// Returns the nodes of a closure that have not acknowledged a write.
-pub(super) fn pending(closure: &[PeerId], number: u64, acknowledged: impl Fn(&PeerId) -> u64) -> BTreeSet<PeerId> {
-    closure.iter().filter(|id| acknowledged(id) < number).cloned().collect()
+pub(super) fn pending(closure: &[Instance], number: u64, acknowledged: impl Fn(&Instance) -> u64) -> BTreeSet<PeerId> {
+    closure.iter().filter(|node| acknowledged(node) < number).map(|node| node.id.clone()).collect()
 }

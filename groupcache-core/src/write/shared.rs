@@ -256,11 +256,15 @@ impl Writes {
         state.pending(number).into_iter().collect()
     }
 
-    /// Returns whether a node that is connected has not acknowledged a write yet.
-    pub(crate) fn may_acknowledge_soon(&self, number: u64) -> bool {
+    /// Returns whether one of the nodes that a write was sent to has not acknowledged it yet and is connected.
+    pub(crate) fn may_acknowledge_soon(&self, number: u64, sent_to: &BTreeSet<PeerId>) -> bool {
         let mut state = self.state.lock();
         let pending = state.pending(number);
-        pending.iter().any(|id| state.peers.by_id.get(id).is_some_and(|peer| peer.has_log && peer.is_connected()))
+        let is_close = |id: &PeerId| {
+            let peer = state.peers.by_id.get(id);
+            sent_to.contains(id) && peer.is_some_and(|peer| peer.has_log && peer.is_connected())
+        };
+        pending.iter().any(is_close)
     }
 
     /// Returns the name of a write of this node.
@@ -293,7 +297,7 @@ impl Writes {
     /// Announces an entry that is about to be applied; `None` if it is applied already.
     pub(crate) fn begin(&self, writer: &Instance, entry: Entry, now_ms: u64) -> Option<Entry> {
         let mut state = self.state.lock();
-        if *writer == self.own || state.logs.has(writer, entry.number) {
+        if *writer == self.own || state.logs.is_applied(writer, &entry) {
             return None;
         }
         state.logs.announce(writer, &entry, now_ms);
@@ -304,8 +308,12 @@ impl Writes {
     /// Records an entry that was applied: the value is dropped, and its flights are detached.
     pub(crate) fn commit(&self, writer: &Instance, entry: Entry, now_ms: u64) {
         let mut state = self.state.lock();
+        let shown = Shown { number: entry.number, base: 0 };
         state.logs.commit(writer, entry, now_ms);
         let is_lacking = state.logs.has_gap(writer);
+        if let Some(peer) = state.peers.of(writer).filter(|_| is_lacking) {
+            show(&mut peer.positions, writer, shown);
+        }
         if is_lacking {
             state.lack(writer, now_ms + PULL_AFTER.as_millis() as u64);
         }
@@ -389,8 +397,8 @@ impl Writes {
         self.state.lock().logs.names(group, key, &Positions::new(), Named::All)
     }
 
-    /// Remembers the named writes of a key that this node has not heard of. Returns whether there was one, after which
-    /// the caller drops the value.
+    /// Remembers the named writes of a key that this node has not applied. Returns whether there was one, after which the
+    /// caller drops the value and calls [`dropped`](Self::dropped).
     pub(crate) fn remember(&self, group: &Arc<str>, key: &str, names: &[WriteName], now_ms: u64) -> bool {
         if names.is_empty() {
             return false;
@@ -402,9 +410,36 @@ impl Writes {
         has_lacked
     }
 
-    /// Returns whether this node has heard of a write of a key that is not among `known`.
-    pub(crate) fn has_heard_beyond(&self, group: &str, key: &str, known: &[WriteName]) -> bool {
-        !mutant!(SetWithoutPositions) && self.state.lock().logs.has_heard_beyond(group, key, known)
+    /// Records that the value of a key was dropped after named writes of it were remembered.
+    pub(crate) fn dropped(&self, group: &str, key: &str, names: &[WriteName]) {
+        self.state.lock().logs.dropped(group, key, names);
+    }
+
+    /// Returns whether this node has heard of a write of a key, or of all keys of its group, that a writer did not know
+    /// of: the write is not among `known`, and `writer` has not shown it with its positions. A write of the key itself
+    /// must be among `known`, because a position may be newer than the call.
+    pub(crate) fn has_heard_beyond(&self, writer: &Instance, group: &str, key: &str, known: &[WriteName]) -> bool {
+        if mutant!(SetWithoutPositions) {
+            return false;
+        }
+        let state = self.state.lock();
+        let said: Positions =
+            known.iter().map(|name| (name.writer.clone(), Shown { number: name.number, base: 0 })).collect();
+        if !state.logs.names(group, key, &said, Named::Key).is_empty() {
+            return true;
+        }
+        let wide = state.logs.names(group, key, &said, Named::All);
+        let positions = state.peers.by_id.get(&writer.id).filter(|peer| peer.incarnation == writer.incarnation);
+        let has_shown = |name: &WriteName| {
+            let shown = positions.and_then(|peer| peer.positions.get(&name.writer));
+            shown.is_some_and(|shown| shown.number >= name.number)
+        };
+        !wide.iter().all(has_shown)
+    }
+
+    /// Returns this node in the incarnation that names its log.
+    pub(crate) fn own(&self) -> &Instance {
+        &self.own
     }
 
     /// Returns whether this node has heard of a write of a key beyond the positions of a page. `positions` is `None` for
@@ -464,6 +499,8 @@ impl Writes {
         let due_ms = if pong.is_some_and(|(_, is_first)| is_first) { 0 } else { PULL_AFTER.as_millis() as u64 };
         let own = self.own.clone();
         for Position { writer, number, base } in positions {
+            // A connected writer knows its own position best.
+            let number = number.min(state.peers.own_position_of(&writer, from));
             if writer == own {
                 let number = number.min(state.logs.own_position());
                 state.peers.acknowledged(from, number);
@@ -505,8 +542,8 @@ impl Writes {
         !self.state.lock().lacking.is_empty()
     }
 
-    /// Returns the pulls that are due, each from the best peer that `can_ask` accepts, and marks their logs as running.
-    pub(crate) fn due_pulls(&self, now_ms: u64, can_ask: impl Fn(&PeerId) -> bool) -> Vec<Pull> {
+    /// Returns the pulls that are due, each from the best of the reachable peers, and marks their logs as running.
+    pub(crate) fn due_pulls(&self, now_ms: u64, reachable: &BTreeSet<PeerId>) -> Vec<Pull> {
         let mut state = self.state.lock();
         let State { logs, peers, lacking, .. } = &mut *state;
         let mut pulls: BTreeMap<PeerId, Vec<WriteName>> = BTreeMap::new();
@@ -517,8 +554,8 @@ impl Writes {
                 (peer.has_log && shown.number > position).then_some((id, shown))
             });
             let sources: Vec<_> = sources.collect();
-            if sources.is_empty() && !logs.has_gap(writer) && !lack.is_running {
-                return false;
+            if sources.is_empty() && !lack.is_running {
+                return false; // due again with the next position that a peer shows
             }
             if lack.is_running || lack.due_ms > now_ms {
                 return true;
@@ -526,7 +563,7 @@ impl Writes {
             // The writer itself has everything. Another node may lack the entries before its base.
             let rank =
                 |(id, shown): &(&PeerId, &Shown)| (lack.asked.contains(*id), shown.base > position, **id != writer.id);
-            let askable = sources.into_iter().filter(|(id, _)| can_ask(id));
+            let askable = sources.into_iter().filter(|(id, _)| reachable.contains(*id));
             match askable.min_by_key(|source| (rank(source), source.0.clone())) {
                 Some((id, _)) => {
                     lack.is_running = true;
@@ -554,7 +591,8 @@ impl Writes {
                     lack.asked.clear();
                     lack.due_ms = now_ms;
                 } else {
-                    lack.due_ms = now_ms + PULL_AFTER.as_millis() as u64;
+                    // A peer that has forgotten the log too is seldom asked again.
+                    lack.due_ms = now_ms + PULL_AFTER.as_millis() as u64 * lack.asked.len().min(10) as u64;
                 }
             }
         }
@@ -697,9 +735,10 @@ impl State {
             (shown > logs.position(writer)).then(|| (writer.clone(), shown))
         };
         let lacking = lacking.keys().filter_map(lacks).filter(|_| !mutant!(PongBeforeEntries)).collect();
-        if peer.pongs.len() < MAX_PONGS {
-            peer.pongs.push_back(Pong { left_ms, lacking });
+        if peer.pongs.len() >= MAX_PONGS {
+            peer.pongs.pop_back();
         }
+        peer.pongs.push_back(Pong { left_ms, lacking });
     }
 
     /// Moves the times of the peers with pongs that are reached, and the horizon.
@@ -713,10 +752,9 @@ impl State {
             let counts = peers.has_same_company(&instance) || mutant!(PongOfOtherCompany);
             let Some(peer) = peers.of(&instance) else { continue };
             let is_reached = |pong: &Pong| pong.lacking.iter().all(|(writer, number)| logs.position(writer) >= *number);
-            while let Some(left_ms) = peer.pongs.front().filter(|pong| is_reached(pong)).map(|pong| pong.left_ms) {
-                peer.pongs.pop_front();
-                peer.applied_ms = peer.applied_ms.max(Some(left_ms).filter(|_| counts));
-            }
+            let reached = peer.pongs.iter().filter(|pong| is_reached(pong)).map(|pong| pong.left_ms).max();
+            peer.pongs.retain(|pong| !is_reached(pong));
+            peer.applied_ms = peer.applied_ms.max(reached.filter(|_| counts));
         }
         let company = peers.company();
         horizon.advance(company.members.iter().map(|member| peers.by_id.get(&member.id)?.applied_ms));
@@ -724,7 +762,7 @@ impl State {
 
     fn pending(&mut self, number: u64) -> BTreeSet<PeerId> {
         let closure = self.peers.closure().to_vec();
-        pending(&closure, number, |id| self.peers.acknowledged_by(id))
+        pending(&closure, number, |node| self.peers.acknowledged_by(node))
     }
 
     fn settle_by_time(&mut self, now_ms: u64) {
@@ -733,7 +771,7 @@ impl State {
         }
         let closure = self.peers.closure().to_vec();
         let Self { peers, unsettled, .. } = self;
-        let pending = |number| pending(&closure, number, |id| peers.acknowledged_by(id)).into_iter().collect();
+        let pending = |number| pending(&closure, number, |node| peers.acknowledged_by(node)).into_iter().collect();
         unsettled.settle_by_time(now_ms, pending, &peers.by_id);
     }
 

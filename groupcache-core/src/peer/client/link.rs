@@ -72,9 +72,7 @@ pub(crate) struct Link {
     pub(crate) features: AtomicU64,
     pub(crate) fingerprint: AtomicU64,
     /// Peer of the current connection, or of the last one.
-    instance: ArcSwap<Option<Instance>>,
-    /// Number of announced writes, all of which the peer has.
-    level: AtomicU64,
+    peer: ArcSwap<Option<LinkPeer>>,
     /// Whether the peer drains or has said goodbye, by its last message.
     pub(crate) leaves: AtomicBool,
     /// Bytes that arrived on the link's connections, and how many of them the sweep has seen.
@@ -92,6 +90,14 @@ pub(crate) struct Link {
     pub(crate) failure: Mutex<Option<Error>>,
 }
 
+/// Process at the other end of a link.
+#[derive(Debug)]
+struct LinkPeer {
+    instance: Instance,
+    /// Number of announced writes, all of which the process has.
+    level: AtomicU64,
+}
+
 impl Link {
     pub(crate) fn new(dial: DialId, target: Target, local: Arc<LocalNode>) -> Arc<Self> {
         let max_in_flight = local.limits.max_in_flight_per_peer;
@@ -105,8 +111,7 @@ impl Link {
             max_value_bytes: AtomicU64::new(u64::MAX),
             features: AtomicU64::new(0),
             fingerprint: AtomicU64::new(0),
-            instance: ArcSwap::default(),
-            level: AtomicU64::new(0),
+            peer: ArcSwap::default(),
             leaves: AtomicBool::new(false),
             bytes_read: Arc::default(),
             bytes_seen: AtomicU64::new(0),
@@ -145,20 +150,25 @@ impl Link {
 
     /// Returns the peer of the current connection, or of the last one.
     pub(crate) fn instance(&self) -> Option<Instance> {
-        self.instance.load().as_ref().clone()
+        self.peer.load().as_ref().as_ref().map(|peer| peer.instance.clone())
     }
 
-    /// Records the peer of a connection, of which nothing is known yet.
+    /// Records the peer of a connection. The requests that wait for another process end, because they name the writes
+    /// that the other process lacked.
     pub(crate) fn set_instance(&self, instance: Instance) {
-        self.instance.store(Arc::new(Some(instance)));
-        self.level.store(0, Relaxed);
+        if self.instance().as_ref() == Some(&instance) {
+            return;
+        }
+        self.peer.store(Arc::new(Some(LinkPeer { instance, level: AtomicU64::new(0) })));
+        let ended = self.table.lock().end_all();
+        tell(ended);
     }
 
     /// Returns the writes of a key that this node has heard of and the peer has not said that it has. The caller has
     /// registered its flight before.
     pub(crate) fn names_for(&self, group: &str, key: &str) -> Vec<WriteName> {
-        match &**self.instance.load() {
-            Some(peer) => self.local.writes.names_for(peer, &self.level, group, key),
+        match &**self.peer.load() {
+            Some(peer) => self.local.writes.names_for(&peer.instance, &peer.level, group, key),
             None => Vec::new(),
         }
     }
@@ -198,7 +208,9 @@ impl Link {
         if self.local.in_flight.load(Relaxed) >= self.local.limits.max_in_flight {
             return (0, Some(NotSent::Full));
         }
-        let (taken, refused, waker) = self.table.lock().push_all(calls);
+        // Made before the table is locked, because a call names writes, under a lock of their own.
+        let calls: Vec<Call> = calls.collect();
+        let (taken, refused, waker) = self.table.lock().push_all(calls.into_iter());
         wake(waker);
         (taken, refused)
     }

@@ -277,7 +277,8 @@ impl RequestTable {
         }
         self.is_whole &= !self.queue.is_empty();
         let quiet = now_ms.saturating_sub(self.watch.last_read_ms) >= QUIET.as_millis() as u64;
-        if self.watch.is_due || (frame.requests() > 0 && quiet && self.watch.since_ms.is_none()) {
+        let is_due = self.watch.is_due && self.watch.sent.len() < MAX_PINGS;
+        if is_due || (frame.requests() > 0 && quiet && self.watch.since_ms.is_none()) {
             frame.ping(self.watch.ping(now_ms));
         }
         frame.pong(std::mem::take(&mut self.pong_due));
@@ -378,6 +379,11 @@ impl RequestTable {
     /// Records that an attempt to connect failed, and returns all calls.
     pub(crate) fn failed(&mut self, now_ms: u64) -> Ended {
         self.breaker = self.breaker.failed(now_ms);
+        self.drain()
+    }
+
+    /// Returns all calls, because another process has come in the place of the peer.
+    pub(crate) fn end_all(&mut self) -> Ended {
         self.drain()
     }
 

@@ -1,14 +1,17 @@
 //! A write on its way to many peers, and the wait until each of them has answered or cannot.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire},
+    },
 };
 
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    identity::Instance,
+    identity::{Instance, PeerId},
     peer::{
         client::{
             link::Link,
@@ -17,6 +20,7 @@ use crate::{
         local::LocalNode,
     },
     protocol::message::{Decline, Response},
+    runtime::sync::Mutex,
 };
 
 /// Write that is sent to many peers.
@@ -26,21 +30,34 @@ pub(crate) struct SentWrite {
     /// Number of requests without an outcome, and one more until all are sent.
     waiting: AtomicUsize,
     answered: Notify,
+    /// Peers that the write was sent to.
+    peers: Mutex<BTreeSet<PeerId>>,
 }
 
 impl SentWrite {
     pub(crate) fn new(local: Arc<LocalNode>, number: u64) -> Arc<Self> {
-        Arc::new(Self { local, number, waiting: AtomicUsize::new(1), answered: Notify::new() })
+        Arc::new(Self { local, number, waiting: AtomicUsize::new(1), answered: Notify::new(), peers: Mutex::default() })
     }
 
     /// Sends the request that `call` makes. A peer that takes no request hears of the write from others, or asks for it.
     pub(crate) fn send(self: &Arc<Self>, link: &Link, call: impl FnOnce(Arc<dyn Reply>) -> Call) {
         let Some(peer) = link.instance() else { return };
         self.waiting.fetch_add(1, AcqRel);
+        self.peers.lock().insert(peer.id.clone());
         let reply = Arc::new(SentTo { write: Arc::clone(self), peer, has_log: link.has_log() });
         if link.send(call(reply)).is_err() {
             self.one_less();
         }
+    }
+
+    /// Records that the write was sent to a peer by other means.
+    pub(crate) fn was_sent_to(&self, id: &PeerId) {
+        self.peers.lock().insert(id.clone());
+    }
+
+    /// Returns the peers that the write was sent to.
+    pub(crate) fn peers(&self) -> BTreeSet<PeerId> {
+        self.peers.lock().clone()
     }
 
     /// Records that the write is sent to all peers.

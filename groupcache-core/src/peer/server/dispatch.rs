@@ -82,13 +82,28 @@ impl Asker<'_> {
 /// Write that is announced; `None` for a write that is in no log.
 struct Begun(Option<Entry>);
 
-/// Applies a remove or a clear, and records it in the log of the peer. A write without a known group is recorded only,
-/// because this node holds no value of that group.
-fn apply(service: &Service, asker: Option<&Asker<'_>>, request: &Request, key: Option<&str>, drop: impl FnOnce()) {
+/// Applies a remove or a clear, and records it in the log of the peer. `was_known` says whether this node had the group
+/// when it read the Hello of the peer, so that `drop` drops its values.
+fn apply(
+    service: &Service,
+    asker: Option<&Asker<'_>>,
+    request: &Request,
+    key: Option<&str>,
+    was_known: bool,
+    drop: impl FnOnce(),
+) {
     match asker {
         Some(asker) => {
             if let Some(begun) = asker.begin(service, request.number, key) {
                 drop();
+                // The group may have been built after the Hello of the peer was read.
+                if let Some(group) = asker.group.and_then(|name| service.registry.get(name)) {
+                    match key {
+                        Some(key) if !was_known => group.invalidate(key),
+                        None if !was_known => group.clear(),
+                        _ => {}
+                    }
+                }
                 asker.commit(service, begun);
             }
         }
@@ -126,11 +141,11 @@ pub(crate) fn dispatch(
     if request.op == Op::Clear {
         return match resolved {
             ResolvedGroup::Group(group) | ResolvedGroup::OtherFormat(group) => {
-                apply(service, asker, &request, None, || group.clear());
+                apply(service, asker, &request, None, true, || group.clear());
                 Dispatch::Response(Response::Done)
             }
             ResolvedGroup::Unknown if is_logged => {
-                apply(service, asker, &request, None, || ());
+                apply(service, asker, &request, None, false, || ());
                 Dispatch::Response(Response::Done)
             }
             ResolvedGroup::Unknown => declined(Decline::UnknownGroup),
@@ -155,11 +170,12 @@ pub(crate) fn dispatch(
         && service.local.writes.remember(name, key, &request.known, service.local.clock.read_ms())
     {
         group.invalidate(key); // the value may lack a write that the peer has heard of
+        service.local.writes.dropped(name, key, &request.known);
     }
     match (&request.op, resolved) {
         (Op::Unknown(_) | Op::ReadPage { .. } | Op::ReadLogs(_), _) => Dispatch::Response(Response::Unsupported),
         (Op::Remove { .. } | Op::Set(_), ResolvedGroup::Unknown) if is_logged => {
-            apply(service, asker, &request, Some(key), || ());
+            apply(service, asker, &request, Some(key), false, || ());
             match request.op {
                 Op::Set(_) => declined(Decline::UnknownGroup),
                 _ => Dispatch::Response(Response::Done),
@@ -186,11 +202,11 @@ pub(crate) fn dispatch(
         }
         (Op::Clear, _) => declined(Decline::UnknownGroup), // answered above
         (Op::Remove { hold }, ResolvedGroup::Group(group) | ResolvedGroup::OtherFormat(group)) => {
-            apply(service, asker, &request, Some(key), || group.invalidate_and_hold(key, *hold));
+            apply(service, asker, &request, Some(key), true, || group.invalidate_and_hold(key, *hold));
             Dispatch::Response(Response::Done)
         }
         (Op::Set(_), ResolvedGroup::OtherFormat(group)) => {
-            apply(service, asker, &request, Some(key), || group.invalidate(key));
+            apply(service, asker, &request, Some(key), true, || group.invalidate(key));
             declined(Decline::OtherFormat)
         }
         (Op::Set(value), ResolvedGroup::Group(group)) => {
@@ -204,7 +220,7 @@ pub(crate) fn dispatch(
             };
             match refusal {
                 Some(refusal) => {
-                    apply(service, asker, &request, Some(key), || group.invalidate(key));
+                    apply(service, asker, &request, Some(key), true, || group.invalidate(key));
                     Dispatch::Response(refusal)
                 }
                 None => set(service, asker, &request, group, key, value),
@@ -222,7 +238,8 @@ fn set(
     key: &str,
     value: &Bytes,
 ) -> Dispatch {
-    let known = (request.number > 0).then_some(&*request.known);
+    let writer = asker.map(|asker| asker.peer).filter(|_| request.number > 0);
+    let known = writer.map(|writer| (writer, &*request.known));
     // Copied, because a slice would keep the whole frame in memory as long as the value.
     let store = || Arc::clone(group).set(key, small_bytes::copy(value), known);
     let Some(asker) = asker else { return Dispatch::Wait(store(), None) };

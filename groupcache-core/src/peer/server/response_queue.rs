@@ -84,15 +84,14 @@ impl Queue {
     /// shows the company of its moment or later.
     fn show_writes(&mut self, writer: &Instance, local: &LocalNode, frame: &mut Outgoing) {
         let writes = &local.writes;
+        // Before the company, because an acknowledgement shows the company of its moment or later.
+        let acknowledged = std::mem::take(&mut self.has_acknowledgement).then(|| writes.position(writer));
         if self.pong != 0 || writes.owes_company(&self.knowledge_sent) {
             let asked = std::mem::take(&mut self.asked);
             let sent = &mut self.knowledge_sent;
             frame.knowledge(&writes.knowledge_for(&writer.id, sent, Some(&asked), local.clock.now_ms()));
         }
-        if self.has_acknowledgement {
-            self.has_acknowledgement = false;
-            frame.acknowledged(writes.position(writer));
-        }
+        frame.acknowledged(acknowledged.unwrap_or(0));
     }
 }
 
