@@ -169,10 +169,10 @@ fn lookup_returns_no_expired_entry() {
             for _ in 0..4 {
                 let begun_ms = scene.node.now_ms();
                 if let Some(entry) = scene.group.engine.cache.owned.get("k", begun_ms) {
-                    assert!(begun_ms < entry.as_of_ms + 1000, "of {} at {begun_ms}", entry.as_of_ms);
+                    assert!(begun_ms < entry.hit_until_ms(), "until {} at {begun_ms}", entry.hit_until_ms());
                     // No other task prolongs the entry.
                     yield_now().await;
-                    assert!(entry.is_expired(entry.as_of_ms + 1000));
+                    assert!(entry.is_expired(entry.hit_until_ms()));
                 }
                 yield_now().await;
             }
@@ -200,7 +200,7 @@ fn entry_of_a_previous_view_ends_with_the_time_of_replicas() {
         });
         // The set of a peer that takes this node for the owner, which does not depend on this node's view.
         let set = scene.beside(async |scene| {
-            assert_eq!(Arc::clone(&scene.group.engine).set("k", "5".into()).await, Response::Done);
+            assert_eq!(Arc::clone(&scene.group.engine).set("k", "5".into(), None).await, Response::Done);
         });
         all(gets.chain([install, set]).collect::<Vec<_>>()).await;
         pass(&scene.node.local, REPLICA_TIME_TO_LIVE + MOMENT).await;

@@ -17,7 +17,7 @@ mod previous_owners;
 mod usefulness;
 mod views;
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 pub(crate) use self::views::tests;
 pub(crate) use self::{
     plan::{PeerQueue, PlanForRing, TransferPlans},

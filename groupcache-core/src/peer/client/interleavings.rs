@@ -119,6 +119,7 @@ impl Scene {
             spawn(async move {
                 yield_now().await;
                 let value = Encoded {
+                    as_of_age_ms: None,
                     bytes: request.key,
                     age_ms: 0,
                     remaining_ms: None,

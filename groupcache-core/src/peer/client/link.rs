@@ -150,7 +150,9 @@ impl Link {
 
     /// Returns the peer of the current connection, or of the last one.
     pub(crate) fn instance(&self) -> Option<Instance> {
-        self.peer.load().as_ref().as_ref().map(|peer| peer.instance.clone())
+        let loaded = self.peer.load();
+        let peer: &Option<LinkPeer> = &loaded;
+        peer.as_ref().map(|peer| peer.instance.clone())
     }
 
     /// Records the peer of a connection. The requests that wait for another process end, because they name the writes
@@ -167,7 +169,9 @@ impl Link {
     /// Returns the writes of a key that this node has heard of and the peer has not said that it has. The caller has
     /// registered its flight before.
     pub(crate) fn names_for(&self, group: &str, key: &str) -> Vec<WriteName> {
-        match &**self.peer.load() {
+        let loaded = self.peer.load();
+        let peer: &Option<LinkPeer> = &loaded;
+        match peer {
             Some(peer) => self.local.writes.names_for(&peer.instance, &peer.level, group, key),
             None => Vec::new(),
         }
