@@ -20,7 +20,7 @@ use crate::{
     },
     protocol::message::{LogPart, Op, Response, WriteName},
     runtime::clock::later,
-    write::{logs, shared::Pull},
+    write::{logs, pulls::Pull},
 };
 
 /// Interval at which due pulls are looked for while a log lacks entries.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, atomic::AtomicU64, atomic::Ordering::Release},
+    sync::Arc,
     time::Duration,
 };
 
@@ -93,8 +93,6 @@ pub(crate) struct Logs {
     dropped: BTreeMap<KeyHash, Vec<WriteName>>,
     /// Changes of positions.
     changes: u64,
-    /// Position in the own log, for each reader that must not lock.
-    own_position: Arc<AtomicU64>,
 }
 
 impl Logs {
@@ -111,7 +109,6 @@ impl Logs {
             named: VecDeque::new(),
             dropped: BTreeMap::new(),
             changes: 0,
-            own_position: Arc::default(),
         }
     }
 
@@ -216,9 +213,6 @@ impl Logs {
         self.changes += 1;
         if let Some(log) = self.logs.get_mut(writer) {
             log.changed = self.changes;
-            if *writer == self.own {
-                self.own_position.store(log.position(), Release);
-            }
         }
     }
 

@@ -19,50 +19,20 @@ use tokio::sync::{Notify, watch};
 use crate::{
     identity::{Instance, PeerId},
     protocol::{
-        message::{Bounds, Hello, Knowledge, LogEntry, LogPart, Position, Relayed, WriteName},
+        message::{Bounds, Hello, Knowledge, Position, Relayed, WriteName},
         wire::features,
     },
     runtime::{stats::NodeCounters, sync::Mutex},
     write::{
         horizon::{Horizon, HorizonInfo},
         log::Entry,
-        logs::{Logs, Named, Positions, Shown},
-        peers::{Peers, Pong},
-        settling::{Settling, Unsettled, pending},
+        logs::{Logs, Shown},
+        peers::Peers,
+        pulls::PULL_AFTER,
+        settling::{Settling, Unsettled},
+        state::{State, show},
     },
 };
-
-/// Time after which a node asks for entries that a peer has shown, because the writer sends them itself meanwhile.
-const PULL_AFTER: Duration = Duration::from_millis(100);
-
-/// Time after which a writer asks other nodes for the acknowledgements that it lacks.
-const ASK_AFTER: Duration = Duration::from_millis(100);
-
-/// Maximum number of nodes of which acknowledgements are asked for at once.
-const MAX_ASKED: usize = 100;
-
-/// Maximum number of pongs of a peer that wait for their positions to be reached.
-const MAX_PONGS: usize = 8;
-
-/// Log that lacks entries which a peer has shown.
-#[derive(Debug, Default)]
-struct Lacking {
-    due_ms: u64,
-    is_running: bool,
-    /// Peers that were asked and have not moved the position.
-    asked: BTreeSet<PeerId>,
-}
-
-#[derive(Debug)]
-struct State {
-    logs: Logs,
-    peers: Peers,
-    unsettled: Unsettled,
-    horizon: Horizon,
-    lacking: BTreeMap<Instance, Lacking>,
-    /// Whether discovery has answered and lists no other node.
-    is_alone: bool,
-}
 
 /// Part of its knowledge that a node has shown on a connection.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,20 +41,13 @@ pub(crate) struct SentKnowledge {
     company: u64,
 }
 
-/// Request for the entries after some positions, to one peer.
-#[derive(Debug)]
-pub(crate) struct Pull {
-    pub(crate) from: PeerId,
-    pub(crate) after: Vec<WriteName>,
-}
-
 /// Logs, company and horizon of a node.
 #[derive(Debug)]
 pub(crate) struct Writes {
-    own: Instance,
-    state: Mutex<State>,
+    pub(super) own: Instance,
+    pub(super) state: Mutex<State>,
     /// Number of announced entries, after which a peer may lack one.
-    announced: AtomicU64,
+    pub(super) announced: AtomicU64,
     company_version: AtomicU64,
     horizon_ms: AtomicU64,
     /// Last time at which a node entered the company, or at which this node started.
@@ -333,16 +296,6 @@ impl Writes {
         self.state.lock().logs.position(writer)
     }
 
-    /// Returns the logs that have not begun here, each with the last number that a peer has shown.
-    pub(crate) fn unbegun(&self, now_ms: u64) -> Vec<(Instance, u64)> {
-        let state = self.state.lock();
-        let is_unbegun = |writer: &Instance| state.logs.position(writer) == 0;
-        let due = state.lacking.iter().filter(|(_, lack)| lack.due_ms <= now_ms && !lack.is_running);
-        let shown =
-            due.filter(|(writer, _)| is_unbegun(writer)).map(|(writer, _)| (writer.clone(), state.shown(writer)));
-        shown.filter(|(_, number)| *number > 0).collect()
-    }
-
     /// Announces that the logs are about to begin at these numbers.
     pub(crate) fn announce_bases(&self, bases: &[(Instance, u64)], now_ms: u64) {
         let mut state = self.state.lock();
@@ -357,104 +310,6 @@ impl Writes {
         self.ping_all.notify_one();
         state.advance();
         self.publish_horizon(&state, now_ms);
-    }
-
-    // Names.
-
-    /// Returns the writes of a key that this node has heard of and a peer has not said that it has. The caller has
-    /// registered its flight before. A peer of an earlier release says nothing, so that no base is named. `level` keeps the number of announced entries all of which the peer has.
-    pub(crate) fn names_for(&self, peer: &Instance, level: &AtomicU64, group: &str, key: &str) -> Vec<WriteName> {
-        let announced = self.announced.load(SeqCst);
-        if level.load(Relaxed) == announced || mutant!(NamesLeftOut) {
-            return Vec::new();
-        }
-        let mut state = self.state.lock();
-        let wide_changes = state.logs.wide_changes;
-        let State { logs, peers, .. } = &mut *state;
-        let Some(peer) = peers.of(peer) else { return logs.names(group, key, &Positions::new(), Named::All) };
-        if !peer.has_log {
-            return logs.names(group, key, &Positions::new(), Named::Group);
-        }
-        if peer.wide_said != Some(wide_changes) && logs.has_said_all_wide(&peer.positions) {
-            peer.wide_said = Some(wide_changes);
-        }
-        let named = if peer.wide_said == Some(wide_changes) { Named::Key } else { Named::All };
-        let mut names = logs.names(group, key, &peer.positions, named);
-        if named == Named::Key && logs.has_said_all(&peer.positions) {
-            level.store(announced, Relaxed);
-        }
-        if mutant!(OneWriterNamed) {
-            names.truncate(1);
-        }
-        names
-    }
-
-    /// Returns the last writes of a key, and of all keys of its group, that this node has heard of, of each writer.
-    pub(crate) fn known(&self, group: &str, key: &str) -> Vec<WriteName> {
-        if mutant!(SetWithoutPositions) {
-            return vec![];
-        }
-        self.state.lock().logs.names(group, key, &Positions::new(), Named::All)
-    }
-
-    /// Remembers the named writes of a key that this node has not applied. Returns whether there was one, after which the
-    /// caller drops the value and calls [`dropped`](Self::dropped).
-    pub(crate) fn remember(&self, group: &Arc<str>, key: &str, names: &[WriteName], now_ms: u64) -> bool {
-        if names.is_empty() {
-            return false;
-        }
-        let has_lacked = self.state.lock().logs.remember(group, key, names, now_ms);
-        if has_lacked {
-            self.announced.fetch_add(1, SeqCst);
-        }
-        has_lacked
-    }
-
-    /// Records that the value of a key was dropped after named writes of it were remembered.
-    pub(crate) fn dropped(&self, group: &str, key: &str, names: &[WriteName]) {
-        self.state.lock().logs.dropped(group, key, names);
-    }
-
-    /// Returns whether this node has heard of a write of a key, or of all keys of its group, that a writer did not know
-    /// of: the write is not among `known`, and `writer` has not shown it with its positions. A write of the key itself
-    /// must be among `known`, because a position may be newer than the call.
-    pub(crate) fn has_heard_beyond(&self, writer: &Instance, group: &str, key: &str, known: &[WriteName]) -> bool {
-        if mutant!(SetWithoutPositions) {
-            return false;
-        }
-        let state = self.state.lock();
-        let said: Positions =
-            known.iter().map(|name| (name.writer.clone(), Shown { number: name.number, base: 0 })).collect();
-        if !state.logs.names(group, key, &said, Named::Key).is_empty() {
-            return true;
-        }
-        let wide = state.logs.names(group, key, &said, Named::All);
-        let positions = state.peers.by_id.get(&writer.id).filter(|peer| peer.incarnation == writer.incarnation);
-        let has_shown = |name: &WriteName| {
-            let shown = positions.and_then(|peer| peer.positions.get(&name.writer));
-            shown.is_some_and(|shown| shown.number >= name.number)
-        };
-        !wide.iter().all(has_shown)
-    }
-
-    /// Returns this node in the incarnation that names its log.
-    pub(crate) fn own(&self) -> &Instance {
-        &self.own
-    }
-
-    /// Returns whether this node has heard of a write of a key beyond the positions of a page. `positions` is `None` for
-    /// a peer of an earlier release, which shows none.
-    pub(crate) fn has_heard_beyond_page(&self, group: &str, key: &str, positions: Option<&Positions>) -> bool {
-        let state = self.state.lock();
-        match positions {
-            Some(positions) => !state.logs.names(group, key, positions, Named::All).is_empty(),
-            None => !state.logs.names(group, key, &Positions::new(), Named::Group).is_empty(),
-        }
-    }
-
-    /// Returns all positions of this node, for a page.
-    pub(crate) fn positions(&self) -> Vec<Position> {
-        self.state.lock().logs.positions_since(0).0
     }
 
     // Knowledge.
@@ -535,118 +390,6 @@ impl Writes {
         }
     }
 
-    // Pulls.
-
-    /// Returns whether any log lacks entries.
-    pub(crate) fn is_lacking(&self) -> bool {
-        !self.state.lock().lacking.is_empty()
-    }
-
-    /// Returns the pulls that are due, each from the best of the reachable peers, and marks their logs as running.
-    pub(crate) fn due_pulls(&self, now_ms: u64, reachable: &BTreeSet<PeerId>) -> Vec<Pull> {
-        let mut state = self.state.lock();
-        let State { logs, peers, lacking, .. } = &mut *state;
-        let mut pulls: BTreeMap<PeerId, Vec<WriteName>> = BTreeMap::new();
-        lacking.retain(|writer, lack| {
-            let position = logs.position(writer);
-            let sources = peers.by_id.iter().filter_map(|(id, peer)| {
-                let shown = peer.positions.get(writer)?;
-                (peer.has_log && shown.number > position).then_some((id, shown))
-            });
-            let sources: Vec<_> = sources.collect();
-            if sources.is_empty() && !lack.is_running {
-                return false; // due again with the next position that a peer shows
-            }
-            if lack.is_running || lack.due_ms > now_ms {
-                return true;
-            }
-            // The writer itself has everything. Another node may lack the entries before its base.
-            let rank =
-                |(id, shown): &(&PeerId, &Shown)| (lack.asked.contains(*id), shown.base > position, **id != writer.id);
-            let askable = sources.into_iter().filter(|(id, _)| reachable.contains(*id));
-            match askable.min_by_key(|source| (rank(source), source.0.clone())) {
-                Some((id, _)) => {
-                    lack.is_running = true;
-                    lack.asked.insert(id.clone());
-                    pulls.entry(id.clone()).or_default().push(WriteName { writer: writer.clone(), number: position });
-                }
-                None => {
-                    lack.asked.clear();
-                    lack.due_ms = now_ms + PULL_AFTER.as_millis() as u64;
-                }
-            }
-            true
-        });
-        pulls.into_iter().map(|(from, after)| Pull { from, after }).collect()
-    }
-
-    /// Records the end of a pull. A log that still lacks entries is due again, at another peer if there is one.
-    pub(crate) fn pulled(&self, pull: &Pull, now_ms: u64) {
-        let mut state = self.state.lock();
-        for WriteName { writer, number } in &pull.after {
-            let has_moved = state.logs.position(writer) > *number;
-            if let Some(lack) = state.lacking.get_mut(writer) {
-                lack.is_running = false;
-                if has_moved {
-                    lack.asked.clear();
-                    lack.due_ms = now_ms;
-                } else {
-                    // A peer that has forgotten the log too is seldom asked again.
-                    lack.due_ms = now_ms + PULL_AFTER.as_millis() as u64 * lack.asked.len().min(10) as u64;
-                }
-            }
-        }
-        state.advance();
-        self.publish_horizon(&state, now_ms);
-        drop(state);
-        self.lacks.notify_one();
-        self.ping_all.notify_one();
-    }
-
-    /// Returns the entries after these, for a peer.
-    pub(crate) fn parts(&self, after: &[WriteName], now_ms: u64) -> Vec<LogPart> {
-        self.state.lock().logs.parts(after, now_ms)
-    }
-
-    /// Returns the peers that may have the entries after `after` which this node has not received, the writer first.
-    pub(crate) fn sources_before_base(&self, name: &WriteName) -> Vec<PeerId> {
-        let state = self.state.lock();
-        if state.logs.base(&name.writer) <= name.number {
-            return Vec::new();
-        }
-        let has_them = |shown: &Shown| shown.base <= name.number && shown.number >= state.logs.base(&name.writer);
-        let peers = state.peers.by_id.iter();
-        let mut ids: Vec<_> = peers
-            .filter(|(_, peer)| peer.has_log && peer.positions.get(&name.writer).is_some_and(has_them))
-            .map(|(id, _)| id.clone())
-            .collect();
-        ids.sort_by_key(|id| *id != name.writer.id);
-        ids
-    }
-
-    /// Adds the entries of a log from before its base.
-    pub(crate) fn fill(&self, part: &LogPart, after: u64, now_ms: u64) {
-        self.state.lock().logs.fill(part, after, now_ms);
-    }
-
-    // Peers that do not pull: those of an earlier release, and those that do not dial this node.
-
-    /// Returns the writes of this node that a connected peer has not acknowledged although this node has looked before,
-    /// at most `max` of them.
-    pub(crate) fn unacknowledged(&self, peer: &Instance, max: usize, now_ms: u64) -> Vec<LogEntry> {
-        let mut state = self.state.lock();
-        let position = state.logs.own_position();
-        let Some(known) = state.peers.of(peer) else { return Vec::new() };
-        let number = known.acknowledged;
-        let was_seen = known.unacknowledged_after.replace(number) == Some(number);
-        if number >= position || !was_seen {
-            return Vec::new();
-        }
-        let after = WriteName { writer: self.own.clone(), number };
-        let parts = state.logs.parts(std::slice::from_ref(&after), now_ms);
-        parts.into_iter().flat_map(|part| part.entries).take(max).collect()
-    }
-
     // Time.
 
     /// Moves the horizon of a node that is alone. Runs with each tick.
@@ -672,7 +415,7 @@ impl Writes {
         self.publish_horizon(&state, now_ms);
     }
 
-    fn publish_horizon(&self, state: &State, now_ms: u64) {
+    pub(super) fn publish_horizon(&self, state: &State, now_ms: u64) {
         let reached_ms = state.horizon.reached_ms();
         self.horizon_ms.fetch_max(reached_ms, SeqCst);
         let company = &state.peers.company().members;
@@ -698,101 +441,6 @@ fn wider(a: Bounds, b: Bounds) -> Bounds {
     Bounds {
         longest_ms: widest(a.longest_ms, b.longest_ms),
         max_staleness_ms: widest(a.max_staleness_ms, b.max_staleness_ms),
-    }
-}
-
-/// Records a position that a peer has shown. Positions never decrease within one incarnation, but two connections may
-/// show them out of order.
-fn show(positions: &mut Positions, writer: &Instance, shown: Shown) {
-    match positions.get_mut(writer) {
-        Some(known) if known.number > shown.number => {}
-        Some(known) => *known = shown,
-        None => drop(positions.insert(writer.clone(), shown)),
-    }
-}
-
-impl State {
-    /// Records that a log lacks entries, which are asked for from `due_ms` on.
-    fn lack(&mut self, writer: &Instance, due_ms: u64) {
-        self.lacking
-            .entry(writer.clone())
-            .and_modify(|lack| lack.due_ms = lack.due_ms.min(due_ms))
-            .or_insert_with(|| Lacking { due_ms, ..Lacking::default() });
-    }
-
-    /// Returns the last number of a log that a peer has shown.
-    fn shown(&self, writer: &Instance) -> u64 {
-        let shown = self.peers.by_id.values().filter_map(|peer| peer.positions.get(writer));
-        shown.map(|shown| shown.number).max().unwrap_or(0)
-    }
-
-    /// Records a pong, which counts once this node has applied what the pong has shown.
-    fn pong(&mut self, from: &Instance, left_ms: u64) {
-        let Self { logs, peers, lacking, .. } = self;
-        let Some(peer) = peers.of(from) else { return };
-        let lacks = |writer: &Instance| {
-            let shown = peer.positions.get(writer)?.number;
-            (shown > logs.position(writer)).then(|| (writer.clone(), shown))
-        };
-        let lacking = lacking.keys().filter_map(lacks).filter(|_| !mutant!(PongBeforeEntries)).collect();
-        if peer.pongs.len() >= MAX_PONGS {
-            peer.pongs.pop_back();
-        }
-        peer.pongs.push_back(Pong { left_ms, lacking });
-    }
-
-    /// Moves the times of the peers with pongs that are reached, and the horizon.
-    fn advance(&mut self) {
-        let Self { logs, peers, horizon, .. } = self;
-        let waiting = peers.by_id.iter().filter(|(_, peer)| !peer.pongs.is_empty());
-        let waiting: Vec<_> =
-            waiting.map(|(id, peer)| Instance { id: id.clone(), incarnation: peer.incarnation }).collect();
-        for instance in waiting {
-            // A pong of a node with another company may come before a write that only that node has heard of.
-            let counts = peers.has_same_company(&instance) || mutant!(PongOfOtherCompany);
-            let Some(peer) = peers.of(&instance) else { continue };
-            let is_reached = |pong: &Pong| pong.lacking.iter().all(|(writer, number)| logs.position(writer) >= *number);
-            let reached = peer.pongs.iter().filter(|pong| is_reached(pong)).map(|pong| pong.left_ms).max();
-            peer.pongs.retain(|pong| !is_reached(pong));
-            peer.applied_ms = peer.applied_ms.max(reached.filter(|_| counts));
-        }
-        let company = peers.company();
-        horizon.advance(company.members.iter().map(|member| peers.by_id.get(&member.id)?.applied_ms));
-    }
-
-    fn pending(&mut self, number: u64) -> BTreeSet<PeerId> {
-        let closure = self.peers.closure().to_vec();
-        pending(&closure, number, |node| self.peers.acknowledged_by(node))
-    }
-
-    fn settle_by_time(&mut self, now_ms: u64) {
-        if self.unsettled.is_empty() {
-            return;
-        }
-        let closure = self.peers.closure().to_vec();
-        let Self { peers, unsettled, .. } = self;
-        let pending = |number| pending(&closure, number, |node| peers.acknowledged_by(node)).into_iter().collect();
-        unsettled.settle_by_time(now_ms, pending, &peers.by_id);
-    }
-
-    /// Returns the nodes other than `to` of which this node lacks acknowledgements for longer than [`ASK_AFTER`].
-    fn asked(&mut self, to: &PeerId, now_ms: u64) -> Vec<PeerId> {
-        let last = self.unsettled.last_before(now_ms.saturating_sub(ASK_AFTER.as_millis() as u64));
-        let Some(last) = last else { return Vec::new() };
-        self.pending(last).into_iter().filter(|id| id != to).take(MAX_ASKED).collect()
-    }
-
-    /// Returns the acknowledgements of other nodes that a writer has asked for.
-    fn relayed(&self, to: &PeerId, asked: &[PeerId]) -> Vec<Relayed> {
-        let Some(writer) = self.peers.by_id.get(to) else { return Vec::new() };
-        let writer = Instance { id: to.clone(), incarnation: writer.incarnation };
-        let relayed = |id: &PeerId| {
-            let peer = self.peers.by_id.get(id).filter(|peer| peer.is_connected())?;
-            let number = peer.positions.get(&writer)?.number;
-            let node = Instance { id: id.clone(), incarnation: peer.incarnation };
-            Some(Relayed { node, number, company: peer.company.as_deref()?.clone() })
-        };
-        asked.iter().take(MAX_ASKED).filter_map(relayed).collect()
     }
 }
 
