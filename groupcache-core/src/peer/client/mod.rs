@@ -63,6 +63,10 @@ const EXPEDITED: u32 = 8;
 /// Shortest time between two attempts that are expedited.
 const EXPEDITED_PAUSE: Duration = Duration::from_secs(1);
 
+/// Factor of the pauses after a refusal, by the peer or by this node: the target is there, and is not the one that this
+/// node looks for.
+const REFUSED: u32 = 4;
+
 /// Longest time that callers wait for an attempt to begin: the first pause, and no later one.
 const MENDING_PAUSE: Duration = Duration::from_millis(2 * RECONNECT_MIN.as_millis() as u64);
 
@@ -95,13 +99,16 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
                 // The first attempt after a good connection starts at once, because callers wait for its outcome.
                 let is_owed = end == End::Renewed || (was_good && end == End::Broken);
                 let pause = if is_owed { Duration::ZERO } else { pauses.next().unwrap_or(RECONNECT_MAX) };
+                let pause = if end == End::ClosedLocally { pause * REFUSED } else { pause };
                 let end = if end == End::Broken && pause > MENDING_PAUSE { End::Flapping } else { end };
                 finish(&link, end, &events).await;
                 pause
             }
             Err(failure) => {
+                let factor = if matches!(failure, Failure::Refused(..)) { REFUSED } else { 1 };
                 fail(&link, failure, &events).await;
-                pauses.next().unwrap_or(RECONNECT_MAX).saturating_sub(begun.elapsed()).max(RECONNECT_MIN)
+                let pause = pauses.next().unwrap_or(RECONNECT_MAX) * factor;
+                pause.saturating_sub(begun.elapsed()).max(RECONNECT_MIN)
             }
         };
         if link.is_gone() {
