@@ -317,13 +317,6 @@ impl Peers {
         self.known(node).map_or(0, |peer| peer.acknowledged)
     }
 
-    /// Returns the position of a writer in its own log, if it is connected and another node than `from` shows a position;
-    /// otherwise no limit.
-    pub(super) fn own_position_of(&self, writer: &Instance, from: &Instance) -> u64 {
-        let peer = self.known(writer).filter(|peer| peer.is_connected() && writer != from);
-        peer.and_then(|peer| peer.positions.get(writer)).map_or(u64::MAX, |shown| shown.number)
-    }
-
     /// Returns the number up to which every node of the closure has acknowledged; `u64::MAX` for an empty closure.
     pub(super) fn acknowledged_by_all(&mut self) -> u64 {
         if let Some((slowest, _)) = self.progress {

@@ -354,8 +354,6 @@ impl Writes {
         let due_ms = if pong.is_some_and(|(_, is_first)| is_first) { 0 } else { PULL_AFTER.as_millis() as u64 };
         let own = self.own.clone();
         for Position { writer, number, base } in positions {
-            // A connected writer knows its own position best.
-            let number = number.min(state.peers.own_position_of(&writer, from));
             if writer == own {
                 let number = number.min(state.logs.own_position());
                 state.peers.acknowledged(from, number);

@@ -131,6 +131,31 @@ fn write_settles_by_way_of_a_third_node() {
     assert!(net.pending(0, &write).is_empty() && write.is_settled());
 }
 
+/// Checks that a node asks a third one for a write that its connected writer has shown to that one only, before the
+/// writer died. The pong of the third node does not count before.
+#[test]
+fn write_told_to_one_node_reaches_the_others() {
+    let mut net = Net::new(&["w", "r", "x"], &[(0, 1), (1, 2), (0, 2)]);
+    for (from, to) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)] {
+        net.ping(from, to);
+    }
+    let _first = net.write(0);
+    (1..=2).for_each(|at| net.apply(at, &instance("w"), 1));
+    net.ping(2, 0);
+    let _second = net.write(0);
+    net.apply(1, &instance("w"), 2);
+    net.wait(1000);
+    net.ping(2, 1);
+    net.nodes[2].said_goodbye(&instance("w"), net.now_ms);
+    net.nodes[1].said_goodbye(&instance("w"), net.now_ms);
+    net.wait(1);
+    net.ping(2, 1);
+    assert_eq!(net.behind(2), 1001, "x lacks the write that r has shown");
+    net.wait(100);
+    net.pull(2, &[1]);
+    assert_eq!((net.nodes[2].position(&instance("w")), net.behind(2)), (2, 100));
+}
+
 /// Checks that a node that only a peer knows must acknowledge too, whether the peer acknowledges itself or another node
 /// passes its acknowledgement on.
 #[test]
