@@ -26,8 +26,8 @@ use crate::{
 /// Interval at which due pulls are looked for while a log lacks entries.
 const STEP: Duration = Duration::from_millis(20);
 
-/// Shortest time between two pings beside those of every second.
-const PING_PAUSE: Duration = Duration::from_millis(50);
+/// Shortest time between two pings beside those of every second: two ticks of the coarse clock.
+const PING_PAUSE: Duration = Duration::from_millis(20);
 
 /// Time limit of a request for entries. Another peer is asked after that.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -60,8 +60,9 @@ pub(super) async fn pull(context: Arc<NodeContext>) {
 pub(super) async fn ping_all(context: Arc<NodeContext>) {
     loop {
         context.local.writes.ping_all.notified().await;
-        context.connected_links().iter().for_each(|(_, link)| link.ping_now());
+        // A ping counts for a node that has entered only if it leaves later, by the coarse clock.
         sleep(PING_PAUSE).await;
+        context.connected_links().iter().for_each(|(_, link)| link.ping_now());
     }
 }
 

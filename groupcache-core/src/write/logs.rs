@@ -91,6 +91,8 @@ pub(crate) struct Logs {
     named: VecDeque<Remembered>,
     /// Remembered writes after which the value of the key was dropped.
     dropped: BTreeMap<KeyHash, Vec<WriteName>>,
+    /// Positions in the logs that are forgotten. A node that still shows such a log has nothing that this node lacks.
+    past: BTreeMap<Instance, u64>,
     /// Changes of positions.
     changes: u64,
 }
@@ -108,6 +110,7 @@ impl Logs {
             order: VecDeque::new(),
             named: VecDeque::new(),
             dropped: BTreeMap::new(),
+            past: BTreeMap::new(),
             changes: 0,
         }
     }
@@ -118,7 +121,8 @@ impl Logs {
     }
 
     pub(crate) fn position(&self, writer: &Instance) -> u64 {
-        self.logs.get(writer).map_or(0, Log::position)
+        let past = || self.past.get(writer).copied().unwrap_or(0);
+        self.logs.get(writer).map_or_else(past, Log::position)
     }
 
     pub(crate) fn own_position(&self) -> u64 {
@@ -127,12 +131,13 @@ impl Logs {
 
     /// Returns whether an entry need not be applied.
     pub(crate) fn is_applied(&self, writer: &Instance, entry: &Entry) -> bool {
-        self.logs.get(writer).is_some_and(|log| log.is_applied(entry))
+        let is_past = || entry.number <= self.position(writer);
+        self.logs.get(writer).map_or_else(is_past, |log| log.is_applied(entry))
     }
 
     /// Returns whether an entry is applied.
     fn has(&self, writer: &Instance, number: u64) -> bool {
-        self.logs.get(writer).is_some_and(|log| log.has(number))
+        self.logs.get(writer).map_or_else(|| number <= self.position(writer), |log| log.has(number))
     }
 
     pub(crate) fn has_gap(&self, writer: &Instance) -> bool {
@@ -204,7 +209,12 @@ impl Logs {
             let oldest = others.min_by_key(|(_, log)| log.heard_ms).map(|(other, _)| other.clone());
             oldest.iter().for_each(|oldest| self.forget_log(oldest));
         }
+        let past = self.past.remove(writer);
         let log = self.logs.entry(writer.clone()).or_default();
+        if let Some(past) = past {
+            // The entries up to it are lost here, so that they are not passed on.
+            log.begin_at(past);
+        }
         log.heard_ms = now_ms;
         log
     }
@@ -408,7 +418,12 @@ impl Logs {
         gone.iter().for_each(|writer| self.forget_log(writer));
     }
 
+    /// Forgets the entries of a log and all names of its writes, and keeps the position.
     fn forget_log(&mut self, writer: &Instance) {
+        if self.past.len() >= MAX_LOGS {
+            self.past.pop_first();
+        }
+        self.past.insert(writer.clone(), self.position(writer));
         self.logs.remove(writer);
         self.bases.remove(writer);
         self.by_group.values_mut().for_each(|writers| {
@@ -582,7 +597,24 @@ mod tests {
         logs.sweep(KEPT.as_millis() as u64 + 1);
         assert_eq!(names(&logs, "any", &[]), owned(&[("a", keys), ("me", 3)]), "an hour later");
         logs.forget_gone(KEPT.as_millis() as u64 + 1, |_| true);
-        assert_eq!((names(&logs, "any", &[]), logs.position(&writer("a"))), (owned(&[("me", 3)]), 0));
+        assert_eq!(names(&logs, "any", &[]), owned(&[("me", 3)]));
+    }
+
+    /// Checks that a node keeps its position in a forgotten log, so that a node that still shows the log costs it no value,
+    /// and that it passes on nothing from before that position.
+    #[test]
+    fn position_in_a_forgotten_log_is_kept() {
+        let mut logs = logs();
+        (1..=3).for_each(|number| apply(&mut logs, "a", number, Some("k")));
+        logs.forget_gone(KEPT.as_millis() as u64 + 1, |_| true);
+        let after = |number| [WriteName { writer: writer("a"), number }];
+        assert_eq!((logs.position(&writer("a")), logs.parts(&after(0), 0).len()), (3, 0));
+        assert_eq!(logs.positions_since(0).0, [], "not shown any more");
+        assert!(!logs.remember(&"users".into(), "k", &after(3), 0));
+        apply(&mut logs, "a", 2, Some("k"));
+        apply(&mut logs, "a", 4, Some("k"));
+        let part = logs.parts(&after(0), 0).remove(0);
+        assert_eq!((logs.position(&writer("a")), part.base, part.entries.len()), (4, 3, 1));
     }
 
     /// Checks that positions are shown once per change, and that entries are passed on in parts of a limited size.

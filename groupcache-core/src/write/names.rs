@@ -20,7 +20,8 @@ use crate::{
 
 impl Writes {
     /// Returns the writes of a key that this node has heard of and a peer has not said that it has. The caller has
-    /// registered its flight before. A peer of an earlier release says nothing, so that no base is named. `level` keeps the number of announced entries all of which the peer has.
+    /// registered its flight before. A peer of an earlier release says nothing, so that no base is named. `level` keeps
+    /// the number of announced entries, all of which the peer has.
     pub(crate) fn names_for(&self, peer: &Instance, level: &AtomicU64, group: &str, key: &str) -> Vec<WriteName> {
         let announced = self.announced.load(SeqCst);
         if level.load(Relaxed) == announced || mutant!(NamesLeftOut) {

@@ -405,9 +405,8 @@ impl Writes {
         self.refresh(&mut state, now_ms);
         state.logs.sweep(now_ms);
         let State { logs, peers, .. } = &mut *state;
-        logs.forget_gone(now_ms, |writer| {
-            peers.by_id.get(&writer.id).is_none_or(|peer| peer.incarnation != writer.incarnation)
-        });
+        let company = Arc::clone(peers.company());
+        logs.forget_gone(now_ms, |writer| !company.members.contains(writer));
         state.settle_by_time(now_ms);
         state.advance();
         self.publish_horizon(&state, now_ms);
