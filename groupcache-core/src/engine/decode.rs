@@ -39,7 +39,13 @@ async fn load_decodable<V: Value>(engine: &Arc<Engine<V>>, key: &str, pending: &
     let loaded = match load::join(engine, key, pending.hash, &pending.chain, LoadReason::Fallback)? {
         Dispatched::Found(slot) => slot,
         Dispatched::Flight(flight, _joined) => match within(Some(pending.deadline.end), flight.outcome()).await {
-            Some(Ok(slot)) => slot,
+            Some(Ok(slot)) => {
+                let begun_ms = engine.context.local.clock.at_ms(pending.deadline.begun);
+                if !engine.is_recent(flight.horizon_ms().max(slot.as_of_ms), begun_ms) {
+                    return Err(engine.errors.too_old());
+                }
+                slot
+            }
             Some(Err(Failure::Final(error))) => return Err(error),
             Some(Err(Failure::Expired(_))) | None => return Err(engine.errors.timed_out(Duration::ZERO, None)),
         },

@@ -67,7 +67,7 @@ impl<V: Value> Engine<V> {
     /// Returns the time before which the "not found" of a flight contains every write. The answer of a load is as old as
     /// the load and as the values that its loader has read. The age of a peer's answer is not kept, so that only the get
     /// that began the flight, and gets within the horizon, receive the answer.
-    fn as_of_nothing(&self, flight: &GroupFlight<V>) -> u64 {
+    pub(super) fn as_of_nothing(&self, flight: &GroupFlight<V>) -> u64 {
         match flight.context.load_context() {
             Some(load) => flight.begun_ms.min(load.read_as_of_ms()),
             None => flight.begun_ms.saturating_sub(self.settings.max_staleness_ms.unwrap_or(0)),

@@ -105,15 +105,15 @@ impl<V: Value> GroupService for Engine<V> {
         let deadline = clock::deadline(request.wait);
         let arrived_ms = self.context.local.clock.read_ms();
         Box::pin(async move {
-            let (outcome, horizon_ms, begun_ms) = match dispatched {
+            let (outcome, horizon_ms, nothing_ms) = match dispatched {
                 Ok(Dispatched::Found(slot)) => (Ok(slot), 0, 0),
                 Ok(Dispatched::Flight(flight, _joined)) => match within(Some(deadline), flight.outcome()).await {
-                    Some(outcome) => (outcome, flight.horizon_ms(), flight.begun_ms),
+                    Some(outcome) => (outcome, flight.horizon_ms(), self.as_of_nothing(&flight)),
                     None => return Response::Deadline(DeadlineOwner::Asker),
                 },
                 Err(error) => (Err(error.into()), 0, 0),
             };
-            let as_of_ms = outcome.as_ref().map_or(begun_ms, |slot| slot.as_of_ms).max(horizon_ms);
+            let as_of_ms = outcome.as_ref().map_or(nothing_ms, |slot| slot.as_of_ms).max(horizon_ms);
             encode_outcome(&self, outcome, self.as_of_age_ms(as_of_ms, arrived_ms))
         })
     }

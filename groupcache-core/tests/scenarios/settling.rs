@@ -210,3 +210,25 @@ async fn lone_node_serves_from_memory_within_any_bound() {
     assert!(group.remove("key").await.unwrap().is_complete());
     assert_eq!(group.get("key").await.unwrap(), "2");
 }
+
+/// Checks that a "not found" is as old as the values that its loader has read through another group.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_as_old_as_the_values_that_its_loader_read() {
+    let (lists, loads) = (Peers::default(), Loads::default());
+    let node = Node::builder().identity(support::identity("b")).provider(lists.clone()).start().await.unwrap();
+    // A target that never answers, so that the node is not alone and its horizon stands still.
+    lists.set(vec![Peer::at("127.0.0.1:1").unwrap()]);
+    let inner = group_of(&node, &loads).build().unwrap();
+    let nothing = async |inner: &Group<String>, key: &str| {
+        inner.get(key).await?;
+        Ok::<_, BoxError>(None::<String>)
+    };
+    let outer = node.group::<String>("outer").capacity_bytes(1 << 20).negative_time_to_live(BOUND * 10);
+    let outer = outer.max_staleness(BOUND).loader_with(inner.clone(), nothing).build().unwrap();
+    inner.get("key").await.unwrap();
+    sleep(BOUND * 2).await;
+    let error = outer.get("key").await.unwrap_err();
+    assert!(error.is_load_failed() && error.to_string().contains("max_staleness"), "{error}");
+    inner.remove("key").await.unwrap().log_pending();
+    assert!(outer.get("key").await.unwrap_err().is_not_found(), "the value that the loader reads is young");
+}
