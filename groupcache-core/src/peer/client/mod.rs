@@ -15,6 +15,7 @@ mod outbound;
 pub(crate) mod request;
 pub(crate) mod request_table;
 pub(crate) mod sent_write;
+mod silence;
 #[cfg(all(test, not(shuttle)))]
 mod tests;
 

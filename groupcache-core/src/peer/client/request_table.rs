@@ -8,8 +8,11 @@ use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    limits::{BATCH_BYTES, IDLE_PING, QUIET, SILENCE},
-    peer::client::breaker::{Breaker, End},
+    limits::BATCH_BYTES,
+    peer::client::{
+        breaker::{Breaker, End},
+        silence::SilenceWatch,
+    },
     protocol::{
         chain::LoadChain,
         message::{Op, Response, WriteName},
@@ -24,9 +27,6 @@ const SHARES: usize = 4;
 
 /// Smallest number of requests of such a frame; a smaller one costs more than it saves.
 const SMALLEST_SHARE: usize = 16;
-
-/// Maximum number of pings without a pong whose times are kept.
-const MAX_PINGS: usize = 8;
 
 /// A request to a peer, until it is answered.
 pub(crate) struct Call {
@@ -115,24 +115,6 @@ pub(crate) struct RequestTable {
     /// Knowledge of writes that this node has shown on the current connection.
     pub(crate) knowledge_sent: SentKnowledge,
     watch: SilenceWatch,
-}
-
-/// Watch over pings and silence.
-#[derive(Debug, Default)]
-struct SilenceWatch {
-    last_ping: u64,
-    /// Whether a ping is to be sent with the next frame.
-    is_due: bool,
-    /// Pings without a pong, each with the time at which it left.
-    sent: VecDeque<(u64, u64)>,
-    /// Time at which a ping left last.
-    pinged_ms: u64,
-    /// Whether a pong has come on the current connection.
-    has_pong: bool,
-    /// Time of the outstanding ping, or of the last pause of this process since.
-    since_ms: Option<u64>,
-    last_read_ms: u64,
-    reads: u64,
 }
 
 /// Result of a sweep.
@@ -249,7 +231,7 @@ impl RequestTable {
 
     /// Returns whether a frame would carry anything now.
     pub(crate) fn has_due(&self) -> bool {
-        !self.queue.is_empty() || self.watch.is_due || self.pong_due != 0 || self.goodbye_due
+        !self.queue.is_empty() || self.watch.is_due() || self.pong_due != 0 || self.goodbye_due
     }
 
     /// Fills a frame with what is due, up to `max_requests` and [`BATCH_BYTES`].
@@ -276,10 +258,8 @@ impl RequestTable {
             }
         }
         self.is_whole &= !self.queue.is_empty();
-        let quiet = now_ms.saturating_sub(self.watch.last_read_ms) >= QUIET.as_millis() as u64;
-        let is_due = self.watch.is_due && self.watch.sent.len() < MAX_PINGS;
-        if is_due || (frame.requests() > 0 && quiet && self.watch.since_ms.is_none()) {
-            frame.ping(self.watch.ping(now_ms));
+        if let Some(ping) = self.watch.take_ping(frame.requests() > 0, now_ms) {
+            frame.ping(ping);
         }
         frame.pong(std::mem::take(&mut self.pong_due));
     }
@@ -301,18 +281,12 @@ impl RequestTable {
     /// Records that a frame was read. If the frame answers a ping, returns the time at which the ping left, and whether
     /// this is the first pong of the connection.
     pub(crate) fn read(&mut self, now_ms: u64, pong: u64) -> Option<(u64, bool)> {
-        self.watch.reads += 1;
-        self.heard(now_ms);
-        if pong == self.watch.last_ping {
-            self.watch.since_ms = None;
-        }
-        self.watch.pong(pong)
+        self.watch.read(now_ms, pong)
     }
 
     /// Records that bytes arrived, even if they are not a whole frame yet.
     pub(crate) fn heard(&mut self, now_ms: u64) {
-        self.watch.last_read_ms = now_ms;
-        self.watch.since_ms = self.watch.since_ms.map(|_| now_ms);
+        self.watch.heard(now_ms);
     }
 
     /// Takes the call of a response and returns its receiver, if the call still waits.
@@ -345,17 +319,13 @@ impl RequestTable {
     /// Records that a new connection is established; waiting requests are sent on it.
     pub(crate) fn connected(&mut self, now_ms: u64) {
         self.breaker = self.breaker.connected();
-        self.watch.since_ms = None;
-        self.watch.begin();
-        self.watch.reads += 1;
-        self.watch.last_read_ms = now_ms;
+        self.watch.connected(now_ms);
     }
 
     /// Records that the connection ended, and returns the calls that must not wait for another one.
     pub(crate) fn ended(&mut self, end: End, now_ms: u64) -> Ended {
         self.breaker = self.breaker.ended(end, now_ms);
-        self.watch.since_ms = None;
-        self.watch.is_due = false;
+        self.watch.ended();
         self.queue.clear();
         if !self.breaker.admits() {
             return self.drain();
@@ -403,76 +373,16 @@ impl RequestTable {
 
     /// Sends a ping with the next frame.
     pub(crate) fn ask_for_ping(&mut self) {
-        self.watch.is_due = true;
+        self.watch.ask();
     }
 
     /// Returns how often a frame was read.
     pub(crate) fn reads(&self) -> u64 {
-        self.watch.reads
+        self.watch.reads()
     }
 
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
-    }
-}
-
-impl SilenceWatch {
-    /// Begins a connection, with a ping at once, because the first pong shows which writes this node lacks.
-    fn begin(&mut self) {
-        self.sent.clear();
-        self.has_pong = false;
-        self.is_due = true;
-    }
-
-    /// Returns the number of a ping that leaves now.
-    fn ping(&mut self, now_ms: u64) -> u64 {
-        self.is_due = false;
-        self.last_ping += 1;
-        self.since_ms = self.since_ms.or(Some(now_ms));
-        self.pinged_ms = now_ms;
-        self.sent.push_back((self.last_ping, now_ms));
-        if self.sent.len() > MAX_PINGS {
-            self.sent.pop_front();
-        }
-        self.last_ping
-    }
-
-    /// Takes a pong, and returns when its ping left, and whether the pong is the first one.
-    fn pong(&mut self, number: u64) -> Option<(u64, bool)> {
-        while let Some((sent, left_ms)) = self.sent.front().copied().filter(|(sent, _)| *sent <= number) {
-            self.sent.pop_front();
-            if sent == number {
-                return Some((left_ms, !std::mem::replace(&mut self.has_pong, true)));
-            }
-        }
-        None
-    }
-
-    fn sweep(&mut self, now_ms: u64, has_waiters: bool, we_stood_still: bool) -> bool {
-        // A busy connection is pinged too, because pongs show which writes this node lacks.
-        let is_owed = now_ms.saturating_sub(self.pinged_ms) >= IDLE_PING.as_millis() as u64;
-        self.is_due |= is_owed && self.sent.is_empty();
-        let Some(since_ms) = self.since_ms else {
-            let silent_for = now_ms.saturating_sub(self.last_read_ms);
-            let ping_after = if has_waiters { QUIET } else { IDLE_PING };
-            if silent_for >= ping_after.as_millis() as u64 {
-                self.is_due = true;
-                // Counted from when the ping is due, because a peer that reads nothing may keep it from ever being
-                // sent.
-                self.since_ms = Some(now_ms);
-            }
-            return false;
-        };
-        if we_stood_still {
-            // Bytes that the peer sent meanwhile have not been read yet, so its second begins anew.
-            self.since_ms = Some(now_ms);
-            return false;
-        }
-        now_ms.saturating_sub(since_ms) >= SILENCE.as_millis() as u64
-    }
-
-    fn is_silent(&self, now_ms: u64) -> bool {
-        self.since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= SILENCE.as_millis() as u64)
     }
 }
 
