@@ -330,7 +330,8 @@ fn has_dropped<V: Value>(engine: &Engine<V>, outcome: Option<Outcome>) -> bool {
     }
 }
 
-/// Makes a write at the first candidate that takes it, which may be this node, within [`OWNER_FIRST`].
+/// Makes a write at the first candidate that takes it, which may be this node, within [`OWNER_FIRST`]. Once that time is
+/// over no further peer is asked, and the other nodes are told instead.
 async fn write_at_owner<V: Value>(
     engine: &Engine<V>,
     view: &View,
@@ -347,6 +348,9 @@ async fn write_at_owner<V: Value>(
                 store_written(engine, write, slot);
             }
             return at_owner;
+        }
+        if Instant::now() >= until {
+            continue; // told with the other nodes, and no less reachable than they are
         }
         // A get of this node skips the candidate too, and the acting owner must be the candidate that gets are sent to.
         let offers = |link: &Link| link.offers(name, engine.settings.format);

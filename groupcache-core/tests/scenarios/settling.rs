@@ -1,6 +1,6 @@
 //! Writes that do not reach every node at once: how they settle, and how old the values are that nodes serve meanwhile.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use groupcache_core::{
     BoxError, Group, GroupBuilder, Node, WriteOutcome,
@@ -134,6 +134,30 @@ async fn write_settles_through_a_third_node() {
     assert!(net.nodes[1].stats().pulled_writes > 0);
 }
 
+/// Checks that a write whose owner hangs is acknowledged by the other nodes by the time of its outcome, whichever of them
+/// is the next candidate. A busy machine has further attempts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn write_beyond_an_owner_that_hangs_is_told() {
+    let mut pending = BTreeSet::new();
+    for _ in 0..5 {
+        let net = Net::start(3, None).await;
+        [(0, 1), (1, 0)].iter().for_each(|(from, to)| net.paths[*from][*to].as_ref().unwrap().stop());
+        let remove = |key: String| {
+            let group = net.groups[0].clone();
+            tokio::spawn(async move { group.remove(&key).await.unwrap().pending().to_vec() })
+        };
+        let writes: Vec<_> = net.keys_of(1).take(8).map(remove).collect();
+        pending.clear();
+        for write in writes {
+            pending.extend(write.await.unwrap());
+        }
+        if pending == BTreeSet::from([net.nodes[1].id()]) {
+            return;
+        }
+    }
+    panic!("not acknowledged: {pending:?}");
+}
+
 /// Checks that all nodes hear of a write after its writer has told one of them and died.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn write_of_a_dead_writer_reaches_every_node() {
@@ -141,7 +165,10 @@ async fn write_of_a_dead_writer_reaches_every_node() {
     let key = net.key_of(1);
     net.cut(0, 1, true);
     assert_eq!(net.get(1, &key).await, 1);
-    let _ = net.groups[0].remove(&key).await.unwrap();
+    let end = Instant::now() + PATIENCE;
+    while net.groups[0].remove(&key).await.unwrap().pending() != [net.nodes[1].id()] {
+        assert!(Instant::now() < end, "c has heard of the write");
+    }
     drop((net.groups.remove(0), net.nodes.remove(0)));
     let end = Instant::now() + PATIENCE;
     while net.groups[0].get(&key).await.unwrap() == "1" {
