@@ -23,7 +23,7 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// |---|---|
 /// | no value exists: a result, not a failure | [`is_not_found`](Self::is_not_found) |
 /// | retry later | [`is_transient`](Self::is_transient) and its causes: [`is_timeout`](Self::is_timeout), [`is_overloaded`](Self::is_overloaded), [`is_unreachable`](Self::is_unreachable) |
-/// | look into the loader or the codec | [`is_load_failed`](Self::is_load_failed) |
+/// | look into the loader or the codec | [`is_load_failed`](Self::is_load_failed), [`is_quarantined`](Self::is_quarantined) |
 /// | change the call | [`is_bad_key`](Self::is_bad_key), [`is_too_large`](Self::is_too_large) |
 /// | stop using the handle | [`is_closed`](Self::is_closed), [`is_unknown_group`](Self::is_unknown_group) |
 /// | change the settings | [`is_config`](Self::is_config), [`is_unauthenticated`](Self::is_unauthenticated) |
@@ -62,6 +62,7 @@ pub(crate) enum Kind {
     LoadFailed { is_transient: bool },
     Timeout,
     Overloaded,
+    Quarantined,
     TooLarge,
     BadKey,
     UnknownGroup,
@@ -104,6 +105,15 @@ impl Error {
     /// other nodes.
     pub fn is_load_failed(&self) -> bool {
         matches!(self.0.kind, Kind::LoadFailed { .. })
+    }
+
+    /// Returns whether processes ended while they loaded the key, so that it is not loaded for some time: 10 minutes after
+    /// the second process, and twice as long after each further one, up to an hour.
+    ///
+    /// After the end of a single process another node than that of the caller loads the key. The error is returned then
+    /// if there is no other node. [`Node::quarantined`](crate::Node::quarantined) lists the keys.
+    pub fn is_quarantined(&self) -> bool {
+        self.0.kind == Kind::Quarantined
     }
 
     /// Returns whether a later attempt may succeed: after a timeout, an overload or an unreachable peer, or if the

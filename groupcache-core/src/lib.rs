@@ -53,8 +53,8 @@
 //!   at a time, except that a write separates here too.
 //! - **No hang.** Every get ends by its deadline (default: 10 s), whatever peers and loaders do. A loader must not
 //!   block its thread.
-//! - **Peers may die.** An unreachable peer is not an error of a get while the loader works on this node and this node
-//!   is not overloaded.
+//! - **Peers may die.** An unreachable peer is not an error of a get while the loader works on this node, this node is
+//!   not overloaded, and no load of the key has ended a process before; see [`Error::is_quarantined`].
 //! - **Overload is answered.** A full queue is an error at once, not a load on another node.
 //! - **Bounded memory.** The accounted bytes of a group never exceed its budget.
 //! - **Dropping is safe.** Any future may be dropped at any await. A panic of a loader is an error of its waiters.
@@ -93,6 +93,7 @@ mod membership;
 mod node;
 mod peer;
 mod protocol;
+mod quarantine;
 mod ring;
 mod runtime;
 mod transport;

@@ -96,8 +96,19 @@ pub(crate) fn load_alone<V: Value>(
     hash: u64,
     reason: LoadReason,
 ) {
+    engine.context.tasks.load(alone(engine, batches, flight, hash, reason));
+}
+
+/// Returns the task of a load in a batch of its own. The flight completes whatever happens to the task.
+pub(super) fn alone<V: Value>(
+    engine: &Arc<Engine<V>>,
+    batches: &Arc<Batches<V>>,
+    flight: GroupFlight<V>,
+    hash: u64,
+    reason: LoadReason,
+) -> impl Future<Output = ()> + Send + use<V> {
     let waiting = waiting(engine, flight, hash, reason);
-    engine.context.tasks.load(run(Arc::clone(engine), Arc::clone(batches), vec![waiting]));
+    run(Arc::clone(engine), Arc::clone(batches), vec![waiting])
 }
 
 /// Makes a waiting load, which completes its flight with an error when it is dropped.
@@ -184,8 +195,10 @@ async fn load_many<V: Value>(
         outcome(engine, called, keys.len())
     };
     // A call counts as failed if it fails as a whole, or for each of its keys.
-    let has_failed =
-        |loaded: &Result<Outcomes<V>>| loaded.as_ref().map_or(true, |all| all.iter().all(|outcome| outcome.is_err()));
+    let has_failed = |loaded: &Result<Outcomes<V>>| {
+        batch.iter().for_each(|waiting| engine.survived(waiting.flight.key()));
+        loaded.as_ref().map_or(true, |all| all.iter().all(|outcome| outcome.is_err()))
+    };
     engine.loads.attempts(&context, deadline, call, has_failed).await
 }
 

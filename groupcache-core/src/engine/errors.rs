@@ -70,6 +70,24 @@ impl GroupErrors {
         Error::new(Kind::Overloaded, format!("group {:?} is overloaded: {why}; try again later", self.name))
     }
 
+    /// Returns the error of a key that is in quarantine for `remaining`, or of a suspected key that no other node can
+    /// load.
+    pub(crate) fn quarantined(&self, remaining: Option<Duration>) -> Error {
+        self.counters.quarantined.up();
+        let name = &self.name;
+        let text = match remaining {
+            Some(remaining) => format!(
+                "a key of group {name:?} is in quarantine for {} s, because processes ended while they loaded it; look into \
+                 its loader",
+                remaining.as_secs()
+            ),
+            None => format!(
+                "a process ended while it loaded a key of group {name:?}, and no other node can try it; look into its loader"
+            ),
+        };
+        Error::new(Kind::Quarantined, text)
+    }
+
     pub(crate) fn nesting(&self, error: NestingError) -> Error {
         let name = &self.name;
         let text = match error {

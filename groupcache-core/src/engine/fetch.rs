@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     cache::{
@@ -25,8 +25,8 @@ use crate::{
         pending::PendingGet,
     },
     error::{Error, Kind},
-    flight::{Flight, Join, Kind as Table, within},
-    identity::PeerId,
+    flight::{Flight, Join, Kind as Table, nesting::JoinGuard, within},
+    identity::{Instance, PeerId},
     loader::LoadReason,
     membership::stabilizer::Member,
     peer::client::{
@@ -35,8 +35,9 @@ use crate::{
     },
     protocol::{
         chain::LoadChain,
-        message::{DeadlineOwner, Encoded, Op, Response},
+        message::{DeadlineOwner, Encoded, Op, Response, Strikes},
     },
+    quarantine::record::Record,
     runtime::{
         clock::{NEVER, later},
         small_bytes,
@@ -127,6 +128,21 @@ pub(crate) fn join<V: Value>(
     Dispatched::Flight(flight, None)
 }
 
+/// Time for which the first candidate without a strike waits before its callers ask another node for a suspected key. The
+/// callers of other nodes ask this node meanwhile, so that one process is at risk and not two.
+const NEWS: Duration = Duration::from_millis(500);
+
+/// Next step of a fetch.
+enum Next<'a> {
+    Ask(&'a Member),
+    /// The candidate is passed over.
+    Skip,
+    /// The local node is the candidate that the callers of other nodes ask.
+    Wait,
+    /// No candidate is left.
+    None,
+}
+
 /// Step of a fetch, taken by the task that begins it or that reads a response.
 pub(crate) struct FetchStep<'a, V: Value> {
     engine: &'a Arc<Engine<V>>,
@@ -147,13 +163,25 @@ impl<'a, V: Value> FetchStep<'a, V> {
         if context.tasks.is_closing() {
             return self.complete(Err(self.engine.errors.closed().into()));
         }
+        let suspect = self.engine.suspect(self.flight.key());
+        if let Err(error) = self.engine.check_quarantine(self.flight.key()) {
+            return self.complete(Err(error.into()));
+        }
         loop {
             let rank = fetch.next.fetch_add(1, Relaxed);
-            let Some(member) = self.candidate(rank).filter(|member| !member.is_local()) else {
-                return self.load_here();
+            let next = match &suspect {
+                None => self.candidate(rank).filter(|member| !member.is_local()).map_or(Next::None, Next::Ask),
+                Some(record) => self.next_for(record, rank),
+            };
+            let member = match next {
+                Next::Ask(member) => member,
+                Next::Skip => continue,
+                Next::Wait => return self.wait_for_news(),
+                Next::None if suspect.is_none() => return self.load_here(),
+                Next::None => return self.complete(Err(self.engine.errors.quarantined(None).into())),
             };
             let Some(link) = self.link(member) else { continue };
-            if fetch.has_failed.load(Relaxed) && !context.may_ask_again() {
+            if suspect.is_none() && fetch.has_failed.load(Relaxed) && !context.may_ask_again() {
                 return self.load_here();
             }
             match link.send(self.call(&link, rank)) {
@@ -162,6 +190,52 @@ impl<'a, V: Value> FetchStep<'a, V> {
                 Err(NotSent::Full) => return self.complete(Err(self.queue_is_full())),
             }
         }
+    }
+
+    /// Returns the next candidate for a key with strikes: first the peers without a strike, and then those that have been
+    /// started again since. No load begins on this node, because nobody would witness the end of its process.
+    fn next_for(&self, record: &Record, rank: usize) -> Next<'a> {
+        let view = &self.fetch.snapshot.view;
+        let count = view.candidates(self.engine.ownership.scope, self.fetch.hash).count();
+        let is_second_round = rank >= count;
+        let Some(member) = self.candidate(if is_second_round { rank - count } else { rank }) else { return Next::None };
+        let is_dead = || {
+            let process = self.link(member).and_then(|link| link.instance());
+            process.is_none_or(|process| record.names(&process))
+        };
+        if record.names_node(&member.id) != is_second_round || is_second_round && (member.is_local() || is_dead()) {
+            Next::Skip
+        } else if member.is_local() {
+            Next::Wait
+        } else {
+            Next::Ask(member)
+        }
+    }
+
+    /// Takes the next step a little later, or follows the load that a peer has begun here meanwhile.
+    fn wait_for_news(&self) {
+        let (engine, flight) = (Arc::clone(self.engine), Arc::clone(self.flight));
+        let guard = load_task::complete_on_drop(&engine, &flight);
+        self.engine.context.tasks.load(async move {
+            let key = flight.key();
+            if engine.flights.running(Table::Load, key).is_none() {
+                sleep(NEWS).await;
+            }
+            if let Some(step) = FetchStep::of(&flight, &engine) {
+                match engine.flights.running(Table::Load, key) {
+                    Some(load) => step.follow(load, None),
+                    None => step.advance(),
+                }
+            }
+            guard.defuse();
+        });
+    }
+
+    /// Records that the process of a peer ended while it had the request.
+    fn died(&self, process: Instance) {
+        let (local, name) = (&self.engine.context.local, &self.engine.settings.name);
+        self.engine.counters.strikes.up();
+        local.quarantine.strike(name, self.flight.key(), process, local.clock.read_ms());
     }
 
     /// Returns the link to a peer if the peer's Hello offers the group in this format. Another peer would decline.
@@ -187,8 +261,15 @@ impl<'a, V: Value> FetchStep<'a, V> {
             chain: self.fetch.chain.clone(),
             number: 0,
             known,
+            strikes: self.strikes(link),
             reply: Arc::clone(self.flight) as Arc<dyn Reply>,
         }
+    }
+
+    /// Returns the strikes against the key, for a peer that gives notice of the load.
+    fn strikes(&self, link: &Link) -> Option<Box<Strikes>> {
+        let record = self.engine.suspect(self.flight.key()).filter(|_| link.has_quarantine())?;
+        Some(Box::new(record.to_wire(self.engine.context.local.clock.read_ms())))
     }
 
     fn queue_is_full(&self) -> Failure {
@@ -210,20 +291,23 @@ impl<'a, V: Value> FetchStep<'a, V> {
         let fetch = self.fetch;
         match load::join(self.engine, self.flight.key(), fetch.hash, &fetch.chain, LoadReason::Fallback) {
             Ok(Dispatched::Found(slot)) => self.complete(Ok(slot)),
-            Ok(Dispatched::Flight(load, joined)) => {
-                let (engine, flight) = (Arc::clone(self.engine), Arc::clone(self.flight));
-                let guard = load_task::complete_on_drop(&engine, &flight);
-                // The load may take longer than a get, but the waiters of the fetch need an outcome by its deadline.
-                let end = engine.context.local.clock.instant(fetch.deadline_ms);
-                self.engine.context.tasks.load(async move {
-                    let outcome = within(Some(end), load.outcome()).await;
-                    drop(joined);
-                    complete(&engine, &flight, outcome.unwrap_or(Err(Failure::Expired(None))));
-                    guard.defuse();
-                });
-            }
+            Ok(Dispatched::Flight(load, joined)) => self.follow(load, joined),
             Err(error) => self.complete(Err(error.into())),
         }
+    }
+
+    /// Completes the flight with the outcome of a load on this node.
+    fn follow(&self, load: GroupFlight<V>, joined: Option<JoinGuard>) {
+        let (engine, flight) = (Arc::clone(self.engine), Arc::clone(self.flight));
+        let guard = load_task::complete_on_drop(&engine, &flight);
+        // The load may take longer than a get, but the waiters of the fetch need an outcome by its deadline.
+        let end = engine.context.local.clock.instant(self.fetch.deadline_ms);
+        self.engine.context.tasks.load(async move {
+            let outcome = within(Some(end), load.outcome()).await;
+            drop(joined);
+            complete(&engine, &flight, outcome.unwrap_or(Err(Failure::Expired(None))));
+            guard.defuse();
+        });
     }
 
     fn complete(&self, outcome: Outcome<V>) {
@@ -308,6 +392,9 @@ impl<'a, V: Value> FetchStep<'a, V> {
                 let text = format!("a peer that serves group {name:?} is overloaded; try again after {retry_after:?}");
                 self.fail(Kind::Overloaded, text);
             }
+            Response::Quarantined { retry_after } => {
+                self.complete(Err(self.engine.errors.quarantined(Some(retry_after)).into()));
+            }
             Response::TooLarge => {
                 let text = format!(
                     "a value of group {name:?} is larger than its owner's limits.max_value_bytes; raise it everywhere"
@@ -329,6 +416,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
             | Response::WrongPeer
             | Response::Unsupported
             | Response::Pending
+            | Response::Begun
             | Response::Done
             | Response::Page(_)
             | Response::Logs(_) => {
@@ -376,6 +464,14 @@ impl<V: Value> Reply for Flight<Outcome<V>, Work<V>> {
             Reached::Unreachable => {
                 engine.counters.fetch_errors.up();
                 fetch.has_failed.store(true, Relaxed);
+                step.advance();
+            }
+            Reached::Died { process, has_run } => {
+                engine.counters.fetch_errors.up();
+                fetch.has_failed.store(true, Relaxed);
+                if has_run {
+                    step.died(process);
+                }
                 step.advance();
             }
             Reached::Expired => step.complete(Err(Failure::Expired(step.asked()))),

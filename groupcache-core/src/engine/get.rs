@@ -96,6 +96,7 @@ impl<V: Value> Engine<V> {
     /// waits for the key.
     pub(crate) fn begin(&self, key: &str, deadline: Deadline, asker: Option<&Arc<LoadContext>>) -> Result<PendingGet> {
         self.check(key)?;
+        self.check_quarantine(key)?;
         let hash = self.ownership.hash(key);
         let waiting = asker.map(|load| load.wait_for(hash)).transpose().map_err(|e| self.errors.nesting(e))?;
         let chain = asker.map_or(LoadChain::EMPTY, |load| load.chain());
@@ -103,10 +104,10 @@ impl<V: Value> Engine<V> {
     }
 
     /// Joins or begins the load (step 4) of a key that this node owns, or the fetch (step 3) of another key. Does not
-    /// wait.
-    fn dispatch(self: &Arc<Self>, key: &str, pending: &PendingGet, now: Instant) -> Result<Dispatched<V>> {
+    /// wait. A key with strikes is fetched in any case.
+    pub(super) fn dispatch(self: &Arc<Self>, key: &str, pending: &PendingGet, now: Instant) -> Result<Dispatched<V>> {
         let snapshot = self.ownership.snapshot(); // step 2: the view is taken once
-        if self.ownership.owns(&snapshot.view, pending.hash) {
+        if self.ownership.owns(&snapshot.view, pending.hash) && !self.is_suspect(key) {
             load::join(self, key, pending.hash, &pending.chain, LoadReason::Owner)
         } else {
             Ok(fetch::join(self, key, pending, snapshot, now, |step| step.advance()))

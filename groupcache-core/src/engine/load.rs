@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     cache::payload::Slot,
-    engine::{Engine, GroupFlight, Work, batch, load_task, lookup::Purpose},
+    engine::{
+        Engine, GroupFlight, Work, batch, load_task,
+        lookup::Purpose,
+        suspect::{self, Admission},
+    },
     error::Result,
     flight::{
         Join, Kind as Table,
@@ -27,10 +31,10 @@ pub(crate) enum Dispatched<V: Value> {
     Flight(GroupFlight<V>, Option<JoinGuard>),
 }
 
-/// Joins the load of a key, or begins it.
+/// Joins the load of a key, or begins it, for a caller of this node.
 ///
 /// # Errors
-/// The load chain is too deep, or closes a cycle.
+/// The load chain is too deep, or closes a cycle. The key has strikes.
 pub(crate) fn join<V: Value>(
     engine: &Arc<Engine<V>>,
     key: &str,
@@ -38,7 +42,26 @@ pub(crate) fn join<V: Value>(
     chain: &LoadChain,
     reason: LoadReason,
 ) -> Result<Dispatched<V>> {
+    engine.check_load_here(key)?;
+    join_as(engine, key, hash, chain, reason, Admission::AtOnce)
+}
+
+/// Joins the load of a key, or begins it as `admission` says.
+///
+/// # Errors
+/// The load chain is too deep, or closes a cycle.
+pub(super) fn join_as<V: Value>(
+    engine: &Arc<Engine<V>>,
+    key: &str,
+    hash: u64,
+    chain: &LoadChain,
+    reason: LoadReason,
+    admission: Admission,
+) -> Result<Dispatched<V>> {
     let load = LoadContext::begin(chain, hash).map_err(|e| engine.errors.nesting(e))?;
+    if admission != Admission::AtOnce {
+        load.waits_for_turn();
+    }
     let now_ms = engine.context.local.clock.read_ms();
     let mut unusable = None;
     let recheck = || engine.lookup(key, now_ms, Purpose::BeginFlight).map_err(|slot| unusable = slot).ok();
@@ -53,15 +76,37 @@ pub(crate) fn join<V: Value>(
             Ok(Dispatched::Flight(flight, joined.flatten()))
         }
         Join::Started(flight) => {
-            begin(engine, Arc::clone(&flight), hash, reason, chain.depth() > 0);
+            let is_nested = chain.depth() > 0;
+            begin(engine, Arc::clone(&flight), hash, reason, is_nested, admission);
             Ok(Dispatched::Flight(flight, None))
         }
     }
 }
 
 /// Starts a load, alone or in a batch.
-fn begin<V: Value>(engine: &Arc<Engine<V>>, flight: GroupFlight<V>, hash: u64, reason: LoadReason, is_nested: bool) {
+fn begin<V: Value>(
+    engine: &Arc<Engine<V>>,
+    flight: GroupFlight<V>,
+    hash: u64,
+    reason: LoadReason,
+    is_nested: bool,
+    admission: Admission,
+) {
     tracing::trace!(group = &*engine.settings.name, key = &**flight.key(), ?reason, "load.start");
+    if admission != Admission::AtOnce {
+        let tasks = &engine.context.tasks;
+        let in_turn = (Arc::clone(engine), Arc::clone(&flight));
+        return match &engine.loads.batches {
+            None => {
+                let load = load_task::run(Arc::clone(engine), flight, hash, reason);
+                tasks.load(suspect::in_turn(in_turn.0, in_turn.1, admission, load));
+            }
+            Some(batches) => {
+                let load = batch::alone(engine, batches, flight, hash, reason);
+                tasks.load(suspect::in_turn(in_turn.0, in_turn.1, admission, load));
+            }
+        };
+    }
     match &engine.loads.batches {
         None => engine.context.tasks.load(load_task::run(Arc::clone(engine), flight, hash, reason)),
         Some(batches) if is_nested => batch::load_alone(engine, batches, flight, hash, reason),
@@ -91,11 +136,14 @@ pub(crate) fn refresh_if_due<V: Value>(engine: &Arc<Engine<V>>, key: &str, slot:
     if !slot.is_to_be_refreshed(now_ms, later(now_ms, REFRESH_PAUSE)) || engine.context.is_closed() {
         return;
     }
+    if engine.is_suspect(key) {
+        return; // no caller waits that could witness the end of the process
+    }
     let Ok(load) = LoadContext::begin(&LoadChain::EMPTY, hash) else { return };
     // The present entry does not satisfy a refresh, so that memory is not checked again.
     let joined = engine.flights.join(Table::Load, key, now_ms, |_| true, || None::<()>, || Work::Load(load));
     if let Join::Started(flight) = joined {
         engine.counters.refreshes.up();
-        begin(engine, flight, hash, LoadReason::Refresh, false);
+        begin(engine, flight, hash, LoadReason::Refresh, false, Admission::AtOnce);
     }
 }

@@ -84,7 +84,11 @@ async fn load<V: Value>(
         let load = Load::new(flight.key(), &engine.settings.name, deadline, reason, previous.as_ref());
         one_attempt(engine, &context, load, deadline)
     };
-    engine.loads.attempts(&context, deadline, call, Result::is_err).await
+    let survived = |loaded: &Result<Loaded<V>>| {
+        engine.survived(flight.key());
+        loaded.is_err()
+    };
+    engine.loads.attempts(&context, deadline, call, survived).await
 }
 
 /// Calls the loader once.

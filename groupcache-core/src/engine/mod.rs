@@ -29,6 +29,7 @@ mod previous_owner;
 mod receive;
 mod send;
 mod settings;
+mod suspect;
 pub(crate) mod write;
 
 use std::sync::{

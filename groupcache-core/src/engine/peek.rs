@@ -45,6 +45,7 @@ pub(crate) async fn peek<V: Value>(engine: &Engine<V>, key: &str, limit: Duratio
         chain: LoadChain::EMPTY,
         number: 0,
         known,
+        strikes: None,
         reply,
     });
     let Some(answer) = answer else { return Ok(None) };

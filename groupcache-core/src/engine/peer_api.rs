@@ -16,18 +16,18 @@ use crate::{
         replicas::HOT_AT_OWNER,
     },
     engine::{
-        Engine, Failure, Outcome, entry, fetch,
+        Engine, Failure, GroupFlight, Outcome, entry, fetch,
         load::{self, Dispatched},
         lookup::Purpose,
         pending::Deadline,
-        previous_owner, receive, send, write,
+        previous_owner, receive, send, suspect, write,
     },
     error::{Error, Kind, Result},
     flight::{Kind as Table, within},
     identity::{Instance, PeerId},
     limits::{MAX_ERROR_TEXT, RETRY_AFTER},
     loader::LoadReason,
-    peer::group_service::{GroupService, LoadRequest, PageRequest, PageResult, Progress, ResponseFuture},
+    peer::group_service::{GroupService, LoadRequest, Notice, PageRequest, PageResult, Progress, ResponseFuture},
     protocol::message::{Bounds, DeadlineOwner, Decline, Encoded, Page, Response, Source, WriteName},
     runtime::clock::{self, NEVER, later},
     value::Value,
@@ -98,8 +98,9 @@ impl<V: Value> GroupService for Engine<V> {
     fn load(self: Arc<Self>, request: LoadRequest<'_>) -> ResponseFuture {
         let dispatched = match begin_load(&self, &request) {
             Ok(dispatched) => dispatched,
-            Err(decline) => return Box::pin(std::future::ready(Response::Declined(decline))),
+            Err(refusal) => return Box::pin(std::future::ready(refusal)),
         };
+        let notice = request.notice;
         // The load begins above and not at the first poll, because it must precede the later requests of the
         // connection.
         let deadline = clock::deadline(request.wait);
@@ -107,7 +108,8 @@ impl<V: Value> GroupService for Engine<V> {
         Box::pin(async move {
             let (outcome, horizon_ms, nothing_ms) = match dispatched {
                 Ok(Dispatched::Found(slot)) => (Ok(slot), 0, 0),
-                Ok(Dispatched::Flight(flight, _joined)) => match within(Some(deadline), flight.outcome()).await {
+                Ok(Dispatched::Flight(flight, _joined)) => match within(Some(deadline), noticed(&flight, notice)).await
+                {
                     Some(outcome) => (outcome, flight.horizon_ms(), self.as_of_nothing(&flight)),
                     None => return Response::Deadline(DeadlineOwner::Asker),
                 },
@@ -214,18 +216,33 @@ impl<V: Value> GroupService for Engine<V> {
     }
 }
 
-/// Joins or begins the load for a peer's request. A draining node only joins loads that run already.
+/// Waits for the outcome of a load, and gives notice when the load begins.
+async fn noticed<V: Value>(flight: &GroupFlight<V>, notice: Option<Notice>) -> Outcome<V> {
+    if let (Some(notice), Some(load)) = (notice, flight.context.load_context()) {
+        tokio::select! {
+            biased;
+            outcome = flight.outcome() => return outcome,
+            () = load.begun() => notice(),
+        }
+    }
+    flight.outcome().await
+}
+
+/// Joins or begins the load for a peer's request, or returns the response that refuses it. A draining node only joins
+/// loads that run already.
 fn begin_load<V: Value>(
     engine: &Arc<Engine<V>>,
     request: &LoadRequest<'_>,
-) -> std::result::Result<Result<Dispatched<V>>, Decline> {
+) -> std::result::Result<Result<Dispatched<V>>, Response> {
     if engine.context.is_draining() {
-        let running = engine.flights.running(Table::Load, request.key).ok_or(Decline::Draining)?;
+        let running = engine.flights.running(Table::Load, request.key);
+        let running = running.ok_or(Response::Declined(Decline::Draining))?;
         return Ok(Ok(Dispatched::Flight(running, None)));
     }
     if engine.context.is_closed() {
-        return Err(Decline::Closing);
+        return Err(Response::Declined(Decline::Closing));
     }
+    let admission = suspect::admit(engine, request.key, request.strikes.as_ref())?;
     let hash = engine.ownership.hash(request.key);
     let is_mine = engine.ownership.is_mine(hash);
     if mutant!(ServerForwards) && !is_mine {
@@ -236,7 +253,7 @@ fn begin_load<V: Value>(
         }));
     }
     let reason = if is_mine { LoadReason::Owner } else { LoadReason::Fallback };
-    Ok(load::join(engine, request.key, hash, &request.chain, reason))
+    Ok(load::join_as(engine, request.key, hash, &request.chain, reason, admission))
 }
 
 /// Encodes an entry as the response to a peer.
@@ -292,6 +309,7 @@ fn encode_error(error: &Error, as_of_age_ms: Option<u64>) -> Response {
             Response::LoadFailed { is_transient, text: if text.is_empty() { error.to_string() } else { text } }
         }
         Kind::Overloaded => Response::Overloaded { retry_after: RETRY_AFTER },
+        Kind::Quarantined => Response::Quarantined { retry_after: RETRY_AFTER },
         Kind::TooLarge => Response::TooLarge,
         Kind::Timeout => Response::Deadline(DeadlineOwner::Load),
         Kind::Closed => Response::Declined(Decline::Closing),

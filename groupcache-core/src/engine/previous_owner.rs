@@ -132,6 +132,7 @@ fn ask<V: Value>(engine: &Engine<V>, link: &Link, flight: &GroupFlight<V>, deadl
         chain: LoadChain::EMPTY,
         number: 0,
         known,
+        strikes: None,
         reply,
     })
 }

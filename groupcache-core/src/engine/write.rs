@@ -372,7 +372,9 @@ async fn write_at_owner<V: Value>(
                 return at_owner;
             }
             Some(Outcome::Answered(_)) => {} // declined, and notified with the other nodes
-            Some(Outcome::Unreachable | Outcome::Expired) | None => drop(at_owner.unreached.insert(member.id.clone())),
+            Some(Outcome::Unreachable | Outcome::Died { .. } | Outcome::Expired) | None => {
+                at_owner.unreached.insert(member.id.clone());
+            }
         }
     }
     at_owner
@@ -431,7 +433,7 @@ fn call<V: Value>(
 ) -> Call {
     let deadline_ms = later(engine.context.local.clock.read_ms(), INVALIDATION);
     let (group, key, chain) = (engine.index(), Arc::clone(key), LoadChain::EMPTY);
-    Call { op, group, key, deadline_ms, rank, chain, number, known, reply }
+    Call { op, group, key, deadline_ms, rank, chain, number, known, strikes: None, reply }
 }
 
 /// Drops the value of a key on this node, and detaches its flights, so that their values are not cached.

@@ -6,7 +6,10 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    atomic::{
+        AtomicBool, AtomicU64, AtomicUsize,
+        Ordering::{Relaxed, SeqCst},
+    },
 };
 
 use tokio::sync::Notify;
@@ -34,6 +37,9 @@ pub(crate) struct LoadContext {
     deepened: Notify,
     /// Time before which every value that the loader has read contains every write.
     read_as_of_ms: AtomicU64,
+    /// Whether the loader may be called now; false while the load of a key with strikes waits for its turn.
+    has_begun: AtomicBool,
+    beginning: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +86,30 @@ impl LoadContext {
             waits: Mutex::default(),
             deepened: Notify::new(),
             read_as_of_ms: AtomicU64::new(u64::MAX),
+            has_begun: AtomicBool::new(true),
+            beginning: Notify::new(),
         }))
+    }
+
+    /// Records that the load waits for its turn.
+    pub(crate) fn waits_for_turn(&self) {
+        self.has_begun.store(false, Relaxed);
+    }
+
+    /// Records that the load begins.
+    pub(crate) fn begins(&self) {
+        self.has_begun.store(true, SeqCst);
+        self.beginning.notify_waiters();
+    }
+
+    /// Waits until the load begins.
+    pub(crate) async fn begun(&self) {
+        let beginning = self.beginning.notified();
+        tokio::pin!(beginning);
+        beginning.as_mut().enable();
+        if !self.has_begun.load(SeqCst) {
+            beginning.await;
+        }
     }
 
     /// Returns the context of the load that the current task works for, if there is one.

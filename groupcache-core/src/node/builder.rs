@@ -383,7 +383,7 @@ fn hello_of(identity: &Identity, limits: &Limits, hands_over: bool) -> Hello {
         max_requests_per_frame: MAX_REQUESTS_PER_FRAME,
         max_value_bytes: limits.max_value_bytes,
         groups: Vec::new(),
-        features: handover | wire::features::WRITE_LOG,
+        features: handover | wire::features::WRITE_LOG | wire::features::QUARANTINE,
         log_incarnation: incarnation,
     }
 }

@@ -263,7 +263,7 @@ async fn request_page(context: &NodeContext, peer: &PeerId, group: &GroupName, c
         match outcome {
             Outcome::Answered(Response::Page(page)) => return Some(page),
             Outcome::Answered(Response::Overloaded { retry_after }) => sleep(retry_after.min(PAGE_TIMEOUT)).await,
-            Outcome::Unreachable => sleep(PAUSE).await,
+            Outcome::Unreachable | Outcome::Died { .. } => sleep(PAUSE).await,
             Outcome::Answered(_) | Outcome::Expired => return None,
         }
     }

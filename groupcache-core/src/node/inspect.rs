@@ -5,6 +5,7 @@ use std::time::Duration;
 pub use crate::{
     cache::{EvictionEvent, EvictionEvents, EvictionReason},
     group::inspect::{Candidate, EntryInfo, Inspect, KeyPlacement},
+    quarantine::QuarantinedKey,
     write::horizon::HorizonInfo,
 };
 use crate::{

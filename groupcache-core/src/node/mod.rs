@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::node::builder::NodeBuilder;
 use crate::node::channels::{Command, Status};
-use crate::node::inspect::{DiscoveryInfo, HorizonInfo, LoadStats, MemberInfo, UnreachablePeer};
+use crate::node::inspect::{DiscoveryInfo, HorizonInfo, LoadStats, MemberInfo, QuarantinedKey, UnreachablePeer};
 #[cfg(feature = "tls")]
 use crate::transport::{
     Security,
@@ -265,6 +265,24 @@ impl Node {
     /// ```
     pub fn horizon(&self) -> watch::Receiver<HorizonInfo> {
         self.inner.context.local.writes.horizon()
+    }
+
+    /// Returns the keys that no node loads at present, because processes ended while they loaded them.
+    ///
+    /// A get of such a key fails with [`Error::is_quarantined`](crate::Error::is_quarantined). All nodes of the cluster
+    /// show each other these keys, at most 64 of a group. Look into the loader: an abort, a stack overflow or too much
+    /// memory ends the whole process.
+    ///
+    /// ```
+    /// # fn f(node: &groupcache_core::Node) {
+    /// for key in node.quarantined() {
+    ///     eprintln!("{:?} of {:?} has ended {} processes", key.key, key.group, key.deaths);
+    /// }
+    /// # }
+    /// ```
+    pub fn quarantined(&self) -> Vec<QuarantinedKey> {
+        let local = &self.inner.context.local;
+        local.quarantine.list(local.clock.read_ms())
     }
 
     /// Returns what discovery has reported, and how the node has reacted, since its start.

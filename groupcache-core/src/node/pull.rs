@@ -59,7 +59,10 @@ pub(super) async fn pull(context: Arc<NodeContext>) {
 /// Pings all peers when this node has news for them, or needs to hear from them. Runs until the node ends.
 pub(super) async fn ping_all(context: Arc<NodeContext>) {
     loop {
-        context.local.writes.ping_all.notified().await;
+        tokio::select! {
+            () = context.local.writes.ping_all.notified() => {}
+            () = context.local.quarantine.changed.notified() => {}
+        }
         // A ping counts for a node that has entered only if it leaves later, by the coarse clock.
         sleep(PING_PAUSE).await;
         context.connected_links().iter().for_each(|(_, link)| link.ping_now());

@@ -68,6 +68,7 @@ pub(super) async fn tick(context: Arc<NodeContext>) {
         if n.is_multiple_of(WATCH_EVERY) {
             context.registry.all().iter().for_each(|group| group.watch());
             context.local.writes.sweep(now_ms);
+            context.local.quarantine.sweep(now_ms);
             repeat_writes(&context);
         }
     }
@@ -103,7 +104,18 @@ fn repeat_writes(context: &NodeContext) {
             let (key, chain) = (entry.key.unwrap_or_else(|| "".into()), LoadChain::EMPTY);
             let number = if link.has_log() { entry.number } else { 0 };
             let (rank, known) = (0, Vec::new());
-            sent.send(link, |reply| Call { op, group, key, deadline_ms, rank, chain, number, known, reply });
+            sent.send(link, |reply| Call {
+                op,
+                group,
+                key,
+                deadline_ms,
+                rank,
+                chain,
+                number,
+                known,
+                strikes: None,
+                reply,
+            });
         }
     }
 }

@@ -18,18 +18,24 @@ use crate::{
     limits::MAX_GROUPS,
     protocol::{
         chain::LoadChain,
-        message::{Bounds, GroupName, Page, Response, WriteName},
+        message::{Bounds, GroupName, Page, Response, Strikes, WriteName},
     },
     runtime::sync::{Keyed, sharded},
 };
 
+/// Notice to a peer that the load of a key with strikes begins.
+pub(crate) type Notice = Box<dyn FnOnce() + Send>;
+
 /// Load for a request of a peer that memory could not answer.
-#[derive(Debug)]
 pub(crate) struct LoadRequest<'a> {
     pub(crate) key: &'a str,
     /// Time that the peer waits, from the arrival of the request.
     pub(crate) wait: Duration,
     pub(crate) chain: LoadChain,
+    /// Strikes against the key, as the request carries them.
+    pub(crate) strikes: Option<Strikes>,
+    /// Present in a request that carries strikes.
+    pub(crate) notice: Option<Notice>,
 }
 
 /// Future of a response.

@@ -12,6 +12,7 @@ use crate::{
     limits::Limits,
     peer::client::dial_limits::DialLimits,
     protocol::message::Hello,
+    quarantine::Quarantine,
     runtime::{
         clock::Clock,
         stats::NodeCounters,
@@ -41,6 +42,8 @@ pub(crate) struct LocalNode {
     pub(crate) in_flight: AtomicUsize,
     /// Logs of writes, company and horizon.
     pub(crate) writes: Arc<Writes>,
+    /// Keys with loads that have ended processes.
+    pub(crate) quarantine: Quarantine,
 }
 
 impl LocalNode {
@@ -59,6 +62,7 @@ impl LocalNode {
             dial_limits: DialLimits::default(),
             security,
             in_flight: AtomicUsize::new(0),
+            quarantine: Quarantine::new(),
         }
     }
 

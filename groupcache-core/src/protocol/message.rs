@@ -109,6 +109,31 @@ pub(crate) struct Knowledge {
     pub(crate) lists_receiver: bool,
 }
 
+/// Key with the processes that ended while they loaded it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Suspect {
+    pub(crate) group: Arc<str>,
+    pub(crate) key: Arc<str>,
+    pub(crate) strikes: Strikes,
+}
+
+/// Strikes against a key, with ages in the place of times.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Strikes {
+    /// Number that grows when a load of the key has ended well, or when a process turns out to be alive.
+    pub(crate) epoch: u32,
+    pub(crate) strikes: Vec<Strike>,
+    /// Milliseconds since the last trial began.
+    pub(crate) trial_age_ms: Option<u64>,
+}
+
+/// End of a process while it loaded a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Strike {
+    pub(crate) process: Instance,
+    pub(crate) age_ms: u64,
+}
+
 /// Writes of one log, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LogPart {
@@ -176,6 +201,8 @@ pub(crate) struct Request {
     pub(crate) number: u64,
     /// Of a set: the writes of the key that the requester knew of. Of a get: those that this node has not said to have.
     pub(crate) known: Vec<WriteName>,
+    /// Strikes against the key of a get.
+    pub(crate) strikes: Option<Strikes>,
 }
 
 /// Checks the bytes of a key and returns the key.
@@ -229,6 +256,12 @@ pub(crate) enum Response {
     Pending,
     /// A deadline has passed.
     Deadline(DeadlineOwner),
+    /// The load of a key with strikes begins; its response follows.
+    Begun,
+    /// The key is in quarantine.
+    Quarantined {
+        retry_after: Duration,
+    },
     WrongPeer,
     Unsupported,
     /// The write is done.

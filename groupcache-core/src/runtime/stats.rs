@@ -143,6 +143,11 @@ counters! {
         timeouts,
         /// Gets and loads that were refused because a limit was reached, here or at the owner.
         overloaded,
+        /// Strikes that this node has recorded: requests to peers whose processes ended while they may have loaded the
+        /// key.
+        strikes,
+        /// Gets that were refused because processes ended while they loaded the key.
+        quarantined,
         /// Loads that have run more than 1 s past their deadline, because their loader blocks its thread.
         overdue_loads,
         /// Values of peers that did not decode at this node and were loaded instead.

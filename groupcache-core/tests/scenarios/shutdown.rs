@@ -109,22 +109,29 @@ async fn shutdown_waits_for_local_gets() {
     assert!(scene.get.await.unwrap().expect("a value").ends_with("by load 1"));
 }
 
-/// Checks that a shutdown waits for a fetch, and for the fallback load that follows when the owner is lost meanwhile.
+/// Checks that a shutdown waits for a fetch, and for the fallback load that follows when the owner is silent meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_waits_for_fallback_loads() {
-    let mut scene = Scene::start().await;
-    let mut closing = shut_down(&scene.nodes[1]);
-    wait_until_closing(&scene.groups[1]).await;
+    let (cluster, proxy) = Cluster::start_with_proxy().await;
+    let gate = Gate::default();
+    let groups = cluster
+        .group(|_, node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated))
+        .await;
+    let (group, key) = (groups[0].clone(), cluster.key_of(&groups, 1));
+    let get = tokio::spawn(async move { group.get(&key).await });
+    gate.begun(1).await;
+    let mut closing = shut_down(&cluster.nodes[0]);
+    wait_until_closing(&groups[0]).await;
     assert!(
         timeout(OBSERVATION, &mut closing).await.is_err(),
-        "no load runs at b, and the shutdown waits for the owner"
+        "no load runs at a, and the shutdown waits for the owner"
     );
-    drop(scene.nodes.remove(0));
-    scene.gate.begun(2).await;
+    proxy.stop();
+    gate.begun(2).await;
     assert!(timeout(OBSERVATION, &mut closing).await.is_err(), "the shutdown waits for the fallback load");
-    scene.gate.open();
+    gate.open();
     closing.await.unwrap();
-    assert!(scene.get.await.unwrap().expect("a value").ends_with("by load 2"));
+    assert!(get.await.unwrap().expect("a value").ends_with("by load 2"));
 }
 
 /// Checks that a shutdown waits for loads that a peer has requested, and sends their responses.

@@ -148,6 +148,11 @@ impl Link {
         self.features.load(Relaxed) & wire::features::WRITE_LOG != 0
     }
 
+    /// Returns whether the peer says when it begins the load of a key with strikes, by its last Hello.
+    pub(crate) fn has_quarantine(&self) -> bool {
+        self.features.load(Relaxed) & wire::features::QUARANTINE != 0
+    }
+
     /// Returns the peer of the current connection, or of the last one.
     pub(crate) fn instance(&self) -> Option<Instance> {
         let loaded = self.peer.load();

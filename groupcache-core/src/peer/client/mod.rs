@@ -8,6 +8,7 @@
 pub(crate) mod breaker;
 mod dial;
 pub(crate) mod dial_limits;
+mod in_flight;
 #[cfg(all(test, shuttle))]
 mod interleavings;
 pub(crate) mod link;
@@ -220,7 +221,7 @@ async fn finish(link: &Link, end: End, events: &LinkEvents) {
     // The table changes before the membership receives the event, because that may ping the peer at once.
     let (ended, waker) = {
         let mut table = link.table.lock();
-        let ended = table.ended(end, link.local.clock.now_ms());
+        let ended = table.ended(end, link.leaves.load(Relaxed), link.local.clock.now_ms());
         // The stream of the ended connection sleeps, and holds the socket open until it is woken and ends.
         let (_, waker) = table.begin_connection();
         (ended, waker)
@@ -268,7 +269,7 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
     // Before the membership receives the event, because requests must flow once the peer is in the view.
     let waker = {
         let mut table = link.table.lock();
-        table.connected(link.local.clock.now_ms());
+        table.connected(hello.instance(), link.local.clock.now_ms());
         table.waker.take()
     };
     wake(waker);
@@ -322,6 +323,7 @@ impl<'a> Greeted<'a> {
     fn new(link: &'a Link, hello: &Hello) -> Self {
         link.set_instance(hello.instance());
         link.local.writes.greeted(hello, true, link.local.clock.read_ms());
+        link.local.quarantine.is_alive(&hello.instance(), link.local.clock.read_ms());
         Self(link, hello.instance())
     }
 }
@@ -365,16 +367,17 @@ fn take(link: &Link, mut frame: Incoming) -> Option<LinkEvent> {
     let pong = link.table.lock().read(link.local.clock.now_ms(), frame.pong);
     // Before the answers, because an acknowledgement shows the company of its sender.
     take_knowledge(link, &mut frame, pong);
+    link.local.quarantine.take(&frame.suspects, link.local.clock.read_ms());
     let waker = {
         let mut table = link.table.lock();
         for Answered { id, answer, is_known } in frame.answers {
             if !is_known {
                 counters.unknown_answers.up();
             }
-            if answer == Response::Pending {
-                counters.pending.up(); // the peer works on it; any frame ends its silence
-            } else {
-                ended.extend(table.answered(id).map(|reply| (reply, Outcome::Answered(answer))));
+            match answer {
+                Response::Pending => counters.pending.up(), // the peer works on it; any frame ends its silence
+                Response::Begun => table.begun(id),
+                answer => ended.extend(table.answered(id).map(|reply| (reply, Outcome::Answered(answer)))),
             }
         }
         if frame.ping == 0 {

@@ -45,6 +45,9 @@ impl Stream for Outbound {
             if may_ask {
                 let max = self.link.max_requests.load(Relaxed) as usize;
                 table.fill(&mut frame, max, local.clock.now_ms());
+                if frame.has_ping() {
+                    frame.suspects(local.quarantine.news(&mut table.strikes_sent, local.clock.now_ms()));
+                }
                 if frame.has_ping() && self.link.has_log() {
                     let (peer, now_ms) = (self.link.instance(), local.clock.now_ms());
                     if let Some(peer) = peer {
@@ -57,6 +60,7 @@ impl Stream for Outbound {
                 }
             }
             if !is_greeted {
+                frame.suspects(local.quarantine.news(&mut table.strikes_sent, local.clock.now_ms()));
                 let hello = Hello { expected: self.expected.clone(), ..Hello::clone(&local.hello()) };
                 frame.hello(&hello, local.limits.max_in_flight_per_peer);
             }

@@ -38,6 +38,7 @@ impl Link {
             chain: LoadChain::EMPTY,
             number: 0,
             known: Vec::new(),
+            strikes: None,
             reply,
         })
     }

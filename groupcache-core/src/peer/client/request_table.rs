@@ -8,14 +8,16 @@ use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
+    identity::Instance,
     limits::BATCH_BYTES,
     peer::client::{
         breaker::{Breaker, End},
+        in_flight::InFlight,
         silence::SilenceWatch,
     },
     protocol::{
         chain::LoadChain,
-        message::{Op, Response, WriteName},
+        message::{Op, Response, Strikes, WriteName},
         wire::{Outgoing, RequestRef},
     },
     write::shared::SentKnowledge,
@@ -43,6 +45,8 @@ pub(crate) struct Call {
     pub(crate) number: u64,
     /// Writes of the key that this node has heard of; see [`RequestRef::known`].
     pub(crate) known: Vec<WriteName>,
+    /// Strikes against the key of a get.
+    pub(crate) strikes: Option<Box<Strikes>>,
     pub(crate) reply: Arc<dyn Reply>,
 }
 
@@ -60,6 +64,12 @@ pub(crate) enum Outcome {
     Answered(Response),
     /// The peer is unreachable; a successor may be asked.
     Unreachable,
+    /// The peer is unreachable, and its process has ended while it had the request.
+    Died {
+        process: Instance,
+        /// Whether a load of the key may have run. The load of a key with strikes runs only after a notice.
+        has_run: bool,
+    },
     /// The deadline passed while the peer was alive; no other peer is asked.
     Expired,
 }
@@ -79,12 +89,6 @@ pub(crate) type Ended = Vec<(Arc<dyn Reply>, Outcome)>;
 struct Slot {
     generation: u32,
     call: Option<InFlight>,
-}
-
-struct InFlight {
-    call: Call,
-    /// Whether the request was sent again after its connection broke; no request is sent a third time.
-    is_repeated: bool,
 }
 
 /// An item of the send queue.
@@ -114,6 +118,10 @@ pub(crate) struct RequestTable {
     pub(crate) pong_due: u64,
     /// Knowledge of writes that this node has shown on the current connection.
     pub(crate) knowledge_sent: SentKnowledge,
+    /// Number of the change of strikes up to which this node has shown them on the current connection.
+    pub(crate) strikes_sent: u64,
+    /// Process at the other end of the current connection, or of the last one.
+    peer: Option<Instance>,
     watch: SilenceWatch,
 }
 
@@ -141,6 +149,8 @@ impl RequestTable {
             goodbye_due: false,
             pong_due: 0,
             knowledge_sent: SentKnowledge::default(),
+            strikes_sent: 0,
+            peer: None,
             watch: SilenceWatch::default(),
         }
     }
@@ -150,6 +160,7 @@ impl RequestTable {
         self.connection += 1;
         self.hello_sent = 0;
         self.knowledge_sent = SentKnowledge::default();
+        self.strikes_sent = 0;
         self.verdict = None;
         (self.connection, self.waker.take())
     }
@@ -208,7 +219,7 @@ impl RequestTable {
         if self.in_flight >= self.max_in_flight {
             return Err(NotSent::Full);
         }
-        let id = self.allocate(InFlight { call, is_repeated: false });
+        let id = self.allocate(InFlight::new(call));
         self.queue.push_back(Queued::Request(id));
         Ok(())
     }
@@ -245,11 +256,13 @@ impl RequestTable {
             match self.queue.pop_front() {
                 Some(Queued::Cancel(id)) => frame.cancel(id),
                 Some(Queued::Request(id)) => {
-                    if let Some(InFlight { call, .. }) = self.slot(id) {
+                    if let Some(in_flight) = self.slot(id) {
+                        in_flight.sent();
+                        let call = &in_flight.call;
                         let wait = Duration::from_millis(call.deadline_ms.saturating_sub(now_ms));
-                        let Call { op, group, key, rank, chain, number, known, .. } = call;
-                        let (group, rank, number) = (*group, *rank, *number);
-                        let asked = RequestRef { id, op, group, key, wait, rank, chain, number, known };
+                        let Call { op, group, key, rank, chain, number, known, strikes, .. } = call;
+                        let (group, rank, number, strikes) = (*group, *rank, *number, strikes.as_deref());
+                        let asked = RequestRef { id, op, group, key, wait, rank, chain, number, known, strikes };
                         bytes += asked.bytes();
                         frame.request(&asked);
                     }
@@ -264,9 +277,21 @@ impl RequestTable {
         frame.pong(std::mem::take(&mut self.pong_due));
     }
 
-    fn slot(&self, id: u64) -> Option<&InFlight> {
-        let slot = self.slots.get((id & 0xffff_ffff) as usize)?;
-        (u64::from(slot.generation) == id >> 32).then_some(slot.call.as_ref()).flatten()
+    fn slot(&mut self, id: u64) -> Option<&mut InFlight> {
+        let slot = self.slots.get_mut((id & 0xffff_ffff) as usize)?;
+        slot.call.as_mut().filter(|_| u64::from(slot.generation) == id >> 32)
+    }
+
+    /// Records that the peer begins the load of a key with strikes.
+    pub(crate) fn begun(&mut self, id: u64) {
+        self.slot(id).into_iter().for_each(InFlight::begun);
+    }
+
+    fn take_unreached(&mut self, id: u64) -> Option<(Arc<dyn Reply>, Outcome)> {
+        let peer = self.peer.take();
+        let outcome = self.slot(id).map(|in_flight| in_flight.unreached(peer.as_ref()));
+        self.peer = peer;
+        Some((self.take(id)?.reply, outcome?))
     }
 
     fn take(&mut self, id: u64) -> Option<Call> {
@@ -316,14 +341,19 @@ impl RequestTable {
         }
     }
 
-    /// Records that a new connection is established; waiting requests are sent on it.
-    pub(crate) fn connected(&mut self, now_ms: u64) {
+    /// Records that a new connection to a process is established; waiting requests are sent on it.
+    pub(crate) fn connected(&mut self, peer: Instance, now_ms: u64) {
+        self.slots.iter_mut().filter_map(|slot| slot.call.as_mut()).for_each(InFlight::is_alive);
+        self.peer = Some(peer);
         self.breaker = self.breaker.connected();
         self.watch.connected(now_ms);
     }
 
-    /// Records that the connection ended, and returns the calls that must not wait for another one.
-    pub(crate) fn ended(&mut self, end: End, now_ms: u64) -> Ended {
+    /// Records that the connection ended, and returns the calls that must not wait for another one. `has_left` says that
+    /// the peer has announced its end.
+    pub(crate) fn ended(&mut self, end: End, has_left: bool, now_ms: u64) -> Ended {
+        let may_have_died = matches!(end, End::Broken | End::Flapping) && !has_left;
+        self.slots.iter_mut().filter_map(|slot| slot.call.as_mut()).for_each(|call| call.cut(may_have_died));
         self.breaker = self.breaker.ended(end, now_ms);
         self.watch.ended();
         self.queue.clear();
@@ -334,12 +364,9 @@ impl RequestTable {
         for at in 0..self.slots.len() {
             let Some(slot) = self.slots.get_mut(at) else { continue };
             let id = u64::from(slot.generation) << 32 | at as u64;
-            match &mut slot.call {
-                Some(in_flight) if !in_flight.is_repeated || end == End::Renewed => {
-                    in_flight.is_repeated |= end != End::Renewed;
-                    self.queue.push_back(Queued::Request(id));
-                }
-                Some(_) => ended.extend(self.take(id).map(|call| (call.reply, Outcome::Unreachable))),
+            match slot.call.as_mut().map(|in_flight| in_flight.may_repeat(end == End::Renewed)) {
+                Some(true) => self.queue.push_back(Queued::Request(id)),
+                Some(false) => ended.extend(self.take_unreached(id)),
                 None => {}
             }
         }
@@ -368,7 +395,7 @@ impl RequestTable {
         let ids: Vec<u64> = (0..self.slots.len() as u64)
             .filter_map(|at| self.slots.get(at as usize).map(|slot| u64::from(slot.generation) << 32 | at))
             .collect();
-        ids.into_iter().filter_map(|id| self.take(id)).map(|call| (call.reply, Outcome::Unreachable)).collect()
+        ids.into_iter().filter_map(|id| self.take_unreached(id)).collect()
     }
 
     /// Sends a ping with the next frame.
@@ -398,6 +425,7 @@ impl std::fmt::Debug for RequestTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::{Incarnation, PeerId};
 
     /// A receiver that nobody waits for.
     struct Nobody;
@@ -406,9 +434,13 @@ mod tests {
         fn reply(self: Arc<Self>, _: Outcome, _: Instant) {}
     }
 
+    fn peer() -> Instance {
+        Instance { id: PeerId::new("peer").unwrap(), incarnation: Incarnation(1) }
+    }
+
     fn connected(now_ms: u64) -> RequestTable {
         let mut table = RequestTable::new(8);
-        table.connected(now_ms);
+        table.connected(peer(), now_ms);
         let call = Call {
             op: Op::Get,
             group: 1,
@@ -418,6 +450,7 @@ mod tests {
             chain: LoadChain::EMPTY,
             number: 0,
             known: Vec::new(),
+            strikes: None,
             reply: Arc::new(Nobody),
         };
         table.push(call).expect("room");
@@ -461,7 +494,7 @@ mod tests {
     #[test]
     fn many_cancels_leave_in_many_frames() {
         let mut table = RequestTable::new(20_000);
-        table.connected(0);
+        table.connected(peer(), 0);
         let call = |_| Call {
             op: Op::Get,
             group: 1,
@@ -471,6 +504,7 @@ mod tests {
             chain: LoadChain::EMPTY,
             number: 0,
             known: Vec::new(),
+            strikes: None,
             reply: Arc::new(Nobody),
         };
         assert_eq!(table.push_all((0..20_000).map(call)).0, 20_000);

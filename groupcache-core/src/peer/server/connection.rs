@@ -272,6 +272,7 @@ impl Connection {
             asked = std::mem::take(&mut knowledge.asked);
             local.writes.shown(&self.writer, knowledge, None, local.clock.read_ms());
         }
+        local.quarantine.take(&frame.suspects, local.clock.read_ms());
         if frame.goodbye.is_some() {
             local.writes.said_goodbye(&self.writer, local.clock.read_ms());
         }
@@ -345,7 +346,7 @@ impl Connection {
             waiting = self.service.take_waiting_slot().filter(|_| has_room);
             waiting.is_some()
         };
-        let asker = Asker { peer: &self.writer, group: name };
+        let asker = Asker { peer: &self.writer, group: name, queue: &self.queue };
         match dispatch(&self.service, resolved, request, Some(&asker), may_wait) {
             Dispatch::Response(answer) => Some(self.sized(answer)),
             Dispatch::Wait(response, retry) => {

@@ -9,8 +9,11 @@ use crate::{
     identity::Instance,
     limits::RETRY_AFTER,
     peer::{
-        group_service::{GroupService, LoadRequest, Registry, ResponseFuture},
-        server::service::{LogReaders, LogRequest, Service},
+        group_service::{GroupService, LoadRequest, Notice, Registry, ResponseFuture},
+        server::{
+            response_queue::ResponseQueue,
+            service::{LogReaders, LogRequest, Service},
+        },
     },
     protocol::message::{self, Decline, Op, Request, Response, WriteName},
     runtime::small_bytes,
@@ -60,9 +63,17 @@ pub(crate) struct Asker<'a> {
     pub(crate) peer: &'a Instance,
     /// Name of the request's group, as the Hello of the peer lists it.
     pub(crate) group: Option<&'a Arc<str>>,
+    /// Queue of the responses to the peer.
+    pub(crate) queue: &'a Arc<ResponseQueue>,
 }
 
 impl Asker<'_> {
+    /// Returns the notice that a load for a request of the peer begins.
+    fn notice(&self, id: u64) -> Notice {
+        let queue = Arc::clone(self.queue);
+        Box::new(move || queue.push(std::iter::once((id, Response::Begun))))
+    }
+
     /// Announces the write of a request in the log of the peer. Returns `None` if the write is applied already.
     fn begin(&self, service: &Service, number: u64, key: Option<&str>) -> Option<Begun> {
         let now_ms = service.local.clock.read_ms();
@@ -197,8 +208,10 @@ pub(crate) fn dispatch(
             let limit = group.longest_wait();
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
             let retry = Retry { group: Arc::clone(group), key: key.into() };
-            let chain = request.chain.clone();
-            Dispatch::Wait(Arc::clone(group).load(LoadRequest { key, wait, chain }), Some(retry))
+            let (chain, strikes) = (request.chain.clone(), request.strikes.clone());
+            let notice = asker.filter(|_| strikes.is_some()).map(|asker| asker.notice(request.id));
+            let load = LoadRequest { key, wait, chain, strikes, notice };
+            Dispatch::Wait(Arc::clone(group).load(load), Some(retry))
         }
         (Op::Clear, _) => declined(Decline::UnknownGroup), // answered above
         (Op::Remove { hold }, ResolvedGroup::Group(group) | ResolvedGroup::OtherFormat(group)) => {

@@ -68,6 +68,8 @@ struct Queue {
     asked: Vec<PeerId>,
     /// Knowledge of writes that this node has shown on this connection.
     knowledge_sent: SentKnowledge,
+    /// Number of the change of strikes up to which this node has shown them on this connection.
+    strikes_sent: u64,
     /// Whether the queue has the acknowledgement of a write.
     has_acknowledgement: bool,
     /// Version of the Hello that was sent last; 0 = none.
@@ -272,6 +274,9 @@ impl Stream for Outbound {
         }
         if std::mem::take(&mut queue.goodbye_due) {
             frame.goodbye(local.hello().incarnation);
+        }
+        if !is_greeted || queue.pong != 0 {
+            frame.suspects(local.quarantine.news(&mut queue.strikes_sent, local.clock.now_ms()));
         }
         if let Some(writer) = &self.0.writer {
             queue.show_writes(writer, local, &mut frame);

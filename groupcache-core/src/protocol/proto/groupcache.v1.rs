@@ -31,6 +31,41 @@ pub struct Frame {
     /// Position of the sender in the log of the receiver. 0 = not changed since the last frame.
     #[prost(uint64, tag = "10")]
     pub acknowledged: u64,
+    /// Keys with loads that have ended processes, as far as their strikes have changed since the last frame with any. Part of
+    /// each Hello, ping and pong.
+    #[prost(message, repeated, tag = "11")]
+    pub suspects: ::prost::alloc::vec::Vec<Suspect>,
+}
+/// Key with the processes that ended while they loaded it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Suspect {
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub key: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "3")]
+    pub strikes: ::core::option::Option<Strikes>,
+}
+/// Strikes against a key.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Strikes {
+    /// Number that grows when a load of the key has ended well, or when a process turns out to be alive. The strikes of an
+    /// earlier epoch do not count.
+    #[prost(uint32, tag = "1")]
+    pub epoch: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub strikes: ::prost::alloc::vec::Vec<Strike>,
+    /// Milliseconds since the last trial began. Absent = there was none.
+    #[prost(uint64, optional, tag = "3")]
+    pub trial_age_ms: ::core::option::Option<u64>,
+}
+/// End of a process while it loaded a key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Strike {
+    #[prost(message, optional, tag = "1")]
+    pub process: ::core::option::Option<Instance>,
+    #[prost(uint64, tag = "2")]
+    pub age_ms: u64,
 }
 /// Node in one incarnation: the one with which its process began.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -246,6 +281,9 @@ pub struct Request {
     /// Of a Set: the writes of the key that the sender knew of. Of a Get: those that the receiver has not said to have.
     #[prost(message, repeated, tag = "18")]
     pub known: ::prost::alloc::vec::Vec<WriteName>,
+    /// Of a Get: the strikes against the key, if there are any. The receiver answers Begun before it begins to load the key.
+    #[prost(message, optional, tag = "19")]
+    pub strikes: ::core::option::Option<Strikes>,
 }
 /// Response to a Request.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -254,7 +292,8 @@ pub struct Answer {
     pub id: u64,
     /// 0 is never sent. 1 Value, 2 Unchanged (unused), 3 NotFound, 4 LoaderError, 5 Overloaded, 6 Declined, 7
     /// TooLarge, 8 Pending, 9 Deadline, 10 WrongPeer, 11 Unsupported, 12 Done (of a write), 13 BadRequest, 14 Page (of
-    /// a ReadPage; the value is an encoded Page), 15 Logs (of a ReadLogs; the value is an encoded LogAnswer).
+    /// a ReadPage; the value is an encoded Page), 15 Logs (of a ReadLogs; the value is an encoded LogAnswer), 16 Begun
+    /// (the load of a key with strikes begins; the answer follows), 17 Quarantined.
     #[prost(uint32, tag = "2")]
     pub status: u32,
     #[prost(bytes = "bytes", tag = "3")]
@@ -303,7 +342,7 @@ pub struct Answer {
     /// deadline of the request has passed and the load goes on, 1 the deadline of the load has passed.
     #[prost(uint32, tag = "17")]
     pub reason: u32,
-    /// Of Overloaded: the pause before the next attempt, in milliseconds.
+    /// Of Overloaded and Quarantined: the pause before the next attempt, in milliseconds.
     #[prost(uint64, tag = "18")]
     pub retry_after_ms: u64,
     /// Of Declined with reason 4: the id of the previous owner of the key, which may hold the value.

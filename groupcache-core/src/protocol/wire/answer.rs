@@ -57,6 +57,8 @@ mod status {
     pub(crate) const BAD_REQUEST: u32 = 13;
     pub(crate) const PAGE: u32 = 14;
     pub(crate) const LOGS: u32 = 15;
+    pub(crate) const BEGUN: u32 = 16;
+    pub(crate) const QUARANTINED: u32 = 17;
 }
 
 /// Numbers of the fields of an answer.
@@ -133,10 +135,17 @@ impl Part for ResponseRef<'_> {
                 out.bytes(tag::FORMER_OWNER, peer.as_str().as_bytes());
             }
             Response::Deadline(owner) => out.number(tag::REASON, u64::from(*owner == DeadlineOwner::Load)),
-            Response::Overloaded { retry_after } => out.number(tag::RETRY_AFTER_MS, u64::from(millis(*retry_after))),
+            Response::Overloaded { retry_after } | Response::Quarantined { retry_after } => {
+                out.number(tag::RETRY_AFTER_MS, u64::from(millis(*retry_after)));
+            }
             Response::Page(page) => out.part(tag::VALUE, page),
             Response::Logs(logs) => out.bytes(tag::VALUE, &knowledge::write_logs(logs)),
-            Response::TooLarge | Response::Pending | Response::WrongPeer | Response::Unsupported | Response::Done => {}
+            Response::TooLarge
+            | Response::Pending
+            | Response::Begun
+            | Response::WrongPeer
+            | Response::Unsupported
+            | Response::Done => {}
         }
     }
 }
@@ -157,6 +166,8 @@ fn status_of(answer: &Response) -> u32 {
         Response::BadRequest(_) => status::BAD_REQUEST,
         Response::Page(_) => status::PAGE,
         Response::Logs(_) => status::LOGS,
+        Response::Begun => status::BEGUN,
+        Response::Quarantined { .. } => status::QUARANTINED,
     }
 }
 
@@ -218,6 +229,7 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
         }
     }
     let text = || shortened(&String::from_utf8_lossy(text.get(..MAX_ERROR_TEXT).unwrap_or(text))).to_owned();
+    let retry_after = || Duration::from_millis(retry_after_ms.min(u64::from(u32::MAX)));
     let answer = match status {
         status::VALUE => Response::Value(Encoded {
             bytes: small_bytes::slice_or_copy(frame, value),
@@ -230,9 +242,9 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
         }),
         status::NOT_FOUND => Response::NotFound { as_of_age_ms },
         status::LOADER_ERROR => Response::LoadFailed { is_transient, text: text() },
-        status::OVERLOADED => {
-            Response::Overloaded { retry_after: Duration::from_millis(retry_after_ms.min(u64::from(u32::MAX))) }
-        }
+        status::OVERLOADED => Response::Overloaded { retry_after: retry_after() },
+        status::QUARANTINED => Response::Quarantined { retry_after: retry_after() },
+        status::BEGUN => Response::Begun,
         status::DECLINED => declined(reason, previous_owner),
         status::TOO_LARGE => Response::TooLarge,
         status::PENDING => Response::Pending,

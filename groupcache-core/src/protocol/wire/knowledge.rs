@@ -58,7 +58,7 @@ pub(crate) fn read_position(mut fields: Fields<'_>) -> Result<Option<Position>, 
     Ok(read_instance(Fields(writer))?.map(|writer| Position { writer, number, base }))
 }
 
-fn read_instance(mut fields: Fields<'_>) -> Result<Option<Instance>, Malformed> {
+pub(crate) fn read_instance(mut fields: Fields<'_>) -> Result<Option<Instance>, Malformed> {
     let (mut id, mut incarnation): (&[u8], _) = (&[], 0);
     while let Some(field) = fields.next()? {
         match field.tag {

@@ -13,6 +13,7 @@ mod field;
 mod hello;
 mod knowledge;
 mod request;
+mod strikes;
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::{
     identity::Incarnation,
     limits::MAX_REQUESTS_PER_FRAME,
     protocol::{
-        message::{Hello, Knowledge, Request, Response},
+        message::{Hello, Knowledge, Request, Response, Suspect},
         proto,
     },
 };
@@ -53,6 +54,8 @@ pub(crate) mod features {
     pub(crate) const HANDOVER: u64 = 1;
     /// The sender keeps logs of writes, shows its positions in them, and answers requests for their entries.
     pub(crate) const WRITE_LOG: u64 = 2;
+    /// The sender answers `Begun` before it loads a key with strikes, and does not load a key in quarantine.
+    pub(crate) const QUARANTINE: u64 = 4;
 }
 
 /// Maximum number of parts of one message. A frame of this crate has at most 1,024 requests, or 256 KiB of answers. The
@@ -87,6 +90,7 @@ mod tag {
     pub(crate) const PONG: u32 = 8;
     pub(crate) const KNOWLEDGE: u32 = 9;
     pub(crate) const ACKNOWLEDGED: u32 = 10;
+    pub(crate) const SUSPECTS: u32 = 11;
 }
 
 /// Frame that is being built.
@@ -99,6 +103,7 @@ pub(crate) struct Outgoing {
     pong: u64,
     knowledge: Option<proto::Knowledge>,
     acknowledged: u64,
+    suspects: Vec<Suspect>,
     /// Requests and short answers, already encoded as parts of the frame.
     parts: Vec<u8>,
     requests: usize,
@@ -169,6 +174,10 @@ impl Outgoing {
         self.acknowledged = number;
     }
 
+    pub(crate) fn suspects(&mut self, suspects: Vec<Suspect>) {
+        self.suspects = suspects;
+    }
+
     pub(crate) fn requests(&self) -> usize {
         self.requests
     }
@@ -182,7 +191,8 @@ impl Outgoing {
         let hello = self.hello.as_ref().map_or(0, |hello| 16 + hello.encoded_len());
         let knowledge = self.knowledge.as_ref().map_or(0, |knowledge| 16 + knowledge.encoded_len());
         let long: usize = self.long_answers.iter().map(|(_, answer)| answer_bytes(answer)).sum();
-        64 + hello + knowledge + self.parts.len() + long + 11 * self.cancels.len()
+        let suspects: usize = self.suspects.iter().map(strikes::suspect_bytes).sum();
+        64 + hello + knowledge + suspects + self.parts.len() + long + 11 * self.cancels.len()
     }
 
     pub(crate) fn write(&self, out: &mut impl BufMut) {
@@ -198,6 +208,7 @@ impl Outgoing {
         }
         out.put_slice(&self.parts);
         let mut out = Buffer(out);
+        self.suspects.iter().for_each(|suspect| out.part(tag::SUSPECTS, suspect));
         self.long_answers.iter().for_each(|(id, answer)| out.part(tag::ANSWERS, &ResponseRef(*id, answer)));
         self.cancels.iter().for_each(|id| out.present(tag::CANCELS, *id));
         out.number(tag::PING, self.ping);
@@ -220,6 +231,7 @@ pub(crate) struct Incoming {
     knowledge: Option<proto::Knowledge>,
     /// Position of the sender in the log of this node; 0 = not shown.
     pub(crate) acknowledged: u64,
+    pub(crate) suspects: Vec<Suspect>,
 }
 
 impl Incoming {
@@ -263,6 +275,9 @@ impl Incoming {
                     read.knowledge.get_or_insert_default().merge(part)?;
                 }
                 tag::ACKNOWLEDGED => read.acknowledged = fields.number(field)?,
+                tag::SUSPECTS => {
+                    read.suspects.extend(strikes::read_suspect(Fields(fields.bytes(field)?))?);
+                }
                 _ => fields.pass_over(field)?,
             }
         }

@@ -33,6 +33,7 @@ impl Incoming {
         assert_eq!(self.cancels, frame.cancels);
         assert_eq!((&self.knowledge, self.acknowledged), (&frame.knowledge, frame.acknowledged));
         assert_eq!((self.requests.len(), self.answers.len()), (frame.requests.len(), frame.answers.len()));
+        assert!(self.suspects.len() <= frame.suspects.len());
         for (read, other) in self.requests.iter().zip(&frame.requests) {
             assert_eq!((read.id, read.group, &read.key), (other.id, other.group, &other.key));
             assert_eq!(
@@ -40,6 +41,7 @@ impl Incoming {
                 (&LoadChain::of(other.depth, other.chain.iter().copied()), other.no_load)
             );
             assert_eq!((read.number, read.known.len()), (other.number, other.known.len()));
+            assert_eq!(read.strikes.is_some(), other.strikes.is_some());
             assert_eq!(read.wait.map_or(0, |wait| wait.as_millis()), u128::from(other.deadline_ms));
             match &read.op {
                 Op::Get => assert!(other.op == 0 && !(other.role == 1000 && other.no_load)),
@@ -96,6 +98,8 @@ impl Incoming {
                 Response::WrongPeer => assert_eq!(other.status, 10),
                 Response::Unsupported => assert_eq!(other.status, 11),
                 Response::Done => assert_eq!(other.status, 12),
+                Response::Begun => assert_eq!(other.status, 16),
+                Response::Quarantined { .. } => assert_eq!(other.status, 17),
                 Response::Logs(logs) => {
                     let answer: proto::LogAnswer =
                         prost::Message::decode(other.value.clone()).expect("logs that were read");

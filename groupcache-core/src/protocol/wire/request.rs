@@ -7,11 +7,11 @@ use bytes::Bytes;
 use crate::protocol::wire::{
     GetRequest,
     field::{Fields, Malformed, Part, Sink},
-    knowledge, millis,
+    knowledge, millis, strikes,
 };
 use crate::protocol::{
     chain::{LoadChain, MAX_HASHES},
-    message::{Op, Request, WriteName},
+    message::{Op, Request, Strikes, WriteName},
 };
 
 /// Role of a previous owner that answers a read of the next one.
@@ -35,6 +35,7 @@ mod tag {
     pub(crate) const CURSOR: u32 = 16;
     pub(crate) const NUMBER: u32 = 17;
     pub(crate) const KNOWN: u32 = 18;
+    pub(crate) const STRIKES: u32 = 19;
 }
 
 /// Maximum number of names of writes in a request: as many as a cluster may have writers.
@@ -57,13 +58,16 @@ pub(crate) struct RequestRef<'a> {
     pub(crate) number: u64,
     /// Of a set: the writes of the key that this node knew of. Of a get: those that the receiver has not said to have.
     pub(crate) known: &'a [WriteName],
+    /// Strikes against the key of a get.
+    pub(crate) strikes: Option<&'a Strikes>,
 }
 
 impl RequestRef<'_> {
     /// Returns the approximate size of the request in a frame, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let named: usize = self.known.iter().map(|name| 24 + name.writer.id.as_str().len()).sum();
-        64 + self.key.len() + named + if let Op::Set(value) = self.op { value.len() } else { 0 }
+        let struck: usize = self.strikes.iter().flat_map(|s| &s.strikes).map(strikes::strike_bytes).sum();
+        64 + self.key.len() + named + struck + if let Op::Set(value) = self.op { value.len() } else { 0 }
     }
 }
 
@@ -101,6 +105,7 @@ impl Part for RequestRef<'_> {
         out.number(tag::DEPTH, self.chain.depth() as u64);
         out.number(tag::NUMBER, self.number);
         self.known.iter().take(MAX_KNOWN).for_each(|name| out.part(tag::KNOWN, name));
+        self.strikes.iter().for_each(|strikes| out.part(tag::STRIKES, *strikes));
     }
 }
 
@@ -110,6 +115,7 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Mal
     let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
     let (mut hashes, mut hash_count) = ([0; MAX_HASHES], 0);
     let (mut id, mut group, mut no_load, mut number, mut known) = (0, 0, false, 0, Vec::new());
+    let mut struck = None;
     while let Some(field) = fields.next()? {
         match field.tag {
             tag::ID => id = fields.number(field)?,
@@ -137,6 +143,7 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Mal
                 let name = knowledge::read_position(Fields(fields.bytes(field)?))?;
                 known.extend(name.map(|name| WriteName { writer: name.writer, number: name.number }));
             }
+            tag::STRIKES => struck = Some(strikes::read(Fields(fields.bytes(field)?))?),
             _ => fields.pass_over(field)?,
         }
     }
@@ -165,6 +172,7 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Request, Mal
         no_load,
         number,
         known,
+        strikes: struck,
     })
 }
 
@@ -184,6 +192,7 @@ pub(crate) fn unary(get: GetRequest) -> (String, Arc<str>, u32, Request) {
         no_load: get.no_load,
         number: 0,
         known: Vec::new(),
+        strikes: None,
     };
     (get.cluster, get.group.into(), get.format, request)
 }

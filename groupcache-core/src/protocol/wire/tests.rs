@@ -10,7 +10,7 @@ use crate::{
         chain::LoadChain,
         message::{
             Company, DeadlineOwner, Decline, Encoded, Handed, LogEntry, LogPart, Op, Page, Position, Relayed, Source,
-            WriteName,
+            Strike, Strikes, Suspect, WriteName,
         },
     },
 };
@@ -34,7 +34,27 @@ fn request<'a>(op: &'a Op, key: &'a str, chain: &'a LoadChain) -> RequestRef<'a>
         chain,
         number: 0,
         known: &[],
+        strikes: None,
     }
+}
+
+/// Checks that the strikes of a request and those that a node shows arrive as they were sent, and that a suspect without
+/// a valid key is skipped.
+#[test]
+fn strikes_survive_round_trip() {
+    let strikes = |trial_age_ms| Strikes {
+        epoch: 3,
+        strikes: vec![Strike { process: writer(), age_ms: 7 }, Strike { process: writer(), age_ms: 0 }],
+        trial_age_ms,
+    };
+    let suspect = |key: &str| Suspect { group: "users".into(), key: key.into(), strikes: strikes(Some(0)) };
+    let (struck, op) = (strikes(None), Op::Get);
+    let mut frame = Outgoing::new(3);
+    frame.suspects(vec![suspect("k"), suspect(""), suspect("another")]);
+    frame.request(&RequestRef { strikes: Some(&struck), ..request(&op, "k", &LoadChain::EMPTY) });
+    let arrived = round_trip(&frame);
+    assert_eq!(arrived.suspects, [suspect("k"), suspect("another")]);
+    assert_eq!(arrived.requests[0].strikes, Some(struck));
 }
 
 fn writer() -> Instance {
@@ -130,6 +150,8 @@ fn response_survives_round_trip() {
     };
     let entry = |key: Option<&str>| LogEntry { number: 3, group: "g".into(), key: key.map(Into::into), age_ms: 4 };
     let answers = [
+        Response::Begun,
+        Response::Quarantined { retry_after: Duration::from_secs(600) },
         value("v", Some(0)),
         value("", None),
         value(vec![1; 5000], Some(u64::MAX)),

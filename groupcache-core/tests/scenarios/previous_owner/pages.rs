@@ -124,7 +124,6 @@ async fn cleared_values_do_not_return_with_a_later_pull() {
     scene.drain_a().await;
     wait_for_pages(&scene, 1).await;
     scene.group.clear().await.unwrap().log_pending();
-    tokio::time::sleep(Duration::from_millis(1500)).await; // no page is stored within a second of a write
     scene.stub.answer_with(in_pages(vec![all(&keys)]));
     // A new group makes node b pull again.
     let other = scene.b.group::<String>("other").capacity_bytes(1 << 20);
@@ -269,14 +268,13 @@ async fn value_panicking_on_drop_does_not_end_the_pull() {
         (vec![handed(&keys[0], "explosive"), handed(&keys[1], "from a")], Arc::new(AtomicBool::new(false)));
     let (mut pages, later) = (in_pages(vec![entries]), Arc::clone(&is_ready));
     scene.stub.answer_with(move |request| match request.op == 4 && !later.load(Relaxed) {
-        true => Some(Answer { status: OVERLOADED, retry_after_ms: 20, ..Answer::default() }),
+        true => Some(Answer { status: OVERLOADED, retry_after_ms: 200, ..Answer::default() }),
         false => pages(request),
     });
     scene.drain_a().await;
     // After this remove the value of a for the first key is not stored, so that it is dropped.
     group.get(&keys[0]).await.unwrap();
     group.remove(&keys[0]).await.unwrap().log_pending();
-    tokio::time::sleep(Duration::from_millis(1500)).await; // no page is stored within a second of a write
     is_ready.store(true, Relaxed);
     eventually("the second value is stored", || group.stats().handover_received == 1).await;
     assert_eq!((&*group.get(&keys[0]).await.unwrap().0, &*group.get(&keys[1]).await.unwrap().0), (&*keys[0], "from a"));

@@ -1,0 +1,79 @@
+//! A call in flight: how far it has come, and what the end of its connection says about the peer.
+
+use crate::{
+    identity::Instance,
+    peer::client::request_table::{Call, Outcome},
+};
+
+/// Progress of a call at its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// The request waits to be sent.
+    Queued,
+    /// The request was sent on the current connection.
+    Sent,
+    /// The peer has said that it begins the load of a key with strikes.
+    Begun,
+    /// The connection broke while the peer had the request, so that the process of the peer may have ended.
+    Cut { has_begun: bool },
+}
+
+/// Call without an answer.
+pub(super) struct InFlight {
+    pub(super) call: Call,
+    /// Whether the request was sent again after its connection broke; no request is sent a third time.
+    is_repeated: bool,
+    progress: Progress,
+}
+
+impl InFlight {
+    pub(super) fn new(call: Call) -> Self {
+        Self { call, is_repeated: false, progress: Progress::Queued }
+    }
+
+    /// Records that the request leaves with a frame.
+    pub(super) fn sent(&mut self) {
+        self.progress = Progress::Sent;
+    }
+
+    /// Records that the peer begins the load.
+    pub(super) fn begun(&mut self) {
+        self.progress = Progress::Begun;
+    }
+
+    /// Records the end of the connection, after which the request is sent again if there is another connection.
+    /// `may_have_died` says that the process of the peer may have ended.
+    pub(super) fn cut(&mut self, may_have_died: bool) {
+        self.progress = match self.progress {
+            Progress::Sent if may_have_died => Progress::Cut { has_begun: false },
+            Progress::Begun if may_have_died => Progress::Cut { has_begun: true },
+            Progress::Cut { has_begun } => Progress::Cut { has_begun },
+            Progress::Queued | Progress::Sent | Progress::Begun => Progress::Queued,
+        };
+    }
+
+    /// Records that the process of the peer is alive.
+    pub(super) fn is_alive(&mut self) {
+        if let Progress::Cut { .. } = self.progress {
+            self.progress = Progress::Queued;
+        }
+    }
+
+    /// Returns whether the request may be sent once more on another connection, and records that it is. `is_owed` says
+    /// that the connection was replaced and not broken.
+    pub(super) fn may_repeat(&mut self, is_owed: bool) -> bool {
+        let may_repeat = !self.is_repeated || is_owed;
+        self.is_repeated |= !is_owed;
+        may_repeat
+    }
+
+    /// Returns the outcome of a call to a peer that cannot be reached any more. `peer` is the process that had the request.
+    pub(super) fn unreached(&self, peer: Option<&Instance>) -> Outcome {
+        match (self.progress, peer) {
+            (Progress::Cut { has_begun }, Some(peer)) => {
+                Outcome::Died { process: peer.clone(), has_run: has_begun || self.call.strikes.is_none() }
+            }
+            _ => Outcome::Unreachable,
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Poison: a key that ends the process which loads it ends at most two of them, and no other key suffers.
+//!
+//! Five real processes run under a supervisor, which starts each again that ends. The processes are this test binary,
+//! started again as `child_process`.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::SocketAddr,
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use groupcache_core::{
+    BoxError, Group, Identity, Node, PeerId,
+    discovery::{Address, Peer},
+};
+use tokio::time::{Instant, sleep};
+
+use crate::support::{PATIENCE, Peers};
+
+/// Environment variable with the number of the node, set for the child processes.
+const NUMBER: &str = "GROUPCACHE_TEST_POISON";
+
+const NODES: usize = 5;
+
+/// Key that ends the process which loads it.
+const POISON: &str = "poison";
+
+/// Time for which all processes ask for the poison.
+const ASKED: Duration = Duration::from_secs(8);
+
+/// Loads a key as its own value in 20 ms, ends the process for the poison, and waits with other keys on demand.
+async fn load(slow: &Arc<Mutex<Option<Duration>>>, key: &str) -> Result<String, BoxError> {
+    if key == POISON {
+        std::process::abort();
+    }
+    let pause = slow.lock().unwrap().unwrap_or(Duration::from_millis(20));
+    sleep(pause).await;
+    Ok(key.to_owned())
+}
+
+/// Runs a node that follows the commands of its parent, and tests nothing.
+#[test]
+fn child_process() {
+    let Ok(number) = std::env::var(NUMBER) else { return };
+    let number: usize = number.parse().unwrap();
+    let ports: Vec<u16> = std::env::var("PORTS").unwrap().split(',').map(|port| port.parse().unwrap()).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let commands = std::io::stdin().lines().map_while(Result::ok);
+    runtime.block_on(run(number, &ports, commands));
+}
+
+fn say(line: std::fmt::Arguments<'_>) {
+    println!("\n{line}");
+    let _ = std::io::stdout().flush();
+}
+
+async fn run(number: usize, ports: &[u16], commands: impl Iterator<Item = String>) {
+    let address = |n: usize| SocketAddr::from(([127, 0, 0, 1], ports[n]));
+    let id = |n: usize| PeerId::new(format!("n{n}")).unwrap();
+    let peers = Peers::default();
+    peers.set((0..NODES).map(|n| Peer::member(id(n), [Address::from(address(n))])).collect());
+    let me = Identity::new(address(number)).with_id(id(number).as_str()).unwrap();
+    let node = Node::builder().identity(me).provider(peers).start().await.unwrap();
+    let slow = Arc::<Mutex<Option<Duration>>>::default();
+    let group = node.group::<String>("data").capacity_bytes(64 << 20).loader_with(slow.clone(), load).build().unwrap();
+    // As a service does before it takes requests.
+    node.ready(NODES).await.unwrap();
+    say(format_args!("ready {}", group.inspect().owner_of(POISON)));
+    for command in commands {
+        let (what, argument) = command.split_once(' ').unwrap_or((&command, ""));
+        match what {
+            "ask" => drop(tokio::spawn(ask(group.clone(), number))),
+            "fill" => {
+                *slow.lock().unwrap() = Some(Duration::from_secs(1));
+                drop(tokio::spawn(fill(group.clone(), number, argument.parse().unwrap())));
+            }
+            "quarantined" => say(format_args!("quarantined {}", node.quarantined().len())),
+            _ => panic!("{command}"),
+        }
+    }
+}
+
+/// Asks for the poison twice a second and for other keys meanwhile, and says how each of these ends.
+async fn ask(group: Group<String>, number: usize) {
+    let mut turn = 0;
+    loop {
+        let outcome = group.get(POISON).await;
+        let refused = outcome.as_ref().is_err_and(groupcache_core::Error::is_quarantined);
+        say(format_args!("poison {}", if refused { "refused" } else { "other" }));
+        let pause = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < pause {
+            turn += 1;
+            let keys: Vec<_> = (0..5).map(|n| format!("k-{number}-{}-{turn}-{n}", std::process::id())).collect();
+            for outcome in group.get_many(&keys).await {
+                match outcome {
+                    Ok(_) => say(format_args!("other ok")),
+                    Err(error) => say(format_args!("other failed {error:?}")),
+                }
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Gets many keys at once, and says how often that failed.
+async fn fill(group: Group<String>, number: usize, count: usize) {
+    let keys: Vec<_> = (0..count).map(|n| format!("fill-{number}-{n}")).collect();
+    let outcomes = group.get_many(&keys).await;
+    let refused = outcomes.iter().filter(|o| o.as_ref().is_err_and(groupcache_core::Error::is_quarantined)).count();
+    let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    say(format_args!("filled {refused} {failed}"));
+}
+
+/// Lines that a process has said, with its number and its start.
+type Lines = Arc<Mutex<Vec<(usize, usize, String)>>>;
+
+/// Processes under a supervisor.
+struct Supervisor {
+    children: Vec<(Child, ChildStdin)>,
+    starts: Vec<usize>,
+    ports: Vec<u16>,
+    lines: Lines,
+    deaths: usize,
+    asks: bool,
+    begun: Instant,
+}
+
+impl Supervisor {
+    fn start() -> Self {
+        // Held together, so that they differ.
+        let listeners: Vec<_> = (0..NODES).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+        drop(listeners);
+        let mut supervisor = Self {
+            children: Vec::new(),
+            starts: vec![0; NODES],
+            ports,
+            lines: Lines::default(),
+            deaths: 0,
+            asks: false,
+            begun: Instant::now(),
+        };
+        (0..NODES).for_each(|n| {
+            let child = supervisor.spawn(n);
+            supervisor.children.push(child);
+        });
+        supervisor
+    }
+
+    fn spawn(&self, n: usize) -> (Child, ChildStdin) {
+        let ports: Vec<_> = self.ports.iter().map(ToString::to_string).collect();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["poison::child_process", "--exact", "--nocapture"])
+            .envs([(NUMBER, n.to_string()), ("PORTS", ports.join(","))])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (lines, start) = (Arc::clone(&self.lines), self.starts[n]);
+        let said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        std::thread::spawn(move || {
+            said.filter(|line| !line.is_empty()).for_each(|line| lines.lock().unwrap().push((n, start, line)));
+        });
+        let stdin = child.stdin.take().unwrap();
+        (child, stdin)
+    }
+
+    fn tell(&mut self, n: usize, command: &str) {
+        let _ = writeln!(self.children[n].1, "{command}");
+    }
+
+    /// Starts the processes again that have ended.
+    fn supervise(&mut self) {
+        for n in 0..NODES {
+            if self.children[n].0.try_wait().unwrap().is_some() {
+                self.deaths += 1;
+                println!("{:?}: n{n} has ended", self.begun.elapsed());
+                self.starts[n] += 1;
+                self.children[n] = self.spawn(n);
+                if self.asks {
+                    self.tell(n, "ask");
+                }
+            }
+        }
+    }
+
+    fn count(&self, is_counted: impl Fn(usize, usize, &str) -> bool) -> usize {
+        self.lines.lock().unwrap().iter().filter(|(n, start, line)| is_counted(*n, *start, line)).count()
+    }
+
+    async fn until(&mut self, what: &str, is_reached: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !is_reached(self) {
+            assert!(Instant::now() < end, "{what}; {} deaths", self.deaths);
+            self.supervise();
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the last start of each process is ready, and returns the owner of the poison.
+    async fn ready(&mut self) -> usize {
+        let is_ready = |all: &Self, n: usize| {
+            all.count(|of, start, line| of == n && start == all.starts[n] && line.starts_with("ready")) > 0
+        };
+        self.until("all are ready", |all| (0..NODES).all(|n| is_ready(all, n))).await;
+        let lines = self.lines.lock().unwrap();
+        let owner = lines.iter().find_map(|(_, _, line)| line.strip_prefix("ready n")).unwrap();
+        owner.parse().unwrap()
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        for (child, _) in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Checks that a key that ends the process which loads it is in quarantine after two ends, on every node and on those that were
+/// started again, while no get of another key fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn poisonous_key_ends_two_processes_of_five() {
+    let mut all = Supervisor::start();
+    let owner = all.ready().await;
+    all.asks = true;
+    // Many loads are under way where the poison is loaded.
+    (0..NODES).for_each(|n| all.tell(n, "fill 200"));
+    sleep(Duration::from_millis(300)).await;
+    // A peer asks first, because the end of a process by its own caller has no witness.
+    for n in (0..NODES).filter(|n| *n != owner) {
+        all.tell(n, "ask");
+    }
+    all.until("the owner has ended", |all| all.deaths > 0).await;
+    let is_refused = |all: &Supervisor, n| all.count(|of, _, line| of == n && line == "poison refused") > 2;
+    all.until("all refuse", |all| (0..NODES).all(|n| is_refused(all, n))).await;
+    let end = Instant::now() + ASKED;
+    while Instant::now() < end {
+        all.supervise();
+        sleep(Duration::from_millis(20)).await;
+    }
+    (0..NODES).for_each(|n| all.tell(n, "quarantined"));
+    all.until("all say", |all| all.count(|_, _, line| line.starts_with("quarantined ")) == NODES).await;
+    assert_eq!(all.count(|_, _, line| line == "quarantined 1"), NODES, "only the poison is in quarantine");
+    assert!(all.deaths <= 2, "{} processes ended", all.deaths);
+    let failed: Vec<_> =
+        all.lines.lock().unwrap().iter().filter(|(_, _, l)| l.starts_with("other failed")).cloned().collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!(all.count(|_, _, line| line == "filled 0 0"), NODES - all.deaths, "gets of other keys at the others");
+    println!("{} deaths, {} gets of others", all.deaths, all.count(|_, _, line| line == "other ok"));
+}
+
+/// Checks that a process that ends of something else with many loads under way brings none of their keys into quarantine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn process_that_is_killed_quarantines_no_key() {
+    let mut all = Supervisor::start();
+    all.ready().await;
+    (0..4).for_each(|n| all.tell(n, "fill 625"));
+    sleep(Duration::from_millis(500)).await;
+    all.children[4].0.kill().unwrap();
+    all.until("all gets have ended", |all| all.count(|_, _, line| line.starts_with("filled ")) == 4).await;
+    (0..NODES).for_each(|n| all.tell(n, "quarantined"));
+    all.until("all say", |all| all.count(|_, _, line| line.starts_with("quarantined ")) == NODES).await;
+    assert_eq!(all.count(|_, _, line| line == "quarantined 0"), NODES);
+    let filled: Vec<_> =
+        all.lines.lock().unwrap().iter().filter(|(_, _, l)| l.starts_with("filled")).cloned().collect();
+    assert!(filled.iter().all(|(_, _, line)| line.starts_with("filled 0 ")), "{filled:?}");
+    println!("{filled:?}");
+}
