@@ -9,10 +9,14 @@ NATS_PORT ?= 4222
 # Option of `make run-axum-https`: the first of two ports.
 HTTPS_PORT ?= 8443
 
-# Options of `make chaos`: names of faults (empty: all), gets per second of each of five processes, seconds per fault.
+# Options of `make chaos`: names of faults (empty: all), gets per second of each of five processes, seconds per fault,
+# seconds before and after it, and the bound on staleness in seconds of the group that has one.
 FAULTS ?=
 RATE ?= 2000
 DURING ?= 30
+BEFORE ?= 5
+AFTER ?= 5
+BOUND ?= 10
 
 CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
@@ -45,7 +49,7 @@ help:
 	@echo 'make bench-hit-ratio  measures the share of gets that memory answers, against plain LRU of the same bytes'
 	@echo 'make bench-memory     compares the memory of a million entries with the accounted bytes'
 	@echo 'make bench-churn      measures backend loads in deploys, with hand-over, without, and with groupcache 0.3: 25 minutes'
-	@echo 'make chaos            runs five processes under load and faults, 10 minutes (FAULTS=kill,cut RATE=2000 DURING=30)'
+	@echo 'make chaos            runs five processes under load and faults, 13 minutes (FAULTS=kill,cut RATE=2000 DURING=30)'
 	@echo 'make bench-overload   requests ten times the load capacity of an owner, and takes all peers away for 30 s'
 	@echo 'make fuzz             runs cargo-fuzz on untrusted input, one minute per target for seven targets (SECONDS_EACH=60)'
 	@echo 'make interleavings    tests flights, store, view and requests to peers under 10,000 lock orders each; part of make verify'
@@ -162,6 +166,9 @@ interleavings:
 chaos: export FAULTS := $(FAULTS)
 chaos: export RATE := $(RATE)
 chaos: export DURING := $(DURING)
+chaos: export BEFORE := $(BEFORE)
+chaos: export AFTER := $(AFTER)
+chaos: export BOUND := $(BOUND)
 chaos:
 	@$(CARGO) build -p chaos
 	@$(TARGET)/debug/chaos

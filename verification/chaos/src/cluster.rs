@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use process::{Log, Process, Scratch, Signal, Start, free_ports};
@@ -22,6 +23,7 @@ pub struct Cluster {
     program: PathBuf,
     scratch: Scratch,
     rate: u64,
+    bound: Duration,
     pub(crate) nodes: Vec<Node>,
 }
 
@@ -44,8 +46,8 @@ pub(crate) struct Resources {
 }
 
 impl Cluster {
-    /// Starts the processes, each with `rate` gets per second of its own.
-    pub fn start(program: &Path, directory: &Path, rate: u64) -> Self {
+    /// Starts the processes, each with `rate` gets per second of its own, and with a group of this bound on staleness.
+    pub fn start(program: &Path, directory: &Path, rate: u64, bound: Duration) -> Self {
         let segment = Segment::of(NODES as u8, Families::V4).map(Arc::new);
         let first = free_ports(NODES as u16);
         let place = |n: usize| match &segment {
@@ -61,25 +63,42 @@ impl Cluster {
         };
         let nodes = (0..NODES).map(node).collect();
         let scratch = Scratch::new(directory, "chaos");
-        let mut cluster = Self { program: program.to_owned(), scratch, rate, nodes };
+        let mut cluster = Self { program: program.to_owned(), scratch, rate, bound, nodes };
         (0..NODES).for_each(|n| cluster.start_node(n));
         cluster
     }
 
-    /// Starts the process of a node, for the first time or again.
+    /// Returns the list of all nodes but `left_out`, with the entries `more`, as a provider of a list reads it.
+    pub(crate) fn list(&self, left_out: Option<usize>, more: &[String]) -> String {
+        let listed = self.nodes.iter().enumerate().filter(|(n, _)| left_out != Some(*n));
+        let entries = listed.map(|(_, node)| format!("{}@{}", node.name, node.place.address()));
+        entries.chain(more.iter().cloned()).collect::<Vec<_>>().join(",")
+    }
+
+    /// Gives the node another list of peers.
+    pub(crate) fn send_list(&mut self, n: usize, list: &str) {
+        self.send(n, &format!("peers {list}"));
+    }
+
+    /// Starts the process of a node with the list of all nodes, for the first time or again.
     pub(crate) fn start_node(&mut self, n: usize) {
-        let of = |node: &Node| format!("{}@{}", node.name, node.place.address());
-        let peers: Vec<_> = self.nodes.iter().map(of).collect();
+        self.start_with(n, self.list(None, &[]));
+    }
+
+    /// Starts the process of a node with a list of peers.
+    pub(crate) fn start_with(&mut self, n: usize, peers: String) {
         let node = &mut self.nodes[n];
-        let (address, floors) = (node.place.address(), self.scratch.path("floors"));
+        let address = node.place.address();
         let vars = [
             ("NODE_NAME", node.name.clone()),
             ("NODE_IP", address.ip().to_string()),
             ("GROUP_PORT", address.port().to_string()),
             ("GROUPCACHE_INSECURE", "1".into()), // no other host is on this network
             ("NUMBER", n.to_string()),
-            ("PEERS", peers.join(",")),
-            ("FLOORS", floors),
+            ("PEERS", peers),
+            ("FLOORS", self.scratch.path("floors")),
+            ("VERSIONS", self.scratch.path("versions")),
+            ("BOUND", self.bound.as_secs().to_string()),
         ];
         let samples = Arc::clone(&node.samples);
         let reads = move |line: &str| match serde_json::from_str(line) {

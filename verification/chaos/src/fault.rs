@@ -1,6 +1,6 @@
 //! Fault: the faults that a node can suffer, and how each of them begins and ends.
 
-use std::time::Duration;
+use std::{thread::sleep, time::Duration};
 
 use process::{Pid, Signal};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
@@ -24,6 +24,17 @@ pub enum Fault {
     Cut,
     /// No packet from the host of the node reaches the others. Packets from the others arrive.
     CutOneWay,
+    /// No packet passes between the hosts of the node and of the next one, and both reach all others.
+    CutLink,
+    /// The list of every node names two addresses, one of them with an id, where nobody has ever answered. A process is
+    /// ended with SIGTERM, and starts again with such a list.
+    DeadEntry,
+    /// SIGTERM, and a new process at once, which the lists of the others name when the fault ends.
+    LateDiscovery,
+    /// SIGTERM, and a new process at once, which all others list. Its own list names the others when the fault ends.
+    EarlyDiscovery,
+    /// SIGKILL, and a second later the lists of the others lack the node. A new process starts at the end of the fault.
+    Gone,
     /// The host vanishes with the process, without a FIN or RST. A new process starts at the end of the fault.
     PowerLoss,
     /// A loss of 5 % of the packets in each direction.
@@ -49,6 +60,12 @@ const MEMORY_BYTES: u64 = 32 << 20;
 /// afterwards on a busy machine.
 const END_LIMIT: Duration = Duration::from_secs(35);
 
+/// Entries of a list at which nobody has ever answered: hosts that the segment does not have.
+const DEAD_ENTRIES: [&str; 2] = ["dead@10.77.0.201:7946", "10.77.0.202:7946"];
+
+/// Time for which the lists name a dead node under [`Fault::Gone`].
+const LISTED_DEAD: Duration = Duration::from_secs(1);
+
 const LOSS_RULE: [&str; 8] = ["-m", "statistic", "--mode", "random", "--probability", "0.05", "-j", "DROP"];
 
 /// State that is kept until the fault ends.
@@ -62,12 +79,17 @@ pub(crate) enum Effect {
 
 impl Fault {
     /// All faults.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 18] = [
         Self::Kill,
         Self::Stop,
         Self::Restart,
         Self::Cut,
         Self::CutOneWay,
+        Self::CutLink,
+        Self::DeadEntry,
+        Self::LateDiscovery,
+        Self::EarlyDiscovery,
+        Self::Gone,
         Self::PowerLoss,
         Self::Loss,
         Self::Delay,
@@ -86,6 +108,11 @@ impl Fault {
             Self::Restart => "restart",
             Self::Cut => "cut",
             Self::CutOneWay => "cut-one-way",
+            Self::CutLink => "cut-link",
+            Self::DeadEntry => "dead-entry",
+            Self::LateDiscovery => "late-discovery",
+            Self::EarlyDiscovery => "early-discovery",
+            Self::Gone => "gone",
             Self::PowerLoss => "power-loss",
             Self::Loss => "loss",
             Self::Delay => "delay",
@@ -102,6 +129,12 @@ impl Fault {
         Self::ALL.into_iter().find(|fault| fault.name() == name)
     }
 
+    /// Returns whether each node stays connected to a living node that reaches all others, so that no node lacks a
+    /// write for long.
+    pub(crate) fn keeps_common_neighbours(self) -> bool {
+        matches!(self, Self::Restart | Self::CutLink | Self::DeadEntry | Self::LateDiscovery | Self::EarlyDiscovery)
+    }
+
     /// Applies the fault.
     ///
     /// # Errors
@@ -112,19 +145,36 @@ impl Fault {
             Self::Kill => cluster.kill(victim),
             Self::Stop => cluster.signal(victim, Signal::STOP),
             Self::Restart => {
-                cluster.signal(victim, Signal::TERM);
-                let process = cluster.nodes[victim].process.as_mut();
-                let status = process.map(|process| process.ends_within(END_LIMIT));
-                assert!(
-                    status.is_some_and(|status| status.success()),
-                    "the process did not end well after SIGTERM: {status:?}"
-                );
+                terminate(cluster, victim);
                 cluster.start_node(victim);
             }
             Self::Cut => host(&place)?.cut(),
             Self::CutOneWay => {
                 let from = host(&place)?;
                 others(cluster, victim).try_for_each(|other| host(other).map(|to| from.cut_to(to)))?;
+            }
+            Self::CutLink => {
+                let (one, other) = link(cluster, victim);
+                host(one)?.cut_to(host(other)?);
+                host(other)?.cut_to(host(one)?);
+            }
+            Self::DeadEntry => {
+                host(&place)?;
+                list_dead(cluster, victim);
+            }
+            Self::LateDiscovery => {
+                terminate(cluster, victim);
+                forget(cluster, victim);
+                cluster.start_node(victim);
+            }
+            Self::Gone => {
+                cluster.kill(victim);
+                sleep(LISTED_DEAD);
+                forget(cluster, victim);
+            }
+            Self::EarlyDiscovery => {
+                terminate(cluster, victim);
+                cluster.start_with(victim, String::new());
             }
             Self::PowerLoss => {
                 host(&place)?.cut();
@@ -166,6 +216,19 @@ impl Fault {
             (Self::CutOneWay, _) => {
                 let from = place.host()?;
                 others(cluster, victim).filter_map(Place::host).for_each(|to| from.heal_to(to));
+            }
+            (Self::CutLink, _) => {
+                let (one, other) = link(cluster, victim);
+                let (one, other) = (one.host()?, other.host()?);
+                one.heal_to(other);
+                other.heal_to(one);
+            }
+            (Self::DeadEntry | Self::LateDiscovery | Self::EarlyDiscovery | Self::Gone, _) => {
+                if self == Self::Gone {
+                    cluster.start_node(victim);
+                }
+                let list = cluster.list(None, &[]);
+                (0..NODES).for_each(|n| cluster.send_list(n, &list));
             }
             (Self::PowerLoss, _) => {
                 place.host()?.heal();
@@ -210,6 +273,33 @@ fn host(place: &Place) -> Result<&segment::Host, String> {
 
 fn others(cluster: &Cluster, victim: usize) -> impl Iterator<Item = &Place> {
     cluster.nodes.iter().enumerate().filter(move |(n, _)| *n != victim).map(|(_, node)| &node.place)
+}
+
+/// Returns the places of the node and of the next one.
+fn link(cluster: &Cluster, victim: usize) -> (&Place, &Place) {
+    (&cluster.nodes[victim].place, &cluster.nodes[(victim + 1) % NODES].place)
+}
+
+/// Adds the dead entries to all lists, while the processes run. A node starts again with them.
+fn list_dead(cluster: &mut Cluster, n: usize) {
+    let list = cluster.list(None, &DEAD_ENTRIES.map(str::to_owned));
+    (0..NODES).filter(|other| *other != n).for_each(|other| cluster.send_list(other, &list));
+    terminate(cluster, n);
+    cluster.start_with(n, list);
+}
+
+/// Takes a node off the lists of the others.
+fn forget(cluster: &mut Cluster, n: usize) {
+    let list = cluster.list(Some(n), &[]);
+    (0..NODES).filter(|other| *other != n).for_each(|other| cluster.send_list(other, &list));
+}
+
+/// Ends the process of a node with SIGTERM.
+fn terminate(cluster: &mut Cluster, n: usize) {
+    cluster.signal(n, Signal::TERM);
+    let status = cluster.nodes[n].process.as_mut().map(|process| process.ends_within(END_LIMIT));
+    let is_good = status.is_some_and(|status| status.success());
+    assert!(is_good, "the process did not end well after SIGTERM: {status:?}");
 }
 
 fn pid(cluster: &Cluster, n: usize) -> Pid {

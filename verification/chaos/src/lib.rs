@@ -6,7 +6,8 @@
 //! healthy again. The findings are printed, and saved as JSON in the directory of the build.
 //!
 //! Counts are judged: failed gets at nodes without a fault, loads of a key, values older than a write that had reached
-//! every node, and descriptors and flights that remain. Times are reported and not judged.
+//! every node, and descriptors and flights that remain. Times are reported. Two kinds of times are judged: the age of
+//! what a value lacks in a group with a bound, and, with ample room for a busy machine, the time until a write settles.
 #![expect(clippy::disallowed_methods, reason = "drives processes from outside, in real time")]
 
 pub mod clock;
@@ -18,6 +19,7 @@ mod impostor;
 mod report;
 mod run;
 mod sample;
+mod settling;
 
 pub use crate::{
     cluster::{Cluster, NODES},
@@ -26,4 +28,5 @@ pub use crate::{
     report::{Figures, Finding, Report},
     run::{Plan, run},
     sample::Sample,
+    settling::{GROUPS, Lack, Settled, Settling, Stage, WriteEvent},
 };

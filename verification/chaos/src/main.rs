@@ -21,6 +21,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         before: seconds("BEFORE", 5)?,
         during: seconds("DURING", 30)?,
         after: seconds("AFTER", 5)?,
+        bound: seconds("BOUND", 10)?,
     };
     let program = env::current_exe()?.with_file_name("chaos-node");
     let target = program

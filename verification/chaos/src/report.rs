@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, fs, io, path::Path};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{Fault, Histogram, NODES, Sample, cluster::Resources, run::is_healthy};
+use crate::{Fault, Histogram, NODES, Sample, Settling, cluster::Resources, run::is_healthy};
 
 /// Shortest time in milliseconds for which a node keeps the value of a fallback load. The time grows with the time for
 /// which the owner has been unreachable.
@@ -52,9 +52,11 @@ pub struct Figures {
     pub failed_at_victim: BTreeMap<String, u64>,
     /// Writes and related calls at all nodes, by outcome.
     pub writes: BTreeMap<String, u64>,
+    /// Writes that were followed until they had settled.
+    pub settling: Settling,
     before: Latency,
     during: Latency,
-    settling: Latency,
+    recovering: Latency,
     after: Latency,
     /// Examples of slow gets at nodes other than the victim.
     pub slow: Vec<String>,
@@ -107,9 +109,10 @@ impl Figures {
             failed_elsewhere: BTreeMap::new(),
             failed_at_victim: BTreeMap::new(),
             writes: BTreeMap::new(),
+            settling: Settling::default(),
             before: Latency::default(),
             during: Latency::default(),
-            settling: Latency::default(),
+            recovering: Latency::default(),
             after: Latency::default(),
             slow: Vec::new(),
             recovery_ms: 0,
@@ -138,7 +141,7 @@ impl Figures {
         };
         self.before = latency(begin, fault_begins);
         self.during = latency(fault_begins, fault_ends);
-        self.settling = latency(fault_ends, well);
+        self.recovering = latency(fault_ends, well);
         self.after = latency(well, end);
         let unhealthy = all(fault_ends, end).filter(|(_, sample)| !is_healthy(sample)).map(|(_, sample)| sample.at);
         self.recovery_ms = unhealthy.max().map_or(0, |at| at - fault_ends);
@@ -241,9 +244,9 @@ impl fmt::Display for Figures {
             writeln!(f, "  failed at the victim: {count} × {what}")?;
         }
         let phases =
-            [("before", self.before), ("during", self.during), ("settling", self.settling), ("after", self.after)];
+            [("before", self.before), ("during", self.during), ("recovering", self.recovering), ("after", self.after)];
         for (name, Latency { p50, p99, longest }) in phases {
-            writeln!(f, "  {name:9} p50 {p50} µs, p99 {p99} µs, longest {} ms", longest / 1000)?;
+            writeln!(f, "  {name:10} p50 {p50} µs, p99 {p99} µs, longest {} ms", longest / 1000)?;
         }
         for slow in &self.slow {
             writeln!(f, "  slow get: {slow}")?;
@@ -253,6 +256,7 @@ impl fmt::Display for Figures {
         writeln!(f, "  loads of a key since the fault began: {}", loads.collect::<Vec<_>>().join(", "))?;
         let writes = self.writes.iter().map(|(what, count)| format!("{what} {count}"));
         writeln!(f, "  {}", writes.collect::<Vec<_>>().join(", "))?;
+        write!(f, "{}", self.settling)?;
         writeln!(
             f,
             "  descriptors {} → {}",

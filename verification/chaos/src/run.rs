@@ -8,7 +8,9 @@ use std::{
 
 use process::{PATIENCE, eventually, within};
 
-use crate::{Cluster, Fault, Figures, NODES, Report, Sample, clock::milliseconds, cluster::Resources, report::Times};
+use crate::{
+    Cluster, Fault, Figures, NODES, Report, Sample, Settling, clock::milliseconds, cluster::Resources, report::Times,
+};
 
 /// The faults of a run, and the duration of each phase.
 #[derive(Clone, Debug)]
@@ -23,6 +25,8 @@ pub struct Plan {
     pub during: Duration,
     /// Time under load after each recovery.
     pub after: Duration,
+    /// Bound on staleness of the group that has one.
+    pub bound: Duration,
 }
 
 /// Number of consecutive healthy samples that make a node healthy. Five samples take 1 s.
@@ -33,7 +37,7 @@ const RECENT_MS: u64 = 1000;
 
 /// Starts five processes of `program`, runs the plan, and passes the figures of each fault to `report_fault`.
 pub fn run(program: &Path, directory: &Path, plan: &Plan, mut report_fault: impl FnMut(&Figures)) -> Report {
-    let mut cluster = Cluster::start(program, directory, plan.rate);
+    let mut cluster = Cluster::start(program, directory, plan.rate, plan.bound);
     let begun = milliseconds();
     eventually("all five nodes are one cluster", || {
         let ended = cluster.ended_processes();
@@ -81,6 +85,8 @@ fn one(cluster: &mut Cluster, fault: Fault, victim: usize, plan: &Plan, held: &[
     let times = Times { begin, fault_begins, fault_ends, well, end };
     let samples: Vec<_> = (0..NODES).map(|n| cluster.samples(n)).collect();
     figures.judge(&samples, victim, times);
+    figures.settling = Settling::new(&samples, times, plan.bound);
+    figures.findings.extend(figures.settling.findings(fault, times));
     figures.held_before = held.to_vec();
     match wait_until_idle(cluster, Some(held)) {
         Ok(held) => figures.held_after = held,

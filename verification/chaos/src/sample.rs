@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Histogram;
+use crate::{
+    GROUPS, Histogram,
+    settling::{Lack, WriteEvent},
+};
 
 /// Events since the previous sample, and the present state.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -23,6 +26,10 @@ pub struct Sample {
     pub writes: BTreeMap<String, u64>,
     /// Values that were older than a write that had reached every node.
     pub stale: Vec<String>,
+    /// Stages of the writes that are followed until they settle.
+    pub settling: Vec<WriteEvent>,
+    /// Largest ages of what gets lacked, in each group of [`GROUPS`].
+    pub lacks: [Lack; GROUPS.len()],
     /// Number of gets that have not ended.
     pub waiting: u64,
     /// Number of requests that peers have not answered.

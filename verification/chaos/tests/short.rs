@@ -14,6 +14,7 @@ fn each_fault_ends_without_a_finding() {
         before: Duration::from_millis(500),
         during: Duration::from_secs(2),
         after: Duration::from_millis(500),
+        bound: Duration::from_secs(3),
     };
     let program = Path::new(env!("CARGO_BIN_EXE_chaos-node"));
     let report = run(program, Path::new(env!("CARGO_TARGET_TMPDIR")), &plan, |figures| println!("{figures}"));

@@ -59,7 +59,7 @@ impl Backend {
         Ok(begun.to_string())
     }
 
-    async fn take_time(&self) {
+    pub(crate) async fn take_time(&self) {
         let mut works = self.works.subscribe();
         let _ = works.wait_for(|works| *works).await;
         sleep(TAKES).await;

@@ -5,25 +5,31 @@
 mod backend;
 mod floors;
 mod gets;
+mod settling;
 mod tally;
+mod versions;
 mod writes;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use groupcache_discovery::{BoxError, Group, Identity, Node, list::Static};
+use chaos::GROUPS;
+use groupcache_discovery::{
+    BoxError, Group, Identity, Node,
+    list::{Handle, Static},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval},
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::{backend::Backend, floors::Floors, tally::Tally};
+use crate::{backend::Backend, floors::Floors, tally::Tally, versions::Versions};
 
 /// Time to live of all values. Nothing expires while a fault lasts, so that a fault is the reason of each further load.
 const TIME_TO_LIVE: Duration = Duration::from_secs(3600);
@@ -36,6 +42,8 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 /// State that all tasks of the process share.
 struct World {
     node: Node,
+    /// List of peers of the node.
+    peers: Handle,
     /// Number of the node, from 0.
     number: usize,
     /// Group that is only read.
@@ -44,6 +52,12 @@ struct World {
     written: Group<String>,
     /// Group that is cleared as a whole.
     cleared: Group<String>,
+    /// Groups in which each write is followed until it settles, without and with a bound, as [`GROUPS`] names them.
+    settling: [Group<String>; GROUPS.len()],
+    /// Source of the groups `settling`.
+    versions: Arc<Versions>,
+    /// Whether the company of this process was heard, so that the promises hold for it.
+    has_met: AtomicBool,
     backend: Arc<Backend>,
     floors: Floors,
     tally: Tally,
@@ -56,8 +70,9 @@ async fn main() -> Result<(), BoxError> {
     tracing_subscriber::fmt().with_env_filter(EnvFilter::new("warn")).with_writer(std::io::stderr).init();
     let var = |name: &str| std::env::var(name).map_err(|e| format!("{name}: {e}"));
     let mut ends = signal(SignalKind::terminate())?;
-    let node = Node::builder().identity(Identity::from_env()?).provider(var("PEERS")?.parse::<Static>()?);
-    let node = node.start().await?;
+    let peers: Static = var("PEERS")?.parse()?;
+    let handle = peers.handle();
+    let node = Node::builder().identity(Identity::from_env()?).provider(peers).start().await?;
     let backend = Arc::new(Backend::default());
     let read = node.group("read").capacity_bytes(CAPACITY_BYTES).time_to_live(TIME_TO_LIVE);
     let read = read.loader_with(Arc::clone(&backend), async |b: &Arc<Backend>, key: &str| b.load(key).await).build()?;
@@ -66,7 +81,20 @@ async fn main() -> Result<(), BoxError> {
         group.loader_with(Arc::clone(&backend), async |b: &Arc<Backend>, key: &str| b.stamp(key).await).build()
     };
     let (written, cleared) = (stamped("written")?, stamped("cleared")?);
+    let versions = Arc::new(Versions::open(&var("VERSIONS")?)?);
+    let versioned = |name: &str, bound: Option<Duration>| {
+        let group = node.group(name).capacity_bytes(1 << 20).time_to_live(TIME_TO_LIVE);
+        let group = if let Some(bound) = bound { group.max_staleness(bound) } else { group };
+        let source = (Arc::clone(&backend), Arc::clone(&versions));
+        group.loader_with(source, load_version).build()
+    };
+    let bound = Duration::from_secs(var("BOUND")?.parse()?);
+    let settling = [versioned(GROUPS[0], None)?, versioned(GROUPS[1], Some(bound))?];
     let world = Arc::new(World {
+        peers: handle,
+        settling,
+        versions,
+        has_met: AtomicBool::new(false),
         number: var("NUMBER")?.parse()?,
         read,
         written,
@@ -79,6 +107,7 @@ async fn main() -> Result<(), BoxError> {
     });
     tokio::spawn(gets::run(Arc::clone(&world)));
     tokio::spawn(writes::run(Arc::clone(&world)));
+    tokio::spawn(settling::run(Arc::clone(&world)));
     tokio::spawn(report(Arc::clone(&world)));
     let commanded = Arc::clone(&world);
     #[expect(clippy::disallowed_methods, reason = "reading a line blocks its thread, and no simulation runs this")]
@@ -95,10 +124,18 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
+/// Returns the version of a key when the load began.
+async fn load_version((backend, versions): &(Arc<Backend>, Arc<Versions>), key: &str) -> Result<String, BoxError> {
+    let version = versions.current(key.parse()?);
+    backend.take_time().await;
+    Ok(version.to_string())
+}
+
 /// Runs the command in a line of standard input.
 fn run_command(world: &World, line: &str) {
     match line.split_once(' ').unwrap_or((line, "")) {
         ("rate", rate) => world.rate.store(rate.parse().unwrap(), Relaxed),
+        ("peers", list) => world.peers.set(list.parse::<Static>().unwrap().handle().peers()),
         ("loader", "stalls") => world.backend.works(false),
         ("loader", "works") => world.backend.works(true),
         ("values", "large") => world.backend.are_large.store(true, Relaxed),

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use chaos::{Sample, clock};
+use chaos::{Lack, Sample, WriteEvent, clock};
 use groupcache_discovery::{Error, Group};
 
 /// Time after which a get is slow. A silent peer becomes unreachable after 1 s.
@@ -71,6 +71,19 @@ impl Tally {
 
     pub(crate) fn wrote(&self, what: String) {
         *self.since().writes.entry(what).or_default() += 1;
+    }
+
+    /// Records a stage of a write that is followed until it settles.
+    pub(crate) fn settling(&self, event: WriteEvent) {
+        self.since().settling.push(event);
+    }
+
+    /// Records what a get of a group lacked. The sample keeps the largest ages.
+    pub(crate) fn lacks(&self, group: usize, lack: Lack) {
+        let mut since = self.since();
+        let most = &mut since.lacks[group];
+        most.called_ms = most.called_ms.max(lack.called_ms);
+        most.returned_ms = most.returned_ms.max(lack.returned_ms);
     }
 
     pub(crate) fn is_stale(&self, what: String) {
