@@ -23,8 +23,12 @@ use crate::{
 /// Interval of the sweeps for expired entries. A sweep of a million entries takes about 0.14 s of one core.
 const SWEEP: Duration = Duration::from_secs(10);
 
-/// Number of ticks between two checks for overdue loads and unsettled writes: about a second.
+/// Number of ticks between two checks for overdue loads and unacknowledged writes: about a second.
 const WATCH_EVERY: u64 = 100;
+
+/// Number of ticks between two checks for writes that settle by time: a quarter of a second, so that a write settles
+/// within a second after the bound of its group.
+const SETTLE_EVERY: u64 = 25;
 
 /// Maximum number of writes that are repeated to one peer at once.
 const REPEATED_AT_ONCE: usize = 1000;
@@ -65,6 +69,9 @@ pub(super) async fn tick(context: Arc<NodeContext>) {
         was_connected = is_connected;
         context.local.in_flight.store(in_flight, Relaxed);
         n += 1;
+        if n.is_multiple_of(SETTLE_EVERY) {
+            context.local.writes.settle_by_time(now_ms);
+        }
         if n.is_multiple_of(WATCH_EVERY) {
             context.registry.all().iter().for_each(|group| group.watch());
             context.local.writes.sweep(now_ms);

@@ -127,11 +127,18 @@ impl Unsettled {
         pending: impl Fn(u64) -> Vec<PeerId>,
         peers: &BTreeMap<PeerId, Peer>,
     ) {
+        // Later writes of a group wait for at least the same nodes until at least the same time.
+        let mut waiting: BTreeSet<Arc<str>> = BTreeSet::new();
         self.0.retain(|number, settling| {
             let Some(settling) = settling.upgrade() else { return false };
+            if waiting.contains(&settling.group) {
+                return true;
+            }
             let is_over = pending(*number).iter().all(|id| settling.is_over_at(peers.get(id), now_ms));
             if is_over {
                 settling.settle();
+            } else {
+                waiting.insert(Arc::clone(&settling.group));
             }
             !is_over
         });
@@ -151,4 +158,36 @@ impl Unsettled {
 /// Returns the nodes of a closure that have not acknowledged a write.
 pub(super) fn pending(closure: &[Instance], number: u64, acknowledged: impl Fn(&Instance) -> u64) -> BTreeSet<PeerId> {
     closure.iter().filter(|node| acknowledged(node) < number).map(|node| node.id.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::protocol::message::Bounds;
+
+    /// Checks that each group settles by its own bound, and that one write of a group that waits is judged for all
+    /// later ones, so that the check of many writes may run often.
+    #[test]
+    fn one_write_of_a_waiting_group_is_judged_for_later_ones() {
+        let id = PeerId::new("x").unwrap();
+        let bounds = |ms| Bounds { longest_ms: Some(ms), max_staleness_ms: None };
+        let (short, long): (Arc<str>, Arc<str>) = ("short".into(), "long".into());
+        let mut peer = Peer::default();
+        peer.bounds.extend([(Arc::clone(&short), bounds(1000)), (Arc::clone(&long), bounds(5000))]);
+        let (peers, mut unsettled) = (BTreeMap::from([(id.clone(), peer)]), Unsettled::default());
+        let mut write = |number| unsettled.add(number, if number % 2 == 0 { &short } else { &long }, number * 10);
+        let writes: Vec<_> = (1..=100).map(&mut write).collect();
+        let judged = RefCell::new(Vec::new());
+        let pending = |number| {
+            judged.borrow_mut().push(number);
+            vec![id.clone()]
+        };
+        unsettled.settle_by_time(1100, pending, &peers);
+        // A write of the short group settles 1,020 ms after its time.
+        let settled: Vec<_> = writes.iter().filter(|write| write.is_settled()).map(|write| write.number).collect();
+        assert_eq!(settled, [2, 4, 6]);
+        assert_eq!(*judged.borrow(), [1, 2, 4, 6, 8]);
+    }
 }

@@ -399,7 +399,12 @@ impl Writes {
         }
     }
 
-    /// Settles writes by time, forgets what is old, and publishes the horizon. Runs about once a second.
+    /// Settles the writes of which no pending node can serve an older value any longer.
+    pub(crate) fn settle_by_time(&self, now_ms: u64) {
+        self.state.lock().settle_by_time(now_ms);
+    }
+
+    /// Forgets what is old, and publishes the horizon. Runs about once a second.
     pub(crate) fn sweep(&self, now_ms: u64) {
         let mut state = self.state.lock();
         self.refresh(&mut state, now_ms);
@@ -407,7 +412,6 @@ impl Writes {
         let State { logs, peers, .. } = &mut *state;
         let company = Arc::clone(peers.company());
         logs.forget_gone(now_ms, |writer| !company.members.contains(writer));
-        state.settle_by_time(now_ms);
         state.advance();
         self.publish_horizon(&state, now_ms);
     }

@@ -192,7 +192,7 @@ fn bounds_of_a_silent_peer_settle_a_write() {
         let write = net.write(0);
         let settled_after = |net: &mut Net, ms: u64| {
             net.wait(ms);
-            net.nodes[0].sweep(net.now_ms);
+            net.nodes[0].settle_by_time(net.now_ms);
             write.is_settled()
         };
         assert!(!settled_after(&mut net, 10_200));
