@@ -26,6 +26,8 @@ pub(crate) enum Answer {
     Nothing,
     Failed,
     TimedOut,
+    /// A process has ended while it loaded the key.
+    Quarantined,
     /// The node is leaving.
     Closed,
 }

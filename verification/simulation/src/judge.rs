@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use groupcache_core::loader::LoadReason;
 
 use crate::{
-    history::{Answer, Get, Log, Moment, Origin, Source, Write},
+    history::{Answer, Get, Log, Moment, Origin, Process, Source, Write},
     machine::PATIENT,
     scenario::Scenario,
 };
@@ -42,6 +42,7 @@ struct KeyHistory<'a> {
     log: &'a Log,
     /// Loads and sets, in the order of their beginnings.
     sources: Vec<&'a Source>,
+    gets: &'a [&'a Get],
     writes: Vec<&'a Write>,
 }
 
@@ -60,6 +61,7 @@ pub(crate) fn judge(log: &mut Log, scenario: &Scenario) {
         let history = KeyHistory {
             scenario,
             log,
+            gets: gets.get(&key).map_or(&[], |gets| gets),
             sources: log.sources.iter().filter(|source| source.key == key).collect(),
             writes: log.writes.iter().filter(|write| write.is_of(key)).collect(),
         };
@@ -72,7 +74,7 @@ pub(crate) fn judge(log: &mut Log, scenario: &Scenario) {
                 broken.extend(history.no_fallback_without_a_fault(source, reason, earlier).err());
             }
         }
-        for get in gets.get(&key).into_iter().flatten() {
+        for get in history.gets {
             if let Some((end, seen)) = get.end {
                 let floor = history.floor(get);
                 judged.0 += 1;
@@ -191,7 +193,8 @@ impl KeyHistory<'_> {
     /// Checks P1 and P5: while the cluster is calm, no node but the owner loads, not even after an error of the owner's
     /// loader.
     fn no_fallback_without_a_fault(&self, load: &Source, reason: LoadReason, _: &[&Source]) -> Result<(), String> {
-        if reason == LoadReason::Fallback && load.is_calm {
+        // A key with a strike is loaded by another node than its owner.
+        if reason == LoadReason::Fallback && load.is_calm && !self.has_ended_a_process(load.begin) {
             return Err(format!("P1: a node that does not own the key loaded it without a fault:\n  {load:?}"));
         }
         Ok(())
@@ -211,10 +214,24 @@ impl KeyHistory<'_> {
         self.writes.iter().filter(over).map(|write| write.begin.n).max().unwrap_or(0)
     }
 
+    /// Returns whether a process had ended by this time while another one waited for the key.
+    fn has_ended_a_process(&self, end: Moment) -> bool {
+        let waited = |process: Process, at: Duration| {
+            let waits =
+                |get: &&Get| get.by != process && get.begin.at <= at && get.end.is_none_or(|(end, _)| end.at >= at);
+            self.gets.iter().any(waits)
+        };
+        self.log.ended.iter().any(|(process, at)| *at <= end.at && waited(*process, *at))
+    }
+
     /// Checks P9, the expiry of values, and the reasons of errors.
     fn may_see(&self, get: &Get, end: Moment, seen: Answer, floor: u64) -> Result<(), String> {
         match seen {
             Answer::Closed => Ok(()),
+            Answer::Quarantined => match self.has_ended_a_process(end) {
+                true => Ok(()),
+                false => Err(format!("P4: a get was refused, and no process ended while it had the key:\n  {get:?}")),
+            },
             Answer::Value(number) => self.may_see_value(get, number, floor),
             Answer::Nothing => {
                 let found = |source: &&&Source| source.answer == Answer::Nothing && source.begin.n < end.n;

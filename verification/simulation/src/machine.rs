@@ -303,7 +303,7 @@ impl Caller {
     async fn must_get(&self, index: usize) {
         let get = self.world.begin_get(index, self.by, PATIENT);
         let got = self.group.get(&key(index)).await;
-        if let Err(error) = &got {
+        if let Some(error) = got.as_ref().err().filter(|error| !error.is_quarantined()) {
             self.world.lock().log.broken(format!("liveness: {:?} cannot get key {index}: {error:?}", self.by));
         }
         self.record(get, index, got);
@@ -338,6 +338,7 @@ impl Caller {
             Err(error) if error.is_not_found() => Answer::Nothing,
             Err(error) if error.is_load_failed() => Answer::Failed,
             Err(error) if error.is_timeout() => Answer::TimedOut,
+            Err(error) if error.is_quarantined() => Answer::Quarantined,
             Err(error) if error.is_closed() => Answer::Closed,
             // P4 and P5: no other error may come of a loader that works and of limits that are not reached.
             Err(error) => {

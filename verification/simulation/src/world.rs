@@ -211,6 +211,7 @@ impl World {
             Answer::Nothing => "gets: nothing found",
             Answer::Failed => "gets: load failed",
             Answer::TimedOut => "gets: timed out",
+            Answer::Quarantined => "gets: quarantined",
             Answer::Closed => "gets: closed",
         });
         state.log.gets[get].end = Some((end, answer));
