@@ -21,6 +21,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, Semaphore};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use self::record::{Record, Verdict};
 use crate::{identity::Instance, protocol::message::Suspect, runtime::sync::Mutex};
@@ -41,8 +42,12 @@ pub(crate) const NOTICE: Duration = Duration::from_millis(10);
 /// does so at once in most cases.
 pub(crate) const APART: Duration = Duration::from_millis(25);
 
-/// Key of a group.
-type Name = (Arc<str>, Arc<str>);
+/// Hash of group and key. Of two keys with one hash only the first has a record.
+type KeyHash = u64;
+
+fn key_hash(group: &str, key: &str) -> KeyHash {
+    xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(group.as_bytes(), 0))
+}
 
 /// A key that no node loads at present, because its loads have ended processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,12 +78,14 @@ pub(crate) struct Quarantine {
 
 #[derive(Debug, Default)]
 struct Records {
-    by_key: BTreeMap<Name, Kept>,
+    by_key: BTreeMap<KeyHash, Kept>,
     changes: u64,
 }
 
 #[derive(Debug)]
 struct Kept {
+    group: Arc<str>,
+    key: Arc<str>,
     record: Record,
     /// Number of the last change of this record.
     changed: u64,
@@ -111,8 +118,9 @@ impl Quarantine {
         if !self.has_records() {
             return None;
         }
-        let name = (Arc::clone(group), Arc::from(key));
-        self.records.lock().by_key.get(&name).map(|kept| kept.record.clone())
+        let records = self.records.lock();
+        let kept = records.by_key.get(&key_hash(group, key))?;
+        (*kept.key == *key && kept.group == *group).then(|| kept.record.clone())
     }
 
     /// Changes the record of a key, or makes one, and returns its verdict.
@@ -125,8 +133,15 @@ impl Quarantine {
     ) -> Verdict {
         let mut records = self.records.lock();
         let Records { by_key, changes } = &mut *records;
-        let name = (Arc::clone(group), Arc::clone(key));
-        let kept = by_key.entry(name).or_insert_with(|| Kept { record: Record::default(), changed: 0 });
+        let kept = by_key.entry(key_hash(group, key)).or_insert_with(|| Kept {
+            group: Arc::clone(group),
+            key: Arc::clone(key),
+            record: Record::default(),
+            changed: 0,
+        });
+        if kept.key != *key || kept.group != *group {
+            return Verdict::Clean;
+        }
         let has_changed = change(&mut kept.record);
         if has_changed {
             *changes += 1;
@@ -202,10 +217,10 @@ impl Quarantine {
         if !self.has_records() {
             return;
         }
-        let struck: Vec<Name> = {
+        let struck: Vec<_> = {
             let records = self.records.lock();
-            let struck = records.by_key.iter().filter(|(_, kept)| kept.record.names(process));
-            struck.map(|(name, _)| name.clone()).collect()
+            let struck = records.by_key.values().filter(|kept| kept.record.names(process));
+            struck.map(|kept| (Arc::clone(&kept.group), Arc::clone(&kept.key))).collect()
         };
         for (group, key) in struck {
             self.change(&group, &key, now_ms, |record| record.pardon(process, now_ms));
@@ -219,18 +234,18 @@ impl Quarantine {
             return Vec::new();
         }
         let records = self.records.lock();
-        let mut changed: Vec<_> = records.by_key.iter().filter(|(_, kept)| kept.changed > *since).collect();
+        let mut changed: Vec<_> = records.by_key.values().filter(|kept| kept.changed > *since).collect();
         *since = records.changes;
-        changed.sort_by_key(|(_, kept)| std::cmp::Reverse(kept.record.weight()));
+        changed.sort_by_key(|kept| std::cmp::Reverse(kept.record.weight()));
         let mut shown: BTreeMap<&str, usize> = BTreeMap::new();
-        changed.retain(|((group, _), _)| {
-            let of_group = shown.entry(group).or_default();
+        changed.retain(|kept| {
+            let of_group = shown.entry(&kept.group).or_default();
             *of_group += 1;
             *of_group <= MAX_SHOWN
         });
-        let suspect = |((group, key), kept): (&Name, &Kept)| Suspect {
-            group: Arc::clone(group),
-            key: Arc::clone(key),
+        let suspect = |kept: &Kept| Suspect {
+            group: Arc::clone(&kept.group),
+            key: Arc::clone(&kept.key),
             strikes: kept.record.to_wire(now_ms),
         };
         changed.into_iter().map(suspect).collect()
@@ -249,20 +264,20 @@ impl Quarantine {
     /// Returns the keys that are in quarantine, or wait for their trial.
     pub(crate) fn list(&self, now_ms: u64) -> Vec<QuarantinedKey> {
         let records = self.records.lock();
-        let quarantined = |((group, key), kept): (&Name, &Kept)| {
+        let quarantined = |kept: &Kept| {
             let remaining_ms = match kept.record.verdict(now_ms) {
                 Verdict::Quarantined { until_ms } => until_ms.saturating_sub(now_ms),
                 Verdict::Trial => 0,
                 Verdict::Clean | Verdict::Suspected => return None,
             };
             Some(QuarantinedKey {
-                group: Arc::clone(group),
-                key: Arc::clone(key),
+                group: Arc::clone(&kept.group),
+                key: Arc::clone(&kept.key),
                 deaths: kept.record.strikes(),
                 remaining: Duration::from_millis(remaining_ms),
             })
         };
-        records.by_key.iter().filter_map(quarantined).collect()
+        records.by_key.values().filter_map(quarantined).collect()
     }
 }
 
