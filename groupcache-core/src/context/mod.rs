@@ -31,7 +31,10 @@ use crate::{
         view::{Scope, View},
     },
     peer::{client::link::Link, group_service::Registry, local::LocalNode},
-    runtime::sync::{ArcSwap, Guard, Keyed, Mutex, sharded},
+    runtime::{
+        sync::{ArcSwap, Guard, Keyed, Mutex, sharded},
+        timers::Timers,
+    },
 };
 
 /// State that a node and its groups share.
@@ -50,6 +53,7 @@ pub(crate) struct NodeContext {
     pub(crate) stripes: Arc<InvalidationStripes>,
     budget: FallbackBudget,
     pub(crate) tasks: Tasks,
+    pub(crate) timers: Timers,
     /// Counts and findings of the stabilizer.
     pub(crate) membership: Mutex<DiscoveryReport>,
     /// Whether local gets are refused.
@@ -79,6 +83,7 @@ impl NodeContext {
             permits: Permits::new(max_loads, max_queued_loads),
             stripes: Arc::new(InvalidationStripes::new()),
             budget: FallbackBudget::default(),
+            timers: Timers::of(&runtime),
             tasks: Tasks::new(runtime),
             membership: Mutex::default(),
             is_closed: AtomicBool::new(false),

@@ -10,7 +10,6 @@ use crate::{
         pending::PendingGet,
     },
     error::{Error, Kind, Result},
-    flight::within,
     loader::LoadReason,
     value::Value,
 };
@@ -38,17 +37,19 @@ pub(crate) async fn value_of<V: Value>(
 async fn load_decodable<V: Value>(engine: &Arc<Engine<V>>, key: &str, pending: &PendingGet) -> Result<V> {
     let loaded = match load::join(engine, key, pending.hash, &pending.chain, LoadReason::Fallback)? {
         Dispatched::Found(slot) => slot,
-        Dispatched::Flight(flight, _joined) => match within(Some(pending.deadline.end), flight.outcome()).await {
-            Some(Ok(slot)) => {
-                let begun_ms = engine.context.local.clock.at_ms(pending.deadline.begun);
-                if !engine.is_recent(flight.horizon_ms().max(slot.as_of_ms), begun_ms) {
-                    return Err(engine.errors.too_old());
+        Dispatched::Flight(flight, _joined) => {
+            match engine.context.timers.timeout_at(pending.deadline.end, flight.outcome()).await {
+                Some(Ok(slot)) => {
+                    let begun_ms = engine.context.local.clock.at_ms(pending.deadline.begun);
+                    if !engine.is_recent(flight.horizon_ms().max(slot.as_of_ms), begun_ms) {
+                        return Err(engine.errors.too_old());
+                    }
+                    slot
                 }
-                slot
+                Some(Err(Failure::Final(error))) => return Err(error),
+                Some(Err(Failure::Expired(_))) | None => return Err(engine.errors.timed_out(Duration::ZERO, None)),
             }
-            Some(Err(Failure::Final(error))) => return Err(error),
-            Some(Err(Failure::Expired(_))) | None => return Err(engine.errors.timed_out(Duration::ZERO, None)),
-        },
+        }
     };
     loaded.payload.value().map_err(|no_value| match no_value {
         NoValue::NotFound => engine.errors.not_found(),

@@ -25,7 +25,7 @@ use crate::{
         pending::PendingGet,
     },
     error::{Error, Kind},
-    flight::{Flight, Join, Kind as Table, nesting::JoinGuard, within},
+    flight::{Flight, Join, Kind as Table, nesting::JoinGuard},
     identity::{Instance, PeerId},
     loader::LoadReason,
     membership::stabilizer::Member,
@@ -303,7 +303,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
         // The load may take longer than a get, but the waiters of the fetch need an outcome by its deadline.
         let end = engine.context.local.clock.instant(self.fetch.deadline_ms);
         self.engine.context.tasks.load(async move {
-            let outcome = within(Some(end), load.outcome()).await;
+            let outcome = engine.context.timers.timeout_at(end, load.outcome()).await;
             drop(joined);
             complete(&engine, &flight, outcome.unwrap_or(Err(Failure::Expired(None))));
             guard.defuse();

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::{
     cache::payload::NoValue,
@@ -86,8 +86,8 @@ impl<V: Value> Engine<V> {
 
     /// Takes steps 2 to 4 for a key that memory does not answer, and waits for the outcome.
     pub(crate) async fn miss(self: &Arc<Self>, key: &str, limit: Duration) -> Result<V> {
-        let pending =
-            self.begin(key, Deadline::start(&self.context.local.clock, limit), LoadContext::current().as_ref())?;
+        let deadline = Deadline::start(&self.context.local.clock, self.context.timers, limit);
+        let pending = self.begin(key, deadline, LoadContext::current().as_ref())?;
         let dispatched = self.dispatch(key, &pending, pending.deadline.begun)?;
         self.finish(key, &pending, dispatched).await
     }
@@ -132,12 +132,14 @@ impl<V: Value> Engine<V> {
                 }
                 Dispatched::Flight(flight, joined) => (flight, joined),
             };
-            // A fetch ends by its own deadline, so that only a caller with an earlier deadline needs a timer.
-            let fetch_ends_ms = later(flight.begun_ms, self.context.local.limits.get_deadline);
-            let needs_timer = flight.context.load_context().is_some() || deadline.end_ms < fetch_ends_ms;
+            // A fetch ends by its own deadline, so that only a caller with an earlier deadline needs a timer, and a caller
+            // on another runtime, because that of the node may be blocked.
+            let (context, fetch_limit) = (&self.context, self.context.local.limits.get_deadline);
+            let is_early = deadline.end_ms < later(flight.begun_ms, fetch_limit);
+            let needs_timer = flight.context.load_context().is_some() || is_early || !context.timers.is_at_home();
             let outcome = if needs_timer && !mutant!(DeadlineIgnored) {
                 // Boxed, because otherwise every get that waits would have room for this branch.
-                Box::pin(timeout_at(deadline.end, flight.outcome())).await.ok()
+                Box::pin(context.timers.timeout_at(deadline.end, flight.outcome())).await
             } else {
                 Some(flight.outcome().await)
             };
@@ -162,7 +164,7 @@ impl<V: Value> Engine<V> {
                         return Err(self.errors.too_old());
                     }
                     dispatched = match too_old {
-                        1 => self.dispatch(key, pending, Instant::now())?,
+                        1 => self.dispatch(key, pending, self.context.timers.now())?,
                         _ => load::join(self, key, pending.hash, &pending.chain, LoadReason::Fallback)?,
                     };
                     continue;
@@ -172,7 +174,7 @@ impl<V: Value> Engine<V> {
                 None => return Err(self.errors.timed_out(deadline.limit, None)),
             }
             // With the current time, because a fetch that begins with the old time would end at once.
-            dispatched = self.dispatch(key, pending, Instant::now())?;
+            dispatched = self.dispatch(key, pending, self.context.timers.now())?;
         }
     }
 }

@@ -2,8 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
-
 use crate::{
     engine::{
         Engine, GroupFlight,
@@ -30,11 +28,11 @@ pub(crate) async fn get_many<V: Value, K: AsRef<str>>(
     keys: &[K],
     limit: Duration,
 ) -> Vec<Result<V>> {
-    let begun = Instant::now();
+    let begun = engine.context.timers.now();
     let mut outcomes: Vec<_> = keys.iter().map(|key| engine.hit(key.as_ref())).collect();
     let mut missing: Vec<_> = outcomes.iter_mut().zip(keys).filter(|(outcome, _)| outcome.is_none()).collect();
     for chunk in missing.chunks_mut(AT_ONCE) {
-        let left = limit.saturating_sub(begun.elapsed());
+        let left = limit.saturating_sub(engine.context.timers.now().saturating_duration_since(begun));
         if left.is_zero() {
             // No flight begins that has no waiter.
             chunk.iter_mut().for_each(|(outcome, _)| **outcome = Some(Err(engine.errors.timed_out(limit, None))));
@@ -90,7 +88,8 @@ struct OwnersFetches<V: Value> {
 
 impl<'a, V: Value> BatchedGet<'a, V> {
     fn new(engine: &'a Arc<Engine<V>>, limit: Duration) -> Self {
-        let (deadline, snapshot) = (Deadline::start(&engine.context.local.clock, limit), engine.ownership.snapshot());
+        let (deadline, snapshot) =
+            (Deadline::start(&engine.context.local.clock, engine.context.timers, limit), engine.ownership.snapshot());
         Self { engine, deadline, snapshot, asker: LoadContext::current(), by_owner: BTreeMap::new() }
     }
 

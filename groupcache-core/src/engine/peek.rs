@@ -2,8 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
-
 use crate::{
     cache::{
         payload::{Payload, Slot},
@@ -49,7 +47,8 @@ pub(crate) async fn peek<V: Value>(engine: &Engine<V>, key: &str, limit: Duratio
         reply,
     });
     let Some(answer) = answer else { return Ok(None) };
-    let Ok(Ok(Outcome::Answered(Response::Value(value)))) = timeout(limit, answer).await else { return Ok(None) };
+    let answer = engine.context.timers.timeout(limit, answer).await;
+    let Some(Ok(Outcome::Answered(Response::Value(value)))) = answer else { return Ok(None) };
     let as_of_ms = engine.as_of_peer(value.as_of_age_ms.or(Some(value.age_ms)), left_ms);
     if as_of_ms.is_some_and(|as_of_ms| !engine.is_recent(as_of_ms, left_ms)) {
         return Ok(None);

@@ -23,7 +23,7 @@ use crate::{
         previous_owner, receive, send, suspect, write,
     },
     error::{Error, Kind, Result},
-    flight::{Kind as Table, within},
+    flight::Kind as Table,
     identity::{Instance, PeerId},
     limits::{MAX_ERROR_TEXT, RETRY_AFTER},
     loader::LoadReason,
@@ -108,11 +108,12 @@ impl<V: Value> GroupService for Engine<V> {
         Box::pin(async move {
             let (outcome, horizon_ms, nothing_ms) = match dispatched {
                 Ok(Dispatched::Found(slot)) => (Ok(slot), 0, 0),
-                Ok(Dispatched::Flight(flight, _joined)) => match within(Some(deadline), noticed(&flight, notice)).await
-                {
-                    Some(outcome) => (outcome, flight.horizon_ms(), self.as_of_nothing(&flight)),
-                    None => return Response::Deadline(DeadlineOwner::Asker),
-                },
+                Ok(Dispatched::Flight(flight, _joined)) => {
+                    match self.context.timers.timeout_at(deadline, noticed(&flight, notice)).await {
+                        Some(outcome) => (outcome, flight.horizon_ms(), self.as_of_nothing(&flight)),
+                        None => return Response::Deadline(DeadlineOwner::Asker),
+                    }
+                }
                 Err(error) => (Err(error.into()), 0, 0),
             };
             let as_of_ms = outcome.as_ref().map_or(nothing_ms, |slot| slot.as_of_ms).max(horizon_ms);
@@ -246,7 +247,7 @@ fn begin_load<V: Value>(
     let hash = engine.ownership.hash(request.key);
     let is_mine = engine.ownership.is_mine(hash);
     if mutant!(ServerForwards) && !is_mine {
-        let deadline = Deadline::start(&engine.context.local.clock, request.wait);
+        let deadline = Deadline::start(&engine.context.local.clock, engine.context.timers, request.wait);
         return Ok(engine.begin(request.key, deadline, None).map(|pending| {
             let snapshot = engine.ownership.snapshot();
             fetch::join(engine, request.key, &pending, snapshot, pending.deadline.begun, |step| step.advance())

@@ -7,7 +7,10 @@ use tokio::time::Instant;
 use crate::{
     flight::nesting::WaitGuard,
     protocol::chain::LoadChain,
-    runtime::clock::{self, Clock, later},
+    runtime::{
+        clock::{self, Clock, later},
+        timers::Timers,
+    },
 };
 
 /// Time limit of a get.
@@ -22,8 +25,8 @@ pub(crate) struct Deadline {
 impl Deadline {
     /// Starts the time of a get. The clock is read once, because a read is a tenth of what else a remote get costs
     /// here.
-    pub(crate) fn start(clock: &Clock, limit: Duration) -> Self {
-        let begun = Instant::now();
+    pub(crate) fn start(clock: &Clock, timers: Timers, limit: Duration) -> Self {
+        let begun = timers.now();
         Self { begun, limit, end: clock::after(begun, limit), end_ms: later(clock.at_ms(begun), limit) }
     }
 }

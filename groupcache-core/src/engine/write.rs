@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
@@ -141,9 +141,9 @@ async fn run_detached<V: Value, T: Send + 'static>(
     engine.context.tasks.load(async move {
         let _ = done.send(work.await);
     });
-    match timeout(limit, outcome).await {
-        Ok(outcome) => outcome.unwrap_or_else(|_| Err(engine.errors.closed())),
-        Err(_) => Err(engine.errors.timed_out(limit, None)),
+    match engine.context.timers.timeout(limit, outcome).await {
+        Some(outcome) => outcome.unwrap_or_else(|_| Err(engine.errors.closed())),
+        None => Err(engine.errors.timed_out(limit, None)),
     }
 }
 
@@ -313,7 +313,7 @@ pub(crate) async fn remove_at_owner<V: Value>(
         pending.sort();
         // Replicas of other nodes end by then.
         let until = Instant::now() + engine.settings.freshness.replica_time_to_live;
-        Ok(WriteOutcome::at_owner(pending, until))
+        Ok(WriteOutcome::at_owner(pending, until, engine.context.timers))
     };
     run_detached(engine, limit, remove).await
 }

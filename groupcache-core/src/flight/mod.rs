@@ -19,10 +19,7 @@ pub(crate) mod nesting;
 pub(crate) mod permits;
 mod waiting;
 
-use std::{
-    future::Future,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use hashbrown::{HashTable, hash_table::Entry};
 
@@ -396,14 +393,6 @@ impl<F: FnOnce()> Drop for CompleteOnDrop<F> {
         if let Some(complete) = self.0.take().filter(|_| !mutant!(FlightStaysWhenDropped)) {
             complete();
         }
-    }
-}
-
-/// Returns the outcome, or `None` when `deadline` passes first.
-pub(crate) async fn within<O>(deadline: Option<tokio::time::Instant>, outcome: impl Future<Output = O>) -> Option<O> {
-    match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline, outcome).await.ok(),
-        None => Some(outcome.await),
     }
 }
 

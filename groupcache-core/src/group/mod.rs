@@ -24,6 +24,9 @@ use self::inspect::Inspect;
 /// [`is_closed`](crate::Error::is_closed). After the shutdown all of them are. After
 /// [`Node::remove_group`](crate::Node::remove_group) all gets, peeks and writes are errors with
 /// [`is_unknown_group`](crate::Error::is_unknown_group).
+///
+/// Any thread and any executor may poll the calls, also one without a runtime. Loads run on the runtime of the node, and
+/// the deadline of a call from elsewhere holds while that runtime is blocked.
 pub struct Group<V: Value> {
     pub(crate) engine: Arc<Engine<V>>,
     deadline: Duration,
@@ -42,8 +45,8 @@ impl<V: Value> Group<V> {
     /// [`is_load_failed`](crate::Error::is_load_failed), [`is_timeout`](crate::Error::is_timeout),
     /// [`is_overloaded`](crate::Error::is_overloaded), [`is_too_large`](crate::Error::is_too_large),
     /// [`is_bad_key`](crate::Error::is_bad_key), [`is_closed`](crate::Error::is_closed),
-    /// [`is_unknown_group`](crate::Error::is_unknown_group). An unreachable peer is no error, because its successor is
-    /// asked for the key or the key is loaded on this node.
+    /// [`is_unknown_group`](crate::Error::is_unknown_group), [`is_quarantined`](crate::Error::is_quarantined). An
+    /// unreachable peer is no error, because its successor is asked for the key or the key is loaded on this node.
     ///
     /// ```
     /// # use groupcache_core::Node;

@@ -3,7 +3,7 @@
 //! Nothing runs before all settings are checked. A start that fails later drops the [`Node`], which ends what was
 //! started.
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, panic::catch_unwind, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -197,6 +197,7 @@ impl NodeBuilder {
         let mut identity = self.identity;
         let runtime =
             Handle::try_current().map_err(|e| Error::caused(Kind::Config, "start() needs a tokio runtime", e))?;
+        check_runtime()?;
         let is_mounted = self.mounted.is_some();
         let security = self.security.choose(&Variables::of_process(), &identity, is_mounted)?;
         check_addresses(&identity, is_mounted)?;
@@ -386,6 +387,20 @@ fn hello_of(identity: &Identity, limits: &Limits, hands_over: bool) -> Hello {
         features: handover | wire::features::WRITE_LOG | wire::features::QUARANTINE,
         log_incarnation: incarnation,
     }
+}
+
+/// Returns an error unless the current runtime has timers and sockets. Tokio has no question for that, and panics when
+/// one of them is missing.
+fn check_runtime() -> Result<()> {
+    let has_timers = catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok();
+    #[cfg(all(unix, not(simulation)))]
+    let has_sockets = catch_unwind(|| drop(tokio::net::UnixDatagram::pair())).is_ok();
+    #[cfg(not(all(unix, not(simulation))))]
+    let has_sockets = true;
+    if has_timers && has_sockets {
+        return Ok(());
+    }
+    Err(Error::config("start() needs a tokio runtime with timers and sockets; build it with enable_all()"))
 }
 
 fn me_of(identity: &Identity, hello: &Hello, tls: bool) -> Me {

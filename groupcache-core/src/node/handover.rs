@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::node::Node;
 use crate::{
@@ -277,7 +277,7 @@ impl Node {
         if !context.handover.is_on {
             return;
         }
-        let begun = Instant::now();
+        let begun = context.timers.now();
         let mut last = Progress::default();
         let sent = async {
             let mut logged = begun;
@@ -286,16 +286,16 @@ impl Node {
                 if last.waits_for == 0 {
                     return;
                 }
-                if logged.elapsed() >= LOG_INTERVAL {
-                    logged = Instant::now();
+                if context.timers.now().saturating_duration_since(logged) >= LOG_INTERVAL {
+                    logged = context.timers.now();
                     tracing::info!("hand-over runs: {}", bar(&last));
                 }
-                sleep(POLL).await;
+                context.timers.sleep(POLL).await;
             }
         };
-        let is_done = timeout(limit, sent).await.is_ok();
+        let is_done = context.timers.timeout(limit, sent).await.is_some();
         if is_done && last.all > 0 {
-            tracing::info!(entries = last.all, took = ?begun.elapsed(), "hand-over complete: {}", bar(&last));
+            tracing::info!(entries = last.all, took = ?context.timers.now().saturating_duration_since(begun), "hand-over complete: {}", bar(&last));
         } else if !is_done {
             tracing::warn!(
                 after = ?limit,

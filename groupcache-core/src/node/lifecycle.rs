@@ -9,12 +9,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout};
-
 use crate::node::{Inner, Node, channels::Command, handover::handover_limit};
 use crate::{
     error::Result,
-    flight::within,
     identity::NodeState,
     limits::{DRAIN, WITHDRAW},
     peer::client::link::Link,
@@ -48,10 +45,10 @@ impl Node {
                 if new_owners.all(|member| inner.context.link(member).is_none_or(agrees)) {
                     return;
                 }
-                tokio::time::sleep(POLL).await;
+                inner.context.timers.sleep(POLL).await;
             }
         };
-        if timeout(limit, removed_everywhere).await.is_err() {
+        if inner.context.timers.timeout(limit, removed_everywhere).await.is_none() {
             tracing::warn!(
                 "not every peer has taken this node out of its ring yet; the node answers peers as long as it runs"
             );
@@ -81,9 +78,12 @@ impl Node {
     /// # Errors
     /// [`is_closed`](crate::Error::is_closed) when the node has been shut down.
     pub async fn drain(&self, deadline: Duration) -> Result<()> {
-        let begun = Instant::now();
+        let begun = self.inner.context.timers.now();
         self.leave_rings_within(DRAIN.min(deadline)).await?;
-        self.send_values_within(deadline.saturating_sub(begun.elapsed())).await;
+        self.send_values_within(
+            deadline.saturating_sub(self.inner.context.timers.now().saturating_duration_since(begun)),
+        )
+        .await;
         Ok(())
     }
 
@@ -121,24 +121,34 @@ impl Node {
     pub async fn shutdown_within(&self, deadline: Duration) -> Result<()> {
         let inner = &self.inner;
         let context = &inner.context;
-        let begun = Instant::now();
+        let begun = self.inner.context.timers.now();
         let end = begun.checked_add(deadline);
         if inner.stop_serving.is_cancelled() {
             return Ok(());
         }
         // An error means that another call shuts the node down too. The steps below may be repeated.
         if self.leave_rings_within(DRAIN.min(deadline / 3)).await.is_ok() {
-            self.send_values_within(handover_limit(deadline.saturating_sub(begun.elapsed()))).await;
+            self.send_values_within(handover_limit(
+                deadline.saturating_sub(self.inner.context.timers.now().saturating_duration_since(begun)),
+            ))
+            .await;
         }
         context.close();
-        if within(end, inner.wait_until_idle()).await.is_none() {
+        let is_idle = match end {
+            Some(end) => context.timers.timeout_at(end, inner.wait_until_idle()).await.is_some(),
+            None => {
+                inner.wait_until_idle().await;
+                true
+            }
+        };
+        if !is_idle {
             inner.warn_of_unfinished();
         }
         inner.leaving.send_replace(true);
-        let _ = timeout(WITHDRAW, inner.withdrawn.cancelled()).await;
+        let _ = context.timers.timeout(WITHDRAW, inner.withdrawn.cancelled()).await;
         inner.say_goodbye().await;
         inner.close();
-        let _ = timeout(WITHDRAW, context.tasks.others.wait()).await;
+        let _ = context.timers.timeout(WITHDRAW, context.tasks.others.wait()).await;
         tracing::info!(id = %self.id(), "left the cluster");
         Ok(())
     }
@@ -189,7 +199,7 @@ impl Inner {
                 return;
             }
             was_idle = is_idle;
-            tokio::time::sleep(POLL).await;
+            self.context.timers.sleep(POLL).await;
         }
     }
 
@@ -199,12 +209,12 @@ impl Inner {
         self.server.say_goodbye();
         let all_sent = async {
             while links.iter().any(|link| link.owes_goodbye()) || self.server.owes_goodbye() {
-                tokio::time::sleep(POLL).await;
+                self.context.timers.sleep(POLL).await;
             }
             // HTTP/2 has taken the goodbyes, and its task writes them to the sockets the next time it runs.
-            tokio::time::sleep(POLL).await;
+            self.context.timers.sleep(POLL).await;
         };
-        let _ = timeout(FLUSH, all_sent).await;
+        let _ = self.context.timers.timeout(FLUSH, all_sent).await;
     }
 
     /// Ends the node at once: provider, listener, tasks, groups and links.

@@ -350,7 +350,7 @@ impl Node {
             if context.links().iter().filter(|link| has_all(link)).count() + 1 >= members {
                 return Ok(());
             }
-            tokio::time::sleep(READY_POLL).await;
+            context.timers.sleep(READY_POLL).await;
         }
     }
 

@@ -7,4 +7,5 @@ pub(crate) mod log_limit;
 pub(crate) mod small_bytes;
 pub mod stats;
 pub(crate) mod sync;
+pub(crate) mod timers;
 pub(crate) mod token_bucket;

@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::{
     identity::PeerId,
+    runtime::timers::Timers,
     write::{settling::Settling, shared::Writes},
 };
 
@@ -64,7 +65,7 @@ pub struct WriteOutcome {
     /// Writes that were pending at the time of the outcome.
     settling: Vec<Arc<Settling>>,
     /// Time at which the values of nodes that are not notified end, for a remove at the owner only.
-    until: Option<Instant>,
+    until: Option<(Instant, Timers)>,
     writes: Option<Arc<Writes>>,
 }
 
@@ -81,8 +82,8 @@ impl WriteOutcome {
     }
 
     /// Returns the outcome of a remove at the owner only. The values of other nodes end by `until`.
-    pub(crate) fn at_owner(pending: Vec<PeerId>, until: Instant) -> Self {
-        let until = Some(until).filter(|_| !pending.is_empty());
+    pub(crate) fn at_owner(pending: Vec<PeerId>, until: Instant, timers: Timers) -> Self {
+        let until = Some((until, timers)).filter(|_| !pending.is_empty());
         Self { pending, until, ..Self::nobody() }
     }
 
@@ -92,7 +93,10 @@ impl WriteOutcome {
         self.pending.sort();
         self.pending.dedup();
         self.settling.extend(other.settling);
-        self.until = self.until.max(other.until);
+        self.until = match (self.until, other.until) {
+            (Some(one), Some(other)) => Some(if one.0 < other.0 { other } else { one }),
+            (one, other) => one.or(other),
+        };
         self.writes = self.writes.take().or(other.writes);
     }
 
@@ -137,8 +141,8 @@ impl WriteOutcome {
         if let (Some(writes), false) = (&self.writes, self.settling.is_empty()) {
             self.settling.iter().for_each(|settling| writes.count_settled(settling));
         }
-        if let Some(until) = self.until {
-            sleep_until(until).await;
+        if let Some((until, timers)) = self.until {
+            timers.sleep_until(until).await;
         }
     }
 

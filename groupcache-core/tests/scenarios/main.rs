@@ -45,6 +45,7 @@ mod replicas;
 mod settling;
 mod shutdown;
 mod support;
+mod threads;
 #[cfg(feature = "tls")]
 mod trust;
 mod wire_limits;

@@ -1,0 +1,82 @@
+//! Timers of public calls, which any thread and any executor may poll.
+//!
+//! A call that is polled on the runtime of its node has its timers there, so that they follow a simulated clock. Any
+//! other call has them on a thread of this process, because its thread may have no runtime, or one without timers or
+//! with a paused clock, and because the runtime of the node may be blocked.
+
+use std::{sync::OnceLock, time::Duration};
+
+use tokio::{
+    runtime::{Builder, Handle, Id},
+    time::{Instant, Sleep},
+};
+
+/// Timers for the calls of one node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timers {
+    /// Runtime of the node.
+    home: Id,
+}
+
+impl Timers {
+    pub(crate) fn of(runtime: &Handle) -> Self {
+        Self { home: runtime.id() }
+    }
+
+    /// Returns whether the calling thread runs the runtime of the node.
+    pub(crate) fn is_at_home(&self) -> bool {
+        Handle::try_current().is_ok_and(|current| current.id() == self.home)
+    }
+
+    /// Returns the present time, whatever the clock of the calling thread's runtime is.
+    pub(crate) fn now(&self) -> Instant {
+        #[expect(clippy::disallowed_methods, reason = "the runtime of a caller may have a paused clock")]
+        if self.is_at_home() { Instant::now() } else { Instant::from_std(std::time::Instant::now()) }
+    }
+
+    /// Returns a timer that ends at `at`.
+    pub(crate) fn sleep_until(&self, at: Instant) -> Sleep {
+        // Only the creation of a timer needs a runtime, which the timer then keeps.
+        let _entered = if self.is_at_home() { None } else { elsewhere().map(Handle::enter) };
+        tokio::time::sleep_until(at)
+    }
+
+    /// Waits for `time`.
+    pub(crate) async fn sleep(&self, time: Duration) {
+        self.sleep_until(after(self.now(), time)).await;
+    }
+
+    /// Returns the output of a future, or `None` when `at` passes first.
+    pub(crate) async fn timeout_at<T>(&self, at: Instant, future: impl Future<Output = T>) -> Option<T> {
+        let (mut future, mut end) = (std::pin::pin!(future), std::pin::pin!(self.sleep_until(at)));
+        tokio::select! {
+            biased;
+            output = future.as_mut() => Some(output),
+            () = end.as_mut() => None,
+        }
+    }
+
+    /// Returns the output of a future, or `None` when it takes longer than `limit`.
+    pub(crate) async fn timeout<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+        self.timeout_at(after(self.now(), limit), future).await
+    }
+}
+
+/// Returns a time after another one. A time that is too late to be represented becomes one in 30 years.
+fn after(now: Instant, time: Duration) -> Instant {
+    now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365 * 30))
+}
+
+/// Returns the runtime of the timers of calls that no runtime of a node polls. The process has one, which nothing else
+/// runs on. Returns `None` if the system gives no thread for it.
+fn elsewhere() -> Option<&'static Handle> {
+    static TIMERS: OnceLock<Option<Handle>> = OnceLock::new();
+    let start = || {
+        let runtime = Builder::new_current_thread().enable_time().build().ok()?;
+        let handle = runtime.handle().clone();
+        let thread = std::thread::Builder::new().name("groupcache-timers".to_owned());
+        thread.spawn(move || runtime.block_on(std::future::pending::<()>())).ok()?;
+        Some(handle)
+    };
+    TIMERS.get_or_init(start).as_ref()
+}

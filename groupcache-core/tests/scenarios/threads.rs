@@ -1,0 +1,204 @@
+//! Threads: public calls from any thread and any executor, whatever the runtime of the node does.
+
+use std::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::BoxFuture;
+use groupcache_core::{BoxError, Error, Group, Limits, Node, RemoveOptions, WriteOutcome};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::support::{self, Cluster, PATIENCE};
+
+/// Nodes `a` and `b` on a runtime of their own, with keys of `a` as the calls of `a` see them.
+struct Scene {
+    runtime: Runtime,
+    cluster: Cluster,
+    groups: Vec<Group<String>>,
+}
+
+/// Loads a key as its own value, and never the keys that hang.
+async fn load(_: &(), key: &str) -> Result<String, BoxError> {
+    if key.starts_with("hangs") {
+        std::future::pending::<()>().await;
+    }
+    Ok(key.to_owned())
+}
+
+impl Scene {
+    fn start(limits: &Limits) -> Self {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (cluster, groups) = runtime.block_on(async {
+            let cluster = Cluster::start_with(2, limits.clone()).await;
+            let build = |_, node: &Node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with((), load);
+            let groups = cluster.group(build).await;
+            (cluster, groups)
+        });
+        Self { runtime, cluster, groups }
+    }
+
+    /// Returns the first key with this prefix of node `owner`.
+    fn key_of(&self, owner: usize, prefix: &str) -> String {
+        let is_owned = |key: &String| self.groups[0].inspect().owner_of(key) == self.cluster.nodes[owner].id();
+        (0..).map(|n| format!("{prefix}-{n}")).find(is_owned).unwrap()
+    }
+}
+
+/// Executor of a caller.
+#[derive(Clone, Copy, Debug)]
+enum On {
+    /// A thread without a runtime.
+    PlainThread,
+    /// Another runtime with several threads.
+    OtherRuntime,
+    CurrentThread,
+    PausedClock,
+    /// A runtime without timers.
+    NoTimers,
+}
+
+const EXECUTORS: [On; 5] = [On::PlainThread, On::OtherRuntime, On::CurrentThread, On::PausedClock, On::NoTimers];
+
+impl On {
+    /// Runs a call to its end on a thread of its own, and fails when that takes too long.
+    fn run<T: Send + 'static>(self, name: &str, call: impl Future<Output = T> + Send + 'static) -> T {
+        let (done, outcome) = mpsc::channel();
+        std::thread::spawn(move || {
+            let output = match self {
+                Self::PlainThread => futures_executor::block_on(call),
+                Self::OtherRuntime => Builder::new_multi_thread().enable_all().build().unwrap().block_on(call),
+                Self::CurrentThread => Builder::new_current_thread().enable_all().build().unwrap().block_on(call),
+                Self::PausedClock => {
+                    let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+                    runtime.block_on(call)
+                }
+                Self::NoTimers => Builder::new_current_thread().build().unwrap().block_on(call),
+            };
+            let _ = done.send(output);
+        });
+        // Disconnected after a panic, which the thread has printed.
+        outcome.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("{name} on {self:?}: {e}"))
+    }
+}
+
+/// Waits until a write has settled.
+async fn settled(written: WriteOutcome) -> Result<(), Error> {
+    written.settled().await;
+    Ok(())
+}
+
+type Call = (&'static str, BoxFuture<'static, Result<(), Error>>);
+
+/// Returns each asynchronous call of a group with a key in memory, an own missing key, and a missing key of a peer.
+fn calls(scene: &Scene, on: On) -> Vec<Call> {
+    let hit = scene.key_of(0, "hit");
+    scene.runtime.block_on(scene.groups[0].get(&hit)).unwrap();
+    let mut calls: Vec<Call> = Vec::new();
+    for key in [hit, scene.key_of(0, &format!("own-{on:?}")), scene.key_of(1, &format!("peers-{on:?}"))] {
+        let group = || scene.groups[0].clone();
+        let mut add = |name, call| calls.push((name, call));
+        macro_rules! call {
+            ($name:literal, |$group:ident, $key:ident| $call:expr) => {{
+                let ($group, $key) = (group(), key.clone());
+                add($name, Box::pin(async move { $call }));
+            }};
+        }
+        call!("peek", |group, key| group.peek(&key).await.map(drop));
+        call!("contains", |group, key| group.contains(&key).await.map(drop));
+        call!("get", |group, key| group.get(&key).await.map(|value| assert_eq!(value, key)));
+        call!("remove", |group, key| settled(group.remove(&key).await?).await);
+        call!("get_opt", |group, key| group.get_opt(&key).await.map(|value| assert_eq!(value, Some(key))));
+        call!("remove_many", |group, key| group.remove_many([key]).await.map(|outcome| outcome.log_pending()));
+        call!("get_many", |group, key| group.get_many([key]).await.remove(0).map(drop));
+        call!("set", |group, key| settled(group.set(&key, "set").await?).await);
+        call!("remove_with", |group, key| {
+            let hold = RemoveOptions::new().hold(Duration::from_millis(1));
+            settled(group.remove_with(&key, hold).await?).await
+        });
+        call!("clear", |group, _key| settled(group.clear().await?).await);
+    }
+    calls
+}
+
+/// Checks that each call works on each executor.
+#[test]
+fn every_call_works_on_every_executor() {
+    let scene = Scene::start(&Limits::default());
+    for on in EXECUTORS {
+        for (name, call) in calls(&scene, on) {
+            on.run(name, call).unwrap_or_else(|error| panic!("{name} on {on:?}: {error:?}"));
+        }
+        let owner_only = RemoveOptions::new().owner_only();
+        let (group, key) = (scene.groups[0].clone(), scene.key_of(1, "owner-only"));
+        on.run("owner_only", async move { group.remove_with(&key, owner_only).await.map(drop) }).unwrap();
+        let node = scene.cluster.nodes[0].clone();
+        on.run("ready", async move { node.ready(2).await }).unwrap();
+    }
+    for (on, node) in [(On::PlainThread, 0), (On::NoTimers, 1)] {
+        let node = scene.cluster.nodes[node].clone();
+        let leave = async move {
+            node.drain(Duration::from_secs(1)).await?;
+            node.shutdown_within(Duration::from_secs(1)).await
+        };
+        on.run("leave", leave).unwrap();
+    }
+}
+
+/// Checks that each call ends on each executor after the runtime of its node has ended.
+#[test]
+fn every_call_ends_after_the_runtime_of_its_node() {
+    for on in EXECUTORS {
+        let scene = Scene::start(&Limits::default());
+        let calls = calls(&scene, on);
+        let Scene { runtime, cluster, groups } = scene;
+        runtime.shutdown_background();
+        for (name, call) in calls {
+            let _ = on.run(name, call);
+        }
+        drop((cluster, groups));
+    }
+}
+
+/// Checks that gets from other executors end by their deadlines while the runtime of their node is blocked.
+#[test]
+fn deadline_holds_while_the_nodes_runtime_is_blocked() {
+    let mut limits = Limits::default();
+    limits.get_deadline = Duration::from_millis(500); // that of each fetch too, which the blocked runtime does not end
+    let scene = Scene::start(&limits);
+    let keys = [scene.key_of(0, "hangs"), scene.key_of(1, "hangs")];
+    // Dropping the senders releases the workers.
+    let (_releases, workers): (Vec<_>, Vec<_>) = (0..2).map(|_| mpsc::channel::<()>()).unzip();
+    let (begun, blocked) = mpsc::channel();
+    for worker in workers {
+        let begun = begun.clone();
+        scene.runtime.spawn(async move {
+            begun.send(()).unwrap();
+            let _ = worker.recv();
+        });
+    }
+    (0..2).for_each(|_| blocked.recv_timeout(PATIENCE).unwrap());
+    for on in EXECUTORS {
+        for key in &keys {
+            let (group, key) = (scene.groups[0].clone(), key.clone());
+            let begun = Instant::now();
+            let error = on.run("get", async move { group.get(&key).await }).unwrap_err();
+            assert!(error.is_timeout() && begun.elapsed() < PATIENCE, "{on:?} {error:?}");
+        }
+    }
+}
+
+/// Checks that a start without a runtime, or on one without timers or sockets, is an error that says what is missing.
+#[test]
+fn start_without_a_full_runtime_is_an_error() {
+    let no_runtime = futures_executor::block_on(Node::builder().start()).unwrap_err();
+    assert!(no_runtime.is_config() && no_runtime.to_string().contains("tokio runtime"), "{no_runtime}");
+    let mut bare = [Builder::new_current_thread(), Builder::new_current_thread(), Builder::new_current_thread()];
+    bare[1].enable_time();
+    bare[2].enable_io();
+    for builder in &mut bare {
+        let error = builder.build().unwrap().block_on(Node::builder().identity(support::identity("a")).start());
+        let error = error.unwrap_err();
+        assert!(error.is_config() && error.to_string().contains("enable_all"), "{error}");
+    }
+}
