@@ -65,6 +65,17 @@ impl<V: Value> GroupService for Engine<V> {
         Some(encode_entry(&self, &slot, now_ms, Source::Memory, is_hot, as_of_age_ms))
     }
 
+    fn peeked_response(&self, key: &str) -> Option<Response> {
+        let (now_ms, horizon_ms) = (self.context.now_ms(), self.horizon_ms());
+        let slot = self.lookup(key, now_ms, Purpose::Serve).ok()?;
+        let as_of_age_ms = self.as_of_age_ms(slot.as_of_ms.max(horizon_ms), self.context.local.clock.exact_ms());
+        if as_of_age_ms.is_some_and(|age_ms| !self.suits_a_peer(age_ms)) {
+            return None;
+        }
+        // Never hot, because a peek keeps no replica.
+        Some(encode_entry(self, &slot, now_ms, Source::Memory, false, as_of_age_ms))
+    }
+
     fn read_as_previous_owner(&self, key: &str) -> Response {
         previous_owner::answer(self, key)
     }

@@ -92,6 +92,8 @@ pub(crate) trait GroupService: Send + Sync {
     fn format(&self) -> u32;
     /// Returns the response to a get from memory, if memory can answer it.
     fn cached_response(self: Arc<Self>, key: &str) -> Option<Response>;
+    /// Returns the response to a peek, if memory can answer it. Begins no load and counts as no get.
+    fn peeked_response(&self, key: &str) -> Option<Response>;
     /// Returns the cached value of a key that the requesting peer owns, with its remaining time to live. Never loads.
     fn read_as_previous_owner(&self, key: &str) -> Response;
     /// Returns a page of the entries that a peer owns. The cursor says that all entries before it have arrived there.

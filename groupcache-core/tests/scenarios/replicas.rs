@@ -227,3 +227,31 @@ async fn stale_hot_value_spares_its_owner_during_refresh() {
     }
     cluster.shutdown().await;
 }
+
+/// Checks that a peek of a stale value at its owner begins no refresh, and that many peeks make no key hot, because a
+/// peek keeps no replica.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peek_of_stale_value_loads_nothing() {
+    let (cluster, loads) = (Cluster::start(2).await, Loads::default());
+    let stale = |group: GroupBuilder<String>| {
+        let group = group.jitter(0.0).time_to_live(Duration::from_millis(100));
+        group.stale_while_revalidate(Duration::from_secs(600))
+    };
+    let groups = groups(&cluster, &loads, stale).await;
+    let key = cluster.key_of(&groups, 0);
+    assert_eq!(get(&groups[0], &key).await, 1);
+    sleep(Duration::from_millis(300)).await;
+    let before = groups[0].stats();
+    for _ in 0..100 {
+        assert_eq!(groups[1].peek(&key).await.unwrap().as_deref(), Some("1"));
+        assert!(groups[1].contains(&key).await.unwrap());
+    }
+    sleep(Duration::from_millis(100)).await; // a load would have begun
+    let after = groups[0].stats();
+    assert_eq!((loads.total(), after.refreshes, after.stale_hits), (1, 0, before.stale_hits));
+    assert_eq!((after.peer_requests, after.peer_request_hits), (before.peer_requests, before.peer_request_hits));
+    assert_eq!(get(&groups[1], &key).await, 1);
+    assert_eq!(groups[1].inspect().replicas(), 0, "peeks do not make a key hot");
+    eventually("a get refreshes the value", || loads.total() == 2).await;
+    cluster.shutdown().await;
+}

@@ -196,11 +196,11 @@ pub(crate) fn dispatch(
         (Op::Get | Op::Peek | Op::ReadAsPreviousOwner, ResolvedGroup::OtherFormat(_)) => declined(Decline::OtherFormat),
         (Op::ReadAsPreviousOwner, ResolvedGroup::Group(group)) => Dispatch::Response(group.read_as_previous_owner(key)),
         (Op::Get | Op::Peek, ResolvedGroup::Group(group)) => {
+            if request.no_load {
+                return group.peeked_response(key).map_or_else(|| declined(Decline::NotCached), Dispatch::Response);
+            }
             if let Some(answer) = Arc::clone(group).cached_response(key) {
                 return Dispatch::Response(answer);
-            }
-            if request.no_load {
-                return declined(Decline::NotCached);
             }
             if !may_wait() {
                 return Dispatch::Response(Response::Overloaded { retry_after: RETRY_AFTER });
