@@ -10,52 +10,93 @@ use std::{
 use crate::flight::Flight;
 use crate::runtime::sync::Mutex;
 
-/// Wakers of the waiters of a flight, each with a number.
+/// Wakers of the waiters of a flight.
 #[derive(Debug, Default)]
-pub(super) struct Waiters(Mutex<List>);
+pub(super) struct Waiters(Mutex<Places>);
 
+/// Wakers by place. A waiter knows its place, so that no step searches: a flight of a hot key may have a hundred
+/// thousand waiters. The first place is beside the others, which alone are allocated.
 #[derive(Debug, Default)]
-struct List {
-    next: u64,
-    first: Option<(u64, Waker)>,
-    more: Vec<(u64, Waker)>,
+struct Places {
+    first: Option<Waker>,
+    more: Vec<Place>,
+    /// Number of the free place that was left last, from which the others follow; `FIRST` for none.
+    free: usize,
 }
 
-impl List {
-    /// Puts a waker into the list, and returns its number and the waker that it replaces. The caller drops the latter
-    /// outside of the lock, because a task may end with its waker.
-    fn put(&mut self, number: Option<u64>, waker: &Waker) -> (u64, Option<Waker>) {
-        let known = number.and_then(|number| self.first.iter_mut().chain(&mut self.more).find(|(n, _)| *n == number));
-        if let Some((number, known)) = known {
-            let has_moved = !known.will_wake(waker);
-            return (*number, has_moved.then(|| std::mem::replace(known, waker.clone())));
+/// Number of the first place. Place `n` otherwise is at `n - 1` of the others.
+const FIRST: usize = 0;
+
+/// Place of one waiter beside the first.
+#[derive(Debug)]
+enum Place {
+    Taken(Waker),
+    /// Free place, with the number of the next one.
+    Free(usize),
+}
+
+impl Places {
+    /// Puts a waker into the place of its waiter, or into a free one. Returns the number of the place and the waker that
+    /// was there. The caller drops the latter outside of the lock, because a task may end with its waker.
+    fn put(&mut self, number: Option<usize>, waker: &Waker) -> (usize, Option<Waker>) {
+        let Some(number) = number else { return (self.take_place(waker.clone()), None) };
+        let known = match number {
+            FIRST => self.first.as_mut(),
+            _ => self.more.get_mut(number - 1).and_then(|place| match place {
+                Place::Taken(waker) => Some(waker),
+                Place::Free(_) => None,
+            }),
+        };
+        match known {
+            Some(known) if known.will_wake(waker) => (number, None),
+            Some(known) => (number, Some(std::mem::replace(known, waker.clone()))),
+            None => (self.take_place(waker.clone()), None), // not reached: a waiter keeps its place until it leaves
         }
-        self.next += 1;
-        let entry = (self.next, waker.clone());
-        match &mut self.first {
-            None => self.first = Some(entry),
-            Some(_) => self.more.push(entry),
-        }
-        (self.next, None)
     }
 
-    fn take(&mut self, number: u64) -> Option<(u64, Waker)> {
-        if let Some(first) = self.first.take_if(|(n, _)| *n == number) {
-            return Some(first);
+    /// Puts a waker into a free place, and returns its number.
+    fn take_place(&mut self, waker: Waker) -> usize {
+        if self.first.is_none() {
+            self.first = Some(waker);
+            return FIRST;
         }
-        let at = self.more.iter().position(|(n, _)| *n == number)?;
-        Some(self.more.swap_remove(at))
+        let free = self.free;
+        match free.checked_sub(1).and_then(|at| self.more.get_mut(at)) {
+            Some(place) => {
+                if let Place::Free(next) = std::mem::replace(place, Place::Taken(waker)) {
+                    self.free = next;
+                }
+                free
+            }
+            None => {
+                self.more.push(Place::Taken(waker));
+                self.more.len()
+            }
+        }
+    }
+
+    /// Frees a place and returns its waker; `None` when the waiters were woken meanwhile.
+    fn leave(&mut self, number: usize) -> Option<Waker> {
+        let Some(at) = number.checked_sub(1) else { return self.first.take() };
+        let place = self.more.get_mut(at)?;
+        if let Place::Free(_) = place {
+            return None;
+        }
+        let Place::Taken(waker) = std::mem::replace(place, Place::Free(self.free)) else { return None };
+        self.free = number;
+        Some(waker)
     }
 }
 
 impl Waiters {
     /// Wakes all waiters. A later waiter finds the outcome.
     pub(super) fn wake(&self) {
-        let (first, more) = {
-            let mut list = self.0.lock();
-            (list.first.take(), std::mem::take(&mut list.more))
-        };
-        first.into_iter().chain(more).for_each(|(_, waker)| waker.wake());
+        let Places { first, more, .. } = std::mem::take(&mut *self.0.lock());
+        let more = more.into_iter().filter_map(|place| match place {
+            Place::Taken(waker) => Some(waker),
+            Place::Free(_) => None,
+        });
+        first.into_iter().chain(more).for_each(Waker::wake);
     }
 }
 
@@ -63,12 +104,13 @@ impl Waiters {
 #[derive(Debug)]
 pub(crate) struct Waiting<'a, O, C> {
     flight: &'a Flight<O, C>,
-    number: Option<u64>,
+    /// Number of the place of the waiter, once it has one.
+    place: Option<usize>,
 }
 
 impl<'a, O, C> Waiting<'a, O, C> {
     pub(super) fn new(flight: &'a Flight<O, C>) -> Self {
-        Self { flight, number: None }
+        Self { flight, place: None }
     }
 }
 
@@ -80,26 +122,26 @@ impl<O: Clone, C> Future for Waiting<'_, O, C> {
         if let Some(outcome) = flight.outcome.get() {
             return Poll::Ready(outcome.clone());
         }
-        let mut list = flight.waiters.0.lock();
+        let mut places = flight.waiters.0.lock();
         // The outcome is set before the waiters are taken out, so that a waiter that finds no outcome here is woken.
         if let Some(outcome) = flight.outcome.get() {
-            drop(list);
+            drop(places);
             return Poll::Ready(outcome.clone());
         }
-        let (number, replaced) = list.put(self.number, cx.waker());
-        drop(list);
+        let (place, replaced) = places.put(self.place, cx.waker());
+        drop(places);
         drop(replaced);
-        self.number = Some(number);
+        self.place = Some(place);
         Poll::Pending
     }
 }
 
 impl<O, C> Drop for Waiting<'_, O, C> {
     fn drop(&mut self) {
-        if let Some(number) = self.number
+        if let Some(place) = self.place
             && self.flight.outcome.get().is_none()
         {
-            let waker = self.flight.waiters.0.lock().take(number);
+            let waker = self.flight.waiters.0.lock().leave(place);
             drop(waker); // outside of the lock
         }
     }
@@ -186,5 +228,50 @@ mod tests {
         assert!(poll(&mut waiting, &before).is_pending() && poll(&mut waiting, &after).is_pending());
         flights.complete(&flight, 5, 0, || ());
         assert_eq!((before.times(), after.times()), (0, 1));
+    }
+
+    /// Checks that the work of a waiter does not grow with the number of waiters. A search takes seconds here, and places
+    /// some ten milliseconds.
+    #[test]
+    fn many_waiters_are_registered_and_dropped_at_once() {
+        const MANY: usize = 100_000;
+        let (flights, flight) = flight();
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut waiting: Vec<_> = (0..MANY).map(|_| Box::pin(flight.outcome())).collect();
+        let begun = tokio::time::Instant::now();
+        for round in 0..3 {
+            for waiting in &mut waiting {
+                assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            }
+            println!("round {round} of {MANY} waiters after {:?}", begun.elapsed());
+        }
+        let kept = waiting.split_off(MANY - 3);
+        drop(waiting);
+        let took = begun.elapsed();
+        println!("dropped after {took:?}");
+        flights.complete(&flight, 5, 0, || ());
+        assert_eq!((woken.times(), kept.len()), (3, 3));
+        assert!(took < std::time::Duration::from_secs(1), "{took:?}");
+    }
+
+    /// Checks that a place which a waiter has left is taken again, whether it is the first one or not, and that nobody
+    /// loses a place to another waiter.
+    #[test]
+    fn left_places_are_taken_again() {
+        let (flights, flight) = flight();
+        let woken: Vec<_> = (0..8).map(|_| Arc::<Woken>::default()).collect();
+        let mut waiting: Vec<_> = woken.iter().map(|_| Some(Box::pin(flight.outcome()))).collect();
+        for round in 0..20 {
+            for (at, (waiting, woken)) in waiting.iter_mut().zip(&woken).enumerate() {
+                if (at + round) % 3 == 0 {
+                    *waiting = None;
+                }
+                assert!(poll(waiting.get_or_insert_with(|| Box::pin(flight.outcome())), woken).is_pending());
+            }
+        }
+        assert!(flight.waiters.0.lock().more.len() < woken.len());
+        flights.complete(&flight, 5, 0, || ());
+        assert!(woken.iter().all(|woken| woken.times() == 1 && Arc::strong_count(woken) == 1));
     }
 }
