@@ -9,7 +9,7 @@ use data_encoding::{BASE64, BASE64_NOPAD, BASE64URL, BASE64URL_NOPAD, HEXLOWER_P
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ED25519, SanType,
+    PKCS_ED25519, SanType, date_time_ymd,
 };
 use ring::{
     hkdf::{HKDF_SHA256, KeyType, Prk, Salt},
@@ -150,7 +150,7 @@ impl ClusterKey {
         let failed = |e: BoxError| Error::caused(Kind::Config, "no certificate can be issued from the cluster key", e);
         let (own, roots) = material(&keys, identity).map_err(failed)?;
         let name = Name::parse(&format!("{}{{id}}", origin(&identity.cluster)))?;
-        let trust = Arc::new(Trust::new(roots, vec![name])?);
+        let trust = Arc::new(Trust::new(roots, vec![name])?.at_any_time());
         Ok(Some(Material { own: OwnCertificate(own), trust, digest }))
     }
 }
@@ -215,12 +215,21 @@ fn material(keys: &[Secret], identity: &TlsIdentity) -> Result<(Certificates, Ro
     Ok((own, roots))
 }
 
+/// Returns the beginnings of a certificate that is valid at any time, because a machine without a clock battery starts in
+/// 1970. Nodes that check dates, which are those of 0.1.0, accept it then too.
+fn valid_at_any_time() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.not_before = date_time_ymd(1970, 1, 1);
+    params.not_after = date_time_ymd(9999, 12, 31);
+    params
+}
+
 /// Derives the authority of a key and a cluster. The name of the authority identifies it and does not reveal the key.
 fn authority(key: &[u8], cluster: &str) -> Result<Authority, BoxError> {
     let secret = Salt::new(HKDF_SHA256, SALT).extract(key);
     let seed: Zeroizing<[u8; 32]> = expand(&secret, &[b"authority", cluster.as_bytes()])?;
     let label: Zeroizing<[u8; 8]> = expand(&secret, &[b"name", cluster.as_bytes()])?;
-    let mut params = CertificateParams::default();
+    let mut params = valid_at_any_time();
     params
         .distinguished_name
         .push(DnType::CommonName, format!("groupcache {}", HEXLOWER_PERMISSIVE.encode(label.as_ref())));
@@ -237,7 +246,7 @@ fn authority(key: &[u8], cluster: &str) -> Result<Authority, BoxError> {
 /// Issues a certificate for the local node, with a private key that never leaves this process.
 fn issue(authority: &Authority, identity: &TlsIdentity) -> Result<CertifiedKey, BoxError> {
     let pair = Zeroizing::new(KeyPair::generate_for(&PKCS_ED25519)?);
-    let mut params = CertificateParams::default();
+    let mut params = valid_at_any_time();
     params.distinguished_name.push(DnType::CommonName, "groupcache peer");
     let name = format!("{}{}", origin(&identity.cluster), utf8_percent_encode(identity.id.as_str(), ESCAPED));
     params.subject_alt_names = vec![SanType::URI(name.try_into()?)];
@@ -280,7 +289,16 @@ impl fmt::Debug for ClusterKey {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use rustls::{
+        client::danger::ServerCertVerifier,
+        pki_types::{ServerName, UnixTime},
+        server::danger::ClientCertVerifier,
+    };
+
     use super::*;
+    use crate::identity::PeerId;
 
     const HEX: &str = "d64ccd74f921649e8be1b99df1b70f610982c69f1e2366bb035ca3dee549d989";
 
@@ -338,5 +356,44 @@ mod tests {
         assert_eq!(public(HEX, "users"), public(HEX, "users"), "every node computes the same authority");
         assert_ne!(public(HEX, "users"), public(HEX, "orders"));
         assert_ne!(public(HEX, "users"), public(&other, "users"));
+    }
+
+    /// Checks that a node accepts the certificates of 0.1.0, which are valid from 1975 on, whatever its clock says.
+    #[test]
+    fn dates_of_certificate_are_not_checked() {
+        let authority = authority(&key(HEX).unwrap(), "users").unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(format!("{}a", origin("users")).try_into().unwrap())];
+        let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let issuer = Issuer::from_params(&authority.params, &*authority.key);
+        let shown = params.signed_by(&pair, &issuer).unwrap().der().clone();
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.certificate.der().clone()).unwrap();
+        let name = Name::parse(&format!("{}{{id}}", origin("users"))).unwrap();
+        let dated = Trust::new(roots.clone(), vec![name.clone()]).unwrap();
+        let trust = Trust::new(roots, vec![name]).unwrap().at_any_time();
+        let (now, peer) = (UnixTime::since_unix_epoch(Duration::ZERO), ServerName::try_from("a").unwrap());
+        for (trust, is_valid) in [(dated, false), (trust, true)] {
+            let by_client = ServerCertVerifier::verify_server_cert(&trust, &shown, &[], &peer, &[], now);
+            let by_server = ClientCertVerifier::verify_client_cert(&trust, &shown, &[], now);
+            assert_eq!((by_client.is_ok(), by_server.is_ok()), (is_valid, is_valid));
+        }
+    }
+
+    /// Checks that the certificate of a node is valid whatever its clock or that of a peer says.
+    #[test]
+    fn certificate_is_valid_from_1970_to_9999() {
+        let identity = TlsIdentity { id: PeerId::new("a").unwrap(), cluster: "users".into() };
+        let (own, roots) = material(&[key(HEX).unwrap()], &identity).unwrap();
+        let shown = own[0].1.cert[0].clone();
+        let name = Name::parse(&format!("{}{{id}}", origin("users"))).unwrap();
+        let trust = Trust::new(roots, vec![name]).unwrap();
+        const YEAR_9999: u64 = 253_370_764_800;
+        for seconds in [0, 1, 86_400, 1_790_000_000, YEAR_9999] {
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            let peer = ServerName::try_from("a").unwrap();
+            ServerCertVerifier::verify_server_cert(&trust, &shown, &[], &peer, &[], now).unwrap();
+            ClientCertVerifier::verify_client_cert(&trust, &shown, &[], now).unwrap();
+        }
     }
 }
