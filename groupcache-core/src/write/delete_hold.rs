@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher, RandomState},
     sync::Arc,
     time::Duration,
 };
@@ -18,11 +19,14 @@ use crate::runtime::sync::{
 };
 
 /// Maximum length of a hold. A peer may ask for any length.
-pub(crate) const MAX_HOLD: Duration = Duration::from_secs(3600);
+pub(crate) const MAX_HOLD: Duration = Duration::from_secs(600);
 
-/// Maximum number of keys that are held at once in a group. With more, the whole group is held until the last of the
-/// further holds ends.
+/// Maximum number of keys that are held at once in a group. A further hold is for all keys of one stripe.
 const MAX_KEYS: usize = 10_000;
+
+/// Number of stripes, 512 KiB in a group that has too many holds. A further hold keeps one load of another key in 65,536
+/// out of the cache.
+const STRIPES: usize = 1 << 16;
 
 /// Delete holds of a group, with the coarse times at which they end.
 #[derive(Debug, Default)]
@@ -38,8 +42,49 @@ struct HeldKeys {
     keys: BTreeMap<Arc<str>, u64>,
     /// Keys in the order in which their holds end.
     ends: BTreeSet<(u64, Arc<str>)>,
-    /// Time until which every key is held.
-    all_until_ms: u64,
+    /// Holds beside the table.
+    further: FurtherHolds,
+    /// End of the last hold that a sweep forgot. Only loads past their deadline began before it, and all of them count as
+    /// held.
+    swept_ms: u64,
+}
+
+/// Holds that the table of keys has no room for, by the hash of their keys. Each key that was named is held, and with it
+/// the keys that share its stripe.
+#[derive(Debug, Default)]
+struct FurtherHolds {
+    hasher: RandomState,
+    /// Ends of the holds by stripe; empty without such holds.
+    ends: Box<[u64]>,
+    last_ms: u64,
+}
+
+impl FurtherHolds {
+    fn stripe(&self, key: &str) -> usize {
+        self.hasher.hash_one(key) as usize % STRIPES
+    }
+
+    fn hold(&mut self, key: &str, until_ms: u64) {
+        if self.ends.is_empty() {
+            self.ends = vec![0; STRIPES].into();
+        }
+        let stripe = self.stripe(key);
+        if let Some(end) = self.ends.get_mut(stripe) {
+            *end = until_ms.max(*end);
+        }
+        self.last_ms = self.last_ms.max(until_ms);
+    }
+
+    fn is_held(&self, key: &str, begun_ms: u64) -> bool {
+        begun_ms < self.last_ms && self.ends.get(self.stripe(key)).is_some_and(|until_ms| begun_ms < *until_ms)
+    }
+
+    /// Frees the stripes if all holds have ended by `now_ms`.
+    fn sweep(&mut self, now_ms: u64) {
+        if self.last_ms <= now_ms {
+            self.ends = Box::default(); // only loads past their deadline began within these holds
+        }
+    }
 }
 
 impl HeldKeys {
@@ -51,15 +96,22 @@ impl HeldKeys {
         self.ends.insert((until_ms, key));
     }
 
-    /// Forgets the hold that ends first, if it ends by `now_ms`, and returns whether it did. A load that began within
-    /// this hold and still runs is not cached either, because the hold of all keys is extended to the same end.
-    fn forget_first(&mut self, now_ms: u64) -> bool {
-        if self.ends.first().is_none_or(|(until_ms, _)| *until_ms > now_ms) {
-            return false;
-        }
-        let Some((until_ms, key)) = self.ends.pop_first() else { return false };
+    /// Forgets the hold that ends first, if it ends by `now_ms`, and returns its key and its end.
+    fn forget_first(&mut self, now_ms: u64) -> Option<(u64, Arc<str>)> {
+        let (until_ms, key) = self.ends.first().filter(|(until_ms, _)| *until_ms <= now_ms).cloned()?;
+        self.ends.pop_first();
         self.keys.remove(&key);
-        self.all_until_ms = self.all_until_ms.max(until_ms);
+        Some((until_ms, key))
+    }
+
+    /// Makes room for another key if a hold has ended by `now_ms`, and returns whether there is room. A load that began
+    /// within this hold may still run, so that the hold stays beside the table.
+    fn make_room(&mut self, now_ms: u64) -> bool {
+        if self.keys.len() < MAX_KEYS {
+            return true;
+        }
+        let Some((until_ms, key)) = self.forget_first(now_ms) else { return false };
+        self.further.hold(&key, until_ms);
         true
     }
 }
@@ -68,11 +120,11 @@ impl DeleteHolds {
     /// Holds a key, so that no load that begins before `until_ms` is cached. A longer hold of the key stays.
     pub(crate) fn hold(&self, key: &str, now_ms: u64, until_ms: u64) {
         let mut held = self.held.lock();
-        let has_room = held.keys.contains_key(key) || held.keys.len() < MAX_KEYS || held.forget_first(now_ms);
-        match held.keys.get(key) {
-            Some(known_ms) if *known_ms >= until_ms => {}
-            _ if has_room => held.hold(key.into(), until_ms),
-            _ => held.all_until_ms = held.all_until_ms.max(until_ms),
+        match held.keys.get(key).copied() {
+            Some(known_ms) if known_ms >= until_ms => {}
+            Some(_) => held.hold(key.into(), until_ms),
+            None if held.make_room(now_ms) => held.hold(key.into(), until_ms),
+            None => held.further.hold(key, until_ms),
         }
         self.last_ms.fetch_max(until_ms, AcqRel);
     }
@@ -83,13 +135,17 @@ impl DeleteHolds {
             return false;
         }
         let held = self.held.lock();
-        begun_ms < held.all_until_ms || held.keys.get(key).is_some_and(|until_ms| begun_ms < *until_ms)
+        let is_held = held.keys.get(key).is_some_and(|until_ms| begun_ms < *until_ms);
+        is_held || begun_ms < held.swept_ms || held.further.is_held(key, begun_ms)
     }
 
     /// Forgets the holds that ended before the oldest running load began, at `begun_ms`.
     pub(crate) fn sweep(&self, begun_ms: u64) {
         let mut held = self.held.lock();
-        while held.forget_first(begun_ms) {}
+        while let Some((until_ms, _)) = held.forget_first(begun_ms) {
+            held.swept_ms = held.swept_ms.max(until_ms);
+        }
+        held.further.sweep(begun_ms);
     }
 }
 
@@ -117,17 +173,31 @@ mod tests {
         assert!(!holds.is_held("a", 2000) && holds.is_held("b", 2999));
     }
 
-    /// Checks that a hold beyond the limit applies to all keys, and that an ended hold makes room for another.
+    /// Returns how many of 1,000 keys that nobody holds are held all the same.
+    fn held_of_others(holds: &DeleteHolds, begun_ms: u64) -> usize {
+        (0..1000).filter(|n| holds.is_held(&format!("other-{n}"), begun_ms)).count()
+    }
+
+    /// Checks that a hold beyond the limit applies to its own key and few others, and that an ended hold makes room for
+    /// another.
     #[test]
-    fn too_many_held_keys_hold_the_group() {
+    fn hold_beyond_the_table_spares_other_keys() {
         let holds = DeleteHolds::default();
         (0..MAX_KEYS as u64).for_each(|n| holds.hold(&n.to_string(), 0, 1000 + n % 2));
+        assert_eq!(held_of_others(&holds, 0), 0);
         holds.hold("one more", 500, 2000);
         holds.hold("7", 500, 1500);
-        assert!(holds.is_held("any", 1999) && !holds.is_held("any", 2000));
+        assert!(holds.is_held("one more", 1999) && !holds.is_held("one more", 2000) && holds.is_held("7", 1499));
+        assert!(held_of_others(&holds, 500) <= 10, "a hold is for its own key");
         holds.hold("again", 1000, 3000);
-        assert!(!holds.is_held("any", 2000) && holds.is_held("again", 2999), "there is room again");
+        assert!(holds.is_held("again", 2999) && !holds.is_held("again", 3000), "there is room again");
         assert_eq!(holds.held.lock().keys.len(), MAX_KEYS);
+        (0..MAX_KEYS).for_each(|n| holds.hold(&format!("further-{n}"), 1000, 3000));
+        assert!((0..MAX_KEYS).all(|n| holds.is_held(&format!("further-{n}"), 2999)), "each key that was named is held");
+        assert!(held_of_others(&holds, 2999) < 300);
+        holds.sweep(3000);
+        let held = holds.held.lock();
+        assert!(held.keys.is_empty() && held.further.ends.is_empty());
     }
 
     /// Checks that a load that began within a hold is not cached after the hold was forgotten for want of room.
@@ -138,6 +208,7 @@ mod tests {
         (0..MAX_KEYS).for_each(|n| holds.hold(&n.to_string(), 2000, 3000));
         assert!(!holds.held.lock().keys.contains_key("a"));
         assert!(holds.is_held("a", 999) && !holds.is_held("a", 1000));
+        assert!(held_of_others(&holds, 999) <= 10, "loads of other keys are cached");
     }
 
     /// Checks that a key that is held several times has one end, the latest.

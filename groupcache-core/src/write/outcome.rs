@@ -24,15 +24,15 @@ impl RemoveOptions {
     }
 
     /// Sets the delete hold: the time after the remove during which loaded values of the key are returned and not
-    /// cached. Default: zero. Range: 1 ms to 1 h; other values are moved to the nearer end.
+    /// cached. Default: zero. Range: 1 ms to 10 min; other values are moved to the nearer end.
     ///
     /// The hold is for a source that is written in one place and read from replicas that lag behind by less than
     /// `hold`. Concurrent gets still share one load. A value that is [`set`](crate::Group::set) meanwhile is cached,
     /// and not refreshed until the hold ends.
     ///
     /// Pending nodes drop their values once they can be reached again, and do not hold the key. A node that joins later
-    /// does not hold the key either. When more than 10,000 keys of a group are held at once, each further hold applies
-    /// to all keys of the group until it ends.
+    /// does not hold the key either. When more than 10,000 keys of a group are held at once on a node, each further
+    /// hold applies to one key in 65,536 too, until the last of the further holds has ended.
     #[must_use]
     pub fn hold(mut self, hold: Duration) -> Self {
         // A hold of less than 1 ms would otherwise be none.

@@ -74,6 +74,18 @@ async fn load_begun_during_a_hold_is_not_cached_after_it() {
     assert_eq!(group.inspect().entries(), 1);
 }
 
+/// Checks that no hold is longer than ten minutes, however long a caller or a peer asks for.
+#[tokio::test(start_paused = true)]
+async fn hold_of_an_hour_ends_after_ten_minutes() {
+    let loads = Loads::default();
+    let (_node, group) = alone(&loads).await;
+    group.remove_with("key-1", RemoveOptions::new().hold(SECOND * 3600)).await.unwrap().log_pending();
+    sleep(SECOND * 590).await;
+    assert_eq!((group.get("key-1").await.unwrap().as_str(), group.inspect().entries()), ("1", 0));
+    sleep(SECOND * 12).await;
+    assert_eq!((group.get("key-1").await.unwrap().as_str(), group.inspect().entries()), ("2", 1));
+}
+
 /// Checks that a value set during a hold is cached.
 #[tokio::test(start_paused = true)]
 async fn set_during_a_hold_is_cached() {
