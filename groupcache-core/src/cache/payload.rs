@@ -144,7 +144,7 @@ impl<V: Value> Payload<V> {
 }
 
 /// Drops a value, and catches and logs a panic of its `Drop`.
-fn drop_caught<T>(value: T) {
+pub(crate) fn drop_caught<T>(value: T) {
     if catch_unwind(AssertUnwindSafe(|| drop(value))).is_err() {
         tracing::error!("the `Drop` of a value panicked");
     }

@@ -15,7 +15,6 @@ use crate::{
         entry::LoadStart,
         errors::panic_text,
         load_task::{self, complete},
-        previous_owner,
     },
     error::{Error, Kind, Result},
     flight::{CompleteOnDrop, nesting::CURRENT},
@@ -133,7 +132,8 @@ async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, batch: 
     }
     let changes = engine.context.changes.number();
     let keys: Vec<Arc<str>> = batch.iter().map(|waiting| Arc::clone(waiting.flight.key())).collect();
-    let mut outcomes = match load_many(&engine, &batches, &batch, &keys).await {
+    let loaded = load_task::caught(&engine, load_many(&engine, &batches, &batch, &keys)).await;
+    let mut outcomes = match loaded.and_then(|loaded| loaded) {
         Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map_err(|e| engine.errors.load_failed(e))).collect(),
         Err(error) => vec![Err(error); batch.len()],
     };
@@ -154,9 +154,7 @@ async fn ask_previous_owners<V: Value>(engine: &Engine<V>, batch: Vec<Waiting<V>
     let changes = engine.context.changes.number();
     let ask = async |waiting: Waiting<V>| {
         let Waiting { flight, hash, reason, .. } = &waiting;
-        let is_complete = previous_owner::may_have_moved(engine, flight, *reason)
-            && previous_owner::take(engine, flight, *hash, changes).await;
-        if is_complete {
+        if load_task::was_taken(engine, flight, *hash, *reason, changes).await {
             waiting.guard.defuse();
             return None;
         }

@@ -1,13 +1,18 @@
 //! The task of one load: previous owners, permits, the loader, and the completion of the flight.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     cache::{
-        payload::{Payload, Slot},
+        payload::{Payload, Slot, drop_caught},
         store::Entry,
     },
     engine::{
@@ -41,8 +46,55 @@ pub(crate) fn complete_on_drop<V: Value>(
 
 /// Completes a flight with an error, because its task ended without an outcome.
 pub(crate) fn give_up<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>) {
+    if std::thread::panicking() && !mutant!(PanicNotCaught) {
+        return fail(engine, flight, panicked(engine, &"the message is in the log"));
+    }
     let text = "a load was abandoned, because the node was shut down or its runtime ended; start another node";
-    engine.flights.complete(flight, Err(Error::new(Kind::Closed, text).into()), 0, || ());
+    fail(engine, flight, Error::new(Kind::Closed, text));
+}
+
+/// Completes a flight with an error, unless it has its outcome.
+fn fail<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, error: Error) {
+    if !flight.is_complete() {
+        engine.flights.complete(flight, Err(error.into()), 0, || ());
+    }
+}
+
+/// Returns the error of a load during which the code of a value has panicked. The error is one of the load and not of the node, so that no
+/// other node repeats the load.
+fn panicked<V: Value>(engine: &Engine<V>, panic: &(dyn Any + Send)) -> Error {
+    engine.counters.load_errors.up();
+    let text = format!("a value of group {:?} panicked when it was cloned or dropped", engine.settings.name);
+    Error::caused(Kind::LoadFailed { is_transient: false }, text, panic_text(panic))
+}
+
+/// Runs a part of a load that clones and drops values, which is user code beside the loader.
+///
+/// # Errors
+/// The code of a value has panicked.
+pub(super) async fn caught<V: Value, T>(engine: &Engine<V>, part: impl Future<Output = T>) -> Result<T> {
+    match AssertUnwindSafe(part).catch_unwind().await {
+        Ok(done) => Ok(done),
+        Err(panic) if mutant!(PanicNotCaught) => std::panic::resume_unwind(panic),
+        Err(panic) => Err(panicked(engine, &*panic)),
+    }
+}
+
+/// Asks the previous owners for the value of a load, if one may have it. Returns whether the flight is complete.
+pub(super) async fn was_taken<V: Value>(
+    engine: &Engine<V>,
+    flight: &GroupFlight<V>,
+    hash: u64,
+    reason: LoadReason,
+    changes: u32,
+) -> bool {
+    if !previous_owner::may_have_moved(engine, flight, reason) {
+        return false;
+    }
+    caught(engine, previous_owner::take(engine, flight, hash, changes)).await.unwrap_or_else(|error| {
+        fail(engine, flight, error);
+        true
+    })
 }
 
 /// Returns the task of one load. The flight completes whatever happens to the task, even if it is never polled.
@@ -56,14 +108,12 @@ pub(crate) fn run<V: Value>(
     async move {
         let changes = engine.context.changes.number();
         // Before the load takes a permit, and before its deadline starts.
-        if previous_owner::may_have_moved(&engine, &flight, reason)
-            && previous_owner::take(&engine, &flight, hash, changes).await
-        {
+        if was_taken(&engine, &flight, hash, reason, changes).await {
             return guard.defuse();
         }
         let start = LoadStart::now(&engine, flight.key());
-        let outcome = load(&engine, &flight, reason, start.previous.as_deref()).await;
-        complete(&engine, &flight, hash, outcome, &start);
+        let outcome = caught(&engine, load(&engine, &flight, reason, start.previous.as_deref())).await;
+        complete(&engine, &flight, hash, outcome.and_then(|loaded| loaded), &start);
         guard.defuse();
     }
 }
@@ -88,7 +138,9 @@ async fn load<V: Value>(
         engine.survived(flight.key());
         loaded.is_err()
     };
-    engine.loads.attempts(&context, deadline, call, survived).await
+    let loaded = engine.loads.attempts(&context, deadline, call, survived).await;
+    drop_caught(previous); // its panic is no reason to lose the loaded value
+    loaded
 }
 
 /// Calls the loader once.
@@ -128,8 +180,22 @@ async fn one_attempt<V: Value>(
     Err(failed)
 }
 
-/// Encodes a loaded value, caches it unless a write came after the flight began, and completes the flight.
+/// Encodes a loaded value, caches it unless a write came after the flight began, and completes the flight. A panic of
+/// the code of a value is an error of the load.
 pub(crate) fn complete<V: Value>(
+    engine: &Engine<V>,
+    flight: &GroupFlight<V>,
+    hash: u64,
+    loaded: Result<Loaded<V>>,
+    start: &LoadStart<V>,
+) {
+    let completed = catch_unwind(AssertUnwindSafe(|| complete_with(engine, flight, hash, loaded, start)));
+    if let Err(panic) = completed {
+        fail(engine, flight, panicked(engine, &*panic));
+    }
+}
+
+fn complete_with<V: Value>(
     engine: &Engine<V>,
     flight: &GroupFlight<V>,
     hash: u64,

@@ -97,7 +97,6 @@ impl<O: Clone, C> Flight<O, C> {
         &self.key
     }
 
-    #[cfg(all(test, not(shuttle)))]
     pub(crate) fn is_complete(&self) -> bool {
         self.outcome.get().is_some()
     }
