@@ -31,7 +31,8 @@ use crate::{
     membership::stabilizer::Member,
     peer::client::{
         link::Link,
-        request_table::{Call, NotSent, Outcome as Reached, Reply},
+        receiver::{Receiver, Reply},
+        request_table::{Call, NotSent, Outcome as Reached},
     },
     protocol::{
         chain::LoadChain,
@@ -262,7 +263,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
             number: 0,
             known,
             strikes: self.strikes(link),
-            reply: Arc::clone(self.flight) as Arc<dyn Reply>,
+            reply: Receiver::new(Arc::clone(self.flight) as Arc<dyn Reply>),
         }
     }
 
@@ -453,6 +454,9 @@ fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, outcome: Outc
 impl<V: Value> Reply for Flight<Outcome<V>, Work<V>> {
     fn reply(self: Arc<Self>, outcome: Reached, at: Instant) {
         let Work::Fetch(fetch) = &self.context else { return };
+        if self.is_complete() {
+            return;
+        }
         // Every waiter holds the engine, so that without it nothing waits.
         let Some(engine) = fetch.engine.upgrade() else { return };
         let step = FetchStep { engine: &engine, flight: &self, fetch };

@@ -83,7 +83,7 @@ pub(super) fn join_as<V: Value>(
     }
 }
 
-/// Starts a load, alone or in a batch.
+/// Starts a load, and says so afterwards, because a subscriber that panics must find the task that completes the flight.
 fn begin<V: Value>(
     engine: &Arc<Engine<V>>,
     flight: GroupFlight<V>,
@@ -92,7 +92,20 @@ fn begin<V: Value>(
     is_nested: bool,
     admission: Admission,
 ) {
-    tracing::trace!(group = &*engine.settings.name, key = &**flight.key(), ?reason, "load.start");
+    let key = Arc::clone(flight.key());
+    start(engine, flight, hash, reason, is_nested, admission);
+    tracing::trace!(group = &*engine.settings.name, key = &*key, ?reason, "load.start");
+}
+
+/// Starts a load, alone or in a batch.
+fn start<V: Value>(
+    engine: &Arc<Engine<V>>,
+    flight: GroupFlight<V>,
+    hash: u64,
+    reason: LoadReason,
+    is_nested: bool,
+    admission: Admission,
+) {
     if admission != Admission::AtOnce {
         let tasks = &engine.context.tasks;
         let in_turn = (Arc::clone(engine), Arc::clone(&flight));

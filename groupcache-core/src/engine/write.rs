@@ -22,8 +22,9 @@ use crate::{
     membership::{stabilizer::Member, view::View},
     peer::client::{
         link::Link,
+        receiver::Receiver,
         request::PendingOutcome,
-        request_table::{Call, Outcome, Reply},
+        request_table::{Call, Outcome},
         sent_write::SentWrite,
     },
     protocol::{
@@ -429,7 +430,7 @@ fn call<V: Value>(
     rank: usize,
     number: u64,
     known: Vec<WriteName>,
-    reply: Arc<dyn Reply>,
+    reply: Receiver,
 ) -> Call {
     let deadline_ms = later(engine.context.local.clock.read_ms(), INVALIDATION);
     let (group, key, chain) = (engine.index(), Arc::clone(key), LoadChain::EMPTY);

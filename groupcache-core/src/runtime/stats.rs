@@ -176,6 +176,8 @@ counters! {
         connected,
         /// Connections that broke.
         lost,
+        /// Connections that were closed because the task that serves or reads them panicked.
+        connection_panics,
         /// Connections that were closed because no byte arrived for 1 s while a ping was outstanding.
         ping_timeouts,
         /// Attempts to connect that failed.

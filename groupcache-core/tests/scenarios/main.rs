@@ -37,6 +37,7 @@ mod one_load;
 mod overload;
 mod owner_lost;
 mod panicking_drops;
+mod panicking_tasks;
 mod poison;
 mod previous_owner;
 mod protection;

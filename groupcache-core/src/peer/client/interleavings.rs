@@ -22,7 +22,8 @@ use crate::{
     peer::client::{
         breaker::End,
         link::{Link, Target, wake},
-        request_table::{Call, Outcome, Reply},
+        receiver::{Receiver, Reply},
+        request_table::{Call, Outcome},
     },
     protocol::{
         chain::LoadChain,
@@ -88,7 +89,7 @@ impl Scene {
             number: 0,
             known: Vec::new(),
             strikes: None,
-            reply: Arc::new(Waiting(Mutex::new(Some(told)))),
+            reply: Receiver::new(Arc::new(Waiting(Mutex::new(Some(told))))),
         };
         (call, outcome)
     }

@@ -202,8 +202,9 @@ impl Link {
     }
 
     /// Sends a request. Its receiver gets the outcome exactly once, unless the request is refused here.
-    pub(crate) fn send(&self, call: Call) -> Result<(), NotSent> {
+    pub(crate) fn send(&self, mut call: Call) -> Result<(), NotSent> {
         if self.local.in_flight.load(Relaxed) >= self.local.limits.max_in_flight {
+            call.reply.discard();
             return Err(NotSent::Full);
         }
         let waker = self.table.lock().push(call)?;
@@ -362,7 +363,7 @@ pub(crate) fn wake(waker: Option<Waker>) {
 
 pub(crate) fn tell(ended: Ended) {
     let now = Instant::now(); // one for all that a frame brought
-    for (reply, outcome) in ended {
-        reply.reply(outcome, now);
+    for (receiver, outcome) in ended {
+        receiver.tell(outcome, now);
     }
 }

@@ -13,6 +13,7 @@ mod in_flight;
 mod interleavings;
 pub(crate) mod link;
 mod outbound;
+pub(crate) mod receiver;
 pub(crate) mod request;
 pub(crate) mod request_table;
 pub(crate) mod sent_write;
@@ -21,10 +22,12 @@ mod silence;
 mod tests;
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::peer::client::{
@@ -93,7 +96,7 @@ pub(crate) async fn keep(link: Arc<Link>, events: LinkEvents, seed: u64) {
             Ok(open) => {
                 has_answered = true;
                 let began = Instant::now();
-                let end = converse(&link, open, &events).await;
+                let end = converse_safely(&link, open, &events).await;
                 let was_good = began.elapsed() >= GOOD_CONNECTION;
                 if was_good {
                     pauses = anew();
@@ -256,6 +259,17 @@ async fn fail(link: &Link, failure: Failure, events: &LinkEvents) {
 async fn send(events: &LinkEvents, link: &Link, event: LinkEvent) {
     // The membership task is gone only when the node is.
     let _ = events.send((link.dial, event)).await;
+}
+
+/// Reads one connection to its end. A panic is the end of the connection and not of the link.
+async fn converse_safely(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
+    let end = AssertUnwindSafe(converse(link, open, events)).catch_unwind().await;
+    end.unwrap_or_else(|_| {
+        link.local.counters.connection_panics.up();
+        let say = || tracing::error!(peer = ?link.target().expected, "the task that reads a connection panicked");
+        let _ = catch_unwind(AssertUnwindSafe(say)); // the subscriber may be what panics
+        End::Broken
+    })
 }
 
 /// Reads one connection to its end.

@@ -7,7 +7,8 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     peer::client::{
         link::Link,
-        request_table::{Call, Outcome, Reply},
+        receiver::{Receiver, Reply},
+        request_table::{Call, Outcome},
     },
     protocol::{chain::LoadChain, message::Op},
     runtime::sync::Mutex,
@@ -44,10 +45,10 @@ impl Link {
     }
 
     /// Sends the request that `call` makes of the receiver of its outcome. Otherwise as [`request`](Self::request).
-    pub(crate) fn request_by(&self, call: impl FnOnce(Arc<dyn Reply>) -> Call) -> Option<PendingOutcome> {
+    pub(crate) fn request_by(&self, call: impl FnOnce(Receiver) -> Call) -> Option<PendingOutcome> {
         let (outcome, pending) = oneshot::channel();
         let reply = Arc::new(SendOutcome(Mutex::new(Some(outcome))));
-        self.send(call(reply)).ok().map(|()| pending)
+        self.send(call(Receiver::new(reply))).ok().map(|()| pending)
     }
 }
 

@@ -5,14 +5,13 @@
 
 use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
 
-use tokio::time::Instant;
-
 use crate::{
     identity::Instance,
     limits::BATCH_BYTES,
     peer::client::{
         breaker::{Breaker, End},
         in_flight::InFlight,
+        receiver::Receiver,
         silence::SilenceWatch,
     },
     protocol::{
@@ -47,15 +46,7 @@ pub(crate) struct Call {
     pub(crate) known: Vec<WriteName>,
     /// Strikes against the key of a get.
     pub(crate) strikes: Option<Box<Strikes>>,
-    pub(crate) reply: Arc<dyn Reply>,
-}
-
-/// Receiver of the outcome of a call and of the time when it arrived, exactly once.
-///
-/// The method runs in the task that reads the connection, in the tick, or in the task that closes the link, and must
-/// not block.
-pub(crate) trait Reply: Send + Sync {
-    fn reply(self: Arc<Self>, outcome: Outcome, at: Instant);
+    pub(crate) reply: Receiver,
 }
 
 /// End of a call.
@@ -84,7 +75,7 @@ pub(crate) enum NotSent {
 }
 
 /// Ended calls with their receivers, which are called outside of the lock.
-pub(crate) type Ended = Vec<(Arc<dyn Reply>, Outcome)>;
+pub(crate) type Ended = Vec<(Receiver, Outcome)>;
 
 struct Slot {
     generation: u32,
@@ -201,23 +192,26 @@ impl RequestTable {
     /// why the rest was refused.
     pub(crate) fn push_all(&mut self, calls: impl Iterator<Item = Call>) -> (usize, Option<NotSent>, Option<Waker>) {
         let (mut taken, mut refused) = (0, None);
-        for call in calls {
-            refused = self.enqueue(call).err();
+        for mut call in calls {
             if refused.is_some() {
-                break;
+                call.reply.discard();
+                continue;
             }
-            taken += 1;
+            refused = self.enqueue(call).err();
+            taken += usize::from(refused.is_none());
         }
         self.is_whole |= taken > 0;
         (taken, refused, self.waker.take())
     }
 
-    fn enqueue(&mut self, call: Call) -> Result<(), NotSent> {
-        if !self.breaker.admits() {
-            return Err(NotSent::Open);
-        }
-        if self.in_flight >= self.max_in_flight {
-            return Err(NotSent::Full);
+    fn enqueue(&mut self, mut call: Call) -> Result<(), NotSent> {
+        let refused = match self.breaker.admits() {
+            false => Some(NotSent::Open),
+            true => (self.in_flight >= self.max_in_flight).then_some(NotSent::Full),
+        };
+        if let Some(refused) = refused {
+            call.reply.discard(); // the caller deals with the refusal
+            return Err(refused);
         }
         let id = self.allocate(InFlight::new(call));
         self.queue.push_back(Queued::Request(id));
@@ -287,7 +281,7 @@ impl RequestTable {
         self.slot(id).into_iter().for_each(InFlight::begun);
     }
 
-    fn take_unreached(&mut self, id: u64) -> Option<(Arc<dyn Reply>, Outcome)> {
+    fn take_unreached(&mut self, id: u64) -> Option<(Receiver, Outcome)> {
         let peer = self.peer.take();
         let outcome = self.slot(id).map(|in_flight| in_flight.unreached(peer.as_ref()));
         self.peer = peer;
@@ -315,7 +309,7 @@ impl RequestTable {
     }
 
     /// Takes the call of a response and returns its receiver, if the call still waits.
-    pub(crate) fn answered(&mut self, id: u64) -> Option<Arc<dyn Reply>> {
+    pub(crate) fn answered(&mut self, id: u64) -> Option<Receiver> {
         self.take(id).map(|call| call.reply)
     }
 
@@ -424,8 +418,13 @@ impl std::fmt::Debug for RequestTable {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
-    use crate::identity::{Incarnation, PeerId};
+    use crate::{
+        identity::{Incarnation, PeerId},
+        peer::client::receiver::Reply,
+    };
 
     /// A receiver that nobody waits for.
     struct Nobody;
@@ -451,7 +450,7 @@ mod tests {
             number: 0,
             known: Vec::new(),
             strikes: None,
-            reply: Arc::new(Nobody),
+            reply: Receiver::new(Arc::new(Nobody)),
         };
         table.push(call).expect("room");
         table
@@ -505,7 +504,7 @@ mod tests {
             number: 0,
             known: Vec::new(),
             strikes: None,
-            reply: Arc::new(Nobody),
+            reply: Receiver::new(Arc::new(Nobody)),
         };
         assert_eq!(table.push_all((0..20_000).map(call)).0, 20_000);
         let sent = |table: &mut RequestTable| {

@@ -15,7 +15,8 @@ use crate::{
     peer::{
         client::{
             link::Link,
-            request_table::{Call, Outcome, Reply},
+            receiver::{Receiver, Reply},
+            request_table::{Call, Outcome},
         },
         local::LocalNode,
     },
@@ -40,12 +41,12 @@ impl SentWrite {
     }
 
     /// Sends the request that `call` makes. A peer that takes no request hears of the write from others, or asks for it.
-    pub(crate) fn send(self: &Arc<Self>, link: &Link, call: impl FnOnce(Arc<dyn Reply>) -> Call) {
+    pub(crate) fn send(self: &Arc<Self>, link: &Link, call: impl FnOnce(Receiver) -> Call) {
         let Some(peer) = link.instance() else { return };
         self.waiting.fetch_add(1, AcqRel);
         self.peers.lock().insert(peer.id.clone());
         let reply = Arc::new(SentTo { write: Arc::clone(self), peer, has_log: link.has_log() });
-        if link.send(call(reply)).is_err() {
+        if link.send(call(Receiver::new(reply))).is_err() {
             self.one_less();
         }
     }

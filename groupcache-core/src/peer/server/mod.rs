@@ -15,12 +15,16 @@ pub(crate) mod inbound;
 mod response_queue;
 pub(crate) mod service;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use dashmap::DashMap;
+use futures_util::FutureExt;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, Streaming};
@@ -205,6 +209,7 @@ impl wire::peer_server::Peer for Server {
         server.inbound.insert(number, &hello, is_proven);
         // After the insertion, because the membership compares the addresses that the peer says with those of targets.
         server.service.report_arrival(&hello.id);
+        let (service, outbound) = (Arc::clone(&server.service), Arc::clone(&queue));
         let connection = Connection::new(
             Arc::clone(&server.service),
             Arc::clone(&queue),
@@ -216,9 +221,16 @@ impl wire::peer_server::Peer for Server {
         let registration = Registration(Arc::clone(server), number, hello.instance());
         server.tasks.spawn(async move {
             let (_slot, _registration, _in_use) = (slot, registration, in_use);
-            connection.serve(inbound, frame, hello, lifetime).await;
+            let peer = hello.id.clone();
+            let served = AssertUnwindSafe(connection.serve(inbound, frame, hello, lifetime)).catch_unwind().await;
+            if served.is_err() {
+                // Without this end, the peer would wait until it takes the connection for silent.
+                queue.close(Some(Status::internal("the task of the connection panicked")));
+                service.local.counters.connection_panics.up();
+                tracing::error!(%peer, "the task that serves a connection panicked; the connection is closed");
+            }
         });
-        Ok(tonic::Response::new(Outbound(queue)))
+        Ok(tonic::Response::new(Outbound(outbound)))
     }
 
     async fn get(&self, request: tonic::Request<GetRequest>) -> Result<tonic::Response<UnaryAnswer>, Status> {

@@ -1,0 +1,126 @@
+//! Tasks that serve a connection and panic, or run slow code of the user: other requests go on.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use groupcache_core::{BoxError, Node};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{
+    Event, Subscriber,
+    field::{Field, Visit},
+    subscriber::DefaultGuard,
+};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt},
+    util::SubscriberInitExt,
+};
+
+use crate::support::{Cluster, Gate, PATIENCE, eventually, gated};
+
+/// Subscriber that panics at the events `load.start` that it still owes a panic. A load begins in the task that reads
+/// the connection of its request.
+#[derive(Clone, Default)]
+struct PanicsAtLoad(Arc<AtomicU64>);
+
+impl PanicsAtLoad {
+    /// Installs the subscriber on this thread, on which all nodes of the test run.
+    fn install() -> (Self, DefaultGuard) {
+        let panics = Self::default();
+        (panics.clone(), tracing_subscriber::registry().with(panics).set_default())
+    }
+}
+
+impl<S: Subscriber> Layer<S> for PanicsAtLoad {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut message = Message::default();
+        event.record(&mut message);
+        let owes = message.0 == "load.start" && !std::thread::panicking();
+        let is_due = owes && self.0.fetch_update(Relaxed, Relaxed, |owed| owed.checked_sub(1)).is_ok();
+        assert!(!is_due, "a subscriber that panics");
+    }
+}
+
+/// Message of an event.
+#[derive(Default)]
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+/// Checks that a panic of the task that reads a connection is the end of that connection and of nothing else: the caller
+/// sees it at once and not by silence, and the key that was being loaded is loaded again.
+#[tokio::test]
+async fn panic_in_reader_of_server_breaks_its_connection() {
+    let (panics, _guard) = PanicsAtLoad::install();
+    let (cluster, gate) = (Cluster::start(2).await, Gate::default());
+    gate.open();
+    let build =
+        |_: usize, node: &Node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with(gate.clone(), gated);
+    let groups = cluster.group(build).await;
+    let key = cluster.key_of(&groups, 1);
+    panics.0.store(1, Relaxed);
+    let begun = Instant::now();
+    timeout(PATIENCE, groups[0].get(&key)).await.expect("in time").expect("a value");
+    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
+    assert_eq!((panics.0.load(Relaxed), cluster.nodes[0].stats().ping_timeouts), (0, 0));
+    assert_eq!(cluster.nodes[1].stats().connection_panics, 1);
+    eventually("the nodes are connected again", || groups[0].inspect().owner_of(&key) == cluster.nodes[1].id()).await;
+    timeout(PATIENCE, groups[1].get(&key)).await.expect("the load that was begun is not left").expect("a value");
+    cluster.shutdown().await;
+}
+
+/// Loads a key at node `a` at once, and at another node when its gate opens.
+async fn slow_elsewhere((is_a, gate): &(bool, Gate), key: &str) -> Result<String, BoxError> {
+    if *is_a { Ok("at a".to_owned()) } else { gated(gate, key).await }
+}
+
+/// Checks that a panic of the task that ends the requests of a lost connection leaves no get of the others without an
+/// outcome, and that the peer is reached again.
+#[tokio::test]
+async fn panic_at_end_of_connection_leaves_no_get_waiting() {
+    let (panics, _guard) = PanicsAtLoad::install();
+    let ((cluster, path), gate) = (Cluster::start_with_proxy().await, Gate::default());
+    let build = |n: usize, node: &Node| {
+        node.group::<String>("data").capacity_bytes(1 << 20).loader_with((n == 0, gate.clone()), slow_elsewhere)
+    };
+    let groups = cluster.group(build).await;
+    let all = (0..).map(|n| format!("key-{n}"));
+    let keys: Vec<_> = all.filter(|key| cluster.owner(&groups, key) == 1).take(10).collect();
+    let gets = join_all(keys.iter().map(|key| timeout(PATIENCE, groups[0].get(key))));
+    let stopped = async {
+        gate.begun(10).await;
+        path.stop();
+        panics.0.store(2, Relaxed);
+    };
+    let (gets, ()) = tokio::join!(gets, stopped);
+    let values = gets.iter().filter(|get| matches!(get, Ok(Ok(_)))).count();
+    assert!(values >= 8, "{gets:?}");
+    assert_eq!(panics.0.load(Relaxed), 0);
+    for key in &keys {
+        timeout(PATIENCE, groups[0].get(key)).await.expect("no flight is left").expect("a value");
+    }
+    path.resume();
+    gate.open();
+    let sent = cluster.nodes[0].stats().requests_sent;
+    let end = Instant::now() + PATIENCE;
+    while cluster.nodes[0].stats().requests_sent == sent {
+        assert!(Instant::now() < end, "the peer is asked again");
+        let key = format!("later-{}", Instant::now().duration_since(end - PATIENCE).as_millis());
+        _ = groups[0].get(&key).await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    cluster.shutdown().await;
+}
