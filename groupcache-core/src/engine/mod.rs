@@ -225,6 +225,15 @@ impl<V: Value> Engine<V> {
         Some(left_ms.saturating_sub(rounded_up(age_ms)))
     }
 
+    /// Drops an entry, in a task of its own if this is the last reference and the `Drop` of the value may take long: it is
+    /// user code, and the caller may be the task that reads a connection.
+    pub(crate) fn drop_elsewhere(&self, slot: Option<Slot<V>>) {
+        let is_last = |slot: &Slot<V>| !V::DECODES_LIKE_A_CLONE && triomphe::Arc::is_unique(slot);
+        if let Some(slot) = slot.filter(is_last) {
+            self.context.tasks.run(async move { drop(slot) });
+        }
+    }
+
     /// Returns an error if the length of `key` is not allowed, or if the group has ended.
     pub(crate) fn check(&self, key: &str) -> Result<()> {
         GroupErrors::check_key(key)?;

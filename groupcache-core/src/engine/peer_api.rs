@@ -23,7 +23,7 @@ use crate::{
         previous_owner, receive, send, suspect, write,
     },
     error::{Error, Kind, Result},
-    flight::Kind as Table,
+    flight::{Kind as Table, nesting::JoinGuard},
     identity::{Instance, PeerId},
     limits::{MAX_ERROR_TEXT, RETRY_AFTER},
     loader::LoadReason,
@@ -55,7 +55,8 @@ impl<V: Value> GroupService for Engine<V> {
         if as_of_age_ms.is_some_and(|age_ms| !self.suits_a_peer(age_ms)) {
             // Removed, because otherwise the load of the request would find the same entry.
             self.counters.too_stale.up();
-            drop(self.cache.owned.remove_same(key, &slot));
+            self.drop_elsewhere(self.cache.owned.remove_same(key, &slot));
+            self.drop_elsewhere(Some(slot));
             return None;
         }
         self.counters.peer_request_hits.up();
@@ -116,19 +117,29 @@ impl<V: Value> GroupService for Engine<V> {
         // connection.
         let deadline = clock::deadline(request.wait);
         let arrived_ms = self.context.local.clock.read_ms();
+        let engine = Arc::clone(&self);
+        let waited = dispatched.map(|dispatched| match dispatched {
+            Dispatched::Found(slot) => Waited::Found(slot),
+            Dispatched::Flight(flight, joined) => Waited::Flight(AwaitedFlight(engine, Some(flight)), joined),
+        });
         Box::pin(async move {
-            let (outcome, horizon_ms, nothing_ms) = match dispatched {
-                Ok(Dispatched::Found(slot)) => (Ok(slot), 0, 0),
-                Ok(Dispatched::Flight(flight, _joined)) => {
-                    match self.context.timers.timeout_at(deadline, noticed(&flight, notice)).await {
-                        Some(outcome) => (outcome, flight.horizon_ms(), self.as_of_nothing(&flight)),
+            let (outcome, horizon_ms, nothing_ms) = match &waited {
+                Ok(Waited::Found(slot)) => (Ok(Slot::clone(slot)), 0, 0),
+                Ok(Waited::Flight(AwaitedFlight(_, Some(flight)), _joined)) => {
+                    match self.context.timers.timeout_at(deadline, noticed(flight, notice)).await {
+                        Some(outcome) => (outcome, flight.horizon_ms(), self.as_of_nothing(flight)),
                         None => return Response::Deadline(DeadlineOwner::Asker),
                     }
                 }
-                Err(error) => (Err(error.into()), 0, 0),
+                Ok(Waited::Flight(AwaitedFlight(_, None), _)) => return Response::Declined(Decline::Other), // not reached
+                Err(error) => (Err(error.clone().into()), 0, 0),
             };
             let as_of_ms = outcome.as_ref().map_or(nothing_ms, |slot| slot.as_of_ms).max(horizon_ms);
-            encode_outcome(&self, outcome, self.as_of_age_ms(as_of_ms, arrived_ms))
+            let response = encode_outcome(&self, outcome, self.as_of_age_ms(as_of_ms, arrived_ms));
+            if let Ok(Waited::Found(slot)) = waited {
+                self.drop_elsewhere(Some(slot));
+            }
+            response
         })
     }
 
@@ -225,6 +236,23 @@ impl<V: Value> GroupService for Engine<V> {
         self.flights.clear(|| self.cache.close());
         self.cache.events.close();
         cache::drop_in_background(self.cache.clear());
+    }
+}
+
+/// Load that a request of a peer waits for.
+enum Waited<V: Value> {
+    Found(Slot<V>),
+    Flight(AwaitedFlight<V>, Option<JoinGuard>),
+}
+
+/// Flight that a request of a peer waits for. If this is the last reference, its outcome is dropped elsewhere, because
+/// the task that reads the connection serves other requests.
+struct AwaitedFlight<V: Value>(Arc<Engine<V>>, Option<GroupFlight<V>>);
+
+impl<V: Value> Drop for AwaitedFlight<V> {
+    fn drop(&mut self) {
+        let last = self.1.take().and_then(Arc::into_inner);
+        self.0.drop_elsewhere(last.and_then(|flight| flight.into_outcome()?.ok()));
     }
 }
 

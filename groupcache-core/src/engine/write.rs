@@ -446,6 +446,8 @@ pub(crate) fn drop_written<V: Value>(engine: &Engine<V>, key: &str) -> WriteToke
     if dropped.0.is_some() || dropped.1.is_some() {
         engine.counters.invalidations.up();
     }
+    engine.drop_elsewhere(dropped.0);
+    engine.drop_elsewhere(dropped.1);
     token
 }
 

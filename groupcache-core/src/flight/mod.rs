@@ -117,6 +117,11 @@ impl<O: Clone, C> Flight<O, C> {
         Waiting::new(self)
     }
 
+    /// Returns the outcome of a flight to which nobody else refers.
+    pub(crate) fn into_outcome(self) -> Option<O> {
+        self.outcome.into_inner()
+    }
+
     fn complete(&self, outcome: O) {
         if self.outcome.set(outcome).is_ok() {
             self.waiters.wake();

@@ -9,8 +9,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::future::join_all;
-use groupcache_core::{BoxError, Node};
+use groupcache_core::{
+    BoxError, Loaded, Node, Value,
+    value::{DecodeError, EncodeError},
+};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{
     Event, Subscriber,
@@ -122,5 +126,70 @@ async fn panic_at_end_of_connection_leaves_no_get_waiting() {
         _ = groups[0].get(&key).await;
         sleep(Duration::from_millis(20)).await;
     }
+    cluster.shutdown().await;
+}
+
+/// Time for which the thread of a [`SlowToDrop`] value blocks when it is dropped.
+const SLOW: Duration = Duration::from_secs(2);
+
+/// Value with a `Drop` that blocks its thread, unless the value is the clone of a caller.
+struct SlowToDrop {
+    is_slow: bool,
+}
+
+impl Clone for SlowToDrop {
+    fn clone(&self) -> Self {
+        Self { is_slow: false }
+    }
+}
+
+impl Drop for SlowToDrop {
+    fn drop(&mut self) {
+        if self.is_slow {
+            std::thread::sleep(SLOW);
+        }
+    }
+}
+
+impl Value for SlowToDrop {
+    fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError> {
+        out.put_u8(u8::from(self.is_slow));
+        Ok(())
+    }
+
+    fn decode(_: Bytes) -> Result<Self, DecodeError> {
+        Ok(Self { is_slow: false })
+    }
+
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+/// Loads a value that is slow to drop and not kept, or another one.
+async fn slow_to_drop(_: &(), key: &str) -> Result<Loaded<SlowToDrop>, BoxError> {
+    let is_slow = key.starts_with("slow-");
+    let loaded = Loaded::new(SlowToDrop { is_slow });
+    Ok(if is_slow { loaded.do_not_keep() } else { loaded })
+}
+
+/// Checks that the slow `Drop` of a value that is not kept delays no other request of the connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn slow_drop_of_unkept_value_delays_no_request() {
+    let cluster = Cluster::start(2).await;
+    let build =
+        |_: usize, node: &Node| node.group::<SlowToDrop>("data").capacity_bytes(1 << 20).loader_with((), slow_to_drop);
+    let groups = cluster.group(build).await;
+    let owned = |prefix: &str| {
+        let all = (0..).map(|n| format!("{prefix}-{n}"));
+        all.filter(|key| cluster.owner(&groups, key) == 1).take(3).collect::<Vec<_>>()
+    };
+    for (slow, quick) in owned("slow").iter().zip(owned("quick")) {
+        let begun = Instant::now();
+        timeout(PATIENCE, groups[0].get(slow)).await.expect("in time").expect("a value");
+        timeout(PATIENCE, groups[0].get(&quick)).await.expect("in time").expect("a value");
+        assert!(begun.elapsed() < SLOW / 4, "{:?}", begun.elapsed());
+    }
+    assert_eq!(cluster.nodes[0].stats().ping_timeouts, 0);
     cluster.shutdown().await;
 }
