@@ -159,8 +159,10 @@ impl Figures {
             add(failed, &sample.failed);
             add(&mut self.writes, &sample.writes);
         }
-        let stale: Vec<_> =
-            all(begin, end).flat_map(|(n, s)| s.stale.iter().map(move |s| format!("n{}: {s}", n + 1))).collect();
+        // The writers have not met a process that lists nobody and is listed, and it can ask nobody for their writes.
+        let is_unmet = |n: usize| self.fault == Fault::EarlyDiscovery.name() && n == victim;
+        let judged = all(begin, end).filter(|(n, _)| !is_unmet(*n));
+        let stale: Vec<_> = judged.flat_map(|(n, s)| s.stale.iter().map(move |s| format!("n{}: {s}", n + 1))).collect();
         if !stale.is_empty() {
             let first = stale.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
             self.add_finding(
@@ -357,6 +359,8 @@ mod tests {
             p9,
             "a stale value at the victim counts too"
         );
+        assert_eq!(found(Fault::EarlyDiscovery, 0, 1500, |s| s.stale.push("old".into())), nothing, "not met yet");
+        assert_eq!(found(Fault::EarlyDiscovery, 1, 1500, |s| s.stale.push("old".into())), p9);
         assert_eq!(found(Fault::Kill, 1, 500, |s| s.bytes = 1), ["P6, bytes are bounded"]);
 
         assert_eq!(found(Fault::Kill, 1, 500, |s| s.loaded = one("key", 1)), nothing);
