@@ -21,7 +21,7 @@ use self::inspect::Inspect;
 ///
 /// Clones are handles of the same group. The group works as long as its [`Node`](crate::Node) runs. While the node
 /// shuts down, gets that memory answers still succeed, and other gets, peeks and writes are errors with
-/// [`is_closed`](crate::Error::is_closed). After the shutdown all of them are. After
+/// [`is_closed`](crate::Error::is_closed). Once the node says goodbye to its peers all of them are. After
 /// [`Node::remove_group`](crate::Node::remove_group) all gets, peeks and writes are errors with
 /// [`is_unknown_group`](crate::Error::is_unknown_group).
 ///

@@ -146,6 +146,8 @@ impl Node {
         }
         inner.leaving.send_replace(true);
         let _ = context.timers.timeout(WITHDRAW, inner.withdrawn.cancelled()).await;
+        // Before the goodbye, because writes are complete without this node from then on.
+        context.registry.all().into_iter().for_each(|group| group.close());
         inner.say_goodbye().await;
         inner.close();
         let _ = context.timers.timeout(WITHDRAW, context.tasks.others.wait()).await;
