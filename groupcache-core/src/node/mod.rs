@@ -1,8 +1,9 @@
 //! The node: starts, runs and ends everything that one process of the cache needs.
 //!
-//! [`builder`] starts a node, [`membership`] turns the actions of the stabilizer into connections and views, `tick`
-//! checks deadlines and silence, [`handover`] receives values of previous owners, `pull` asks for writes that did not
-//! arrive, and [`lifecycle`] lets the node leave. The state that they share with the groups is the [`NodeContext`].
+//! [`builder`] has the settings of a node, and `start` makes the node of them. [`membership`] turns the actions of the
+//! stabilizer into connections and views, `serving` answers peers, `tick` checks deadlines and silence, [`handover`]
+//! receives values of previous owners, `pull` asks for writes that did not arrive, and [`lifecycle`] lets the node leave.
+//! The state that they share with the groups is the [`NodeContext`].
 //!
 //! All tasks of this module end with the node, at the latest when its last handle is dropped.
 
@@ -16,6 +17,8 @@ mod membership;
 mod names;
 mod pull;
 mod security;
+mod serving;
+mod start;
 mod supervise;
 #[cfg(test)]
 mod tests;
