@@ -11,11 +11,6 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    cache::{
-        payload::{Payload, Slot},
-        replicas::Replicas,
-        store::{Entry, Times},
-    },
     engine::{
         Engine, Failure, GroupFlight, Outcome, Work,
         load::{self, Dispatched},
@@ -24,24 +19,22 @@ use crate::{
         ownership::ViewSnapshot,
         pending::PendingGet,
     },
-    error::{Error, Kind},
-    flight::{Flight, Join, Kind as Table, nesting::JoinGuard},
+    flight::{Join, Kind as Table, nesting::JoinGuard},
     identity::{Instance, PeerId},
     loader::LoadReason,
     membership::stabilizer::Member,
     peer::client::{
         link::Link,
         receiver::{Receiver, Reply},
-        request_table::{Call, NotSent, Outcome as Reached},
+        request_table::{Call, NotSent},
     },
     protocol::{
         chain::LoadChain,
-        message::{DeadlineOwner, Encoded, Op, Response, Strikes},
+        message::{Op, Strikes},
     },
     quarantine::record::Record,
     runtime::{
-        clock::{NEVER, later},
-        small_bytes,
+        clock::later,
         sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     value::Value,
@@ -50,19 +43,19 @@ use crate::{
 /// State of a fetch, kept in its flight.
 pub(crate) struct Fetch<V: Value> {
     /// Engine of the group. Weak, because the engine holds the flight.
-    engine: Weak<Engine<V>>,
-    snapshot: ViewSnapshot,
-    hash: u64,
+    pub(super) engine: Weak<Engine<V>>,
+    pub(super) snapshot: ViewSnapshot,
+    pub(super) hash: u64,
     chain: LoadChain,
-    begun: Instant,
+    pub(super) begun: Instant,
     deadline_ms: u64,
     /// Rank of the next candidate; rank 0 is the owner. The candidate before it was tried last.
     next: AtomicUsize,
     /// Whether the request to a peer ended because the peer is unreachable. Further requests then take from the
     /// fallback budget.
-    has_failed: AtomicBool,
+    pub(super) has_failed: AtomicBool,
     /// Whether a peer was asked that cannot say which writes of the key it has heard of. Its value is not kept.
-    is_doubtful: AtomicBool,
+    pub(super) is_doubtful: AtomicBool,
 }
 
 impl<V: Value> Fetch<V> {
@@ -146,9 +139,9 @@ enum Next<'a> {
 
 /// Step of a fetch, taken by the task that begins it or that reads a response.
 pub(crate) struct FetchStep<'a, V: Value> {
-    engine: &'a Arc<Engine<V>>,
+    pub(super) engine: &'a Arc<Engine<V>>,
     pub(crate) flight: &'a GroupFlight<V>,
-    fetch: &'a Fetch<V>,
+    pub(super) fetch: &'a Fetch<V>,
 }
 
 impl<'a, V: Value> FetchStep<'a, V> {
@@ -233,7 +226,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
     }
 
     /// Records that the process of a peer ended while it had the request.
-    fn died(&self, process: Instance) {
+    pub(super) fn died(&self, process: Instance) {
         let (local, name) = (&self.engine.context.local, &self.engine.settings.name);
         self.engine.counters.strikes.up();
         local.quarantine.strike(name, self.flight.key(), process, local.clock.read_ms());
@@ -282,7 +275,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
     }
 
     /// Returns the peer that was tried last, if any.
-    fn asked(&self) -> Option<PeerId> {
+    pub(super) fn asked(&self) -> Option<PeerId> {
         let rank = self.fetch.next.load(Relaxed).checked_sub(1)?;
         self.candidate(rank).filter(|member| !member.is_local()).map(|member| member.id.clone())
     }
@@ -311,120 +304,8 @@ impl<'a, V: Value> FetchStep<'a, V> {
         });
     }
 
-    fn complete(&self, outcome: Outcome<V>) {
+    pub(super) fn complete(&self, outcome: Outcome<V>) {
         complete(self.engine, self.flight, outcome);
-    }
-
-    /// Returns the times of a replica. After the time for which it is served, the replica stays for one more
-    /// `replica_time_to_live`, as a sign that the key was hot.
-    fn times(&self, value: &Encoded, now_ms: u64) -> Times {
-        let left_ms = self.flight.begun_ms;
-        // A peer without a bound sends the age of the value alone.
-        let as_of_ms = self.engine.as_of_peer(value.as_of_age_ms.or(Some(value.age_ms)), left_ms);
-        let serve_until_ms = later(
-            now_ms,
-            Duration::from_millis(value.borrow_ms).min(self.engine.settings.freshness.replica_time_to_live),
-        );
-        Times {
-            as_of_ms: as_of_ms.unwrap_or_else(|| now_ms.saturating_sub(value.age_ms)),
-            refresh_at_ms: NEVER,
-            fresh_until_ms: serve_until_ms,
-            serve_until_ms,
-            keep_until_ms: later(serve_until_ms, self.engine.settings.freshness.replica_time_to_live),
-            checked: self.fetch.snapshot.changes,
-        }
-    }
-
-    /// Completes the flight and keeps the value as a replica, unless a write came after the flight began.
-    fn complete_and_keep(&self, slot: Slot<V>, replicas: &Replicas<V>) {
-        let keep = || replicas.keep(self.flight.key(), Slot::clone(&slot));
-        let horizon_ms = self.engine.horizon_of_taken_ms();
-        if let Some(inserted) = self.engine.flights.complete(self.flight, Ok(Slot::clone(&slot)), horizon_ms, keep) {
-            self.engine.cache.after_insert(self.flight.key(), inserted, true);
-        }
-    }
-
-    /// Completes the flight with an error of the peer that was asked.
-    fn fail(&self, kind: Kind, text: impl Into<String>) {
-        let error = match self.asked() {
-            Some(peer) => Error::at_peer(kind, text, peer.as_str()),
-            None => Error::new(kind, text),
-        };
-        self.complete(Err(error.into()));
-    }
-
-    /// Returns whether the "not found" of a peer is older than the bound of the group. A peer without a bound sends no
-    /// age.
-    fn is_old_nothing(&self, as_of_age_ms: Option<u64>) -> bool {
-        let left_ms = self.flight.begun_ms;
-        let as_of_ms = self.engine.as_of_peer(as_of_age_ms, left_ms).unwrap_or(0);
-        !self.engine.is_recent(as_of_ms, left_ms)
-    }
-
-    /// Takes the response of a peer: completes the flight, or asks the next candidate.
-    fn answered(&self, response: Response) {
-        let name = &self.engine.settings.name;
-        match response {
-            Response::Value(value) => {
-                let now_ms = self.engine.context.now_ms();
-                let times = self.times(&value, now_ms);
-                let is_held = self.engine.holds.is_held(self.flight.key(), self.flight.begun_ms);
-                let is_doubtful = self.fetch.is_doubtful.load(Relaxed) || !self.engine.may_keep_taken();
-                let may_keep = value.borrow_ms > 0 && !is_held && !is_doubtful;
-                let replicas = self.engine.cache.replicas.as_ref().filter(|_| may_keep);
-                let replicas =
-                    replicas.filter(|own| value.is_hot || own.wants(self.flight.key(), self.fetch.hash, now_ms));
-                // A replica is copied, because a slice would keep the whole frame in memory.
-                let bytes = if replicas.is_some() { small_bytes::copy(&value.bytes) } else { value.bytes };
-                let slot = Slot::new(Entry::new(Payload::received(bytes), times));
-                match replicas {
-                    Some(replicas) => self.complete_and_keep(slot, replicas),
-                    None => self.complete(Ok(slot)),
-                }
-            }
-            Response::NotFound { as_of_age_ms } if self.is_old_nothing(as_of_age_ms) => self.advance(),
-            Response::NotFound { .. } => self.fail(Kind::NotFound, "the loader found nothing"),
-            Response::LoadFailed { .. } if mutant!(FallbackOnEveryError) => self.advance(),
-            Response::LoadFailed { is_transient, text } => {
-                self.fail(Kind::LoadFailed { is_transient }, format!("the loader of group {name:?} failed: {text}"));
-            }
-            Response::Overloaded { retry_after } => {
-                self.engine.counters.overloaded.up();
-                let text = format!("a peer that serves group {name:?} is overloaded; try again after {retry_after:?}");
-                self.fail(Kind::Overloaded, text);
-            }
-            Response::Quarantined { retry_after } => {
-                self.complete(Err(self.engine.errors.quarantined(Some(retry_after)).into()));
-            }
-            Response::TooLarge => {
-                let text = format!(
-                    "a value of group {name:?} is larger than its owner's limits.max_value_bytes; raise it everywhere"
-                );
-                self.fail(Kind::TooLarge, text);
-            }
-            Response::Deadline(DeadlineOwner::Asker) => self.complete(Err(Failure::Expired(self.asked()))),
-            Response::Deadline(DeadlineOwner::Load) => {
-                self.engine.counters.timeouts.up();
-                self.fail(
-                    Kind::Timeout,
-                    format!("a peer's load of a value of group {name:?} took too long; raise the load_deadline"),
-                );
-            }
-            Response::BadRequest(text) => self.fail(Kind::BadKey, text),
-            // The peer did no work, so that the request to the next candidate does not take from the fallback budget.
-            Response::Declined(_)
-            | Response::Referred(_)
-            | Response::WrongPeer
-            | Response::Unsupported
-            | Response::Pending
-            | Response::Begun
-            | Response::Done
-            | Response::Page(_)
-            | Response::Logs(_) => {
-                self.engine.counters.fetch_errors.up();
-                self.advance();
-            }
-        }
     }
 }
 
@@ -449,36 +330,4 @@ fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, outcome: Outc
         engine.counters.fetch_errors.up();
     }
     engine.flights.complete(flight, outcome, engine.horizon_of_taken_ms(), || ());
-}
-
-impl<V: Value> Reply for Flight<Outcome<V>, Work<V>> {
-    fn reply(self: Arc<Self>, outcome: Reached, at: Instant) {
-        let Work::Fetch(fetch) = &self.context else { return };
-        if self.is_complete() {
-            return;
-        }
-        // Every waiter holds the engine, so that without it nothing waits.
-        let Some(engine) = fetch.engine.upgrade() else { return };
-        let step = FetchStep { engine: &engine, flight: &self, fetch };
-        match outcome {
-            Reached::Answered(response) => {
-                engine.peer_latencies.add(at.saturating_duration_since(fetch.begun));
-                step.answered(response);
-            }
-            Reached::Unreachable => {
-                engine.counters.fetch_errors.up();
-                fetch.has_failed.store(true, Relaxed);
-                step.advance();
-            }
-            Reached::Died { process, has_run } => {
-                engine.counters.fetch_errors.up();
-                fetch.has_failed.store(true, Relaxed);
-                if has_run {
-                    step.died(process);
-                }
-                step.advance();
-            }
-            Reached::Expired => step.complete(Err(Failure::Expired(step.asked()))),
-        }
-    }
 }

@@ -13,6 +13,7 @@ mod decode;
 mod entry;
 mod errors;
 mod fetch;
+mod fetch_answer;
 mod get;
 pub(crate) mod get_many;
 #[cfg(all(test, shuttle))]
