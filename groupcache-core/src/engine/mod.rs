@@ -8,6 +8,7 @@
 //! nest in one order only: the shard of a flight first, and under it the store, the log of changes or the overwritten
 //! keys.
 
+mod apply;
 mod batch;
 mod decode;
 mod entry;
@@ -22,6 +23,7 @@ mod load;
 mod load_control;
 mod load_task;
 mod lookup;
+pub(crate) mod owner_only;
 mod ownership;
 pub(crate) mod peek;
 mod peer_api;

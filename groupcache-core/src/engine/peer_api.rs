@@ -16,11 +16,11 @@ use crate::{
         replicas::HOT_AT_OWNER,
     },
     engine::{
-        Engine, Failure, GroupFlight, Outcome, entry, fetch,
+        Engine, Failure, GroupFlight, Outcome, apply, entry, fetch,
         load::{self, Dispatched},
         lookup::Purpose,
         pending::Deadline,
-        previous_owner, receive, send, suspect, write,
+        previous_owner, receive, send, suspect,
     },
     error::{Error, Kind, Result},
     flight::{Kind as Table, nesting::JoinGuard},
@@ -144,11 +144,11 @@ impl<V: Value> GroupService for Engine<V> {
     }
 
     fn invalidate_and_hold(&self, key: &str, hold: Duration) {
-        write::drop_and_hold(self, key, hold);
+        apply::drop_and_hold(self, key, hold);
     }
 
     fn clear(&self) {
-        write::drop_all(self);
+        apply::drop_all(self);
     }
 
     fn longest_wait(&self) -> Duration {
@@ -156,7 +156,7 @@ impl<V: Value> GroupService for Engine<V> {
     }
 
     fn set(self: Arc<Self>, key: &str, value: Bytes, known: Option<(&Instance, &[WriteName])>) -> ResponseFuture {
-        let token = write::drop_written(&self, key);
+        let token = apply::drop_written(&self, key);
         let (writes, name) = (&self.context.local.writes, &self.settings.name);
         // After the drop, so that a write which comes meanwhile keeps the value out.
         if known.is_some_and(|(writer, known)| writes.has_heard_beyond(writer, name, key, known)) {
@@ -191,7 +191,7 @@ impl<V: Value> GroupService for Engine<V> {
     }
 
     fn forget(&self) {
-        write::forget_all(self);
+        apply::forget_all(self);
     }
 
     fn bounds(&self) -> Bounds {

@@ -1,11 +1,7 @@
 //! Writes: the acting owner first and then every other node, so that no node fetches the old value from the owner
 //! again.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{
     sync::oneshot,
@@ -13,8 +9,8 @@ use tokio::{
 };
 
 use crate::{
-    cache::{self, payload::Slot},
-    engine::{Engine, entry, previous_owner},
+    cache::payload::Slot,
+    engine::{Engine, apply, entry},
     error::{Error, Kind, Result},
     flight::WriteToken,
     identity::PeerId,
@@ -29,7 +25,7 @@ use crate::{
     },
     protocol::{
         chain::LoadChain,
-        message::{Decline, Op, Response, WriteName},
+        message::{Op, Response, WriteName},
     },
     runtime::clock::later,
     value::Value,
@@ -73,25 +69,25 @@ impl<V: Value> Change<V> {
 }
 
 /// Outcome of a write at its acting owner.
-struct AtOwner {
+pub(super) struct AtOwner {
     /// The peer that took the write; `None` = this node, or no candidate.
-    acting: Option<PeerId>,
+    pub(super) acting: Option<PeerId>,
     /// Candidates before the acting owner that are unreachable or did not answer in time.
-    unreached: BTreeSet<PeerId>,
+    pub(super) unreached: BTreeSet<PeerId>,
     /// Whether the owner refused the value as too large, so that the old value was only dropped.
     is_too_large: bool,
 }
 
 /// Write that is in the log of this node.
-struct LoggedWrite {
-    key: Arc<str>,
-    settling: Arc<Settling>,
+pub(super) struct LoggedWrite {
+    pub(super) key: Arc<str>,
+    pub(super) settling: Arc<Settling>,
     /// Writes of the key that the caller knew of, this one included.
-    known: Vec<WriteName>,
+    pub(super) known: Vec<WriteName>,
     /// State of the key on this node after the write was applied.
-    token: WriteToken,
+    pub(super) token: WriteToken,
     /// Time at which the caller gets the outcome.
-    end: Instant,
+    pub(super) end: Instant,
 }
 
 /// Sets a value, in a task that goes on if the caller gives up after `limit`.
@@ -133,7 +129,7 @@ async fn carry_out<V: Value>(
 }
 
 /// Runs `work` in a task of its own, because a caller that gives up must not leave some nodes with the old value.
-async fn run_detached<V: Value, T: Send + 'static>(
+pub(super) async fn run_detached<V: Value, T: Send + 'static>(
     engine: &Engine<V>,
     limit: Duration,
     work: impl Future<Output = Result<T>> + Send + 'static,
@@ -149,7 +145,7 @@ async fn run_detached<V: Value, T: Send + 'static>(
 }
 
 /// Applies a write on this node and appends it to the log, then makes it at the acting owner and on all other nodes.
-async fn write_everywhere<V: Value>(
+pub(super) async fn write_everywhere<V: Value>(
     engine: Arc<Engine<V>>,
     key: Arc<str>,
     change: Change<V>,
@@ -184,10 +180,10 @@ fn append<V: Value>(engine: &Engine<V>, key: Arc<str>, hold: Duration, mut known
     let settling = if mutant!(AppendBeforeApply) {
         append()
     } else {
-        drop_and_hold(engine, &key, hold);
+        apply::drop_and_hold(engine, &key, hold);
         append()
     };
-    let token = drop_and_hold(engine, &key, hold);
+    let token = apply::drop_and_hold(engine, &key, hold);
     let own = local.writes.own_name(settling.number);
     known.retain(|name| name.writer != own.writer);
     known.push(own);
@@ -202,9 +198,9 @@ pub(crate) async fn clear<V: Value>(engine: &Arc<Engine<V>>, limit: Duration) ->
         clearing.counters.writes.up();
         let end = Instant::now() + INVALIDATION;
         let local = &clearing.context.local;
-        drop_all(&clearing);
+        apply::drop_all(&clearing);
         let settling = local.writes.append(&clearing.settings.name, None, local.clock.read_ms());
-        drop_all(&clearing); // see `append`
+        apply::drop_all(&clearing); // see `append`
         let sent = broadcast(&clearing, None, &Op::Clear, &settling, &BTreeSet::new(), None);
         Ok(settle(&clearing, settling, sent, end).await)
     };
@@ -271,69 +267,9 @@ async fn settle<V: Value>(
     WriteOutcome::of(pending, settling, Arc::clone(writes))
 }
 
-/// Drops a value at its owner and on this node, and notifies no other node except for the previous owners, from which
-/// the next owner could receive the old value. The write is in no log, and all other members are pending.
-pub(crate) async fn remove_at_owner<V: Value>(
-    engine: &Arc<Engine<V>>,
-    key: &str,
-    hold: Duration,
-    limit: Duration,
-) -> Result<WriteOutcome> {
-    engine.check(key)?;
-    engine.counters.writes.up();
-    let hold = hold.min(MAX_HOLD);
-    let (writer, key): (_, Arc<str>) = (Arc::clone(engine), key.into());
-    let remove = async move {
-        let engine = writer;
-        let view = engine.context.view();
-        let token = drop_and_hold(&engine, &key, hold);
-        let end = Instant::now() + INVALIDATION;
-        let settling = engine.context.local.writes.unlogged();
-        let write = LoggedWrite { key, settling, known: Vec::new(), token, end };
-        let AtOwner { acting, unreached, .. } = write_at_owner(&engine, &view, &write, Change::Remove { hold }).await;
-        let is_member = |id: &PeerId| view.members().iter().any(|member| member.id == *id);
-        if !unreached.is_empty() || !engine.context.local.writes.company().iter().all(is_member) {
-            // A candidate that was not reached, or a node outside of the view, may be the owner before its old value
-            // ends, and only a log tells it of the write then.
-            return write_everywhere(engine, write.key, Change::Remove { hold }, Vec::new()).await;
-        }
-        let previous = previous_owner::owned_before(&engine, &write.key);
-        let (mut pending, mut notified) = (Vec::new(), Vec::new());
-        for member in view.members().iter().filter(|member| !member.is_local() && Some(&member.id) != acting.as_ref()) {
-            let is_previous = previous.contains(&member.id);
-            match is_previous.then(|| send(&engine, member, &write, Op::Remove { hold }, 0)).flatten() {
-                Some(sent) => notified.push((member.id.clone(), sent)),
-                None => pending.push(member.id.clone()),
-            }
-        }
-        for (id, sent) in notified {
-            if !has_dropped(&engine, sent.await.ok()) {
-                pending.push(id);
-            }
-        }
-        pending.sort();
-        // Replicas of other nodes end by then.
-        let until = Instant::now() + engine.settings.freshness.replica_time_to_live;
-        Ok(WriteOutcome::at_owner(pending, until, engine.context.timers))
-    };
-    run_detached(engine, limit, remove).await
-}
-
-/// Returns whether a node holds no older value after a write was sent to it.
-///
-/// A node without the group holds no value of it. If the group was removed from this node meanwhile, however, the
-/// response proves nothing, because the peer may not know the group by its index any more.
-fn has_dropped<V: Value>(engine: &Engine<V>, outcome: Option<Outcome>) -> bool {
-    match outcome {
-        Some(Outcome::Answered(Response::Done)) => true,
-        Some(Outcome::Answered(Response::Declined(Decline::UnknownGroup))) => !engine.is_removed.load(Relaxed),
-        _ => false,
-    }
-}
-
 /// Makes a write at the first candidate that takes it, which may be this node, within [`OWNER_FIRST`]. Once that time is
 /// over no further peer is asked, and the other nodes are told instead.
-async fn write_at_owner<V: Value>(
+pub(super) async fn write_at_owner<V: Value>(
     engine: &Engine<V>,
     view: &View,
     write: &LoggedWrite,
@@ -346,7 +282,7 @@ async fn write_at_owner<V: Value>(
     for (rank, member) in view.candidates(engine.ownership.scope, hash).enumerate() {
         if member.is_local() {
             if let Change::Set(slot) = change {
-                store_written(engine, write, slot);
+                apply::store_written(engine, &write.key, &write.known, write.token, slot);
             }
             return at_owner;
         }
@@ -402,7 +338,7 @@ async fn request<V: Value>(
 }
 
 /// Sends a write to one node. Returns `None` if its breaker is open or too many requests wait.
-fn send<V: Value>(
+pub(super) fn send<V: Value>(
     engine: &Engine<V>,
     member: &Member,
     write: &LoggedWrite,
@@ -435,80 +371,4 @@ fn call<V: Value>(
     let deadline_ms = later(engine.context.local.clock.read_ms(), INVALIDATION);
     let (group, key, chain) = (engine.index(), Arc::clone(key), LoadChain::EMPTY);
     Call { op, group, key, deadline_ms, rank, chain, number, known, strikes: None, reply }
-}
-
-/// Drops the value of a key on this node, and detaches its flights, so that their values are not cached.
-pub(crate) fn drop_written<V: Value>(engine: &Engine<V>, key: &str) -> WriteToken {
-    mark_overwritten(engine, key);
-    let replica = || if mutant!(CopyNotInvalidated) { None } else { engine.cache.remove_replica(key) };
-    let remove = || (engine.cache.owned.remove(key), replica());
-    let (dropped, token) = engine.flights.write(key, remove);
-    if dropped.0.is_some() || dropped.1.is_some() {
-        engine.counters.invalidations.up();
-    }
-    engine.drop_elsewhere(dropped.0);
-    engine.drop_elsewhere(dropped.1);
-    token
-}
-
-/// Records that the values of previous owners are older than this write.
-fn mark_overwritten<V: Value>(engine: &Engine<V>, key: &str) {
-    let now_ms = engine.context.local.clock.read_ms();
-    engine.handover.previous.mark_overwritten(&engine.context.handover, engine.ownership.hash(key), now_ms);
-}
-
-/// Drops the value of a key on this node, and caches no value of the key that is loaded within `hold`.
-pub(crate) fn drop_and_hold<V: Value>(engine: &Engine<V>, key: &str, hold: Duration) -> WriteToken {
-    if !hold.is_zero() {
-        let now_ms = engine.context.local.clock.read_ms();
-        // Before the write, because a flight that begins after the write must find the hold.
-        engine.holds.hold(key, now_ms, later(now_ms, hold.min(MAX_HOLD)));
-    }
-    drop_written(engine, key)
-}
-
-/// Stores a written value, unless this node has heard of a write of the key that the caller did not know of.
-fn store_written<V: Value>(engine: &Engine<V>, write: &LoggedWrite, slot: Slot<V>) {
-    let writes = &engine.context.local.writes;
-    if writes.has_heard_beyond(writes.own(), &engine.settings.name, &write.key, &write.known) {
-        return;
-    }
-    if let Some(inserted) = engine.flights.finish_write(write.token, || engine.cache.owned.insert(&write.key, slot)) {
-        engine.cache.after_insert(&write.key, inserted, false);
-    }
-}
-
-/// Drops all values on this node, and detaches all flights, so that their values are not cached.
-pub(crate) fn drop_all<V: Value>(engine: &Engine<V>) {
-    engine.handover.previous.clear(engine.context.local.clock.read_ms());
-    forget_all(engine);
-}
-
-/// Drops all values on this node as [`drop_all`] does, and still takes the values that previous owners have.
-pub(crate) fn forget_all<V: Value>(engine: &Engine<V>) {
-    let dropped = engine.flights.clear(|| engine.cache.clear());
-    engine.counters.invalidations.add(dropped.len() as u64);
-    cache::drop_in_background(dropped);
-}
-
-#[cfg(test)]
-#[cfg(not(shuttle))]
-mod tests {
-    use super::*;
-    use crate::Node;
-
-    /// Checks that "unknown group" proves that a peer has dropped the value, unless the group was removed from this
-    /// node.
-    #[tokio::test]
-    async fn removed_group_makes_unknown_group_no_proof() {
-        let node = Node::builder().start().await.unwrap();
-        let group = node.group::<String>("data").capacity_bytes(1 << 20);
-        let group = group.loader(async |key: &str| Ok::<_, std::io::Error>(key.to_owned())).build().unwrap();
-        let has_dropped = |answer| has_dropped(&group.engine, Some(Outcome::Answered(answer)));
-        let unknown = || Response::Declined(Decline::UnknownGroup);
-        assert!(has_dropped(unknown()) && has_dropped(Response::Done));
-        assert!(!has_dropped(Response::Declined(Decline::Closing)) && !super::has_dropped(&group.engine, None));
-        node.remove_group("data");
-        assert!(!has_dropped(unknown()) && has_dropped(Response::Done));
-    }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use futures_util::{StreamExt, stream};
 
 use crate::{
-    engine::write,
+    engine::{owner_only, write},
     error::{Error, Result},
     group::Group,
     value::Value,
@@ -60,7 +60,7 @@ impl<V: Value> Group<V> {
     /// The errors of [`remove`](Self::remove).
     pub async fn remove_with(&self, key: &str, options: RemoveOptions) -> Result<WriteOutcome> {
         match options.is_owner_only {
-            true => write::remove_at_owner(&self.engine, key, options.hold, self.deadline).await,
+            true => owner_only::remove(&self.engine, key, options.hold, self.deadline).await,
             false => write::remove(&self.engine, key, options.hold, self.deadline).await,
         }
     }
