@@ -13,7 +13,7 @@ use crate::{
     peer::group_service::{PageRequest, PageResult},
     protocol::message::{self, Handed, Page},
     value::Value,
-    write::logs::{Positions, Shown},
+    write::index::{Positions, Shown},
 };
 
 /// Number of entries that are stored before other tasks run: some tens of microseconds of work.

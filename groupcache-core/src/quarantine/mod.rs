@@ -21,10 +21,16 @@ use std::{
 };
 
 use tokio::sync::{Notify, Semaphore};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use self::record::{Record, Verdict};
-use crate::{identity::Instance, protocol::message::Suspect, runtime::sync::Mutex};
+use crate::{
+    identity::Instance,
+    protocol::message::Suspect,
+    runtime::{
+        key_hash::{KeyHash, key_hash},
+        sync::Mutex,
+    },
+};
 
 /// Maximum number of records of one group that a node shows to others.
 const MAX_SHOWN: usize = 64;
@@ -41,13 +47,6 @@ pub(crate) const NOTICE: Duration = Duration::from_millis(10);
 /// Time after which the next suspected key is loaded although the load before still runs. A load that ends its process
 /// does so at once in most cases.
 pub(crate) const APART: Duration = Duration::from_millis(25);
-
-/// Hash of group and key. Of two keys with one hash only the first has a record.
-type KeyHash = u64;
-
-fn key_hash(group: &str, key: &str) -> KeyHash {
-    xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(group.as_bytes(), 0))
-}
 
 /// A key that no node loads at present, because its loads have ended processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +77,7 @@ pub(crate) struct Quarantine {
 
 #[derive(Debug, Default)]
 struct Records {
+    /// Of two keys with one hash only the first has a record.
     by_key: BTreeMap<KeyHash, Kept>,
     changes: u64,
 }

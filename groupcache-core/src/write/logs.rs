@@ -1,7 +1,7 @@
-//! Logs of all writers that this node has heard of, and the index of the entries by key.
+//! Logs of all writers that this node has heard of.
 //!
 //! Entries that fall off become an entry of all keys of their group, so that a node that asks for them drops too many
-//! values instead of too few. The index answers which writes of a key this node has heard of.
+//! values instead of too few. The [`index`](super::index) answers which writes of a key this node has heard of.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,15 +9,17 @@ use std::{
     time::Duration,
 };
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
-
 use crate::{
     identity::Instance,
     protocol::{
         message::{LogEntry, LogPart, Position, WriteName},
         wire::entry_bytes,
     },
-    write::log::{Entry, Log},
+    runtime::key_hash::{KeyHash, key_hash},
+    write::{
+        index::{Index, Positions, add, remove},
+        log::{Entry, Log},
+    },
 };
 
 /// Maximum number of entries of the own log, and of all other logs together.
@@ -35,34 +37,6 @@ const SHOWN_AT_ONCE: usize = 2_000;
 /// Maximum bytes of entries in one answer, so that later messages on the connection do not wait long.
 const PART_BYTES: usize = 192 << 10;
 
-/// Key of the index: the hash of group and key. Two keys of one hash name the writes of each other, which does no harm.
-type KeyHash = u64;
-
-fn key_hash(group: &str, key: &str) -> KeyHash {
-    xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(group.as_bytes(), 0))
-}
-
-/// Positions in logs by writer.
-pub(crate) type Positions = BTreeMap<Instance, Shown>;
-
-/// Position of another node in a log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shown {
-    pub(crate) number: u64,
-    pub(crate) base: u64,
-}
-
-/// Writes that are named for a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Named {
-    /// Writes of the key itself.
-    Key,
-    /// Writes of the key, and of all keys of its group.
-    Group,
-    /// Writes of the key, of all keys of its group, and the bases of logs.
-    All,
-}
-
 /// Entry that was heard by its name only, as an entry after a gap of which the rest is not known.
 #[derive(Debug)]
 struct Remembered {
@@ -77,14 +51,8 @@ struct Remembered {
 pub(crate) struct Logs {
     own: Instance,
     logs: BTreeMap<Instance, Log>,
-    /// Heard writes of single keys.
-    by_key: BTreeMap<KeyHash, Vec<WriteName>>,
-    /// Heard writes of all keys of a group: the last number of each writer.
-    by_group: BTreeMap<Arc<str>, BTreeMap<Instance, u64>>,
-    /// Bases, which count as writes of all keys of all groups.
-    bases: BTreeMap<Instance, u64>,
-    /// Changes of `by_group` and `bases`.
-    pub(crate) wide_changes: u64,
+    /// Names of the heard writes.
+    pub(crate) index: Index,
     /// Writers of the kept entries of single keys, in the order in which they were heard: the own ones, and others.
     own_order: VecDeque<(u64, Instance)>,
     order: VecDeque<(u64, Instance)>,
@@ -102,10 +70,7 @@ impl Logs {
         Self {
             logs: BTreeMap::from([(own.clone(), Log::default())]),
             own,
-            by_key: BTreeMap::new(),
-            by_group: BTreeMap::new(),
-            bases: BTreeMap::new(),
-            wide_changes: 0,
+            index: Index::default(),
             own_order: VecDeque::new(),
             order: VecDeque::new(),
             named: VecDeque::new(),
@@ -159,21 +124,9 @@ impl Logs {
         match &entry.key {
             Some(key) => {
                 let hash = key_hash(&entry.group, key);
-                self.name(hash, WriteName { writer: writer.clone(), number: entry.number });
+                self.index.add(hash, WriteName { writer: writer.clone(), number: entry.number });
             }
-            None => self.announce_all(writer, &entry.group, entry.number),
-        }
-    }
-
-    fn name(&mut self, hash: KeyHash, name: WriteName) {
-        add(&mut self.by_key, hash, name);
-    }
-
-    fn announce_all(&mut self, writer: &Instance, group: &Arc<str>, number: u64) {
-        let last = self.by_group.entry(Arc::clone(group)).or_default().entry(writer.clone()).or_default();
-        if *last < number {
-            *last = number;
-            self.wide_changes += 1;
+            None => self.index.add_of_group(writer, &entry.group, entry.number),
         }
     }
 
@@ -236,11 +189,7 @@ impl Logs {
     /// Announces that a log is about to begin at `number`, which counts as a write of all keys of all groups.
     pub(crate) fn announce_base(&mut self, writer: &Instance, number: u64, now_ms: u64) {
         self.heard_of(writer, number, now_ms);
-        let base = self.bases.entry(writer.clone()).or_default();
-        if *base < number {
-            *base = number;
-            self.wide_changes += 1;
-        }
+        self.index.add_base(writer, number);
     }
 
     /// Begins a log at `number`, after all values were dropped and all flights detached.
@@ -257,36 +206,6 @@ impl Logs {
         {
             log.fill(after, part.entries.iter().map(|entry| of_wire(entry, now_ms)).collect());
         }
-    }
-
-    /// Returns the names of the writes of a key that another node, with these positions, has not said that it has.
-    pub(crate) fn names(&self, group: &str, key: &str, positions: &Positions, of: Named) -> Vec<WriteName> {
-        let mut names: Vec<WriteName> = Vec::new();
-        let mut name = |writer: &Instance, number: u64| {
-            if positions.get(writer).is_some_and(|shown| shown.number >= number) {
-                return;
-            }
-            match names.iter_mut().find(|known| known.writer == *writer) {
-                Some(known) => known.number = known.number.max(number),
-                None => names.push(WriteName { writer: writer.clone(), number }),
-            }
-        };
-        for known in self.by_key.get(&key_hash(group, key)).into_iter().flatten() {
-            name(&known.writer, known.number);
-        }
-        if of != Named::Key {
-            self.by_group.get(group).into_iter().flatten().for_each(|(writer, number)| name(writer, *number));
-        }
-        if of == Named::All {
-            self.bases.iter().for_each(|(writer, number)| name(writer, *number));
-        }
-        names
-    }
-
-    /// Returns whether another node with these positions has said to have every write of all keys.
-    pub(crate) fn has_said_all_wide(&self, positions: &Positions) -> bool {
-        let wide = self.by_group.values().flatten().chain(&self.bases);
-        wide.into_iter().all(|(writer, number)| positions.get(writer).is_some_and(|shown| shown.number >= *number))
     }
 
     /// Returns whether another node with these positions has said to have every entry of every log.
@@ -314,12 +233,11 @@ impl Logs {
                 continue;
             }
             has_lacked = true;
-            let mut known = self.by_key.get(&hash).into_iter().flatten();
-            if known.any(|known| known.writer == name.writer && known.number >= name.number) {
+            if self.index.has(hash, name) {
                 continue;
             }
             self.heard_of(&name.writer, name.number, now_ms);
-            self.name(hash, name.clone());
+            self.index.add(hash, name.clone());
             self.named.push_back(Remembered { group: Arc::clone(group), hash, name: name.clone(), heard_ms: now_ms });
             if self.named.len() > MAX_ENTRIES {
                 self.forget_named();
@@ -425,16 +343,7 @@ impl Logs {
         }
         self.past.insert(writer.clone(), self.position(writer));
         self.logs.remove(writer);
-        self.bases.remove(writer);
-        self.by_group.values_mut().for_each(|writers| {
-            writers.remove(writer);
-        });
-        self.by_group.retain(|_, writers| !writers.is_empty());
-        self.by_key.retain(|_, names| {
-            names.retain(|name| name.writer != *writer);
-            !names.is_empty()
-        });
-        self.wide_changes += 1;
+        self.index.forget(writer);
     }
 
     /// Takes the entry of a single key that was heard first off its log.
@@ -443,9 +352,9 @@ impl Logs {
         let Some((_, writer)) = order.pop_front() else { return };
         let Some(forgotten) = self.logs.get_mut(&writer).and_then(Log::forget_first) else { return };
         if let Some(key) = &forgotten.key {
-            self.unname(key_hash(&forgotten.group, key), &writer, forgotten.number);
+            self.index.remove(key_hash(&forgotten.group, key), &writer, forgotten.number);
         }
-        self.announce_all(&writer, &forgotten.group, forgotten.number);
+        self.index.add_of_group(&writer, &forgotten.group, forgotten.number);
     }
 
     /// Forgets the named write that was heard first. A write that never came becomes one of all keys of its group.
@@ -453,32 +362,8 @@ impl Logs {
         let Some(Remembered { group, hash, name, .. }) = self.named.pop_front() else { return };
         remove(&mut self.dropped, hash, &name.writer, name.number);
         if !self.has(&name.writer, name.number) {
-            self.announce_all(&name.writer, &group, name.number);
-            self.unname(hash, &name.writer, name.number);
-        }
-    }
-
-    /// Removes the name of a write from the index, unless a later one of the same writer is there.
-    fn unname(&mut self, hash: KeyHash, writer: &Instance, number: u64) {
-        remove(&mut self.by_key, hash, writer, number);
-    }
-}
-
-/// Adds a name, in the place of an earlier one of the same writer.
-fn add(names: &mut BTreeMap<KeyHash, Vec<WriteName>>, hash: KeyHash, name: WriteName) {
-    let names = names.entry(hash).or_default();
-    match names.iter_mut().find(|known| known.writer == name.writer) {
-        Some(known) => known.number = known.number.max(name.number),
-        None => names.push(name),
-    }
-}
-
-/// Removes a name, unless a later one of the same writer is there.
-fn remove(names: &mut BTreeMap<KeyHash, Vec<WriteName>>, hash: KeyHash, writer: &Instance, number: u64) {
-    if let Some(of_key) = names.get_mut(&hash) {
-        of_key.retain(|name| name.writer != *writer || name.number > number);
-        if of_key.is_empty() {
-            names.remove(&hash);
+            self.index.add_of_group(&name.writer, &group, name.number);
+            self.index.remove(hash, &name.writer, name.number);
         }
     }
 }
@@ -498,7 +383,10 @@ fn to_wire(entry: &Entry, now_ms: u64) -> LogEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{Incarnation, PeerId};
+    use crate::{
+        identity::{Incarnation, PeerId},
+        write::index::{Named, Shown},
+    };
 
     fn writer(id: &str) -> Instance {
         Instance { id: PeerId::new(id).unwrap(), incarnation: Incarnation(1) }
@@ -523,7 +411,7 @@ mod tests {
     }
 
     fn names(logs: &Logs, key: &str, shown: &[(&str, u64)]) -> Vec<(String, u64)> {
-        let names = logs.names("users", key, &positions(shown), Named::All).into_iter();
+        let names = logs.index.names("users", key, &positions(shown), Named::All).into_iter();
         names.map(|name| (name.writer.id.to_string(), name.number)).collect()
     }
 
@@ -558,8 +446,11 @@ mod tests {
         logs.begin_at(&writer("a"), 5, 0);
         assert_eq!(names(&logs, "any", &[("a", 4)]), owned(&[("a", 5)]));
         assert!(names(&logs, "any", &[("a", 5)]).is_empty());
-        assert!(!logs.has_said_all_wide(&positions(&[("a", 4)])) && logs.has_said_all_wide(&positions(&[("a", 5)])));
-        assert!(logs.names("users", "any", &Positions::new(), Named::Group).is_empty());
+        assert!(
+            !logs.index.has_said_all_wide(&positions(&[("a", 4)]))
+                && logs.index.has_said_all_wide(&positions(&[("a", 5)]))
+        );
+        assert!(logs.index.names("users", "any", &Positions::new(), Named::Group).is_empty());
     }
 
     /// Checks that a named write is remembered for its key until it arrives, and is named to other nodes meanwhile.

@@ -12,7 +12,7 @@ use crate::{
     identity::Instance,
     protocol::message::{Position, WriteName},
     write::{
-        logs::{Named, Positions, Shown},
+        index::{Named, Positions, Shown},
         shared::Writes,
         state::State,
     },
@@ -28,17 +28,17 @@ impl Writes {
             return Vec::new();
         }
         let mut state = self.state.lock();
-        let wide_changes = state.logs.wide_changes;
+        let wide_changes = state.logs.index.wide_changes;
         let State { logs, peers, .. } = &mut *state;
-        let Some(peer) = peers.of(peer) else { return logs.names(group, key, &Positions::new(), Named::All) };
+        let Some(peer) = peers.of(peer) else { return logs.index.names(group, key, &Positions::new(), Named::All) };
         if !peer.has_log {
-            return logs.names(group, key, &Positions::new(), Named::Group);
+            return logs.index.names(group, key, &Positions::new(), Named::Group);
         }
-        if peer.wide_said != Some(wide_changes) && logs.has_said_all_wide(&peer.positions) {
+        if peer.wide_said != Some(wide_changes) && logs.index.has_said_all_wide(&peer.positions) {
             peer.wide_said = Some(wide_changes);
         }
         let named = if peer.wide_said == Some(wide_changes) { Named::Key } else { Named::All };
-        let mut names = logs.names(group, key, &peer.positions, named);
+        let mut names = logs.index.names(group, key, &peer.positions, named);
         if named == Named::Key && logs.has_said_all(&peer.positions) {
             level.store(announced, Relaxed);
         }
@@ -53,7 +53,7 @@ impl Writes {
         if mutant!(SetWithoutPositions) {
             return vec![];
         }
-        self.state.lock().logs.names(group, key, &Positions::new(), Named::All)
+        self.state.lock().logs.index.names(group, key, &Positions::new(), Named::All)
     }
 
     /// Remembers the named writes of a key that this node has not applied. Returns whether there was one, after which the
@@ -84,10 +84,10 @@ impl Writes {
         let state = self.state.lock();
         let said: Positions =
             known.iter().map(|name| (name.writer.clone(), Shown { number: name.number, base: 0 })).collect();
-        if !state.logs.names(group, key, &said, Named::Key).is_empty() {
+        if !state.logs.index.names(group, key, &said, Named::Key).is_empty() {
             return true;
         }
-        let wide = state.logs.names(group, key, &said, Named::All);
+        let wide = state.logs.index.names(group, key, &said, Named::All);
         let positions = state.peers.by_id.get(&writer.id).filter(|peer| peer.incarnation == writer.incarnation);
         let has_shown = |name: &WriteName| {
             let shown = positions.and_then(|peer| peer.positions.get(&name.writer));
@@ -106,8 +106,8 @@ impl Writes {
     pub(crate) fn has_heard_beyond_page(&self, group: &str, key: &str, positions: Option<&Positions>) -> bool {
         let state = self.state.lock();
         match positions {
-            Some(positions) => !state.logs.names(group, key, positions, Named::All).is_empty(),
-            None => !state.logs.names(group, key, &Positions::new(), Named::Group).is_empty(),
+            Some(positions) => !state.logs.index.names(group, key, positions, Named::All).is_empty(),
+            None => !state.logs.index.names(group, key, &Positions::new(), Named::Group).is_empty(),
         }
     }
 

@@ -13,7 +13,7 @@ use std::{
 use crate::{
     identity::{Incarnation, Instance, PeerId},
     protocol::message::{Bounds, Company},
-    write::logs::Positions,
+    write::index::Positions,
 };
 
 /// Time after the end of its connection for which a node that discovery never listed stays in the company.

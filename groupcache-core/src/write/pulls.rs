@@ -8,7 +8,7 @@ use std::{
 use crate::{
     identity::{Instance, PeerId},
     protocol::message::{LogEntry, LogPart, WriteName},
-    write::{logs::Shown, shared::Writes, state::State},
+    write::{index::Shown, shared::Writes, state::State},
 };
 
 /// Time after which a node asks for entries that a peer has shown, because the writer sends them itself meanwhile.

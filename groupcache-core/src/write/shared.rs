@@ -25,8 +25,9 @@ use crate::{
     runtime::{stats::NodeCounters, sync::Mutex},
     write::{
         horizon::{Horizon, HorizonInfo},
+        index::Shown,
         log::Entry,
-        logs::{Logs, Shown},
+        logs::Logs,
         peers::Peers,
         pulls::PULL_AFTER,
         settling::{Settling, Unsettled},

@@ -10,7 +10,8 @@ use crate::{
     protocol::message::Relayed,
     write::{
         horizon::Horizon,
-        logs::{Logs, Positions, Shown},
+        index::{Positions, Shown},
+        logs::Logs,
         peers::{Peers, Pong},
         settling::{Unsettled, pending},
     },
