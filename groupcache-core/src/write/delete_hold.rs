@@ -24,7 +24,7 @@ pub(crate) const MAX_HOLD: Duration = Duration::from_secs(600);
 /// Maximum number of keys that are held at once in a group. A further hold is for all keys of one stripe.
 const MAX_KEYS: usize = 10_000;
 
-/// Number of stripes, 512 KiB in a group that has too many holds. A further hold keeps one load of another key in 65,536
+/// Number of stripes, 512 KiB in a group that has too many holds. A further hold keeps one in 65,536 of the other keys
 /// out of the cache.
 const STRIPES: usize = 1 << 16;
 
@@ -44,8 +44,8 @@ struct HeldKeys {
     ends: BTreeSet<(u64, Arc<str>)>,
     /// Holds beside the table.
     further: FurtherHolds,
-    /// End of the last hold that a sweep forgot. Only loads past their deadline began before it, and all of them count as
-    /// held.
+    /// End of the last hold that a sweep forgot. A load that began before it and still runs counts as held, whatever its
+    /// key: such a load is past its deadline, or waited before its deadline began.
     swept_ms: u64,
 }
 
@@ -79,11 +79,13 @@ impl FurtherHolds {
         begun_ms < self.last_ms && self.ends.get(self.stripe(key)).is_some_and(|until_ms| begun_ms < *until_ms)
     }
 
-    /// Frees the stripes if all holds have ended by `now_ms`.
-    fn sweep(&mut self, now_ms: u64) {
-        if self.last_ms <= now_ms {
-            self.ends = Box::default(); // only loads past their deadline began within these holds
-        }
+    /// Frees the stripes if all holds have ended by `now_ms`, and returns the end of the last one then.
+    fn sweep(&mut self, now_ms: u64) -> Option<u64> {
+        let is_over = self.last_ms <= now_ms && !self.ends.is_empty();
+        is_over.then(|| {
+            self.ends = Box::default();
+            self.last_ms
+        })
     }
 }
 
@@ -145,13 +147,23 @@ impl DeleteHolds {
         while let Some((until_ms, _)) = held.forget_first(begun_ms) {
             held.swept_ms = held.swept_ms.max(until_ms);
         }
-        held.further.sweep(begun_ms);
+        held.swept_ms = held.swept_ms.max(held.further.sweep(begun_ms).unwrap_or(0));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Checks that a load which began within a hold beside the table is held after the sweep of the hold.
+    #[test]
+    fn load_begun_within_a_swept_further_hold_is_held() {
+        let holds = DeleteHolds::default();
+        (0..MAX_KEYS).for_each(|n| holds.hold(&format!("key-{n}"), 0, 1000));
+        holds.hold("further", 0, 3000);
+        holds.sweep(3000);
+        assert!(holds.is_held("further", 2999) && !holds.is_held("further", 3000));
+    }
 
     /// Checks that a load is held if it began before the end of its key's hold, and that a shorter hold does not end a
     /// longer one.
