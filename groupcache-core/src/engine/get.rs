@@ -86,7 +86,7 @@ impl<V: Value> Engine<V> {
 
     /// Takes steps 2 to 4 for a key that memory does not answer, and waits for the outcome.
     pub(crate) async fn miss(self: &Arc<Self>, key: &str, limit: Duration) -> Result<V> {
-        let deadline = Deadline::start(&self.context.local.clock, self.context.timers, limit);
+        let deadline = Deadline::start(&self.context.local.clock, &self.context.timers, limit);
         let pending = self.begin(key, deadline, LoadContext::current().as_ref())?;
         let dispatched = self.dispatch(key, &pending, pending.deadline.begun)?;
         self.finish(key, &pending, dispatched).await

@@ -89,7 +89,7 @@ struct OwnersFetches<V: Value> {
 impl<'a, V: Value> BatchedGet<'a, V> {
     fn new(engine: &'a Arc<Engine<V>>, limit: Duration) -> Self {
         let (deadline, snapshot) =
-            (Deadline::start(&engine.context.local.clock, engine.context.timers, limit), engine.ownership.snapshot());
+            (Deadline::start(&engine.context.local.clock, &engine.context.timers, limit), engine.ownership.snapshot());
         Self { engine, deadline, snapshot, asker: LoadContext::current(), by_owner: BTreeMap::new() }
     }
 

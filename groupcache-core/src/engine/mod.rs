@@ -231,9 +231,10 @@ impl<V: Value> Engine<V> {
     /// Drops an entry, in a task of its own if this is the last reference and the `Drop` of the value may take long: it is
     /// user code, and the caller may be the task that reads a connection.
     pub(crate) fn drop_elsewhere(&self, slot: Option<Slot<V>>) {
-        let is_last = |slot: &Slot<V>| !V::DECODES_LIKE_A_CLONE && triomphe::Arc::is_unique(slot);
-        if let Some(slot) = slot.filter(is_last) {
-            self.context.tasks.run(async move { drop(slot) });
+        let may_take_long = !V::DECODES_LIKE_A_CLONE && std::mem::needs_drop::<V>();
+        // Of two holders that drop the entry at once, exactly one gets it.
+        if let Some(last) = slot.filter(|_| may_take_long).and_then(triomphe::Arc::into_unique) {
+            self.context.tasks.run(async move { drop(last) });
         }
     }
 

@@ -64,7 +64,7 @@ pub(crate) async fn remove<V: Value>(
         pending.sort();
         // Replicas of other nodes end by then.
         let until = Instant::now() + engine.settings.freshness.replica_time_to_live;
-        Ok(WriteOutcome::at_owner(pending, until, engine.context.timers))
+        Ok(WriteOutcome::at_owner(pending, until, engine.context.timers.clone()))
     };
     run_detached(engine, limit, remove).await
 }

@@ -286,7 +286,7 @@ fn begin_load<V: Value>(
     let hash = engine.ownership.hash(request.key);
     let is_mine = engine.ownership.is_mine(hash);
     if mutant!(ServerForwards) && !is_mine {
-        let deadline = Deadline::start(&engine.context.local.clock, engine.context.timers, request.wait);
+        let deadline = Deadline::start(&engine.context.local.clock, &engine.context.timers, request.wait);
         return Ok(engine.begin(request.key, deadline, None).map(|pending| {
             let snapshot = engine.ownership.snapshot();
             fetch::join(engine, request.key, &pending, snapshot, pending.deadline.begun, |step| step.advance())

@@ -25,7 +25,7 @@ pub(crate) struct Deadline {
 impl Deadline {
     /// Starts the time of a get. The clock is read once, because a read is a tenth of what else a remote get costs
     /// here.
-    pub(crate) fn start(clock: &Clock, timers: Timers, limit: Duration) -> Self {
+    pub(crate) fn start(clock: &Clock, timers: &Timers, limit: Duration) -> Self {
         let begun = timers.now();
         Self { begun, limit, end: clock::after(begun, limit), end_ms: later(clock.at_ms(begun), limit) }
     }

@@ -7,25 +7,27 @@
 use std::{sync::OnceLock, time::Duration};
 
 use tokio::{
-    runtime::{Builder, Handle, Id},
+    runtime::{Builder, Handle},
     time::{Instant, Sleep},
 };
 
+use crate::runtime::clock::after;
+
 /// Timers for the calls of one node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Timers {
     /// Runtime of the node.
-    home: Id,
+    home: Handle,
 }
 
 impl Timers {
     pub(crate) fn of(runtime: &Handle) -> Self {
-        Self { home: runtime.id() }
+        Self { home: runtime.clone() }
     }
 
     /// Returns whether the calling thread runs the runtime of the node.
     pub(crate) fn is_at_home(&self) -> bool {
-        Handle::try_current().is_ok_and(|current| current.id() == self.home)
+        Handle::try_current().is_ok_and(|current| current.id() == self.home.id())
     }
 
     /// Returns the present time, whatever the clock of the calling thread's runtime is.
@@ -37,7 +39,7 @@ impl Timers {
     /// Returns a timer that ends at `at`.
     pub(crate) fn sleep_until(&self, at: Instant) -> Sleep {
         // Only the creation of a timer needs a runtime, which the timer then keeps.
-        let _entered = if self.is_at_home() { None } else { elsewhere().map(Handle::enter) };
+        let _entered = if self.is_at_home() { None } else { Some(elsewhere().unwrap_or(&self.home).enter()) };
         tokio::time::sleep_until(at)
     }
 
@@ -60,11 +62,6 @@ impl Timers {
     pub(crate) async fn timeout<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
         self.timeout_at(after(self.now(), limit), future).await
     }
-}
-
-/// Returns a time after another one. A time that is too late to be represented becomes one in 30 years.
-fn after(now: Instant, time: Duration) -> Instant {
-    now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365 * 30))
 }
 
 /// Returns the runtime of the timers of calls that no runtime of a node polls. The process has one, which nothing else

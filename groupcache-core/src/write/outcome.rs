@@ -93,7 +93,7 @@ impl WriteOutcome {
         self.pending.sort();
         self.pending.dedup();
         self.settling.extend(other.settling);
-        self.until = match (self.until, other.until) {
+        self.until = match (self.until.take(), other.until) {
             (Some(one), Some(other)) => Some(if one.0 < other.0 { other } else { one }),
             (one, other) => one.or(other),
         };
@@ -141,8 +141,8 @@ impl WriteOutcome {
         if let (Some(writes), false) = (&self.writes, self.settling.is_empty()) {
             self.settling.iter().for_each(|settling| writes.count_settled(settling));
         }
-        if let Some((until, timers)) = self.until {
-            timers.sleep_until(until).await;
+        if let Some((until, timers)) = &self.until {
+            timers.sleep_until(*until).await;
         }
     }
 
