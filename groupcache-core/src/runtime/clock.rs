@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    runtime::{Handle, Id},
+    time::Instant,
+};
 
 use crate::limits::{LATE_TICK, TICK};
 
@@ -39,6 +42,8 @@ pub(crate) struct Clock {
     since_boot: fn() -> Duration,
     /// Result of `since_boot` at the node's start.
     at_start: Duration,
+    /// Runtime of the node, if it started on one. The clock of a caller's runtime may be paused or ahead.
+    home: Option<Id>,
 }
 
 /// Result of a tick: whether this process kept up.
@@ -62,7 +67,13 @@ impl Clock {
             suspended_ms: AtomicU64::new(0),
             since_boot,
             at_start: since_boot(),
+            home: Handle::try_current().ok().map(|runtime| runtime.id()),
         }
+    }
+
+    /// Returns whether no runtime but that of the node may have another clock here.
+    fn is_trusted(&self) -> bool {
+        Handle::try_current().map_or(true, |current| self.home.is_none_or(|home| home == current.id()))
     }
 
     /// Returns the coarse time, which is at most about 10 ms old while the runtime keeps up.
@@ -94,7 +105,8 @@ impl Clock {
         let since_start = now.saturating_duration_since(self.start).as_millis();
         let since_start = u64::try_from(since_start).unwrap_or(NEVER).saturating_add(self.suspended_ms.load(Relaxed));
         let now = since_start.saturating_add(BEGINNING_MS);
-        if now > self.now_ms.load(Relaxed) {
+        // Asked only when the time has moved, because the question writes to a counter of the runtime.
+        if now > self.now_ms.load(Relaxed) && self.is_trusted() {
             self.now_ms.fetch_max(now, Relaxed);
         }
         now
@@ -175,6 +187,25 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(clock.tick(), Punctuality::Late(Duration::from_secs(2)));
         assert_eq!(clock.now_ms(), BEGINNING_MS + 2010);
+    }
+
+    /// Checks that a caller on a runtime with a clock that is ahead does not move the time of the node.
+    #[test]
+    fn clock_of_a_callers_runtime_moves_no_coarse_time() {
+        let runtime =
+            || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let (home, other) = (runtime(), runtime());
+        let clock = home.block_on(async { Clock::start() });
+        other.block_on(async {
+            tokio::time::advance(Duration::from_secs(60)).await;
+            assert!(clock.read_ms() >= BEGINNING_MS + 60_000);
+        });
+        assert!(clock.now_ms() < BEGINNING_MS + 60_000);
+        home.block_on(async {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            clock.read_ms();
+        });
+        assert!(clock.now_ms() >= BEGINNING_MS + 1_000);
     }
 
     /// Coarse time includes the time of a suspension, elapsed time excludes it, and deadlines stay as far away.

@@ -69,11 +69,17 @@ impl Timers {
 fn elsewhere() -> Option<&'static Handle> {
     static TIMERS: OnceLock<Option<Handle>> = OnceLock::new();
     let start = || {
-        let runtime = Builder::new_current_thread().enable_time().build().ok()?;
-        let handle = runtime.handle().clone();
+        let (started, handle) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("groupcache-timers".to_owned());
-        thread.spawn(move || runtime.block_on(std::future::pending::<()>())).ok()?;
-        Some(handle)
+        // The runtime is made on its thread, because a runtime must not be dropped where another one runs.
+        let run = move || {
+            if let Ok(runtime) = Builder::new_current_thread().enable_time().build() {
+                let _ = started.send(runtime.handle().clone());
+                runtime.block_on(std::future::pending::<()>());
+            }
+        };
+        thread.spawn(run).ok()?;
+        handle.recv().ok()
     };
     TIMERS.get_or_init(start).as_ref()
 }

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -76,9 +76,7 @@ async fn panic_in_reader_of_server_breaks_its_connection() {
     let groups = cluster.group(build).await;
     let key = cluster.key_of(&groups, 1);
     panics.0.store(1, Relaxed);
-    let begun = Instant::now();
     timeout(PATIENCE, groups[0].get(&key)).await.expect("in time").expect("a value");
-    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
     assert_eq!((panics.0.load(Relaxed), cluster.nodes[0].stats().ping_timeouts), (0, 0));
     assert_eq!(cluster.nodes[1].stats().connection_panics, 1);
     eventually("the nodes are connected again", || groups[0].inspect().owner_of(&key) == cluster.nodes[1].id()).await;
@@ -129,8 +127,8 @@ async fn panic_at_end_of_connection_leaves_no_get_waiting() {
     cluster.shutdown().await;
 }
 
-/// Time for which the thread of a [`SlowToDrop`] value blocks when it is dropped.
-const SLOW: Duration = Duration::from_secs(2);
+/// Whether the threads that drop [`SlowToDrop`] values go on.
+static MAY_DROP: AtomicBool = AtomicBool::new(true);
 
 /// Value with a `Drop` that blocks its thread, unless the value is the clone of a caller.
 struct SlowToDrop {
@@ -146,7 +144,10 @@ impl Clone for SlowToDrop {
 impl Drop for SlowToDrop {
     fn drop(&mut self) {
         if self.is_slow {
-            std::thread::sleep(SLOW);
+            let end = Instant::now() + 2 * PATIENCE;
+            while !MAY_DROP.load(Relaxed) && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
     }
 }
@@ -185,10 +186,10 @@ async fn slow_drop_of_unkept_value_delays_no_request() {
         all.filter(|key| cluster.owner(&groups, key) == 1).take(3).collect::<Vec<_>>()
     };
     for (slow, quick) in owned("slow").iter().zip(owned("quick")) {
-        let begun = Instant::now();
+        MAY_DROP.store(false, Relaxed);
         timeout(PATIENCE, groups[0].get(slow)).await.expect("in time").expect("a value");
         timeout(PATIENCE, groups[0].get(&quick)).await.expect("in time").expect("a value");
-        assert!(begun.elapsed() < SLOW / 4, "{:?}", begun.elapsed());
+        MAY_DROP.store(true, Relaxed);
     }
     assert_eq!(cluster.nodes[0].stats().ping_timeouts, 0);
     cluster.shutdown().await;
