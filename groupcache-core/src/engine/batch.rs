@@ -15,6 +15,7 @@ use crate::{
         entry::LoadStart,
         errors::panic_text,
         load_task::{self, complete},
+        suspect::{self, Admission},
     },
     error::{Error, Kind, Result},
     flight::{CompleteOnDrop, nesting::CURRENT},
@@ -81,33 +82,29 @@ pub(crate) fn load_with_others<V: Value>(
         let mut all = gathering.take();
         while !all.is_empty() {
             let (batch, rest) = one_batch(all, gathering.batches.max_keys);
-            engine.context.tasks.load(run(Arc::clone(&engine), Arc::clone(&gathering.batches), batch));
+            engine.context.tasks.load(run(
+                Arc::clone(&engine),
+                Arc::clone(&gathering.batches),
+                batch,
+                Admission::AtOnce,
+            ));
             all = rest;
         }
     });
 }
 
-/// Begins a load that another load waits for, in a batch of its own, because it takes a permit of its own depth.
+/// Begins a load in a batch of its own. A load that another load waits for takes a permit of its own depth, and the load
+/// of a suspect waits for its turn.
 pub(crate) fn load_alone<V: Value>(
     engine: &Arc<Engine<V>>,
     batches: &Arc<Batches<V>>,
     flight: GroupFlight<V>,
     hash: u64,
     reason: LoadReason,
+    admission: Admission,
 ) {
-    engine.context.tasks.load(alone(engine, batches, flight, hash, reason));
-}
-
-/// Returns the task of a load in a batch of its own. The flight completes whatever happens to the task.
-pub(super) fn alone<V: Value>(
-    engine: &Arc<Engine<V>>,
-    batches: &Arc<Batches<V>>,
-    flight: GroupFlight<V>,
-    hash: u64,
-    reason: LoadReason,
-) -> impl Future<Output = ()> + Send + use<V> {
     let waiting = waiting(engine, flight, hash, reason);
-    run(Arc::clone(engine), Arc::clone(batches), vec![waiting])
+    engine.context.tasks.load(run(Arc::clone(engine), Arc::clone(batches), vec![waiting], admission));
 }
 
 /// Makes a waiting load, which completes its flight with an error when it is dropped.
@@ -125,14 +122,14 @@ fn one_batch<V: Value>(all: Vec<Waiting<V>>, max_keys: usize) -> (Vec<Waiting<V>
 }
 
 /// Runs one batch: asks previous owners, calls the loader for the remaining keys, and completes each flight.
-async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, batch: Vec<Waiting<V>>) {
+async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, batch: Vec<Waiting<V>>, admission: Admission) {
     let batch = ask_previous_owners(&engine, batch).await;
     if batch.is_empty() {
         return;
     }
     let changes = engine.context.changes.number();
     let keys: Vec<Arc<str>> = batch.iter().map(|waiting| Arc::clone(waiting.flight.key())).collect();
-    let loaded = load_task::caught(&engine, load_many(&engine, &batches, &batch, &keys)).await;
+    let loaded = load_task::caught(&engine, load_many(&engine, &batches, &batch, &keys, admission)).await;
     let mut outcomes = match loaded.and_then(|loaded| loaded) {
         Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map_err(|e| engine.errors.load_failed(e))).collect(),
         Err(error) => vec![Err(error); batch.len()],
@@ -171,6 +168,7 @@ async fn load_many<V: Value>(
     batches: &Batches<V>,
     batch: &[Waiting<V>],
     keys: &[Arc<str>],
+    admission: Admission,
 ) -> Result<Outcomes<V>> {
     let mut contexts = batch.iter().filter_map(|waiting| waiting.flight.context.load_context());
     let Some(context) = contexts.next().cloned() else {
@@ -180,6 +178,7 @@ async fn load_many<V: Value>(
     // and then the permit of the whole batch must be of its depth.
     contexts.for_each(|other| other.follow(&context));
     let deadline = clock::deadline(engine.loads.deadline);
+    let turn = suspect::turn(engine, admission, deadline).await?;
     let keys: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
     let fallbacks = batch.iter().filter(|waiting| waiting.reason == LoadReason::Fallback).count();
     let call = || async {
@@ -197,7 +196,13 @@ async fn load_many<V: Value>(
         batch.iter().for_each(|waiting| engine.survived(waiting.flight.key()));
         loaded.as_ref().map_or(true, |all| all.iter().all(|outcome| outcome.is_err()))
     };
-    engine.loads.attempts(&context, deadline, call, has_failed).await
+    let begins = async {
+        match batch.first() {
+            Some(first) => suspect::begin(engine, &first.flight, turn).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    engine.loads.attempts(&context, deadline, begins, call, has_failed).await
 }
 
 type Called<V> = std::result::Result<

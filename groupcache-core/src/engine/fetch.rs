@@ -18,6 +18,7 @@ use crate::{
         lookup::Purpose,
         ownership::ViewSnapshot,
         pending::PendingGet,
+        suspect::Suspect,
     },
     flight::{Join, Kind as Table, nesting::JoinGuard},
     identity::{Instance, PeerId},
@@ -32,7 +33,6 @@ use crate::{
         chain::LoadChain,
         message::{Op, Strikes},
     },
-    quarantine::record::Record,
     runtime::{
         clock::later,
         sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -158,21 +158,21 @@ impl<'a, V: Value> FetchStep<'a, V> {
             return self.complete(Err(self.engine.errors.closed().into()));
         }
         let suspect = self.engine.suspect(self.flight.key());
-        if let Err(error) = self.engine.check_quarantine(self.flight.key()) {
-            return self.complete(Err(error.into()));
-        }
         loop {
             let rank = fetch.next.fetch_add(1, Relaxed);
             let next = match &suspect {
                 None => self.candidate(rank).filter(|member| !member.is_local()).map_or(Next::None, Next::Ask),
-                Some(record) => self.next_for(record, rank),
+                Some(suspect) => self.next_for(suspect, rank),
             };
             let member = match next {
                 Next::Ask(member) => member,
                 Next::Skip => continue,
                 Next::Wait => return self.wait_for_news(),
                 Next::None if suspect.is_none() => return self.load_here(),
-                Next::None => return self.complete(Err(self.engine.errors.quarantined(None).into())),
+                Next::None => {
+                    let quarantine = suspect.and_then(|suspect| suspect.quarantine());
+                    return self.complete(Err(self.engine.errors.quarantined(quarantine).into()));
+                }
             };
             let Some(link) = self.link(member) else { continue };
             if suspect.is_none() && fetch.has_failed.load(Relaxed) && !context.may_ask_again() {
@@ -187,8 +187,14 @@ impl<'a, V: Value> FetchStep<'a, V> {
     }
 
     /// Returns the next candidate for a key with strikes: first the peers without a strike, and then those that have been
-    /// started again since. No load begins on this node, because nobody would witness the end of its process.
-    fn next_for(&self, record: &Record, rank: usize) -> Next<'a> {
+    /// started again since. No load begins on this node, because nobody would witness the end of its process. Of a key in
+    /// quarantine, the owner may have a value in memory.
+    fn next_for(&self, suspect: &Suspect, rank: usize) -> Next<'a> {
+        let record = &suspect.record;
+        if suspect.quarantine().is_some() {
+            let owner = self.candidate(rank).filter(|owner| rank == 0 && !owner.is_local());
+            return owner.map_or(Next::None, Next::Ask);
+        }
         let view = &self.fetch.snapshot.view;
         let count = view.candidates(self.engine.ownership.scope, self.fetch.hash).count();
         let is_second_round = rank >= count;
@@ -262,8 +268,8 @@ impl<'a, V: Value> FetchStep<'a, V> {
 
     /// Returns the strikes against the key, for a peer that gives notice of the load.
     fn strikes(&self, link: &Link) -> Option<Box<Strikes>> {
-        let record = self.engine.suspect(self.flight.key()).filter(|_| link.has_quarantine())?;
-        Some(Box::new(record.to_wire(self.engine.context.local.clock.read_ms())))
+        let suspect = self.engine.suspect(self.flight.key()).filter(|_| link.has_quarantine())?;
+        Some(Box::new(suspect.record.to_wire(self.engine.context.local.clock.read_ms())))
     }
 
     fn queue_is_full(&self) -> Failure {

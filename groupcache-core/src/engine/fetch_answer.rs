@@ -126,6 +126,7 @@ impl<V: Value> FetchStep<'_, V> {
             | Response::WrongPeer
             | Response::Unsupported
             | Response::Pending
+            | Response::Held
             | Response::Begun
             | Response::Done
             | Response::Page(_)

@@ -96,7 +96,6 @@ impl<V: Value> Engine<V> {
     /// waits for the key.
     pub(crate) fn begin(&self, key: &str, deadline: Deadline, asker: Option<&Arc<LoadContext>>) -> Result<PendingGet> {
         self.check(key)?;
-        self.check_quarantine(key)?;
         let hash = self.ownership.hash(key);
         let waiting = asker.map(|load| load.wait_for(hash)).transpose().map_err(|e| self.errors.nesting(e))?;
         let chain = asker.map_or(LoadChain::EMPTY, |load| load.chain());
@@ -107,7 +106,7 @@ impl<V: Value> Engine<V> {
     /// wait. A key with strikes is fetched in any case.
     pub(super) fn dispatch(self: &Arc<Self>, key: &str, pending: &PendingGet, now: Instant) -> Result<Dispatched<V>> {
         let snapshot = self.ownership.snapshot(); // step 2: the view is taken once
-        if self.ownership.owns(&snapshot.view, pending.hash) && !self.is_suspect(key) {
+        if self.ownership.owns(&snapshot.view, pending.hash) && self.suspect(key).is_none() {
             load::join(self, key, pending.hash, &pending.chain, LoadReason::Owner)
         } else {
             Ok(fetch::join(self, key, pending, snapshot, now, |step| step.advance()))

@@ -97,7 +97,7 @@ impl<'a, V: Value> BatchedGet<'a, V> {
     fn dispatch(&mut self, key: &str) -> Result<(Dispatched<V>, PendingGet)> {
         let (engine, view) = (self.engine, Arc::clone(&self.snapshot.view));
         let pending = engine.begin(key, self.deadline, self.asker.as_ref())?;
-        if engine.is_suspect(key) {
+        if engine.suspect(key).is_some() {
             return Ok((engine.dispatch(key, &pending, self.deadline.begun)?, pending));
         }
         let owner = engine.ownership.peer_owner(&view, pending.hash).and_then(|owner| Some((owner, owner.dial?)));

@@ -4,11 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     cache::payload::Slot,
-    engine::{
-        Engine, GroupFlight, Work, batch, load_task,
-        lookup::Purpose,
-        suspect::{self, Admission},
-    },
+    engine::{Engine, GroupFlight, Work, batch, load_task, lookup::Purpose, suspect::Admission},
     error::Result,
     flight::{
         Join, Kind as Table,
@@ -106,23 +102,11 @@ fn start<V: Value>(
     is_nested: bool,
     admission: Admission,
 ) {
-    if admission != Admission::AtOnce {
-        let tasks = &engine.context.tasks;
-        let in_turn = (Arc::clone(engine), Arc::clone(&flight));
-        return match &engine.loads.batches {
-            None => {
-                let load = load_task::run(Arc::clone(engine), flight, hash, reason);
-                tasks.load(suspect::in_turn(in_turn.0, in_turn.1, admission, load));
-            }
-            Some(batches) => {
-                let load = batch::alone(engine, batches, flight, hash, reason);
-                tasks.load(suspect::in_turn(in_turn.0, in_turn.1, admission, load));
-            }
-        };
-    }
     match &engine.loads.batches {
-        None => engine.context.tasks.load(load_task::run(Arc::clone(engine), flight, hash, reason)),
-        Some(batches) if is_nested => batch::load_alone(engine, batches, flight, hash, reason),
+        None => engine.context.tasks.load(load_task::run(Arc::clone(engine), flight, hash, reason, admission)),
+        Some(batches) if is_nested || admission != Admission::AtOnce => {
+            batch::load_alone(engine, batches, flight, hash, reason, admission);
+        }
         Some(batches) => batch::load_with_others(engine, batches, flight, hash, reason),
     }
 }
@@ -149,7 +133,7 @@ pub(crate) fn refresh_if_due<V: Value>(engine: &Arc<Engine<V>>, key: &str, slot:
     if !slot.is_to_be_refreshed(now_ms, later(now_ms, REFRESH_PAUSE)) || engine.context.is_closed() {
         return;
     }
-    if engine.is_suspect(key) {
+    if engine.suspect(key).is_some() {
         return; // no caller waits that could witness the end of the process
     }
     let Ok(load) = LoadContext::begin(&LoadChain::EMPTY, hash) else { return };

@@ -78,19 +78,21 @@ impl<V: Value> LoadControl<V> {
         }
     }
 
-    /// Takes permits and calls a loader, again while its error is transient and both the group's retries and the
+    /// Takes permits, waits for `begins`, and calls a loader, again while its error is transient and both the group's retries and the
     /// deadline allow it. Records in the breaker whether the last attempt failed.
     ///
     /// # Errors
-    /// The error of the last attempt, or that of a missing permit or an open breaker.
-    pub(crate) async fn attempts<T, F: Future<Output = Result<T>>>(
+    /// The error of the last attempt, or that of a missing permit, an open breaker or `begins`.
+    pub(crate) async fn attempts<T, R, F: Future<Output = Result<T>>>(
         &self,
         load: &Arc<LoadContext>,
         deadline: Instant,
+        begins: impl Future<Output = Result<R>>,
         mut call: impl FnMut() -> F,
         has_failed: impl FnOnce(&Result<T>) -> bool,
     ) -> Result<T> {
         let permits = self.permits(load, deadline).await?;
+        let _running = begins.await?; // its error is no failure of the source
         let mut loaded = call().await;
         if is_transient(&loaded) && self.retries > 0 {
             let pauses = pauses(RETRY_PAUSE, RETRY_PAUSE_MAX, self.context.random());

@@ -20,6 +20,7 @@ use crate::{
         entry::{self, LoadStart},
         errors::panic_text,
         previous_owner,
+        suspect::{self, Admission},
     },
     error::{Error, Kind, Result},
     flight::{
@@ -60,8 +61,8 @@ fn fail<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, error: Error) {
     }
 }
 
-/// Returns the error of a load during which the code of a value has panicked. The error is one of the load and not of the node, so that no
-/// other node repeats the load.
+/// Returns the error of a load during which the code of a value has panicked. The error is one of the load and not of the
+/// node, so that no other node repeats the load.
 fn panicked<V: Value>(engine: &Engine<V>, panic: &(dyn Any + Send)) -> Error {
     engine.counters.load_errors.up();
     let text = format!("a value of group {:?} panicked when it was cloned or dropped", engine.settings.name);
@@ -103,6 +104,7 @@ pub(crate) fn run<V: Value>(
     flight: GroupFlight<V>,
     hash: u64,
     reason: LoadReason,
+    admission: Admission,
 ) -> impl Future<Output = ()> + Send {
     let guard = complete_on_drop(&engine, &flight);
     async move {
@@ -112,23 +114,25 @@ pub(crate) fn run<V: Value>(
             return guard.defuse();
         }
         let start = LoadStart::now(&engine, flight.key());
-        let outcome = caught(&engine, load(&engine, &flight, reason, start.previous.as_deref())).await;
+        let outcome = caught(&engine, load(&engine, &flight, reason, admission, start.previous.as_deref())).await;
         complete(&engine, &flight, hash, outcome.and_then(|loaded| loaded), &start);
         guard.defuse();
     }
 }
 
-/// Calls the loader, with permits, attempts and a deadline.
+/// Calls the loader in the turn of the load, with permits, attempts and a deadline.
 async fn load<V: Value>(
     engine: &Engine<V>,
     flight: &GroupFlight<V>,
     reason: LoadReason,
+    admission: Admission,
     previous: Option<&Entry<Payload<V>>>,
 ) -> Result<Loaded<V>> {
     let Some(context) = flight.context.load_context().cloned() else {
         return Err(Error::new(Kind::Closed, "the load has no context"));
     };
     let deadline = clock::deadline(engine.loads.deadline);
+    let turn = suspect::turn(engine, admission, deadline).await?;
     let previous = previous.and_then(|slot| slot.payload.value().ok());
     let call = || {
         let load = Load::new(flight.key(), &engine.settings.name, deadline, reason, previous.as_ref());
@@ -138,7 +142,8 @@ async fn load<V: Value>(
         engine.survived(flight.key());
         loaded.is_err()
     };
-    let loaded = engine.loads.attempts(&context, deadline, call, survived).await;
+    let begins = suspect::begin(engine, flight, turn);
+    let loaded = engine.loads.attempts(&context, deadline, begins, call, survived).await;
     drop_caught(previous); // its panic is no reason to lose the loaded value
     loaded
 }

@@ -256,13 +256,16 @@ impl<V: Value> Drop for AwaitedFlight<V> {
     }
 }
 
-/// Waits for the outcome of a load, and gives notice when the load begins.
+/// Waits for the outcome of a load, and gives notice while the load waits for its turn and when it begins.
 async fn noticed<V: Value>(flight: &GroupFlight<V>, notice: Option<Notice>) -> Outcome<V> {
     if let (Some(notice), Some(load)) = (notice, flight.context.load_context()) {
+        if !load.has_begun() {
+            notice(Response::Held);
+        }
         tokio::select! {
             biased;
             outcome = flight.outcome() => return outcome,
-            () = load.begun() => notice(),
+            () = load.begun() => notice(Response::Begun),
         }
     }
     flight.outcome().await
@@ -282,7 +285,7 @@ fn begin_load<V: Value>(
     if engine.context.is_closed() {
         return Err(Response::Declined(Decline::Closing));
     }
-    let admission = suspect::admit(engine, request.key, request.strikes.as_ref())?;
+    let admission = suspect::admit(engine, request)?;
     let hash = engine.ownership.hash(request.key);
     let is_mine = engine.ownership.is_mine(hash);
     if mutant!(ServerForwards) && !is_mine {

@@ -2,13 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::{Instant, sleep, timeout, timeout_at},
+};
 
 use crate::{
-    engine::{Engine, Failure, GroupFlight},
+    engine::{Engine, GroupFlight},
     error::Result,
-    flight::Kind as Table,
-    protocol::message::{Response, Strikes},
+    peer::group_service::LoadRequest,
+    protocol::message::Response,
     quarantine::{
         APART, NOTICE,
         record::{Record, Verdict},
@@ -21,45 +24,45 @@ use crate::{
 pub(super) enum Admission {
     /// At once, like most loads.
     AtOnce,
-    /// After a notice to the peers that wait for it, and apart from other loads of suspects.
-    InTurn,
-    /// Like [`InTurn`](Self::InTurn), although the key has as many strikes as one in quarantine.
-    Trial,
+    /// After a notice to the peers that wait for it, apart from other loads of suspects, and only if the key has no more
+    /// strikes than these.
+    InTurn { strikes: usize },
+}
+
+/// Key with strikes.
+pub(super) struct Suspect {
+    pub(super) record: Record,
+    pub(super) verdict: Verdict,
+    now_ms: u64,
+}
+
+impl Suspect {
+    /// Returns the rest of the quarantine of the key, if it is in quarantine.
+    pub(super) fn quarantine(&self) -> Option<Duration> {
+        match self.verdict {
+            Verdict::Quarantined { until_ms } => Some(Duration::from_millis(until_ms.saturating_sub(self.now_ms))),
+            Verdict::Clean | Verdict::Suspected | Verdict::Trial => None,
+        }
+    }
 }
 
 impl<V: Value> Engine<V> {
-    fn verdict(&self, key: &str) -> Verdict {
-        let local = &self.context.local;
-        local.quarantine.verdict(&self.settings.name, key, local.clock.read_ms())
-    }
-
     /// Returns the record of a key, unless the key is clean.
-    pub(super) fn suspect(&self, key: &str) -> Option<Record> {
+    pub(super) fn suspect(&self, key: &str) -> Option<Suspect> {
         let local = &self.context.local;
         let record = local.quarantine.record(&self.settings.name, key)?;
-        (record.verdict(local.clock.read_ms()) != Verdict::Clean).then_some(record)
+        let now_ms = local.clock.read_ms();
+        let verdict = record.verdict(now_ms);
+        (verdict != Verdict::Clean).then_some(Suspect { record, verdict, now_ms })
     }
 
-    /// Returns whether a caller of this node must not begin a load of the key here.
-    pub(super) fn is_suspect(&self, key: &str) -> bool {
-        self.context.local.quarantine.has_records() && self.verdict(key) != Verdict::Clean
-    }
-
-    /// Returns an error if the key is in quarantine.
-    pub(super) fn check_quarantine(&self, key: &str) -> Result<()> {
-        match self.verdict(key) {
-            Verdict::Quarantined { until_ms } => {
-                let now_ms = self.context.local.clock.read_ms();
-                Err(self.errors.quarantined(Some(Duration::from_millis(until_ms.saturating_sub(now_ms)))))
-            }
-            Verdict::Clean | Verdict::Suspected | Verdict::Trial => Ok(()),
-        }
-    }
-
-    /// Returns an error unless a caller of this node may begin a load of the key here.
+    /// Returns an error unless a caller of this node may begin a load of the key here. Nobody would witness the end of the
+    /// process.
     pub(super) fn check_load_here(&self, key: &str) -> Result<()> {
-        self.check_quarantine(key)?;
-        if self.is_suspect(key) { Err(self.errors.quarantined(None)) } else { Ok(()) }
+        match self.suspect(key) {
+            None => Ok(()),
+            Some(suspect) => Err(self.errors.quarantined(suspect.quarantine())),
+        }
     }
 
     /// Records that the loader has returned or was aborted, and that this process lives.
@@ -71,63 +74,91 @@ impl<V: Value> Engine<V> {
     }
 }
 
-/// Returns how a load for a peer begins, or the response that refuses it. `strikes` are those that the request carries.
+/// Returns how a load for a peer begins, or the response that refuses it.
 pub(super) fn admit<V: Value>(
     engine: &Engine<V>,
-    key: &str,
-    strikes: Option<&Strikes>,
+    request: &LoadRequest<'_>,
 ) -> std::result::Result<Admission, Response> {
     let (local, name) = (&engine.context.local, &engine.settings.name);
-    if strikes.is_none() && !local.quarantine.has_records() {
+    if request.strikes.is_none() && !local.quarantine.has_records() {
         return Ok(Admission::AtOnce);
     }
-    let (now_ms, key): (_, Arc<str>) = (local.clock.read_ms(), key.into());
-    let verdict = match strikes {
-        Some(strikes) => local.quarantine.merge(name, &key, &Record::of_wire(strikes, now_ms), now_ms),
-        None => local.quarantine.verdict(name, &key, now_ms),
-    };
-    if engine.flights.running(Table::Load, &key).is_some() {
-        return Ok(Admission::AtOnce); // the request joins it
+    let key: Arc<str> = request.key.into();
+    if let Some(strikes) = &request.strikes {
+        let now_ms = local.clock.read_ms();
+        local.quarantine.merge(name, &key, &Record::of_wire(strikes, now_ms), now_ms);
     }
-    match verdict {
-        Verdict::Clean => Ok(Admission::AtOnce),
-        Verdict::Suspected => Ok(Admission::InTurn),
-        Verdict::Trial => {
-            local.quarantine.begin_trial(name, &key, now_ms);
-            Ok(Admission::Trial)
-        }
-        Verdict::Quarantined { until_ms } => {
-            Err(Response::Quarantined { retry_after: Duration::from_millis(until_ms.saturating_sub(now_ms)) })
-        }
+    let Some(suspect) = engine.suspect(&key) else { return Ok(Admission::AtOnce) };
+    let quarantine = suspect.quarantine();
+    // A peer that hears of no beginning is no witness of the end.
+    if quarantine.is_some() || request.notice.is_none() {
+        return Err(Response::Quarantined { retry_after: quarantine.unwrap_or_default() });
+    }
+    if suspect.verdict == Verdict::Trial {
+        local.quarantine.begin_trial(name, &key, suspect.now_ms);
+    }
+    Ok(Admission::InTurn { strikes: suspect.record.strikes() })
+}
+
+/// Turn of the load of a suspect.
+pub(super) struct Turn {
+    strikes: usize,
+    permit: OwnedSemaphorePermit,
+}
+
+/// Waits for the turn of a load; `None` for a load that begins at once. Runs before the load takes its permits, so that
+/// suspects which wait keep no other load waiting.
+///
+/// # Errors
+/// The turn does not come within the deadline of a get, or before `deadline`.
+pub(super) async fn turn<V: Value>(
+    engine: &Engine<V>,
+    admission: Admission,
+    deadline: Instant,
+) -> Result<Option<Turn>> {
+    let Admission::InTurn { strikes } = admission else { return Ok(None) };
+    let local = &engine.context.local;
+    let end = deadline.min(Instant::now() + local.limits.get_deadline);
+    match timeout_at(end, Arc::clone(&local.quarantine.turn).acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(Some(Turn { strikes, permit })),
+        _ => Err(engine.errors.overloaded("other keys whose loads may end the process are loaded first")),
     }
 }
 
-/// Runs the load of a suspect: waits for its turn, tells the peers that wait for it, and then begins it. The next load
-/// begins once this one has ended, or has gone on for [`APART`].
+/// Load of a suspect that runs. Dropping it lets the next one begin.
+#[derive(Default)]
+pub(super) struct Running {
+    _ended: Option<oneshot::Sender<()>>,
+}
+
+/// Tells the peers that wait for a load that it begins, lets the notice leave, and passes the turn on [`APART`] later or
+/// when the load ends.
 ///
-/// Dropping `load` completes the flight, and so does dropping this future.
-pub(super) async fn in_turn<V: Value>(
-    engine: Arc<Engine<V>>,
-    flight: GroupFlight<V>,
-    admission: Admission,
-    load: impl Future<Output = ()> + Send,
-) {
-    let refuse = |error: Failure| {
-        engine.flights.complete(&flight, Err(error), 0, || ());
+/// # Errors
+/// Another node has reported one more strike meanwhile.
+pub(super) async fn begin<V: Value>(
+    engine: &Engine<V>,
+    flight: &GroupFlight<V>,
+    turn: Option<Turn>,
+) -> Result<Running> {
+    let Some(Turn { strikes, permit }) = turn else { return Ok(Running::default()) };
+    let check = || match engine.suspect(flight.key()) {
+        Some(suspect) if suspect.record.strikes() > strikes => Err(engine.errors.quarantined(suspect.quarantine())),
+        _ => Ok(()),
     };
-    let turn = Arc::clone(&engine.context.local.quarantine.turn).acquire_owned();
-    let Ok(Ok(turn)) = timeout(engine.loads.deadline, turn).await else {
-        return refuse(engine.errors.overloaded("other keys whose loads may end the process are loaded first").into());
-    };
-    // Another node may have reported a second strike meanwhile.
-    if let (Admission::InTurn, Err(error)) = (admission, engine.check_quarantine(flight.key())) {
-        return refuse(error.into());
-    }
+    check()?;
     flight.context.load_context().iter().for_each(|load| load.begins());
     sleep(NOTICE).await;
-    let mut load = std::pin::pin!(load);
-    if timeout(APART, load.as_mut()).await.is_err() {
-        drop(turn);
-        load.await;
-    }
+    check()?;
+    let (running, ended) = oneshot::channel();
+    // In a task of its own, because a loader may block the task of the load.
+    engine.context.tasks.run(async move {
+        let _ = timeout(APART, ended).await;
+        drop(permit);
+    });
+    Ok(Running { _ended: Some(running) })
 }
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests;

@@ -102,12 +102,17 @@ impl LoadContext {
         self.beginning.notify_waiters();
     }
 
+    /// Returns whether the loader may be called now.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_begun.load(SeqCst)
+    }
+
     /// Waits until the load begins.
     pub(crate) async fn begun(&self) {
         let beginning = self.beginning.notified();
         tokio::pin!(beginning);
         beginning.as_mut().enable();
-        if !self.has_begun.load(SeqCst) {
+        if !self.has_begun() {
             beginning.await;
         }
     }

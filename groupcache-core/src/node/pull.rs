@@ -59,13 +59,19 @@ pub(super) async fn pull(context: Arc<NodeContext>) {
 /// Pings all peers when this node has news for them, or needs to hear from them. Runs until the node ends.
 pub(super) async fn ping_all(context: Arc<NodeContext>) {
     loop {
-        tokio::select! {
-            () = context.local.writes.ping_all.notified() => {}
-            () = context.local.quarantine.changed.notified() => {}
+        let is_strike = tokio::select! {
+            () = context.local.writes.ping_all.notified() => false,
+            () = context.local.quarantine.changed.notified() => true,
+        };
+        // News of writes wait before the ping, because a ping counts for a node that has entered only if it leaves later,
+        // by the coarse clock. News of strikes leave at once, because the key may end the next process.
+        if !is_strike {
+            sleep(PING_PAUSE).await;
         }
-        // A ping counts for a node that has entered only if it leaves later, by the coarse clock.
-        sleep(PING_PAUSE).await;
         context.connected_links().iter().for_each(|(_, link)| link.ping_now());
+        if is_strike {
+            sleep(PING_PAUSE).await;
+        }
     }
 }
 

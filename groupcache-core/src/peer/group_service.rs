@@ -23,8 +23,8 @@ use crate::{
     runtime::sync::{Keyed, sharded},
 };
 
-/// Notice to a peer that the load of a key with strikes begins.
-pub(crate) type Notice = Box<dyn FnOnce() + Send>;
+/// Notice to a peer that the load of a key with strikes waits for its turn, or begins.
+pub(crate) type Notice = Box<dyn Fn(Response) + Send>;
 
 /// Load for a request of a peer that memory could not answer.
 pub(crate) struct LoadRequest<'a> {
@@ -34,7 +34,7 @@ pub(crate) struct LoadRequest<'a> {
     pub(crate) chain: LoadChain,
     /// Strikes against the key, as the request carries them.
     pub(crate) strikes: Option<Strikes>,
-    /// Present in a request that carries strikes.
+    /// Present in a request that carries strikes, or while any key has strikes here, if the peer understands notices.
     pub(crate) notice: Option<Notice>,
 }
 

@@ -49,6 +49,7 @@ pub(crate) struct LocalNode {
 impl LocalNode {
     pub(crate) fn new(hello: Hello, limits: Limits, security: Security) -> Self {
         let (clock, counters) = (Clock::start(), Arc::<NodeCounters>::default());
+        let quarantine = Quarantine::new(hello.instance());
         Self {
             writes: Arc::new(Writes::new(hello.instance(), clock.read_ms(), Arc::clone(&counters))),
             fingerprint: AtomicU64::new(hello.fingerprint),
@@ -62,7 +63,7 @@ impl LocalNode {
             dial_limits: DialLimits::default(),
             security,
             in_flight: AtomicUsize::new(0),
-            quarantine: Quarantine::new(),
+            quarantine,
         }
     }
 

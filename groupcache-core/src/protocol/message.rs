@@ -120,11 +120,13 @@ pub(crate) struct Suspect {
 /// Strikes against a key, with ages in the place of times.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Strikes {
-    /// Number that grows when a load of the key has ended well, or when a process turns out to be alive.
+    /// Number that grows when a load of the key has ended well.
     pub(crate) epoch: u32,
     pub(crate) strikes: Vec<Strike>,
     /// Milliseconds since the last trial began.
     pub(crate) trial_age_ms: Option<u64>,
+    /// Milliseconds since the last change.
+    pub(crate) changed_age_ms: u64,
 }
 
 /// End of a process while it loaded a key.
@@ -132,6 +134,8 @@ pub(crate) struct Strikes {
 pub(crate) struct Strike {
     pub(crate) process: Instance,
     pub(crate) age_ms: u64,
+    /// Number of the changes of this strike: odd = the process has ended, even = it turned out to be alive.
+    pub(crate) count: u32,
 }
 
 /// Writes of one log, in order.
@@ -256,6 +260,8 @@ pub(crate) enum Response {
     Pending,
     /// A deadline has passed.
     Deadline(DeadlineOwner),
+    /// The load of a key with strikes waits for its turn; [`Begun`](Self::Begun) and the response follow.
+    Held,
     /// The load of a key with strikes begins; its response follows.
     Begun,
     /// The key is in quarantine.

@@ -25,15 +25,16 @@ use tokio::sync::{Notify, Semaphore};
 use self::record::{Record, Verdict};
 use crate::{
     identity::Instance,
-    protocol::message::Suspect,
-    runtime::{
-        key_hash::{KeyHash, key_hash},
-        sync::Mutex,
-    },
+    protocol::{message::Suspect, wire::suspect_bytes},
+    runtime::sync::Mutex,
 };
 
-/// Maximum number of records of one group that a node shows to others.
-const MAX_SHOWN: usize = 64;
+/// Maximum number of records in one frame, of keys with two strikes and of other keys each. The rest follows with the
+/// next frames.
+const MAX_SHOWN: usize = 32;
+
+/// Number of bytes of these records, after which the rest follows with the next frames.
+const MAX_SHOWN_BYTES: usize = 32 << 10;
 
 /// Maximum number of records that a node takes from one frame.
 const MAX_TAKEN: usize = 1_024;
@@ -65,6 +66,8 @@ pub struct QuarantinedKey {
 /// Records of a node.
 #[derive(Debug)]
 pub(crate) struct Quarantine {
+    /// Process of the local node, which is alive.
+    own: Instance,
     records: Mutex<Records>,
     /// Whether there is any record, so that a get costs nothing otherwise.
     has_records: AtomicBool,
@@ -77,23 +80,45 @@ pub(crate) struct Quarantine {
 
 #[derive(Debug, Default)]
 struct Records {
-    /// Of two keys with one hash only the first has a record.
-    by_key: BTreeMap<KeyHash, Kept>,
+    by_group: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Kept>>,
+    /// Number of records of all groups.
+    count: usize,
     changes: u64,
 }
 
-#[derive(Debug)]
+impl Records {
+    fn all(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, &Kept)> {
+        self.by_group.iter().flat_map(|(group, keys)| keys.iter().map(move |(key, kept)| (group, key, kept)))
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Record) -> bool) {
+        for keys in self.by_group.values_mut() {
+            keys.retain(|_, kept| keep(&kept.record));
+        }
+        self.by_group.retain(|_, keys| !keys.is_empty());
+        self.count = self.by_group.values().map(BTreeMap::len).sum();
+    }
+
+    /// Forgets a quarter of the records, because each time all of them are looked at.
+    fn make_room(&mut self) {
+        let mut weights: Vec<_> = self.all().map(|(_, _, kept)| kept.record.weight()).collect();
+        let (_, limit, _) = weights.select_nth_unstable(MAX_RECORDS / 4);
+        let limit = *limit;
+        self.retain(|record| record.weight() > limit);
+    }
+}
+
+#[derive(Debug, Default)]
 struct Kept {
-    group: Arc<str>,
-    key: Arc<str>,
     record: Record,
     /// Number of the last change of this record.
     changed: u64,
 }
 
 impl Quarantine {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(own: Instance) -> Self {
         Self {
+            own,
             records: Mutex::default(),
             has_records: AtomicBool::new(false),
             changes: AtomicU64::new(0),
@@ -108,22 +133,16 @@ impl Quarantine {
         self.has_records.load(Relaxed)
     }
 
-    /// Returns what may be done with a key.
-    pub(crate) fn verdict(&self, group: &Arc<str>, key: &str, now_ms: u64) -> Verdict {
-        self.record(group, key).map_or(Verdict::Clean, |record| record.verdict(now_ms))
-    }
-
     /// Returns the record of a key.
-    pub(crate) fn record(&self, group: &Arc<str>, key: &str) -> Option<Record> {
+    pub(crate) fn record(&self, group: &str, key: &str) -> Option<Record> {
         if !self.has_records() {
             return None;
         }
-        let records = self.records.lock();
-        let kept = records.by_key.get(&key_hash(group, key))?;
-        (*kept.key == *key && kept.group == *group).then(|| kept.record.clone())
+        Some(self.records.lock().by_group.get(group)?.get(key)?.record.clone())
     }
 
-    /// Changes the record of a key, or makes one, and returns its verdict.
+    /// Changes the record of a key, or makes one, and returns its verdict. `change` returns whether other nodes are to be
+    /// told.
     fn change(
         &self,
         group: &Arc<str>,
@@ -132,16 +151,10 @@ impl Quarantine {
         change: impl FnOnce(&mut Record) -> bool,
     ) -> Verdict {
         let mut records = self.records.lock();
-        let Records { by_key, changes } = &mut *records;
-        let kept = by_key.entry(key_hash(group, key)).or_insert_with(|| Kept {
-            group: Arc::clone(group),
-            key: Arc::clone(key),
-            record: Record::default(),
-            changed: 0,
-        });
-        if kept.key != *key || kept.group != *group {
-            return Verdict::Clean;
-        }
+        let Records { by_group, count, changes } = &mut *records;
+        let keys = by_group.entry(Arc::clone(group)).or_default();
+        let before = keys.len();
+        let kept = keys.entry(Arc::clone(key)).or_default();
         let has_changed = change(&mut kept.record);
         if has_changed {
             *changes += 1;
@@ -149,14 +162,17 @@ impl Quarantine {
             self.changes.store(*changes, Relaxed);
         }
         let verdict = kept.record.verdict(now_ms);
-        if by_key.len() > MAX_RECORDS {
-            // A quarter at once, because each time all of them are looked at.
-            let mut weights: Vec<_> = by_key.values().map(|kept| kept.record.weight()).collect();
-            let (_, limit, _) = weights.select_nth_unstable(MAX_RECORDS / 4);
-            let limit = *limit;
-            by_key.retain(|_, kept| kept.record.weight() > limit);
+        if !has_changed && kept.record.is_over(now_ms) {
+            keys.remove(key);
         }
-        self.has_records.store(true, Relaxed);
+        *count = *count + keys.len() - before;
+        if keys.is_empty() {
+            by_group.remove(group);
+        }
+        if *count > MAX_RECORDS {
+            records.make_room();
+        }
+        self.has_records.store(records.count > 0, Relaxed);
         drop(records);
         if has_changed {
             self.changed.notify_one();
@@ -194,7 +210,10 @@ impl Quarantine {
 
     /// Takes in a record that another node has sent, and returns the verdict.
     pub(crate) fn merge(&self, group: &Arc<str>, key: &Arc<str>, other: &Record, now_ms: u64) -> Verdict {
-        self.change(group, key, now_ms, |record| record.merge(other, now_ms))
+        self.change(group, key, now_ms, |record| {
+            let is_news = record.merge(other, now_ms);
+            record.pardon(&self.own, now_ms) || is_news
+        })
     }
 
     /// Takes in the records that another node has shown, at most [`MAX_TAKEN`] of them.
@@ -219,36 +238,45 @@ impl Quarantine {
         }
         let struck: Vec<_> = {
             let records = self.records.lock();
-            let struck = records.by_key.values().filter(|kept| kept.record.names(process));
-            struck.map(|kept| (Arc::clone(&kept.group), Arc::clone(&kept.key))).collect()
+            let struck = records.all().filter(|(_, _, kept)| kept.record.names(process));
+            struck.map(|(group, key, _)| (Arc::clone(group), Arc::clone(key))).collect()
         };
         for (group, key) in struck {
             self.change(&group, &key, now_ms, |record| record.pardon(process, now_ms));
         }
     }
 
-    /// Returns the records that have changed since change `since`, at most [`MAX_SHOWN`] of a group, and the number of
-    /// the last change.
+    /// Returns the records that have changed since change `since`, as many as one frame takes, and moves `since` to the
+    /// last change before those that are left. Earlier changes come first, of keys with two strikes and of others.
     pub(crate) fn news(&self, since: &mut u64, now_ms: u64) -> Vec<Suspect> {
         if self.changes.load(Relaxed) == *since {
             return Vec::new();
         }
         let records = self.records.lock();
-        let mut changed: Vec<_> = records.by_key.values().filter(|kept| kept.changed > *since).collect();
-        *since = records.changes;
-        changed.sort_by_key(|kept| std::cmp::Reverse(kept.record.weight()));
-        let mut shown: BTreeMap<&str, usize> = BTreeMap::new();
-        changed.retain(|kept| {
-            let of_group = shown.entry(&kept.group).or_default();
-            *of_group += 1;
-            *of_group <= MAX_SHOWN
-        });
-        let suspect = |kept: &Kept| Suspect {
-            group: Arc::clone(&kept.group),
-            key: Arc::clone(&kept.key),
-            strikes: kept.record.to_wire(now_ms),
-        };
-        changed.into_iter().map(suspect).collect()
+        let mut changed: Vec<_> = records.all().filter(|(_, _, kept)| kept.changed > *since).collect();
+        changed.sort_unstable_by_key(|(_, _, kept)| kept.changed);
+        let (twice, others): (Vec<_>, Vec<_>) = changed.into_iter().partition(|(_, _, kept)| kept.record.strikes() > 1);
+        let (mut shown, mut first_left) = (Vec::new(), None);
+        for kind in [twice, others] {
+            let (mut count, mut bytes) = (0, 0);
+            for (group, key, kept) in kind {
+                if count == MAX_SHOWN || bytes >= MAX_SHOWN_BYTES {
+                    first_left = Some(first_left.map_or(kept.changed, |left: u64| left.min(kept.changed)));
+                    break;
+                }
+                let strikes = kept.record.to_wire(now_ms);
+                let suspect = Suspect { group: Arc::clone(group), key: Arc::clone(key), strikes };
+                count += 1;
+                bytes += suspect_bytes(&suspect);
+                shown.push(suspect);
+            }
+        }
+        *since = first_left.map_or(records.changes, |change| change - 1);
+        drop(records);
+        if first_left.is_some() {
+            self.changed.notify_one();
+        }
+        shown
     }
 
     /// Forgets the records that say nothing any more. Runs about once a second.
@@ -257,27 +285,27 @@ impl Quarantine {
             return;
         }
         let mut records = self.records.lock();
-        records.by_key.retain(|_, kept| !kept.record.is_over(now_ms));
-        self.has_records.store(!records.by_key.is_empty(), Relaxed);
+        records.retain(|record| !record.is_over(now_ms));
+        self.has_records.store(records.count > 0, Relaxed);
     }
 
     /// Returns the keys that are in quarantine, or wait for their trial.
     pub(crate) fn list(&self, now_ms: u64) -> Vec<QuarantinedKey> {
         let records = self.records.lock();
-        let quarantined = |kept: &Kept| {
+        let quarantined = |(group, key, kept): (&Arc<str>, &Arc<str>, &Kept)| {
             let remaining_ms = match kept.record.verdict(now_ms) {
                 Verdict::Quarantined { until_ms } => until_ms.saturating_sub(now_ms),
                 Verdict::Trial => 0,
                 Verdict::Clean | Verdict::Suspected => return None,
             };
             Some(QuarantinedKey {
-                group: Arc::clone(&kept.group),
-                key: Arc::clone(&kept.key),
+                group: Arc::clone(group),
+                key: Arc::clone(key),
                 deaths: kept.record.strikes(),
                 remaining: Duration::from_millis(remaining_ms),
             })
         };
-        records.by_key.values().filter_map(quarantined).collect()
+        records.all().filter_map(quarantined).collect()
     }
 }
 
@@ -291,45 +319,81 @@ mod tests {
         Instance { id: PeerId::new(format!("n{n}")).unwrap(), incarnation: Incarnation(1) }
     }
 
-    /// Checks that records travel once per change, that those with more strikes come first, and that at most 64 of a
-    /// group are shown.
+    fn quarantine() -> (Quarantine, Arc<str>) {
+        (Quarantine::new(process(100)), "users".into())
+    }
+
+    fn keys(quarantine: &Quarantine, now_ms: u64) -> Vec<(Arc<str>, usize)> {
+        quarantine.list(now_ms).into_iter().map(|known| (known.key, known.deaths)).collect()
+    }
+
+    fn verdict(quarantine: &Quarantine, key: &str, now_ms: u64) -> Verdict {
+        quarantine.record("users", key).map_or(Verdict::Clean, |record| record.verdict(now_ms))
+    }
+
+    /// Checks that each record travels once per change, in frames of 32, and that keys with two strikes wait for no others.
     #[test]
     fn changed_records_are_shown_once() {
-        let (here, group) = (Quarantine::new(), Arc::<str>::from("users"));
-        for n in 0..100 {
+        let ((here, group), (there, _)) = (quarantine(), quarantine());
+        for n in 0..64 {
             here.strike(&group, &format!("k{n}").into(), process(1), n);
         }
         let poison = Arc::<str>::from("poison");
         here.strike(&group, &poison, process(1), 0);
         assert!(matches!(here.strike(&group, &poison, process(2), 0), Verdict::Quarantined { .. }));
         let mut since = 0;
-        let news = here.news(&mut since, 100);
-        assert_eq!((news.len(), &news[0].key), (MAX_SHOWN, &poison));
-        assert!(here.news(&mut since, 100).is_empty());
-        let there = Quarantine::new();
-        there.take(&news, 7);
-        there.take(&news, 7);
-        assert_eq!(there.list(7).iter().map(|known| (&*known.key, known.deaths)).collect::<Vec<_>>(), [("poison", 2)]);
+        let frames: Vec<_> = std::iter::repeat_with(|| here.news(&mut since, 100)).take(3).collect();
+        assert_eq!(frames.iter().map(Vec::len).collect::<Vec<_>>(), [33, 33, 0], "the quarantined key is in both");
+        [0, 0, 1].iter().for_each(|frame| there.take(&frames[*frame], 7));
+        assert_eq!(keys(&there, 7), [(Arc::clone(&poison), 2)]);
+        assert!((0..64).all(|n| verdict(&there, &format!("k{n}"), 107) == Verdict::Suspected));
         here.ended_well(&group, &poison, 200);
         there.take(&here.news(&mut since, 200), 107);
         assert!(there.list(107).is_empty() && here.list(200).is_empty());
-        assert_eq!(there.verdict(&group, "k99", 107), Verdict::Suspected);
         there.is_alive(&process(1), 107);
-        assert_eq!(there.verdict(&group, "k99", 107), Verdict::Clean);
+        assert_eq!(verdict(&there, "k63", 107), Verdict::Clean);
         there.sweep(107 + 600_000);
         assert!(!there.has_records() && here.has_records());
+    }
+
+    /// Checks that long keys are shown in several frames.
+    #[test]
+    fn shown_bytes_are_bounded() {
+        let (here, group) = quarantine();
+        (0..5).for_each(|n| _ = here.strike(&group, &format!("{n}{}", "k".repeat(20_000)).into(), process(1), n));
+        let mut since = 0;
+        let frames: Vec<_> = std::iter::repeat_with(|| here.news(&mut since, 9).len()).take(4).collect();
+        assert_eq!(frames, [2, 2, 1, 0]);
     }
 
     /// Checks that the number of records is bounded, and that quarantined keys stay.
     #[test]
     fn records_are_bounded_and_quarantines_stay() {
-        let (here, group) = (Quarantine::new(), Arc::<str>::from("users"));
+        let (here, group) = quarantine();
         let poison = Arc::<str>::from("poison");
         [1, 2].iter().for_each(|n| _ = here.strike(&group, &poison, process(*n), 0));
         for n in 0..MAX_RECORDS as u64 + 10 {
             here.strike(&group, &format!("k{n}").into(), process(1), n);
         }
-        assert!(here.records.lock().by_key.len() <= MAX_RECORDS && here.list(9).len() == 1);
-        assert_eq!(here.verdict(&group, &format!("k{}", MAX_RECORDS + 9), 9), Verdict::Suspected, "the last one");
+        let count = here.records.lock().count;
+        assert!(count <= MAX_RECORDS && count == here.records.lock().all().count() && here.list(9).len() == 1);
+        assert_eq!(verdict(&here, &format!("k{}", MAX_RECORDS + 9), 9), Verdict::Suspected, "the last one");
+    }
+
+    /// Checks that a node takes back the strikes of others against its own process, and that a record which is over leaves
+    /// nothing behind.
+    #[test]
+    fn own_process_is_alive() {
+        let ((here, group), (there, _)) = (quarantine(), quarantine());
+        let key = Arc::<str>::from("k");
+        there.strike(&group, &key, process(100), 5);
+        let (mut since, mut back) = (0, 0);
+        here.take(&there.news(&mut since, 5), 5);
+        assert_eq!(verdict(&here, "k", 5), Verdict::Clean);
+        there.take(&here.news(&mut back, 5), 5);
+        assert_eq!(verdict(&there, "k", 5), Verdict::Clean);
+        here.sweep(600_005);
+        here.merge(&group, &key, &Record::default(), 700_000);
+        assert!(!here.has_records());
     }
 }

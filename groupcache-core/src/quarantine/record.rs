@@ -1,12 +1,12 @@
 //! Record of one key: the processes that ended while they loaded the key, and what follows from them.
 //!
 //! Records of several nodes are merged in any order with one result: the later epoch wins, and within one epoch the
-//! strikes of both count. An epoch ends when a load of the key ends well, or when a process turns out to be alive.
+//! later change of each strike. An epoch ends when a load of the key ends well.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    identity::Instance,
+    identity::{Instance, PeerId},
     protocol::message::{Strike, Strikes},
 };
 
@@ -28,6 +28,9 @@ const TRIAL_WITHIN: Duration = Duration::from_secs(3600);
 /// Maximum number of strikes of a key. Further ones replace the oldest, and the longest quarantine is reached before.
 const MAX_STRIKES: usize = 8;
 
+/// Highest epoch and number of changes that are taken from another node, so that this node can always go beyond it.
+const MAX_COUNT: u32 = 1 << 30;
+
 /// Rule for the loads of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -42,15 +45,29 @@ pub(crate) enum Verdict {
     Quarantined { until_ms: u64 },
 }
 
+/// Strike against a process, or its withdrawal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mark {
+    /// Number of changes: odd = the process has ended, even = it turned out to be alive.
+    count: u32,
+    /// Time of the end of the process.
+    at_ms: u64,
+}
+
+impl Mark {
+    fn is_strike(self) -> bool {
+        self.count % 2 == 1
+    }
+}
+
 /// Strikes against a key. Times are those of the local clock, in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Record {
     epoch: u32,
-    /// Processes that ended while they loaded the key, each with the time of its end.
-    strikes: BTreeMap<Instance, u64>,
+    marks: BTreeMap<Instance, Mark>,
     /// Time at which the last trial began.
     trial_ms: Option<u64>,
-    /// Time of the last change, after which an epoch without a strike is kept for a while.
+    /// Time of the last change on any node, after which a record without a strike is kept for a while.
     changed_ms: u64,
 }
 
@@ -58,21 +75,29 @@ fn millis(time: Duration) -> u64 {
     time.as_millis() as u64
 }
 
+/// Returns the end of the quarantine after these strikes; `None` below two.
+fn until_ms(strikes: &[u64]) -> Option<u64> {
+    let (last_ms, doublings) = (strikes.last()?, strikes.len().checked_sub(2)?);
+    let length = millis(QUARANTINE).saturating_mul(1 << doublings.min(8)).min(millis(QUARANTINE_MAX));
+    Some(last_ms.saturating_add(length))
+}
+
 impl Record {
-    /// Adds a strike, and forgets the strikes that do not count any more.
+    /// Adds a strike.
     pub(super) fn strike(&mut self, process: Instance, now_ms: u64) {
-        self.forget_old(now_ms);
-        self.strikes.entry(process).or_insert(now_ms);
+        let mark = self.marks.entry(process).or_insert(Mark { count: 0, at_ms: now_ms });
+        if !mark.is_strike() {
+            *mark = Mark { count: mark.count + 1, at_ms: now_ms };
+        }
         self.limit();
         self.changed_ms = now_ms;
     }
 
     fn limit(&mut self) {
-        while self.strikes.len() > MAX_STRIKES {
-            let oldest = self.strikes.iter().min_by_key(|(_, at_ms)| **at_ms).map(|(process, _)| process.clone());
-            oldest.iter().for_each(|oldest| {
-                self.strikes.remove(oldest);
-            });
+        while self.marks.len() > MAX_STRIKES {
+            let oldest = self.marks.iter().min_by_key(|(_, mark)| (mark.is_strike(), mark.at_ms));
+            let Some(oldest) = oldest.map(|(process, _)| process.clone()) else { return };
+            self.marks.remove(&oldest);
         }
     }
 
@@ -81,14 +106,12 @@ impl Record {
         *self = Self { epoch: self.epoch.saturating_add(1), changed_ms: now_ms, ..Self::default() };
     }
 
-    /// Begins a new epoch without the strike of a process that is alive. Returns whether there was one.
+    /// Takes the strike of a process back that is alive. Returns whether there was one.
     pub(super) fn pardon(&mut self, process: &Instance, now_ms: u64) -> bool {
-        let was_struck = self.strikes.remove(process).is_some();
-        if was_struck {
-            self.epoch = self.epoch.saturating_add(1);
-            self.changed_ms = now_ms;
-        }
-        was_struck
+        let Some(mark) = self.marks.get_mut(process).filter(|mark| mark.is_strike()) else { return false };
+        mark.count += 1;
+        self.changed_ms = now_ms;
+        true
     }
 
     /// Records that a trial begins.
@@ -98,63 +121,70 @@ impl Record {
 
     /// Takes in the record of another node. Returns whether this record has changed.
     pub(super) fn merge(&mut self, other: &Self, now_ms: u64) -> bool {
-        if other.epoch < self.epoch {
+        // Otherwise two nodes would show each other a record for ever that each of them has forgotten before.
+        if other.epoch < self.epoch || other.is_over(now_ms) {
             return false;
         }
         let before = self.clone();
         if other.epoch > self.epoch {
             *self = other.clone();
         } else {
-            for (process, at_ms) in &other.strikes {
-                self.strikes.entry(process.clone()).or_insert(*at_ms);
+            for (process, theirs) in &other.marks {
+                let ours = self.marks.entry(process.clone()).or_insert(*theirs);
+                if ours.count < theirs.count {
+                    *ours = *theirs;
+                }
             }
             self.limit();
             self.trial_ms = self.trial_ms.max(other.trial_ms);
+            self.changed_ms = self.changed_ms.max(other.changed_ms);
         }
-        self.changed_ms = before.changed_ms;
+        let counts = |record: &Self| record.marks.iter().map(|(p, mark)| (p.clone(), mark.count)).collect::<Vec<_>>();
         // An age loses some milliseconds on its way, and is no news.
         let is_new_trial = self.trial_ms.unwrap_or(0) > before.trial_ms.unwrap_or(0) + millis(TRIAL) / 2;
-        let has_changed = self.epoch != before.epoch || !self.strikes.keys().eq(before.strikes.keys()) || is_new_trial;
-        if has_changed {
-            self.changed_ms = now_ms;
+        self.epoch != before.epoch || counts(self) != counts(&before) || is_new_trial
+    }
+
+    /// Returns the times of the strikes that count, in order. A single strike counts for ten minutes, and more of them
+    /// until the key was not asked for long after their quarantine.
+    fn counting(&self) -> Vec<u64> {
+        let mut strikes: Vec<u64> =
+            self.marks.values().filter(|mark| mark.is_strike()).map(|mark| mark.at_ms).collect();
+        strikes.sort_unstable();
+        let mut counting: Vec<u64> = Vec::with_capacity(strikes.len());
+        for at_ms in strikes {
+            if Self::has_expired(&counting, at_ms) {
+                counting.clear();
+            }
+            counting.push(at_ms);
         }
-        has_changed
+        counting
     }
 
-    fn last_ms(&self) -> u64 {
-        self.strikes.values().copied().max().unwrap_or(0)
-    }
-
-    /// Returns the end of the quarantine; `None` below two strikes.
-    fn until_ms(&self) -> Option<u64> {
-        let doublings = self.strikes.len().checked_sub(2)?;
-        let length = millis(QUARANTINE).saturating_mul(1 << doublings.min(8)).min(millis(QUARANTINE_MAX));
-        Some(self.last_ms().saturating_add(length))
+    fn has_expired(strikes: &[u64], now_ms: u64) -> bool {
+        match (until_ms(strikes), strikes.first()) {
+            (Some(until_ms), _) => now_ms >= until_ms.saturating_add(millis(TRIAL) + millis(TRIAL_WITHIN)),
+            (None, Some(at_ms)) => now_ms.saturating_sub(*at_ms) >= millis(STRIKE_COUNTS),
+            (None, None) => true,
+        }
     }
 
     pub(crate) fn verdict(&self, now_ms: u64) -> Verdict {
-        let Some(until_ms) = self.until_ms() else {
-            let counts = now_ms.saturating_sub(self.last_ms()) < millis(STRIKE_COUNTS);
-            return if counts && !self.strikes.is_empty() { Verdict::Suspected } else { Verdict::Clean };
-        };
+        let strikes = self.counting();
+        if Self::has_expired(&strikes, now_ms) {
+            return Verdict::Clean;
+        }
+        let Some(until_ms) = until_ms(&strikes) else { return Verdict::Suspected };
         // A trial that has not ended the quarantine keeps others from one for a while.
         let trial_until_ms = self.trial_ms.filter(|at_ms| *at_ms >= until_ms).map(|at_ms| at_ms + millis(TRIAL));
         match until_ms.max(trial_until_ms.unwrap_or(0)) {
             until_ms if now_ms < until_ms => Verdict::Quarantined { until_ms },
-            _ if now_ms >= until_ms + millis(TRIAL_WITHIN) => Verdict::Clean,
             _ => Verdict::Trial,
         }
     }
 
-    fn forget_old(&mut self, now_ms: u64) {
-        if self.verdict(now_ms) == Verdict::Clean {
-            self.strikes.clear();
-            self.trial_ms = None;
-        }
-    }
-
-    /// Returns whether the record says nothing any more. An epoch without a strike is kept as long as another node may
-    /// still show the strikes of the epoch before.
+    /// Returns whether the record says nothing any more. A record without a strike is kept as long as another node may
+    /// still show earlier strikes.
     pub(super) fn is_over(&self, now_ms: u64) -> bool {
         let is_old = now_ms.saturating_sub(self.changed_ms) >= millis(STRIKE_COUNTS);
         self.verdict(now_ms) == Verdict::Clean && is_old
@@ -162,42 +192,49 @@ impl Record {
 
     /// Returns whether this process has a strike.
     pub(crate) fn names(&self, process: &Instance) -> bool {
-        self.strikes.contains_key(process)
+        self.marks.get(process).is_some_and(|mark| mark.is_strike())
     }
 
     /// Returns whether a process of this node has a strike.
-    pub(crate) fn names_node(&self, id: &crate::identity::PeerId) -> bool {
-        self.strikes.keys().any(|process| process.id == *id)
+    pub(crate) fn names_node(&self, id: &PeerId) -> bool {
+        self.marks.iter().any(|(process, mark)| process.id == *id && mark.is_strike())
     }
 
+    /// Returns the number of strikes that count.
     pub(crate) fn strikes(&self) -> usize {
-        self.strikes.len()
+        self.counting().len()
     }
 
-    /// Returns the order in which records are kept and shown: those with more strikes first, and later ones before
-    /// earlier ones.
+    /// Returns the order in which records are kept: those with more strikes first, and later ones before earlier ones.
     pub(super) fn weight(&self) -> (usize, u64) {
-        (self.strikes.len(), self.changed_ms)
+        (self.strikes(), self.changed_ms)
     }
 
     pub(crate) fn to_wire(&self, now_ms: u64) -> Strikes {
         let age = |at_ms: u64| now_ms.saturating_sub(at_ms);
-        let strike = |(process, at_ms): (&Instance, &u64)| Strike { process: process.clone(), age_ms: age(*at_ms) };
+        let strike = |(process, mark): (&Instance, &Mark)| Strike {
+            process: process.clone(),
+            age_ms: age(mark.at_ms),
+            count: mark.count,
+        };
         Strikes {
             epoch: self.epoch,
-            strikes: self.strikes.iter().map(strike).collect(),
+            strikes: self.marks.iter().map(strike).collect(),
             trial_age_ms: self.trial_ms.map(age),
+            changed_age_ms: age(self.changed_ms),
         }
     }
 
     pub(crate) fn of_wire(strikes: &Strikes, now_ms: u64) -> Self {
         let at = |age_ms: u64| now_ms.saturating_sub(age_ms);
-        let strike = |strike: &Strike| (strike.process.clone(), at(strike.age_ms));
+        let mark = |strike: &Strike| {
+            (strike.process.clone(), Mark { count: strike.count.min(MAX_COUNT - 1), at_ms: at(strike.age_ms) })
+        };
         Self {
-            epoch: strikes.epoch,
-            strikes: strikes.strikes.iter().take(MAX_STRIKES).map(strike).collect(),
+            epoch: strikes.epoch.min(MAX_COUNT),
+            marks: strikes.strikes.iter().take(MAX_STRIKES).map(mark).collect(),
             trial_ms: strikes.trial_age_ms.map(at),
-            changed_ms: now_ms,
+            changed_ms: at(strikes.changed_age_ms),
         }
     }
 }
@@ -219,6 +256,10 @@ mod tests {
         record
     }
 
+    fn last(record: &Record) -> u64 {
+        record.counting().last().copied().unwrap()
+    }
+
     /// Checks that one strike makes a suspect for ten minutes, that a second one begins a quarantine of ten minutes, and
     /// that each further one doubles its length up to an hour.
     #[test]
@@ -231,11 +272,11 @@ mod tests {
         assert_eq!(many.verdict(2 * MINUTE), Verdict::Quarantined { until_ms: 11 * MINUTE });
         assert_eq!(many.verdict(11 * MINUTE), Verdict::Trial);
         for (strikes, length) in [(3, 20), (4, 40), (5, 60), (6, 60)] {
-            let now = many.last_ms() + 61 * MINUTE;
+            let now = last(&many) + 61 * MINUTE;
             many.strike(process(&format!("c{strikes}"), 1), now);
             assert_eq!(many.verdict(now), Verdict::Quarantined { until_ms: now + length * MINUTE }, "{strikes}");
         }
-        assert_eq!(many.verdict(many.last_ms() + 121 * MINUTE), Verdict::Clean, "nobody asked for an hour");
+        assert_eq!(many.verdict(last(&many) + 122 * MINUTE), Verdict::Clean, "nobody asked for an hour");
         assert_eq!(
             record(&[("a", 0), ("b", 10 * MINUTE)]).verdict(10 * MINUTE),
             Verdict::Suspected,
@@ -267,18 +308,41 @@ mod tests {
             assert_eq!((merged.verdict(9), merged.epoch), (Verdict::Clean, 1));
         }
         let (mut ab, mut ba) = (a.clone(), b.clone());
-        assert!(ab.merge(&b, 9) && ba.merge(&a, 9) && ab.strikes == ba.strikes);
+        assert!(ab.merge(&b, 9) && ba.merge(&a, 9) && ab.marks == ba.marks);
         assert!(!ab.merge(&b, 9), "nothing new");
         assert_eq!(ab.verdict(9), Verdict::Quarantined { until_ms: 7 + 10 * MINUTE });
     }
 
-    /// Checks that the strike of a process that is alive is taken back, and does not return from another node.
+    /// Checks that strikes are pardoned on any node and stay pardoned everywhere, that pardons of two nodes at once agree,
+    /// and that a pardon takes no other strike back.
     #[test]
-    fn living_process_is_pardoned() {
-        let (mut here, there) = (record(&[("a", 0), ("b", 0)]), record(&[("a", 0)]));
+    fn living_process_is_pardoned_everywhere() {
+        let both = record(&[("a", 0), ("b", 0)]);
+        let (mut here, mut there) = (both.clone(), both.clone());
         assert!(here.pardon(&process("a", 1), 1) && !here.pardon(&process("a", 2), 1));
-        assert!(!here.merge(&there, 2));
-        assert_eq!((here.verdict(2), here.strikes()), (Verdict::Suspected, 1));
-        assert!(!here.is_over(10 * MINUTE) && here.is_over(11 * MINUTE));
+        assert!(!here.merge(&both, 2), "the strike does not return");
+        there.pardon(&process("b", 1), 1);
+        there.strike(process("c", 1), 2);
+        let mut merged = here.clone();
+        merged.merge(&there, 3);
+        there.merge(&here, 3);
+        assert_eq!((&merged.marks, merged.strikes()), (&there.marks, 1), "c is left");
+        merged.strike(process("a", 1), 4);
+        assert_eq!(merged.strikes(), 2, "it has ended after all");
+    }
+
+    /// Checks that two strikes more than ten minutes apart are no quarantine on whichever nodes they were seen, and that a
+    /// record that is over is not taken from a node that has kept it.
+    #[test]
+    fn old_strike_of_another_node_counts_no_more() {
+        let (mut here, there) = (record(&[("b", 12 * MINUTE)]), record(&[("a", 0)]));
+        assert!(!here.merge(&there, 12 * MINUTE) && here.verdict(12 * MINUTE) == Verdict::Suspected);
+        let mut late = record(&[("a", 0)]);
+        late.strike(process("c", 1), 11 * MINUTE);
+        here.merge(&late, 12 * MINUTE);
+        assert_eq!(here.strikes(), 2, "of c and b");
+        let mut new = Record::default();
+        assert!(!new.merge(&Record::of_wire(&there.to_wire(20 * MINUTE), 20 * MINUTE), 20 * MINUTE));
+        assert!(!there.is_over(9 * MINUTE) && there.is_over(10 * MINUTE));
     }
 }

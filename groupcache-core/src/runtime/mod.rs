@@ -3,7 +3,6 @@
 pub(crate) mod backoff;
 pub(crate) mod clock;
 pub(crate) mod histogram;
-pub(crate) mod key_hash;
 pub(crate) mod log_limit;
 pub(crate) mod small_bytes;
 pub mod stats;

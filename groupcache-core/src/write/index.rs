@@ -2,11 +2,17 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{
-    identity::Instance,
-    protocol::message::WriteName,
-    runtime::key_hash::{KeyHash, key_hash},
-};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::{identity::Instance, protocol::message::WriteName};
+
+/// Hash of a group and a key. Two keys may have one hash.
+pub(super) type KeyHash = u64;
+
+/// Returns the hash of a key within all groups.
+pub(super) fn key_hash(group: &str, key: &str) -> KeyHash {
+    xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(group.as_bytes(), 0))
+}
 
 /// Positions in logs by writer.
 pub(crate) type Positions = BTreeMap<Instance, Shown>;

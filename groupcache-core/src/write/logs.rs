@@ -15,9 +15,8 @@ use crate::{
         message::{LogEntry, LogPart, Position, WriteName},
         wire::entry_bytes,
     },
-    runtime::key_hash::{KeyHash, key_hash},
     write::{
-        index::{Index, Positions, add, remove},
+        index::{Index, KeyHash, Positions, add, key_hash, remove},
         log::{Entry, Log},
     },
 };

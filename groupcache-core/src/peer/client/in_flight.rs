@@ -12,10 +12,13 @@ enum Progress {
     Queued,
     /// The request was sent on the current connection.
     Sent,
+    /// The peer has said that the load of a key with strikes waits for its turn.
+    Held,
     /// The peer has said that it begins the load of a key with strikes.
     Begun,
-    /// The connection broke while the peer had the request, so that the process of the peer may have ended.
-    Cut { has_begun: bool },
+    /// The connection broke while the peer had the request, so that the process of the peer may have ended. `has_run`
+    /// says whether the load may have run.
+    Cut { has_run: bool },
 }
 
 /// Call without an answer.
@@ -36,6 +39,11 @@ impl InFlight {
         self.progress = Progress::Sent;
     }
 
+    /// Records that the load waits for its turn at the peer.
+    pub(super) fn held(&mut self) {
+        self.progress = Progress::Held;
+    }
+
     /// Records that the peer begins the load.
     pub(super) fn begun(&mut self) {
         self.progress = Progress::Begun;
@@ -44,12 +52,15 @@ impl InFlight {
     /// Records the end of the connection, after which the request is sent again if there is another connection.
     /// `may_have_died` says that the process of the peer may have ended.
     pub(super) fn cut(&mut self, may_have_died: bool) {
-        self.progress = match self.progress {
-            Progress::Sent if may_have_died => Progress::Cut { has_begun: false },
-            Progress::Begun if may_have_died => Progress::Cut { has_begun: true },
-            Progress::Cut { has_begun } => Progress::Cut { has_begun },
-            Progress::Queued | Progress::Sent | Progress::Begun => Progress::Queued,
+        // The load of a request that carries strikes runs after the notice.
+        let has_run = match self.progress {
+            Progress::Queued => return,
+            Progress::Sent => self.call.strikes.is_none(),
+            Progress::Held => false,
+            Progress::Begun => true,
+            Progress::Cut { .. } => return,
         };
+        self.progress = if may_have_died { Progress::Cut { has_run } } else { Progress::Queued };
     }
 
     /// Records that the process of the peer is alive.
@@ -70,9 +81,7 @@ impl InFlight {
     /// Returns the outcome of a call to a peer that cannot be reached any more. `peer` is the process that had the request.
     pub(super) fn unreached(&self, peer: Option<&Instance>) -> Outcome {
         match (self.progress, peer) {
-            (Progress::Cut { has_begun }, Some(peer)) => {
-                Outcome::Died { process: peer.clone(), has_run: has_begun || self.call.strikes.is_none() }
-            }
+            (Progress::Cut { has_run }, Some(process)) => Outcome::Died { process: process.clone(), has_run },
             _ => Outcome::Unreachable,
         }
     }

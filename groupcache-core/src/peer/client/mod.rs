@@ -187,7 +187,7 @@ async fn report(link: &Link, target: &Target, found: Option<PeerId>, error: Dial
         }
         _ => (error.refusal.filter(|why| !matches!(why, Refusal::WrongId { .. })), error.text.to_string()),
     };
-    tell(link.table.lock().failed(link.local.clock.now_ms()));
+    tell(link.table.lock().failed(false, link.local.clock.now_ms()));
     let kind = if refusal == Some(Refusal::Untrusted) { Kind::Unauthenticated } else { Kind::Unreachable };
     *link.failure.lock() = Some(Error::new(kind, text.clone()));
     let event = match refusal {
@@ -237,7 +237,9 @@ async fn finish(link: &Link, end: End, events: &LinkEvents) {
 }
 
 async fn fail(link: &Link, failure: Failure, events: &LinkEvents) {
-    let ended = link.table.lock().failed(link.local.clock.now_ms());
+    // Other refusals come from a process that was started in the place of the peer.
+    let is_alive = matches!(&failure, Failure::Refused(Refusal::Untrusted | Refusal::Rejected, _));
+    let ended = link.table.lock().failed(is_alive, link.local.clock.now_ms());
     tell(ended);
     let counters = &link.local.counters;
     let (kind, event) = match failure {
@@ -390,6 +392,7 @@ fn take(link: &Link, mut frame: Incoming) -> Option<LinkEvent> {
             }
             match answer {
                 Response::Pending => counters.pending.up(), // the peer works on it; any frame ends its silence
+                Response::Held => table.held(id),
                 Response::Begun => table.begun(id),
                 answer => ended.extend(table.answered(id).map(|reply| (reply, Outcome::Answered(answer)))),
             }

@@ -45,9 +45,6 @@ impl Stream for Outbound {
             if may_ask {
                 let max = self.link.max_requests.load(Relaxed) as usize;
                 table.fill(&mut frame, max, local.clock.now_ms());
-                if frame.has_ping() {
-                    frame.suspects(local.quarantine.news(&mut table.strikes_sent, local.clock.now_ms()));
-                }
                 if frame.has_ping() && self.link.has_log() {
                     let (peer, now_ms) = (self.link.instance(), local.clock.now_ms());
                     if let Some(peer) = peer {
@@ -59,8 +56,11 @@ impl Stream for Outbound {
                     frame.goodbye(local.hello().incarnation);
                 }
             }
-            if !is_greeted {
+            // Once per frame, because each call returns the next records.
+            if !is_greeted || frame.has_ping() {
                 frame.suspects(local.quarantine.news(&mut table.strikes_sent, local.clock.now_ms()));
+            }
+            if !is_greeted {
                 let hello = Hello { expected: self.expected.clone(), ..Hello::clone(&local.hello()) };
                 frame.hello(&hello, local.limits.max_in_flight_per_peer);
             }

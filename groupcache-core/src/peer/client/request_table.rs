@@ -281,6 +281,11 @@ impl RequestTable {
         self.slot(id).into_iter().for_each(InFlight::begun);
     }
 
+    /// Records that the load of a key with strikes waits for its turn at the peer.
+    pub(crate) fn held(&mut self, id: u64) {
+        self.slot(id).into_iter().for_each(InFlight::held);
+    }
+
     fn take_unreached(&mut self, id: u64) -> Option<(Receiver, Outcome)> {
         let peer = self.peer.take();
         let outcome = self.slot(id).map(|in_flight| in_flight.unreached(peer.as_ref()));
@@ -367,8 +372,12 @@ impl RequestTable {
         ended
     }
 
-    /// Records that an attempt to connect failed, and returns all calls.
-    pub(crate) fn failed(&mut self, now_ms: u64) -> Ended {
+    /// Records that an attempt to connect failed, and returns all calls. `is_alive` says that a process has answered at the
+    /// address and refused, so that the peer need not have ended.
+    pub(crate) fn failed(&mut self, is_alive: bool, now_ms: u64) -> Ended {
+        if is_alive {
+            self.slots.iter_mut().filter_map(|slot| slot.call.as_mut()).for_each(InFlight::is_alive);
+        }
         self.breaker = self.breaker.failed(now_ms);
         self.drain()
     }

@@ -22,7 +22,7 @@ use crate::{
     },
     protocol::{
         message::{GroupName, Hello, Op, Request, Response},
-        wire::{Incoming, answer_bytes},
+        wire::{Incoming, answer_bytes, features},
     },
     runtime::{sync::Map, token_bucket::TokenBucket},
     transport::{IDLE_LIMIT, Security},
@@ -97,6 +97,8 @@ pub(crate) struct Connection {
     fingerprint: u64,
     /// Whether the peer expects another node here. The Hello of the local node names its real id.
     is_wrong_peer: bool,
+    /// Whether the peer understands notices of loads.
+    is_witness: bool,
 }
 
 impl Connection {
@@ -124,6 +126,7 @@ impl Connection {
             inbound,
             fingerprint: hello.fingerprint,
             is_wrong_peer: false,
+            is_witness: hello.features & features::QUARANTINE != 0,
         };
         connection.is_wrong_peer =
             hello.expected.as_ref().is_some_and(|expected| *expected != connection.service.local.hello().id);
@@ -346,7 +349,7 @@ impl Connection {
             waiting = self.service.take_waiting_slot().filter(|_| has_room);
             waiting.is_some()
         };
-        let asker = Asker { peer: &self.writer, group: name, queue: &self.queue };
+        let asker = Asker { peer: &self.writer, group: name, queue: &self.queue, is_witness: self.is_witness };
         match dispatch(&self.service, resolved, request, Some(&asker), may_wait) {
             Dispatch::Response(answer) => Some(self.sized(answer)),
             Dispatch::Wait(response, retry) => {

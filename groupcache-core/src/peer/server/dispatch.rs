@@ -65,13 +65,15 @@ pub(crate) struct Asker<'a> {
     pub(crate) group: Option<&'a Arc<str>>,
     /// Queue of the responses to the peer.
     pub(crate) queue: &'a Arc<ResponseQueue>,
+    /// Whether the peer understands notices of loads.
+    pub(crate) is_witness: bool,
 }
 
 impl Asker<'_> {
-    /// Returns the notice that a load for a request of the peer begins.
+    /// Returns the notice of a load for a request of the peer.
     fn notice(&self, id: u64) -> Notice {
         let queue = Arc::clone(self.queue);
-        Box::new(move || queue.push(std::iter::once((id, Response::Begun))))
+        Box::new(move |notice| queue.push(std::iter::once((id, notice))))
     }
 
     /// Announces the write of a request in the log of the peer. Returns `None` if the write is applied already.
@@ -209,7 +211,9 @@ pub(crate) fn dispatch(
             let wait = request.wait.map_or(limit, |wait| wait.min(limit));
             let retry = Retry { group: Arc::clone(group), key: key.into() };
             let (chain, strikes) = (request.chain.clone(), request.strikes.clone());
-            let notice = asker.filter(|_| strikes.is_some()).map(|asker| asker.notice(request.id));
+            let is_noticed = strikes.is_some() || service.local.quarantine.has_records();
+            let witness = asker.filter(|asker| is_noticed && asker.is_witness);
+            let notice = witness.map(|asker| asker.notice(request.id));
             let load = LoadRequest { key, wait, chain, strikes, notice };
             Dispatch::Wait(Arc::clone(group).load(load), Some(retry))
         }

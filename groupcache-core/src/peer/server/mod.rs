@@ -218,6 +218,7 @@ impl wire::peer_server::Peer for Server {
         );
         let local = &server.service.local;
         local.writes.greeted(&hello, true, local.clock.read_ms());
+        local.quarantine.is_alive(&hello.instance(), local.clock.read_ms());
         let registration = Registration(Arc::clone(server), number, hello.instance());
         server.tasks.spawn(async move {
             let (_slot, _registration, _in_use) = (slot, registration, in_use);

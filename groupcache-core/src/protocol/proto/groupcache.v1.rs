@@ -49,8 +49,7 @@ pub struct Suspect {
 /// Strikes against a key.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Strikes {
-    /// Number that grows when a load of the key has ended well, or when a process turns out to be alive. The strikes of an
-    /// earlier epoch do not count.
+    /// Number that grows when a load of the key has ended well. The strikes of an earlier epoch do not count.
     #[prost(uint32, tag = "1")]
     pub epoch: u32,
     #[prost(message, repeated, tag = "2")]
@@ -58,6 +57,9 @@ pub struct Strikes {
     /// Milliseconds since the last trial began. Absent = there was none.
     #[prost(uint64, optional, tag = "3")]
     pub trial_age_ms: ::core::option::Option<u64>,
+    /// Milliseconds since the last change.
+    #[prost(uint64, tag = "4")]
+    pub changed_age_ms: u64,
 }
 /// End of a process while it loaded a key.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -66,6 +68,10 @@ pub struct Strike {
     pub process: ::core::option::Option<Instance>,
     #[prost(uint64, tag = "2")]
     pub age_ms: u64,
+    /// Number of the changes of this strike: odd = the process has ended, even = it turned out to be alive. The higher
+    /// number stands.
+    #[prost(uint32, tag = "3")]
+    pub count: u32,
 }
 /// Node in one incarnation: the one with which its process began.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -293,7 +299,8 @@ pub struct Answer {
     /// 0 is never sent. 1 Value, 2 Unchanged (unused), 3 NotFound, 4 LoaderError, 5 Overloaded, 6 Declined, 7
     /// TooLarge, 8 Pending, 9 Deadline, 10 WrongPeer, 11 Unsupported, 12 Done (of a write), 13 BadRequest, 14 Page (of
     /// a ReadPage; the value is an encoded Page), 15 Logs (of a ReadLogs; the value is an encoded LogAnswer), 16 Begun
-    /// (the load of a key with strikes begins; the answer follows), 17 Quarantined.
+    /// (the load of a key with strikes begins; the answer follows), 17 Quarantined, 18 Held (the load of a key with
+    /// strikes waits for its turn; Begun and the answer follow).
     #[prost(uint32, tag = "2")]
     pub status: u32,
     #[prost(bytes = "bytes", tag = "3")]

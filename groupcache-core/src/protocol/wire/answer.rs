@@ -59,6 +59,7 @@ mod status {
     pub(crate) const LOGS: u32 = 15;
     pub(crate) const BEGUN: u32 = 16;
     pub(crate) const QUARANTINED: u32 = 17;
+    pub(crate) const HELD: u32 = 18;
 }
 
 /// Numbers of the fields of an answer.
@@ -142,6 +143,7 @@ impl Part for ResponseRef<'_> {
             Response::Logs(logs) => out.bytes(tag::VALUE, &knowledge::write_logs(logs)),
             Response::TooLarge
             | Response::Pending
+            | Response::Held
             | Response::Begun
             | Response::WrongPeer
             | Response::Unsupported
@@ -166,6 +168,7 @@ fn status_of(answer: &Response) -> u32 {
         Response::BadRequest(_) => status::BAD_REQUEST,
         Response::Page(_) => status::PAGE,
         Response::Logs(_) => status::LOGS,
+        Response::Held => status::HELD,
         Response::Begun => status::BEGUN,
         Response::Quarantined { .. } => status::QUARANTINED,
     }
@@ -245,6 +248,7 @@ pub(crate) fn read(frame: &Bytes, mut fields: Fields<'_>) -> Result<Answered, Ma
         status::OVERLOADED => Response::Overloaded { retry_after: retry_after() },
         status::QUARANTINED => Response::Quarantined { retry_after: retry_after() },
         status::BEGUN => Response::Begun,
+        status::HELD => Response::Held,
         status::DECLINED => declined(reason, previous_owner),
         status::TOO_LARGE => Response::TooLarge,
         status::PENDING => Response::Pending,

@@ -42,6 +42,7 @@ pub(crate) use crate::protocol::wire::{
     field::Malformed,
     hello::BadHello,
     request::{RequestRef, unary},
+    strikes::suspect_bytes,
 };
 
 /// The version of the protocol that this node speaks; no other one.
@@ -54,7 +55,8 @@ pub(crate) mod features {
     pub(crate) const HANDOVER: u64 = 1;
     /// The sender keeps logs of writes, shows its positions in them, and answers requests for their entries.
     pub(crate) const WRITE_LOG: u64 = 2;
-    /// The sender answers `Begun` before it loads a key with strikes, and does not load a key in quarantine.
+    /// The sender answers `Held` while the load of a key with strikes waits for its turn and `Begun` before the load runs,
+    /// and does not load a key in quarantine.
     pub(crate) const QUARANTINE: u64 = 4;
 }
 

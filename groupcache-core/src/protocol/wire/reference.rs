@@ -99,6 +99,7 @@ impl Incoming {
                 Response::Unsupported => assert_eq!(other.status, 11),
                 Response::Done => assert_eq!(other.status, 12),
                 Response::Begun => assert_eq!(other.status, 16),
+                Response::Held => assert_eq!(other.status, 18),
                 Response::Quarantined { .. } => assert_eq!(other.status, 17),
                 Response::Logs(logs) => {
                     let answer: proto::LogAnswer =

@@ -44,8 +44,12 @@ fn request<'a>(op: &'a Op, key: &'a str, chain: &'a LoadChain) -> RequestRef<'a>
 fn strikes_survive_round_trip() {
     let strikes = |trial_age_ms| Strikes {
         epoch: 3,
-        strikes: vec![Strike { process: writer(), age_ms: 7 }, Strike { process: writer(), age_ms: 0 }],
+        strikes: vec![
+            Strike { process: writer(), age_ms: 7, count: 1 },
+            Strike { process: writer(), age_ms: 0, count: 2 },
+        ],
         trial_age_ms,
+        changed_age_ms: 5,
     };
     let suspect = |key: &str| Suspect { group: "users".into(), key: key.into(), strikes: strikes(Some(0)) };
     let (struck, op) = (strikes(None), Op::Get);
@@ -150,6 +154,7 @@ fn response_survives_round_trip() {
     };
     let entry = |key: Option<&str>| LogEntry { number: 3, group: "g".into(), key: key.map(Into::into), age_ms: 4 };
     let answers = [
+        Response::Held,
         Response::Begun,
         Response::Quarantined { retry_after: Duration::from_secs(600) },
         value("v", Some(0)),
