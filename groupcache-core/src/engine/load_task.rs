@@ -61,8 +61,8 @@ fn fail<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, error: Error) {
     }
 }
 
-/// Returns the error of a load during which the code of a value has panicked. The error is one of the load and not of the
-/// node, so that no other node repeats the load.
+/// Returns the error of a load during which the code of a value has panicked. The error belongs to the load and not to
+/// the node, so that no other node repeats the load.
 fn panicked<V: Value>(engine: &Engine<V>, panic: &(dyn Any + Send)) -> Error {
     engine.counters.load_errors.up();
     let text = format!("a value of group {:?} panicked when it was cloned or dropped", engine.settings.name);

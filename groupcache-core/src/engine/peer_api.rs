@@ -73,7 +73,7 @@ impl<V: Value> GroupService for Engine<V> {
         if as_of_age_ms.is_some_and(|age_ms| !self.suits_a_peer(age_ms)) {
             return None;
         }
-        // Never hot, because a peek keeps no replica.
+        // The response never calls the value hot, because a peek keeps no replica.
         Some(encode_entry(self, &slot, now_ms, Source::Memory, false, as_of_age_ms))
     }
 

@@ -14,17 +14,18 @@ use crate::runtime::sync::Mutex;
 #[derive(Debug, Default)]
 pub(super) struct Waiters(Mutex<Places>);
 
-/// Wakers by place. A waiter knows its place, so that no step searches: a flight of a hot key may have a hundred
-/// thousand waiters. The first place is beside the others, which alone are allocated.
+/// Wakers of the waiters, each in a place of its own. A waiter knows the number of its place, so that no step searches,
+/// because a flight of a hot key may have 100,000 waiters. The first place is outside of the vector and needs no
+/// allocation.
 #[derive(Debug, Default)]
 struct Places {
     first: Option<Waker>,
     more: Vec<Place>,
-    /// Number of the free place that was left last, from which the others follow; `FIRST` for none.
+    /// Number of the free place that was left last, which leads to all other free places; `FIRST` for none.
     free: usize,
 }
 
-/// Number of the first place. Place `n` otherwise is at `n - 1` of the others.
+/// Number of the first place. Place `n` above 0 is at index `n - 1` of the vector.
 const FIRST: usize = 0;
 
 /// Place of one waiter beside the first.
@@ -36,8 +37,8 @@ enum Place {
 }
 
 impl Places {
-    /// Puts a waker into the place of its waiter, or into a free one. Returns the number of the place and the waker that
-    /// was there. The caller drops the latter outside of the lock, because a task may end with its waker.
+    /// Puts a waker into the place of its waiter, or into a free one. Returns the number of the place and the previous
+    /// waker, which the caller drops outside of the lock, because a task may end with its waker.
     fn put(&mut self, number: Option<usize>, waker: &Waker) -> (usize, Option<Waker>) {
         let Some(number) = number else { return (self.take_place(waker.clone()), None) };
         let known = match number {
@@ -230,8 +231,8 @@ mod tests {
         assert_eq!((before.times(), after.times()), (0, 1));
     }
 
-    /// Checks that the work of a waiter does not grow with the number of waiters. A search takes more than a minute here, and places
-    /// some ten milliseconds.
+    /// Checks that the work of a waiter does not grow with the number of waiters. The test takes far less
+    /// than a second, and with a search would take more than a minute.
     #[test]
     fn many_waiters_are_registered_and_dropped_at_once() {
         const MANY: usize = 100_000;

@@ -115,6 +115,7 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node> {
     tracing::info!(id = %node.id(), address = %node.address(), "node started");
     Ok(node)
 }
+
 /// Makes the server of a node. Returns with it the peers that connect, and the requests for writes.
 fn server(context: &NodeContext) -> (Server, mpsc::Receiver<PeerId>, mpsc::Receiver<LogRequest>) {
     let (arrivals, arrival_feed) = mpsc::channel(EVENT_QUEUE);
@@ -268,8 +269,10 @@ fn hello_of(identity: &Identity, limits: &Limits, hands_over: bool) -> Hello {
     }
 }
 
-/// Returns the current runtime, or an error unless it has timers and sockets. Tokio has no question for that, and panics
-/// when one of them is missing.
+/// Returns the current runtime, or an error if the runtime lacks timers or, on Unix, sockets.
+///
+/// Tokio has no call that answers this, and panics where timers or sockets are missing. The panic is caught, after the
+/// panic hook has printed its message; a build with `panic = "abort"` ends.
 fn runtime() -> Result<Handle> {
     let runtime = Handle::try_current().map_err(|e| Error::caused(Kind::Config, "start() needs a tokio runtime", e))?;
     let has_timers = catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok();

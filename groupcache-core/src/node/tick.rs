@@ -26,8 +26,8 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// Number of ticks between two checks for overdue loads and unacknowledged writes: about a second.
 const WATCH_EVERY: u64 = 100;
 
-/// Number of ticks between two checks for writes that settle by time: a quarter of a second, so that a write settles
-/// within a second after the bound of its group.
+/// Number of ticks between two checks for writes that settle by time: about a quarter of a second, so that a write
+/// settles within a second after the bound of its group and a fiftieth of it.
 const SETTLE_EVERY: u64 = 25;
 
 /// Maximum number of writes that are repeated to one peer at once.

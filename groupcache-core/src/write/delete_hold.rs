@@ -24,8 +24,8 @@ pub(crate) const MAX_HOLD: Duration = Duration::from_secs(600);
 /// Maximum number of keys that are held at once in a group. A further hold is for all keys of one stripe.
 const MAX_KEYS: usize = 10_000;
 
-/// Number of stripes, 512 KiB in a group that has too many holds. A further hold keeps one in 65,536 of the other keys
-/// out of the cache.
+/// Number of stripes, which take 512 KiB in a group with a full table. A further hold applies to all keys of its
+/// stripe, which are about one of 65,536 keys.
 const STRIPES: usize = 1 << 16;
 
 /// Delete holds of a group, with the coarse times at which they end.
@@ -44,13 +44,13 @@ struct HeldKeys {
     ends: BTreeSet<(u64, Arc<str>)>,
     /// Holds beside the table.
     further: FurtherHolds,
-    /// End of the last hold that a sweep forgot. A load that began before it and still runs counts as held, whatever its
-    /// key: such a load is past its deadline, or waited before its deadline began.
+    /// End of the last hold that a sweep forgot. A load of any key that began before this end and still runs counts as
+    /// held, because the load is past its deadline, or waited before its deadline began.
     swept_ms: u64,
 }
 
-/// Holds that the table of keys has no room for, by the hash of their keys. Each key that was named is held, and with it
-/// the keys that share its stripe.
+/// Holds beside the full table of keys, by stripe. The hash of a key gives its stripe, and a hold applies to all keys
+/// of the stripe.
 #[derive(Debug, Default)]
 struct FurtherHolds {
     hasher: RandomState,

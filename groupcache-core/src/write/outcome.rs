@@ -32,7 +32,7 @@ impl RemoveOptions {
     ///
     /// Pending nodes drop their values once they can be reached again, and do not hold the key. A node that joins later
     /// does not hold the key either. When more than 10,000 keys of a group are held at once on a node, each further
-    /// hold applies to one key in 65,536 too, until the last of the further holds has ended.
+    /// hold also applies to about one of 65,536 other keys.
     #[must_use]
     pub fn hold(mut self, hold: Duration) -> Self {
         // A hold of less than 1 ms would otherwise be none.
@@ -116,11 +116,11 @@ impl WriteOutcome {
 
     /// Waits until nothing is pending any more: no node returns the old value to a get that starts afterwards.
     ///
-    /// A node stops being pending when it has acknowledged the write, directly or through another node, when it has said
-    /// goodbye, when it has left the cluster by the discovery of all nodes, or when nothing that it may hold can be
-    /// served any longer. The last is after the longest time to live of the group there, or after its
-    /// [`max_staleness`](crate::GroupBuilder::max_staleness). A write through a broken connection takes 2 to 4 s as long
-    /// as both nodes are connected to a third one.
+    /// A node stops being pending when it has acknowledged the write, directly or through another node, when it has
+    /// said goodbye, when it has left the cluster by the discovery of all nodes, or when nothing that it may hold can
+    /// be served any longer. The last is after the longest time to live of the group there, or after its
+    /// [`max_staleness`](crate::GroupBuilder::max_staleness). A write through a broken connection takes 2 to 4 s as
+    /// long as both nodes are connected to a third one.
     ///
     /// In a group without either bound, the call waits as long as discovery lists a node that does not answer. Dropping
     /// the future is safe, and the method may be called again.

@@ -74,7 +74,7 @@ async fn load_begun_during_a_hold_is_not_cached_after_it() {
     assert_eq!(group.inspect().entries(), 1);
 }
 
-/// Checks that no hold is longer than ten minutes, however long a caller or a peer asks for.
+/// Checks that the hold of a caller that asks for an hour ends after ten minutes.
 #[tokio::test(start_paused = true)]
 async fn hold_of_an_hour_ends_after_ten_minutes() {
     let loads = Loads::default();

@@ -29,8 +29,8 @@ use tracing_subscriber::{
 
 use crate::support::{Cluster, Gate, PATIENCE, eventually, gated};
 
-/// Subscriber that panics at the events `load.start` that it still owes a panic. A load begins in the task that reads
-/// the connection of its request.
+/// Subscriber with a number of due panics, one for each of the next events `load.start`. A load begins in the task that
+/// reads the connection of its request.
 #[derive(Clone, Default)]
 struct PanicsAtLoad(Arc<AtomicU64>);
 
@@ -64,8 +64,8 @@ impl Visit for Message {
     }
 }
 
-/// Checks that a panic of the task that reads a connection is the end of that connection and of nothing else: the caller
-/// sees it at once and not by silence, and the key that was being loaded is loaded again.
+/// Checks that a panic of the task that reads a connection ends that connection and nothing else. The caller notices
+/// the panic at once and not by silence, and the key of the begun load is loaded again.
 #[tokio::test]
 async fn panic_in_reader_of_server_breaks_its_connection() {
     let (panics, _guard) = PanicsAtLoad::install();

@@ -1,7 +1,7 @@
-//! Poison: a key that ends the process which loads it ends at most two of them, and no other key suffers.
+//! Poison: a key with loads that end their process ends two processes at most, and no get of another key fails.
 //!
-//! Five real processes run under a supervisor, which starts each again that ends. The processes are this test binary,
-//! started again as `child_process`.
+//! Five real processes run under a supervisor, which starts a process again when the process has ended. Each process is
+//! this test binary with the test `child_process`.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -30,7 +30,8 @@ const POISON: &str = "poison";
 /// Time for which all processes ask for the poison.
 const ASKED: Duration = Duration::from_secs(8);
 
-/// Loads a key as its own value in 20 ms, ends the process for the poison, and waits with other keys on demand.
+/// Loads a key as its own value, in 20 ms unless a command has set another time. The load of the poison ends the
+/// process.
 async fn load(slow: &Arc<Mutex<Option<Duration>>>, key: &str) -> Result<String, BoxError> {
     if key == POISON {
         std::process::abort();
@@ -65,7 +66,7 @@ async fn run(number: usize, ports: &[u16], commands: impl Iterator<Item = String
     let node = Node::builder().identity(me).provider(peers).start().await.unwrap();
     let slow = Arc::<Mutex<Option<Duration>>>::default();
     let group = node.group::<String>("data").capacity_bytes(64 << 20).loader_with(slow.clone(), load).build().unwrap();
-    // A service waits for that before it takes requests.
+    // A service waits for its peers before it takes requests.
     node.ready(NODES).await.unwrap();
     say(format_args!("ready {}", group.inspect().owner_of(POISON)));
     for command in commands {
@@ -84,7 +85,7 @@ async fn run(number: usize, ports: &[u16], commands: impl Iterator<Item = String
     }
 }
 
-/// Asks for the poison twice a second and for other keys meanwhile, and says how each of these ends.
+/// Asks for the poison twice a second and for other keys meanwhile, and says how each get ends.
 async fn ask(group: Group<String>, number: usize) {
     let mut turn = 0;
     loop {
@@ -106,7 +107,7 @@ async fn ask(group: Group<String>, number: usize) {
     }
 }
 
-/// Gets many keys at once, and says how often that failed.
+/// Gets many keys at once, and says how many gets were refused and how many failed.
 async fn fill(group: Group<String>, number: usize, count: usize) {
     let keys: Vec<_> = (0..count).map(|n| format!("fill-{number}-{n}")).collect();
     let outcomes = group.get_many(&keys).await;
@@ -115,7 +116,7 @@ async fn fill(group: Group<String>, number: usize, count: usize) {
     say(format_args!("filled {refused} {failed}"));
 }
 
-/// Lines that a process has said, with its number and its start.
+/// Lines that the processes have said, each with the number of the process and of its start.
 type Lines = Arc<Mutex<Vec<(usize, usize, String)>>>;
 
 /// Processes under a supervisor.
@@ -172,7 +173,7 @@ impl Supervisor {
         let _ = writeln!(self.children[n].1, "{command}");
     }
 
-    /// Starts the processes again that have ended.
+    /// Starts each process that has ended again.
     fn supervise(&mut self) {
         for n in 0..NODES {
             if self.children[n].0.try_wait().unwrap().is_some() {
@@ -197,7 +198,7 @@ impl Supervisor {
         lines.iter().filter(|(_, _, line)| line.starts_with(words)).map(|(_, _, line)| line.clone()).collect()
     }
 
-    /// Waits until many loads run at a process.
+    /// Waits until more than 50 loads run at a process.
     async fn until_running(&mut self, n: usize) {
         let is_running = |of: usize, line: &str| {
             of == n && line.strip_prefix("loads ").is_some_and(|loads| loads.parse::<usize>().unwrap() > 50)
@@ -219,7 +220,7 @@ impl Supervisor {
         }
     }
 
-    /// Waits until the last start of each process is ready, and returns the owner of the poison.
+    /// Waits until each process is ready after its last start, and returns the owner of the poison.
     async fn ready(&mut self) -> usize {
         let is_ready = |all: &Self, n: usize| {
             all.count(|of, start, line| of == n && start == all.starts[n] && line.starts_with("ready")) > 0
@@ -240,9 +241,10 @@ impl Drop for Supervisor {
     }
 }
 
-/// Lets all processes ask for the poison while they get many other keys. Checks that the poison alone is in quarantine
-/// everywhere, also at the processes that were started again, and that no get of another key fails. Returns the number of
-/// processes that ended.
+/// Lets all processes ask for the poison while they get many other keys, and returns the number of ended processes.
+///
+/// Checks that the poison alone is in quarantine at each process, also after a new start, and that no get of another
+/// key fails.
 async fn ends_by_poison() -> usize {
     let mut all = Supervisor::start();
     let owner = all.ready().await;
@@ -271,8 +273,8 @@ async fn ends_by_poison() -> usize {
     all.deaths
 }
 
-/// Checks that a key that ends the process which loads it ends two processes of five. On a busy machine the notice of a
-/// load may leave too late to be witnessed, so that there are further attempts.
+/// Checks that a key with loads that end their process ends two processes of five at most. On a busy machine the notice
+/// of a load may leave too late for a witness, so that the test has further attempts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poisonous_key_ends_two_processes_of_five() {
     let mut ends = Vec::new();
@@ -285,7 +287,7 @@ async fn poisonous_key_ends_two_processes_of_five() {
     panic!("{ends:?} processes ended");
 }
 
-/// Checks that a process that ends of something else with many loads under way brings none of their keys into quarantine.
+/// Checks that a process that is killed during many loads brings none of their keys into quarantine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn process_that_is_killed_quarantines_no_key() {
     let mut all = Supervisor::start();

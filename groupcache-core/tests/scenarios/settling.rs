@@ -134,8 +134,8 @@ async fn write_settles_through_a_third_node() {
     assert!(net.nodes[1].stats().pulled_writes > 0);
 }
 
-/// Checks that a write with an owner that hangs is acknowledged by the other nodes by the time of its outcome, whichever of them
-/// is the next candidate. A busy machine has further attempts.
+/// Checks that all other nodes have acknowledged a write at its outcome while the owner hangs, whichever of them is the
+/// next candidate. On a busy machine the test has further attempts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn write_beyond_an_owner_that_hangs_is_told() {
     let mut pending = BTreeSet::new();

@@ -77,7 +77,7 @@ impl On {
             };
             let _ = done.send(output);
         });
-        // Disconnected after a panic, which the thread has printed.
+        // The channel is disconnected after a panic, which the thread has printed.
         outcome.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("{name} on {self:?}: {e}"))
     }
 }

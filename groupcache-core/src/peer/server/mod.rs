@@ -68,8 +68,8 @@ struct Inner {
 }
 
 impl Server {
-    /// Makes a server that reports to `arrivals` each peer that connects, or sends again after a silence, and that sends
-    /// to `logs` the requests for writes.
+    /// Makes a server that reports to `arrivals` each peer that connects, or sends again after a silence, and that
+    /// sends to `logs` the requests for writes.
     pub(crate) fn new(
         local: Arc<LocalNode>,
         registry: Arc<Registry>,
@@ -225,7 +225,7 @@ impl wire::peer_server::Peer for Server {
             let peer = hello.id.clone();
             let served = AssertUnwindSafe(connection.serve(inbound, frame, hello, lifetime)).catch_unwind().await;
             if served.is_err() {
-                // Without this end, the peer would wait until it takes the connection for silent.
+                // The status ends the stream, so that the peer need not wait for the silence limit.
                 queue.close(Some(Status::internal("the task of the connection panicked")));
                 service.local.counters.connection_panics.up();
                 tracing::error!(%peer, "the task that serves a connection panicked; the connection is closed");

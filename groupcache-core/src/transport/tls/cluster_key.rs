@@ -215,8 +215,8 @@ fn material(keys: &[Secret], identity: &TlsIdentity) -> Result<(Certificates, Ro
     Ok((own, roots))
 }
 
-/// Returns the beginnings of a certificate that is valid at any time, because a machine without a clock battery starts in
-/// 1970. Nodes that check dates, which are those of 0.1.0, accept it then too.
+/// Returns the parameters of a certificate that is valid from 1970 to 9999, because a machine without a clock battery
+/// starts in 1970. Nodes of release 0.1.0 check dates, and accept the certificate on such a machine too.
 fn valid_at_any_time() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.not_before = date_time_ymd(1970, 1, 1);

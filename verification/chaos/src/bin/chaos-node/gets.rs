@@ -53,7 +53,7 @@ pub(crate) async fn run(world: Arc<World>) {
             get_stamped(&world, if is_hot { fastrand::usize(..NODES) } else { fastrand::usize(..=KEYS) });
             owed -= TICKS;
         }
-        // Has a share only at 300 gets a second and more.
+        // At 300 gets a second and more, each tick has a get of a key that is removed again and again.
         if owed >= TICKS {
             settling::get(&world);
             owed -= TICKS;

@@ -22,8 +22,8 @@ const NUMBER: u64 = size_of::<u64>() as u64;
 /// Bytes of a row: version, floor, and two times for each kept write.
 const ROW: u64 = (2 + 2 * KEPT) * NUMBER;
 
-/// Time in nanoseconds after which a call that has not returned was not running all the time, because a call returns
-/// within 1 s. Its write counts as made at the return.
+/// Longest call in nanoseconds of a process that runs all the time, because a call returns within 1 s. The write of a
+/// longer call counts as made when the call returns.
 const LONGEST_CALL: u64 = 2_000_000_000;
 
 pub(crate) struct Versions {
