@@ -7,7 +7,11 @@ use std::{
 
 use axum::{
     extract::{ConnectInfo, MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER},
+    http::{
+        HeaderName, HeaderValue, StatusCode,
+        header::{HOST, RETRY_AFTER},
+        uri::Authority,
+    },
     middleware::Next,
     response::Response,
 };
@@ -18,7 +22,7 @@ use governor::{
 use tokio::time::{Instant, interval};
 
 use crate::{
-    config::Limit,
+    config::{Limit, Server},
     http::{Endpoint, failure},
     metrics::Metrics,
 };
@@ -73,6 +77,45 @@ pub(crate) async fn count(State(metrics): State<Arc<Metrics>>, request: Request,
     response
 }
 
+/// Names by which the service may be asked.
+///
+/// A page of a foreign site can make a browser on this machine ask a service on a loopback address under the name of that
+/// site, and read the answers (DNS rebinding). The answers come with the token of this service.
+pub(crate) struct Hosts {
+    is_loopback: bool,
+    names: Vec<String>,
+}
+
+impl Hosts {
+    pub(crate) fn new(server: &Server) -> Self {
+        Self { is_loopback: server.address.is_loopback(), names: server.hosts.clone() }
+    }
+
+    /// Returns whether a request for this host is answered. Without names, only a service on a loopback address refuses any.
+    fn knows(&self, host: &str) -> bool {
+        let is_local = || {
+            let address = host.trim_start_matches('[').trim_end_matches(']').parse();
+            let name = host.to_ascii_lowercase();
+            name == "localhost" || name.ends_with(".localhost") || address.is_ok_and(|ip: IpAddr| ip.is_loopback())
+        };
+        let is_named = self.names.iter().any(|name| name.eq_ignore_ascii_case(host));
+        is_named || if self.is_loopback { is_local() } else { self.names.is_empty() }
+    }
+}
+
+/// Refuses a request for a host that is not a name of the service.
+pub(crate) async fn only_known_hosts(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
+    let named = request.headers().get(HOST).and_then(|host| host.to_str().ok()?.parse().ok());
+    let host = request.uri().authority().cloned().or(named);
+    if host.is_some_and(|host: Authority| hosts.knows(host.host())) {
+        return next.run(request).await;
+    }
+    failure(
+        StatusCode::MISDIRECTED_REQUEST,
+        "this service has another name: ask for localhost, or name the host in SERVER_HOSTS",
+    )
+}
+
 /// Recent request rates of clients.
 pub(crate) struct Clients(DefaultKeyedRateLimiter<IpAddr>);
 
@@ -121,7 +164,7 @@ pub(crate) async fn limit(State(clients): State<Arc<Clients>>, request: Request,
 
 #[cfg(test)]
 mod tests {
-    use super::client;
+    use super::{Hosts, client};
 
     #[test]
     fn addresses_of_one_ipv6_network_are_one_client() {
@@ -129,5 +172,19 @@ mod tests {
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
         assert_eq!(of("192.0.2.1"), "192.0.2.1");
         assert_eq!(of("::ffff:192.0.2.1"), "192.0.2.1");
+    }
+
+    #[test]
+    fn foreign_host_is_known_only_by_name_or_beyond_loopback() {
+        let knows = |is_loopback, names: &[&str], host| {
+            Hosts { is_loopback, names: names.iter().map(ToString::to_string).collect() }.knows(host)
+        };
+        for host in ["localhost", "LocalHost", "a.localhost", "127.0.0.1", "127.9.9.9", "[::1]"] {
+            assert!(knows(true, &[], host), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example", "192.0.2.1", "[2001:db8::1]", "notlocalhost"] {
+            assert!(!knows(true, &[], host) && knows(false, &[], host) && knows(true, &[host], host), "{host}");
+            assert!(!knows(false, &["cache.example"], host), "{host}");
+        }
     }
 }

@@ -29,6 +29,9 @@ pub(crate) struct Config {
 pub(crate) struct Server {
     pub(crate) address: IpAddr,
     pub(crate) port: u16,
+    /// Names by which clients reach the service. A loopback address has the names of this machine too.
+    #[serde(default)]
+    pub(crate) hosts: Vec<String>,
 }
 
 /// The upstream, and the credentials for it.
@@ -106,8 +109,8 @@ const VARIABLES: [(&str, &str); 11] = [
     ("LIMIT_BURST", "limit.burst"),
 ];
 
-/// Variable like those in [`VARIABLES`], with a list separated by commas.
-const CACHED: (&str, &str) = ("ORG_CACHED", "org.cached");
+/// Variables like those in [`VARIABLES`], each with a list separated by commas.
+const LISTS: [(&str, &str); 2] = [("ORG_CACHED", "org.cached"), ("SERVER_HOSTS", "server.hosts")];
 
 impl Config {
     /// Reads the file that `CONFIG` names, and the variables that override it.
@@ -119,8 +122,10 @@ impl Config {
         for (name, key) in VARIABLES {
             all = all.set_override_option(key, variable(name)?)?;
         }
-        let cached = variable(CACHED.0)?.map(|list| list.split(',').map(|path| path.trim().to_owned()).collect());
-        all = all.set_override_option::<_, Vec<String>>(CACHED.1, cached)?;
+        for (name, key) in LISTS {
+            let list = variable(name)?.map(|list| list.split(',').map(|item| item.trim().to_owned()).collect());
+            all = all.set_override_option::<_, Vec<String>>(key, list)?;
+        }
         let read = all.build().and_then(config::Config::try_deserialize);
         read.map_err(|e| {
             format!("the configuration {path}, or a variable that overrides it, cannot be used: {e}").into()

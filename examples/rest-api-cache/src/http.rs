@@ -6,7 +6,7 @@ use axum::{
     extract::{Path, Request, State},
     http::{
         HeaderName, HeaderValue, Method, StatusCode,
-        header::{AGE, ALLOW, CONTENT_TYPE, RETRY_AFTER},
+        header::{AGE, ALLOW, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
@@ -16,7 +16,7 @@ use groupcache_discovery::{Error, Group, Json, Node, Prost, discovery::NodeState
 use serde_json::json;
 
 use crate::{
-    around::{Clients, count, limit, name},
+    around::{Clients, Hosts, count, limit, name, only_known_hosts},
     documents::Document,
     metrics::Metrics,
     proxy::proxy,
@@ -39,6 +39,7 @@ pub(crate) struct Service {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clients: Arc<Clients>,
+    pub(crate) hosts: Arc<Hosts>,
     /// Maximum time for an answer of the upstream.
     pub(crate) timeout: Duration,
     /// Age above which a cached answer is reported as stale.
@@ -59,6 +60,7 @@ pub(crate) fn router(service: Service) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .merge(limited)
+        .layer(from_fn_with_state(Arc::clone(&service.hosts), only_known_hosts))
         .layer(from_fn_with_state(Arc::clone(&service.metrics), count))
         .layer(from_fn(name))
         .with_state(service)
@@ -138,6 +140,7 @@ fn answer(
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(AGE, age.as_secs().into());
     headers.insert(X_CACHE, HeaderValue::from_static(from));
     response

@@ -4,6 +4,7 @@ mod config;
 mod documents;
 mod http;
 mod metrics;
+mod pauses;
 mod proxy;
 mod refresh;
 mod time;
@@ -22,7 +23,7 @@ use tokio::{
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::{
-    around::Clients,
+    around::{Clients, Hosts},
     config::Config,
     documents::{Document, Documents},
     http::Service,
@@ -123,6 +124,7 @@ fn service(config: &Config, node: &Node, upstream: Arc<Upstream>, metrics: Arc<M
         upstream,
         metrics,
         clients: Clients::new(&config.limit),
+        hosts: Arc::new(Hosts::new(&config.server)),
         timeout: config.timeout(),
         // A refresh is due after one interval, and may take as long as another.
         fresh: config.refresh() * 2,

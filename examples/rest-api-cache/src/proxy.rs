@@ -5,8 +5,8 @@ use axum::{
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
         header::{
-            ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LINK, LOCATION,
-            RETRY_AFTER, VARY,
+            ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+            LAST_MODIFIED, LINK, LOCATION, REFERRER_POLICY, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
         },
     },
     response::Response,
@@ -22,7 +22,20 @@ use crate::{
 const HEARD: [HeaderName; 3] = [ACCEPT, IF_NONE_MATCH, IF_MODIFIED_SINCE];
 
 /// Headers of the upstream that the client receives.
-const TOLD: [HeaderName; 7] = [CONTENT_TYPE, ETAG, LAST_MODIFIED, CACHE_CONTROL, VARY, RETRY_AFTER, LOCATION];
+const TOLD: [HeaderName; 11] = [
+    CONTENT_TYPE,
+    ETAG,
+    LAST_MODIFIED,
+    CACHE_CONTROL,
+    VARY,
+    RETRY_AFTER,
+    LOCATION,
+    // Browsers must treat an answer here as they would treat it there.
+    X_CONTENT_TYPE_OPTIONS,
+    CONTENT_SECURITY_POLICY,
+    X_FRAME_OPTIONS,
+    REFERRER_POLICY,
+];
 /// Prefix of the headers about the rate limit, which the client receives too.
 const LIMITS: &str = "x-ratelimit-";
 

@@ -1,13 +1,9 @@
 //! Upstream: sends requests to GitHub, or to the host that the configuration names, and obeys its rate limit.
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::http::{
     HeaderMap, HeaderValue, Method, Request, StatusCode, Uri,
-    header::{ACCEPT, AUTHORIZATION, LINK, RETRY_AFTER, USER_AGENT},
+    header::{ACCEPT, AUTHORIZATION, LINK, USER_AGENT},
     uri::Authority,
 };
 use bytes::Bytes;
@@ -19,21 +15,15 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
-use tokio::time::Instant;
 
 use crate::{
     config::{Scheme, Target},
     metrics::Metrics,
-    time::now_us,
+    pauses::{Pauses, number},
 };
 
 /// Maximum size of an answer. A page of 100 repositories has less than 1 MiB.
 const MAX_BYTES: usize = 8 << 20;
-
-/// Minimum pause after the rate limit is spent, whatever pause the upstream names.
-const SHORTEST: Duration = Duration::from_secs(1);
-/// Maximum pause after the rate limit is spent, whatever pause the upstream names.
-const LONGEST: Duration = Duration::from_secs(3_600);
 
 /// Answer of the upstream.
 #[derive(Debug)]
@@ -74,8 +64,7 @@ pub(crate) struct Upstream {
     scheme: &'static str,
     authority: Authority,
     authorization: Option<HeaderValue>,
-    /// End of the pause after the rate limit was spent.
-    spent: Mutex<Option<Instant>>,
+    pauses: Pauses,
     metrics: Arc<Metrics>,
 }
 
@@ -106,21 +95,21 @@ impl Upstream {
             Ok::<_, BoxError>(value)
         });
         let (authorization, authority) = (authorization.transpose()?, target.url.clone());
-        Ok(Self { client, scheme, authority, authorization, spent: Mutex::default(), metrics })
+        Ok(Self { client, scheme, authority, authorization, pauses: Pauses::default(), metrics })
     }
 
     /// Sends a request and returns the answer. The request has no time-out of its own, so the caller must have one.
     ///
     /// # Errors
-    /// [`Failure::Spent`] without a request while the rate limit is spent, otherwise [`Failure::Unreachable`].
+    /// [`Failure::Spent`] without a request while the rate limit of the path is spent, otherwise [`Failure::Unreachable`].
     pub(crate) async fn ask(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Answer, Failure> {
-        if let Some(pause) = self.pause() {
+        if let Some(pause) = self.pauses.of(path) {
             return Err(Failure::Spent(pause));
         }
         let asked = self.metrics.upstream();
         let answer = self.exchange(method, path, headers).await.map_err(Failure::Unreachable)?;
         asked.ends(answer.status, number(&answer.headers, "x-ratelimit-remaining"));
-        self.heed(&answer);
+        self.pauses.heed(path, answer.status, &answer.headers);
         Ok(answer)
     }
 
@@ -137,29 +126,6 @@ impl Upstream {
         let (head, body) = self.client.request(request).await?.into_parts();
         let body = Limited::new(body, MAX_BYTES).collect().await?.to_bytes();
         Ok(Answer { status: head.status, headers: head.headers, body })
-    }
-
-    /// Returns the rest of the pause, or `None` when requests may be sent.
-    pub(crate) fn pause(&self) -> Option<Duration> {
-        let until = *self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        until.map(|until| until.saturating_duration_since(Instant::now())).filter(|pause| !pause.is_zero())
-    }
-
-    /// Starts a pause if an answer reports that the rate limit is spent, because GitHub bans clients that go on.
-    fn heed(&self, answer: &Answer) {
-        let after = number(&answer.headers, RETRY_AFTER.as_str());
-        let is_spent = number(&answer.headers, "x-ratelimit-remaining") == Some(0) || after.is_some();
-        if !is_spent || ![StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS].contains(&answer.status) {
-            return;
-        }
-        let reset = number(&answer.headers, "x-ratelimit-reset");
-        let until_reset = reset.map(|reset| reset.saturating_sub(now_us() / 1_000_000).saturating_add(1));
-        let pause = Duration::from_secs(after.or(until_reset).unwrap_or(60)).clamp(SHORTEST, LONGEST);
-        *self.spent.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + pause);
-        tracing::warn!(
-            seconds = pause.as_secs(),
-            "the rate limit of the upstream is spent; no request is sent meanwhile"
-        );
     }
 
     /// Returns the path of the next page, if there is one.
@@ -185,8 +151,4 @@ impl Upstream {
     pub(crate) fn make_relative(&self, text: &str) -> String {
         text.replace(&format!("{}://{}/", self.scheme, self.authority), "/")
     }
-}
-
-fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
-    headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }

@@ -1,7 +1,7 @@
 //! Paths that are not cached: each request of a client is a request to the upstream.
 use process::Signal;
 
-use crate::support::{TOKEN, ask, eventually, stage, upstream::Mood};
+use crate::support::{TOKEN, ask, ask_host, eventually, stage, upstream::Mood};
 
 const ORGS: &str = "/users/chali/orgs";
 
@@ -17,6 +17,8 @@ fn answers_of_the_upstream_are_passed_on_unchanged() {
         assert_eq!((answer.status, answer.header("x-cache")), (200, None));
         assert_eq!(answer.header("content-type"), Some("application/json; charset=utf-8"));
         assert!(answer.header("x-ratelimit-remaining").is_some());
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        assert_eq!(answer.header("content-security-policy"), Some("default-src 'none'"));
     }
     let asked = upstream.asked(ORGS);
     assert_eq!(asked.len(), 2, "not cached");
@@ -65,6 +67,31 @@ fn each_failure_of_the_upstream_has_its_own_status() {
     assert_eq!(upstream.asked(ORGS).len(), before, "no request reaches the upstream during the pause");
     upstream.set_mood(Mood::Well);
     eventually("the pause ends", || process.get(ORGS).status == 200);
+}
+
+/// Checks that spent searches pause searches only, which GitHub counts apart.
+#[test]
+fn spent_searches_pause_no_other_path() {
+    let (upstream, process) = stage(&[]);
+    let search = "/search/repositories";
+    let statuses: Vec<_> = (0..11).map(|n| process.get(&format!("{search}?q={n}")).status).collect();
+    assert_eq!((&statuses[..10], statuses[10]), ([200; 10].as_slice(), 403));
+    assert_eq!(process.get(&format!("{search}?q=12")).status, 503);
+    assert_eq!(upstream.asked(search).len(), 11, "no search reaches the upstream during the pause");
+    assert_eq!(process.get(ORGS).status, 200);
+}
+
+/// Checks that a service on a loopback address answers no request for a foreign host, and the hosts that it is told.
+#[test]
+fn foreign_host_is_refused_on_a_loopback_address() {
+    let (upstream, process) = stage(&[("SERVER_HOSTS", "cache.example")]);
+    let line = format!("GET {ORGS} HTTP/1.1");
+    let status = |host: &str| ask_host(process.port, host, &line, &[]).unwrap().status;
+    let own = format!("127.0.0.1:{}", process.port);
+    for (host, expected) in [("evil.example:3000", 421), ("cache.example", 200), (&own, 200), ("", 421)] {
+        assert_eq!(status(host), expected, "{host}");
+    }
+    assert_eq!(upstream.asked(ORGS).len(), 2);
 }
 
 /// Checks that no line of the log contains the token, at any level. [`Process::spawn`](crate::support::Process::spawn)

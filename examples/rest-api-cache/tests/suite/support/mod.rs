@@ -126,10 +126,15 @@ impl Answer {
 }
 
 pub(crate) fn ask(port: u16, line: &str, headers: &[&str]) -> Option<Answer> {
+    ask_host(port, "localhost", line, headers)
+}
+
+/// Sends a request under this host.
+pub(crate) fn ask_host(port: u16, host: &str, line: &str, headers: &[&str]) -> Option<Answer> {
     let mut stream = TcpStream::connect_timeout(&local(port), Duration::from_secs(5)).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-    stream.write_all(format!("{line}\r\nhost: test\r\nconnection: close\r\n{headers}\r\n").as_bytes()).ok()?;
+    stream.write_all(format!("{line}\r\nhost: {host}\r\nconnection: close\r\n{headers}\r\n").as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;

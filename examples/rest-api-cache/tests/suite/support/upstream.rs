@@ -59,6 +59,8 @@ struct Recorded {
     received: Vec<String>,
     asked: Vec<Asked>,
     remaining: u64,
+    /// Number of searches that are left, which GitHub counts apart.
+    searches: u64,
 }
 
 #[derive(Clone)]
@@ -75,6 +77,7 @@ impl Upstream {
             received: Vec::new(),
             asked: Vec::new(),
             remaining: 5_000,
+            searches: 10,
         };
         let recorded = Arc::new(Mutex::new(recorded));
         let (sender, receiver) = mpsc::channel();
@@ -139,6 +142,7 @@ async fn answer(State(upstream): State<Upstream>, request: Request) -> Response 
             let headers = [("x-ratelimit-remaining", "0"), ("retry-after", &seconds)];
             (StatusCode::FORBIDDEN, headers, "API rate limit exceeded").into_response()
         }
+        Mood::Well if path.starts_with("/search/") => search(&mut upstream.recorded().searches),
         Mood::Well | Mood::Slow | Mood::LeadsTo(_) => document(&upstream, &request, mood),
     };
     if mood == Mood::Slow {
@@ -153,6 +157,19 @@ async fn answer(State(upstream): State<Upstream>, request: Request) -> Response 
     asked.status = response.status().as_u16();
     recorded.asked.push(asked);
     response
+}
+
+/// Answers a search, and refuses it for a minute when none is left.
+fn search(left: &mut u64) -> Response {
+    let status = if *left == 0 { StatusCode::FORBIDDEN } else { StatusCode::OK };
+    *left = left.saturating_sub(1);
+    let reset = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() + 60;
+    let limits = [
+        ("x-ratelimit-resource", "search".to_owned()),
+        ("x-ratelimit-remaining", left.to_string()),
+        ("x-ratelimit-reset", reset.to_string()),
+    ];
+    (status, limits, axum::Json(json!({ "items": [] }))).into_response()
 }
 
 fn document(upstream: &Upstream, request: &Request, mood: Mood) -> Response {
@@ -191,6 +208,8 @@ fn document(upstream: &Upstream, request: &Request, mood: Mood) -> Response {
     };
     let headers = response.headers_mut();
     headers.insert(header::ETAG, etag.parse().unwrap());
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, "nosniff".parse().unwrap());
+    headers.insert(header::CONTENT_SECURITY_POLICY, "default-src 'none'".parse().unwrap());
     // An answer with status 304 has no link to the next page.
     if let Some(link) = link.filter(|_| !is_known) {
         headers.insert(header::LINK, link.parse().unwrap());
