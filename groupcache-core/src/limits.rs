@@ -26,6 +26,13 @@ pub(crate) const BATCH_REQUESTS: usize = MAX_REQUESTS_PER_FRAME;
 /// Maximum number of requests that this node accepts in one frame.
 pub(crate) const MAX_REQUESTS_PER_FRAME: usize = 1024;
 
+/// Maximum bytes of values that wait for one peer, in sets without an answer. At 1 ms for an answer, these are 32 GiB of
+/// values per second; a silent peer holds them for a second.
+pub(crate) const VALUES_IN_FLIGHT_PER_PEER: usize = 32 << 20;
+
+/// Maximum bytes of values that wait for all peers: those of four silent peers.
+pub(crate) const VALUES_IN_FLIGHT: usize = 4 * VALUES_IN_FLIGHT_PER_PEER;
+
 /// Interval at which deadlines and silence are checked, and the resolution of coarse time.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
 
@@ -38,6 +45,11 @@ pub(crate) const PENDING_AFTER: Duration = Duration::from_millis(100);
 
 /// Time without a byte, while a ping is outstanding, after which a connection is dead.
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
+
+/// Time after which a connection with an unanswered ping is dead although other bytes arrive, because a peer that talks
+/// and reads nothing makes this node keep what it cannot send. A pong leaves before the answers that wait, so that a
+/// slow peer needs less: 10 s at 1 MiB a second are all bytes that two windows hold.
+pub(crate) const PONG: Duration = Duration::from_secs(10);
 
 /// Time without a byte after which a connection with outstanding requests is pinged; a new request carries the ping.
 pub(crate) const QUIET: Duration = Duration::from_millis(100);

@@ -337,7 +337,8 @@ async fn request<V: Value>(
     timeout_at(until, pending).await.ok()?.ok()
 }
 
-/// Sends a write to one node. Returns `None` if its breaker is open or too many requests wait.
+/// Sends a write to one node. Returns `None` if its breaker is open or too many requests wait. A set that finds no room
+/// for its value is sent as a remove.
 pub(super) fn send<V: Value>(
     engine: &Engine<V>,
     member: &Member,
@@ -354,8 +355,16 @@ pub(super) fn send<V: Value>(
         let _ = outcome.send(Outcome::Answered(Response::TooLarge));
         return Some(pending);
     }
-    let known = if matches!(op, Op::Set(_)) { write.known.clone() } else { Vec::new() };
-    link.request_by(|reply| call(engine, op, &write.key, rank, write.settling.number, known, reply))
+    let number = write.settling.number;
+    let is_set = matches!(op, Op::Set(_));
+    let known = if is_set { write.known.clone() } else { Vec::new() };
+    let sent = link.request_by(|reply| call(engine, op, &write.key, rank, number, known, reply));
+    if sent.is_some() || !is_set {
+        return sent;
+    }
+    // Without room for the value, the owner drops the old one, so that no node refills from it.
+    let remove = Op::Remove { hold: Duration::ZERO };
+    link.request_by(|reply| call(engine, remove, &write.key, rank, number, Vec::new(), reply))
 }
 
 /// Returns the request of a write.

@@ -9,11 +9,12 @@ use std::sync::{
 use tokio::sync::watch;
 
 use crate::{
-    limits::Limits,
+    limits::{Limits, VALUES_IN_FLIGHT},
     peer::client::dial_limits::DialLimits,
     protocol::message::Hello,
     quarantine::Quarantine,
     runtime::{
+        byte_budget::ByteBudget,
         clock::Clock,
         stats::NodeCounters,
         sync::{ArcSwap, Mutex},
@@ -40,6 +41,8 @@ pub(crate) struct LocalNode {
     pub(crate) security: Security,
     /// Number of requests of this node that peers have not answered, as of the last tick.
     pub(crate) in_flight: AtomicUsize,
+    /// Bytes of the values in the requests of this node that peers have not answered.
+    pub(crate) values_in_flight: Arc<ByteBudget>,
     /// Logs of writes, company and horizon.
     pub(crate) writes: Arc<Writes>,
     /// Keys with loads that have ended processes.
@@ -63,6 +66,7 @@ impl LocalNode {
             dial_limits: DialLimits::default(),
             security,
             in_flight: AtomicUsize::new(0),
+            values_in_flight: ByteBudget::new(VALUES_IN_FLIGHT),
             quarantine,
         }
     }

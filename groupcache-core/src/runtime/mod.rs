@@ -1,6 +1,7 @@
 //! Runtime: the clock, locks, maps, counters, buffers and rate limits that the other modules use.
 
 pub(crate) mod backoff;
+pub(crate) mod byte_budget;
 pub(crate) mod clock;
 pub(crate) mod histogram;
 pub(crate) mod log_limit;

@@ -178,7 +178,8 @@ counters! {
         lost,
         /// Connections that were closed because the task that serves or reads them panicked.
         connection_panics,
-        /// Connections that were closed because no byte arrived for 1 s while a ping was outstanding.
+        /// Connections that were closed because no byte arrived for 1 s while a ping was outstanding, or because a ping
+        /// had no pong for 10 s.
         ping_timeouts,
         /// Attempts to connect that failed.
         connect_failed,

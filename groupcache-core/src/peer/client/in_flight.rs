@@ -3,6 +3,7 @@
 use crate::{
     identity::Instance,
     peer::client::request_table::{Call, Outcome},
+    runtime::byte_budget::ByteShare,
 };
 
 /// Progress of a call at its peer.
@@ -27,11 +28,13 @@ pub(super) struct InFlight {
     /// Whether the request was sent again after its connection broke; no request is sent a third time.
     is_repeated: bool,
     progress: Progress,
+    /// Bytes of the value of a set, in the budgets of the peer and of the node.
+    _bytes: Option<[ByteShare; 2]>,
 }
 
 impl InFlight {
-    pub(super) fn new(call: Call) -> Self {
-        Self { call, is_repeated: false, progress: Progress::Queued }
+    pub(super) fn new(call: Call, bytes: Option<[ByteShare; 2]>) -> Self {
+        Self { call, is_repeated: false, progress: Progress::Queued, _bytes: bytes }
     }
 
     /// Records that the request leaves with a frame.
@@ -42,6 +45,11 @@ impl InFlight {
     /// Records that the load waits for its turn at the peer.
     pub(super) fn held(&mut self) {
         self.progress = Progress::Held;
+    }
+
+    /// Returns whether the peer has the request, on the current connection.
+    pub(super) fn is_at_peer(&self) -> bool {
+        matches!(self.progress, Progress::Sent | Progress::Held | Progress::Begun)
     }
 
     /// Records that the peer begins the load.

@@ -100,12 +100,12 @@ struct LinkPeer {
 
 impl Link {
     pub(crate) fn new(dial: DialId, target: Target, local: Arc<LocalNode>) -> Arc<Self> {
-        let max_in_flight = local.limits.max_in_flight_per_peer;
+        let table = RequestTable::new(local.limits.max_in_flight_per_peer, Arc::clone(&local.values_in_flight));
         Arc::new(Self {
             dial,
             local,
             target: ArcSwap::from_pointee(target),
-            table: Mutex::new(RequestTable::new(max_in_flight)),
+            table: Mutex::new(table),
             offers: ArcSwap::default(),
             max_requests: AtomicU64::new(BATCH_REQUESTS as u64),
             max_value_bytes: AtomicU64::new(u64::MAX),

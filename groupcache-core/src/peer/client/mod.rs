@@ -6,6 +6,7 @@
 //! frame.
 
 pub(crate) mod breaker;
+mod deadlines;
 mod dial;
 pub(crate) mod dial_limits;
 mod in_flight;
@@ -16,6 +17,7 @@ mod outbound;
 pub(crate) mod receiver;
 pub(crate) mod request;
 pub(crate) mod request_table;
+mod send_queue;
 pub(crate) mod sent_write;
 mod silence;
 #[cfg(all(test, not(shuttle)))]

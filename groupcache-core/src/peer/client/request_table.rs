@@ -3,15 +3,17 @@
 //! The table is pure bookkeeping under one lock, driven by the client. An id holds a slot and its generation, so that a
 //! late response to a slot which was given away is recognised.
 
-use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
+use std::{sync::Arc, task::Waker, time::Duration};
 
 use crate::{
     identity::Instance,
-    limits::BATCH_BYTES,
+    limits::{BATCH_BYTES, VALUES_IN_FLIGHT_PER_PEER},
     peer::client::{
         breaker::{Breaker, End},
+        deadlines::Deadlines,
         in_flight::InFlight,
         receiver::Receiver,
+        send_queue::{Queued, SendQueue},
         silence::SilenceWatch,
     },
     protocol::{
@@ -19,6 +21,7 @@ use crate::{
         message::{Op, Response, Strikes, WriteName},
         wire::{Outgoing, RequestRef},
     },
+    runtime::byte_budget::{ByteBudget, ByteShare},
     write::shared::SentKnowledge,
 };
 
@@ -70,7 +73,7 @@ pub(crate) enum Outcome {
 pub(crate) enum NotSent {
     /// The breaker is open.
     Open,
-    /// The maximum number of calls waits for this peer.
+    /// The maximum number of calls, or of bytes of values, waits for this peer or for all.
     Full,
 }
 
@@ -82,19 +85,16 @@ struct Slot {
     call: Option<InFlight>,
 }
 
-/// An item of the send queue.
-enum Queued {
-    Request(u64),
-    Cancel(u64),
-}
-
 pub(crate) struct RequestTable {
     pub(crate) breaker: Breaker,
     slots: Vec<Slot>,
     free: Vec<u32>,
     in_flight: usize,
     max_in_flight: usize,
-    queue: VecDeque<Queued>,
+    /// Bytes of values in flight to this peer, and to all peers.
+    bytes: [Arc<ByteBudget>; 2],
+    queue: SendQueue,
+    deadlines: Deadlines,
     /// Whether many calls were queued at once, which leave in one frame.
     is_whole: bool,
     /// Waker of the stream of frames while it has nothing to send.
@@ -124,14 +124,17 @@ pub(crate) struct SweepResult {
 }
 
 impl RequestTable {
-    pub(crate) fn new(max_in_flight: usize) -> Self {
+    /// Makes the table of a link. `values` are the bytes of values in flight to all peers.
+    pub(crate) fn new(max_in_flight: usize, values: Arc<ByteBudget>) -> Self {
         Self {
             breaker: Breaker::Connecting,
             slots: Vec::new(),
             free: Vec::new(),
             in_flight: 0,
             max_in_flight,
-            queue: VecDeque::new(),
+            bytes: [ByteBudget::new(VALUES_IN_FLIGHT_PER_PEER), values],
+            queue: SendQueue::default(),
+            deadlines: Deadlines::default(),
             is_whole: false,
             waker: None,
             connection: 0,
@@ -205,17 +208,32 @@ impl RequestTable {
     }
 
     fn enqueue(&mut self, mut call: Call) -> Result<(), NotSent> {
-        let refused = match self.breaker.admits() {
-            false => Some(NotSent::Open),
-            true => (self.in_flight >= self.max_in_flight).then_some(NotSent::Full),
+        let bytes = match self.admit(&call.op) {
+            Ok(bytes) => bytes,
+            Err(refused) => {
+                call.reply.discard(); // the caller deals with the refusal
+                return Err(refused);
+            }
         };
-        if let Some(refused) = refused {
-            call.reply.discard(); // the caller deals with the refusal
-            return Err(refused);
-        }
-        let id = self.allocate(InFlight::new(call));
-        self.queue.push_back(Queued::Request(id));
+        let deadline_ms = call.deadline_ms;
+        let id = self.allocate(InFlight::new(call, bytes));
+        self.deadlines.add(deadline_ms, id, self.in_flight, |id| waits(&self.slots, id));
+        self.queue.request(id);
         Ok(())
+    }
+
+    /// Takes the bytes of a value from the budgets. Other requests are small, and bounded by their number.
+    fn admit(&self, op: &Op) -> Result<Option<[ByteShare; 2]>, NotSent> {
+        if !self.breaker.admits() {
+            return Err(NotSent::Open);
+        }
+        if self.in_flight >= self.max_in_flight {
+            return Err(NotSent::Full);
+        }
+        let Op::Set(value) = op else { return Ok(None) };
+        let [of_peer, of_all] = &self.bytes;
+        let (of_peer, of_all) = (of_peer.take(value.len()), of_all.take(value.len()));
+        Ok(Some([of_peer.ok_or(NotSent::Full)?, of_all.ok_or(NotSent::Full)?]))
     }
 
     fn allocate(&mut self, in_flight: InFlight) -> u64 {
@@ -247,7 +265,7 @@ impl RequestTable {
         frame.reserve_requests(self.queue.len().min(max_requests));
         // Cancels count as requests do, because a peer limits all parts of a frame together.
         while frame.requests() + frame.cancels() < max_requests && bytes < BATCH_BYTES {
-            match self.queue.pop_front() {
+            match self.queue.next() {
                 Some(Queued::Cancel(id)) => frame.cancel(id),
                 Some(Queued::Request(id)) => {
                     if let Some(in_flight) = self.slot(id) {
@@ -299,6 +317,9 @@ impl RequestTable {
         let in_flight = slot.call.take()?;
         self.in_flight -= 1;
         self.free.push(at as u32);
+        if !in_flight.is_at_peer() {
+            self.queue.ended_unsent(|id| waits(&self.slots, id));
+        }
         Some(in_flight.call)
     }
 
@@ -322,22 +343,21 @@ impl RequestTable {
     /// was paused, and the silence meanwhile does not count.
     pub(crate) fn sweep(&mut self, now_ms: u64, we_stood_still: bool) -> SweepResult {
         let mut ended = Ended::new();
-        if self.in_flight > 0 {
-            let expired = |(at, slot): (usize, &Slot)| {
-                let call = slot.call.as_ref()?;
-                (call.call.deadline_ms <= now_ms).then_some(u64::from(slot.generation) << 32 | at as u64)
-            };
-            let ids: Vec<u64> = self.slots.iter().enumerate().filter_map(expired).collect();
-            for id in ids {
-                ended.extend(self.take(id).map(|call| (call.reply, Outcome::Expired)));
-                self.queue.push_back(Queued::Cancel(id));
+        while let Some(id) = self.deadlines.next_passed(now_ms) {
+            let is_at_peer = self.slot(id).is_some_and(|in_flight| in_flight.is_at_peer());
+            ended.extend(self.take(id).map(|call| (call.reply, Outcome::Expired)));
+            if is_at_peer {
+                self.queue.cancel(id);
             }
         }
-        SweepResult {
-            ended,
-            may_be_silent: self.breaker == Breaker::Closed
-                && self.watch.sweep(now_ms, self.in_flight > 0, we_stood_still),
+        let mut may_be_silent = self.breaker == Breaker::Closed;
+        may_be_silent &= self.watch.sweep(now_ms, self.in_flight > 0, we_stood_still);
+        if self.breaker == Breaker::Closed && self.watch.owes_pong(now_ms) {
+            // Set here, because a peer that talks keeps the reader from asking for a verdict.
+            self.verdict.get_or_insert(End::Silent);
+            may_be_silent = true;
         }
+        SweepResult { ended, may_be_silent }
     }
 
     /// Records that a new connection to a process is established; waiting requests are sent on it.
@@ -364,7 +384,7 @@ impl RequestTable {
             let Some(slot) = self.slots.get_mut(at) else { continue };
             let id = u64::from(slot.generation) << 32 | at as u64;
             match slot.call.as_mut().map(|in_flight| in_flight.may_repeat(end == End::Renewed)) {
-                Some(true) => self.queue.push_back(Queued::Request(id)),
+                Some(true) => self.queue.request(id),
                 Some(false) => ended.extend(self.take_unreached(id)),
                 None => {}
             }
@@ -414,6 +434,17 @@ impl RequestTable {
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
     }
+
+    #[cfg(test)]
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+}
+
+/// Returns whether the call with this id waits.
+fn waits(slots: &[Slot], id: u64) -> bool {
+    let slot = slots.get((id & 0xffff_ffff) as usize);
+    slot.is_some_and(|slot| slot.call.is_some() && u64::from(slot.generation) == id >> 32)
 }
 
 impl std::fmt::Debug for RequestTable {
@@ -426,122 +457,4 @@ impl std::fmt::Debug for RequestTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-    use crate::{
-        identity::{Incarnation, PeerId},
-        peer::client::receiver::Reply,
-    };
-
-    /// A receiver that nobody waits for.
-    struct Nobody;
-
-    impl Reply for Nobody {
-        fn reply(self: Arc<Self>, _: Outcome, _: Instant) {}
-    }
-
-    fn peer() -> Instance {
-        Instance { id: PeerId::new("peer").unwrap(), incarnation: Incarnation(1) }
-    }
-
-    fn connected(now_ms: u64) -> RequestTable {
-        let mut table = RequestTable::new(8);
-        table.connected(peer(), now_ms);
-        let call = Call {
-            op: Op::Get,
-            group: 1,
-            key: "key".into(),
-            deadline_ms: u64::MAX,
-            rank: 0,
-            chain: LoadChain::EMPTY,
-            number: 0,
-            known: Vec::new(),
-            strikes: None,
-            reply: Receiver::new(Arc::new(Nobody)),
-        };
-        table.push(call).expect("room");
-        table
-    }
-
-    /// Sweeps from one time to another, and returns whether the peer was silent at some of them.
-    fn is_silent_between(table: &mut RequestTable, from_ms: u64, to_ms: u64) -> bool {
-        let silent = |now_ms| table.sweep(now_ms, false).may_be_silent && table.verdict(now_ms) == Some(End::Silent);
-        (from_ms..to_ms).step_by(10).any(silent)
-    }
-
-    #[test]
-    fn unsent_ping_times_out_like_a_sent_one() {
-        // No frame is filled any more, with or without the ping, as with a full window of HTTP/2.
-        let mut table = connected(0);
-        assert!(!is_silent_between(&mut table, 0, 1_050));
-        assert!(is_silent_between(&mut table, 1_050, 1_150), "a second after the ping was due");
-    }
-
-    #[test]
-    fn bytes_of_an_incomplete_frame_end_the_silence() {
-        let mut table = connected(0);
-        for now_ms in (0..5_000).step_by(500) {
-            table.heard(now_ms);
-            assert!(!is_silent_between(&mut table, now_ms, now_ms + 500));
-        }
-        assert!(is_silent_between(&mut table, 5_000, 6_000), "silence ends the connection");
-    }
-
-    #[test]
-    fn pause_of_this_process_is_no_silence() {
-        let mut table = connected(0);
-        assert!(!is_silent_between(&mut table, 0, 200));
-        assert!(!table.sweep(3_000, true).may_be_silent);
-        assert_eq!(table.verdict(3_000), None, "the pause is no silence");
-        assert!(!is_silent_between(&mut table, 3_010, 3_900), "its second begins anew");
-        assert!(is_silent_between(&mut table, 3_900, 4_100));
-    }
-
-    #[test]
-    fn many_cancels_leave_in_many_frames() {
-        let mut table = RequestTable::new(20_000);
-        table.connected(peer(), 0);
-        let call = |_| Call {
-            op: Op::Get,
-            group: 1,
-            key: "key".into(),
-            deadline_ms: 10,
-            rank: 0,
-            chain: LoadChain::EMPTY,
-            number: 0,
-            known: Vec::new(),
-            strikes: None,
-            reply: Receiver::new(Arc::new(Nobody)),
-        };
-        assert_eq!(table.push_all((0..20_000).map(call)).0, 20_000);
-        let sent = |table: &mut RequestTable| {
-            let (mut requests, mut cancels) = (0, 0);
-            while table.has_due() {
-                let mut frame = Outgoing::new(0);
-                table.fill(&mut frame, 1024, 10);
-                assert!(frame.requests() + frame.cancels() <= 1024);
-                requests += frame.requests();
-                cancels += frame.cancels();
-            }
-            (requests, cancels)
-        };
-        assert_eq!(sent(&mut table), (20_000, 0));
-        assert_eq!(table.sweep(10, false).ended.len(), 20_000);
-        assert_eq!(sent(&mut table), (0, 20_000));
-    }
-
-    #[test]
-    fn new_connection_ends_the_earlier_stream_and_verdict() {
-        let mut table = connected(0);
-        let (first, _) = table.begin_connection();
-        table.waker = Some(Waker::noop().clone());
-        table.dismiss();
-        assert_eq!(table.verdict(0), Some(End::ClosedLocally));
-        let (second, waker) = table.begin_connection();
-        assert!(waker.is_some(), "the sleeping stream must be woken to end");
-        assert!(!table.is_current(first) && table.is_current(second));
-        assert_eq!(table.verdict(0), None);
-    }
-}
+mod tests;

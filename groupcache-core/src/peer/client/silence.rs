@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::limits::{IDLE_PING, QUIET, SILENCE};
+use crate::limits::{IDLE_PING, PONG, QUIET, SILENCE};
 
 /// Maximum number of pings without a pong. A further one waits until one of them is answered.
 const MAX_PINGS: usize = 8;
@@ -21,6 +21,10 @@ pub(super) struct SilenceWatch {
     has_pong: bool,
     /// Time of the outstanding ping, or of the last pause of this process since.
     since_ms: Option<u64>,
+    /// Time at which a sweep first found the due ping unsent.
+    due_ms: Option<u64>,
+    /// Time of the last pause of this process; pongs are owed from then on at the earliest.
+    paused_ms: u64,
     last_read_ms: u64,
     reads: u64,
 }
@@ -29,14 +33,14 @@ impl SilenceWatch {
     /// Begins a connection, with a ping at once, because the first pong shows which writes this node lacks.
     pub(super) fn connected(&mut self, now_ms: u64) {
         self.sent.clear();
-        (self.has_pong, self.is_due, self.since_ms) = (false, true, None);
+        (self.has_pong, self.is_due, self.since_ms, self.due_ms) = (false, true, None, None);
         self.reads += 1;
         self.last_read_ms = now_ms;
     }
 
     /// Records the end of the connection.
     pub(super) fn ended(&mut self) {
-        (self.since_ms, self.is_due) = (None, false);
+        (self.since_ms, self.is_due, self.due_ms) = (None, false, None);
     }
 
     /// Asks for a ping with the next frame.
@@ -57,7 +61,7 @@ impl SilenceWatch {
         if !must_ping {
             return None;
         }
-        self.is_due = false;
+        (self.is_due, self.due_ms) = (false, None);
         self.last_ping += 1;
         self.since_ms = self.since_ms.or(Some(now_ms));
         self.pinged_ms = now_ms;
@@ -103,6 +107,12 @@ impl SilenceWatch {
         // A busy connection is pinged too, because pongs show which writes this node lacks.
         let is_owed = now_ms.saturating_sub(self.pinged_ms) >= IDLE_PING.as_millis() as u64;
         self.is_due |= is_owed && self.sent.is_empty();
+        if self.is_due {
+            self.due_ms.get_or_insert(now_ms);
+        }
+        if we_stood_still {
+            self.paused_ms = now_ms;
+        }
         let Some(since_ms) = self.since_ms else {
             let silent_for = now_ms.saturating_sub(self.last_read_ms);
             let ping_after = if has_waiters { QUIET } else { IDLE_PING };
@@ -120,6 +130,14 @@ impl SilenceWatch {
             return false;
         }
         now_ms.saturating_sub(since_ms) >= SILENCE.as_millis() as u64
+    }
+
+    /// Returns whether the peer has not answered a ping for [`PONG`], or has not read one for that time, whatever else it
+    /// has sent.
+    pub(super) fn owes_pong(&self, now_ms: u64) -> bool {
+        let sent_ms = self.sent.front().map(|(_, left_ms)| *left_ms);
+        let oldest_ms = sent_ms.into_iter().chain(self.due_ms).min();
+        oldest_ms.is_some_and(|ms| now_ms.saturating_sub(ms.max(self.paused_ms)) >= PONG.as_millis() as u64)
     }
 
     /// Returns whether no byte has come for the time of a silence while a ping was outstanding.
