@@ -184,7 +184,9 @@ pub struct Limits {
     ///
     /// Default: 8 MiB. Range: 1 B or more.
     pub max_queued_answer_bytes: usize,
-    /// Maximum number of open connections from peers. Further connections are refused.
+    /// Maximum number of open connections from peers. Beyond them, the party with most connections loses its
+    /// oldest one. A party is the id that a certificate proves, or otherwise an address. If each party has one connection,
+    /// the new one is refused.
     ///
     /// Default: 4,096. Range: 1 or more.
     pub max_connections: usize,

@@ -52,7 +52,7 @@ pub(super) fn serve(node: &Node, listener: TcpListener) {
         listener,
         ListenerConfig {
             security: local.security.clone(),
-            max_connections: local.limits.max_connections,
+            limits: local.limits.clone(),
             counters: Arc::clone(&local.counters),
             tasks: tasks.others.clone(),
             stop: stop.clone(),

@@ -27,12 +27,13 @@ use tonic::transport::server::Connected;
 use crate::transport::{
     TcpListener, TcpStream,
     attempt::{TLS_ALERT, TLS_HANDSHAKE},
+    received::{ReceivedBytes, StreamBytes},
     security::Security,
     session::{Session, Sessions},
     stream::Stream,
 };
 use crate::{
-    limits::HANDSHAKE,
+    limits::{HANDSHAKE, Limits},
     runtime::{
         log_limit::LogRateLimit,
         stats::{Counter, NodeCounters},
@@ -66,7 +67,7 @@ const PLAIN_REFUSAL: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 /// Settings of a listener, and the parts of the node that the listener uses.
 pub(crate) struct ListenerConfig {
     pub(crate) security: Security,
-    pub(crate) max_connections: usize,
+    pub(crate) limits: Limits,
     pub(crate) counters: Arc<NodeCounters>,
     pub(crate) tasks: TaskTracker,
     /// Token that stops the listener and all running handshakes.
@@ -76,7 +77,7 @@ pub(crate) struct ListenerConfig {
 /// Starts to accept connections. The returned stream yields each connection after its handshake.
 pub(crate) fn start(listener: TcpListener, config: ListenerConfig) -> Accepting {
     let (accepted, feed) = mpsc::channel(ACCEPTED_QUEUE);
-    let sessions = Sessions::new(config.max_connections);
+    let sessions = Sessions::new(config.limits.max_connections, ReceivedBytes::of(&config.limits));
     let acceptor =
         Arc::new(Listener { sessions, config, started: Instant::now(), log_limit: LogRateLimit::default(), accepted });
     acceptor.config.tasks.spawn(Arc::clone(&acceptor).run(listener));
@@ -123,16 +124,12 @@ impl Listener {
     }
 
     fn admit(self: &Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
-        match self.sessions.admit(remote, self.now_ms()) {
-            Ok((session, evicted)) => {
-                if let Some(evicted) = evicted {
-                    self.refused(evicted.remote, &HandshakeError::CrowdedOut);
-                }
-                let admitted = Admitted { listener: Arc::clone(self), session };
-                self.config.tasks.spawn(admitted.shake_hands(tcp));
-            }
-            Err(trouble) => self.refused(remote, &trouble),
+        let (session, evicted) = self.sessions.admit(remote, self.now_ms());
+        if let Some(evicted) = evicted {
+            self.refused(evicted.remote, &HandshakeError::CrowdedOut);
         }
+        let admitted = Admitted { listener: Arc::clone(self), session };
+        self.config.tasks.spawn(admitted.shake_hands(tcp));
     }
 
     fn refused(&self, remote: SocketAddr, trouble: &HandshakeError) {
@@ -208,9 +205,13 @@ impl Admitted {
         };
         match outcome {
             Ok((stream, caller, generation)) => {
-                self.session.authenticated_as(caller, generation);
+                for evicted in self.listener.sessions.authenticated(&self.session, caller, generation) {
+                    self.listener.refused(evicted.remote, &HandshakeError::CrowdedOut);
+                }
                 let accepted = self.listener.accepted.clone();
-                let _ = accepted.send(Accepted { stream, close: Box::pin(close.cancelled_owned()), place: self }).await;
+                let close = Box::pin(close.cancelled_owned());
+                let bytes = StreamBytes::default();
+                let _ = accepted.send(Accepted { stream, bytes, close, place: self }).await;
             }
             Err(trouble) => self.listener.refused(self.session.remote, &trouble),
         }
@@ -262,6 +263,7 @@ impl Incoming for Accepting {
 /// Connection after its handshake, as HTTP/2 reads and writes it. Each request on the connection has its [`Session`].
 pub(crate) struct Accepted {
     stream: Stream,
+    bytes: StreamBytes,
     close: Pin<Box<WaitForCancellationFutureOwned>>,
     place: Admitted,
 }
@@ -290,7 +292,16 @@ impl AsyncRead for Accepted {
         self.check_open(cx)?;
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.place.session.read(buf.filled().len() - before);
+        let bytes = buf.filled().get(before..).unwrap_or_default();
+        let of_streams = self.bytes.count(bytes);
+        let Admitted { listener, session } = &self.place;
+        session.read(bytes.len());
+        if session.held().add(of_streams) {
+            for evicted in listener.sessions.relieve() {
+                listener.refused(evicted.remote, &HandshakeError::CrowdedOut);
+            }
+            self.check_open(cx)?;
+        }
         read
     }
 }
@@ -334,7 +345,7 @@ mod tests {
     fn config(stop: &CancellationToken) -> ListenerConfig {
         ListenerConfig {
             security: Security::Open { is_insecure: true },
-            max_connections: 4,
+            limits: Limits { max_connections: 4, ..Limits::default() },
             counters: Arc::default(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),

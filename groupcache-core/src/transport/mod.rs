@@ -11,6 +11,7 @@ mod dialling;
 mod fairness;
 pub(crate) mod handshake;
 mod listener;
+mod received;
 #[cfg(not(simulation))]
 mod resolver;
 mod security;
@@ -47,6 +48,7 @@ pub(crate) use crate::transport::{
     attempt::Attempt,
     dialling::{Connected, Dialling},
     listener::{ListenerConfig, start},
+    received::Body,
     security::Security,
     session::{IDLE_LIMIT, RequestGuard, Session},
 };

@@ -19,11 +19,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     runtime::sync::Mutex,
-    transport::handshake::{Caller, HandshakeError},
+    transport::{
+        handshake::Caller,
+        received::{HeldBytes, ReceivedBytes},
+    },
 };
 
 /// Maximum number of connections that have not carried an accepted request.
 pub(crate) const MAX_UNPROVEN: usize = 512;
+
+/// Maximum number of connections of one proven identity. A peer has one, and a second one while it is replaced.
+const PER_IDENTITY: usize = 8;
 
 /// Time without a running request after which a connection is closed. Before the first accepted request, received bytes
 /// do not extend it. Afterwards the time starts at the end of the last request or at the last received byte.
@@ -56,6 +62,8 @@ pub(crate) struct Session {
     begun_uses: AtomicU64,
     /// Number of bytes received.
     bytes: AtomicU64,
+    /// Bytes of streams that nobody has taken.
+    held: HeldBytes,
     /// Whether the stream of frames has begun. Only peers have one, and peers ping.
     has_stream: AtomicBool,
     close: CancellationToken,
@@ -78,9 +86,15 @@ impl Session {
         self.bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Closes the connection at once.
+    /// Returns the bytes of streams that nobody has taken.
+    pub(super) fn held(&self) -> &HeldBytes {
+        &self.held
+    }
+
+    /// Closes the connection at once. Its bytes count no more, so that no other connection ends for them.
     pub(crate) fn close(&self) {
         self.close.cancel();
+        self.held.give_up();
     }
 
     /// Returns the token that is cancelled when the connection must close at once.
@@ -108,6 +122,14 @@ impl Session {
         matches!(self.proof.get(), Some((Caller::Verified { .. }, _)))
     }
 
+    /// Returns the party whose connections are counted together.
+    fn party(&self) -> Party<'_> {
+        match self.proof.get() {
+            Some((Caller::Verified { ids: Some(ids) }, _)) => Party::Ids(ids),
+            _ => Party::Origin(self.origin()),
+        }
+    }
+
     /// Returns the address by which connections are counted together: the IPv4 address, or the /64 network of the IPv6
     /// address.
     fn origin(&self) -> [u8; 8] {
@@ -122,6 +144,15 @@ impl Session {
         };
         [a, b, c, d, e, f, g, h]
     }
+}
+
+/// Party that has connections: a proven identity, or otherwise an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Party<'a> {
+    /// Ids that the certificate allows.
+    Ids(&'a [String]),
+    /// Address, as [`Session::origin`] has it.
+    Origin([u8; 8]),
 }
 
 /// Guard of an accepted request; a connection with a guard is in use.
@@ -148,6 +179,7 @@ impl Drop for RequestGuard {
 pub(crate) struct Sessions {
     open: Mutex<Open>,
     max: usize,
+    received: Arc<ReceivedBytes>,
 }
 
 #[derive(Debug, Default)]
@@ -170,9 +202,10 @@ struct Activity {
 }
 
 impl Sessions {
-    /// Returns an empty set with room for `max` connections that have carried an accepted request.
-    pub(crate) fn new(max: usize) -> Self {
-        Self { open: Mutex::default(), max }
+    /// Returns an empty set with room for `max` connections that have carried an accepted request, and for the bytes of
+    /// `received`.
+    pub(super) fn new(max: usize, received: ReceivedBytes) -> Self {
+        Self { open: Mutex::default(), max, received: Arc::new(received) }
     }
 
     /// Waits until no connection is open.
@@ -188,18 +221,8 @@ impl Sessions {
     }
 
     /// Gives a place to a new connection, and returns it with the connection that was evicted for it, if any.
-    ///
-    /// # Errors
-    /// [`HandshakeError::CrowdedOut`] when the maximum number of connections is in use.
-    pub(crate) fn admit(
-        &self,
-        remote: SocketAddr,
-        now_ms: u64,
-    ) -> Result<(Arc<Session>, Option<Arc<Session>>), HandshakeError> {
+    pub(crate) fn admit(&self, remote: SocketAddr, now_ms: u64) -> (Arc<Session>, Option<Arc<Session>>) {
         let mut open = self.open.lock();
-        if open.sessions.len() >= self.max && open.proven() >= self.max {
-            return Err(HandshakeError::CrowdedOut);
-        }
         let evicted = if open.sessions.len() >= MAX_UNPROVEN { open.eviction_candidate() } else { None };
         open.next += 1;
         let session = Arc::new(Session {
@@ -209,6 +232,7 @@ impl Sessions {
             uses: AtomicUsize::new(0),
             begun_uses: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            held: HeldBytes::new(Arc::clone(&self.received)),
             has_stream: AtomicBool::new(false),
             close: CancellationToken::new(),
             retired: CancellationToken::new(),
@@ -225,15 +249,65 @@ impl Sessions {
         if let Some(evicted) = &evicted {
             evicted.close();
         }
-        Ok((session, evicted))
+        (session, evicted)
+    }
+
+    /// Records the identity of the peer at the end of the handshake. Returns the connections that end for it: those of the
+    /// same identity beyond [`PER_IDENTITY`], and while all places are in use, the oldest of the party that has most of
+    /// them. If each party has one place, the new connection ends itself.
+    pub(super) fn authenticated(&self, session: &Arc<Session>, caller: Caller, generation: u64) -> Vec<Arc<Session>> {
+        session.authenticated_as(caller, generation);
+        let open = self.open.lock();
+        let mut evicted = Vec::new();
+        if let Party::Ids(_) = session.party() {
+            let same: Vec<_> = open.living().filter(|other| other.party() == session.party()).collect();
+            let excess = same.len().saturating_sub(PER_IDENTITY);
+            evicted.extend(same.into_iter().take(excess).cloned());
+        }
+        evicted.iter().for_each(|session| session.close());
+        while open.sessions.len() >= self.max && open.proven().count() >= self.max {
+            let oldest = open.oldest_of_busiest();
+            let is_full = oldest.is_none();
+            let ended = oldest.unwrap_or_else(|| Arc::clone(session));
+            ended.close();
+            evicted.push(ended);
+            if is_full {
+                break;
+            }
+        }
+        evicted
+    }
+
+    /// Closes connections of the party that holds most bytes which nobody has taken, those with most bytes first, until
+    /// the budget is relieved or another party holds more. Returns the closed ones.
+    pub(super) fn relieve(&self) -> Vec<Arc<Session>> {
+        let (open, mut closed) = (self.open.lock(), Vec::new());
+        while self.received.is_spent() {
+            let mut parties: BTreeMap<Party<'_>, (usize, Vec<&Arc<Session>>)> = BTreeMap::new();
+            for session in open.living().filter(|session| session.held.get() > 0) {
+                let party = parties.entry(session.party()).or_default();
+                party.0 += session.held.get();
+                party.1.push(session);
+            }
+            let Some((_, mut largest)) = parties.into_values().max_by_key(|(bytes, _)| *bytes) else { break };
+            largest.sort_by_key(|session| std::cmp::Reverse(session.held.get())); // the oldest first among equals
+            for session in largest {
+                session.close();
+                closed.push(Arc::clone(session));
+                if self.received.is_relieved() {
+                    break;
+                }
+            }
+        }
+        closed
     }
 
     /// Closes the oldest connection without an accepted request, for want of file descriptors. Connections with a
-    /// verified certificate go last.
+    /// verified certificate go last. Without any, the oldest of the party goes that has most connections.
     pub(crate) fn make_room(&self) {
         let open = self.open.lock();
-        if let Some(oldest) = open.unproven().find(|session| !session.is_verified()).or_else(|| open.unproven().next())
-        {
+        let unproven = open.unproven().find(|session| !session.is_verified()).or_else(|| open.unproven().next());
+        if let Some(oldest) = unproven.cloned().or_else(|| open.oldest_of_busiest()) {
             oldest.close();
         }
     }
@@ -241,6 +315,7 @@ impl Sessions {
     /// Removes a connection that has ended.
     pub(crate) fn remove(&self, session: &Session) {
         self.open.lock().sessions.remove(&session.number);
+        session.held.give_up();
     }
 
     /// Closes unused and silent connections, and retires connections that were let in by another generation of
@@ -279,9 +354,26 @@ impl Sessions {
 }
 
 impl Open {
-    /// Returns the number of connections that have carried an accepted request.
-    fn proven(&self) -> usize {
-        self.sessions.values().filter(|activity| activity.session.is_proven()).count()
+    /// Returns the connections that have carried an accepted request, oldest first.
+    fn proven(&self) -> impl Iterator<Item = &Arc<Session>> {
+        self.living().filter(|session| session.is_proven())
+    }
+
+    /// Returns the connections that are not closing, oldest first.
+    fn living(&self) -> impl Iterator<Item = &Arc<Session>> {
+        let sessions = self.sessions.values().map(|activity| &activity.session);
+        sessions.filter(|session| !session.close.is_cancelled())
+    }
+
+    /// Returns the oldest connection of the party that has most of those that have carried an accepted request, if it has
+    /// more than one. Among parties with equally many, the oldest connection goes.
+    fn oldest_of_busiest(&self) -> Option<Arc<Session>> {
+        let mut parties: BTreeMap<Party<'_>, (usize, &Arc<Session>)> = BTreeMap::new();
+        for session in self.proven() {
+            parties.entry(session.party()).or_insert((0, session)).0 += 1;
+        }
+        let busiest = parties.into_values().max_by_key(|(n, oldest)| (*n, std::cmp::Reverse(oldest.number)));
+        busiest.filter(|(n, _)| *n > 1).map(|(_, oldest)| Arc::clone(oldest))
     }
 
     /// Returns the connection to evict when the places of unproven connections are taken. The address with most
@@ -302,8 +394,7 @@ impl Open {
 
     /// Returns the connections without an accepted request, oldest first. Connections that are closing do not count.
     fn unproven(&self) -> impl Iterator<Item = &Arc<Session>> {
-        let sessions = self.sessions.values().map(|activity| &activity.session);
-        sessions.filter(|session| !session.is_proven() && !session.close.is_cancelled())
+        self.living().filter(|session| !session.is_proven())
     }
 }
 
@@ -325,140 +416,4 @@ fn ms(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const REMOTE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
-
-    fn admit(sessions: &Sessions, now_ms: u64) -> Arc<Session> {
-        sessions.admit(REMOTE, now_ms).expect("the connection has a place").0
-    }
-
-    #[test]
-    fn connection_beyond_unproven_limit_evicts_oldest() {
-        let sessions = Sessions::new(4);
-        let proven = admit(&sessions, 0);
-        let _use = RequestGuard::begin(&proven);
-        let first = admit(&sessions, 0);
-        for _ in 1..MAX_UNPROVEN {
-            assert_eq!(sessions.admit(REMOTE, 0).expect("the connection has a place").1.map(|s| s.number), None);
-        }
-        let (_, evicted) = sessions.admit(REMOTE, 0).expect("the connection has a place");
-        assert_eq!(evicted.map(|s| s.number), Some(first.number));
-        assert!(first.close_token().is_cancelled() && !proven.close_token().is_cancelled());
-    }
-
-    /// Checks that a flood from one address evicts neither a connection of another address nor a verified one.
-    #[test]
-    fn flood_from_one_address_evicts_only_its_own() {
-        let sessions = Sessions::new(4);
-        // The addresses have the form that a listener for both families reports.
-        let at = |host: u8| SocketAddr::from((std::net::Ipv4Addr::new(10, 0, 0, host).to_ipv6_mapped(), 1));
-        let peer = sessions.admit(at(1), 0).expect("the connection has a place").0;
-        let verified = admit(&sessions, 0);
-        verified.authenticated_as(Caller::Verified { ids: None }, 1);
-        let flood: Vec<_> =
-            (0..3 * MAX_UNPROVEN).map(|_| sessions.admit(at(2), 0).expect("the connection has a place").0).collect();
-        assert!(!peer.close_token().is_cancelled() && !verified.close_token().is_cancelled());
-        let closed = flood.iter().filter(|session| session.close_token().is_cancelled()).count();
-        assert_eq!(closed, 2 * MAX_UNPROVEN + 2, "the number of places is constant");
-        let is_oldest_first = flood.is_sorted_by_key(|session| !session.close_token().is_cancelled());
-        assert!(is_oldest_first);
-    }
-
-    /// Checks that each new connection has a place although the evicted ones have not ended yet.
-    #[test]
-    fn closing_connection_takes_no_place() {
-        let sessions = Sessions::new(2);
-        let _all: Vec<_> = (0..2000).map(|_| admit(&sessions, 0)).collect();
-    }
-
-    #[test]
-    fn connection_beyond_limit_of_proven_ones_is_refused() {
-        let sessions = Sessions::new(2);
-        let _uses: Vec<_> = (0..2).map(|_| RequestGuard::begin(&admit(&sessions, 0))).collect();
-        assert_eq!(sessions.admit(REMOTE, 0).map(drop), Err(HandshakeError::CrowdedOut));
-    }
-
-    /// Checks four connections. The first sends bytes without a request and ends after 10 s; the second ends 10 s after
-    /// its last get. The third has a stream and is silent, and ends after 30 s; the fourth sends bytes and stays open.
-    #[test]
-    fn unused_or_silent_connection_is_closed() {
-        let sessions = Sessions::new(8);
-        let (unused, unary, silent, alive) =
-            (admit(&sessions, 0), admit(&sessions, 0), admit(&sessions, 0), admit(&sessions, 0));
-        let _uses = [RequestGuard::begin(&silent), RequestGuard::begin(&alive)];
-        assert!(silent.takes_its_stream() && alive.takes_its_stream());
-        for now_ms in (0..=30_000).step_by(1000) {
-            alive.read(1);
-            unused.read(1); // bytes alone do not extend its time
-            if now_ms == 9_000 {
-                drop(RequestGuard::begin(&unary)); // ends between two sweeps
-                unary.read(1);
-            }
-            sessions.sweep(now_ms, 0);
-            let is_closed = |session: &Session| session.close_token().is_cancelled();
-            let expected = (now_ms >= 10_000, now_ms >= 19_000, now_ms >= 30_000, false);
-            assert_eq!(
-                (is_closed(&unused), is_closed(&unary), is_closed(&silent), is_closed(&alive)),
-                expected,
-                "after {now_ms} ms"
-            );
-        }
-    }
-
-    /// Checks that a client may wait for a response for 60 s without sending, and is closed 10 s after the response.
-    #[test]
-    fn silent_client_with_running_request_stays_connected() {
-        let sessions = Sessions::new(8);
-        let client = admit(&sessions, 0);
-        let mut waits = Some(RequestGuard::begin(&client));
-        for now_ms in (0..=80_000).step_by(1000) {
-            if now_ms == 60_000 {
-                waits = None;
-            }
-            sessions.sweep(now_ms, 0);
-            assert_eq!(client.close_token().is_cancelled(), now_ms >= 69_000, "after {now_ms} ms, {waits:?}");
-        }
-    }
-
-    /// Checks that window updates keep a connection open for 40 s after the end of its only request.
-    #[test]
-    fn slowly_reading_client_stays_connected() {
-        let sessions = Sessions::new(8);
-        let client = admit(&sessions, 0);
-        drop(RequestGuard::begin(&client));
-        for now_ms in (0..=60_000).step_by(1000) {
-            if now_ms <= 40_000 && now_ms % 5_000 == 0 {
-                client.read(13); // a window update
-            }
-            sessions.sweep(now_ms, 0);
-            assert_eq!(client.close_token().is_cancelled(), now_ms >= 50_000, "after {now_ms} ms");
-        }
-    }
-
-    /// Checks that outdated connections retire one by one within 30 s and are closed after 50 s.
-    #[test]
-    fn outdated_connections_retire_one_by_one_then_close() {
-        let sessions = Sessions::new(100);
-        let all: Vec<_> = (0..20).map(|_| admit(&sessions, 0)).collect();
-        let _uses: Vec<_> = all.iter().map(RequestGuard::begin).collect();
-        all.iter().for_each(|session| session.authenticated_as(Caller::Unknown, 1));
-        let mut retired = Vec::new();
-        // Credentials change again and again, which gives no connection more time.
-        let generation = |now_ms: u64| if now_ms < 2000 { 1 } else { 2 + now_ms / 10_000 };
-        for now_ms in (1000..=52_000).step_by(1000) {
-            all.iter().for_each(|session| session.read(1));
-            sessions.sweep(now_ms, generation(now_ms));
-            retired.push(all.iter().filter(|session| session.retired().is_cancelled()).count());
-            let closed = all.iter().filter(|session| session.close_token().is_cancelled()).count();
-            assert_eq!(closed, if now_ms >= 52_000 { 20 } else { 0 }, "after {now_ms} ms");
-        }
-        assert_eq!((retired[0], retired[31]), (0, 20), "all retire within 30 s of the change");
-        assert!(retired[10] > 2 && retired[10] < 18, "the connections do not retire at once: {retired:?}");
-        let young = admit(&sessions, 52_000);
-        young.authenticated_as(Caller::Unknown, generation(53_000));
-        sessions.sweep(53_000, generation(53_000));
-        assert!(!young.retired().is_cancelled() && !young.close_token().is_cancelled());
-    }
-}
+mod tests;

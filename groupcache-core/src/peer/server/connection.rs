@@ -25,7 +25,7 @@ use crate::{
         wire::{Incoming, answer_bytes, features},
     },
     runtime::{sync::Map, token_bucket::TokenBucket},
-    transport::{IDLE_LIMIT, Security},
+    transport::{self, IDLE_LIMIT, Security},
 };
 
 /// Maximum number of requests of a frame that are answered before their responses are queued. Long responses end the
@@ -144,10 +144,12 @@ impl Connection {
         }
     }
 
-    /// Serves the connection until it ends. `first` is the frame that carried `hello`.
+    /// Serves the connection until it ends. `first` is the frame that carried `hello`, and `body` counts what `inbound`
+    /// has received.
     pub(crate) async fn serve(
         mut self,
         mut inbound: Streaming<Incoming>,
+        body: Arc<transport::Body>,
         first: Incoming,
         hello: Hello,
         lifetime: Lifetime,
@@ -159,7 +161,10 @@ impl Connection {
         let mut next = Some(first);
         loop {
             if let Some(frame) = next.take() {
-                match self.handle(frame, &hello, ends.as_mut()).await {
+                let bytes = frame.bytes;
+                let handled = self.handle(frame, &hello, ends.as_mut()).await;
+                body.handled(bytes);
+                match handled {
                     Ok(Flow::Continue) => {}
                     Ok(Flow::Close) => return self.queue.close(None),
                     Err(status) => {

@@ -12,6 +12,7 @@ mod authenticate;
 mod connection;
 mod dispatch;
 pub(crate) mod inbound;
+mod received_body;
 mod response_queue;
 pub(crate) mod service;
 
@@ -40,6 +41,7 @@ use crate::{
             connection::{Connection, Lifetime},
             dispatch::{Dispatch, dispatch, resolve},
             inbound::InboundPeers,
+            received_body::Counted,
             response_queue::{Outbound, ResponseQueue},
             service::{LogReaders, Service},
         },
@@ -49,7 +51,7 @@ use crate::{
         log_limit::LogRateLimit,
         sync::{Keyed, sharded},
     },
-    transport::{RequestGuard, handshake::Caller},
+    transport::{self, RequestGuard, handshake::Caller},
 };
 
 /// The peer service of a node.
@@ -62,7 +64,7 @@ struct Inner {
     connections: DashMap<u64, Arc<ResponseQueue>, Keyed>,
     inbound: Arc<InboundPeers>,
     next_connection: AtomicU64,
-    /// Number of open connections, those before their Hello included.
+    /// Number of open connections of a server of the user, those before their Hello included.
     open: AtomicUsize,
     tasks: TaskTracker,
 }
@@ -99,9 +101,10 @@ impl Server {
     }
 
     /// Returns the gRPC service with the message limits of this node.
-    pub(crate) fn service(&self) -> wire::peer_server::PeerServer<Self> {
+    pub(crate) fn service(&self) -> Counted<wire::peer_server::PeerServer<Self>> {
         let max = self.0.service.local.limits.max_message_bytes();
-        wire::peer_server::PeerServer::new(self.clone()).max_decoding_message_size(max).max_encoding_message_size(max)
+        let service = wire::peer_server::PeerServer::new(self.clone());
+        Counted(service.max_decoding_message_size(max).max_encoding_message_size(max))
     }
 
     /// Returns the table of the peers that are connected to this node.
@@ -175,7 +178,10 @@ impl wire::peer_server::Peer for Server {
             server.service.local.counters.rejected.up();
             return Err(Status::resource_exhausted("a connection carries one Connect stream; open another connection"));
         }
-        let slot = ConnectionSlot::take(server)?;
+        // The listener of the node has its own places, and makes room in them.
+        let slot = if sender.session.is_none() { Some(ConnectionSlot::take(server)?) } else { None };
+        let body = request.extensions().get::<Arc<transport::Body>>().cloned();
+        let body = body.unwrap_or_else(|| transport::Body::new(None));
         let mut inbound = request.into_inner();
         let first = timeout(CLIENT_HELLO, inbound.message())
             .await
@@ -223,7 +229,7 @@ impl wire::peer_server::Peer for Server {
         server.tasks.spawn(async move {
             let (_slot, _registration, _in_use) = (slot, registration, in_use);
             let peer = hello.id.clone();
-            let served = AssertUnwindSafe(connection.serve(inbound, frame, hello, lifetime)).catch_unwind().await;
+            let served = AssertUnwindSafe(connection.serve(inbound, body, frame, hello, lifetime)).catch_unwind().await;
             if served.is_err() {
                 // The status ends the stream, so that the peer need not wait for the silence limit.
                 queue.close(Some(Status::internal("the task of the connection panicked")));

@@ -222,6 +222,8 @@ impl Outgoing {
 /// Frame that was read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Incoming {
+    /// Length of the frame in bytes.
+    pub(crate) bytes: usize,
     hello: Option<proto::Hello>,
     pub(crate) goodbye: Option<Incarnation>,
     pub(crate) fingerprint: u64,
@@ -239,7 +241,7 @@ pub(crate) struct Incoming {
 impl Incoming {
     /// Reads a frame. A frame of more than [`MAX_PARTS`] parts is refused, so that the memory of a frame is bounded.
     pub(crate) fn read(frame: &Bytes) -> Result<Self, Malformed> {
-        let mut read = Self::default();
+        let mut read = Self { bytes: frame.len(), ..Self::default() };
         let (mut fields, mut parts, mut hello_bytes, mut knowledge_bytes) = (Fields(frame), 0, 0, 0);
         while let Some(field) = fields.next()? {
             parts += 1;

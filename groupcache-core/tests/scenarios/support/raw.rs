@@ -65,12 +65,6 @@ impl Raw {
         Ok(Self { frames, answers })
     }
 
-    /// Opens a connection. Returns `None` when the node refuses it, for example because no place is free.
-    pub async fn try_open(node: SocketAddr, first: Frame) -> Option<Self> {
-        let channel = Channel::from_shared(format!("http://{node}")).unwrap().connect().await.ok()?;
-        Self::on(PeerClient::new(channel), first).await.ok()
-    }
-
     /// Opens a connection with a valid Hello, after which the node accepts requests.
     pub async fn greeted(node: SocketAddr) -> Self {
         Self::open(node, Frame { hello: Some(hello()), ..Frame::default() })

@@ -1,0 +1,239 @@
+//! Bytes that connections have received and nobody has taken: what HTTP/2 keeps for its streams, messages that are not
+//! complete, and the message that is handled.
+//!
+//! All connections share one budget. When it is spent, the party with most of these bytes loses the connections with
+//! most of them. The messages of a peer are taken as they come, so that it has next to none.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed},
+};
+
+use crate::{limits::Limits, transport::session::Session};
+
+/// Least budget: 32 values of the default size, an eighth of a pod of 256 MiB, because the allocator keeps some of what
+/// closed connections have held.
+const MIN_BUDGET: usize = 32 << 20;
+
+/// Least budget in largest messages, so that a few peers send one each at a time.
+const LARGEST_MESSAGES: usize = 8;
+
+/// Bytes of the prefix of a gRPC message.
+const PREFIX: usize = 5;
+
+/// Length of the header of an HTTP/2 frame, and of the preface of a connection.
+const HEADER: usize = 9;
+const PREFACE: usize = 24;
+
+/// Type of the frame that carries the bytes of a stream.
+const DATA: u8 = 0;
+
+/// Budget of a node.
+#[derive(Debug)]
+pub(super) struct ReceivedBytes {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl ReceivedBytes {
+    /// Returns the budget of a node with these limits.
+    pub(crate) fn of(limits: &Limits) -> Self {
+        Self::new(MIN_BUDGET.max(limits.max_message_bytes().saturating_mul(LARGEST_MESSAGES)))
+    }
+
+    pub(super) fn new(max: usize) -> Self {
+        Self { used: AtomicUsize::new(0), max }
+    }
+
+    pub(super) fn is_spent(&self) -> bool {
+        self.used.load(Relaxed) > self.max
+    }
+
+    /// Returns whether so much is left that no connection need end.
+    pub(super) fn is_relieved(&self) -> bool {
+        self.used.load(Relaxed) <= self.max / 4 * 3
+    }
+}
+
+/// Bytes of one connection that nobody has taken.
+#[derive(Debug)]
+pub(super) struct HeldBytes {
+    budget: Arc<ReceivedBytes>,
+    held: AtomicUsize,
+}
+
+impl HeldBytes {
+    pub(super) fn new(budget: Arc<ReceivedBytes>) -> Self {
+        Self { budget, held: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn get(&self) -> usize {
+        self.held.load(Relaxed)
+    }
+
+    /// Counts bytes that have arrived. Returns whether the budget is spent.
+    pub(super) fn add(&self, bytes: usize) -> bool {
+        if bytes > 0 {
+            // First, so that the sum is never below its parts.
+            self.budget.used.fetch_add(bytes, AcqRel);
+            self.held.fetch_add(bytes, AcqRel);
+        }
+        self.budget.is_spent()
+    }
+
+    /// Counts bytes that were taken. Bytes that were given up before count once.
+    pub(super) fn take(&self, bytes: usize) {
+        let mut taken = 0;
+        let take = |held: usize| {
+            taken = held.min(bytes);
+            Some(held - taken)
+        };
+        let _ = self.held.fetch_update(AcqRel, Acquire, take); // never refuses
+        self.budget.used.fetch_sub(taken, AcqRel);
+    }
+
+    /// Gives all bytes up, because the connection ends.
+    pub(super) fn give_up(&self) {
+        self.take(usize::MAX);
+    }
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+/// Counter of the bytes of streams among the bytes of a connection. Other frames are small, and bounded by HTTP/2.
+#[derive(Debug)]
+pub(super) struct StreamBytes {
+    state: Reading,
+}
+
+/// Part of a frame that comes next.
+#[derive(Debug)]
+enum Reading {
+    Header { bytes: [u8; HEADER], filled: usize },
+    Payload { is_data: bool, left: usize },
+}
+
+impl Default for StreamBytes {
+    fn default() -> Self {
+        Self { state: Reading::Payload { is_data: false, left: PREFACE } }
+    }
+}
+
+impl StreamBytes {
+    /// Returns how many of the next bytes of the connection belong to streams.
+    pub(super) fn count(&mut self, mut bytes: &[u8]) -> usize {
+        let mut counted = 0;
+        while !bytes.is_empty() {
+            match &mut self.state {
+                Reading::Payload { is_data, left } => {
+                    let n = bytes.len().min(*left);
+                    counted += if *is_data { n } else { 0 };
+                    *left -= n;
+                    bytes = bytes.get(n..).unwrap_or_default();
+                    if *left == 0 {
+                        self.state = Reading::Header { bytes: [0; HEADER], filled: 0 };
+                    }
+                }
+                Reading::Header { bytes: header, filled } => {
+                    let n = bytes.len().min(HEADER - *filled);
+                    for (to, from) in header.iter_mut().skip(*filled).zip(bytes) {
+                        *to = *from;
+                    }
+                    *filled += n;
+                    bytes = bytes.get(n..).unwrap_or_default();
+                    if *filled == HEADER {
+                        let [a, b, c, kind, ..] = *header;
+                        let left = u32::from_be_bytes([0, a, b, c]) as usize;
+                        self.state = match left {
+                            0 => Reading::Header { bytes: [0; HEADER], filled: 0 },
+                            _ => Reading::Payload { is_data: kind == DATA, left },
+                        };
+                    }
+                }
+            }
+        }
+        counted
+    }
+}
+
+/// Body of one request, as far as it has arrived at its reader and was not taken. Dropping it gives the rest up.
+#[derive(Debug)]
+pub(crate) struct Body {
+    session: Option<Arc<Session>>,
+    arrived: AtomicUsize,
+}
+
+impl Body {
+    /// Makes the body of a request on a connection; `None` for a connection of a server of the user.
+    pub(crate) fn new(session: Option<Arc<Session>>) -> Arc<Self> {
+        Arc::new(Self { session, arrived: AtomicUsize::new(0) })
+    }
+
+    /// Records that bytes have come to the reader of the body.
+    pub(crate) fn arrived(&self, bytes: usize) {
+        self.arrived.fetch_add(bytes, Relaxed);
+    }
+
+    /// Records that a message of this length was handled.
+    pub(crate) fn handled(&self, bytes: usize) {
+        let bytes = bytes + PREFIX;
+        let _ = self.arrived.fetch_update(Relaxed, Relaxed, |arrived| Some(arrived.saturating_sub(bytes)));
+        self.take(bytes);
+    }
+
+    fn take(&self, bytes: usize) {
+        if let Some(session) = &self.session {
+            session.held().take(bytes);
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.take(self.arrived.load(Relaxed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns an HTTP/2 frame without content.
+    fn frame(kind: u8, bytes: usize) -> Vec<u8> {
+        let mut frame = u32::try_from(bytes).unwrap().to_be_bytes()[1..].to_vec();
+        frame.extend([kind, 0, 0, 0, 0, 1]);
+        frame.resize(HEADER + bytes, DATA);
+        frame
+    }
+
+    /// Checks that bytes of streams are counted however the bytes of the connection are cut.
+    #[test]
+    fn bytes_of_streams_are_counted_in_any_cut() {
+        let connection = [vec![DATA; PREFACE], frame(4, 0), frame(1, 40), frame(DATA, 100), frame(DATA, 0)].concat();
+        let connection = [connection, frame(8, 4), frame(DATA, 20_000), frame(DATA, 7)].concat();
+        for cut in [1, 2, 8, 9, 10, 1000, connection.len()] {
+            let mut bytes = StreamBytes::default();
+            let counted: usize = connection.chunks(cut).map(|part| bytes.count(part)).sum();
+            assert_eq!(counted, 20_107, "in parts of {cut}");
+        }
+    }
+
+    #[test]
+    fn held_bytes_return_to_the_budget_once() {
+        let budget = Arc::new(ReceivedBytes::new(100));
+        let [one, two] = [(), ()].map(|()| HeldBytes::new(Arc::clone(&budget)));
+        assert!(!one.add(60) && two.add(50));
+        assert!(budget.is_spent() && !budget.is_relieved());
+        one.give_up();
+        one.take(60);
+        assert_eq!((one.get(), two.get(), budget.used.load(Relaxed)), (0, 50, 50));
+        assert!(budget.is_relieved());
+        two.take(20);
+        drop(two);
+        assert_eq!(budget.used.load(Relaxed), 0);
+    }
+}

@@ -1,0 +1,96 @@
+//! Messages that are never finished: on one connection, on 50 and on 5,000, the node grows by its budget of received
+//! bytes and by what a connection costs, judged by its resident memory.
+
+use std::net::SocketAddr;
+
+use futures_util::StreamExt;
+use groupcache_core::bytes::Bytes;
+use h2::{SendStream, client::SendRequest};
+use prost::Message;
+use tokio::{
+    net::TcpSocket,
+    time::{Duration, sleep},
+};
+use tonic::codegen::http;
+
+use super::flooded_within;
+use crate::{proto::Frame, support::raw::hello};
+
+/// Budget of received bytes, with seven times as much for what the allocator keeps of closed connections, in KiB.
+const BUDGET_KIB: u64 = 8 * (32 << 10);
+
+/// Memory of one connection that has sent a message, in KiB.
+const CONNECTION_KIB: u64 = 48;
+
+/// Number of connections that are opened at once.
+const AT_ONCE: usize = 64;
+
+/// Length of each message, of which the last byte is never sent.
+const MESSAGE: usize = 1 << 20;
+
+/// Address from which the flood comes, because a client loses connections to others of its own address.
+const ORIGIN: &str = "127.0.0.2:0";
+
+/// Opens an HTTP/2 connection.
+async fn connect(node: SocketAddr) -> Option<SendRequest<Bytes>> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(ORIGIN.parse().unwrap()).unwrap();
+    let (requests, connection) = h2::client::handshake(socket.connect(node).await.ok()?).await.ok()?;
+    tokio::spawn(connection);
+    Some(requests)
+}
+
+/// Returns the prefix of a message of this length.
+fn prefix(bytes: usize) -> Vec<u8> {
+    [&[0], &u32::try_from(bytes).unwrap().to_be_bytes()[..]].concat()
+}
+
+/// Begins a request and sends as much of its message as the windows take. The message lacks its last byte. A stream of
+/// frames begins with a Hello, after which the connection counts as one of a peer.
+async fn begin(requests: SendRequest<Bytes>, method: &str) -> Option<SendStream<Bytes>> {
+    let request = http::Request::post(format!("http://node/groupcache.v1.Peer/{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap();
+    let (_, mut stream) = requests.ready().await.ok()?.send_request(request, false).ok()?;
+    if method == "Connect" {
+        let hello = Frame { hello: Some(hello()), ..Frame::default() }.encode_to_vec();
+        stream.send_data([prefix(hello.len()), hello].concat().into(), false).ok()?;
+    }
+    stream.send_data(prefix(MESSAGE).into(), false).ok()?;
+    stream.send_data(Bytes::from(vec![0x7a; MESSAGE - 1]), false).ok()?;
+    Some(stream)
+}
+
+/// Leaves `streams` messages unfinished on each of `connections`, for longer than the node takes to read them.
+async fn leave_unfinished(node: SocketAddr, connections: usize, streams: usize) -> usize {
+    let opened = (0..connections).map(async |_| {
+        let Some(requests) = connect(node).await else { return Vec::new() };
+        let methods = std::iter::once("Connect").chain(std::iter::repeat("Get")).take(streams);
+        let begun: Vec<_> = methods.map(|method| begin(requests.clone(), method)).collect();
+        futures_util::future::join_all(begun).await
+    });
+    let open: Vec<_> = futures_util::stream::iter(opened).buffer_unordered(AT_ONCE).collect().await;
+    sleep(Duration::from_secs(3)).await;
+    open.iter().flatten().flatten().count()
+}
+
+/// Returns how many descriptors this process and the node may have.
+fn descriptors() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap_or(usize::MAX)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn unfinished_messages_are_bounded_by_one_budget() {
+    let most = 5_000.min(descriptors().saturating_sub(500));
+    for (connections, streams) in [(1, 30), (50, 30), (most, 1)] {
+        let name = format!("{connections} connections with {streams} unfinished messages of 1 MiB");
+        let max_kib = BUDGET_KIB + connections as u64 * CONNECTION_KIB;
+        let begun =
+            flooded_within(&name, max_kib, async move |node| leave_unfinished(node, connections, streams).await);
+        assert!(begun.await > 0, "{name}");
+    }
+}
