@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     cache::payload::Slot,
-    engine::{Engine, GroupFlight, Work, batch, load_task, lookup::Purpose, suspect::Admission},
+    engine::{Engine, GroupFlight, Work, batch, load_slots, load_task, lookup::Purpose, suspect::Admission},
     error::Result,
     flight::{
         Join, Kind as Table,
@@ -93,8 +93,27 @@ fn begin<V: Value>(
     tracing::trace!(group = &*engine.settings.name, key = &*key, ?reason, "load.start");
 }
 
-/// Starts a load, alone or in a batch.
+/// Starts a load once its key has a slot.
 fn start<V: Value>(
+    engine: &Arc<Engine<V>>,
+    flight: GroupFlight<V>,
+    hash: u64,
+    reason: LoadReason,
+    is_nested: bool,
+    admission: Admission,
+) {
+    let (starting, started) = (Arc::clone(engine), Arc::clone(&flight));
+    let begin = move |slot| {
+        started.hold(Box::new(slot));
+        start_now(&starting, started, hash, reason, is_nested, admission);
+    };
+    if let Some(earlier) = engine.load_slots.begin(&flight, begin) {
+        load_slots::follow(engine, earlier, flight);
+    }
+}
+
+/// Starts a load, alone or in a batch.
+fn start_now<V: Value>(
     engine: &Arc<Engine<V>>,
     flight: GroupFlight<V>,
     hash: u64,

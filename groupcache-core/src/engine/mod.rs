@@ -21,6 +21,7 @@ pub(crate) mod get_many;
 mod interleavings;
 mod load;
 mod load_control;
+mod load_slots;
 mod load_task;
 mod lookup;
 pub(crate) mod owner_only;
@@ -46,7 +47,7 @@ pub(crate) use self::{
     ownership::Ownership,
     settings::Settings,
 };
-use self::{errors::GroupErrors, fetch::Fetch};
+use self::{errors::GroupErrors, fetch::Fetch, load_slots::LoadSlots};
 use crate::{
     cache::{
         Cache,
@@ -58,7 +59,7 @@ use crate::{
     handover::GroupHandover,
     identity::PeerId,
     loader::{SharedBatchLoader, SharedLoader},
-    runtime::{histogram::Histogram, stats::GroupCounters},
+    runtime::{histogram::Histogram, stats::GroupCounters, sync::Keyed},
     value::Value,
     write::delete_hold::DeleteHolds,
 };
@@ -71,6 +72,7 @@ pub(crate) struct Engine<V: Value> {
     pub(crate) context: Arc<NodeContext>,
     pub(crate) cache: Cache<V>,
     pub(crate) flights: Flights<Outcome<V>, Work<V>>,
+    pub(crate) load_slots: Arc<LoadSlots<V>>,
     pub(crate) loads: LoadControl<V>,
     pub(crate) ownership: Ownership,
     pub(crate) handover: GroupHandover,
@@ -159,6 +161,7 @@ impl<V: Value> Engine<V> {
         Arc::new(Self {
             index: OnceLock::new(),
             cache: Cache::new(capacity, largest, settings.has_replicas, || context.random(), Arc::clone(&counters)),
+            load_slots: LoadSlots::new(Keyed(context.random())),
             flights: Flights::new(Arc::clone(&context.stripes), context.random()),
             loads: LoadControl::new(&context, &settings, loaders, &errors, &counters),
             ownership: Ownership::new(Arc::clone(&context), scope, &settings.name, replica_time_to_live),

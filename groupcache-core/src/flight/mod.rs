@@ -19,7 +19,10 @@ pub(crate) mod nesting;
 pub(crate) mod permits;
 mod waiting;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    any::Any,
+    sync::{Arc, OnceLock},
+};
 
 use hashbrown::{HashTable, hash_table::Entry};
 
@@ -89,6 +92,8 @@ pub(crate) struct Flight<O, C> {
     is_overdue: AtomicBool,
     outcome: OnceLock<O>,
     waiters: Waiters,
+    /// Guard that is dropped when the flight is complete.
+    held: Mutex<Option<Box<dyn Any + Send>>>,
     pub(crate) context: C,
 }
 
@@ -112,6 +117,20 @@ impl<O: Clone, C> Flight<O, C> {
         self.horizon_ms.load(Relaxed)
     }
 
+    /// Keeps a guard until the flight is complete.
+    pub(crate) fn hold(&self, guard: Box<dyn Any + Send>) {
+        *self.held.lock() = Some(guard);
+        if self.is_complete() {
+            self.release();
+        }
+    }
+
+    /// Drops the guard, outside of its lock.
+    fn release(&self) {
+        let held = self.held.lock().take();
+        drop(held);
+    }
+
     /// Waits for the outcome. Dropping the future leaves nothing behind.
     pub(crate) fn outcome(&self) -> Waiting<'_, O, C> {
         Waiting::new(self)
@@ -125,6 +144,7 @@ impl<O: Clone, C> Flight<O, C> {
     fn complete(&self, outcome: O) {
         if self.outcome.set(outcome).is_ok() {
             self.waiters.wake();
+            self.release();
         }
     }
 }
@@ -259,6 +279,7 @@ impl<O: Clone, C> Flights<O, C> {
             is_overdue: AtomicBool::new(false),
             outcome: OnceLock::new(),
             waiters: Waiters::default(),
+            held: Mutex::default(),
             context: context(),
         });
         let detached = shard.table(kind).insert(Arc::clone(&flight));

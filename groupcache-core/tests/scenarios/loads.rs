@@ -15,6 +15,57 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+/// Source with a version that writes raise, and loads that wait at a gate.
+#[derive(Clone, Default)]
+struct Versions {
+    gate: Gate,
+    version: Arc<AtomicU64>,
+    running: Arc<AtomicU64>,
+    most_running: Arc<AtomicU64>,
+}
+
+impl Versions {
+    /// Returns the version of the beginning of the load, after the gate.
+    async fn load(&self, key: &str) -> Result<String, BoxError> {
+        self.gate.loads.begin(key);
+        let version = self.version.load(SeqCst);
+        self.most_running.fetch_max(self.running.fetch_add(1, SeqCst) + 1, SeqCst);
+        self.gate.pass().await;
+        self.running.fetch_sub(1, SeqCst);
+        Ok(version.to_string())
+    }
+}
+
+/// Checks that a key that is written while it loads has three loads side by side at most, whatever the number of writes,
+/// that each get has a value of a load that began after the last write before it, and that another key is not delayed.
+#[tokio::test]
+async fn key_written_while_it_loads_has_three_loads() {
+    let (node, source) = (single_node().await, Versions::default());
+    let group = node.group::<String>("data").capacity_bytes(1 << 20);
+    let group = group.loader_with(source.clone(), Versions::load).build().unwrap();
+    let mut gets = tokio::task::JoinSet::new();
+    for version in 1..=50 {
+        source.version.store(version, SeqCst);
+        group.remove("key").await.unwrap().log_pending();
+        let reading = group.clone();
+        gets.spawn(async move { (version, reading.get("key").await) });
+        tokio::time::sleep(Duration::from_millis(1)).await; // the get begins before the next write
+    }
+    let other = group.clone();
+    let other = tokio::spawn(async move { other.get("other").await });
+    eventually("the other key loads", || source.gate.loads.of("other") == 1).await;
+    let (loads, most) = (source.gate.loads.of("key"), source.most_running.load(SeqCst));
+    assert!(loads == 3 && most <= 4, "{loads} loads of the key begun, {most} at once");
+    source.gate.open();
+    assert!(other.await.unwrap().is_ok());
+    for (written, value) in gets.join_all().await {
+        let loaded: u64 = value.expect("the get succeeds").parse().unwrap();
+        assert!(loaded >= written, "a load of version {loaded} for a get after the write of {written}");
+    }
+    assert!(source.gate.loads.of("key") <= 4, "those that waited share one load");
+    assert_eq!(group.get("key").await.unwrap(), "50");
+}
+
 async fn single_node() -> Node {
     Node::builder().start().await.expect("the node starts")
 }
