@@ -14,9 +14,10 @@ use crate::runtime::sync::{
     },
 };
 
-/// Number of changes that are remembered, eight bytes each. A deploy of a thousand nodes makes four changes per node.
+/// Number of changes that are remembered, eight bytes each. A deploy of a thousand nodes makes four changes per node, and
+/// one for the groups of each.
 /// An entry that was not read during more changes is not worth keeping.
-const REMEMBERED: usize = 4096;
+const REMEMBERED: usize = 8192;
 
 /// Change after which entries are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,11 +118,11 @@ mod tests {
     fn number_older_than_the_log_is_too_much() {
         let changes = ChangeLog::default();
         changes.record(Change::Absence, 0);
-        (1..5000).for_each(|at_ms| changes.record(Change::View, at_ms));
+        (1..9000).for_each(|at_ms| changes.record(Change::View, at_ms));
         assert_eq!(changes.since(0), ChangesSince::TooMuch);
-        assert_eq!(changes.since(903), ChangesSince::TooMuch);
-        assert_eq!(changes.since(904), ChangesSince::Changes { first_ms: 904, absence_ms: None });
-        changes.record(Change::Absence, 5000);
-        assert_eq!(changes.since(4999), ChangesSince::Changes { first_ms: 4999, absence_ms: Some(5000) });
+        assert_eq!(changes.since(807), ChangesSince::TooMuch);
+        assert_eq!(changes.since(808), ChangesSince::Changes { first_ms: 808, absence_ms: None });
+        changes.record(Change::Absence, 9000);
+        assert_eq!(changes.since(8999), ChangesSince::Changes { first_ms: 8999, absence_ms: Some(9000) });
     }
 }

@@ -16,7 +16,7 @@ use crate::{
         load::{self, Dispatched},
         load_task,
         lookup::Purpose,
-        ownership::ViewSnapshot,
+        ownership::{Candidates, ViewSnapshot},
         pending::PendingGet,
         suspect::Suspect,
     },
@@ -49,6 +49,7 @@ pub(crate) struct Fetch<V: Value> {
     chain: LoadChain,
     pub(super) begun: Instant,
     deadline_ms: u64,
+    candidates: Candidates,
     /// Rank of the next candidate; rank 0 is the owner. The candidate before it was tried last.
     next: AtomicUsize,
     /// Whether the request to a peer ended because the peer is unreachable. Further requests then take from the
@@ -97,6 +98,7 @@ pub(crate) fn join<V: Value>(
             begun: now,
             deadline_ms: later(now_ms, engine.context.local.limits.get_deadline),
             snapshot,
+            candidates: Candidates::default(),
             next: AtomicUsize::new(0),
             has_failed: AtomicBool::new(false),
             is_doubtful: AtomicBool::new(false),
@@ -195,8 +197,7 @@ impl<'a, V: Value> FetchStep<'a, V> {
             let owner = self.candidate(rank).filter(|owner| rank == 0 && !owner.is_local());
             return owner.map_or(Next::None, Next::Ask);
         }
-        let view = &self.fetch.snapshot.view;
-        let count = view.candidates(self.engine.ownership.scope, self.fetch.hash).count();
+        let count = self.fetch.snapshot.view.owners(self.engine.ownership.scope);
         let is_second_round = rank >= count;
         let Some(member) = self.candidate(if is_second_round { rank - count } else { rank }) else { return Next::None };
         let is_dead = || {
@@ -277,7 +278,8 @@ impl<'a, V: Value> FetchStep<'a, V> {
     }
 
     fn candidate(&self, rank: usize) -> Option<&'a Member> {
-        self.engine.ownership.candidate(&self.fetch.snapshot.view, self.fetch.hash, rank)
+        let fetch = self.fetch;
+        fetch.candidates.get(&fetch.snapshot.view, self.engine.ownership.scope, fetch.hash, rank)
     }
 
     /// Returns the peer that was tried last, if any.

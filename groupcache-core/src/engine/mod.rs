@@ -157,14 +157,13 @@ impl<V: Value> Engine<V> {
         let largest = forms * context.local.limits.max_value_bytes as u64 + Payload::<V>::BESIDE_BYTES as u64;
         let counters = Arc::<GroupCounters>::default();
         let errors = Arc::new(GroupErrors::new(Arc::clone(&settings.name), Arc::clone(&counters)));
-        let (scope, replica_time_to_live) = (settings.scope, settings.freshness.replica_time_to_live);
         Arc::new(Self {
             index: OnceLock::new(),
             cache: Cache::new(capacity, largest, settings.has_replicas, || context.random(), Arc::clone(&counters)),
-            load_slots: LoadSlots::new(Keyed(context.random())),
             flights: Flights::new(Arc::clone(&context.stripes), context.random()),
+            load_slots: LoadSlots::new(Keyed(context.random())),
             loads: LoadControl::new(&context, &settings, loaders, &errors, &counters),
-            ownership: Ownership::new(Arc::clone(&context), scope, &settings.name, replica_time_to_live),
+            ownership: Ownership::new(Arc::clone(&context), &settings),
             handover: GroupHandover::default(),
             holds: DeleteHolds::default(),
             counters,

@@ -8,12 +8,13 @@ use std::{
 use crate::{
     cache::{payload::Slot, revalidation::ChangesSince},
     context::NodeContext,
+    engine::settings::Settings,
     membership::{
         stabilizer::Member,
         view::{Scope, View},
     },
     ring::KeyHasher,
-    runtime::clock::later,
+    runtime::{clock::later, sync::Mutex},
     write::peers::REMEMBERED,
 };
 
@@ -24,9 +25,35 @@ pub(crate) struct ViewSnapshot {
     pub(crate) view: Arc<View>,
 }
 
+/// Number of candidates that are found at first, because most keys need no more.
+const FIRST_CANDIDATES: usize = 8;
+
+/// Candidates of one key in one view, found as far as they were needed. A group that few nodes have passes over many
+/// candidates, and the walk around the ring begins at the owner each time, so that each walk finds twice as many.
+#[derive(Debug, Default)]
+pub(crate) struct Candidates(Mutex<Vec<usize>>);
+
+impl Candidates {
+    /// Returns the `rank`-th candidate of a key; rank 0 is the owner. The view, the scope and the key are the same in
+    /// each call.
+    pub(crate) fn get<'v>(&self, view: &'v View, scope: Scope, hash: u64, rank: usize) -> Option<&'v Member> {
+        if rank == 0 {
+            return view.owner(scope, hash); // needs no walk
+        }
+        let mut found = self.0.lock();
+        if found.len() <= rank && found.len() < view.owners(scope) {
+            *found = view.candidate_places(scope, hash, (2 * (rank + 1)).max(FIRST_CANDIDATES));
+        }
+        view.members().get(*found.get(rank)?)
+    }
+}
+
 /// Owners of a group's keys by the view of this node.
 pub(crate) struct Ownership {
     context: Arc<NodeContext>,
+    /// Name and format of the group.
+    group: Arc<str>,
+    format: u32,
     /// Whether a key has one owner in the cluster or one in each zone.
     pub(crate) scope: Scope,
     place: KeyHasher,
@@ -34,8 +61,15 @@ pub(crate) struct Ownership {
 }
 
 impl Ownership {
-    pub(crate) fn new(context: Arc<NodeContext>, scope: Scope, group: &str, replica_time_to_live: Duration) -> Self {
-        Self { context, scope, place: KeyHasher::new(group), replica_time_to_live }
+    pub(crate) fn new(context: Arc<NodeContext>, settings: &Settings) -> Self {
+        Self {
+            context,
+            group: Arc::clone(&settings.name),
+            format: settings.format,
+            scope: settings.scope,
+            place: KeyHasher::new(&settings.name),
+            replica_time_to_live: settings.freshness.replica_time_to_live,
+        }
     }
 
     /// Returns the point of a key on the ring.
@@ -55,14 +89,6 @@ impl Ownership {
         view.owner(self.scope, hash).filter(|owner| !owner.is_local())
     }
 
-    /// Returns the `rank`-th candidate of a key; rank 0 is the owner.
-    pub(crate) fn candidate<'v>(&self, view: &'v View, hash: u64, rank: usize) -> Option<&'v Member> {
-        match rank {
-            0 => view.owner(self.scope, hash), // needs no allocation
-            _ => view.candidates(self.scope, hash).nth(rank),
-        }
-    }
-
     /// Returns whether this node owns a key in `view`.
     pub(crate) fn owns(&self, view: &View, hash: u64) -> bool {
         self.peer_owner(view, hash).is_none()
@@ -76,7 +102,24 @@ impl Ownership {
     /// Returns the maximum time for which a value may be kept, or `None` for no limit. Keys of other nodes have a limit.
     pub(crate) fn keep_limit(&self, hash: u64) -> Option<Duration> {
         let view = self.context.view_ref();
-        self.peer_owner(&view, hash).map(|owner| self.context.fallback_cap(owner))
+        let owner = self.peer_owner(&view, hash).and_then(|owner| self.serving_peer(&view, hash, owner));
+        owner.map(|owner| self.context.fallback_cap(owner))
+    }
+
+    /// Returns the first candidate that may have the group; `None` if this node comes before. Each get of the cluster
+    /// passes over connected nodes without the group, so that the next candidate serves their keys as an owner does.
+    fn serving_peer<'v>(&self, view: &'v View, hash: u64, owner: &'v Member) -> Option<&'v Member> {
+        if !self.lacks_group(owner) {
+            return Some(owner);
+        }
+        let serving = view.candidates(self.scope, hash).find(|member| !self.lacks_group(member)).unwrap_or(owner);
+        (!serving.is_local()).then_some(serving)
+    }
+
+    /// Returns whether a peer is connected and has shown that it does not have the group.
+    fn lacks_group(&self, member: &Member) -> bool {
+        let link = self.context.link(member);
+        link.is_some_and(|link| link.admits() && !link.offers(&self.group, self.format))
     }
 
     /// Returns whether an entry may be served after the changes so far. In quiet times
@@ -98,12 +141,46 @@ impl Ownership {
                 if absence_ms.is_some_and(|absence_ms| later(slot.as_of_ms, REMEMBERED) < absence_ms) {
                     slot.cap(0);
                 }
-                if !self.is_mine(self.hash(key)) {
+                if self.keep_limit(self.hash(key)).is_some() {
                     slot.orphan(later(first_ms, self.replica_time_to_live));
                 }
             }
         }
         slot.checked.store(number, Relaxed);
         !slot.is_expired(now_ms)
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests {
+    use super::*;
+    use crate::handover::tests::view;
+
+    /// Checks that all ranks together cost a few walks around the ring, and name the candidates in their order.
+    #[test]
+    fn candidates_of_all_ranks_cost_a_few_walks() {
+        let ids: Vec<_> = (0..1000).map(|n| format!("n{n}")).collect();
+        let view = view(1, &ids.iter().map(|id| (id.as_str(), 1)).collect::<Vec<_>>());
+        let timed = |mut walk: Box<dyn FnMut() -> usize + '_>| {
+            let once = |_| {
+                let begun = tokio::time::Instant::now();
+                assert_eq!(walk(), 1000);
+                begun.elapsed()
+            };
+            (0..5).map(once).min().unwrap()
+        };
+        let hash = 7 << 57;
+        let one_walk = timed(Box::new(|| view.candidates(Scope::Cluster, hash).count()));
+        let all_ranks = timed(Box::new(|| {
+            let candidates = Candidates::default();
+            (0..).map_while(|rank| candidates.get(&view, Scope::Cluster, hash, rank)).count()
+        }));
+        let anew = timed(Box::new(|| (0..).map_while(|rank| view.candidates(Scope::Cluster, hash).nth(rank)).count()));
+        println!("one walk {one_walk:?}, all ranks {all_ranks:?}, a walk per rank {anew:?}");
+        assert!(all_ranks < one_walk * 20, "{one_walk:?} and {all_ranks:?}");
+        let candidates = Candidates::default();
+        let ranks = (0..).map_while(|rank| candidates.get(&view, Scope::Cluster, hash, rank));
+        assert!(ranks.map(|member| &member.id).eq(view.candidates(Scope::Cluster, hash).map(|member| &member.id)));
     }
 }

@@ -92,6 +92,14 @@ impl View {
         placement.ring.successors(key).filter_map(|slot| self.member_in_slot(placement, slot))
     }
 
+    /// Returns the places of the first `most` candidates among the members, in the order of
+    /// [`candidates`](Self::candidates).
+    pub(crate) fn candidate_places(&self, scope: Scope, key: u64, most: usize) -> Vec<usize> {
+        let placement = self.placement(scope);
+        let places = placement.ring.successors(key).filter_map(|slot| placement.owners.get(slot as usize));
+        places.copied().take(most).collect()
+    }
+
     fn member_in_slot(&self, placement: &Placement, slot: u32) -> Option<&Member> {
         // Members and slots are both in the order of their ids.
         self.members.members.get(*placement.owners.get(slot as usize)?)

@@ -23,6 +23,7 @@ use crate::node::{
     warnings::warn,
 };
 use crate::{
+    cache::revalidation::Change,
     context::NodeContext,
     identity::{Address, NodeState, PeerId},
     membership::{
@@ -321,6 +322,10 @@ impl Membership {
                 Input::Hello { dial, hello: facts(&hello) }
             }
             LinkEvent::Refused(why, text) => {
+                if link.take_new_offers() {
+                    // A peer may own keys now that this node kept for want of its group.
+                    self.context.changes.record(Change::View, self.now_ms());
+                }
                 tracing::debug!(error = %text, "a connection to a target was refused");
                 Input::Refused { dial, why }
             }

@@ -84,6 +84,30 @@ async fn peers_follow_the_removal_and_return_of_a_group() {
     cluster.shutdown().await;
 }
 
+/// Checks that a node keeps the keys of a connected owner without the group as an owner does, and that the value ends soon
+/// after the owner has the group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stand_in_of_an_owner_without_the_group_keeps_values() {
+    let cluster = Cluster::start(2).await;
+    let gate = Gate::default();
+    gate.open();
+    let at_a = data(&cluster.nodes[0], &gate);
+    let key = (0..).map(|n| format!("key-{n}")).find(|key| at_a.inspect().owner_of(key).as_str() == "b").unwrap();
+    at_a.get(&key).await.unwrap();
+    let kept = || at_a.inspect().local_entries(1)[0].fresh_for;
+    assert_eq!(kept(), None, "the group has no time to live");
+
+    let at_b = data(&cluster.nodes[1], &gate);
+    cluster.wait_for_group("data").await;
+    support::eventually("the value of a ends", || {
+        let _hit = futures_util::FutureExt::now_or_never(at_a.get(&key));
+        kept().is_some_and(|left| left <= std::time::Duration::from_secs(10))
+    })
+    .await;
+    assert_eq!(at_b.inspect().entries(), 0);
+    cluster.shutdown().await;
+}
+
 /// Checks that a write settles although its writer has removed the group meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn write_settles_after_its_group_is_removed() {

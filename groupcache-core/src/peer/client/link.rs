@@ -66,6 +66,8 @@ pub(crate) struct Link {
     pub(crate) table: Mutex<RequestTable>,
     /// Names and formats of the peer's groups.
     pub(crate) offers: ArcSwap<BTreeMap<Arc<str>, u32>>,
+    /// Whether the groups of a known peer have changed since the membership asked.
+    has_new_offers: AtomicBool,
     pub(crate) max_requests: AtomicU64,
     pub(crate) max_value_bytes: AtomicU64,
     /// Feature bits of the peer's last Hello.
@@ -107,6 +109,7 @@ impl Link {
             target: ArcSwap::from_pointee(target),
             table: Mutex::new(table),
             offers: ArcSwap::default(),
+            has_new_offers: AtomicBool::new(false),
             max_requests: AtomicU64::new(BATCH_REQUESTS as u64),
             max_value_bytes: AtomicU64::new(u64::MAX),
             features: AtomicU64::new(0),
@@ -136,6 +139,19 @@ impl Link {
     /// Returns whether the peer has this group in this format, by its last Hello.
     pub(crate) fn offers(&self, group: &str, format: u32) -> bool {
         self.offers.load().get(group) == Some(&format)
+    }
+
+    /// Records the groups of the peer.
+    pub(crate) fn set_offers(&self, offers: BTreeMap<Arc<str>, u32>) {
+        if **self.offers.load() != offers {
+            self.offers.store(Arc::new(offers));
+            self.has_new_offers.store(true, Relaxed);
+        }
+    }
+
+    /// Returns whether the groups of the peer have changed since the last call.
+    pub(crate) fn take_new_offers(&self) -> bool {
+        self.has_new_offers.swap(false, Relaxed)
     }
 
     /// Returns whether the peer takes part in hand-over, by its last Hello.

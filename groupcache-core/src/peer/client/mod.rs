@@ -353,7 +353,7 @@ impl Drop for Greeted<'_> {
 }
 
 fn take_hello(link: &Link, hello: &Hello) {
-    link.offers.store(Arc::new(hello.groups.iter().map(|g| (Arc::clone(&g.name), g.format)).collect()));
+    link.set_offers(hello.groups.iter().map(|g| (Arc::clone(&g.name), g.format)).collect());
     link.max_requests.store(hello.max_requests_per_frame.min(BATCH_REQUESTS) as u64, Relaxed);
     link.max_value_bytes.store(hello.max_value_bytes as u64, Relaxed);
     link.features.store(hello.features, Relaxed);
