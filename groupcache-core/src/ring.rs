@@ -116,6 +116,11 @@ impl Ring {
         self.members.iter().map(|(id, _)| &**id)
     }
 
+    /// Returns the number of points.
+    pub(crate) fn points(&self) -> usize {
+        self.points.sorted.len()
+    }
+
     /// Returns the slot of the owner of the key with this hash. `None` if the ring is empty.
     pub(crate) fn owner(&self, key: u64) -> Option<u32> {
         self.points.at(self.points.first(key)).map(slot_of)

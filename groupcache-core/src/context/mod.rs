@@ -23,19 +23,24 @@ use self::{fallback_budget::FallbackBudget, tasks::Tasks};
 use crate::{
     cache::revalidation::{Change, ChangeLog},
     flight::{InvalidationStripes, permits::Permits},
-    handover::PreviousViews,
+    handover::{NextView, PreviousViews},
     identity::{NodeState, PeerId},
     limits::{FALLBACK_CAP_MAX, FALLBACK_CAP_MIN, Limits},
     membership::{
-        stabilizer::{DialId, DiscoveryReport, Member},
+        stabilizer::{DialId, DiscoveryReport, Member, MemberSet},
         view::{Scope, View},
     },
     peer::{client::link::Link, group_service::Registry, local::LocalNode},
+    ring::POINTS_PER_WEIGHT,
     runtime::{
+        off_thread::off_thread,
         sync::{ArcSwap, Guard, Keyed, Mutex, sharded},
         timers::Timers,
     },
 };
+
+/// Number of ring points from which a view is made on a thread of its own: some milliseconds of work.
+const MANY_POINTS: usize = 1 << 16;
 
 /// State that a node and its groups share.
 pub(crate) struct NodeContext {
@@ -122,18 +127,35 @@ impl NodeContext {
         self.view_ref().prepare(scope);
     }
 
+    /// Returns the scope for which the rings of a view are made.
+    fn widest_scope(&self) -> Scope {
+        if self.has_zones.load(Relaxed) { Scope::Zone } else { Scope::Cluster }
+    }
+
+    /// Makes the view that replaces the present one. Large rings are built on a thread of their own, because gets would
+    /// otherwise wait for a thread of the runtime. Only one task may make and install views.
+    pub(crate) async fn next_view(&self, epoch: u64, members: MemberSet) -> NextView {
+        let (before, scope) = (self.view(), self.widest_scope());
+        let weight: usize = members.members.iter().map(|member| usize::from(member.share)).sum();
+        let make = move || NextView::new(Arc::clone(&before), epoch, members.clone(), scope);
+        if weight * (POINTS_PER_WEIGHT as usize) < MANY_POINTS { make() } else { off_thread(make).await }
+    }
+
     /// Replaces the view, and reports the change to the hand-over and the change log.
-    pub(crate) fn install(&self, view: View) {
+    pub(crate) fn install(&self, next: NextView) {
         let now_ms = self.local.clock.read_ms();
-        let mut scope = Scope::Cluster;
-        if self.has_zones.load(Relaxed) {
-            scope = Scope::Zone;
-            view.prepare(scope);
-        }
-        self.handover.on_view_change(self.view(), &view, scope, now_ms);
-        self.view.store(Arc::new(view));
+        let scope = self.widest_scope();
+        next.view.prepare(scope); // a group with zones may have come meanwhile
+        self.handover.on_next_view(&next, scope, now_ms);
+        self.view.store(next.view);
         self.changes.record(Change::View, now_ms);
         self.local.counters.views.up();
+    }
+
+    /// Replaces the view by one of a test.
+    #[cfg(test)]
+    pub(crate) fn install_view(&self, view: View) {
+        self.install(NextView::of(self.view(), view));
     }
 
     /// Returns the link to a member; `None` for the local node, and for a member without a link at this moment.

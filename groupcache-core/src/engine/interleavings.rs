@@ -189,8 +189,8 @@ fn entry_of_a_previous_view_ends_with_the_time_of_replicas() {
     check(|| async {
         let scene = Scene::new(|builder| builder.replica_time_to_live(REPLICA_TIME_TO_LIVE));
         let install = scene.beside(async |scene| {
-            scene.node.install(owned_by(2, "a"));
-            scene.node.install(owned_by(3, "b"));
+            scene.node.install_view(owned_by(2, "a"));
+            scene.node.install_view(owned_by(3, "b"));
         });
         let gets = (0..2).map(|_| {
             scene.beside(async |scene| {
@@ -216,7 +216,7 @@ fn entry_of_an_owned_key_survives_view_changes() {
         scene.get().await;
         let install = scene.beside(async |scene| {
             for epoch in 2..5 {
-                scene.node.install(owned_by(epoch, "a"));
+                scene.node.install_view(owned_by(epoch, "a"));
             }
         });
         let gets = (0..2).map(|_| scene.beside(async |scene| assert_eq!(scene.get().await, 0)));

@@ -42,9 +42,10 @@ pub(crate) async fn remove<V: Value>(
         let write = LoggedWrite { key, settling, known: Vec::new(), token, end };
         let AtOwner { acting, unreached, .. } = write_at_owner(&engine, &view, &write, Change::Remove { hold }).await;
         let is_member = |id: &PeerId| view.members().iter().any(|member| member.id == *id);
-        if !unreached.is_empty() || !engine.context.local.writes.company().iter().all(is_member) {
+        let has_forgotten = engine.context.handover.has_forgotten(engine.context.now_ms());
+        if !unreached.is_empty() || has_forgotten || !engine.context.local.writes.company().iter().all(is_member) {
             // A candidate that was not reached, or a node outside of the view, may be the owner before its old value
-            // ends, and only a log tells it of the write then.
+            // ends, and only a log tells it of the write then. So it is with a previous owner that is forgotten.
             return write_everywhere(engine, write.key, Change::Remove { hold }, Vec::new()).await;
         }
         let previous = previous_owner::owned_before(&engine, &write.key);

@@ -22,7 +22,7 @@ pub(crate) use self::views::tests;
 pub(crate) use self::{
     plan::{PeerQueue, PlanForRing, TransferPlans},
     previous_owners::PreviousOwners,
-    views::{PreviousView, PreviousViews},
+    views::{NextView, PreviousView, PreviousViews},
 };
 
 /// State of one group's hand-over.

@@ -22,7 +22,11 @@ use tokio::{
 
 use crate::{
     identity::{NodeState, PeerId},
-    membership::view::{Scope, View},
+    membership::{
+        stabilizer::MemberSet,
+        view::{Scope, View},
+    },
+    ring::POINTS_PER_WEIGHT,
     runtime::{clock::later, sync::Mutex, token_bucket::TokenBucket},
 };
 
@@ -32,10 +36,9 @@ const WINDOW: Duration = Duration::from_secs(600);
 
 /// Maximum number of previous views. A key that has moved more often within [`WINDOW`] is loaded.
 const REMEMBERED: usize = 64;
-/// Maximum number of members of all views together, because a view of 1,000 nodes takes some megabytes.
-const REMEMBERED_MEMBERS: usize = 4096;
-/// Number of previous views that are remembered whatever their size.
-const REMEMBERED_AT_LEAST: usize = 8;
+/// Maximum number of ring points of all previous views together, which are 60 MiB: eight views of 1,000 nodes of weight
+/// 1, or one of 500 nodes of weight 16. The newest view is remembered whatever its size.
+const REMEMBERED_POINTS: usize = 8 * 1024 * POINTS_PER_WEIGHT as usize;
 
 /// Time for which the ring must be unchanged before a joining node receives cold entries too, and not only the recently
 /// used ones. During a rolling deploy, entries that move earlier would have to move again with the next node that
@@ -60,6 +63,8 @@ pub(crate) struct PreviousViews {
     /// Coarse time until which the newest previous view is read; 0 if there is none. In a quiet cluster a load reads
     /// nothing else.
     open_until_ms: AtomicU64,
+    /// Coarse time until which views that the budget has no room for would be read; 0 if there is none.
+    forgotten_until_ms: AtomicU64,
     /// Number of the newest previous view.
     number: AtomicU64,
     /// Coarse time at which this node began to own keys; 0 before that.
@@ -118,6 +123,7 @@ impl PreviousViews {
             is_on,
             views: ArcSwap::default(),
             open_until_ms: AtomicU64::new(0),
+            forgotten_until_ms: AtomicU64::new(0),
             number: AtomicU64::new(0),
             joined_at_ms: AtomicU64::new(0),
             sources: Mutex::default(),
@@ -138,21 +144,30 @@ impl PreviousViews {
         std::mem::take(&mut *self.sources.lock())
     }
 
-    /// Records that `now` replaces the view `before`, if their owners differ. The call comes before the new view is
-    /// installed, so that every reader of the new view finds the previous one.
+    /// Does the same as [`on_next_view`](Self::on_next_view) with a view that nothing was prepared for.
+    #[cfg(test)]
+    pub(crate) fn on_view_change(&self, before: Arc<View>, now: &View, scope: Scope, now_ms: u64) {
+        let without_me = NextView::without_me(&before, now);
+        self.record(before, without_me, now, scope, now_ms);
+    }
+
+    /// Records that a view replaces another one, if their owners differ. The call comes before the new view is installed,
+    /// so that every reader of the new view finds the previous one.
     ///
     /// A peer that begins to drain is a source whatever this node has seen of it. The peer may have become ready and
     /// begun to drain between two views of this node, and holds values of the keys that it owned by its own view.
-    pub(crate) fn on_view_change(&self, before: Arc<View>, now: &View, scope: Scope, now_ms: u64) {
+    pub(crate) fn on_next_view(&self, next: &NextView, scope: Scope, now_ms: u64) {
+        self.record(Arc::clone(&next.before), next.without_me.clone(), &next.view, scope, now_ms);
+    }
+
+    fn record(&self, before: Arc<View>, without_me: Option<Arc<View>>, now: &View, scope: Scope, now_ms: u64) {
         let draining = newly_draining(&before, now);
-        // A node that has just joined has seen only itself before. The previous view of the node is therefore the new
-        // view without this node, because the other members owned its keys.
-        let knew_others = before.members().iter().any(|member| member.dial.is_some() && member.share > 0);
-        let before = if local_share(now) > 0 && (local_share(&before) == 0 || !knew_others) {
-            self.joined_at_ms.store(now_ms.max(1), Relaxed);
-            Arc::new(now.without_me(before.epoch))
-        } else {
-            before
+        let before = match without_me {
+            Some(without_me) => {
+                self.joined_at_ms.store(now_ms.max(1), Relaxed);
+                without_me
+            }
+            None => before,
         };
         let is_same = before.fingerprint() == now.fingerprint() && before.ring_of(scope) == now.ring_of(scope);
         if !self.is_on {
@@ -167,13 +182,16 @@ impl PreviousViews {
         let number = self.number() + 1;
         let mut all = vec![PreviousView { number, view: before, since_ms: now_ms }];
         let others = self.views.load_full();
-        let mut members = now.members().len();
+        let mut points = all.iter().map(|previous| previous.view.points()).sum::<usize>();
         let is_remembered = |(at, previous): &(usize, &PreviousView)| {
-            members += previous.view.members().len();
-            at + 1 < REMEMBERED_AT_LEAST || at + 1 < REMEMBERED && members <= REMEMBERED_MEMBERS
+            points += previous.view.points();
+            at + 1 < REMEMBERED && points <= REMEMBERED_POINTS
         };
-        let open = others.iter().filter(|previous| previous.is_open(now_ms, None)).enumerate();
-        all.extend(open.take_while(is_remembered).map(|(_, previous)| previous.clone()));
+        let open = || others.iter().filter(|previous| previous.is_open(now_ms, None)).enumerate();
+        all.extend(open().take_while(is_remembered).map(|(_, previous)| previous.clone()));
+        if let Some((_, forgotten)) = open().nth(all.len() - 1) {
+            self.forgotten_until_ms.fetch_max(later(forgotten.since_ms, WINDOW), Release);
+        }
         self.views.store(Arc::new(all));
         self.number.store(number, Release);
         self.open_until_ms.store(later(now_ms, WINDOW), Release);
@@ -193,6 +211,11 @@ impl PreviousViews {
     /// Returns whether there is a previous view to read.
     pub(crate) fn is_open(&self, now_ms: u64) -> bool {
         now_ms < self.open_until_ms.load(Acquire)
+    }
+
+    /// Returns whether a view that would be read is forgotten for want of room, so that not all previous owners are known.
+    pub(crate) fn has_forgotten(&self, now_ms: u64) -> bool {
+        now_ms < self.forgotten_until_ms.load(Acquire)
     }
 
     /// Returns whether the ring has been unchanged for [`QUIET`].
@@ -224,6 +247,37 @@ impl PreviousViews {
         if !self.is_open(now_ms) && self.open_until_ms.load(Relaxed) > 0 {
             self.views.store(Arc::default());
         }
+    }
+}
+
+/// View that is to replace another one, with all of its rings.
+pub(crate) struct NextView {
+    pub(crate) view: Arc<View>,
+    before: Arc<View>,
+    /// Previous view of a node that has just joined.
+    without_me: Option<Arc<View>>,
+}
+
+impl NextView {
+    /// Makes the view, with the rings of the scope. The time grows with the points of the ring.
+    pub(crate) fn new(before: Arc<View>, epoch: u64, members: MemberSet, scope: Scope) -> Self {
+        let next = Self::of(before, View::new(epoch, members));
+        std::iter::once(&next.view).chain(&next.without_me).for_each(|view| view.prepare(scope));
+        next
+    }
+
+    /// Makes the next view of a view.
+    pub(crate) fn of(before: Arc<View>, view: View) -> Self {
+        let without_me = Self::without_me(&before, &view);
+        Self { view: Arc::new(view), before, without_me }
+    }
+
+    /// Returns the previous view of a node that has just joined. Such a node has seen only itself before, so that its
+    /// previous view is the new one without this node, because the other members owned its keys.
+    fn without_me(before: &View, now: &View) -> Option<Arc<View>> {
+        let knew_others = before.members().iter().any(|member| member.dial.is_some() && member.share > 0);
+        let has_joined = local_share(now) > 0 && (local_share(before) == 0 || !knew_others);
+        has_joined.then(|| Arc::new(now.without_me(before.epoch)))
     }
 }
 
@@ -389,20 +443,24 @@ pub(crate) mod tests {
         assert_eq!(change(&[("a", 1), ("b", 1)], &[("a", 1), ("b", 2), ("c", 0)]), "c", "the ring has changed");
     }
 
-    /// Checks that of 100 views 64 are remembered with 2 other nodes, 40 with 100 and 8 with 1,000.
+    /// Checks that of 70 views 64 are remembered with 2 other nodes, and of 10 views all with 100, 8 with 1,000, 5 with 100
+    /// nodes of weight 16, and one with 500 nodes of weight 16.
     #[test]
-    fn remembered_views_are_fewer_in_a_large_cluster() {
-        let remembered = |others: usize| {
+    fn remembered_views_are_bounded_by_ring_points() {
+        let remembered = |(changes, others, weight): (usize, usize, u8)| {
             let (handover, ids) =
                 (PreviousViews::new(true, 1), (0..others).map(|n| format!("n{n}")).collect::<Vec<_>>());
-            let all: Vec<_> = [("a", 1)].into_iter().chain(ids.iter().map(|id| (id.as_str(), 1))).collect();
+            let all: Vec<_> = [("a", 1)].into_iter().chain(ids.iter().map(|id| (id.as_str(), weight))).collect();
             let views = [Arc::new(view(1, &all)), Arc::new(view(2, &all[..others]))];
-            for n in 0..100 {
+            for n in 0..changes {
                 handover.on_view_change(Arc::clone(&views[n % 2]), &views[(n + 1) % 2], Scope::Cluster, 1000);
             }
+            assert_eq!(handover.has_forgotten(1000), handover.previous_views().len() < changes);
+            assert!(!handover.has_forgotten(1000 + WINDOW.as_millis() as u64));
             handover.previous_views().len()
         };
-        assert_eq!([2, 100, 1000].map(remembered), [64, 40, 8]);
+        let clusters = [(70, 2, 1), (10, 100, 1), (10, 1000, 1), (10, 100, 16), (4, 500, 16)];
+        assert_eq!(clusters.map(remembered), [64, 10, 8, 5, 1]);
     }
 
     /// Checks that the ring is quiet at the start, and otherwise 30 s after its last change.

@@ -105,6 +105,11 @@ impl View {
         self.members.members.get(*placement.owners.get(slot as usize)?)
     }
 
+    /// Returns the number of points of all rings of the view, which are most of its memory.
+    pub(crate) fn points(&self) -> usize {
+        self.cluster.ring.points() + self.zone.get().map_or(0, |zone| zone.ring.points())
+    }
+
     /// Returns all members, including the local node.
     pub(crate) fn members(&self) -> &[Member] {
         &self.members.members

@@ -29,7 +29,6 @@ use crate::{
     membership::{
         provider::{Health, Me, PeerSet, Report},
         stabilizer::{Action, DialId, HelloFacts, Input, MemberSet, Stabilizer},
-        view::View,
     },
     peer::{
         client::{
@@ -124,7 +123,7 @@ impl Membership {
                 },
                 _ = steps.tick() => {
                     self.publish_reached();
-                    self.read_inbound();
+                    self.read_inbound().await;
                     self.group_mismatches.check(&self.context, &self.peer_ids);
                     Some(Input::Tick)
                 }
@@ -135,7 +134,7 @@ impl Membership {
                     let published = feeds.provider.sets.borrow_and_update().clone();
                     if let Some(set) = published.take_complete() {
                         self.context.local.counters.provider_sets.up();
-                        self.step(Input::Set(set));
+                        self.step(Input::Set(set)).await;
                     }
                     (!published.hints.is_empty()).then(|| Input::Set(PeerSet::partial(published.hints)))
                 }
@@ -153,7 +152,7 @@ impl Membership {
                 }
             };
             if let Some(input) = input {
-                self.step(input);
+                self.step(input).await;
             }
         }
     }
@@ -171,10 +170,10 @@ impl Membership {
     }
 
     /// Gives the stabilizer the peers that are connected to this node, if they have changed.
-    fn read_inbound(&mut self) {
+    async fn read_inbound(&mut self) {
         let version = self.inbound.version();
         if std::mem::replace(&mut self.inbound_version, version) != version {
-            self.step(Input::Inbound(self.inbound.all()));
+            self.step(Input::Inbound(self.inbound.all())).await;
         }
     }
 
@@ -183,12 +182,12 @@ impl Membership {
     }
 
     /// Gives an input to the stabilizer, and carries out the actions until none is left.
-    fn step(&mut self, input: Input) {
+    async fn step(&mut self, input: Input) {
         let now = self.context.local.clock.elapsed();
         let is_set = matches!(input, Input::Set(_));
         let mut actions: VecDeque<_> = self.stabilizer.step(now, input).into();
         while let Some(action) = actions.pop_front() {
-            if let Some(follow_up) = self.act(action) {
+            if let Some(follow_up) = self.act(action).await {
                 actions.extend(self.stabilizer.step(now, follow_up));
             }
         }
@@ -209,7 +208,7 @@ impl Membership {
     }
 
     /// Carries out an action, and returns the input that results from it.
-    fn act(&mut self, action: Action) -> Option<Input> {
+    async fn act(&mut self, action: Action) -> Option<Input> {
         match action {
             Action::Dial { dial, expected, addresses } => self.dial(dial, Target { expected, addresses }),
             Action::Redial { dial } => {
@@ -230,7 +229,10 @@ impl Membership {
                     let _ = requests.try_send(ids); // in a full queue a request waits already
                 }
             }
-            Action::Install(members) => return Some(Input::Installed { fingerprint: self.install(members) }),
+            Action::Install(members) => {
+                let fingerprint = self.install(members).await;
+                return Some(Input::Installed { fingerprint });
+            }
             Action::Ready => {
                 tracing::info!(id = %self.me.borrow().id, "ready: this node owns its share of the keys");
                 self.announce(|hello| hello.state = NodeState::Ready);
@@ -274,11 +276,12 @@ impl Membership {
         });
     }
 
-    fn install(&mut self, members: MemberSet) -> u64 {
+    async fn install(&mut self, members: MemberSet) -> u64 {
         self.epoch += 1;
         let ready_members = members.members.iter().filter(|m| m.state == NodeState::Ready).count();
         let is_draining = members.members.iter().any(|m| m.dial.is_none() && m.state == NodeState::Draining);
-        let view = View::new(self.epoch, members);
+        let next = self.context.next_view(self.epoch, members).await;
+        let view = &next.view;
         let fingerprint = view.fingerprint();
         let ids: Vec<_> = view.members().iter().map(|m| format!("{} ({})", m.id, m.state)).collect();
         tracing::info!(
@@ -287,7 +290,7 @@ impl Membership {
             members = ?ids,
             "installed a view"
         );
-        self.context.install(view);
+        self.context.install(next);
         self.context.local.change(|hello| hello.fingerprint = fingerprint);
         self.status.send_modify(|status| {
             status.ready_members = ready_members;
@@ -319,13 +322,13 @@ impl Membership {
             LinkEvent::Hello(hello) => {
                 self.peer_ids.insert(dial, hello.id.clone());
                 self.context.now_at(&hello.id, &link);
-                Input::Hello { dial, hello: facts(&hello) }
-            }
-            LinkEvent::Refused(why, text) => {
                 if link.take_new_offers() {
                     // A peer may own keys now that this node kept for want of its group.
                     self.context.changes.record(Change::View, self.now_ms());
                 }
+                Input::Hello { dial, hello: facts(&hello) }
+            }
+            LinkEvent::Refused(why, text) => {
                 tracing::debug!(error = %text, "a connection to a target was refused");
                 Input::Refused { dial, why }
             }

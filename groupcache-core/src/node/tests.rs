@@ -28,7 +28,7 @@ fn install_owners(node: &Node, owners: &[&str]) {
     for member in &mut members {
         member.share = u8::from(owners.contains(&member.id.as_str()));
     }
-    context.install(View::new(view.epoch + 1, MemberSet { members }));
+    context.install_view(View::new(view.epoch + 1, MemberSet { members }));
 }
 
 /// Starts three nodes with a group of the slow loader.
