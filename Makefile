@@ -47,6 +47,7 @@ help:
 	@echo 'make bench            compares with memcached, Redis, the crate groupcache 0.3 and bare parts: 30 minutes on two cores'
 	@echo '                      (BENCH="remote local" for a selection, ROUNDS=1, SECONDS_EACH=0.3)'
 	@echo 'make bench-hit-ratio  measures the share of gets that memory answers, against plain LRU of the same bytes'
+	@echo '                      (TRACES=folder for recorded requests, against other policies and the optimum)'
 	@echo 'make bench-memory     compares the memory of a million entries with the accounted bytes'
 	@echo 'make bench-churn      measures backend loads in deploys, with hand-over, without, and with groupcache 0.3: 25 minutes'
 	@echo 'make chaos            runs five processes under load and faults, 13 minutes (FAULTS=kill,cut RATE=2000 DURING=30)'
@@ -138,7 +139,7 @@ bench:
 	@$(TARGET)/release/suite $(BENCH)
 
 bench-hit-ratio:
-	@$(CARGO) run --quiet --release -p bench --bin hit-ratio
+	@$(CARGO) run --quiet --release -p bench --bin hit-ratio -- $(TRACES)
 
 bench-memory:
 	@$(CARGO) run --quiet --release -p bench --bin memory

@@ -5,7 +5,7 @@ use std::mem::size_of;
 use crate::runtime::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Accounted bytes of an entry beside its key, the heap of its payload and its own struct: the counter of its `Arc`, a
-/// slot of 56 bytes with room for a short key, a share of the hash table, the counter of a value, the overhead of two
+/// place of 48 bytes with room for a short key, a share of the hash table, the counter of a value, the overhead of two
 /// allocations, and remembered evicted keys. A long key and a long value each take one more allocation or counter.
 ///
 /// Measured as resident memory of a group on 64-bit Linux with glibc, with keys of 20 bytes and values of 100 bytes,

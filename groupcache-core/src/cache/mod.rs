@@ -48,19 +48,18 @@ pub(crate) struct Cache<V: Value> {
 }
 
 impl<V: Value> Cache<V> {
-    /// Creates a cache of `capacity` bytes. `largest` is the weight of the heaviest value, and `seed` keys the hashes.
+    /// Creates a cache of `capacity` bytes. `largest` is the weight of the heaviest value, and `seed` keys the hash.
     pub(crate) fn new(
         capacity: u64,
         largest: u64,
         has_replicas: bool,
-        mut seed: impl FnMut() -> u64,
+        seed: u64,
         counters: Arc<GroupCounters>,
     ) -> Self {
-        let for_replicas = if has_replicas { capacity / replicas::SHARE } else { 0 };
-        let replicas = has_replicas.then(|| Replicas::new(for_replicas, largest, seed()));
+        let owned = Store::new(capacity, largest, seed);
         Self {
-            owned: Store::new(capacity - for_replicas, largest, seed()),
-            replicas,
+            replicas: has_replicas.then(|| Replicas::beside(&owned)),
+            owned,
             requests: HotKeyCounter::new(),
             events: EvictionSender::default(),
             counters,
@@ -154,7 +153,7 @@ impl<V: Value> Cache<V> {
 
     /// Returns the budget in bytes.
     pub(crate) fn capacity(&self) -> u64 {
-        self.owned.capacity() + self.replicas.as_ref().map_or(0, Replicas::capacity)
+        self.owned.capacity()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Replicas: copies of hot values that other nodes own.
 //!
-//! A replica is kept for a short time, in a small share of the budget, if its key is requested often on this node or at
-//! its owner. A write drops the replica as it drops the entry of the owner.
+//! A replica is kept for a short time if its key is requested often on this node or at its owner. All replicas together
+//! take a small share of the budget at most, which owned entries use while there are none. A write drops the replica as
+//! it drops the entry of the owner.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -18,7 +19,7 @@ const HOT: u16 = 8;
 pub(crate) const HOT_AT_OWNER: u16 = 32;
 
 /// Divisor of a group's budget: replicas may take 1/SHARE of it.
-pub(crate) const SHARE: u64 = 8;
+const SHARE: u64 = 8;
 
 /// Number of counters of a group. Keys that share a counter are counted together, so a cold key is hot now and then.
 const COUNTERS: usize = 4096;
@@ -83,8 +84,9 @@ pub(crate) struct Replicas<V: Value> {
 }
 
 impl<V: Value> Replicas<V> {
-    pub(crate) fn new(capacity_bytes: u64, max_value_bytes: u64, seed: u64) -> Self {
-        Self { store: Store::new(capacity_bytes, max_value_bytes, seed), heat: HotKeyCounter::new() }
+    /// Creates the replicas that share the budget of `owned`.
+    pub(crate) fn beside(owned: &Store<Payload<V>>) -> Self {
+        Self { store: owned.replicas(owned.capacity() / SHARE), heat: HotKeyCounter::new() }
     }
 
     pub(crate) fn store(&self) -> &Store<Payload<V>> {
@@ -132,10 +134,6 @@ impl<V: Value> Replicas<V> {
 
     pub(crate) fn len(&self) -> usize {
         self.store.len()
-    }
-
-    pub(crate) fn capacity(&self) -> u64 {
-        self.store.capacity()
     }
 }
 

@@ -1,22 +1,35 @@
 //! Store: entries bounded by bytes, which expire, and are evicted by use so that the budget is never exceeded.
 //!
-//! No other file names the eviction crate. The store knows no groups, flights or clocks: the caller passes the time,
-//! the payload reports its heap bytes, and the caller takes the locks that its own invariants need.
+//! The store knows no groups, flights or clocks: the caller passes the time, the payload reports its heap bytes, and the
+//! caller takes the locks that its own invariants need. [`shard`] has the policy of eviction.
+//!
+//! **The budget is shared.** A store has two parts, each with a handle of its own: owned entries and replicas. A replica
+//! takes room that an owned entry may use as well, up to a limit of all replicas together.
 //!
 //! **No user code runs under a lock.** Entries that leave the store (evicted, replaced, refused, removed) are handed to
 //! the caller, which drops them after releasing its own locks, because a payload's `Drop` is user code.
 
-use std::hash::{BuildHasher, Hasher};
-use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+mod queue;
+mod remembered;
+mod shard;
+
+use std::sync::{
+    Arc as StdArc,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
 
 use compact_str::CompactString;
-use quick_cache::sync::Cache;
-use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 use triomphe::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub(crate) use crate::cache::entry::{Entry, HeapSize, Times};
+use crate::{
+    cache::store::{
+        queue::Kind,
+        shard::{Shard, Step},
+    },
+    runtime::sync::RwLock,
+};
 
 /// Longest key of the API. The shard of the largest value must hold its key too.
 const MAX_KEY_BYTES: u64 = 1024;
@@ -30,15 +43,8 @@ const MAX_SHARDS: u64 = 64;
 /// budget is therefore one shard, in which one entry may take nearly all of the budget.
 const MIN_SHARD_BYTES: u64 = 2 << 20;
 
-/// Share of a shard that one entry may take, because the eviction policy admits nothing heavier than its hot part.
-const HOT_SHARE: f64 = 0.97;
-
-/// Bytes of budget per estimated entry. The eviction crate remembers evicted keys, half as many as the estimate, so
-/// that a key that returns soon counts as hot. A remembered key takes a slot and is not in the accounted bytes.
-const BYTES_PER_ESTIMATED_ITEM: u64 = 512;
-
-/// Minimum number of estimated entries per shard, below which the eviction crate would reduce the number of shards.
-const MIN_ITEMS_PER_SHARD: u64 = 32;
+/// Share of a shard that one entry may take, so that a small entry stays beside the largest one.
+const LARGEST_SHARE: f64 = 0.97;
 
 /// Maximum capacity: far above any memory, and far below the overflow of sums of weights.
 const MAX_CAPACITY_BYTES: u64 = 1 << 62;
@@ -57,7 +63,8 @@ pub(crate) type Key = CompactString;
 pub(crate) enum Admission {
     /// The entry is in the store.
     Kept,
-    /// The entry was evicted at once, because every other entry was used more.
+    /// The entry was evicted at once, because it replaced a lighter one and every other entry was used more, or a
+    /// replica found the limit of the replicas taken.
     Crowded,
     /// The entry is heavier than [`Store::max_entry_bytes`]. An older entry of the key was removed, because it is
     /// stale.
@@ -84,7 +91,7 @@ impl<T> Inserted<T> {
     }
 }
 
-/// Entries that the eviction crate removed while it held the lock of a shard.
+/// Entries that left while the lock of a shard was held.
 #[derive(Debug)]
 struct Displaced<T> {
     /// First entry, which costs no allocation under the lock: an insert mostly displaces one entry of similar size.
@@ -111,74 +118,39 @@ impl<T> Default for Displaced<T> {
     }
 }
 
-/// Hook of the eviction crate that passes displaced entries out of the lock of the shard.
-struct HandOut<T>(PhantomData<fn() -> T>);
+/// Part of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Entries of keys that this node owns or owned, or loaded in the place of their owner.
+    Owned,
+    /// Replicas of values that other nodes own.
+    Replicas,
+}
 
-impl<T> Clone for HandOut<T> {
-    fn clone(&self) -> Self {
-        Self(PhantomData)
+impl Part {
+    fn has(self, kind: Kind) -> bool {
+        (kind == Kind::Replica) == (self == Self::Replicas)
     }
 }
 
-impl<T> Lifecycle<Key, Slot<T>> for HandOut<T> {
-    type RequestState = Displaced<T>;
-
-    fn on_evict(&self, displaced: &mut Displaced<T>, key: Key, entry: Slot<T>) {
-        displaced.push(key, entry);
-    }
-}
-
-/// Weigher of entries, which never change their weights.
-#[derive(Clone)]
-struct FixedWeight;
-
-impl<T: HeapSize> Weighter<Key, Slot<T>> for FixedWeight {
-    fn weight(&self, key: &Key, entry: &Slot<T>) -> u64 {
-        entry.weight(key)
-    }
-}
-
-/// Hasher with a seed, so that a client that chooses keys cannot know which of them collide.
-#[derive(Debug, Clone)]
-struct Keyed {
-    seed: u64,
-}
-
-impl BuildHasher for Keyed {
-    type Hasher = KeyHasher;
-
-    fn build_hasher(&self) -> KeyHasher {
-        KeyHasher(self.seed)
-    }
-}
-
-/// Hasher of one string.
-struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = xxh3_64_with_seed(bytes, self.0);
-    }
-
-    fn write_u8(&mut self, _terminator: u8) {
-        // `str` ends its hash with a byte that separates the strings of a tuple. A single string does not need it.
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-/// Entries of one group, bounded by bytes.
+/// Entries of one group, bounded by bytes: one of the two parts of a store.
 pub(crate) struct Store<T: HeapSize> {
-    cache: Cache<Key, Slot<T>, FixedWeight, Keyed, HandOut<T>>,
+    /// Shards of both parts; their number is a power of two.
+    shards: StdArc<[RwLock<Shard<T>>]>,
+    part: Part,
     capacity: u64,
     max_entry: u64,
+    /// Maximum bytes of all replicas.
+    replicas_limit: u64,
+    /// Bytes of all replicas, and of those that are about to be stored.
+    replicas_bytes: StdArc<AtomicU64>,
+    /// Seed of the hash, so that a client that chooses keys cannot know which of them collide.
+    seed: u64,
     is_closed: AtomicBool,
 }
 
 impl<T: HeapSize> Store<T> {
-    /// Creates a store of at most `capacity_bytes`. A store of 0 bytes keeps nothing.
+    /// Creates a store of at most `capacity_bytes`, and returns its owned part. A store of 0 bytes keeps nothing.
     ///
     /// `max_value_bytes` is the maximum weight of one value, encoded and decoded form together, which bounds the number
     /// of shards. `seed` keys the hash. An empty store allocates nothing for entries.
@@ -188,32 +160,51 @@ impl<T: HeapSize> Store<T> {
     }
 
     fn with_shards(capacity_bytes: u64, shards: u64, seed: u64) -> Self {
-        // Rounded down here, because the eviction crate rounds the part of each shard up.
         let shard_bytes = capacity_bytes.min(MAX_CAPACITY_BYTES) / shards;
-        let capacity = shard_bytes * shards;
-        let items = (capacity / BYTES_PER_ESTIMATED_ITEM).max(MIN_ITEMS_PER_SHARD * shards);
-        let items = usize::try_from(items).unwrap_or(usize::MAX);
-        let options = OptionsBuilder::new()
-            .shards(usize::try_from(shards).unwrap_or(1))
-            .estimated_items_capacity(items)
-            .weight_capacity(capacity)
-            .hot_allocation(HOT_SHARE)
-            .build();
-        let cache = match options {
-            Ok(options) => Cache::with_options(options, FixedWeight, Keyed { seed }, HandOut(PhantomData)),
-            // Unreachable, because only a missing option is an error and all are given. The fallback is the same store
-            // in one shard, because an estimate of 1 item allows no second shard.
-            Err(_) => Cache::with(1, capacity, FixedWeight, Keyed { seed }, HandOut(PhantomData)),
-        };
-        let max_entry = hot_bytes(cache.shard_capacity());
-        Self { cache, capacity, max_entry, is_closed: AtomicBool::new(false) }
+        Self {
+            shards: (0..shards).map(|_| RwLock::new(Shard::new(shard_bytes))).collect(),
+            part: Part::Owned,
+            capacity: shard_bytes * shards,
+            max_entry: largest_bytes(shard_bytes),
+            replicas_limit: 0,
+            replicas_bytes: StdArc::default(),
+            seed,
+            is_closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the part of the replicas, which may take up to `limit_bytes` of the budget together.
+    pub(crate) fn replicas(&self, limit_bytes: u64) -> Self {
+        Self {
+            shards: StdArc::clone(&self.shards),
+            part: Part::Replicas,
+            capacity: self.capacity,
+            max_entry: self.max_entry.min(limit_bytes),
+            replicas_limit: limit_bytes,
+            replicas_bytes: StdArc::clone(&self.replicas_bytes),
+            seed: self.seed,
+            is_closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the index of the shard of a key, and its hash in that shard.
+    fn place(&self, key: &str) -> (usize, u32) {
+        let hash = xxh3_64_with_seed(key.as_bytes(), self.seed);
+        ((hash >> 32) as usize & (self.shards.len() - 1), hash as u32)
+    }
+
+    fn shard(&self, index: usize) -> &RwLock<Shard<T>> {
+        #[expect(clippy::indexing_slicing, reason = "each index is below the number of shards")]
+        &self.shards[index]
     }
 
     /// Returns the entry of `key` if it may still be served at `now_ms`, and counts a use.
     ///
     /// An expired entry is a miss and stays until it is replaced, evicted or swept.
     pub(crate) fn get(&self, key: &str, now_ms: u64) -> Option<Slot<T>> {
-        self.cache.get(key).filter(|entry| !entry.is_expired(now_ms))
+        let (index, hash) = self.place(key);
+        let entry = self.shard(index).read().get(hash, key, self.part).cloned();
+        entry.filter(|entry| !entry.is_expired(now_ms))
     }
 
     /// Returns the entry of `key`, expired or not, for use under the caller's lock.
@@ -222,7 +213,8 @@ impl<T: HeapSize> Store<T> {
     /// lock is released.
     #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
     pub(crate) fn peek(&self, key: &str) -> Option<Slot<T>> {
-        self.cache.peek(key)
+        let (index, hash) = self.place(key);
+        self.shard(index).read().peek(hash, key, self.part).cloned()
     }
 
     /// Stores `entry`, which was built for `key`, in the place of an older one.
@@ -231,57 +223,136 @@ impl<T: HeapSize> Store<T> {
     /// store refuses the new entry and leaves the older one.
     pub(crate) fn insert(&self, key: &str, entry: Slot<T>) -> Inserted<T> {
         let mut displaced = Displaced::default();
-        let admission = if self.is_closed.load(Relaxed) {
-            displaced.push(key.into(), entry);
-            Admission::Closed
-        } else if entry.weight(key) > self.max_entry {
-            if let Some((key, older)) = self.cache.remove(key) {
-                displaced.push(key, older);
-            }
-            displaced.push(key.into(), entry);
-            Admission::TooLarge
+        let weight = entry.weight(key);
+        let refusal = if self.is_closed.load(Relaxed) {
+            Some(Admission::Closed)
+        } else if weight > self.max_entry {
+            self.displace(key, &mut displaced);
+            Some(Admission::TooLarge)
+        } else if self.part == Part::Replicas && !self.reserve(key, weight, &mut displaced) {
+            Some(Admission::Crowded)
         } else {
-            let new = Arc::as_ptr(&entry);
-            self.cache.insert_with_lifecycle(key.into(), entry, &mut displaced);
-            // Eviction removes the least used entry, which may be the new one.
-            let crowded = displaced.iter().any(|(_, entry)| Arc::as_ptr(entry) == new);
-            if crowded { Admission::Crowded } else { Admission::Kept }
+            None
         };
-        Inserted { admission, displaced }
+        if let Some(admission) = refusal {
+            displaced.push(key.into(), entry);
+            return Inserted { admission, displaced };
+        }
+        let new = Arc::as_ptr(&entry);
+        let (index, hash) = self.place(key);
+        let mut shard = self.shard(index).write();
+        let replicas = shard.bytes(Part::Replicas);
+        shard.insert(hash, key.into(), entry, self.part, &mut displaced);
+        let reserved = if self.part == Part::Replicas { weight } else { 0 };
+        self.replicas_bytes.fetch_sub(replicas + reserved - shard.bytes(Part::Replicas), Relaxed);
+        drop(shard);
+        // Eviction removes the least used entry, which may be the new one.
+        let crowded = displaced.iter().any(|(_, entry)| Arc::as_ptr(entry) == new);
+        Inserted { admission: if crowded { Admission::Crowded } else { Admission::Kept }, displaced }
+    }
+
+    /// Reserves bytes for a replica. Returns whether the limit of the replicas has room for it, perhaps after others
+    /// have left: those of its shard first, and then those of the next ones.
+    fn reserve(&self, key: &str, weight: u64, displaced: &mut Displaced<T>) -> bool {
+        self.displace(key, displaced);
+        let within_limit = |bytes: u64| bytes.checked_add(weight).filter(|bytes| *bytes <= self.replicas_limit);
+        let (index, _) = self.place(key);
+        for step in 0..self.shards.len() {
+            let shard = self.shard((index + step) & (self.shards.len() - 1));
+            loop {
+                if self.replicas_bytes.fetch_update(Relaxed, Relaxed, within_limit).is_ok() {
+                    return true;
+                }
+                let mut shard = shard.write();
+                let before = shard.bytes(Part::Replicas);
+                let has_left = shard.evict_replica(displaced);
+                self.replicas_bytes.fetch_sub(before - shard.bytes(Part::Replicas), Relaxed);
+                if !has_left {
+                    break;
+                }
+            }
+        }
+        false
+    }
+
+    fn displace(&self, key: &str, displaced: &mut Displaced<T>) {
+        if let Some((key, older)) = self.remove_if(key, |_| true) {
+            displaced.push(key, older);
+        }
+    }
+
+    fn remove_if(&self, key: &str, is_meant: impl FnOnce(&Slot<T>) -> bool) -> Option<Item<T>> {
+        let (index, hash) = self.place(key);
+        let mut shard = self.shard(index).write();
+        let item = shard.remove_if(hash, key, self.part, is_meant);
+        self.release(item.as_ref());
+        item
+    }
+
+    /// Gives the bytes of a removed entry back to the limit of the replicas.
+    fn release(&self, item: Option<&Item<T>>) {
+        if self.part == Part::Replicas
+            && let Some((key, entry)) = item
+        {
+            self.replicas_bytes.fetch_sub(entry.weight(key), Relaxed);
+        }
     }
 
     /// Removes the entry of `key`, expired or not, and returns it.
     #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
     pub(crate) fn remove(&self, key: &str) -> Option<Slot<T>> {
-        self.cache.remove(key).map(|(_, entry)| entry)
+        self.remove_if(key, |_| true).map(|(_, entry)| entry)
     }
 
     /// Removes the entry of `key` if it is still this one, and returns it.
     #[must_use = "hold it until your own locks are released: dropping it may run the payload's Drop"]
     pub(crate) fn remove_same(&self, key: &str, entry: &Slot<T>) -> Option<Slot<T>> {
-        self.cache.remove_if(key, |current| Arc::ptr_eq(current, entry)).map(|(_, removed)| removed)
+        self.remove_if(key, |current| Arc::ptr_eq(current, entry)).map(|(_, removed)| removed)
     }
 
-    /// Removes every entry that was there when the call began, and returns them. The entry of a concurrent insert may
-    /// stay.
+    /// Removes every entry of this part that was there when the call began, and returns them. The entry of a concurrent
+    /// insert may stay.
     ///
     /// The lock of a shard is held for one entry at a time, so that gets go on.
     #[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
     pub(crate) fn clear(&self) -> Vec<Item<T>> {
-        // Not the eviction crate's `clear`, which drops all values under the lock.
-        self.cache.drain().collect()
+        let remove = |shard: &RwLock<Shard<T>>, from| {
+            let step = shard.write().remove_from(from, self.part);
+            if let Step::Found(_, item) = &step {
+                self.release(Some(item));
+            }
+            step
+        };
+        self.walk(remove).collect()
     }
 
-    /// Stops storing: inserts are refused from now on. A concurrent insert may still succeed. A caller that must
-    /// exclude one takes the locks under which inserts run.
+    /// Returns all entries of this part, expired ones included. The lock of a shard is held for one entry at a time, so
+    /// entries that are inserted or removed meanwhile may be missed. Dropping an entry may run the payload's `Drop`.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Item<T>> {
+        self.walk(|shard, from| shard.read().entry_from(from, self.part))
+    }
+
+    fn walk(&self, step: impl Fn(&RwLock<Shard<T>>, u32) -> Step<Item<T>>) -> impl Iterator<Item = Item<T>> {
+        let (mut index, mut from) = (0, 0);
+        std::iter::from_fn(move || {
+            while let Some(shard) = self.shards.get(index) {
+                match step(shard, from) {
+                    Step::Found(next, item) => {
+                        from = next;
+                        return Some(item);
+                    }
+                    Step::Nothing(next) => from = next,
+                    Step::End => (index, from) = (index + 1, 0),
+                }
+            }
+            None
+        })
+    }
+
+    /// Stops storing: inserts into this part are refused from now on. A concurrent insert may still succeed. A caller
+    /// that must exclude one takes the locks under which inserts run.
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Relaxed);
-    }
-
-    /// Returns all entries, expired ones included. The lock of a shard is held for one entry at a time, so entries that
-    /// are inserted or removed meanwhile may be missed. Dropping an entry may run the payload's `Drop`.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Item<T>> {
-        self.cache.iter()
     }
 
     /// Returns the weight of the heaviest entry that is kept, key and [`Entry::OVERHEAD_BYTES`] included.
@@ -289,22 +360,28 @@ impl<T: HeapSize> Store<T> {
         self.max_entry
     }
 
-    /// Returns the accounted bytes of all entries, expired ones included; never above [`capacity`](Self::capacity).
+    /// Returns the accounted bytes of the entries of this part, expired ones included. The parts together never have
+    /// more than [`capacity`](Self::capacity).
     ///
     /// Takes the lock of each shard in turn, which suits statistics and not each get.
     pub(crate) fn bytes(&self) -> u64 {
-        self.cache.weight()
+        self.shards.iter().map(|shard| shard.read().bytes(self.part)).sum()
     }
 
-    /// Returns the number of entries, expired ones included. Takes the lock of each shard in turn.
+    /// Returns the number of entries of this part, expired ones included. Takes the lock of each shard in turn.
     pub(crate) fn len(&self) -> usize {
-        self.cache.len()
+        self.shards.iter().map(|shard| shard.read().len(self.part)).sum()
     }
 
-    /// Returns the budget in bytes: the requested capacity, rounded down by less than 64 bytes. The maximum is 2⁶²
-    /// bytes.
+    /// Returns the budget of both parts in bytes: the requested capacity, rounded down by less than 64 bytes. The
+    /// maximum is 2⁶² bytes.
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    #[cfg(test)]
+    fn memory(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().memory()).sum()
     }
 }
 
@@ -312,16 +389,16 @@ impl<T: HeapSize> Store<T> {
 /// accounted bytes and has [`MIN_SHARD_BYTES`], or 1.
 fn shards_for(capacity: u64, largest: u64) -> u64 {
     let mut shards = MAX_SHARDS;
-    while shards > 1 && (capacity / shards < MIN_SHARD_BYTES || hot_bytes(capacity / shards) < largest) {
+    while shards > 1 && (capacity / shards < MIN_SHARD_BYTES || largest_bytes(capacity / shards) < largest) {
         shards /= 2;
     }
     shards
 }
 
-/// Returns the bytes of a shard that one entry may fill, by the same operations as the eviction crate.
-fn hot_bytes(shard_bytes: u64) -> u64 {
+/// Returns the bytes of a shard that one entry may fill.
+fn largest_bytes(shard_bytes: u64) -> u64 {
     // Not rounded to 0, because a shard of one byte admits one byte.
-    ((shard_bytes as f64 * HOT_SHARE) as u64).clamp(shard_bytes.min(1), shard_bytes)
+    ((shard_bytes as f64 * LARGEST_SHARE) as u64).clamp(shard_bytes.min(1), shard_bytes)
 }
 
 #[cfg(test)]

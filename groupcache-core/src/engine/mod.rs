@@ -159,7 +159,7 @@ impl<V: Value> Engine<V> {
         let errors = Arc::new(GroupErrors::new(Arc::clone(&settings.name), Arc::clone(&counters)));
         Arc::new(Self {
             index: OnceLock::new(),
-            cache: Cache::new(capacity, largest, settings.has_replicas, || context.random(), Arc::clone(&counters)),
+            cache: Cache::new(capacity, largest, settings.has_replicas, context.random(), Arc::clone(&counters)),
             flights: Flights::new(Arc::clone(&context.stripes), context.random()),
             load_slots: LoadSlots::new(Keyed(context.random())),
             loads: LoadControl::new(&context, &settings, loaders, &errors, &counters),

@@ -25,8 +25,8 @@ const SHARE: u64 = 4;
 
 /// Returns the number of bytes that may be received now.
 pub(crate) fn room<V: Value>(engine: &Engine<V>) -> u64 {
-    let capacity = engine.cache.owned.capacity();
-    capacity.saturating_sub(engine.cache.owned.bytes()) + capacity / SHARE
+    let capacity = engine.cache.capacity();
+    capacity.saturating_sub(engine.cache.bytes()) + capacity / SHARE
 }
 
 /// Stores the entries of a page that are still wanted.

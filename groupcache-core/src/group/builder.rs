@@ -145,8 +145,9 @@ impl<V: Value> GroupBuilder<V> {
         self
     }
 
-    /// Sets whether this node keeps replicas of values that other nodes own while their keys are hot, in an eighth of
-    /// the budget. Default: true.
+    /// Sets whether this node keeps replicas of values that other nodes own while their keys are hot. All
+    /// replicas together take an eighth of the budget at most, which owned entries use while there are none. Default:
+    /// true.
     ///
     /// A write drops a replica as it drops the owner's entry. A key is hot if it is read often, and far more often than
     /// most keys: if thousands of keys are read equally often, none of them has replicas.

@@ -184,8 +184,8 @@ impl<V: Value> Inspect<V> {
         self.0.cache.replicas_len()
     }
 
-    /// Returns the budget on this node, as given to the builder, rounded down to whole shards. An eighth of it is for
-    /// replicas, unless [`replicas`](crate::GroupBuilder::replicas) is off.
+    /// Returns the budget on this node, as given to the builder, rounded down to whole shards. Replicas take an
+    /// eighth of it at most, and owned entries the rest.
     pub fn capacity_bytes(&self) -> u64 {
         self.0.cache.capacity()
     }

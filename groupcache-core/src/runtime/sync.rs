@@ -12,9 +12,9 @@ use shuttle::sync as imp;
 #[cfg(not(shuttle))]
 use std::sync as imp;
 
-pub(crate) use imp::MutexGuard;
 /// Atomics for which the order of accesses matters, so that the checker must see them. Plain counters use those of std.
 pub(crate) use imp::atomic;
+pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 #[cfg(not(shuttle))]
 pub(crate) use arc_swap::{ArcSwap, Guard};
@@ -33,6 +33,24 @@ impl<T> Mutex<T> {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(imp::PoisonError::into_inner)
+    }
+}
+
+/// Lock for many readers or one writer that a panic does not poison, for the same reason.
+#[derive(Debug, Default)]
+pub(crate) struct RwLock<T>(imp::RwLock<T>);
+
+impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(imp::RwLock::new(value))
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+        self.0.read().unwrap_or_else(imp::PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap_or_else(imp::PoisonError::into_inner)
     }
 }
 

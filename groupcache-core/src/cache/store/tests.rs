@@ -1,9 +1,11 @@
 mod budget;
 mod locks;
+mod parts;
+mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc as StdArc, OnceLock, Weak, mpsc};
+use std::sync::{OnceLock, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -58,7 +60,7 @@ fn within_a_minute(body: impl FnOnce() + Send + 'static) {
 
 #[test]
 fn shards_follow_budget_and_largest_value() {
-    let shards = |capacity, max_value| Store::<OfSize>::new(capacity, max_value, 1).cache.num_shards();
+    let shards = |capacity, max_value| Store::<OfSize>::new(capacity, max_value, 1).shards.len();
     assert_eq!(shards(0, MIB), 1);
     assert_eq!(shards(3 * MIB, 0), 1, "a small budget is not divided");
     assert_eq!(shards(64 * MIB, MIB), 32);
@@ -67,7 +69,7 @@ fn shards_follow_budget_and_largest_value() {
     assert_eq!(shards(1 << 30, MIB), 64);
     assert_eq!(shards(NEVER, MIB), 64);
     assert_eq!(shards(NEVER, NEVER), 1);
-    let largest = hot_bytes(4 * MIB);
+    let largest = largest_bytes(4 * MIB);
     assert_eq!(
         (shards_for(256 * MIB, largest), shards_for(256 * MIB, largest + 1)),
         (64, 32),
@@ -119,19 +121,15 @@ fn weight_that_overflows_is_too_large() {
 #[test]
 fn empty_store_allocates_nothing_for_entries() {
     for capacity in [3 * MIB, 64 * MIB, 1 << 40] {
-        assert_eq!(Store::<OfSize>::new(capacity, MIB, 1).cache.memory_used().total(), 0);
+        assert_eq!(Store::<OfSize>::new(capacity, MIB, 1).memory(), 0);
     }
 }
 
-/// Checks the size of a slot that `SLOT_BYTES` was measured with.
+/// Checks the size of a place that `SLOT_BYTES` was measured with.
 #[test]
-fn slot_takes_56_bytes() {
-    let store = Store::<OfSize>::new(1 << 30, MIB, 1);
-    for id in 0..1_000 {
-        assert_eq!(put(&store, &format!("{id}"), id, 0), Admission::Kept);
-    }
+fn place_takes_48_bytes() {
     // If this fails, measure SLOT_BYTES again.
-    assert_eq!(store.cache.memory_used().entries, 56 * 1_000);
+    assert_eq!(size_of::<Option<queue::Place<OfSize>>>(), 48);
 }
 
 #[test]
@@ -152,7 +150,7 @@ fn small_hot_entries_survive_a_scan() {
 fn seed_decides_the_shard_of_a_key() {
     let place = |seed| {
         let store = Store::<OfSize>::new(1 << 30, MIB, seed);
-        (0..64).map(|id| store.cache.shard_index(format!("{id}").as_str())).collect::<Vec<_>>()
+        (0..64).map(|id| store.place(&format!("{id}")).0).collect::<Vec<_>>()
     };
     assert_eq!(place(1), place(1), "two runs of one simulation agree");
     assert_ne!(place(1), place(2));
