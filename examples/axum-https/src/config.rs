@@ -1,5 +1,5 @@
 //! Configuration: reads the settings of the process from its environment.
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use groupcache_discovery::{BoxError, Identity, environment::Variables, list::Static};
 
@@ -10,7 +10,12 @@ pub(crate) struct Config {
     pub(crate) identity: Identity,
     pub(crate) peers: Static,
     pub(crate) files: Files,
+    /// Maximum number of connections of users and peers together, handshakes included.
+    pub(crate) max_connections: usize,
 }
+
+/// Default of `MAX_CONNECTIONS`.
+const MAX_CONNECTIONS: usize = 4_096;
 
 impl Config {
     /// Reads the settings. An error names the variable and a value that works.
@@ -24,7 +29,9 @@ impl Config {
         let peers = peers.parse().map_err(|e| format!("PEERS cannot be read: {e}"))?;
         let directory = vars.text("CERTIFICATES")?.unwrap_or_else(|| "certificates".into());
         let files = Files::of(&PathBuf::from(directory), identity.id().as_str());
-        Ok(Self { identity, peers, files })
+        let max = vars.parsed("MAX_CONNECTIONS", "a number from 1 on", "4096")?;
+        let max_connections = max.map_or(MAX_CONNECTIONS, NonZeroUsize::get);
+        Ok(Self { identity, peers, files, max_connections })
     }
 
     /// Returns the address on which the process listens for users and peers.

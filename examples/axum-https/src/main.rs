@@ -2,6 +2,7 @@
 mod config;
 mod metrics;
 mod pages;
+mod places;
 mod primes;
 mod server;
 mod tls;
@@ -70,7 +71,7 @@ async fn run() -> Result<(), BoxError> {
     let metrics = Arc::new(Metrics::new(node.clone(), primes.clone()));
     let pages = pages::router(Service { node: node.clone(), primes, metrics, running: running.clone() });
     let app = Router::new().merge(pages).route_service(PeerService::PATH, peers);
-    let server = Server::start(listener, server_tls, app);
+    let server = Server::start(listener, server_tls, app, config.max_connections);
     tracing::info!(%address, "serving HTTPS");
 
     tokio::select! {

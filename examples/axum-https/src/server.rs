@@ -1,7 +1,7 @@
 //! HTTPS server: does for HTTPS what `axum::serve` does for plain HTTP, and passes on the certificates of clients.
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Extension, Router};
+use axum::{Extension, Router, middleware::from_fn_with_state};
 use groupcache_discovery::{BoxError, tls::PeerCertificates};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -14,14 +14,14 @@ use hyper_util::{
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     task::JoinHandle,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
-/// Maximum number of connections of users and peers together, handshakes included.
-const MAX_CONNECTIONS: usize = 4_096;
+use crate::places::{Place, Places, hold};
+
 /// Maximum time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Maximum time in which a client sends the headers of an HTTP/1.1 request.
@@ -42,9 +42,15 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn start(listener: TcpListener, tls: watch::Receiver<Arc<ServerConfig>>, app: Router) -> Self {
+    /// Starts a server with at most `max` connections.
+    pub(crate) fn start(
+        listener: TcpListener,
+        tls: watch::Receiver<Arc<ServerConfig>>,
+        app: Router,
+        max: usize,
+    ) -> Self {
         let (close, closed) = watch::channel(false);
-        Self { accepting: tokio::spawn(accept(listener, tls, app, closed)), close }
+        Self { accepting: tokio::spawn(accept(listener, tls, app, Places::new(max), closed)), close }
     }
 
     /// Stops accepting connections. Open connections go on.
@@ -63,10 +69,10 @@ async fn accept(
     listener: TcpListener,
     tls: watch::Receiver<Arc<ServerConfig>>,
     app: Router,
+    places: Places,
     mut closed: watch::Receiver<bool>,
 ) -> GracefulShutdown {
     let connections = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -74,7 +80,7 @@ async fn accept(
         };
         match accepted {
             Ok((tcp, _)) => {
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+                let Some(place) = places.take() else { continue };
                 let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
                 tokio::spawn(serve(tcp, acceptor, app.clone(), connections.watcher(), place));
             }
@@ -86,11 +92,19 @@ async fn accept(
     }
 }
 
-async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, app: Router, watcher: Watcher, _place: OwnedSemaphorePermit) {
+async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, app: Router, watcher: Watcher, place: Arc<Place>) {
+    let serving = serve_requests(tcp, acceptor, app, watcher, Arc::clone(&place));
+    tokio::select! {
+        () = serving => {}
+        () = place.is_lost() => {}
+    }
+}
+
+async fn serve_requests(tcp: TcpStream, acceptor: TlsAcceptor, app: Router, watcher: Watcher, place: Arc<Place>) {
     let Ok(Ok(tls)) = timeout(HANDSHAKE, acceptor.accept(tcp)).await else { return };
     // The node checks these certificates on each request to the peer service. A user without one gets the pages only.
     let shown = tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|der| der.to_vec());
-    let app = app.layer(Extension(PeerCertificates::from_der(shown)));
+    let app = app.layer(Extension(PeerCertificates::from_der(shown))).layer(from_fn_with_state(place, hold));
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
     let connection = server.serve_connection(TokioIo::new(tls), TowerToHyperService::new(app));

@@ -113,6 +113,24 @@ async fn terminated_process_answers_its_running_request() {
     assert!(users.get(a, "/").await.is_err());
 }
 
+/// Checks that connections which ask for nothing keep neither users nor peers out, however many there are.
+#[tokio::test]
+async fn idle_connections_give_their_places_to_others() {
+    let stage = Stage::with("idle", &[("MAX_CONNECTIONS", "8")]).await;
+    let [a, b] = stage.ports;
+    let strangers = Client::of(&stage, None);
+    let mut idle = Vec::new();
+    for _ in 0..20 {
+        idle.push(strangers.idle(a).await.unwrap());
+    }
+    let users = Client::of(&stage, None);
+    for n in 1..=20 {
+        assert_eq!(prime(&users, a, n).await, prime(&users, b, n).await);
+    }
+    assert_eq!(metric(&users, b, "groupcache_members").await, 2, "the connection of the peers goes on");
+    drop(idle);
+}
+
 /// Checks that the server shows a renewed certificate, and that unusable files change nothing.
 #[tokio::test]
 async fn certificates_are_replaced_without_a_restart() {

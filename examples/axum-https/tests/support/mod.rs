@@ -23,7 +23,7 @@ use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// Waits until a condition holds. Panics with `what` after [`PATIENCE`].
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
@@ -54,13 +54,19 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn new(test: &str) -> Self {
+        Self::with(test, &[]).await
+    }
+
+    /// Starts both processes with these variables too.
+    pub(crate) async fn with(test: &str, vars: &[(&str, &str)]) -> Self {
         let directory = Self::certificates(test, &["a", "b"]);
         let first = free_ports(2);
         let ports = [first, first + 1];
         let peers = format!("a@{},b@{}", local(ports[0]), local(ports[1]));
         let start = |name: &str, port: u16| {
             let (port, directory) = (port.to_string(), directory.directory().display().to_string());
-            self::start(&[("NODE_NAME", name), ("GROUP_PORT", &port), ("PEERS", &peers), ("CERTIFICATES", &directory)])
+            let own = [("NODE_NAME", name), ("GROUP_PORT", &port), ("PEERS", &peers), ("CERTIFICATES", &directory)];
+            self::start(&[&own, vars].concat())
         };
         let processes = vec![start("a", ports[0]), start("b", ports[1])];
         let stage = Self { processes, ports, directory };
@@ -164,6 +170,15 @@ impl Client {
     pub(crate) async fn post(&self, port: u16, path: &str) -> std::io::Result<Answer> {
         let head = "host: localhost\r\nconnection: close\r\ncontent-type: application/grpc\r\ncontent-length: 5\r\n";
         self.ask(port, format!("POST {path} HTTP/1.1\r\n{head}\r\n\0\0\0\0\0")).await
+    }
+
+    /// Opens a connection that begins HTTP/2, and sends no request.
+    pub(crate) async fn idle(&self, port: u16) -> std::io::Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(local(port)).await?;
+        let mut tls = self.0.connect(ServerName::try_from("localhost").unwrap(), tcp).await?;
+        // The preface, and settings without any.
+        tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
+        Ok(tls)
     }
 
     async fn ask(&self, port: u16, request: String) -> std::io::Result<Answer> {
