@@ -55,12 +55,13 @@ pub(crate) fn router(service: Service) -> Router {
         .route("/view/top/{count}/{view}", get(view))
         .fallback(any(rest))
         .layer(from_fn_with_state(Arc::clone(&service.clients), limit));
+    let probes = Router::new().route("/healthcheck", get(async || "ok\n")).route("/readyz", get(ready));
     Router::new()
-        .route("/healthcheck", get(async || "ok\n"))
-        .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .merge(limited)
         .layer(from_fn_with_state(Arc::clone(&service.hosts), only_known_hosts))
+        // Probes name the address of a pod, and the answers say nothing of the upstream.
+        .merge(probes)
         .layer(from_fn_with_state(Arc::clone(&service.metrics), count))
         .layer(from_fn(name))
         .with_state(service)

@@ -61,10 +61,12 @@ impl Pauses {
     pub(crate) fn heed(&self, path: &str, status: StatusCode, headers: &HeaderMap) {
         let resource = headers.get("x-ratelimit-resource").and_then(|name| name.to_str().ok());
         let mut ends = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(resource) = resource.filter(|name| *name != CORE)
-            && ends.resources.len() < MAX_KINDS
-        {
-            ends.resources.insert(kind(path), resource.to_owned());
+        match resource {
+            Some(CORE) => _ = ends.resources.remove(&kind(path)),
+            Some(resource) if ends.resources.len() < MAX_KINDS || ends.resources.contains_key(&kind(path)) => {
+                ends.resources.insert(kind(path), resource.to_owned());
+            }
+            _ => {}
         }
         let after = number(headers, RETRY_AFTER.as_str());
         let is_empty = number(headers, "x-ratelimit-remaining") == Some(0);
@@ -114,6 +116,9 @@ mod tests {
         heed(&pauses, "/orgs/Netflix", &spent("core"));
         assert!(pauses.of("/users/chali").is_some() && pauses.of("/").is_some());
         assert!(pauses.of("/search/code").is_some());
+        heed(&pauses, "/search/code", &[("x-ratelimit-resource", "core")]);
+        heed(&pauses, "/users/chali", &spent("code_search"));
+        assert!(pauses.of("/search/code").is_some(), "the core is spent");
     }
 
     #[test]
