@@ -111,7 +111,7 @@ fn unit(now_ms: u64) -> u16 {
 impl<T: HeapSize> Entry<T> {
     /// Returns the accounted bytes of an entry of this key: key, payload and overhead.
     pub(crate) fn weight(&self, key: &str) -> u64 {
-        // Never 0, because the eviction crate keeps entries without weight for ever.
+        // Never 0, because an eviction makes room by the weight of what leaves.
         Self::OVERHEAD_BYTES.saturating_add(key.len() as u64).saturating_add(self.payload.heap_bytes())
     }
 }

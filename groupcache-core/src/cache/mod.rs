@@ -23,7 +23,7 @@ use crate::{
     cache::{
         payload::{Payload, Slot},
         replicas::{HotKeyCounter, Replicas},
-        store::{Admission, Inserted, Item, Key, Store},
+        store::{Admission, Cleared, HeapSize, Inserted, Key, Store},
     },
     runtime::{clock::Clock, stats::GroupCounters},
     value::Value,
@@ -72,9 +72,9 @@ impl<V: Value> Cache<V> {
             self.counters.too_large_to_keep.up();
         }
         let mut count = 0;
-        for (key, slot) in inserted.evicted(key) {
+        for (key, slot, was_replica) in inserted.evicted(key) {
             count += 1;
-            self.on_evicted(key, slot, EvictionReason::Room, is_replica);
+            self.on_evicted(key, slot, EvictionReason::Room, was_replica);
         }
         self.counters.evictions.add(count);
     }
@@ -91,10 +91,8 @@ impl<V: Value> Cache<V> {
 
     /// Removes all entries and returns them, owned entries and replicas.
     #[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
-    pub(crate) fn clear(&self) -> Vec<Item<Payload<V>>> {
-        let mut items = self.owned.clear();
-        items.extend(self.replicas.iter().flat_map(Replicas::clear));
-        items
+    pub(crate) fn clear(&self) -> Cleared<Payload<V>> {
+        self.owned.clear() // the replicas share its shards
     }
 
     /// Stops storing: inserts are refused from now on.
@@ -112,7 +110,11 @@ impl<V: Value> Cache<V> {
     }
 
     async fn sweep_store(&self, store: &Store<Payload<V>>, clock: &Clock, is_replica: bool) {
-        for (checked, (key, slot)) in store.iter().enumerate() {
+        for (checked, step) in store.steps().enumerate() {
+            let Some((key, slot)) = step else {
+                tokio::task::yield_now().await;
+                continue;
+            };
             if slot.is_spent(clock.now_ms()) && store.remove_same(&key, &slot).is_some() {
                 self.counters.expired.up();
                 self.on_evicted(&key, &slot, EvictionReason::Age, is_replica);
@@ -133,7 +135,7 @@ impl<V: Value> Cache<V> {
 
     /// Returns the accounted bytes of all entries.
     pub(crate) fn bytes(&self) -> u64 {
-        self.owned.bytes() + self.replicas.as_ref().map_or(0, Replicas::bytes)
+        self.owned.bytes_of_parts()
     }
 
     /// Returns the number of entries, expired ones included.
@@ -163,9 +165,8 @@ impl<V: Value> Cache<V> {
 /// The thread is not one of the runtime's blocking threads, because a runtime that ends waits for those, and because
 /// spawning one panics if the system has no thread left. If this thread cannot be spawned, the items are dropped at
 /// once.
-pub(crate) fn drop_in_background<T: Send + Sync + 'static>(items: Vec<Item<T>>) {
-    let count = items.len();
-    drop_on_thread(count, move || drop(items));
+pub(crate) fn drop_in_background<T: HeapSize + Send + Sync + 'static>(entries: Cleared<T>) {
+    drop_on_thread(entries.len(), move || drop(entries));
 }
 
 /// Runs `free`, which drops `count` values, at once or on a thread of its own.
@@ -241,10 +242,11 @@ mod tests {
             let (report, reports) = channel();
             let entry = |_| {
                 let payload = Payload::of(ReportsThread(report.clone())).unwrap();
-                (Key::from("k"), Slot::new(Entry::new(payload, Times::until(0, 1))))
+                Slot::new(Entry::new(payload, Times::until(0, 1)))
             };
-            let items: Vec<_> = (0..count).map(entry).collect();
-            drop_in_background(items);
+            let store = Store::new(1 << 30, 1 << 10, 1);
+            (0..count).for_each(|n| drop(store.insert(&n.to_string(), entry(n))));
+            drop_in_background(store.clear());
             drop(report);
             let on: Vec<_> = reports.iter().collect(); // ends with the last value
             assert_eq!((on.len(), on.iter().all(|on| (*on == here) == is_here)), (count, true), "{count} values");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::cache::payload::{Payload, Slot};
 use crate::{
-    cache::store::{Inserted, Item, Store},
+    cache::store::{Inserted, Store},
     value::Value,
 };
 
@@ -121,15 +121,6 @@ impl<V: Value> Replicas<V> {
     /// Stops storing: no replica is kept from now on.
     pub(crate) fn close(&self) {
         self.store.close();
-    }
-
-    #[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
-    pub(crate) fn clear(&self) -> Vec<Item<Payload<V>>> {
-        self.store.clear()
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.store.bytes()
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -15,7 +15,7 @@ mod shard;
 
 use std::sync::{
     Arc as StdArc,
-    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use compact_str::CompactString;
@@ -28,7 +28,7 @@ use crate::{
         queue::Kind,
         shard::{Shard, Step},
     },
-    runtime::sync::RwLock,
+    runtime::sync::{RwLock, atomic::AtomicU64},
 };
 
 /// Longest key of the API. The shard of the largest value must hold its key too.
@@ -79,35 +79,45 @@ pub(crate) enum Admission {
 pub(crate) struct Inserted<T> {
     /// Fate of the new entry.
     pub(crate) admission: Admission,
+    part: Part,
     /// Entries that are not in the store any more: evicted, replaced or refused.
     displaced: Displaced<T>,
 }
 
 impl<T> Inserted<T> {
-    /// Returns the entries of other keys that left to make room for the entry of `key`.
-    pub(crate) fn evicted(&self, key: &str) -> impl Iterator<Item = (&str, &Slot<T>)> {
-        let others = self.displaced.iter().filter(move |(other, _)| **other != *key);
-        others.map(|(other, entry)| (&**other, entry))
+    /// Returns the entries that left to make room for the entry of `key`, each with whether it was a replica.
+    pub(crate) fn evicted(&self, key: &str) -> impl Iterator<Item = (&str, &Slot<T>, bool)> {
+        let others = self.displaced.iter().filter(move |left| left.part != self.part || *left.key != *key);
+        others.map(|left| (&*left.key, &left.entry, left.part == Part::Replicas))
     }
+}
+
+/// Entry that has left.
+#[derive(Debug)]
+struct Left<T> {
+    part: Part,
+    key: Key,
+    entry: Slot<T>,
 }
 
 /// Entries that left while the lock of a shard was held.
 #[derive(Debug)]
 struct Displaced<T> {
     /// First entry, which costs no allocation under the lock: an insert mostly displaces one entry of similar size.
-    first: Option<Item<T>>,
-    rest: Vec<Item<T>>,
+    first: Option<Left<T>>,
+    rest: Vec<Left<T>>,
 }
 
 impl<T> Displaced<T> {
-    fn push(&mut self, key: Key, entry: Slot<T>) {
+    fn push(&mut self, part: Part, key: Key, entry: Slot<T>) {
+        let left = Left { part, key, entry };
         match self.first {
-            None => self.first = Some((key, entry)),
-            Some(_) => self.rest.push((key, entry)),
+            None => self.first = Some(left),
+            Some(_) => self.rest.push(left),
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Item<T>> {
+    fn iter(&self) -> impl Iterator<Item = &Left<T>> {
         self.first.iter().chain(&self.rest)
     }
 }
@@ -128,8 +138,19 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    fn has(self, kind: Kind) -> bool {
-        (kind == Kind::Replica) == (self == Self::Replicas)
+    fn of(kind: Kind) -> Self {
+        if kind == Kind::Replica { Self::Replicas } else { Self::Owned }
+    }
+}
+
+/// Entries that have left a store together.
+#[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
+pub(crate) struct Cleared<T>(Vec<Shard<T>>);
+
+impl<T: HeapSize> Cleared<T> {
+    /// Returns the number of entries.
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(|shard| shard.len(Part::Owned) + shard.len(Part::Replicas)).sum()
     }
 }
 
@@ -235,20 +256,25 @@ impl<T: HeapSize> Store<T> {
             None
         };
         if let Some(admission) = refusal {
-            displaced.push(key.into(), entry);
-            return Inserted { admission, displaced };
+            displaced.push(self.part, key.into(), entry);
+            return Inserted { admission, part: self.part, displaced };
         }
         let new = Arc::as_ptr(&entry);
         let (index, hash) = self.place(key);
+        let own_key = Key::from(key); // a long one is allocated outside of the lock
         let mut shard = self.shard(index).write();
         let replicas = shard.bytes(Part::Replicas);
-        shard.insert(hash, key.into(), entry, self.part, &mut displaced);
+        shard.insert(hash, own_key, entry, self.part, &mut displaced);
         let reserved = if self.part == Part::Replicas { weight } else { 0 };
-        self.replicas_bytes.fetch_sub(replicas + reserved - shard.bytes(Part::Replicas), Relaxed);
+        let unused = replicas + reserved - shard.bytes(Part::Replicas);
+        if unused > 0 {
+            self.replicas_bytes.fetch_sub(unused, Relaxed); // one counter of all shards
+        }
         drop(shard);
         // Eviction removes the least used entry, which may be the new one.
-        let crowded = displaced.iter().any(|(_, entry)| Arc::as_ptr(entry) == new);
-        Inserted { admission: if crowded { Admission::Crowded } else { Admission::Kept }, displaced }
+        let crowded = displaced.iter().any(|left| Arc::as_ptr(&left.entry) == new);
+        let admission = if crowded { Admission::Crowded } else { Admission::Kept };
+        Inserted { admission, part: self.part, displaced }
     }
 
     /// Reserves bytes for a replica. Returns whether the limit of the replicas has room for it, perhaps after others
@@ -277,7 +303,7 @@ impl<T: HeapSize> Store<T> {
 
     fn displace(&self, key: &str, displaced: &mut Displaced<T>) {
         if let Some((key, older)) = self.remove_if(key, |_| true) {
-            displaced.push(key, older);
+            displaced.push(self.part, key, older);
         }
     }
 
@@ -310,38 +336,43 @@ impl<T: HeapSize> Store<T> {
         self.remove_if(key, |current| Arc::ptr_eq(current, entry)).map(|(_, removed)| removed)
     }
 
-    /// Removes every entry of this part that was there when the call began, and returns them. The entry of a concurrent
+    /// Removes every entry of both parts that was there when the call began, and returns them. The entry of a concurrent
     /// insert may stay.
     ///
-    /// The lock of a shard is held for one entry at a time, so that gets go on.
+    /// Each shard is exchanged for an empty one, so that the call takes the same time for any number of entries.
     #[must_use = "hold them until your own locks are released: dropping them may run the payloads' Drop"]
-    pub(crate) fn clear(&self) -> Vec<Item<T>> {
-        let remove = |shard: &RwLock<Shard<T>>, from| {
-            let step = shard.write().remove_from(from, self.part);
-            if let Step::Found(_, item) = &step {
-                self.release(Some(item));
-            }
-            step
+    pub(crate) fn clear(&self) -> Cleared<T> {
+        let clear = |shard: &RwLock<Shard<T>>| {
+            let mut shard = shard.write();
+            let cleared = shard.clear();
+            self.replicas_bytes.fetch_sub(cleared.bytes(Part::Replicas), Relaxed);
+            cleared
         };
-        self.walk(remove).collect()
+        Cleared(self.shards.iter().map(clear).collect())
     }
 
     /// Returns all entries of this part, expired ones included. The lock of a shard is held for one entry at a time, so
     /// entries that are inserted or removed meanwhile may be missed. Dropping an entry may run the payload's `Drop`.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Item<T>> {
-        self.walk(|shard, from| shard.read().entry_from(from, self.part))
+        self.steps().flatten()
     }
 
-    fn walk(&self, step: impl Fn(&RwLock<Shard<T>>, u32) -> Step<Item<T>>) -> impl Iterator<Item = Item<T>> {
+    /// Returns all entries of this part as [`iter`](Self::iter) does, and `None` for each step without an entry, so that
+    /// other tasks may run.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = Option<Item<T>>> {
         let (mut index, mut from) = (0, 0);
         std::iter::from_fn(move || {
             while let Some(shard) = self.shards.get(index) {
-                match step(shard, from) {
+                let step = shard.read().entry_from(from, self.part);
+                match step {
                     Step::Found(next, item) => {
                         from = next;
-                        return Some(item);
+                        return Some(Some(item));
                     }
-                    Step::Nothing(next) => from = next,
+                    Step::Nothing(next) => {
+                        from = next;
+                        return Some(None);
+                    }
                     Step::End => (index, from) = (index + 1, 0),
                 }
             }
@@ -360,12 +391,22 @@ impl<T: HeapSize> Store<T> {
         self.max_entry
     }
 
-    /// Returns the accounted bytes of the entries of this part, expired ones included. The parts together never have
-    /// more than [`capacity`](Self::capacity).
+    /// Returns the accounted bytes of the entries of this part, expired ones included.
     ///
     /// Takes the lock of each shard in turn, which suits statistics and not each get.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.read().bytes(self.part)).sum()
+    }
+
+    /// Returns the accounted bytes of both parts; never above [`capacity`](Self::capacity), because the parts of a shard
+    /// are read together.
+    pub(crate) fn bytes_of_parts(&self) -> u64 {
+        let both = |shard: &RwLock<Shard<T>>| {
+            let shard = shard.read();
+            shard.bytes(Part::Owned) + shard.bytes(Part::Replicas)
+        };
+        self.shards.iter().map(both).sum()
     }
 
     /// Returns the number of entries of this part, expired ones included. Takes the lock of each shard in turn.

@@ -51,7 +51,11 @@ async fn build_queues<V: Value>(engine: &Engine<V>, is_whole: bool) -> BTreeMap<
     let (now_ms, view) = (engine.context.now_ms(), engine.context.view());
     // Grouped by their number of uses, because sorting a million keys would delay other tasks by a tenth of a second.
     let mut found: BTreeMap<PeerId, BTreeMap<Reverse<u32>, Vec<Key>>> = BTreeMap::new();
-    for (visited, (key, slot)) in engine.cache.owned.iter().enumerate() {
+    for (visited, step) in engine.cache.owned.steps().enumerate() {
+        let Some((key, slot)) = step else {
+            tokio::task::yield_now().await;
+            continue;
+        };
         if let Some(owner) = engine.ownership.peer_owner(&view, engine.ownership.hash(&key))
             && let Some(uses) = slot.uses(now_ms).filter(|uses| is_whole || *uses > 0)
             && sendable_until(engine, &slot, now_ms).is_some()

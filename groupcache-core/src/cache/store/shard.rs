@@ -9,7 +9,7 @@
 //! newcomer, and shrinks with each that was evicted as a proven entry. A newcomer with a use becomes proven without an
 //! eviction, if more keys return that were evicted as used newcomers than as proven entries.
 //!
-//! No step takes more than a few passes over the queues, and an insert mostly takes one step.
+//! An eviction passes over a bounded number of entries, and mostly over none.
 
 use hashbrown::HashTable;
 
@@ -37,6 +37,10 @@ const LEAD: usize = 5;
 
 /// Maximum number of places that one call passes while it looks for an entry, so that the lock is held briefly.
 const PASSED_AT_ONCE: u32 = 1024;
+
+/// Maximum number of used entries that one eviction passes over, so that the lock is held for some tens of microseconds.
+/// Beyond it a used entry leaves.
+const PASSED_BY_EVICTION: u32 = 256;
 
 /// Result of a step over the places of a shard.
 pub(super) enum Step<I> {
@@ -89,7 +93,8 @@ impl<T: HeapSize> Shard<T> {
     }
 
     fn find(&self, hash: u32, key: &str, part: Part) -> Option<u32> {
-        let is_key = |at: &u32| self.places.get(*at).is_some_and(|place| part.has(place.kind) && place.key == key);
+        let is_key =
+            |at: &u32| self.places.get(*at).is_some_and(|place| Part::of(place.kind) == part && place.key == key);
         self.table.find(spread(hash), is_key).copied()
     }
 
@@ -118,7 +123,7 @@ impl<T: HeapSize> Shard<T> {
             let older = std::mem::replace(&mut place.entry, entry);
             let queue = self.queue_mut(kind);
             queue.bytes = queue.bytes - older_weight + weight;
-            displaced.push(key, older);
+            displaced.push(part, key, older);
             self.make_room(0, displaced);
             return;
         }
@@ -167,9 +172,13 @@ impl<T: HeapSize> Shard<T> {
     /// Evicts entries until there is room for `weight` more bytes.
     fn make_room(&mut self, weight: u64, displaced: &mut Displaced<T>) {
         while self.bytes(Part::Owned) + self.replicas.bytes + weight > self.capacity {
-            // A replica leaves for an owned entry only if that one needs the whole shard, because the share of the
-            // replicas bounds them already.
-            if !self.evict_owned(displaced) && !self.evict_replica(displaced) {
+            // The share of the replicas bounds them in all shards together. In one shard they leave first while they have
+            // most of it, except for a single large one.
+            let crowd = self.replicas.len > 1 && self.replicas.bytes > self.capacity / 2;
+            if !(crowd && self.evict_replica(displaced))
+                && !self.evict_owned(displaced)
+                && !self.evict_replica(displaced)
+            {
                 return;
             }
         }
@@ -177,12 +186,15 @@ impl<T: HeapSize> Shard<T> {
 
     /// Evicts one owned entry. Returns whether there was one.
     fn evict_owned(&mut self, displaced: &mut Displaced<T>) -> bool {
+        let mut passed = 0;
         loop {
+            let may_pass = passed < PASSED_BY_EVICTION;
+            passed += 1;
             let is_newcomer = self.proven.len == 0 || self.newcomers.bytes >= self.newcomers_target.max(1);
             let oldest = if is_newcomer { self.newcomers.oldest } else { self.proven.oldest };
             let Some(at) = oldest else { return false };
             let Some(place) = self.places.get_mut(at) else { return false };
-            if is_newcomer && place.spend_uses() {
+            if is_newcomer && may_pass && place.spend_uses() {
                 if self.lead > 0 {
                     place.kind = Kind::Proven;
                     let weight = place.entry.weight(&place.key);
@@ -190,9 +202,10 @@ impl<T: HeapSize> Shard<T> {
                 } else {
                     self.newcomers.renew(&mut self.places, at);
                 }
-            } else if !is_newcomer && place.spend_use() {
+            } else if !is_newcomer && may_pass && place.spend_use() {
                 self.proven.renew(&mut self.places, at);
             } else {
+                let _ = is_newcomer && place.spend_uses(); // an entry that cannot be passed over
                 let (hash, was_used) = (place.hash, place.was_used);
                 let len = self.len(Part::Owned);
                 match (is_newcomer, was_used) {
@@ -201,7 +214,7 @@ impl<T: HeapSize> Shard<T> {
                     (false, _) => self.remembered.add(hash, Left::Proven, len - len / 2),
                 }
                 self.evict_at(at, displaced);
-                self.is_filling = false;
+                self.is_filling = self.len(Part::Owned) == 0;
                 return true;
             }
         }
@@ -209,20 +222,22 @@ impl<T: HeapSize> Shard<T> {
 
     /// Evicts one replica. Returns whether there was one.
     pub(super) fn evict_replica(&mut self, displaced: &mut Displaced<T>) -> bool {
-        loop {
+        for passed in 0.. {
             let Some(at) = self.replicas.oldest else { return false };
             let Some(place) = self.places.get_mut(at) else { return false };
-            if !place.spend_use() {
+            if passed == PASSED_BY_EVICTION || !place.spend_use() {
                 self.evict_at(at, displaced);
                 return true;
             }
             self.replicas.renew(&mut self.places, at);
         }
+        false
     }
 
     fn evict_at(&mut self, at: u32, displaced: &mut Displaced<T>) {
+        let part = self.places.get(at).map_or(Part::Owned, |place| Part::of(place.kind));
         if let Some((key, entry)) = self.remove_at(at) {
-            displaced.push(key, entry);
+            displaced.push(part, key, entry);
         }
     }
 
@@ -258,28 +273,26 @@ impl<T: HeapSize> Shard<T> {
 
     /// Returns the first entry of a part at or after a place.
     pub(super) fn entry_from(&self, from: u32, part: Part) -> Step<Item<T>> {
-        self.place_from(from, part, |shard, at| {
-            shard.places.get(at).map(|place| (place.key.clone(), Slot::clone(&place.entry)))
-        })
-    }
-
-    /// Removes the first entry of a part at or after a place, and returns it.
-    pub(super) fn remove_from(&mut self, from: u32, part: Part) -> Step<Item<T>> {
-        match self.place_from(from, part, |_, at| Some(at)) {
-            Step::Found(next, at) => self.remove_at(at).map_or(Step::Nothing(next), |item| Step::Found(next, item)),
-            Step::Nothing(next) => Step::Nothing(next),
-            Step::End => Step::End,
-        }
-    }
-
-    fn place_from<I>(&self, from: u32, part: Part, take: impl Fn(&Self, u32) -> Option<I>) -> Step<I> {
-        if from >= self.places.count() {
+        if from >= self.places.count() || self.len(part) == 0 {
             return Step::End;
         }
         let end = from.saturating_add(PASSED_AT_ONCE).min(self.places.count());
-        let is_there = |at: &u32| self.places.get(*at).is_some_and(|place| part.has(place.kind));
-        let found = (from..end).find(is_there).and_then(|at| take(self, at).map(|item| (at, item)));
-        found.map_or(Step::Nothing(end), |(at, item)| Step::Found(at + 1, item))
+        let entry = |at| self.places.get(at).filter(|place| Part::of(place.kind) == part).map(|place| (at, place));
+        match (from..end).find_map(entry) {
+            Some((at, place)) => Step::Found(at + 1, (place.key.clone(), Slot::clone(&place.entry))),
+            None => Step::Nothing(end),
+        }
+    }
+
+    /// Removes all entries, and returns them. What the shard has learnt of returning keys stays.
+    pub(super) fn clear(&mut self) -> Self {
+        let empty = Self {
+            remembered: std::mem::take(&mut self.remembered),
+            newcomers_target: self.newcomers_target,
+            lead: self.lead,
+            ..Self::new(self.capacity)
+        };
+        std::mem::replace(self, empty)
     }
 
     fn queue_mut(&mut self, kind: Kind) -> &mut Queue {

@@ -117,7 +117,7 @@ impl Model {
         let inserted = self.store.insert(key, new);
 
         let left: Vec<_> =
-            inserted.displaced.iter().map(|(key, e)| (key.clone(), e.payload.id, e.weight(key))).collect();
+            inserted.displaced.iter().map(|l| (l.key.clone(), l.entry.payload.id, l.entry.weight(&l.key))).collect();
         let left_bytes: u64 = left.iter().map(|(_, _, weight)| weight).sum();
         assert_eq!(before + weight, self.store.bytes() + left_bytes, "nothing is lost and nothing counted twice");
         assert_eq!(count + 1, self.store.len() + left.len());
