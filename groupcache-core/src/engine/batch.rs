@@ -37,6 +37,14 @@ struct Waiting<V: Value> {
     guard: CompleteOnDrop<Box<dyn FnOnce() + Send + Sync>>,
 }
 
+impl<V: Value> Waiting<V> {
+    /// Returns whether the key has no strikes, and completes its flight otherwise.
+    fn may_be_loaded(&self, engine: &Engine<V>) -> bool {
+        let checked = engine.check_load_here(self.flight.key());
+        checked.map_err(|error| engine.flights.complete(&self.flight, Err(error.into()), 0, || ())).is_ok()
+    }
+}
+
 /// Batch loader of a group, and the loads that wait for its next call.
 pub(crate) struct Batches<V: Value> {
     loader: SharedBatchLoader<V>,
@@ -123,7 +131,10 @@ fn one_batch<V: Value>(all: Vec<Waiting<V>>, max_keys: usize) -> (Vec<Waiting<V>
 
 /// Runs one batch: asks previous owners, calls the loader for the remaining keys, and completes each flight.
 async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, batch: Vec<Waiting<V>>, admission: Admission) {
-    let batch = ask_previous_owners(&engine, batch).await;
+    let mut batch = ask_previous_owners(&engine, batch).await;
+    if admission == Admission::AtOnce && engine.context.local.quarantine.has_records() {
+        batch.retain(|waiting| waiting.may_be_loaded(&engine));
+    }
     if batch.is_empty() {
         return;
     }
@@ -197,7 +208,7 @@ async fn load_many<V: Value>(
         loaded.as_ref().map_or(true, |all| all.iter().all(|outcome| outcome.is_err()))
     };
     let begins = async {
-        match batch.first() {
+        match batch.first().filter(|_| turn.is_some()) {
             Some(first) => suspect::begin(engine, &first.flight, turn).await.map(Some),
             None => Ok(None),
         }

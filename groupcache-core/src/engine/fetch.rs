@@ -224,7 +224,9 @@ impl<'a, V: Value> FetchStep<'a, V> {
             }
             if let Some(step) = FetchStep::of(&flight, &engine) {
                 match engine.flights.running(Table::Load, key) {
-                    Some(load) => step.follow(load, None),
+                    Some(load) => step.join(load),
+                    // Clean meanwhile, because a load for a peer has ended well: its value is in memory.
+                    None if engine.suspect(key).is_none() => step.load_here(),
                     None => step.advance(),
                 }
             }
@@ -295,6 +297,15 @@ impl<'a, V: Value> FetchStep<'a, V> {
             Ok(Dispatched::Found(slot)) => self.complete(Ok(slot)),
             Ok(Dispatched::Flight(load, joined)) => self.follow(load, joined),
             Err(error) => self.complete(Err(error.into())),
+        }
+    }
+
+    /// Joins a load that runs on this node.
+    fn join(&self, load: GroupFlight<V>) {
+        let joined = load.context.load_context().map(|context| context.join(&self.fetch.chain)).transpose();
+        match joined {
+            Ok(joined) => self.follow(load, joined.flatten()),
+            Err(error) => self.complete(Err(self.engine.errors.nesting(error).into())),
         }
     }
 

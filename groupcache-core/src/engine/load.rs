@@ -1,6 +1,9 @@
 //! Load: begun once, run in a task of its own, and shared by all callers that get the key meanwhile.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use crate::{
     cache::payload::Slot,
@@ -69,6 +72,9 @@ pub(super) fn join_as<V: Value>(
             engine.counters.shared_flights.up();
             let load = flight.context.load_context();
             let joined = load.map(|load| load.join(chain)).transpose().map_err(|e| engine.errors.nesting(e))?;
+            if chain.depth() > 0 {
+                engine.load_slots.begin_now(&flight);
+            }
             Ok(Dispatched::Flight(flight, joined.flatten()))
         }
         Join::Started(flight) => {
@@ -93,7 +99,8 @@ fn begin<V: Value>(
     tracing::trace!(group = &*engine.settings.name, key = &*key, ?reason, "load.start");
 }
 
-/// Starts a load once its key has a slot.
+/// Starts a load once its key has a slot. A load that another load waits for needs none, because the loads that have slots
+/// may wait for the permit that the other load holds. The load of a suspect needs none, because suspects have turns.
 fn start<V: Value>(
     engine: &Arc<Engine<V>>,
     flight: GroupFlight<V>,
@@ -102,10 +109,19 @@ fn start<V: Value>(
     is_nested: bool,
     admission: Admission,
 ) {
+    if is_nested || admission != Admission::AtOnce {
+        return start_now(engine, flight, hash, reason, is_nested, admission);
+    }
     let (starting, started) = (Arc::clone(engine), Arc::clone(&flight));
     let begin = move |slot| {
         started.hold(Box::new(slot));
-        start_now(&starting, started, hash, reason, is_nested, admission);
+        if starting.context.tasks.is_closing() || starting.is_removed.load(Relaxed) {
+            load_task::give_up(&starting, &started);
+        }
+        if !started.is_complete() {
+            started.context.load_context().iter().for_each(|load| load.begins(starting.context.now_ms()));
+            start_now(&starting, started, hash, reason, is_nested, admission);
+        }
     };
     if let Some(earlier) = engine.load_slots.begin(&flight, begin) {
         load_slots::follow(engine, earlier, flight);

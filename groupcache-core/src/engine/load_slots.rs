@@ -1,7 +1,7 @@
 //! Slots for the loads of one key: a write separates the loads before it from those after it, so that a key that is
 //! written often and loads slowly would have any number of loads side by side.
 //!
-//! A load without a slot waits. A later one for the same key takes its place, because a value that is loaded later is
+//! A load without a slot waits, unless another load waits for it. A later one for the same key takes its place, because a value that is loaded later is
 //! good for all waiters. The loads that it replaces follow it: their waiters get its outcome, which began after their
 //! own flights did.
 
@@ -57,6 +57,7 @@ impl<V: Value> LoadSlots<V> {
         let replaced = {
             let mut loads = self.keys.entry(Arc::clone(key)).or_insert(KeyLoads { running: 0, waiting: None });
             if loads.running >= PER_KEY {
+                flight.context.load_context().iter().for_each(|load| load.waits_for_turn());
                 Some(loads.waiting.replace(WaitingLoad { flight: Arc::clone(flight), begin: Box::new(begin) }))
             } else {
                 loads.running += 1;
@@ -66,6 +67,22 @@ impl<V: Value> LoadSlots<V> {
             }
         };
         replaced.flatten().map(|waiting| waiting.flight)
+    }
+
+    /// Begins a load that waits for a slot, beyond the number of slots, because another load waits for it.
+    pub(crate) fn begin_now(self: &Arc<Self>, flight: &GroupFlight<V>) {
+        let key = flight.key();
+        let next = {
+            let Some(mut loads) = self.keys.get_mut(&**key) else { return };
+            if !loads.waiting.as_ref().is_some_and(|waiting| Arc::ptr_eq(&waiting.flight, flight)) {
+                return;
+            }
+            loads.running += 1;
+            loads.waiting.take()
+        };
+        if let Some(next) = next {
+            (next.begin)(LoadSlot { slots: Arc::clone(self), key: Arc::clone(key) });
+        }
     }
 }
 
@@ -92,6 +109,9 @@ impl<V: Value> Drop for LoadSlot<V> {
 pub(crate) fn follow<V: Value>(engine: &Arc<Engine<V>>, earlier: GroupFlight<V>, later: GroupFlight<V>) {
     let engine = Arc::clone(engine);
     let guard = load_task::complete_on_drop(&engine, &earlier);
+    if let (Some(earlier), Some(later)) = (earlier.context.load_context(), later.context.load_context()) {
+        earlier.follow(later); // the answer is as old as what the later loader reads
+    }
     let tasks = Arc::clone(&engine.context);
     tasks.tasks.load(async move {
         let outcome = later.outcome().await;

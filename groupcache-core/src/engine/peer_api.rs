@@ -213,7 +213,8 @@ impl<V: Value> GroupService for Engine<V> {
     fn watch(&self) {
         let now_ms = self.context.now_ms();
         for flight in self.flights.all(Table::Load) {
-            let overdue_ms = later(flight.begun_ms, self.settings.load_deadline.saturating_add(OVERDUE));
+            let begun_ms = flight.context.load_context().map_or(0, |load| load.begun_ms()).max(flight.begun_ms);
+            let overdue_ms = later(begun_ms, self.settings.load_deadline.saturating_add(OVERDUE));
             if overdue_ms <= now_ms && flight.first_time_overdue() {
                 self.counters.overdue_loads.up();
                 tracing::warn!(

@@ -16,6 +16,7 @@ use crate::{
         APART, NOTICE,
         record::{Record, Verdict},
     },
+    runtime::clock,
     value::Value,
 };
 
@@ -24,9 +25,9 @@ use crate::{
 pub(super) enum Admission {
     /// At once, like most loads.
     AtOnce,
-    /// After a notice to the peers that wait for it, apart from other loads of suspects, and only if the key has no more
-    /// strikes than these.
-    InTurn { strikes: usize },
+    /// After a notice to the peer that waits for it, apart from other loads of suspects, and only before `until`, while the
+    /// peer waits, and if the key has no more strikes than these.
+    InTurn { strikes: usize, until: Instant },
 }
 
 /// Key with strikes.
@@ -97,12 +98,13 @@ pub(super) fn admit<V: Value>(
     if suspect.verdict == Verdict::Trial {
         local.quarantine.begin_trial(name, &key, suspect.now_ms);
     }
-    Ok(Admission::InTurn { strikes: suspect.record.strikes() })
+    Ok(Admission::InTurn { strikes: suspect.record.strikes(), until: clock::deadline(request.wait) })
 }
 
 /// Turn of the load of a suspect.
 pub(super) struct Turn {
     strikes: usize,
+    until: Instant,
     permit: OwnedSemaphorePermit,
 }
 
@@ -110,17 +112,16 @@ pub(super) struct Turn {
 /// suspects which wait keep no other load waiting.
 ///
 /// # Errors
-/// The turn does not come within the deadline of a get, or before `deadline`.
+/// The turn does not come before `deadline`, or while the peer waits.
 pub(super) async fn turn<V: Value>(
     engine: &Engine<V>,
     admission: Admission,
     deadline: Instant,
 ) -> Result<Option<Turn>> {
-    let Admission::InTurn { strikes } = admission else { return Ok(None) };
-    let local = &engine.context.local;
-    let end = deadline.min(Instant::now() + local.limits.get_deadline);
-    match timeout_at(end, Arc::clone(&local.quarantine.turn).acquire_owned()).await {
-        Ok(Ok(permit)) => Ok(Some(Turn { strikes, permit })),
+    let Admission::InTurn { strikes, until } = admission else { return Ok(None) };
+    let turn = Arc::clone(&engine.context.local.quarantine.turn).acquire_owned();
+    match timeout_at(deadline.min(until), turn).await {
+        Ok(Ok(permit)) => Ok(Some(Turn { strikes, until, permit })),
         _ => Err(engine.errors.overloaded("other keys whose loads may end the process are loaded first")),
     }
 }
@@ -135,19 +136,23 @@ pub(super) struct Running {
 /// when the load ends.
 ///
 /// # Errors
-/// Another node has reported one more strike meanwhile.
+/// Another node has reported a strike meanwhile, or the peer waits no more, so that nobody would witness the end of the
+/// process.
 pub(super) async fn begin<V: Value>(
     engine: &Engine<V>,
     flight: &GroupFlight<V>,
     turn: Option<Turn>,
 ) -> Result<Running> {
-    let Some(Turn { strikes, permit }) = turn else { return Ok(Running::default()) };
+    let Some(Turn { strikes, until, permit }) = turn else {
+        return engine.check_load_here(flight.key()).map(|()| Running::default());
+    };
     let check = || match engine.suspect(flight.key()) {
         Some(suspect) if suspect.record.strikes() > strikes => Err(engine.errors.quarantined(suspect.quarantine())),
+        _ if Instant::now() + NOTICE >= until => Err(engine.errors.overloaded("the load comes too late for its peer")),
         _ => Ok(()),
     };
     check()?;
-    flight.context.load_context().iter().for_each(|load| load.begins());
+    flight.context.load_context().iter().for_each(|load| load.begins(engine.context.now_ms()));
     sleep(NOTICE).await;
     check()?;
     let (running, ended) = oneshot::channel();

@@ -7,14 +7,18 @@
 use std::sync::{
     Arc,
     atomic::{
-        AtomicBool, AtomicU64, AtomicUsize,
+        AtomicU64, AtomicUsize,
         Ordering::{Relaxed, SeqCst},
     },
 };
 
 use tokio::sync::Notify;
 
-use crate::{limits::MAX_CHAIN, protocol::chain::LoadChain, runtime::sync::Mutex};
+use crate::{
+    limits::MAX_CHAIN,
+    protocol::chain::LoadChain,
+    runtime::{clock::NEVER, sync::Mutex},
+};
 
 tokio::task_local! {
     /// Load that the current task works for.
@@ -37,8 +41,9 @@ pub(crate) struct LoadContext {
     deepened: Notify,
     /// Time before which every value that the loader has read contains every write.
     read_as_of_ms: AtomicU64,
-    /// Whether the loader may be called now; false while the load of a key with strikes waits for its turn.
-    has_begun: AtomicBool,
+    /// Time from which on the loader may be called; 0 for the beginning of the flight, and [`NEVER`] while the load waits
+    /// for a slot, or as a suspect for its turn.
+    begun_ms: AtomicU64,
     beginning: Notify,
 }
 
@@ -46,7 +51,8 @@ pub(crate) struct LoadContext {
 struct Joiners {
     /// Hashes of the chains that joined while the load ran and still wait, each as often as it joined.
     hashes: Vec<u64>,
-    /// First load of the batch, if this load is a later one. The first load waits for the permit of the batch.
+    /// First load of the batch, if this load is a later one, or the load that gives this one its outcome. The first load
+    /// waits for the permit of the batch.
     leader: Option<Arc<LoadContext>>,
 }
 
@@ -68,10 +74,10 @@ impl LoadContext {
     /// Returns the time before which every value that the loader has read contains every write; never if it has read
     /// none.
     pub(crate) fn read_as_of_ms(&self) -> u64 {
-        // A batch runs in the context of its first load.
+        // A batch runs in the context of its first load, and a load without a slot follows a later one.
         let leader = self.joined.lock().leader.clone();
-        let of_leader = leader.map_or(u64::MAX, |leader| leader.read_as_of_ms.load(Relaxed));
-        self.read_as_of_ms.load(Relaxed).min(of_leader)
+        let own_ms = self.read_as_of_ms.load(Relaxed);
+        leader.map_or(own_ms, |leader| own_ms.min(leader.read_as_of_ms()))
     }
 
     /// Makes the context of a load of `hash` that begins for `chain`.
@@ -86,25 +92,31 @@ impl LoadContext {
             waits: Mutex::default(),
             deepened: Notify::new(),
             read_as_of_ms: AtomicU64::new(u64::MAX),
-            has_begun: AtomicBool::new(true),
+            begun_ms: AtomicU64::new(0),
             beginning: Notify::new(),
         }))
     }
 
-    /// Records that the load waits for its turn.
+    /// Records that the load waits for a slot or for its turn.
     pub(crate) fn waits_for_turn(&self) {
-        self.has_begun.store(false, Relaxed);
+        self.begun_ms.store(NEVER, Relaxed);
     }
 
     /// Records that the load begins.
-    pub(crate) fn begins(&self) {
-        self.has_begun.store(true, SeqCst);
+    pub(crate) fn begins(&self, now_ms: u64) {
+        self.begun_ms.store(now_ms, SeqCst);
         self.beginning.notify_waiters();
     }
 
     /// Returns whether the loader may be called now.
     pub(crate) fn has_begun(&self) -> bool {
-        self.has_begun.load(SeqCst)
+        self.begun_ms() != NEVER
+    }
+
+    /// Returns the time from which on the loader may be called; 0 for the beginning of the flight, [`NEVER`] for no time
+    /// yet.
+    pub(crate) fn begun_ms(&self) -> u64 {
+        self.begun_ms.load(SeqCst)
     }
 
     /// Waits until the load begins.
@@ -169,7 +181,8 @@ impl LoadContext {
         Ok(Some(JoinGuard { load: Arc::clone(self), recorded }))
     }
 
-    /// Records that this load is in one batch with `leader`, so that the waiters of this load wait for `leader` too.
+    /// Records that this load is in one batch with `leader` or gets its outcome, so that the waiters of this load wait for
+    /// `leader` too.
     pub(crate) fn follow(&self, leader: &Arc<Self>) {
         // Under the lock: a load that joins at this moment finds the leader, or has raised the depth before.
         let mut joined = self.joined.lock();

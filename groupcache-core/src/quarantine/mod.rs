@@ -99,7 +99,8 @@ impl Records {
         self.count = self.by_group.values().map(BTreeMap::len).sum();
     }
 
-    /// Forgets a quarter of the records, because each time all of them are looked at.
+    /// Forgets at least a quarter of the records, because each time all of them are looked at: the earliest of those with
+    /// fewest strikes.
     fn make_room(&mut self) {
         let mut weights: Vec<_> = self.all().map(|(_, _, kept)| kept.record.weight()).collect();
         let (_, limit, _) = weights.select_nth_unstable(MAX_RECORDS / 4);

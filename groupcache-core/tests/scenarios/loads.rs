@@ -66,6 +66,31 @@ async fn key_written_while_it_loads_has_three_loads() {
     assert_eq!(group.get("key").await.unwrap(), "50");
 }
 
+/// Checks that a load that waits for a slot begins at once when another load needs it, because the loads with slots may wait
+/// for a permit that the other load holds.
+#[tokio::test]
+async fn load_that_another_load_needs_waits_for_no_slot() {
+    let (node, source) = (single_node().await, Versions::default());
+    let group = node.group::<String>("data").capacity_bytes(1 << 20);
+    let group = group.loader_with(source.clone(), Versions::load).build().unwrap();
+    let mut gets = tokio::task::JoinSet::new();
+    for version in 1..=4 {
+        source.version.store(version, SeqCst);
+        group.remove("key").await.unwrap().log_pending();
+        let reading = group.clone();
+        gets.spawn(async move { reading.get("key").await });
+        eventually("a slot is taken", || source.gate.loads.of("key") == version.min(3)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await; // the last get begins in most cases
+    let outer = node.group::<String>("outer").capacity_bytes(1 << 20);
+    let outer = outer.loader_with(group.clone(), async |group: &Group<String>, _: &str| group.get("key").await);
+    let outer = outer.build().unwrap();
+    gets.spawn(async move { outer.get("view").await });
+    eventually("the load that waited begins", || source.gate.loads.of("key") == 4).await;
+    source.gate.open();
+    assert!(gets.join_all().await.iter().all(Result::is_ok));
+}
+
 async fn single_node() -> Node {
     Node::builder().start().await.expect("the node starts")
 }

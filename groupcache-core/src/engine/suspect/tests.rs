@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    Group,
+    Group, Limits,
     identity::{Incarnation, Instance, PeerId},
     peer::group_service::{GroupService, LoadRequest},
     protocol::{chain::LoadChain, message::Response},
-    testing::unit::support::{Cluster, Loads, eventually},
+    testing::unit::support::{Cluster, Gate, Loads, eventually, gated},
 };
 
 async fn counted(loads: &Loads, key: &str) -> Result<String, crate::BoxError> {
@@ -16,7 +16,11 @@ async fn counted(loads: &Loads, key: &str) -> Result<String, crate::BoxError> {
 
 /// Starts three nodes with a group that has one load at a time, and returns a key of node `b`.
 async fn cluster(loads: &Loads) -> (Cluster, Vec<Group<String>>, Arc<str>) {
-    let cluster = Cluster::start(3).await;
+    cluster_with(loads, Limits::default()).await
+}
+
+async fn cluster_with(loads: &Loads, limits: Limits) -> (Cluster, Vec<Group<String>>, Arc<str>) {
+    let cluster = Cluster::start_with(3, limits).await;
     let build = |_, node: &crate::Node| node.group::<String>("data").capacity_bytes(1 << 20).max_loads(1);
     let groups = cluster.group(|n, node| build(n, node).loader_with(loads.clone(), counted)).await;
     let key = cluster.key_of(&groups, 1).into();
@@ -87,4 +91,45 @@ async fn suspect_is_loaded_for_a_witness_only() {
     assert_eq!(groups[0].get(&key).await.unwrap(), "1");
     eventually("the key is clean", || groups[1].engine.suspect(&key).is_none()).await;
     cluster.shutdown().await;
+}
+
+/// Checks that a suspect is not loaded once its peer has given up, because nobody would witness the end of the process.
+#[tokio::test]
+async fn suspect_of_an_impatient_peer_is_not_loaded() {
+    let loads = Loads::default();
+    let mut limits = Limits::default();
+    limits.get_deadline = Duration::from_millis(300);
+    let (cluster, groups, key) = cluster_with(&loads, limits).await;
+    strike(&groups[1], &key, "x");
+    eventually("the peer knows", || groups[0].engine.suspect(&key).is_some()).await;
+    let turn = Arc::clone(&groups[1].engine.context.local.quarantine.turn).acquire_owned().await.unwrap();
+    assert!(groups[0].get(&key).await.is_err());
+    let flights = &groups[1].engine.flights;
+    eventually("the load has ended", || flights.running(crate::flight::Kind::Load, &key).is_none()).await;
+    drop(turn);
+    assert_eq!(loads.of(&key), 0);
+    assert!(groups[1].engine.suspect(&key).is_some(), "the strike stays");
+    cluster.shutdown().await;
+}
+
+/// Checks that a load of a caller of this node, which was admitted before the first strike, is judged again at its turn.
+#[tokio::test]
+async fn strike_refuses_a_load_that_waits_for_a_permit() {
+    let (loads, node) = (Gate::default(), crate::Node::builder().start().await.unwrap());
+    let group = node.group::<String>("data").capacity_bytes(1 << 20).max_loads(1);
+    let group = group.loader_with(loads.clone(), gated).build().unwrap();
+    let get = |key: &'static str| {
+        let group = group.clone();
+        tokio::spawn(async move { group.get(key).await })
+    };
+    let first = get("first");
+    eventually("the first load runs", || loads.loads.of("first") == 1).await;
+    let second = get("second");
+    eventually("the second load waits", || group.engine.flights.running(crate::flight::Kind::Load, "second").is_some())
+        .await;
+    strike(&group, &"second".into(), "x");
+    loads.open();
+    assert!(first.await.unwrap().is_ok());
+    assert!(second.await.unwrap().unwrap_err().is_quarantined());
+    assert_eq!(loads.loads.of("second"), 0);
 }

@@ -150,7 +150,11 @@ impl ResponseQueue {
                 }
                 queue.has_acknowledgement |= answer == Response::Done;
                 queue.bytes += answer_bytes(&answer);
-                queue.answers.push_back((id, answer));
+                if answer == Response::Begun {
+                    queue.answers.push_front((id, answer)); // has to leave before the process may end
+                } else {
+                    queue.answers.push_back((id, answer));
+                }
             }
         });
     }
