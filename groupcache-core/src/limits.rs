@@ -47,8 +47,8 @@ pub(crate) const PENDING_AFTER: Duration = Duration::from_millis(100);
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
 /// Time after which a connection with an unanswered ping is dead although other bytes arrive, because a peer that talks
-/// and reads nothing makes this node keep what it cannot send. A pong leaves before the answers that wait, so that a
-/// slow peer needs less: 10 s at 1 MiB a second are all bytes that two windows hold.
+/// and reads nothing makes this node keep what it cannot send. A peer that answers a request reads, and owes its pong from
+/// then on: a ping waits at the peer behind the frames that were sent before.
 pub(crate) const PONG: Duration = Duration::from_secs(10);
 
 /// Time without a byte after which a connection with outstanding requests is pinged; a new request carries the ping.

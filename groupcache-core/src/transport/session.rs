@@ -279,12 +279,15 @@ impl Sessions {
     }
 
     /// Closes connections of the party that holds most bytes which nobody has taken, those with most bytes first, until
-    /// the budget is relieved or another party holds more. Returns the closed ones.
+    /// the budget is relieved. Connections that carry the frames of a peer go last, because their bytes are taken as they
+    /// come. Returns the closed ones.
     pub(super) fn relieve(&self) -> Vec<Arc<Session>> {
         let (open, mut closed) = (self.open.lock(), Vec::new());
         while self.received.is_spent() {
             let mut parties: BTreeMap<Party<'_>, (usize, Vec<&Arc<Session>>)> = BTreeMap::new();
-            for session in open.living().filter(|session| session.held.get() > 0) {
+            let holders = || open.living().filter(|session| session.held.get() > 0);
+            let have_streams = holders().all(|session| session.has_stream.load(Relaxed));
+            for session in holders().filter(|session| have_streams || !session.has_stream.load(Relaxed)) {
                 let party = parties.entry(session.party()).or_default();
                 party.0 += session.held.get();
                 party.1.push(session);

@@ -143,7 +143,7 @@ impl Link {
 
     /// Records the groups of the peer.
     pub(crate) fn set_offers(&self, offers: BTreeMap<Arc<str>, u32>) {
-        if **self.offers.load() != offers {
+        if !self.offers.load().iter().eq(&offers) {
             self.offers.store(Arc::new(offers));
             self.has_new_offers.store(true, Relaxed);
         }

@@ -387,6 +387,7 @@ fn take(link: &Link, mut frame: Incoming) -> Option<LinkEvent> {
     take_knowledge(link, &mut frame, pong);
     link.local.quarantine.take(&frame.suspects, link.local.clock.read_ms());
     let waker = {
+        let now_ms = link.local.clock.now_ms();
         let mut table = link.table.lock();
         for Answered { id, answer, is_known } in frame.answers {
             if !is_known {
@@ -396,7 +397,7 @@ fn take(link: &Link, mut frame: Incoming) -> Option<LinkEvent> {
                 Response::Pending => counters.pending.up(), // the peer works on it; any frame ends its silence
                 Response::Held => table.held(id),
                 Response::Begun => table.begun(id),
-                answer => ended.extend(table.answered(id).map(|reply| (reply, Outcome::Answered(answer)))),
+                answer => ended.extend(table.answered(id, now_ms).map(|reply| (reply, Outcome::Answered(answer)))),
             }
         }
         if frame.ping == 0 {

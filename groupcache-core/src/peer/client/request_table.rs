@@ -335,8 +335,10 @@ impl RequestTable {
     }
 
     /// Takes the call of a response and returns its receiver, if the call still waits.
-    pub(crate) fn answered(&mut self, id: u64) -> Option<Receiver> {
-        self.take(id).map(|call| call.reply)
+    pub(crate) fn answered(&mut self, id: u64, now_ms: u64) -> Option<Receiver> {
+        let call = self.take(id)?;
+        self.watch.answered(now_ms);
+        Some(call.reply)
     }
 
     /// Ends calls at their deadlines and watches over silence; called every 10 ms. With `we_stood_still`, this process

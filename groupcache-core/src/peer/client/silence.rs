@@ -23,7 +23,7 @@ pub(super) struct SilenceWatch {
     since_ms: Option<u64>,
     /// Time at which a sweep first found the due ping unsent.
     due_ms: Option<u64>,
-    /// Time of the last pause of this process; pongs are owed from then on at the earliest.
+    /// Time of the last pause of this process, or of the last answer; pongs are owed from then on at the earliest.
     paused_ms: u64,
     last_read_ms: u64,
     reads: u64,
@@ -84,6 +84,11 @@ impl SilenceWatch {
     pub(super) fn heard(&mut self, now_ms: u64) {
         self.last_read_ms = now_ms;
         self.since_ms = self.since_ms.map(|_| now_ms);
+    }
+
+    /// Records that the peer answered a request, so that it reads what this node sends.
+    pub(super) fn answered(&mut self, now_ms: u64) {
+        self.paused_ms = now_ms;
     }
 
     /// Returns how often a frame was read.
@@ -149,6 +154,18 @@ impl SilenceWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Checks that a peer which answers requests owes no pong meanwhile, because it reads frames in their order.
+    #[test]
+    fn peer_that_answers_owes_no_pong() {
+        let (mut watch, pong_ms) = (SilenceWatch::default(), PONG.as_millis() as u64);
+        watch.connected(0);
+        assert_eq!(watch.take_ping(false, 0), Some(1));
+        watch.heard(pong_ms);
+        assert!(watch.owes_pong(pong_ms), "bytes alone do not show that the peer reads");
+        watch.answered(pong_ms - 1);
+        assert!(!watch.owes_pong(pong_ms) && watch.owes_pong(2 * pong_ms));
+    }
 
     /// Checks that a ping beyond the limit waits, so that no frame is sent for it, and that its pong is judged by its own
     /// departure.
