@@ -52,7 +52,7 @@ pub(crate) struct Source {
     pub(crate) by: Process,
     pub(crate) origin: Origin,
     pub(crate) begin: Moment,
-    /// Number before which the flight of the load cannot have begun.
+    /// Number before which the flight of the load cannot have begun, unless it waited for a slot of its key.
     pub(crate) since: u64,
     pub(crate) end: Option<Moment>,
     pub(crate) answer: Answer,

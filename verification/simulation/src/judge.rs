@@ -33,6 +33,9 @@ const DISCARDS_LOADS: Duration = Duration::from_secs(2);
 /// Time in which all members of one view connect with one another again.
 const RECONNECTED: Duration = Duration::from_secs(8);
 
+/// Number of loads of one key that run at once on a node. A further one waits.
+const SLOTS: usize = 3;
+
 /// Upper bound of the time for which a node is out of a view.
 const OUT_OF_VIEW: Duration = Duration::from_secs(30);
 
@@ -112,9 +115,21 @@ fn lasts_beyond(write: &Write, n: u64) -> bool {
 }
 
 impl KeyHistory<'_> {
+    /// Returns the number before which the flight of a load cannot have begun. While other loads have all slots of the key,
+    /// a flight waits until one of them ends.
+    fn since(&self, load: &Source) -> u64 {
+        let had_slot = |other: &&&Source| {
+            let is_load = matches!(other.origin, Origin::Load(_)) && other.by == load.by;
+            is_load && other.begin.n < load.since && other.end.is_none_or(|end| end.n >= load.since)
+        };
+        let begins: Vec<u64> = self.sources.iter().filter(had_slot).map(|other| other.begin.n).collect();
+        begins.iter().max().filter(|_| begins.len() >= SLOTS).copied().unwrap_or(load.since)
+    }
+
     /// Returns whether a write may have come between the beginnings of two flights.
     fn is_separated(&self, first: &Source, second: &Source) -> bool {
-        let is_of_key = |write: &Write| lasts_beyond(write, first.since) && write.is_of(first.key);
+        let since = self.since(first);
+        let is_of_key = |write: &Write| lasts_beyond(write, since) && write.is_of(first.key);
         // A node that was out of a view is notified, when it is connected again, that any key may have changed
         // meanwhile.
         let is_reconnected = first.agreed_for >= RECONNECTED && second.agreed_for >= first.agreed_for;
@@ -172,9 +187,10 @@ impl KeyHistory<'_> {
         let Some(end) = before.end else { return Ok(()) };
         let is_fresh = self.scenario.time_to_live.is_none_or(|lasts| load.begin.at + LATE < end.at + lasts);
         // A loaded value is not cached if a write of any key in the stripe came after the beginning of the load.
+        let since = self.since(before);
         let is_discarded = self.log.writes.iter().any(|write| {
             let is_near = write.begin.at + DISCARDS_LOADS >= before.begin.at;
-            write.begin.n < end.n && is_near && lasts_beyond(write, before.since)
+            write.begin.n < end.n && is_near && lasts_beyond(write, since)
         });
         // An outcome that is not cached removes the earlier entry.
         let is_replaced = earlier.iter().any(|other| {
