@@ -1,6 +1,6 @@
 //! Places: bounds the number of connections, and gives the place of an idle connection to a new one.
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -27,7 +27,7 @@ struct Connections {
     max: usize,
     /// Number of the last change, which orders idle connections and names new ones.
     last: u64,
-    all: HashMap<u64, Connection>,
+    all: BTreeMap<u64, Connection>,
     /// Idle connections by the change that made them idle.
     idle: BTreeMap<u64, u64>,
 }
@@ -50,7 +50,7 @@ pub(crate) struct Running(Arc<Place>);
 
 impl Places {
     pub(crate) fn new(max: usize) -> Self {
-        Self(Arc::new(Mutex::new(Connections { max, last: 0, all: HashMap::new(), idle: BTreeMap::new() })))
+        Self(Arc::new(Mutex::new(Connections { max, last: 0, all: BTreeMap::new(), idle: BTreeMap::new() })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Connections> {

@@ -175,10 +175,9 @@ impl<T: HeapSize> Shard<T> {
             // The share of the replicas bounds them in all shards together. In one shard they leave first while they have
             // most of it, except for a single large one.
             let crowd = self.replicas.len > 1 && self.replicas.bytes > self.capacity / 2;
-            if !(crowd && self.evict_replica(displaced))
-                && !self.evict_owned(displaced)
-                && !self.evict_replica(displaced)
-            {
+            let has_left =
+                crowd && self.evict_replica(displaced) || self.evict_owned(displaced) || self.evict_replica(displaced);
+            if !has_left {
                 return;
             }
         }

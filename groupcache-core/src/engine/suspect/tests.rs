@@ -97,8 +97,7 @@ async fn suspect_is_loaded_for_a_witness_only() {
 #[tokio::test]
 async fn suspect_of_an_impatient_peer_is_not_loaded() {
     let loads = Loads::default();
-    let mut limits = Limits::default();
-    limits.get_deadline = Duration::from_millis(300);
+    let limits = Limits { get_deadline: Duration::from_millis(300), ..Limits::default() };
     let (cluster, groups, key) = cluster_with(&loads, limits).await;
     strike(&groups[1], &key, "x");
     eventually("the peer knows", || groups[0].engine.suspect(&key).is_some()).await;
