@@ -283,7 +283,7 @@ impl<T: HeapSize> Shard<T> {
         }
     }
 
-    /// Removes all entries, and returns them. What the shard has learnt of returning keys stays.
+    /// Removes all entries, and returns them. The lessons of returning keys stay.
     pub(super) fn clear(&mut self) -> Self {
         let empty = Self {
             remembered: std::mem::take(&mut self.remembered),

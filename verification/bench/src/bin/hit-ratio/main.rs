@@ -6,7 +6,7 @@
 //! only the order of eviction differs. The workload has one node and one caller. The requests are equal in each run.
 //! The ratio of the group varies a little, because the store draws a seed.
 //!
-//! With the folder of the traces as the argument, the requests are those of [`traces`], with room for 1 % and 10 % of
+//! With the folder of the traces as the argument, the requests are those of [`mod@traces`], with room for 1 % and 10 % of
 //! their distinct keys, and the contestants are other policies too.
 
 mod contestants;
@@ -15,7 +15,7 @@ mod traces;
 use std::{convert::Infallible, error::Error, io, num::NonZeroUsize, path::Path};
 
 use bytes::Bytes;
-use groupcache_core::{Group, Node};
+use groupcache_core::{Group, Limits, Node};
 use lru::LruCache;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rand_distr::{Distribution, Zipf};
@@ -34,6 +34,9 @@ const WARM_UP: u32 = 1_000_000;
 const REQUESTS: u32 = 3_000_000;
 
 const VALUE_BYTES: usize = 100;
+
+/// Maximum size of a value of the traces that have sizes: the largest is of some megabytes.
+const MAX_VALUE_BYTES: usize = 64 << 20;
 
 /// Share of the keys that fit into memory, in percent.
 const SHARES: [u64; 3] = [1, 5, 20];
@@ -199,11 +202,15 @@ async fn traces(node: &Node, folder: &Path) -> Result<(), Box<dyn Error>> {
     println!("|---|---|---|---|---|---|---|---|---|---|");
     let overhead = weight(node).await? - VALUE_BYTES as u64;
     let mut sums = [0.0; 2];
+    let mut limits = Limits::default();
+    limits.max_value_bytes = MAX_VALUE_BYTES;
+    let of_large_values = Node::builder().limits(limits).start().await?;
     for (n, source) in SOURCES.iter().enumerate() {
         let Some(trace) = source.read(folder)? else {
             println!("| {} | its file is missing | | | | | | | | |", source.name);
             continue;
         };
+        let node = if trace.sizes.is_some() { &of_large_values } else { node };
         for percent in [1, 10] {
             let ours = of_group(node, &format!("{}-{percent}", source.name), &trace, overhead, percent).await?;
             let OfGroup { hits, used } = ours;
