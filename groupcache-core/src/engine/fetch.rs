@@ -25,9 +25,9 @@ use crate::{
     loader::LoadReason,
     membership::stabilizer::Member,
     peer::client::{
+        call::{Call, NotSent},
         link::Link,
         receiver::{Receiver, Reply},
-        request_table::{Call, NotSent},
     },
     protocol::{
         chain::LoadChain,

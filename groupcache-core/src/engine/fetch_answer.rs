@@ -13,7 +13,7 @@ use crate::{
     engine::{Failure, Outcome, Work, fetch::FetchStep},
     error::{Error, Kind},
     flight::Flight,
-    peer::client::{receiver::Reply, request_table::Outcome as Reached},
+    peer::client::{call::Outcome as Reached, receiver::Reply},
     protocol::message::{DeadlineOwner, Encoded, Response},
     runtime::{
         clock::{NEVER, later},

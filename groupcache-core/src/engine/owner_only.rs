@@ -15,7 +15,7 @@ use crate::{
     error::Result,
     identity::PeerId,
     limits::INVALIDATION,
-    peer::client::request_table::Outcome,
+    peer::client::call::Outcome,
     protocol::message::{Decline, Op, Response},
     value::Value,
     write::{delete_hold::MAX_HOLD, outcome::WriteOutcome},

@@ -9,7 +9,7 @@ use crate::{
     },
     engine::{Engine, lookup::Purpose},
     error::Result,
-    peer::client::request_table::{Call, Outcome},
+    peer::client::call::{Call, Outcome},
     protocol::{
         chain::LoadChain,
         message::{Op, Response},

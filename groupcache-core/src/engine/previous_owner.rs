@@ -18,9 +18,9 @@ use crate::{
     loader::LoadReason,
     membership::stabilizer::Member,
     peer::client::{
+        call::{Call, Outcome},
         link::Link,
         request::PendingOutcome,
-        request_table::{Call, Outcome},
     },
     protocol::{
         chain::LoadChain,

@@ -17,10 +17,10 @@ use crate::{
     limits::INVALIDATION,
     membership::{stabilizer::Member, view::View},
     peer::client::{
+        call::{Call, Outcome},
         link::Link,
         receiver::Receiver,
         request::PendingOutcome,
-        request_table::{Call, Outcome},
         sent_write::SentWrite,
     },
     protocol::{

@@ -20,7 +20,7 @@ use crate::{
     identity::PeerId,
     limits::HANDOVER,
     peer::{
-        client::{link::Link, request_table::Outcome},
+        client::{call::Outcome, link::Link},
         group_service::{GroupService, PageRequest, Progress},
     },
     protocol::message::{GroupName, NO_MORE, Op, Page, Response},

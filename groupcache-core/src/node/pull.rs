@@ -15,7 +15,7 @@ use crate::{
     context::NodeContext,
     identity::{Instance, PeerId},
     peer::{
-        client::{link::Link, request_table::Outcome},
+        client::{call::Outcome, link::Link},
         server::service::LogRequest,
     },
     protocol::message::{LogPart, Op, Response, WriteName},

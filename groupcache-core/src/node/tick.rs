@@ -13,7 +13,7 @@ use crate::{
     context::NodeContext,
     limits::{INVALIDATION, TICK},
     peer::{
-        client::{dial_limits::Arrival, request_table::Call, sent_write::SentWrite},
+        client::{call::Call, dial_limits::Arrival, sent_write::SentWrite},
         server::Server,
     },
     protocol::{chain::LoadChain, message::Op},

@@ -2,7 +2,7 @@
 
 use crate::{
     identity::Instance,
-    peer::client::request_table::{Call, Outcome},
+    peer::client::call::{Call, Outcome},
     runtime::byte_budget::ByteShare,
 };
 

@@ -21,9 +21,9 @@ use crate::{
     membership::stabilizer::DialId,
     peer::client::{
         breaker::End,
+        call::{Call, Outcome},
         link::{Link, Target, wake},
         receiver::{Receiver, Reply},
-        request_table::{Call, Outcome},
     },
     protocol::{
         chain::LoadChain,

@@ -23,8 +23,9 @@ use crate::{
     peer::{
         client::{
             breaker::Breaker,
+            call::{Call, Ended, NotSent},
             dial_limits::Arrival,
-            request_table::{Call, Ended, NotSent, RequestTable},
+            request_table::RequestTable,
         },
         local::LocalNode,
     },

@@ -6,6 +6,7 @@
 //! frame.
 
 pub(crate) mod breaker;
+pub(crate) mod call;
 mod deadlines;
 mod dial;
 pub(crate) mod dial_limits;
@@ -20,6 +21,7 @@ pub(crate) mod request_table;
 mod send_queue;
 pub(crate) mod sent_write;
 mod silence;
+mod slots;
 #[cfg(all(test, not(shuttle)))]
 mod tests;
 
@@ -43,8 +45,8 @@ use crate::{
     membership::stabilizer::Refusal,
     peer::client::{
         breaker::{Breaker, End},
+        call::{Ended, Outcome},
         link::{Link, LinkEvent, LinkEvents, Target, tell, wake},
-        request_table::{Ended, Outcome},
     },
     protocol::{
         message::{Hello, Response},

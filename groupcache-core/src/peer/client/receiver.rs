@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::peer::client::request_table::Outcome;
+use crate::peer::client::call::Outcome;
 
 /// Code that takes the outcome of a call and the time when it arrived, exactly once. After a panic the code is told once
 /// more, that the peer is unreachable.

@@ -6,9 +6,9 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     peer::client::{
+        call::{Call, Outcome},
         link::Link,
         receiver::{Receiver, Reply},
-        request_table::{Call, Outcome},
     },
     protocol::{chain::LoadChain, message::Op},
     runtime::sync::Mutex,

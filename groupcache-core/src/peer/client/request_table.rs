@@ -1,7 +1,6 @@
 //! The request table of one peer: requests in flight, the send queue, and the watch over silence.
 //!
-//! The table is pure bookkeeping under one lock, driven by the client. An id holds a slot and its generation, so that a
-//! late response to a slot which was given away is recognised.
+//! The table is pure bookkeeping under one lock, driven by the client.
 
 use std::{sync::Arc, task::Waker, time::Duration};
 
@@ -10,15 +9,16 @@ use crate::{
     limits::{BATCH_BYTES, VALUES_IN_FLIGHT_PER_PEER},
     peer::client::{
         breaker::{Breaker, End},
+        call::{Call, Ended, NotSent, Outcome},
         deadlines::Deadlines,
         in_flight::InFlight,
         receiver::Receiver,
         send_queue::{Queued, SendQueue},
         silence::SilenceWatch,
+        slots::Slots,
     },
     protocol::{
-        chain::LoadChain,
-        message::{Op, Response, Strikes, WriteName},
+        message::Op,
         wire::{Outgoing, RequestRef},
     },
     runtime::byte_budget::{ByteBudget, ByteShare},
@@ -32,64 +32,10 @@ const SHARES: usize = 4;
 /// Smallest number of requests of such a frame; a smaller one costs more than it saves.
 const SMALLEST_SHARE: usize = 16;
 
-/// A request to a peer, until it is answered.
-pub(crate) struct Call {
-    pub(crate) op: Op,
-    /// Index of the group in this node's Hello.
-    pub(crate) group: u32,
-    pub(crate) key: Arc<str>,
-    /// Deadline in coarse time.
-    pub(crate) deadline_ms: u64,
-    /// Rank at which the peer is asked: 0 as the owner, n as the n-th successor.
-    pub(crate) rank: usize,
-    pub(crate) chain: LoadChain,
-    /// Number of the write in this node's log; 0 = the request is no write, or the write is in no log.
-    pub(crate) number: u64,
-    /// Writes of the key that this node has heard of; see [`RequestRef::known`].
-    pub(crate) known: Vec<WriteName>,
-    /// Strikes against the key of a get.
-    pub(crate) strikes: Option<Box<Strikes>>,
-    pub(crate) reply: Receiver,
-}
-
-/// End of a call.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    Answered(Response),
-    /// The peer is unreachable; a successor may be asked.
-    Unreachable,
-    /// The peer is unreachable, and its process has ended while it had the request.
-    Died {
-        process: Instance,
-        /// Whether a load of the key may have run. The load of a key with strikes runs only after a notice.
-        has_run: bool,
-    },
-    /// The deadline passed while the peer was alive; no other peer is asked.
-    Expired,
-}
-
-/// Reason why a call was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotSent {
-    /// The breaker is open.
-    Open,
-    /// The maximum number of calls, or of bytes of values, waits for this peer or for all.
-    Full,
-}
-
-/// Ended calls with their receivers, which are called outside of the lock.
-pub(crate) type Ended = Vec<(Receiver, Outcome)>;
-
-struct Slot {
-    generation: u32,
-    call: Option<InFlight>,
-}
-
+/// Bookkeeping of the requests to one peer.
 pub(crate) struct RequestTable {
     pub(crate) breaker: Breaker,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    in_flight: usize,
+    slots: Slots,
     max_in_flight: usize,
     /// Bytes of values in flight to this peer, and to all peers.
     bytes: [Arc<ByteBudget>; 2],
@@ -128,9 +74,7 @@ impl RequestTable {
     pub(crate) fn new(max_in_flight: usize, values: Arc<ByteBudget>) -> Self {
         Self {
             breaker: Breaker::Connecting,
-            slots: Vec::new(),
-            free: Vec::new(),
-            in_flight: 0,
+            slots: Slots::default(),
             max_in_flight,
             bytes: [ByteBudget::new(VALUES_IN_FLIGHT_PER_PEER), values],
             queue: SendQueue::default(),
@@ -216,8 +160,8 @@ impl RequestTable {
             }
         };
         let deadline_ms = call.deadline_ms;
-        let id = self.allocate(InFlight::new(call, bytes));
-        self.deadlines.add(deadline_ms, id, self.in_flight, |id| waits(&self.slots, id));
+        let id = self.slots.add(InFlight::new(call, bytes));
+        self.deadlines.add(deadline_ms, id, self.slots.in_flight(), |id| self.slots.has(id));
         self.queue.request(id);
         Ok(())
     }
@@ -227,29 +171,13 @@ impl RequestTable {
         if !self.breaker.admits() {
             return Err(NotSent::Open);
         }
-        if self.in_flight >= self.max_in_flight {
+        if self.slots.in_flight() >= self.max_in_flight {
             return Err(NotSent::Full);
         }
         let Op::Set(value) = op else { return Ok(None) };
         let [of_peer, of_all] = &self.bytes;
         let (of_peer, of_all) = (of_peer.take(value.len()), of_all.take(value.len()));
         Ok(Some([of_peer.ok_or(NotSent::Full)?, of_all.ok_or(NotSent::Full)?]))
-    }
-
-    fn allocate(&mut self, in_flight: InFlight) -> u64 {
-        self.in_flight += 1;
-        let at = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, call: None });
-            self.slots.len() as u32 - 1
-        });
-        match self.slots.get_mut(at as usize) {
-            Some(slot) => {
-                slot.generation = slot.generation.wrapping_add(1);
-                slot.call = Some(in_flight);
-                u64::from(slot.generation) << 32 | u64::from(at)
-            }
-            None => 0, // not reached: the slot was made or freed before
-        }
     }
 
     /// Returns whether a frame would carry anything now.
@@ -259,7 +187,7 @@ impl RequestTable {
 
     /// Fills a frame with what is due, up to `max_requests` and [`BATCH_BYTES`].
     pub(crate) fn fill(&mut self, frame: &mut Outgoing, max_requests: usize, now_ms: u64) {
-        let share = (self.in_flight / SHARES).max(SMALLEST_SHARE);
+        let share = (self.slots.in_flight() / SHARES).max(SMALLEST_SHARE);
         let max_requests = if self.is_whole { max_requests } else { max_requests.min(share) };
         let mut bytes = 0;
         frame.reserve_requests(self.queue.len().min(max_requests));
@@ -268,7 +196,7 @@ impl RequestTable {
             match self.queue.next() {
                 Some(Queued::Cancel(id)) => frame.cancel(id),
                 Some(Queued::Request(id)) => {
-                    if let Some(in_flight) = self.slot(id) {
+                    if let Some(in_flight) = self.slots.get_mut(id) {
                         in_flight.sent();
                         let call = &in_flight.call;
                         let wait = Duration::from_millis(call.deadline_ms.saturating_sub(now_ms));
@@ -289,36 +217,25 @@ impl RequestTable {
         frame.pong(std::mem::take(&mut self.pong_due));
     }
 
-    fn slot(&mut self, id: u64) -> Option<&mut InFlight> {
-        let slot = self.slots.get_mut((id & 0xffff_ffff) as usize)?;
-        slot.call.as_mut().filter(|_| u64::from(slot.generation) == id >> 32)
-    }
-
     /// Records that the peer begins the load of a key with strikes.
     pub(crate) fn begun(&mut self, id: u64) {
-        self.slot(id).into_iter().for_each(InFlight::begun);
+        self.slots.get_mut(id).into_iter().for_each(InFlight::begun);
     }
 
     /// Records that the load of a key with strikes waits for its turn at the peer.
     pub(crate) fn held(&mut self, id: u64) {
-        self.slot(id).into_iter().for_each(InFlight::held);
+        self.slots.get_mut(id).into_iter().for_each(InFlight::held);
     }
 
     fn take_unreached(&mut self, id: u64) -> Option<(Receiver, Outcome)> {
-        let peer = self.peer.take();
-        let outcome = self.slot(id).map(|in_flight| in_flight.unreached(peer.as_ref()));
-        self.peer = peer;
-        Some((self.take(id)?.reply, outcome?))
+        let outcome = self.slots.get_mut(id)?.unreached(self.peer.as_ref());
+        Some((self.take(id)?.reply, outcome))
     }
 
     fn take(&mut self, id: u64) -> Option<Call> {
-        let at = (id & 0xffff_ffff) as usize;
-        let slot = self.slots.get_mut(at).filter(|slot| u64::from(slot.generation) == id >> 32)?;
-        let in_flight = slot.call.take()?;
-        self.in_flight -= 1;
-        self.free.push(at as u32);
+        let in_flight = self.slots.take(id)?;
         if !in_flight.is_at_peer() {
-            self.queue.ended_unsent(|id| waits(&self.slots, id));
+            self.queue.ended_unsent(|id| self.slots.has(id));
         }
         Some(in_flight.call)
     }
@@ -346,14 +263,14 @@ impl RequestTable {
     pub(crate) fn sweep(&mut self, now_ms: u64, we_stood_still: bool) -> SweepResult {
         let mut ended = Ended::new();
         while let Some(id) = self.deadlines.next_passed(now_ms) {
-            let is_at_peer = self.slot(id).is_some_and(|in_flight| in_flight.is_at_peer());
+            let is_at_peer = self.slots.get_mut(id).is_some_and(|in_flight| in_flight.is_at_peer());
             ended.extend(self.take(id).map(|call| (call.reply, Outcome::Expired)));
             if is_at_peer {
                 self.queue.cancel(id);
             }
         }
         let mut may_be_silent = self.breaker == Breaker::Closed;
-        may_be_silent &= self.watch.sweep(now_ms, self.in_flight > 0, we_stood_still);
+        may_be_silent &= self.watch.sweep(now_ms, self.slots.in_flight() > 0, we_stood_still);
         if self.breaker == Breaker::Closed && self.watch.owes_pong(now_ms) {
             // Set here, because a peer that talks keeps the reader from asking for a verdict.
             self.verdict.get_or_insert(End::Silent);
@@ -364,7 +281,7 @@ impl RequestTable {
 
     /// Records that a new connection to a process is established; waiting requests are sent on it.
     pub(crate) fn connected(&mut self, peer: Instance, now_ms: u64) {
-        self.slots.iter_mut().filter_map(|slot| slot.call.as_mut()).for_each(InFlight::is_alive);
+        self.slots.calls_mut().for_each(InFlight::is_alive);
         self.peer = Some(peer);
         self.breaker = self.breaker.connected();
         self.watch.connected(now_ms);
@@ -374,7 +291,7 @@ impl RequestTable {
     /// the peer has announced its end.
     pub(crate) fn ended(&mut self, end: End, has_left: bool, now_ms: u64) -> Ended {
         let may_have_died = matches!(end, End::Broken | End::Flapping) && !has_left;
-        self.slots.iter_mut().filter_map(|slot| slot.call.as_mut()).for_each(|call| call.cut(may_have_died));
+        self.slots.calls_mut().for_each(|call| call.cut(may_have_died));
         self.breaker = self.breaker.ended(end, now_ms);
         self.watch.ended();
         self.queue.clear();
@@ -382,10 +299,8 @@ impl RequestTable {
             return self.drain();
         }
         let mut ended = Ended::new();
-        for at in 0..self.slots.len() {
-            let Some(slot) = self.slots.get_mut(at) else { continue };
-            let id = u64::from(slot.generation) << 32 | at as u64;
-            match slot.call.as_mut().map(|in_flight| in_flight.may_repeat(end == End::Renewed)) {
+        for id in self.slots.ids() {
+            match self.slots.get_mut(id).map(|in_flight| in_flight.may_repeat(end == End::Renewed)) {
                 Some(true) => self.queue.request(id),
                 Some(false) => ended.extend(self.take_unreached(id)),
                 None => {}
@@ -398,7 +313,7 @@ impl RequestTable {
     /// address and refused, so that the peer need not have ended.
     pub(crate) fn failed(&mut self, is_alive: bool, now_ms: u64) -> Ended {
         if is_alive {
-            self.slots.iter_mut().filter_map(|slot| slot.call.as_mut()).for_each(InFlight::is_alive);
+            self.slots.calls_mut().for_each(InFlight::is_alive);
         }
         self.breaker = self.breaker.failed(now_ms);
         self.drain()
@@ -417,10 +332,7 @@ impl RequestTable {
 
     fn drain(&mut self) -> Ended {
         self.queue.clear();
-        let ids: Vec<u64> = (0..self.slots.len() as u64)
-            .filter_map(|at| self.slots.get(at as usize).map(|slot| u64::from(slot.generation) << 32 | at))
-            .collect();
-        ids.into_iter().filter_map(|id| self.take_unreached(id)).collect()
+        self.slots.ids().into_iter().filter_map(|id| self.take_unreached(id)).collect()
     }
 
     /// Sends a ping with the next frame.
@@ -434,7 +346,7 @@ impl RequestTable {
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight
+        self.slots.in_flight()
     }
 
     #[cfg(test)]
@@ -443,17 +355,11 @@ impl RequestTable {
     }
 }
 
-/// Returns whether the call with this id waits.
-fn waits(slots: &[Slot], id: u64) -> bool {
-    let slot = slots.get((id & 0xffff_ffff) as usize);
-    slot.is_some_and(|slot| slot.call.is_some() && u64::from(slot.generation) == id >> 32)
-}
-
 impl std::fmt::Debug for RequestTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Table")
             .field("breaker", &self.breaker)
-            .field("in_flight", &self.in_flight)
+            .field("in_flight", &self.slots.in_flight())
             .finish_non_exhaustive()
     }
 }

@@ -14,9 +14,9 @@ use crate::{
     identity::{Instance, PeerId},
     peer::{
         client::{
+            call::{Call, Outcome},
             link::Link,
             receiver::{Receiver, Reply},
-            request_table::{Call, Outcome},
         },
         local::LocalNode,
     },

@@ -6,6 +6,7 @@ use crate::{
     identity::{Incarnation, PeerId},
     limits::VALUES_IN_FLIGHT,
     peer::client::receiver::Reply,
+    protocol::chain::LoadChain,
 };
 
 /// A receiver that nobody waits for.
