@@ -11,9 +11,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     engine::{
-        Engine, GroupFlight,
+        Engine,
         entry::LoadStart,
         errors::panic_text,
+        load::NewLoad,
         load_task::{self, complete},
         suspect::{self, Admission},
     },
@@ -30,18 +31,19 @@ const MAX_WAITS: usize = 3;
 
 /// Load that waits for its batch.
 struct Waiting<V: Value> {
-    flight: GroupFlight<V>,
-    hash: u64,
-    reason: LoadReason,
+    load: NewLoad<V>,
     /// Completes the flight with an error if the batch does not complete it.
     guard: CompleteOnDrop<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl<V: Value> Waiting<V> {
-    /// Returns whether the key has no strikes, and completes its flight otherwise.
+    /// Returns whether the load waits for a turn or its key has no strikes, and completes its flight otherwise.
     fn may_be_loaded(&self, engine: &Engine<V>) -> bool {
-        let checked = engine.check_load_here(self.flight.key());
-        checked.map_err(|error| engine.flights.complete(&self.flight, Err(error.into()), 0, || ())).is_ok()
+        if self.load.admission != Admission::AtOnce {
+            return true;
+        }
+        let checked = engine.check_load_here(self.load.flight.key());
+        checked.map_err(|error| engine.flights.complete(&self.load.flight, Err(error.into()), 0, || ())).is_ok()
     }
 }
 
@@ -59,14 +61,8 @@ impl<V: Value> Batches<V> {
 }
 
 /// Begins a load together with the other loads that begin in the same moment.
-pub(crate) fn load_with_others<V: Value>(
-    engine: &Arc<Engine<V>>,
-    batches: &Arc<Batches<V>>,
-    flight: GroupFlight<V>,
-    hash: u64,
-    reason: LoadReason,
-) {
-    let waiting = waiting(engine, flight, hash, reason);
+pub(crate) fn load_with_others<V: Value>(engine: &Arc<Engine<V>>, batches: &Arc<Batches<V>>, load: NewLoad<V>) {
+    let waiting = waiting(engine, load);
     let is_first = {
         let mut all = batches.waiting.lock();
         all.push(waiting);
@@ -90,12 +86,7 @@ pub(crate) fn load_with_others<V: Value>(
         let mut all = gathering.take();
         while !all.is_empty() {
             let (batch, rest) = one_batch(all, gathering.batches.max_keys);
-            engine.context.tasks.load(run(
-                Arc::clone(&engine),
-                Arc::clone(&gathering.batches),
-                batch,
-                Admission::AtOnce,
-            ));
+            engine.context.tasks.load(run(Arc::clone(&engine), Arc::clone(&gathering.batches), batch));
             all = rest;
         }
     });
@@ -103,49 +94,42 @@ pub(crate) fn load_with_others<V: Value>(
 
 /// Begins a load in a batch of its own. A load that another load waits for takes a permit of its own depth, and the load
 /// of a suspect waits for its turn.
-pub(crate) fn load_alone<V: Value>(
-    engine: &Arc<Engine<V>>,
-    batches: &Arc<Batches<V>>,
-    flight: GroupFlight<V>,
-    hash: u64,
-    reason: LoadReason,
-    admission: Admission,
-) {
-    let waiting = waiting(engine, flight, hash, reason);
-    engine.context.tasks.load(run(Arc::clone(engine), Arc::clone(batches), vec![waiting], admission));
+pub(crate) fn load_alone<V: Value>(engine: &Arc<Engine<V>>, batches: &Arc<Batches<V>>, load: NewLoad<V>) {
+    let waiting = waiting(engine, load);
+    engine.context.tasks.load(run(Arc::clone(engine), Arc::clone(batches), vec![waiting]));
 }
 
 /// Makes a waiting load, which completes its flight with an error when it is dropped.
-fn waiting<V: Value>(engine: &Arc<Engine<V>>, flight: GroupFlight<V>, hash: u64, reason: LoadReason) -> Waiting<V> {
-    let (engine, abandoned) = (Arc::clone(engine), Arc::clone(&flight));
+fn waiting<V: Value>(engine: &Arc<Engine<V>>, load: NewLoad<V>) -> Waiting<V> {
+    let (engine, abandoned) = (Arc::clone(engine), Arc::clone(&load.flight));
     let complete: Box<dyn FnOnce() + Send + Sync> = Box::new(move || load_task::give_up(&engine, &abandoned));
-    Waiting { flight, hash, reason, guard: CompleteOnDrop::new(complete) }
+    Waiting { load, guard: CompleteOnDrop::new(complete) }
 }
 
 /// Splits off the first batch, which has each key once, and returns the remaining loads too. A key that was written
 /// between two gets has two flights, and the second one is in a later batch.
 fn one_batch<V: Value>(all: Vec<Waiting<V>>, max_keys: usize) -> (Vec<Waiting<V>>, Vec<Waiting<V>>) {
     let mut keys = BTreeSet::new();
-    all.into_iter().partition(|waiting| keys.len() < max_keys && keys.insert(Arc::clone(waiting.flight.key())))
+    all.into_iter().partition(|waiting| keys.len() < max_keys && keys.insert(Arc::clone(waiting.load.flight.key())))
 }
 
 /// Runs one batch: asks previous owners, calls the loader for the remaining keys, and completes each flight.
-async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, batch: Vec<Waiting<V>>, admission: Admission) {
+async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, batch: Vec<Waiting<V>>) {
     let mut batch = ask_previous_owners(&engine, batch).await;
-    if admission == Admission::AtOnce && engine.context.local.quarantine.has_records() {
+    if engine.context.local.quarantine.has_records() {
         batch.retain(|waiting| waiting.may_be_loaded(&engine));
     }
     if batch.is_empty() {
         return;
     }
     let changes = engine.context.changes.number();
-    let keys: Vec<Arc<str>> = batch.iter().map(|waiting| Arc::clone(waiting.flight.key())).collect();
-    let loaded = load_task::caught(&engine, load_many(&engine, &batches, &batch, &keys, admission)).await;
+    let keys: Vec<Arc<str>> = batch.iter().map(|waiting| Arc::clone(waiting.load.flight.key())).collect();
+    let loaded = load_task::caught(&engine, load_many(&engine, &batches, &batch, &keys)).await;
     let mut outcomes = match loaded.and_then(|loaded| loaded) {
         Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map_err(|e| engine.errors.load_failed(e))).collect(),
         Err(error) => vec![Err(error); batch.len()],
     };
-    for Waiting { flight, hash, guard, .. } in batch.into_iter().rev() {
+    for Waiting { load: NewLoad { flight, hash, .. }, guard } in batch.into_iter().rev() {
         if let Some(outcome) = outcomes.pop() {
             if outcome.is_err() {
                 engine.counters.load_errors.up();
@@ -161,7 +145,7 @@ async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, batch: 
 async fn ask_previous_owners<V: Value>(engine: &Engine<V>, batch: Vec<Waiting<V>>) -> Vec<Waiting<V>> {
     let changes = engine.context.changes.number();
     let ask = async |waiting: Waiting<V>| {
-        let Waiting { flight, hash, reason, .. } = &waiting;
+        let NewLoad { flight, hash, reason, .. } = &waiting.load;
         if load_task::was_taken(engine, flight, *hash, *reason, changes).await {
             waiting.guard.defuse();
             return None;
@@ -179,9 +163,8 @@ async fn load_many<V: Value>(
     batches: &Batches<V>,
     batch: &[Waiting<V>],
     keys: &[Arc<str>],
-    admission: Admission,
 ) -> Result<Outcomes<V>> {
-    let mut contexts = batch.iter().filter_map(|waiting| waiting.flight.context.load_context());
+    let mut contexts = batch.iter().filter_map(|waiting| waiting.load.flight.context.load_context());
     let Some(context) = contexts.next().cloned() else {
         return Err(Error::new(Kind::Closed, "the load has no context"));
     };
@@ -189,9 +172,11 @@ async fn load_many<V: Value>(
     // and then the permit of the whole batch must be of its depth.
     contexts.for_each(|other| other.follow(&context));
     let deadline = clock::deadline(engine.loads.deadline);
+    // A suspect is alone in its batch.
+    let admission = batch.first().map_or(Admission::AtOnce, |first| first.load.admission);
     let turn = suspect::turn(engine, admission, deadline).await?;
     let keys: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
-    let fallbacks = batch.iter().filter(|waiting| waiting.reason == LoadReason::Fallback).count();
+    let fallbacks = batch.iter().filter(|waiting| waiting.load.reason == LoadReason::Fallback).count();
     let call = || async {
         engine.counters.loads.add(keys.len() as u64);
         engine.counters.fallback_loads.add(fallbacks as u64);
@@ -204,12 +189,12 @@ async fn load_many<V: Value>(
     };
     // A call counts as failed if it fails as a whole, or for each of its keys.
     let has_failed = |loaded: &Result<Outcomes<V>>| {
-        batch.iter().for_each(|waiting| engine.survived(waiting.flight.key()));
+        batch.iter().for_each(|waiting| engine.survived(waiting.load.flight.key()));
         loaded.as_ref().map_or(true, |all| all.iter().all(|outcome| outcome.is_err()))
     };
     let begins = async {
         match batch.first().filter(|_| turn.is_some()) {
-            Some(first) => suspect::begin(engine, &first.flight, turn).await.map(Some),
+            Some(first) => suspect::begin(engine, &first.load.flight, turn).await.map(Some),
             None => Ok(None),
         }
     };

@@ -22,6 +22,25 @@ use crate::{
 /// Minimum time between the beginnings of two refreshes of a key.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
+/// Load that is to begin.
+pub(super) struct NewLoad<V: Value> {
+    pub(super) flight: GroupFlight<V>,
+    pub(super) hash: u64,
+    pub(super) reason: LoadReason,
+    pub(super) admission: Admission,
+    /// Whether another load waits for this one.
+    is_nested: bool,
+}
+
+impl<V: Value> NewLoad<V> {
+    /// Returns whether the load shares neither a slot of its key nor a batch with other loads. A load that another load waits
+    /// for takes no slot, because the loads that have slots may wait for the permit that the other load holds. The load of a
+    /// suspect takes none, because suspects have turns.
+    fn is_apart(&self) -> bool {
+        self.is_nested || self.admission != Admission::AtOnce
+    }
+}
+
 /// State of a get after it was dispatched.
 pub(crate) enum Dispatched<V: Value> {
     /// An entry was stored meanwhile.
@@ -79,70 +98,43 @@ pub(super) fn join_as<V: Value>(
         }
         Join::Started(flight) => {
             let is_nested = chain.depth() > 0;
-            begin(engine, Arc::clone(&flight), hash, reason, is_nested, admission);
+            begin(engine, NewLoad { flight: Arc::clone(&flight), hash, reason, admission, is_nested });
             Ok(Dispatched::Flight(flight, None))
         }
     }
 }
 
-/// Starts a load, and says so afterwards, because a subscriber that panics must find the task that completes the flight.
-fn begin<V: Value>(
-    engine: &Arc<Engine<V>>,
-    flight: GroupFlight<V>,
-    hash: u64,
-    reason: LoadReason,
-    is_nested: bool,
-    admission: Admission,
-) {
-    let key = Arc::clone(flight.key());
-    start(engine, flight, hash, reason, is_nested, admission);
-    tracing::trace!(group = &*engine.settings.name, key = &*key, ?reason, "load.start");
-}
-
-/// Starts a load once its key has a slot. A load that another load waits for needs none, because the loads that have slots
-/// may wait for the permit that the other load holds. The load of a suspect needs none, because suspects have turns.
-fn start<V: Value>(
-    engine: &Arc<Engine<V>>,
-    flight: GroupFlight<V>,
-    hash: u64,
-    reason: LoadReason,
-    is_nested: bool,
-    admission: Admission,
-) {
-    if is_nested || admission != Admission::AtOnce {
-        return start_now(engine, flight, hash, reason, is_nested, admission);
-    }
-    let (starting, started) = (Arc::clone(engine), Arc::clone(&flight));
-    let begin = move |slot| {
-        started.hold(Box::new(slot));
-        if starting.context.tasks.is_closing() || starting.is_removed.load(Relaxed) {
-            load_task::give_up(&starting, &started);
+/// Starts a load once its key has a slot, and says so afterwards, because a subscriber that panics must find the task that
+/// completes the flight.
+fn begin<V: Value>(engine: &Arc<Engine<V>>, load: NewLoad<V>) {
+    let (flight, reason) = (Arc::clone(&load.flight), load.reason);
+    if load.is_apart() {
+        start(engine, load);
+    } else {
+        let starting = Arc::clone(engine);
+        let begin = move |slot| {
+            load.flight.hold(Box::new(slot));
+            if starting.context.tasks.is_closing() || starting.is_removed.load(Relaxed) {
+                load_task::give_up(&starting, &load.flight);
+            }
+            if !load.flight.is_complete() {
+                load.flight.context.load_context().iter().for_each(|load| load.begins(starting.context.now_ms()));
+                start(&starting, load);
+            }
+        };
+        if let Some(earlier) = engine.load_slots.begin(&flight, begin) {
+            load_slots::follow(engine, earlier, Arc::clone(&flight));
         }
-        if !started.is_complete() {
-            started.context.load_context().iter().for_each(|load| load.begins(starting.context.now_ms()));
-            start_now(&starting, started, hash, reason, is_nested, admission);
-        }
-    };
-    if let Some(earlier) = engine.load_slots.begin(&flight, begin) {
-        load_slots::follow(engine, earlier, flight);
     }
+    tracing::trace!(group = &*engine.settings.name, key = &**flight.key(), ?reason, "load.start");
 }
 
 /// Starts a load, alone or in a batch.
-fn start_now<V: Value>(
-    engine: &Arc<Engine<V>>,
-    flight: GroupFlight<V>,
-    hash: u64,
-    reason: LoadReason,
-    is_nested: bool,
-    admission: Admission,
-) {
+fn start<V: Value>(engine: &Arc<Engine<V>>, load: NewLoad<V>) {
     match &engine.loads.batches {
-        None => engine.context.tasks.load(load_task::run(Arc::clone(engine), flight, hash, reason, admission)),
-        Some(batches) if is_nested || admission != Admission::AtOnce => {
-            batch::load_alone(engine, batches, flight, hash, reason, admission);
-        }
-        Some(batches) => batch::load_with_others(engine, batches, flight, hash, reason),
+        None => engine.context.tasks.load(load_task::run(Arc::clone(engine), load)),
+        Some(batches) if load.is_apart() => batch::load_alone(engine, batches, load),
+        Some(batches) => batch::load_with_others(engine, batches, load),
     }
 }
 
@@ -176,6 +168,7 @@ pub(crate) fn refresh_if_due<V: Value>(engine: &Arc<Engine<V>>, key: &str, slot:
     let joined = engine.flights.join(Table::Load, key, now_ms, |_| true, || None::<()>, || Work::Load(load));
     if let Join::Started(flight) = joined {
         engine.counters.refreshes.up();
-        begin(engine, flight, hash, LoadReason::Refresh, false, Admission::AtOnce);
+        let (reason, admission) = (LoadReason::Refresh, Admission::AtOnce);
+        begin(engine, NewLoad { flight, hash, reason, admission, is_nested: false });
     }
 }

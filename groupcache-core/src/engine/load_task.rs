@@ -19,6 +19,7 @@ use crate::{
         Engine, GroupFlight, Outcome,
         entry::{self, LoadStart},
         errors::panic_text,
+        load::NewLoad,
         previous_owner,
         suspect::{self, Admission},
     },
@@ -99,13 +100,8 @@ pub(super) async fn was_taken<V: Value>(
 }
 
 /// Returns the task of one load. The flight completes whatever happens to the task, even if it is never polled.
-pub(crate) fn run<V: Value>(
-    engine: Arc<Engine<V>>,
-    flight: GroupFlight<V>,
-    hash: u64,
-    reason: LoadReason,
-    admission: Admission,
-) -> impl Future<Output = ()> + Send {
+pub(crate) fn run<V: Value>(engine: Arc<Engine<V>>, load: NewLoad<V>) -> impl Future<Output = ()> + Send {
+    let NewLoad { flight, hash, reason, admission, .. } = load;
     let guard = complete_on_drop(&engine, &flight);
     async move {
         let changes = engine.context.changes.number();
@@ -114,14 +110,14 @@ pub(crate) fn run<V: Value>(
             return guard.defuse();
         }
         let start = LoadStart::now(&engine, flight.key());
-        let outcome = caught(&engine, load(&engine, &flight, reason, admission, start.previous.as_deref())).await;
+        let outcome = caught(&engine, call(&engine, &flight, reason, admission, start.previous.as_deref())).await;
         complete(&engine, &flight, hash, outcome.and_then(|loaded| loaded), &start);
         guard.defuse();
     }
 }
 
 /// Calls the loader in the turn of the load, with permits, attempts and a deadline.
-async fn load<V: Value>(
+async fn call<V: Value>(
     engine: &Engine<V>,
     flight: &GroupFlight<V>,
     reason: LoadReason,
