@@ -42,9 +42,12 @@ impl InFlight {
         self.progress = Progress::Sent;
     }
 
-    /// Records that the load waits for its turn at the peer.
+    /// Records that the load waits for its turn at the peer. The notice of the beginning overtakes what is queued, so that
+    /// this notice may arrive after it.
     pub(super) fn held(&mut self) {
-        self.progress = Progress::Held;
+        if self.progress == Progress::Sent {
+            self.progress = Progress::Held;
+        }
     }
 
     /// Returns whether the peer has the request, on the current connection.
@@ -92,5 +95,55 @@ impl InFlight {
             (Progress::Cut { has_run }, Some(process)) => Outcome::Died { process: process.clone(), has_run },
             _ => Outcome::Unreachable,
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        identity::{Incarnation, PeerId},
+        peer::client::receiver::{Receiver, Reply},
+        protocol::{
+            chain::LoadChain,
+            message::{Op, Strikes},
+        },
+    };
+
+    struct Nobody;
+
+    impl Reply for Nobody {
+        fn reply(self: Arc<Self>, _: Outcome, _: Instant) {}
+    }
+
+    /// Checks that a peer which began the load and then ended has run the load, although the notice of the wait for the
+    /// turn arrived after that of the beginning.
+    #[test]
+    fn late_notice_of_the_wait_hides_no_beginning() {
+        let reply = Receiver::new(Arc::new(Nobody));
+        let call = Call {
+            op: Op::Get,
+            group: 0,
+            key: Arc::from("k"),
+            deadline_ms: 0,
+            rank: 0,
+            chain: LoadChain::EMPTY,
+            number: 0,
+            known: Vec::new(),
+            strikes: Some(Box::<Strikes>::default()),
+            reply,
+        };
+        let mut in_flight = InFlight::new(call, None);
+        in_flight.sent();
+        in_flight.begun();
+        in_flight.held();
+        in_flight.cut(true);
+        let process = Instance { id: PeerId::new("a").unwrap(), incarnation: Incarnation(1) };
+        assert!(matches!(in_flight.unreached(Some(&process)), Outcome::Died { has_run: true, .. }));
     }
 }
