@@ -116,16 +116,22 @@ fn one_batch<V: Value>(all: Vec<Waiting<V>>, max_keys: usize) -> (Vec<Waiting<V>
 /// Runs one batch: asks previous owners, calls the loader for the remaining keys, and completes each flight.
 async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, batch: Vec<Waiting<V>>) {
     let mut batch = ask_previous_owners(&engine, batch).await;
-    if engine.context.local.quarantine.has_records() {
-        batch.retain(|waiting| waiting.may_be_loaded(&engine));
-    }
-    if batch.is_empty() {
-        return;
-    }
-    let changes = engine.context.changes.number();
-    let keys: Vec<Arc<str>> = batch.iter().map(|waiting| Arc::clone(waiting.load.flight.key())).collect();
-    let loaded = load_task::caught(&engine, load_many(&engine, &batches, &batch, &keys)).await;
-    let mut outcomes = match loaded.and_then(|loaded| loaded) {
+    let (changes, loaded) = loop {
+        if engine.context.local.quarantine.has_records() {
+            batch.retain(|waiting| waiting.may_be_loaded(&engine));
+        }
+        let Some(first) = batch.first() else { return };
+        let is_in_turn = first.load.admission != Admission::AtOnce;
+        let changes = engine.context.changes.number();
+        let keys: Vec<Arc<str>> = batch.iter().map(|waiting| Arc::clone(waiting.load.flight.key())).collect();
+        let loaded = load_task::caught(&engine, load_many(&engine, &batches, &batch, &keys)).await;
+        match loaded.and_then(|loaded| loaded) {
+            // A key has got a strike while the batch waited for permits. The other keys are loaded without it.
+            Err(error) if error.is_quarantined() && !is_in_turn => {}
+            loaded => break (changes, loaded),
+        }
+    };
+    let mut outcomes = match loaded {
         Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map_err(|e| engine.errors.load_failed(e))).collect(),
         Err(error) => vec![Err(error); batch.len()],
     };
@@ -193,10 +199,15 @@ async fn load_many<V: Value>(
         loaded.as_ref().map_or(true, |all| all.iter().all(|outcome| outcome.is_err()))
     };
     let begins = async {
-        match batch.first().filter(|_| turn.is_some()) {
-            Some(first) => suspect::begin(engine, &first.load.flight, turn).await.map(Some),
-            None => Ok(None),
+        if turn.is_none() && batch.iter().any(|waiting| engine.suspect(waiting.load.flight.key()).is_some()) {
+            return Err(Error::new(Kind::Quarantined, "a key of the batch has got a strike"));
         }
+        let mut turn = turn;
+        let mut running = Vec::new();
+        for waiting in batch {
+            running.push(suspect::begin(engine, &waiting.load.flight, turn.take()).await?);
+        }
+        Ok(running)
     };
     engine.loads.attempts(&context, deadline, begins, call, has_failed).await
 }

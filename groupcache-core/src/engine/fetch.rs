@@ -293,7 +293,10 @@ impl<'a, V: Value> FetchStep<'a, V> {
     /// Loads the key on this node, because no other node answers for it.
     fn load_here(&self) {
         let fetch = self.fetch;
-        match load::join(self.engine, self.flight.key(), fetch.hash, &fetch.chain, LoadReason::Fallback) {
+        // A key with strikes is fetched by its owner too, and may be clean by now.
+        let is_mine = self.engine.ownership.owns(&fetch.snapshot.view, fetch.hash);
+        let reason = if is_mine { LoadReason::Owner } else { LoadReason::Fallback };
+        match load::join(self.engine, self.flight.key(), fetch.hash, &fetch.chain, reason) {
             Ok(Dispatched::Found(slot)) => self.complete(Ok(slot)),
             Ok(Dispatched::Flight(load, joined)) => self.follow(load, joined),
             Err(error) => self.complete(Err(error.into())),
@@ -302,10 +305,9 @@ impl<'a, V: Value> FetchStep<'a, V> {
 
     /// Joins a load that runs on this node.
     fn join(&self, load: GroupFlight<V>) {
-        let joined = load.context.load_context().map(|context| context.join(&self.fetch.chain)).transpose();
-        match joined {
-            Ok(joined) => self.follow(load, joined.flatten()),
-            Err(error) => self.complete(Err(self.engine.errors.nesting(error).into())),
+        match load::join_running(self.engine, &load, &self.fetch.chain) {
+            Ok(joined) => self.follow(load, joined),
+            Err(error) => self.complete(Err(error.into())),
         }
     }
 

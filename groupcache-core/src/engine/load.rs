@@ -11,7 +11,7 @@ use crate::{
     error::Result,
     flight::{
         Join, Kind as Table,
-        nesting::{JoinGuard, LoadContext},
+        nesting::{JoinGuard, LoadContext, Stage},
     },
     loader::LoadReason,
     protocol::chain::LoadChain,
@@ -28,16 +28,12 @@ pub(super) struct NewLoad<V: Value> {
     pub(super) hash: u64,
     pub(super) reason: LoadReason,
     pub(super) admission: Admission,
-    /// Whether another load waits for this one.
-    is_nested: bool,
 }
 
 impl<V: Value> NewLoad<V> {
-    /// Returns whether the load shares neither a slot of its key nor a batch with other loads. A load that another load waits
-    /// for takes no slot, because the loads that have slots may wait for the permit that the other load holds. The load of a
-    /// suspect takes none, because suspects have turns.
+    /// Returns whether the load is in a batch of its own: the load of a suspect, and a load that another load waits for.
     fn is_apart(&self) -> bool {
-        self.is_nested || self.admission != Admission::AtOnce
+        self.admission != Admission::AtOnce || self.flight.context.load_context().is_some_and(|load| load.depth() > 0)
     }
 }
 
@@ -64,7 +60,8 @@ pub(crate) fn join<V: Value>(
     join_as(engine, key, hash, chain, reason, Admission::AtOnce)
 }
 
-/// Joins the load of a key, or begins it as `admission` says.
+/// Joins the load of a key, or begins it as `admission` says. The load of a suspect joins a load with a peer that hears of
+/// the beginning, or with a loader that is called already; another one would be refused at its beginning.
 ///
 /// # Errors
 /// The load chain is too deep, or closes a cycle.
@@ -83,48 +80,61 @@ pub(super) fn join_as<V: Value>(
     let now_ms = engine.context.local.clock.read_ms();
     let mut unusable = None;
     let recheck = || engine.lookup(key, now_ms, Purpose::BeginFlight).map_err(|slot| unusable = slot).ok();
-    let joined = engine.flights.join(Table::Load, key, now_ms, |_| true, recheck, || Work::Load(load));
+    let suits = |work: &Work<V>| {
+        admission == Admission::AtOnce || work.load_context().is_some_and(|load| load.stage() != Stage::Waits)
+    };
+    let joined = engine.flights.join(Table::Load, key, now_ms, suits, recheck, || Work::Load(load));
     drop(unusable);
     match joined {
         Join::Found(slot) => Ok(Dispatched::Found(slot)),
         Join::Shared(flight) => {
             engine.counters.shared_flights.up();
-            let load = flight.context.load_context();
-            let joined = load.map(|load| load.join(chain)).transpose().map_err(|e| engine.errors.nesting(e))?;
-            if chain.depth() > 0 {
-                engine.load_slots.begin_now(&flight);
-            }
-            Ok(Dispatched::Flight(flight, joined.flatten()))
+            let joined = join_running(engine, &flight, chain)?;
+            Ok(Dispatched::Flight(flight, joined))
         }
         Join::Started(flight) => {
-            let is_nested = chain.depth() > 0;
-            begin(engine, NewLoad { flight: Arc::clone(&flight), hash, reason, admission, is_nested });
+            begin(engine, NewLoad { flight: Arc::clone(&flight), hash, reason, admission });
             Ok(Dispatched::Flight(flight, None))
         }
     }
 }
 
+/// Records that `chain` waits for a load, until the guard is dropped, and lets the load wait for no slot any more.
+///
+/// # Errors
+/// The load waits for a load of the chain.
+pub(super) fn join_running<V: Value>(
+    engine: &Arc<Engine<V>>,
+    flight: &GroupFlight<V>,
+    chain: &LoadChain,
+) -> Result<Option<JoinGuard>> {
+    let load = flight.context.load_context();
+    let joined = load.map(|load| load.join(chain)).transpose().map_err(|e| engine.errors.nesting(e))?;
+    if chain.depth() > 0 {
+        engine.load_slots.begin_needed(flight.key());
+    }
+    Ok(joined.flatten())
+}
+
 /// Starts a load once its key has a slot, and says so afterwards, because a subscriber that panics must find the task that
 /// completes the flight.
 fn begin<V: Value>(engine: &Arc<Engine<V>>, load: NewLoad<V>) {
-    let (flight, reason) = (Arc::clone(&load.flight), load.reason);
-    if load.is_apart() {
-        start(engine, load);
-    } else {
-        let starting = Arc::clone(engine);
-        let begin = move |slot| {
-            load.flight.hold(Box::new(slot));
-            if starting.context.tasks.is_closing() || starting.is_removed.load(Relaxed) {
-                load_task::give_up(&starting, &load.flight);
-            }
-            if !load.flight.is_complete() {
-                load.flight.context.load_context().iter().for_each(|load| load.begins(starting.context.now_ms()));
-                start(&starting, load);
-            }
-        };
-        if let Some(earlier) = engine.load_slots.begin(&flight, begin) {
-            load_slots::follow(engine, earlier, Arc::clone(&flight));
+    let (flight, reason, may_wait) = (Arc::clone(&load.flight), load.reason, load.admission == Admission::AtOnce);
+    let starting = Arc::clone(engine);
+    let begin = move |slot| {
+        load.flight.hold(Box::new(slot));
+        if starting.context.tasks.is_closing() || starting.is_removed.load(Relaxed) {
+            load_task::give_up(&starting, &load.flight);
         }
+        if !load.flight.is_complete() {
+            if may_wait {
+                load.flight.context.load_context().iter().for_each(|load| load.begins(starting.context.now_ms()));
+            }
+            start(&starting, load);
+        }
+    };
+    if let Some(earlier) = engine.load_slots.begin(&flight, may_wait, engine.context.now_ms(), begin) {
+        load_slots::follow(engine, earlier, Arc::clone(&flight));
     }
     tracing::trace!(group = &*engine.settings.name, key = &**flight.key(), ?reason, "load.start");
 }
@@ -169,6 +179,6 @@ pub(crate) fn refresh_if_due<V: Value>(engine: &Arc<Engine<V>>, key: &str, slot:
     if let Join::Started(flight) = joined {
         engine.counters.refreshes.up();
         let (reason, admission) = (LoadReason::Refresh, Admission::AtOnce);
-        begin(engine, NewLoad { flight, hash, reason, admission, is_nested: false });
+        begin(engine, NewLoad { flight, hash, reason, admission });
     }
 }

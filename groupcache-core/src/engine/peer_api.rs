@@ -23,7 +23,10 @@ use crate::{
         previous_owner, receive, send, suspect,
     },
     error::{Error, Kind, Result},
-    flight::{Kind as Table, nesting::JoinGuard},
+    flight::{
+        Kind as Table,
+        nesting::{JoinGuard, Stage},
+    },
     identity::{Instance, PeerId},
     limits::{MAX_ERROR_TEXT, RETRY_AFTER},
     loader::LoadReason,
@@ -212,9 +215,12 @@ impl<V: Value> GroupService for Engine<V> {
 
     fn watch(&self) {
         let now_ms = self.context.now_ms();
+        let longest = self.longest_wait();
+        // The loaders with slots ignore their deadlines, and the key would not be loaded any more.
+        self.load_slots.begin_stuck(now_ms.saturating_sub(longest.as_millis() as u64));
         for flight in self.flights.all(Table::Load) {
             let begun_ms = flight.context.load_context().map_or(0, |load| load.begun_ms()).max(flight.begun_ms);
-            let overdue_ms = later(begun_ms, self.settings.load_deadline.saturating_add(OVERDUE));
+            let overdue_ms = later(begun_ms, longest);
             if overdue_ms <= now_ms && flight.first_time_overdue() {
                 self.counters.overdue_loads.up();
                 tracing::warn!(
@@ -257,16 +263,16 @@ impl<V: Value> Drop for AwaitedFlight<V> {
     }
 }
 
-/// Waits for the outcome of a load, and gives notice while the load waits for its turn and when it begins.
+/// Waits for the outcome of a load, and gives notice while the load waits for its turn and when its loader is called.
 async fn noticed<V: Value>(flight: &GroupFlight<V>, notice: Option<Notice>) -> Outcome<V> {
     if let (Some(notice), Some(load)) = (notice, flight.context.load_context()) {
-        if !load.has_begun() {
+        if load.stage() == Stage::WaitsForTurn {
             notice(Response::Held);
         }
         tokio::select! {
             biased;
             outcome = flight.outcome() => return outcome,
-            () = load.begun() => notice(Response::Begun),
+            () = load.called() => notice(Response::Begun),
         }
     }
     flight.outcome().await
@@ -281,7 +287,8 @@ fn begin_load<V: Value>(
     if engine.context.is_draining() {
         let running = engine.flights.running(Table::Load, request.key);
         let running = running.ok_or(Response::Declined(Decline::Draining))?;
-        return Ok(Ok(Dispatched::Flight(running, None)));
+        let joined = load::join_running(engine, &running, &request.chain);
+        return Ok(joined.map(|joined| Dispatched::Flight(running, joined)));
     }
     if engine.context.is_closed() {
         return Err(Response::Declined(Decline::Closing));

@@ -143,8 +143,11 @@ pub(super) async fn begin<V: Value>(
     flight: &GroupFlight<V>,
     turn: Option<Turn>,
 ) -> Result<Running> {
+    let context = flight.context.load_context();
     let Some(Turn { strikes, until, permit }) = turn else {
-        return engine.check_load_here(flight.key()).map(|()| Running::default());
+        engine.check_load_here(flight.key())?;
+        context.iter().for_each(|load| load.calls());
+        return Ok(Running::default());
     };
     let check = || match engine.suspect(flight.key()) {
         Some(suspect) if suspect.record.strikes() > strikes => Err(engine.errors.quarantined(suspect.quarantine())),
@@ -152,7 +155,10 @@ pub(super) async fn begin<V: Value>(
         _ => Ok(()),
     };
     check()?;
-    flight.context.load_context().iter().for_each(|load| load.begins(engine.context.now_ms()));
+    if let Some(load) = context {
+        load.begins(engine.context.now_ms());
+        load.calls();
+    }
     sleep(NOTICE).await;
     check()?;
     let (running, ended) = oneshot::channel();

@@ -7,7 +7,7 @@
 use std::sync::{
     Arc,
     atomic::{
-        AtomicU64, AtomicUsize,
+        AtomicU8, AtomicU64, AtomicUsize,
         Ordering::{Relaxed, SeqCst},
     },
 };
@@ -41,10 +41,23 @@ pub(crate) struct LoadContext {
     deepened: Notify,
     /// Time before which every value that the loader has read contains every write.
     read_as_of_ms: AtomicU64,
-    /// Time from which on the loader may be called; 0 for the beginning of the flight, and [`NEVER`] while the load waits
-    /// for a slot, or as a suspect for its turn.
+    stage: AtomicU8,
+    calling: Notify,
+    /// Time from which on the deadline of the load runs; 0 for the beginning of the flight, and [`NEVER`] while the load
+    /// waits for a slot, or as a suspect for its turn.
     begun_ms: AtomicU64,
-    beginning: Notify,
+}
+
+/// How far a load has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    /// The load waits for a slot, for previous owners or for a permit.
+    Waits,
+    /// The key has strikes, and the load waits for its turn.
+    WaitsForTurn,
+    /// The loader is called, or was.
+    Called,
 }
 
 #[derive(Debug, Default)]
@@ -75,9 +88,16 @@ impl LoadContext {
     /// none.
     pub(crate) fn read_as_of_ms(&self) -> u64 {
         // A batch runs in the context of its first load, and a load without a slot follows a later one.
-        let leader = self.joined.lock().leader.clone();
-        let own_ms = self.read_as_of_ms.load(Relaxed);
-        leader.map_or(own_ms, |leader| own_ms.min(leader.read_as_of_ms()))
+        let (mut oldest_ms, mut leader) = (self.read_as_of_ms.load(Relaxed), self.leader());
+        while let Some(load) = leader {
+            oldest_ms = oldest_ms.min(load.read_as_of_ms.load(Relaxed));
+            leader = load.leader();
+        }
+        oldest_ms
+    }
+
+    fn leader(&self) -> Option<Arc<Self>> {
+        self.joined.lock().leader.clone()
     }
 
     /// Makes the context of a load of `hash` that begins for `chain`.
@@ -92,40 +112,55 @@ impl LoadContext {
             waits: Mutex::default(),
             deepened: Notify::new(),
             read_as_of_ms: AtomicU64::new(u64::MAX),
+            stage: AtomicU8::new(Stage::Waits as u8),
+            calling: Notify::new(),
             begun_ms: AtomicU64::new(0),
-            beginning: Notify::new(),
         }))
     }
 
-    /// Records that the load waits for a slot or for its turn.
-    pub(crate) fn waits_for_turn(&self) {
-        self.begun_ms.store(NEVER, Relaxed);
+    /// Records that the load waits for a slot.
+    pub(crate) fn waits_for_slot(&self) {
+        self.begun_ms.store(NEVER, SeqCst);
     }
 
-    /// Records that the load begins.
+    /// Records that the load of a suspect waits for its turn.
+    pub(crate) fn waits_for_turn(&self) {
+        self.begun_ms.store(NEVER, SeqCst);
+        self.stage.store(Stage::WaitsForTurn as u8, SeqCst);
+    }
+
+    /// Records that the wait for a slot or for the turn is over.
     pub(crate) fn begins(&self, now_ms: u64) {
         self.begun_ms.store(now_ms, SeqCst);
-        self.beginning.notify_waiters();
     }
 
-    /// Returns whether the loader may be called now.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.begun_ms() != NEVER
+    /// Records that the loader is about to be called.
+    pub(crate) fn calls(&self) {
+        self.stage.store(Stage::Called as u8, SeqCst);
+        self.calling.notify_waiters();
     }
 
-    /// Returns the time from which on the loader may be called; 0 for the beginning of the flight, [`NEVER`] for no time
-    /// yet.
+    pub(crate) fn stage(&self) -> Stage {
+        match self.stage.load(SeqCst) {
+            stage if stage == Stage::Called as u8 => Stage::Called,
+            stage if stage == Stage::WaitsForTurn as u8 => Stage::WaitsForTurn,
+            _ => Stage::Waits,
+        }
+    }
+
+    /// Returns the time from which on the deadline of the load runs; 0 for the beginning of the flight, [`NEVER`] for no
+    /// time yet.
     pub(crate) fn begun_ms(&self) -> u64 {
         self.begun_ms.load(SeqCst)
     }
 
-    /// Waits until the load begins.
-    pub(crate) async fn begun(&self) {
-        let beginning = self.beginning.notified();
-        tokio::pin!(beginning);
-        beginning.as_mut().enable();
-        if !self.has_begun() {
-            beginning.await;
+    /// Waits until the loader is called.
+    pub(crate) async fn called(&self) {
+        let calling = self.calling.notified();
+        tokio::pin!(calling);
+        calling.as_mut().enable();
+        if self.stage() != Stage::Called {
+            calling.await;
         }
     }
 
@@ -175,19 +210,16 @@ impl LoadContext {
         self.deepen(chain.depth());
         let leader = joined.leader.clone();
         drop(joined);
-        if let Some(leader) = leader {
-            leader.deepen(chain.depth());
-        }
+        deepen_all(leader, chain.depth());
         Ok(Some(JoinGuard { load: Arc::clone(self), recorded }))
     }
 
     /// Records that this load is in one batch with `leader` or gets its outcome, so that the waiters of this load wait for
     /// `leader` too.
     pub(crate) fn follow(&self, leader: &Arc<Self>) {
-        // Under the lock: a load that joins at this moment finds the leader, or has raised the depth before.
-        let mut joined = self.joined.lock();
-        joined.leader = Some(Arc::clone(leader));
-        leader.deepen(self.depth());
+        // A load that joins at this moment finds the leader, or has raised the depth before.
+        self.joined.lock().leader = Some(Arc::clone(leader));
+        deepen_all(Some(Arc::clone(leader)), self.depth());
     }
 
     fn deepen(&self, depth: usize) {
@@ -204,6 +236,24 @@ impl LoadContext {
     pub(crate) async fn deeper_than(&self, depth: usize) {
         while self.depth() <= depth {
             self.deepened.notified().await;
+        }
+    }
+}
+
+/// Raises the depth of a load and of all loads that it follows.
+fn deepen_all(mut load: Option<Arc<LoadContext>>, depth: usize) {
+    while let Some(deepened) = load {
+        deepened.deepen(depth);
+        load = deepened.leader();
+    }
+}
+
+impl Drop for Joiners {
+    /// Drops the loads that are followed one after the other, because each of thousands may follow the next.
+    fn drop(&mut self) {
+        let mut leader = self.leader.take();
+        while let Some(load) = leader.and_then(Arc::into_inner) {
+            leader = load.joined.lock().leader.take();
         }
     }
 }
@@ -307,6 +357,24 @@ mod tests {
         let _after = second.join(&LoadChain::of(2, [8])).unwrap();
         timeout(Duration::from_secs(5), first.deeper_than(1)).await.unwrap();
         assert_eq!((first.depth(), first.chain().depth()), (2, 3));
+    }
+
+    /// Checks that a load which follows another one, which follows a third, passes on the depth of its joiners and the age
+    /// of what the last one reads, and that the end of a long row needs no deep stack.
+    #[test]
+    fn row_of_followers_has_depth_and_age_of_all() {
+        let loads: Vec<_> = (0..100_000).map(|hash| load(&[], hash)).collect();
+        loads.windows(2).for_each(|pair| pair[0].follow(&pair[1]));
+        let (first, last) = (Arc::clone(&loads[0]), Arc::downgrade(&loads[99_999]));
+        drop(loads);
+        let _joined = first.join(&LoadChain::of(2, [200_000])).unwrap();
+        let last = last.upgrade().unwrap();
+        assert_eq!(last.depth(), 2);
+        last.note_read(7);
+        assert_eq!(first.read_as_of_ms(), 7);
+        drop(last);
+        drop(_joined);
+        drop(first);
     }
 
     #[tokio::test]

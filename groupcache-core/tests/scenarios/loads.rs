@@ -79,9 +79,9 @@ async fn load_that_another_load_needs_waits_for_no_slot() {
         group.remove("key").await.unwrap().log_pending();
         let reading = group.clone();
         gets.spawn(async move { reading.get("key").await });
-        eventually("a slot is taken", || source.gate.loads.of("key") == version.min(3)).await;
+        eventually("the get has begun its load", || group.stats().misses == version).await;
+        eventually("the slots are taken", || source.gate.loads.of("key") == version.min(3)).await;
     }
-    tokio::time::sleep(Duration::from_millis(1)).await; // the last get begins in most cases
     let outer = node.group::<String>("outer").capacity_bytes(1 << 20);
     let outer = outer.loader_with(group.clone(), async |group: &Group<String>, _: &str| group.get("key").await);
     let outer = outer.build().unwrap();
@@ -89,6 +89,46 @@ async fn load_that_another_load_needs_waits_for_no_slot() {
     eventually("the load that waited begins", || source.gate.loads.of("key") == 4).await;
     source.gate.open();
     assert!(gets.join_all().await.iter().all(Result::is_ok));
+}
+
+/// Checks that a key is loaded again although three loaders of it block their threads past their deadlines.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn loaders_that_block_do_not_end_their_key() {
+    #[derive(Default)]
+    struct Blocks {
+        loads: Loads,
+        is_over: (std::sync::Mutex<bool>, std::sync::Condvar),
+    }
+    async fn load(source: &Arc<Blocks>, key: &str) -> Result<String, BoxError> {
+        let number = source.loads.begin(key);
+        if number <= 3 {
+            let is_over = source.is_over.0.lock().unwrap();
+            drop(source.is_over.1.wait_while(is_over, |is_over| !*is_over).unwrap());
+        }
+        Ok(number.to_string())
+    }
+    /// Ends the blocking also when the test fails, because the runtime waits for its threads.
+    struct EndOnDrop(Arc<Blocks>);
+    impl Drop for EndOnDrop {
+        fn drop(&mut self) {
+            *self.0.is_over.0.lock().unwrap() = true;
+            self.0.is_over.1.notify_all();
+        }
+    }
+    let (node, source) = (single_node().await, Arc::<Blocks>::default());
+    let end = EndOnDrop(Arc::clone(&source));
+    let group = node.group::<String>("data").capacity_bytes(1 << 20).load_deadline(Duration::from_millis(100));
+    let group = group.loader_with(Arc::clone(&source), load).build().unwrap();
+    let mut gets = tokio::task::JoinSet::new();
+    for number in 1..=3 {
+        let reading = group.clone();
+        gets.spawn(async move { reading.get("key").await });
+        eventually("the loader blocks", || source.loads.of("key") == number).await;
+        group.remove("key").await.unwrap().log_pending();
+    }
+    assert_eq!(timeout(PATIENCE, group.get("key")).await.expect("the get ends").unwrap(), "4");
+    drop(end);
+    gets.join_all().await;
 }
 
 async fn single_node() -> Node {

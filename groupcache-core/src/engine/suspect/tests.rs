@@ -3,8 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    Group, Limits,
+    Group, Limits, Loaded,
+    flight::nesting::Stage,
     identity::{Incarnation, Instance, PeerId},
+    loader::{BatchLoader, LoadError},
     peer::group_service::{GroupService, LoadRequest},
     protocol::{chain::LoadChain, message::Response},
     testing::unit::support::{Cluster, Gate, Loads, eventually, gated},
@@ -108,6 +110,75 @@ async fn suspect_of_an_impatient_peer_is_not_loaded() {
     drop(turn);
     assert_eq!(loads.of(&key), 0);
     assert!(groups[1].engine.suspect(&key).is_some(), "the strike stays");
+    cluster.shutdown().await;
+}
+
+/// Checks that a strike takes one key out of a batch that waits for a permit, and that the other keys are loaded.
+#[tokio::test]
+async fn strike_takes_its_key_out_of_a_waiting_batch() {
+    struct Rows(Gate);
+
+    impl BatchLoader<String> for Rows {
+        async fn load_many(&self, keys: &[&str]) -> Result<Vec<Result<Loaded<String>, LoadError>>, LoadError> {
+            for key in keys {
+                gated(&self.0, key).await?;
+            }
+            Ok(keys.iter().map(|key| Ok(Loaded::new((*key).to_owned()))).collect())
+        }
+    }
+
+    let limits = Limits { max_loads: 1, ..Limits::default() };
+    let (loads, node) = (Gate::default(), crate::Node::builder().limits(limits).start().await.unwrap());
+    let group = node.group::<String>("data").capacity_bytes(1 << 20);
+    let group = group.batch_loader(Rows(loads.clone())).build().unwrap();
+    let get = |keys: &'static [&'static str]| {
+        let group = group.clone();
+        tokio::spawn(async move { group.get_many(keys).await })
+    };
+    let first = get(&["first"]);
+    eventually("the first load runs", || loads.loads.of("first") == 1).await;
+    let others = get(&["second", "third"]);
+    eventually("the others wait", || is_loading(&group, "second") && is_loading(&group, "third")).await;
+    eventually("the batch waits", || node.loads().queued == 1).await;
+    strike(&group, &"second".into(), "x");
+    loads.open();
+    assert!(first.await.unwrap()[0].is_ok());
+    let outcomes = others.await.unwrap();
+    assert!(outcomes[0].as_ref().unwrap_err().is_quarantined());
+    assert_eq!(outcomes[1].as_ref().unwrap(), "third");
+    assert_eq!((loads.loads.of("second"), loads.loads.of("third")), (0, 1));
+}
+
+/// Checks that the request of a peer that knows of a strike gets a load of its own, of which the peer hears, while a load
+/// of a local caller waits for a permit and is refused at its turn.
+#[tokio::test]
+async fn suspect_does_not_join_a_load_without_a_turn() {
+    let limits = Limits { max_loads: 1, ..Limits::default() };
+    let (cluster, loads) = (Cluster::start_with(3, limits).await, Gate::default());
+    let build = |node: &crate::Node| node.group::<String>("data").capacity_bytes(1 << 20);
+    let groups = cluster.group(|_, node| build(node).loader_with(loads.clone(), gated)).await;
+    let key: Arc<str> = cluster.key_of(&groups, 1).into();
+    let get = |n: usize, key: Arc<str>| {
+        let group: Group<String> = groups[n].clone();
+        tokio::spawn(async move { group.get(&key).await })
+    };
+    let other = (0..).map(|n| format!("other-{n}")).find(|key| cluster.owner(&groups, key) == 1).unwrap();
+    let other = get(1, other.into());
+    eventually("the other load runs", || cluster.nodes[1].loads().running == 1).await;
+    let own = get(1, Arc::clone(&key));
+    eventually("the load waits", || cluster.nodes[1].loads().queued == 1).await;
+    [0, 1].iter().for_each(|n| strike(&groups[*n], &key, "x"));
+    let of_peer = get(0, Arc::clone(&key));
+    let is_in_turn = || {
+        let load = groups[1].engine.flights.running(crate::flight::Kind::Load, &key);
+        load.is_some_and(|load| load.context.load_context().is_some_and(|load| load.stage() == Stage::WaitsForTurn))
+    };
+    eventually("the load of the peer waits for its turn", is_in_turn).await;
+    loads.open();
+    assert!(other.await.unwrap().is_ok());
+    assert!(own.await.unwrap().unwrap_err().is_quarantined());
+    assert!(of_peer.await.unwrap().is_ok());
+    assert_eq!(loads.loads.of(&key), 1);
     cluster.shutdown().await;
 }
 
