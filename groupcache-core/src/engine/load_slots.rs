@@ -63,7 +63,7 @@ impl<V: Value> LoadSlots<V> {
         let key = flight.key();
         let mut loads = self.keys.entry(Arc::clone(key)).or_insert(KeyLoads { running: 0, waiting: None });
         // Under the lock, so that a load which comes to wait for this one sees it wait, or is seen here.
-        let waits = loads.running >= PER_KEY && may_wait && !is_needed(flight);
+        let waits = loads.running >= PER_KEY && may_wait && !is_needed(flight) && !mutant!(NoLoadSlots);
         if waits {
             flight.context.load_context().iter().for_each(|load| load.waits_for_slot());
             let since_ms = loads.waiting.as_ref().map_or(now_ms, |waiting| waiting.since_ms);

@@ -58,6 +58,7 @@ mutants! {
     ClosureLeftOut,
     LeavingNodeReleasesHorizon,
     NamesLeftOut,
+    NoLoadSlots,
     NotNamedOn,
     OneWriterNamed,
     PageNotJudged,

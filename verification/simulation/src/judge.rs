@@ -72,6 +72,7 @@ pub(crate) fn judge(log: &mut Log, scenario: &Scenario) {
             if let Origin::Load(reason) = source.origin {
                 let earlier = &history.sources[..at];
                 broken.extend(history.one_load_at_once(source, reason, earlier).err());
+                broken.extend(history.few_loads_at_once(source, earlier).err());
                 broken.extend(history.one_owner(source, reason, earlier).err());
                 broken.extend(history.no_load_while_fresh(source, reason, earlier).err());
                 broken.extend(history.no_fallback_without_a_fault(source, reason, earlier).err());
@@ -116,11 +117,12 @@ fn lasts_beyond(write: &Write, n: u64) -> bool {
 
 impl KeyHistory<'_> {
     /// Returns the number before which the flight of a load cannot have begun. While other loads have all slots of the key,
-    /// a flight waits until one of them ends.
+    /// a flight waits until one of them ends, and then reads from previous owners.
     fn since(&self, load: &Source) -> u64 {
         let had_slot = |other: &&&Source| {
             let is_load = matches!(other.origin, Origin::Load(_)) && other.by == load.by;
-            is_load && other.begin.n < load.since && other.end.is_none_or(|end| end.n >= load.since)
+            let lasted = other.end.is_none_or(|end| end.at + PREVIOUS_OWNER_READS >= load.begin.at);
+            is_load && lasted && other.begin.n < load.begin.n
         };
         let begins: Vec<u64> = self.sources.iter().filter(had_slot).map(|other| other.begin.n).collect();
         begins.iter().max().filter(|_| begins.len() >= SLOTS).copied().unwrap_or(load.since)
@@ -151,6 +153,21 @@ impl KeyHistory<'_> {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Checks P2: however often a key is written, few of its loads run at once on a node. Loads of suspects, of which there
+    /// are none before a process has ended, wait for no slot.
+    fn few_loads_at_once(&self, load: &Source, earlier: &[&Source]) -> Result<(), String> {
+        let has_suspects = self.log.ended.values().any(|ended| *ended <= load.begin.at);
+        let is_running = |other: &&&Source| {
+            let is_load = matches!(other.origin, Origin::Load(_)) && other.by == load.by;
+            is_load && other.end.is_none_or(|end| end.n > load.begin.n)
+        };
+        let running = earlier.iter().filter(is_running).count() + 1;
+        if running <= SLOTS || has_suspects {
+            return Ok(());
+        }
+        Err(format!("P2: {running} loads of a key run at once on a node:\n  {load:?}"))
     }
 
     /// Checks P1: while views agree, a key has a single owner.
