@@ -4,7 +4,7 @@
 //! tasks install views and links, and the engines read them. User code never runs under a lock of the context.
 
 mod fallback_budget;
-mod tasks;
+pub(crate) mod tasks;
 
 use std::{
     collections::BTreeMap,
@@ -16,9 +16,12 @@ use std::{
 };
 
 use dashmap::DashMap;
-use tokio::{runtime::Handle, time::Instant};
+use tokio::time::Instant;
 
-use self::{fallback_budget::FallbackBudget, tasks::Tasks};
+use self::{
+    fallback_budget::FallbackBudget,
+    tasks::{Runtimes, Tasks},
+};
 
 use crate::{
     cache::revalidation::{Change, ChangeLog},
@@ -70,7 +73,7 @@ impl NodeContext {
     pub(crate) fn new(
         local: Arc<LocalNode>,
         view: View,
-        runtime: Handle,
+        runtimes: Runtimes,
         is_handover_on: bool,
         mut rng: fastrand::Rng,
     ) -> Self {
@@ -88,8 +91,8 @@ impl NodeContext {
             permits: Permits::new(max_loads, max_queued_loads),
             stripes: Arc::new(InvalidationStripes::new()),
             budget: FallbackBudget::default(),
-            timers: Timers::of(&runtime),
-            tasks: Tasks::new(runtime),
+            timers: Timers::of(&runtimes.serving, runtimes.has_own_threads()),
+            tasks: Tasks::new(runtimes),
             membership: Mutex::default(),
             is_closed: AtomicBool::new(false),
             rng: Mutex::new(rng),

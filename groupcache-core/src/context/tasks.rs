@@ -5,9 +5,25 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+/// Runtimes of a node.
+#[derive(Clone)]
+pub(crate) struct Runtimes {
+    /// Runtime that serves peers: that of the user, or threads of the node.
+    pub(crate) serving: Handle,
+    /// Runtime of the user, on which loaders, providers and the code of values run.
+    pub(crate) of_user: Handle,
+}
+
+impl Runtimes {
+    /// Returns whether the node has threads that no code of the user runs on.
+    pub(crate) fn has_own_threads(&self) -> bool {
+        self.serving.id() != self.of_user.id()
+    }
+}
+
 /// Tasks of a node, grouped by their lifetime.
 pub(crate) struct Tasks {
-    runtime: Handle,
+    pub(crate) runtimes: Runtimes,
     /// Loads. Only a shutdown waits for them, until its deadline.
     pub(crate) loads: TaskTracker,
     /// All other tasks, which end when `closing` is cancelled.
@@ -18,9 +34,9 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    pub(crate) fn new(runtime: Handle) -> Self {
+    pub(crate) fn new(runtimes: Runtimes) -> Self {
         Self {
-            runtime,
+            runtimes,
             loads: TaskTracker::new(),
             others: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -33,7 +49,7 @@ impl Tasks {
         #[cfg(shuttle)]
         shuttle::future::spawn(self.loads.track_future(future));
         #[cfg(not(shuttle))]
-        self.loads.spawn_on(future, &self.runtime);
+        self.loads.spawn_on(future, &self.runtimes.of_user);
     }
 
     /// Ends the tasks that end with the node.
@@ -46,9 +62,18 @@ impl Tasks {
         self.is_closing.load(Relaxed)
     }
 
-    /// Starts a task that ends with the node.
+    /// Starts a task that ends with the node, among those that serve peers.
     pub(crate) fn run(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.run_on(&self.runtimes.serving, future);
+    }
+
+    /// Starts a task that ends with the node and that runs code of the user, such as the `Drop` of values.
+    pub(crate) fn run_user_code(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.run_on(&self.runtimes.of_user, future);
+    }
+
+    fn run_on(&self, runtime: &Handle, future: impl Future<Output = ()> + Send + 'static) {
         let closing = self.closing.clone();
-        self.others.spawn_on(async move { closing.run_until_cancelled(future).await.unwrap_or(()) }, &self.runtime);
+        self.others.spawn_on(async move { closing.run_until_cancelled(future).await.unwrap_or(()) }, runtime);
     }
 }

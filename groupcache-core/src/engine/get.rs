@@ -135,7 +135,7 @@ impl<V: Value> Engine<V> {
             // on another runtime, because that of the node may be blocked.
             let (context, fetch_limit) = (&self.context, self.context.local.limits.get_deadline);
             let is_early = deadline.end_ms < later(flight.begun_ms, fetch_limit);
-            let needs_timer = flight.context.load_context().is_some() || is_early || !context.timers.is_at_home();
+            let needs_timer = flight.context.load_context().is_some() || is_early || !context.timers.is_reliable();
             let outcome = if needs_timer && !mutant!(DeadlineIgnored) {
                 // Boxed, because otherwise every get that waits would have room for this branch.
                 Box::pin(context.timers.timeout_at(deadline.end, flight.outcome())).await

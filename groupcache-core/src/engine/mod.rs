@@ -236,7 +236,7 @@ impl<V: Value> Engine<V> {
         let may_take_long = !V::DECODES_LIKE_A_CLONE && std::mem::needs_drop::<V>();
         // Of two holders that drop the entry at once, exactly one gets it.
         if let Some(last) = slot.filter(|_| may_take_long).and_then(triomphe::Arc::into_unique) {
-            self.context.tasks.run(async move { drop(last) });
+            self.context.tasks.run_user_code(async move { drop(last) });
         }
     }
 

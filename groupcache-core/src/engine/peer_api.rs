@@ -159,6 +159,7 @@ impl<V: Value> GroupService for Engine<V> {
     }
 
     fn set(self: Arc<Self>, key: &str, value: Bytes, known: Option<(&Instance, &[WriteName])>) -> ResponseFuture {
+        let of_user = self.context.tasks.runtimes.of_user.clone();
         let token = apply::drop_written(&self, key);
         let (writes, name) = (&self.context.local.writes, &self.settings.name);
         // After the drop, so that a write which comes meanwhile keeps the value out.
@@ -185,7 +186,7 @@ impl<V: Value> GroupService for Engine<V> {
         }
         // Not in the task that reads the connection, because decoding is user code and may take a long time.
         Box::pin(
-            async move { tokio::spawn(async move { store() }).await.unwrap_or(Response::Declined(Decline::Other)) },
+            async move { of_user.spawn(async move { store() }).await.unwrap_or(Response::Declined(Decline::Other)) },
         )
     }
 

@@ -78,13 +78,13 @@ pub(super) async fn receive_values(context: Arc<NodeContext>) {
             },
             () = is_quiet => {
                 is_due = false;
-                context.tasks.run(receive_cold_entries(Arc::clone(&context), Arc::clone(&transfers)));
+                context.tasks.run_user_code(receive_cold_entries(Arc::clone(&context), Arc::clone(&transfers)));
                 continue;
             }
         }
         for peer in context.handover.sources() {
             if try_begin(&transfers, &peer) {
-                context.tasks.run(receive_from(Arc::clone(&context), Arc::clone(&transfers), peer));
+                context.tasks.run_user_code(receive_from(Arc::clone(&context), Arc::clone(&transfers), peer));
             }
         }
     }

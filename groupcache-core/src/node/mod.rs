@@ -17,6 +17,7 @@ mod membership;
 mod names;
 mod pull;
 mod security;
+mod serve_threads;
 mod serving;
 mod start;
 mod supervise;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::node::builder::NodeBuilder;
 use crate::node::channels::{Command, Status};
 use crate::node::inspect::{DiscoveryInfo, HorizonInfo, LoadStats, MemberInfo, QuarantinedKey, UnreachablePeer};
+use crate::node::serve_threads::ServeThreads;
 #[cfg(feature = "tls")]
 use crate::transport::{
     Security,
@@ -85,6 +87,8 @@ struct Inner {
     stop_serving: CancellationToken,
     /// Peer service in the user's server; `None` for a node that listens itself.
     mounted: Option<PeerService>,
+    /// Threads that serve peers, if the node has any. Dropped last, after the tasks were told to end.
+    _threads: Option<ServeThreads>,
 }
 
 impl Node {

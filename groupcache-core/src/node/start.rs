@@ -3,7 +3,12 @@
 //! Nothing runs before all settings are checked. A start that fails later drops the [`Node`], which ends what was
 //! started.
 
-use std::{collections::BTreeSet, panic::catch_unwind, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    panic::{catch_unwind, resume_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     runtime::Handle,
@@ -21,6 +26,7 @@ use crate::node::{
     handover::receive_values,
     membership::{Membership, facts},
     pull::{answer, ping_all, pull},
+    serve_threads::ServeThreads,
     serving::serve,
     supervise::{Asks, supervise},
     tick::{announce, sweep, tick},
@@ -28,7 +34,7 @@ use crate::node::{
 #[cfg(feature = "tls")]
 use crate::transport::Security;
 use crate::{
-    context::NodeContext,
+    context::{NodeContext, tasks::Runtimes},
     environment::Variables,
     error::{Error, Kind, Result},
     identity::{Identity, Incarnation, NodeState, PeerId},
@@ -51,7 +57,22 @@ use crate::{
 /// Starts a node with these settings.
 pub(super) async fn start(builder: NodeBuilder) -> Result<Node> {
     builder.limits.check()?;
-    let runtime = runtime()?;
+    let of_user = runtime()?;
+    if builder.serve_threads == 0 {
+        return start_on(builder, Runtimes { serving: of_user.clone(), of_user }, None).await;
+    }
+    let threads = ServeThreads::start(builder.serve_threads)?;
+    let Some(serving) = threads.handle().cloned() else { return Err(Error::config("serve_threads have ended")) };
+    // The sockets and timers of the node belong to the runtime that makes them.
+    let starting = start_on(builder, Runtimes { serving: serving.clone(), of_user }, Some(threads));
+    match serving.spawn(starting).await {
+        Ok(started) => started,
+        Err(failed) if failed.is_panic() => resume_unwind(failed.into_panic()),
+        Err(_) => Err(Error::new(Kind::Closed, "the threads of the node have ended during its start")),
+    }
+}
+
+async fn start_on(builder: NodeBuilder, runtimes: Runtimes, threads: Option<ServeThreads>) -> Result<Node> {
     let mut identity = builder.identity;
     let is_mounted = builder.mounted.is_some();
     let security = builder.security.choose(&Variables::of_process(), &identity, is_mounted)?;
@@ -67,7 +88,7 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node> {
     let stabilizer = Stabilizer::new(facts(&hello), rng.fork());
     let local = Arc::new(LocalNode::new(hello, builder.limits, security));
     let context =
-        Arc::new(NodeContext::new(Arc::clone(&local), View::new(1, MemberSet::default()), runtime, hands_over, rng));
+        Arc::new(NodeContext::new(Arc::clone(&local), View::new(1, MemberSet::default()), runtimes, hands_over, rng));
     let (server, arrivals, log_requests) = server(&context);
     let (me, announced) = watch::channel(me_of(&identity, &local.hello(), !local.security.is_open()));
     let (leaving, is_leaving) = watch::channel(false);
@@ -94,6 +115,7 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node> {
             withdrawn: CancellationToken::new(),
             stop_serving: CancellationToken::new(),
             mounted: builder.mounted,
+            _threads: threads.map(|threads| threads.ending_after(&context.tasks.others)),
         }),
     };
 
@@ -151,7 +173,7 @@ fn serve_peers(node: &Node, listener: Option<TcpListener>) -> Result<()> {
 fn run_tasks(context: &Arc<NodeContext>, server: Server, log_requests: mpsc::Receiver<LogRequest>) {
     let tasks = &context.tasks;
     tasks.run(tick(Arc::clone(context)));
-    tasks.run(sweep(Arc::clone(context)));
+    tasks.run_user_code(sweep(Arc::clone(context)));
     tasks.run(receive_values(Arc::clone(context)));
     tasks.run(pull(Arc::clone(context)));
     tasks.run(ping_all(Arc::clone(context)));
@@ -177,10 +199,11 @@ fn run_provider(
             let seed = context.random();
             let run = supervise(provider, handle, requests, Arc::clone(local), is_leaving, seed);
             // `closing` must not cancel this task, because the provider has a second to withdraw.
-            tasks.others.spawn(async move {
+            let run = async move {
                 run.await;
                 withdrawn.cancel();
-            });
+            };
+            tasks.others.spawn_on(run, &tasks.runtimes.of_user);
         }
         None => {
             handle.publish(Published::complete(PeerSet::complete(Vec::new())));

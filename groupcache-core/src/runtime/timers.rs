@@ -2,7 +2,8 @@
 //!
 //! A call that is polled on the runtime of its node has its timers there, so that they follow a simulated clock. Any
 //! other call has them on a thread of this process, because its thread may have no runtime, or one without timers or
-//! with a paused clock, and because the runtime of the node may be blocked.
+//! with a paused clock, and because the runtime of the node may be blocked. Where the node has threads of its own, no
+//! code of the user blocks them, and all calls have their timers there.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -18,11 +19,18 @@ use crate::runtime::clock::after;
 pub(crate) struct Timers {
     /// Runtime of the node.
     home: Handle,
+    /// Whether no code of the user runs on `home`.
+    is_own: bool,
 }
 
 impl Timers {
-    pub(crate) fn of(runtime: &Handle) -> Self {
-        Self { home: runtime.clone() }
+    pub(crate) fn of(home: &Handle, is_own: bool) -> Self {
+        Self { home: home.clone(), is_own }
+    }
+
+    /// Returns whether the runtime of the node ends in time what the calling thread waits for.
+    pub(crate) fn is_reliable(&self) -> bool {
+        self.is_own || self.is_at_home()
     }
 
     /// Returns whether the calling thread runs the runtime of the node.
@@ -39,7 +47,11 @@ impl Timers {
     /// Returns a timer that ends at `at`.
     pub(crate) fn sleep_until(&self, at: Instant) -> Sleep {
         // Only the creation of a timer needs a runtime, which the timer then keeps.
-        let _entered = if self.is_at_home() { None } else { Some(elsewhere().unwrap_or(&self.home).enter()) };
+        let _entered = match self.is_at_home() {
+            true => None,
+            false if self.is_own => Some(self.home.enter()),
+            false => Some(elsewhere().unwrap_or(&self.home).enter()),
+        };
         tokio::time::sleep_until(at)
     }
 

@@ -10,7 +10,7 @@ use shuttle::{
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::{
-    context::NodeContext,
+    context::{NodeContext, tasks::Runtimes},
     identity::{Incarnation, NodeState, PeerId},
     limits::Limits,
     membership::{
@@ -71,7 +71,8 @@ pub(crate) fn local() -> Arc<LocalNode> {
 /// Returns the context of a node with id `a` that is alone in its view.
 pub(crate) fn alone() -> Arc<NodeContext> {
     let view = View::new(1, MemberSet { members: vec![member("a", None, 1)] });
-    Arc::new(NodeContext::new(local(), view, Handle::current(), false, fastrand::Rng::with_seed(7)))
+    let runtimes = Runtimes { serving: Handle::current(), of_user: Handle::current() };
+    Arc::new(NodeContext::new(local(), view, runtimes, false, fastrand::Rng::with_seed(7)))
 }
 
 /// Returns a view of the local node `a` and of a peer `b`, in which `owner` owns every key.

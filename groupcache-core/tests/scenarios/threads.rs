@@ -1,12 +1,16 @@
 //! Threads: public calls from any thread and any executor, whatever the runtime of the node does.
 
 use std::{
-    sync::mpsc,
+    collections::BTreeSet,
+    sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
 use futures_util::future::BoxFuture;
-use groupcache_core::{BoxError, Error, Group, Limits, Node, RemoveOptions, WriteOutcome};
+use groupcache_core::{
+    BoxError, Error, Group, Limits, Node, NodeBuilder, RemoveOptions, WriteOutcome, async_trait,
+    discovery::{Provider, ProviderContext, ProviderError},
+};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::support::{self, Cluster, PATIENCE};
@@ -28,14 +32,34 @@ async fn load(_: &(), key: &str) -> Result<String, BoxError> {
 
 impl Scene {
     fn start(limits: &Limits) -> Self {
+        Self::start_with(limits, 0)
+    }
+
+    fn start_with(limits: &Limits, serve_threads: usize) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (cluster, groups) = runtime.block_on(async {
-            let cluster = Cluster::start_with(2, limits.clone()).await;
+            let build = |_, node: NodeBuilder| node.limits(limits.clone()).serve_threads(serve_threads);
+            let cluster = Cluster::start_each(2, build).await;
             let build = |_, node: &Node| node.group::<String>("data").capacity_bytes(1 << 20).loader_with((), load);
             let groups = cluster.group(build).await;
             (cluster, groups)
         });
         Self { runtime, cluster, groups }
+    }
+
+    /// Blocks all workers of the runtime until the result is dropped.
+    fn block(&self) -> Vec<mpsc::Sender<()>> {
+        let (releases, workers): (Vec<_>, Vec<_>) = (0..2).map(|_| mpsc::channel::<()>()).unzip();
+        let (begun, blocked) = mpsc::channel();
+        for worker in workers {
+            let begun = begun.clone();
+            self.runtime.spawn(async move {
+                begun.send(()).unwrap();
+                let _ = worker.recv();
+            });
+        }
+        (0..2).for_each(|_| blocked.recv_timeout(PATIENCE).unwrap());
+        releases
     }
 
     /// Returns the first key with this prefix of node `owner`.
@@ -124,9 +148,18 @@ fn calls(scene: &Scene, on: On) -> Vec<Call> {
 /// Checks that each call works on each executor.
 #[test]
 fn every_call_works_on_every_executor() {
-    let scene = Scene::start(&Limits::default());
+    calls_on_every_executor(&Scene::start(&Limits::default()));
+}
+
+/// Checks the same of nodes with threads of their own.
+#[test]
+fn every_call_works_beside_own_threads() {
+    calls_on_every_executor(&Scene::start_with(&Limits::default(), 1));
+}
+
+fn calls_on_every_executor(scene: &Scene) {
     for on in EXECUTORS {
-        for (name, call) in calls(&scene, on) {
+        for (name, call) in calls(scene, on) {
             on.run(name, call).unwrap_or_else(|error| panic!("{name} on {on:?}: {error:?}"));
         }
         let owner_only = RemoveOptions::new().owner_only();
@@ -167,17 +200,7 @@ fn deadline_holds_while_the_nodes_runtime_is_blocked() {
     limits.get_deadline = Duration::from_millis(500); // that of each fetch too, which the blocked runtime does not end
     let scene = Scene::start(&limits);
     let keys = [scene.key_of(0, "hangs"), scene.key_of(1, "hangs")];
-    // Dropping the senders releases the workers.
-    let (_releases, workers): (Vec<_>, Vec<_>) = (0..2).map(|_| mpsc::channel::<()>()).unzip();
-    let (begun, blocked) = mpsc::channel();
-    for worker in workers {
-        let begun = begun.clone();
-        scene.runtime.spawn(async move {
-            begun.send(()).unwrap();
-            let _ = worker.recv();
-        });
-    }
-    (0..2).for_each(|_| blocked.recv_timeout(PATIENCE).unwrap());
+    let _blocked = scene.block();
     for on in EXECUTORS {
         for key in &keys {
             let (group, key) = (scene.groups[0].clone(), key.clone());
@@ -201,4 +224,96 @@ fn start_without_a_full_runtime_is_an_error() {
         let error = error.unwrap_err();
         assert!(error.is_config() && error.to_string().contains("enable_all"), "{error}");
     }
+}
+
+/// Checks that a node with threads of its own answers peers from memory, and stays connected, while the runtime of the user
+/// is blocked.
+#[test]
+fn own_threads_answer_while_the_users_runtime_is_blocked() {
+    let scene = Scene::start_with(&Limits::default(), 1);
+    let keys: Vec<_> = (0..20).map(|n| scene.key_of(0, &format!("key-{n}"))).collect();
+    for key in &keys {
+        scene.runtime.block_on(scene.groups[0].get(key)).unwrap();
+    }
+    let _blocked = scene.block();
+    // Longer than a silent peer is taken for reachable.
+    let end = Instant::now() + Duration::from_secs(5);
+    for key in keys.iter().cycle() {
+        let (group, asked) = (scene.groups[1].clone(), key.clone());
+        assert_eq!(On::CurrentThread.run("get", async move { group.get(&asked).await }).unwrap(), *key);
+        if Instant::now() > end {
+            break;
+        }
+    }
+    let lost = scene.cluster.nodes.iter().map(|node| node.stats().lost).sum::<u64>();
+    assert_eq!((lost, scene.groups[1].stats().loads), (0, 0));
+}
+
+/// Checks that loaders, providers and the `Drop` of values run on the runtime of the user and not on threads of the node.
+#[test]
+fn user_code_runs_beside_own_threads() {
+    #[derive(Default)]
+    struct Threads(Mutex<BTreeSet<String>>);
+
+    impl Threads {
+        fn note(&self) {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            self.0.lock().unwrap().insert(name);
+        }
+    }
+
+    struct Noting(Arc<Threads>);
+
+    #[async_trait]
+    impl Provider for Noting {
+        fn name(&self) -> &str {
+            "noting"
+        }
+
+        async fn run(&self, _: ProviderContext) -> Result<(), ProviderError> {
+            self.0.note();
+            std::future::pending().await
+        }
+    }
+
+    let threads = Arc::<Threads>::default();
+    let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("of-user").enable_all().build().unwrap();
+    runtime.block_on(async {
+        let builder = Node::builder().identity(support::identity("a")).provider(Noting(Arc::clone(&threads)));
+        let node = builder.serve_threads(1).start().await.unwrap();
+        let load = async |threads: &Arc<Threads>, key: &str| {
+            threads.note();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            threads.note();
+            Ok::<_, BoxError>(key.to_owned())
+        };
+        let group = node.group::<String>("data").capacity_bytes(1 << 20).loader_with(Arc::clone(&threads), load);
+        assert_eq!(group.build().unwrap().get("key").await.unwrap(), "key");
+        assert_eq!(*threads.0.lock().unwrap(), BTreeSet::from(["of-user".to_owned()]));
+        node.shutdown().await.unwrap();
+    });
+}
+
+/// Checks that the threads of a node end with it, also where a task of the user drops the node without a shutdown.
+#[cfg(target_os = "linux")]
+#[test]
+fn own_threads_end_with_their_node() {
+    let count = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("groupcache-serv")).count()
+    };
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let before = count();
+        let start = |name| Node::builder().identity(support::identity(name)).serve_threads(3).start();
+        let (first, second) = (start("a").await.unwrap(), start("b").await.unwrap());
+        assert_eq!(count(), before + 6);
+        first.shutdown().await.unwrap();
+        drop(first);
+        tokio::spawn(async move { drop(second) }).await.unwrap();
+        support::eventually("the threads end", || count() == before).await;
+    });
+    let error = runtime.block_on(Node::builder().serve_threads(257).start()).unwrap_err();
+    assert!(error.is_config() && error.to_string().contains("256"), "{error}");
 }
