@@ -28,8 +28,9 @@ use crate::{
 /// Maximum number of connections that have not carried an accepted request.
 pub(crate) const MAX_UNPROVEN: usize = 512;
 
-/// Maximum number of connections of one proven identity. A peer has one, and a second one while it is replaced.
-const PER_IDENTITY: usize = 8;
+/// Maximum number of connections for each id that a certificate allows. A peer has one, and a second one while it is
+/// replaced. Several nodes may share a certificate with several ids.
+const PER_ID: usize = 8;
 
 /// Time without a running request after which a connection is closed. Before the first accepted request, received bytes
 /// do not extend it. Afterwards the time starts at the end of the last request or at the last received byte.
@@ -253,15 +254,15 @@ impl Sessions {
     }
 
     /// Records the identity of the peer at the end of the handshake. Returns the connections that end for it: those of the
-    /// same identity beyond [`PER_IDENTITY`], and while all places are in use, the oldest of the party that has most of
+    /// same certificate beyond [`PER_ID`] for each of its ids, and while all places are in use, the oldest of the party that has most of
     /// them. If each party has one place, the new connection ends itself.
     pub(super) fn authenticated(&self, session: &Arc<Session>, caller: Caller, generation: u64) -> Vec<Arc<Session>> {
         session.authenticated_as(caller, generation);
         let open = self.open.lock();
         let mut evicted = Vec::new();
-        if let Party::Ids(_) = session.party() {
+        if let Party::Ids(ids) = session.party() {
             let same: Vec<_> = open.living().filter(|other| other.party() == session.party()).collect();
-            let excess = same.len().saturating_sub(PER_IDENTITY);
+            let excess = same.len().saturating_sub(PER_ID * ids.len());
             evicted.extend(same.into_iter().take(excess).cloned());
         }
         evicted.iter().for_each(|session| session.close());
