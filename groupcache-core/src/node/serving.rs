@@ -53,6 +53,7 @@ pub(super) fn serve(node: &Node, listener: TcpListener) {
         ListenerConfig {
             security: local.security.clone(),
             limits: local.limits.clone(),
+            received: Arc::clone(&local.received),
             counters: Arc::clone(&local.counters),
             tasks: tasks.others.clone(),
             stop: stop.clone(),

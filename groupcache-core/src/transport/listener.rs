@@ -68,6 +68,8 @@ const PLAIN_REFUSAL: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 pub(crate) struct ListenerConfig {
     pub(crate) security: Security,
     pub(crate) limits: Limits,
+    /// Budget of the bytes that connections have received and nobody has taken.
+    pub(crate) received: Arc<ReceivedBytes>,
     pub(crate) counters: Arc<NodeCounters>,
     pub(crate) tasks: TaskTracker,
     /// Token that stops the listener and all running handshakes.
@@ -77,7 +79,7 @@ pub(crate) struct ListenerConfig {
 /// Starts to accept connections. The returned stream yields each connection after its handshake.
 pub(crate) fn start(listener: TcpListener, config: ListenerConfig) -> Accepting {
     let (accepted, feed) = mpsc::channel(ACCEPTED_QUEUE);
-    let sessions = Sessions::new(config.limits.max_connections, ReceivedBytes::of(&config.limits));
+    let sessions = Sessions::new(config.limits.max_connections, Arc::clone(&config.received));
     let acceptor =
         Arc::new(Listener { sessions, config, started: Instant::now(), log_limit: LogRateLimit::default(), accepted });
     acceptor.config.tasks.spawn(Arc::clone(&acceptor).run(listener));
@@ -346,6 +348,7 @@ mod tests {
         ListenerConfig {
             security: Security::Open { is_insecure: true },
             limits: Limits { max_connections: 4, ..Limits::default() },
+            received: Arc::new(ReceivedBytes::of(&Limits::default())),
             counters: Arc::default(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),

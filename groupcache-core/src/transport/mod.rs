@@ -48,7 +48,7 @@ pub(crate) use crate::transport::{
     attempt::Attempt,
     dialling::{Connected, Dialling},
     listener::{ListenerConfig, start},
-    received::Body,
+    received::{Body, ReceivedBytes},
     security::Security,
     session::{IDLE_LIMIT, RequestGuard, Session},
 };

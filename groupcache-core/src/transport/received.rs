@@ -9,6 +9,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed},
 };
 
+use tonic::codegen::http::HeaderMap;
+
 use crate::{limits::Limits, transport::session::Session};
 
 /// Least budget: 32 values of the default size, an eighth of a pod of 256 MiB, because the allocator keeps some of what
@@ -21,6 +23,10 @@ const LARGEST_MESSAGES: usize = 8;
 /// Bytes of the prefix of a gRPC message.
 const PREFIX: usize = 5;
 
+/// Bytes that one header of a request takes beside its name and value: about 100 in the map of the crate `http`, and
+/// three times the 32 bytes of HPACK (RFC 7541, section 4.1).
+const HEADER_ENTRY: usize = 104;
+
 /// Length of the header of an HTTP/2 frame, and of the preface of a connection.
 const HEADER: usize = 9;
 const PREFACE: usize = 24;
@@ -30,7 +36,7 @@ const DATA: u8 = 0;
 
 /// Budget of a node.
 #[derive(Debug)]
-pub(super) struct ReceivedBytes {
+pub(crate) struct ReceivedBytes {
     used: AtomicUsize,
     max: usize,
 }
@@ -43,6 +49,11 @@ impl ReceivedBytes {
 
     pub(super) fn new(max: usize) -> Self {
         Self { used: AtomicUsize::new(0), max }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Relaxed)
     }
 
     pub(super) fn is_spent(&self) -> bool {
@@ -60,11 +71,13 @@ impl ReceivedBytes {
 pub(super) struct HeldBytes {
     budget: Arc<ReceivedBytes>,
     held: AtomicUsize,
+    /// Number of bodies of requests that are open.
+    bodies: AtomicUsize,
 }
 
 impl HeldBytes {
     pub(super) fn new(budget: Arc<ReceivedBytes>) -> Self {
-        Self { budget, held: AtomicUsize::new(0) }
+        Self { budget, held: AtomicUsize::new(0), bodies: AtomicUsize::new(0) }
     }
 
     pub(super) fn get(&self) -> usize {
@@ -95,6 +108,20 @@ impl HeldBytes {
     /// Gives all bytes up, because the connection ends.
     pub(super) fn give_up(&self) {
         self.take(usize::MAX);
+    }
+
+    /// Gives up what came for no open body: padding, and bytes of streams that were reset. HTTP/2 keeps none of it. At
+    /// most one round of reads too much is given up, that of a request which has not reached its service.
+    pub(super) fn give_up_strays(&self) {
+        if self.bodies.load(Acquire) == 0 {
+            self.give_up();
+        }
+    }
+
+    fn body_closed(&self) {
+        if self.bodies.fetch_sub(1, AcqRel) == 1 {
+            self.give_up();
+        }
     }
 }
 
@@ -164,13 +191,26 @@ impl StreamBytes {
 #[derive(Debug)]
 pub(crate) struct Body {
     session: Option<Arc<Session>>,
+    /// Bytes of the headers while they are kept.
+    headers: AtomicUsize,
     arrived: AtomicUsize,
 }
 
 impl Body {
-    /// Makes the body of a request on a connection; `None` for a connection of a server of the user.
-    pub(crate) fn new(session: Option<Arc<Session>>) -> Arc<Self> {
-        Arc::new(Self { session, arrived: AtomicUsize::new(0) })
+    /// Makes the body of a request on a connection; `None` for a connection of a server of the user. The headers count
+    /// as bytes received until [`headers_dropped`](Self::headers_dropped).
+    pub(crate) fn new(session: Option<Arc<Session>>, headers: &HeaderMap) -> Arc<Self> {
+        let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_ENTRY).sum();
+        if let Some(session) = &session {
+            session.held().bodies.fetch_add(1, AcqRel);
+            session.held().add(bytes);
+        }
+        Arc::new(Self { session, headers: AtomicUsize::new(bytes), arrived: AtomicUsize::new(0) })
+    }
+
+    /// Records that the headers of the request are kept no more, while its body lasts.
+    pub(crate) fn headers_dropped(&self) {
+        self.take(self.headers.swap(0, Relaxed));
     }
 
     /// Records that bytes have come to the reader of the body.
@@ -194,7 +234,11 @@ impl Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
+        self.headers_dropped();
         self.take(self.arrived.load(Relaxed));
+        if let Some(session) = &self.session {
+            session.held().body_closed();
+        }
     }
 }
 

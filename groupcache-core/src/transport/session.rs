@@ -205,8 +205,8 @@ struct Activity {
 impl Sessions {
     /// Returns an empty set with room for `max` connections that have carried an accepted request, and for the bytes of
     /// `received`.
-    pub(super) fn new(max: usize, received: ReceivedBytes) -> Self {
-        Self { open: Mutex::default(), max, received: Arc::new(received) }
+    pub(super) fn new(max: usize, received: Arc<ReceivedBytes>) -> Self {
+        Self { open: Mutex::default(), max, received }
     }
 
     /// Waits until no connection is open.
@@ -329,6 +329,7 @@ impl Sessions {
         for activity in open.sessions.values_mut() {
             activity.observe(now_ms);
             let session = &activity.session;
+            session.held.give_up_strays();
             // Received bytes count, because a client that reads a long response slowly sends window updates after the
             // request itself has ended.
             let last_ms = if session.is_proven() {

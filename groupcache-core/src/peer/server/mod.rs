@@ -28,7 +28,7 @@ use dashmap::DashMap;
 use futures_util::FutureExt;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Status, Streaming};
+use tonic::{Status, Streaming, codegen::http::HeaderMap};
 
 use crate::{
     identity::{Instance, PeerId},
@@ -181,8 +181,9 @@ impl wire::peer_server::Peer for Server {
         // The listener of the node has its own places, and makes room in them.
         let slot = if sender.session.is_none() { Some(ConnectionSlot::take(server)?) } else { None };
         let body = request.extensions().get::<Arc<transport::Body>>().cloned();
-        let body = body.unwrap_or_else(|| transport::Body::new(None));
+        let body = body.unwrap_or_else(|| transport::Body::new(None, &HeaderMap::new()));
         let mut inbound = request.into_inner();
+        body.headers_dropped();
         let first = timeout(CLIENT_HELLO, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no Hello within 5 s; send one with the first frame"))??

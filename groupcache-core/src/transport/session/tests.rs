@@ -3,7 +3,7 @@ use super::*;
 const REMOTE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
 fn sessions(max: usize) -> Sessions {
-    Sessions::new(max, ReceivedBytes::new(1 << 20))
+    Sessions::new(max, Arc::new(ReceivedBytes::new(1 << 20)))
 }
 
 fn admit(sessions: &Sessions, now_ms: u64) -> Arc<Session> {
