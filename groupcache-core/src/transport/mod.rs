@@ -1,11 +1,13 @@
 //! Transport: the connections between nodes, from the socket to the authenticated byte stream of HTTP/2.
 //!
 //! All TCP sockets of the crate are opened in this module, so that a simulation can replace them. Connections that the
-//! local node opens begin in [`Dialling`], which has names from the [`Resolver`], and an [`Attempt`] records the outcome. Connections that peers open begin in the
-//! `listener`, and a [`Session`] records their use. `security` chooses between plain TCP and TLS, `handshake` names
-//! the reasons for a failed handshake, `tls` keeps the credentials, and `fairness` bounds the time that one connection
-//! reads while others wait.
+//! local node opens begin in [`Dialling`], which has names from the [`Resolver`], and an [`Attempt`] records the
+//! outcome. Connections that peers open begin in the `listener`, and a [`Session`] records their use. `received` bounds
+//! the bytes that nobody has taken, and `room` makes connections wait for them. `security` chooses between plain TCP and
+//! TLS, `handshake` names the reasons for a failed handshake, `tls` keeps the credentials, and `fairness` bounds the time
+//! that one connection reads while others wait.
 
+mod accepted;
 mod attempt;
 mod dialling;
 mod fairness;
@@ -14,6 +16,7 @@ mod listener;
 mod received;
 #[cfg(not(simulation))]
 mod resolver;
+mod room;
 mod security;
 mod session;
 mod stream;

@@ -1,17 +1,22 @@
 //! Bytes that connections have received and nobody has taken: what HTTP/2 keeps for its streams, messages that are not
 //! complete, and the message that is handled.
 //!
-//! All connections share one budget. When it is spent, the party with most of these bytes loses the connections with
-//! most of them. The messages of a peer are taken as they come, so that it has next to none.
+//! All connections share one budget. In its last quarter, connections with the frames of a peer are read one at a time:
+//! the one with the turn completes its message, which makes room for the next. When the budget is spent, or when a
+//! connection waits for its turn too long, the party with most of these bytes loses the connections with most of them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use tonic::codegen::http::HeaderMap;
 
-use crate::{limits::Limits, transport::session::Session};
+use crate::{limits::Limits, runtime::sync::Mutex, transport::session::Session};
 
 /// Least budget: 32 values of the default size, an eighth of a pod of 256 MiB, because the allocator keeps some of what
 /// closed connections have held.
@@ -27,6 +32,13 @@ const PREFIX: usize = 5;
 /// three times the 32 bytes of HPACK (RFC 7541, section 4.1).
 const HEADER_ENTRY: usize = 104;
 
+/// Longest turn of a connection: a message of 4 MiB from a peer with 40 MiB/s. Afterwards the next one has its turn, so
+/// that a peer that stands still in its message delays nobody for long.
+const TURN: Duration = Duration::from_millis(100);
+
+/// Time after its turn for which a connection leaves the next one to others that wait, each of which asks once per step.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Length of the header of an HTTP/2 frame, and of the preface of a connection.
 const HEADER: usize = 9;
 const PREFACE: usize = 24;
@@ -39,16 +51,34 @@ const DATA: u8 = 0;
 pub(crate) struct ReceivedBytes {
     used: AtomicUsize,
     max: usize,
+    /// Bytes of the largest message.
+    largest: usize,
+    /// Number of the connection that has the turn or had it last; 0 before the first turn.
+    holder: AtomicU64,
+    turn: Mutex<Turn>,
+}
+
+/// Turn of the one connection that is read while little of the budget is left.
+#[derive(Debug)]
+struct Turn {
+    is_over: bool,
+    /// Whether another connection has asked for the turn.
+    is_wanted: bool,
+    /// End of the turn or, once it is over, of the pause of its connection.
+    ends: Instant,
 }
 
 impl ReceivedBytes {
     /// Returns the budget of a node with these limits.
     pub(crate) fn of(limits: &Limits) -> Self {
-        Self::new(MIN_BUDGET.max(limits.max_message_bytes().saturating_mul(LARGEST_MESSAGES)))
+        let largest = limits.max_message_bytes();
+        Self { largest, ..Self::new(MIN_BUDGET.max(largest.saturating_mul(LARGEST_MESSAGES))) }
     }
 
     pub(super) fn new(max: usize) -> Self {
-        Self { used: AtomicUsize::new(0), max }
+        let turn = Mutex::new(Turn { is_over: true, is_wanted: false, ends: Instant::now() });
+        let largest = max / LARGEST_MESSAGES;
+        Self { used: AtomicUsize::new(0), max, largest, holder: AtomicU64::new(0), turn }
     }
 
     #[cfg(test)]
@@ -60,15 +90,67 @@ impl ReceivedBytes {
         self.used.load(Relaxed) > self.max
     }
 
-    /// Returns whether so much is left that no connection need end.
+    /// Returns whether so much is left that no connection need end or wait.
     pub(super) fn is_relieved(&self) -> bool {
-        self.used.load(Relaxed) <= self.max / 4 * 3
+        self.excess() == 0
+    }
+
+    /// Returns the most bytes that a connection with a single stream holds: the window of two largest messages, and the
+    /// message that is decoded.
+    pub(super) fn of_one_stream(&self) -> usize {
+        self.largest.saturating_mul(3)
+    }
+
+    /// Returns the bytes above three quarters of the budget. The last quarter has room for the stream of one connection.
+    pub(super) fn excess(&self) -> usize {
+        self.used.load(Relaxed).saturating_sub(self.max / 4 * 3)
+    }
+
+    /// Returns whether the connection with this number may be read, and gives it the turn if it needs and gets it.
+    pub(super) fn may_grow(&self, number: u64, now: Instant) -> bool {
+        if self.is_relieved() {
+            return true;
+        }
+        let mut turn = self.turn.lock();
+        let (is_holder, is_past) = (self.holder.load(Relaxed) == number, now >= turn.ends);
+        if is_holder && !turn.is_over {
+            if is_past {
+                turn.end(now);
+            }
+            return !is_past;
+        }
+        let is_free = is_past || turn.is_over && !is_holder;
+        if is_free {
+            self.holder.store(number, Relaxed);
+            *turn = Turn { is_over: false, is_wanted: false, ends: now + TURN };
+        }
+        turn.is_wanted |= !is_free && !is_holder;
+        is_free
+    }
+
+    /// Ends the turn of a connection that has nothing incomplete.
+    fn end_turn(&self, number: u64) {
+        if self.holder.load(Relaxed) == number {
+            let mut turn = self.turn.lock();
+            if !turn.is_over {
+                turn.end(Instant::now());
+            }
+        }
+    }
+}
+
+impl Turn {
+    /// Ends the turn. Its connection may have the next one at once, unless another connection wants it.
+    fn end(&mut self, now: Instant) {
+        (self.is_over, self.ends) = (true, if self.is_wanted { now + PAUSE } else { now });
     }
 }
 
 /// Bytes of one connection that nobody has taken.
 #[derive(Debug)]
 pub(super) struct HeldBytes {
+    /// Number of the connection.
+    number: u64,
     budget: Arc<ReceivedBytes>,
     held: AtomicUsize,
     /// Number of bodies of requests that are open.
@@ -76,12 +158,17 @@ pub(super) struct HeldBytes {
 }
 
 impl HeldBytes {
-    pub(super) fn new(budget: Arc<ReceivedBytes>) -> Self {
-        Self { budget, held: AtomicUsize::new(0), bodies: AtomicUsize::new(0) }
+    pub(super) fn new(number: u64, budget: Arc<ReceivedBytes>) -> Self {
+        Self { number, budget, held: AtomicUsize::new(0), bodies: AtomicUsize::new(0) }
     }
 
     pub(super) fn get(&self) -> usize {
         self.held.load(Relaxed)
+    }
+
+    /// Returns whether the connection may be read while room is scarce; see [`ReceivedBytes::may_grow`].
+    pub(super) fn may_grow(&self, now: Instant) -> bool {
+        self.budget.may_grow(self.number, now)
     }
 
     /// Counts bytes that have arrived. Returns whether the budget is spent.
@@ -96,13 +183,17 @@ impl HeldBytes {
 
     /// Counts bytes that were taken. Bytes that were given up before count once.
     pub(super) fn take(&self, bytes: usize) {
-        let mut taken = 0;
+        let (mut taken, mut left) = (0, 0);
         let take = |held: usize| {
             taken = held.min(bytes);
-            Some(held - taken)
+            left = held - taken;
+            Some(left)
         };
         let _ = self.held.fetch_update(AcqRel, Acquire, take); // never refuses
         self.budget.used.fetch_sub(taken, AcqRel);
+        if left == 0 {
+            self.budget.end_turn(self.number);
+        }
     }
 
     /// Gives all bytes up, because the connection ends.
@@ -269,7 +360,7 @@ mod tests {
     #[test]
     fn held_bytes_return_to_the_budget_once() {
         let budget = Arc::new(ReceivedBytes::new(100));
-        let [one, two] = [(), ()].map(|()| HeldBytes::new(Arc::clone(&budget)));
+        let [one, two] = [1, 2].map(|number| HeldBytes::new(number, Arc::clone(&budget)));
         assert!(!one.add(60) && two.add(50));
         assert!(budget.is_spent() && !budget.is_relieved());
         one.give_up();

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -90,6 +90,12 @@ impl Session {
     /// Returns the bytes of streams that nobody has taken.
     pub(super) fn held(&self) -> &HeldBytes {
         &self.held
+    }
+
+    /// Returns whether the connection may be read. Connections without a stream of frames always may, because they end
+    /// for the room of the others.
+    pub(super) fn may_read(&self, now: Instant) -> bool {
+        !self.has_stream.load(Relaxed) || self.held.may_grow(now)
     }
 
     /// Closes the connection at once. Its bytes count no more, so that no other connection ends for them.
@@ -233,7 +239,7 @@ impl Sessions {
             uses: AtomicUsize::new(0),
             begun_uses: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            held: HeldBytes::new(Arc::clone(&self.received)),
+            held: HeldBytes::new(open.next, Arc::clone(&self.received)),
             has_stream: AtomicBool::new(false),
             close: CancellationToken::new(),
             retired: CancellationToken::new(),
@@ -277,33 +283,6 @@ impl Sessions {
             }
         }
         evicted
-    }
-
-    /// Closes connections of the party that holds most bytes which nobody has taken, those with most bytes first, until
-    /// the budget is relieved. Connections that carry the frames of a peer go last, because their bytes are taken as they
-    /// come. Returns the closed ones.
-    pub(super) fn relieve(&self) -> Vec<Arc<Session>> {
-        let (open, mut closed) = (self.open.lock(), Vec::new());
-        while self.received.is_spent() {
-            let mut parties: BTreeMap<Party<'_>, (usize, Vec<&Arc<Session>>)> = BTreeMap::new();
-            let holders = || open.living().filter(|session| session.held.get() > 0);
-            let have_streams = holders().all(|session| session.has_stream.load(Relaxed));
-            for session in holders().filter(|session| have_streams || !session.has_stream.load(Relaxed)) {
-                let party = parties.entry(session.party()).or_default();
-                party.0 += session.held.get();
-                party.1.push(session);
-            }
-            let Some((_, mut largest)) = parties.into_values().max_by_key(|(bytes, _)| *bytes) else { break };
-            largest.sort_by_key(|session| std::cmp::Reverse(session.held.get())); // the oldest first among equals
-            for session in largest {
-                session.close();
-                closed.push(Arc::clone(session));
-                if self.received.is_relieved() {
-                    break;
-                }
-            }
-        }
-        closed
     }
 
     /// Closes the oldest connection without an accepted request, for want of file descriptors. Connections with a
@@ -420,5 +399,6 @@ fn ms(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
 
+mod relief;
 #[cfg(test)]
 mod tests;
