@@ -227,6 +227,8 @@ counters! {
         probes,
         /// Connections to this node that were closed to make room for others.
         connections_evicted,
+        /// Connections to this node that were closed because the bytes received on all of them exceeded their budget.
+        connections_over_budget,
         /// Ticks that were more than 100 ms late, because this process stood still.
         late_ticks,
         /// Writes of this node that every node had acknowledged by their deadline.

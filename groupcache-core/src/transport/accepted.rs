@@ -110,6 +110,6 @@ impl AsyncWrite for Accepted {
 /// Counts and logs the connections that have ended for others.
 fn report(listener: &Listener, closed: &[Arc<Session>]) {
     for session in closed {
-        listener.refused(session.remote, &HandshakeError::CrowdedOut);
+        listener.refused(session.remote, &HandshakeError::OverBudget);
     }
 }

@@ -156,6 +156,7 @@ fn counter<'a>(counters: &'a NodeCounters, trouble: &HandshakeError) -> &'a Coun
         HandshakeError::RefusesUs(_) => &counters.refused_by_peers,
         HandshakeError::TooLate => &counters.handshake_timeouts,
         HandshakeError::CrowdedOut => &counters.connections_evicted,
+        HandshakeError::OverBudget => &counters.connections_over_budget,
         HandshakeError::Probe => &counters.probes,
         HandshakeError::Broken(_) => &counters.handshakes_broken,
     }
