@@ -237,6 +237,8 @@ counters! {
         writes_settled,
         /// Milliseconds that those writes took to settle, all together.
         settling_ms,
+        /// Sets that were sent as removes for want of room for their values, to a peer that is slow.
+        sets_without_room,
         /// Writes of other nodes that this node asked for, because they did not arrive from their writers.
         pulled_writes,
         /// Runs of a provider that ended with an error, a panic or a return, and were started again.
