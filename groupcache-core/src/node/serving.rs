@@ -36,6 +36,12 @@ impl Node {
         router(&self.inner.server, &self.inner.context.local.limits)
     }
 
+    /// Returns the server that answers peers.
+    #[cfg(test)]
+    pub(crate) fn server(&self) -> &Server {
+        &self.inner.server
+    }
+
     /// Returns the number of requests of peers that are not answered yet.
     pub(crate) fn owes(&self) -> usize {
         self.inner.server.owes()

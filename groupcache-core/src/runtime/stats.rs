@@ -237,7 +237,8 @@ counters! {
         writes_settled,
         /// Milliseconds that those writes took to settle, all together.
         settling_ms,
-        /// Sets that were sent as removes for want of room for their values, to a peer that is slow.
+        /// Sets that were carried out as removes for want of room for their values: sets of this node to a peer that is
+        /// slow, and sets of a peer while too many values wait to be decoded here.
         sets_without_room,
         /// Writes of other nodes that this node asked for, because they did not arrive from their writers.
         pulled_writes,

@@ -32,7 +32,7 @@ use tonic::{Status, Streaming, codegen::http::HeaderMap};
 
 use crate::{
     identity::{Instance, PeerId},
-    limits::CLIENT_HELLO,
+    limits::{CLIENT_HELLO, VALUES_TO_DECODE},
     peer::{
         group_service::Registry,
         local::{LocalNode, rejection_reason},
@@ -48,6 +48,7 @@ use crate::{
     },
     protocol::wire::{self, GetRequest, Incoming, UnaryAnswer},
     runtime::{
+        byte_budget::ByteBudget,
         log_limit::LogRateLimit,
         sync::{Keyed, sharded},
     },
@@ -89,6 +90,7 @@ impl Server {
                 closing,
                 hasher,
                 waiting: Arc::default(),
+                values: ByteBudget::new(VALUES_TO_DECODE),
                 lines: LogRateLimit::default(),
                 logs,
             }),
