@@ -349,6 +349,11 @@ impl RequestTable {
     }
 
     #[cfg(test)]
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    #[cfg(test)]
     pub(crate) fn queued(&self) -> usize {
         self.queue.len()
     }
