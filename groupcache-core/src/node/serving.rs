@@ -22,6 +22,7 @@ const MAX_HEADER_LIST: u32 = 16 << 10;
 fn router(server: &Server, limits: &Limits) -> Router {
     let window = transport::stream_window(limits);
     tonic::transport::Server::builder()
+        .max_frame_size(transport::MAX_FRAME)
         .initial_stream_window_size(window)
         .initial_connection_window_size(window.saturating_mul(2))
         .max_concurrent_streams(MAX_STREAMS)

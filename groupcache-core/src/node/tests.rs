@@ -221,3 +221,59 @@ async fn received_bytes_return_to_zero_after_traffic() {
     client.read_exact(&mut header).await.expect("the connection is open");
     cluster.shutdown().await;
 }
+
+/// Checks that a small answer on another stream waits for two frames of a large one at most: the one that leaves, and the
+/// one that comes next.
+#[tokio::test]
+async fn small_answer_waits_for_two_frames_of_a_large_one() {
+    const MAX_FRAME: usize = crate::transport::MAX_FRAME as usize;
+    let node = Node::builder().insecure().start().await.unwrap();
+    let load = async |key: &str| Ok::<_, crate::BoxError>("x".repeat(if key == "large" { 1 << 20 } else { 1 }));
+    let group = node.group::<String>("data").capacity_bytes(8 << 20).loader(load).build().unwrap();
+    for key in ["large", "small"] {
+        group.get(key).await.unwrap();
+    }
+    let (client, server) = tokio::io::duplex(1024);
+    let serving = node.router().serve_with_incoming(tokio_stream::once(std::io::Result::Ok(server)));
+    let serving = tokio::spawn(serving);
+    let (mut reader, mut writer) = tokio::io::split(client);
+    let headers = headers_of_get();
+    let get = |key: &str| {
+        let cluster = node.inner.context.local.hello().cluster.to_string();
+        // Fields 1 to 3 of the message: cluster, group, key.
+        let fields = [(0x0a, &*cluster), (0x12, "data"), (0x22, key)];
+        let message: Vec<u8> =
+            fields.iter().flat_map(|(tag, text)| [&[*tag, text.len() as u8], text.as_bytes()].concat()).collect();
+        [&[0, 0, 0, 0, message.len() as u8], &message[..]].concat()
+    };
+    // The windows of the client are large, so that only frames part the answers, which have the size that a node asks for.
+    let [.., a, b, c] = crate::transport::MAX_FRAME.to_be_bytes();
+    let settings = frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff, 0, 5, 0, a, b, c]);
+    let window = frame(8, 0, 0, &[0x70, 0, 0, 0]);
+    let begun = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), settings, window].concat();
+    let large = [frame(1, 4, 1, &headers), frame(0, 1, 1, &get("large"))].concat();
+    let small = [frame(1, 4, 3, &headers), frame(0, 1, 3, &get("small"))].concat();
+    let writing = tokio::spawn(async move {
+        writer.write_all(&[begun, large, small].concat()).await.unwrap();
+        writer
+    });
+    eventually("both gets are answered from memory", || group.stats().peer_request_hits == 2).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await; // the answers reach HTTP/2, which can write no more
+    }
+    let (mut ahead, mut largest) = (0, 0);
+    loop {
+        let mut header = [0; 9];
+        reader.read_exact(&mut header).await.expect("a frame");
+        let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+        reader.read_exact(&mut vec![0; length]).await.unwrap();
+        match (header[3], header[8]) {
+            (0, 1) => (ahead, largest) = (ahead + length, largest.max(length)),
+            (1, 3) => break,
+            _ => {}
+        }
+    }
+    assert!(ahead <= 2 * MAX_FRAME && largest <= MAX_FRAME, "{ahead} bytes ahead, in frames of up to {largest}");
+    drop((reader, writing.await.unwrap()));
+    serving.abort();
+}

@@ -72,6 +72,9 @@ impl AsyncRead for Accepted {
         if session.held().add(this.bytes.count(bytes)) {
             report(listener, &listener.sessions.relieve());
         }
+        if this.bytes.is_oversized() {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
         self.check_open(cx)?;
         read
     }

@@ -67,6 +67,11 @@ use crate::{
 /// large response otherwise stalls the small ones behind it.
 const MIN_WINDOW: u32 = 1 << 20;
 
+/// Maximum bytes of a frame of HTTP/2 in both directions. A get of a value of 64 KiB costs 30 % less processor time than
+/// with frames of 16 KiB, which each need a read; frames of 256 KiB save 4 % more. HTTP/2 reserves a frame upon its header,
+/// and memory is taken as the bytes come, which are counted. An answer on another stream waits for one frame.
+pub(crate) const MAX_FRAME: u32 = 64 << 10;
+
 /// Connector of a node: looks names up, and makes channels to peers.
 #[derive(Clone)]
 pub(crate) struct Net {
@@ -96,6 +101,7 @@ impl Net {
     ) -> Result<Channel, tonic::transport::Error> {
         // The scheme is `http` with TLS too, because `https` makes tonic look for its own TLS settings.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+            .max_frame_size(MAX_FRAME)
             .initial_stream_window_size(stream_window(limits))
             .initial_connection_window_size(stream_window(limits).saturating_mul(2));
         // HTTP/2 measures with the real clock for how long it remembers streams that were reset.

@@ -46,6 +46,10 @@ const PREFACE: usize = 24;
 /// Type of the frame that carries the bytes of a stream.
 const DATA: u8 = 0;
 
+/// Maximum payload of any other frame, which HTTP/2 keeps until it is complete and which is counted nowhere: the largest
+/// that a peer may send without a setting of this node, and as much as the headers of a request may have.
+const MAX_OTHER_PAYLOAD: usize = 16 << 10;
+
 /// Budget of a node.
 #[derive(Debug)]
 pub(crate) struct ReceivedBytes {
@@ -226,6 +230,8 @@ impl Drop for HeldBytes {
 #[derive(Debug)]
 pub(super) struct StreamBytes {
     state: Reading,
+    /// Whether a frame that carries no bytes of a stream exceeds [`MAX_OTHER_PAYLOAD`].
+    is_oversized: bool,
 }
 
 /// Part of a frame that comes next.
@@ -237,11 +243,16 @@ enum Reading {
 
 impl Default for StreamBytes {
     fn default() -> Self {
-        Self { state: Reading::Payload { is_data: false, left: PREFACE } }
+        Self { state: Reading::Payload { is_data: false, left: PREFACE }, is_oversized: false }
     }
 }
 
 impl StreamBytes {
+    /// Returns whether a frame has come for which the connection ends.
+    pub(super) fn is_oversized(&self) -> bool {
+        self.is_oversized
+    }
+
     /// Returns how many of the next bytes of the connection belong to streams.
     pub(super) fn count(&mut self, mut bytes: &[u8]) -> usize {
         let mut counted = 0;
@@ -266,6 +277,7 @@ impl StreamBytes {
                     if *filled == HEADER {
                         let [a, b, c, kind, ..] = *header;
                         let left = u32::from_be_bytes([0, a, b, c]) as usize;
+                        self.is_oversized |= kind != DATA && left > MAX_OTHER_PAYLOAD;
                         self.state = match left {
                             0 => Reading::Header { bytes: [0; HEADER], filled: 0 },
                             _ => Reading::Payload { is_data: kind == DATA, left },
@@ -354,6 +366,22 @@ mod tests {
             let mut bytes = StreamBytes::default();
             let counted: usize = connection.chunks(cut).map(|part| bytes.count(part)).sum();
             assert_eq!(counted, 20_107, "in parts of {cut}");
+            assert!(!bytes.is_oversized());
+        }
+    }
+
+    /// Checks that frames with bytes of streams may be large, and others may not.
+    #[test]
+    fn large_frames_without_bytes_of_streams_are_oversized() {
+        for (kind, bytes, is_oversized) in
+            [(DATA, 65_536, false), (1, 16_384, false), (1, 16_385, true), (9, 65_536, true)]
+        {
+            for cut in [1, 9, 10, 1000] {
+                let mut counter = StreamBytes::default();
+                let connection = [vec![0; PREFACE], frame(4, 0), frame(kind, bytes)].concat();
+                let _: usize = connection.chunks(cut).map(|part| counter.count(part)).sum();
+                assert_eq!(counter.is_oversized(), is_oversized, "{bytes} bytes of type {kind}");
+            }
         }
     }
 
