@@ -30,8 +30,16 @@ pub(crate) const MAX_REQUESTS_PER_FRAME: usize = 1024;
 /// values per second; a silent peer holds them for a second.
 pub(crate) const VALUES_IN_FLIGHT_PER_PEER: usize = 32 << 20;
 
-/// Maximum bytes of values that wait for all peers: those of four silent peers.
+/// Maximum bytes of values that wait for all peers. A peer has at most as much as it leaves for others, so that four
+/// silent peers have 25.6 MiB each and leave as much.
 pub(crate) const VALUES_IN_FLIGHT: usize = 4 * VALUES_IN_FLIGHT_PER_PEER;
+
+/// Maximum bytes of values in sets of one peer that wait to be decoded at this node: as many as the peer sends.
+pub(crate) const VALUES_TO_DECODE_PER_PEER: usize = VALUES_IN_FLIGHT_PER_PEER;
+
+/// Maximum bytes of values in sets of all peers that wait to be decoded at this node, shared out as
+/// [`VALUES_IN_FLIGHT`] is. Values of 1 MiB decode within milliseconds.
+pub(crate) const VALUES_TO_DECODE: usize = 4 * VALUES_TO_DECODE_PER_PEER;
 
 /// Interval at which deadlines and silence are checked, and the resolution of coarse time.
 pub(crate) const TICK: Duration = Duration::from_millis(10);

@@ -132,7 +132,10 @@ impl Ring {
     pub(crate) fn successors(&self, key: u64) -> impl Iterator<Item = u32> {
         let mut visited = VisitedSlots { first: None, rest: Vec::new(), members: self.len() };
         // `take` ends the walk around the circle after the last member.
-        self.points.from(self.points.first(key)).map(slot_of).filter(move |&slot| visited.insert(slot)).take(self.len())
+        let walk = self.points.from(self.points.first(key));
+        #[cfg(test)]
+        let walk = walk.inspect(|_| WALKED.set(WALKED.get() + 1));
+        walk.map(slot_of).filter(move |&slot| visited.insert(slot)).take(self.len())
     }
 
     /// Returns the fingerprint, which is equal on two nodes that place every key alike.
@@ -269,6 +272,12 @@ impl VisitedSlots {
         *word |= bit;
         is_new
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Number of points that the walks of this thread have visited.
+    pub(crate) static WALKED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 #[cfg(test)]

@@ -30,7 +30,9 @@ use crate::{
     identity::{Instance, PeerId},
     limits::{MAX_ERROR_TEXT, RETRY_AFTER},
     loader::LoadReason,
-    peer::group_service::{GroupService, LoadRequest, Notice, PageRequest, PageResult, Progress, ResponseFuture},
+    peer::group_service::{
+        GroupService, LoadRequest, Notice, PageRequest, PageResult, Progress, ResponseFuture, ValueRoom,
+    },
     protocol::message::{Bounds, DeadlineOwner, Decline, Encoded, Page, Response, Source, WriteName},
     runtime::clock::{self, NEVER, later},
     value::Value,
@@ -158,7 +160,13 @@ impl<V: Value> GroupService for Engine<V> {
         self.settings.load_deadline.saturating_add(OVERDUE)
     }
 
-    fn set(self: Arc<Self>, key: &str, value: Bytes, known: Option<(&Instance, &[WriteName])>) -> ResponseFuture {
+    fn set(
+        self: Arc<Self>,
+        key: &str,
+        value: Bytes,
+        room: Option<ValueRoom>,
+        known: Option<(&Instance, &[WriteName])>,
+    ) -> ResponseFuture {
         let of_user = self.context.tasks.runtimes.of_user.clone();
         let token = apply::drop_written(&self, key);
         let (writes, name) = (&self.context.local.writes, &self.settings.name);
@@ -171,6 +179,7 @@ impl<V: Value> GroupService for Engine<V> {
         let key: Arc<str> = key.into();
         let store = move || {
             let (now_ms, hash) = (self.context.local.clock.read_ms(), self.ownership.hash(&key));
+            let _room = room;
             let Ok(value) = decode::<V>(value) else { return Response::Declined(Decline::OtherFormat) };
             let Ok(slot) = entry::of_set(&self, &key, hash, now_ms, as_of_ms, value) else {
                 return Response::Declined(Decline::OtherFormat);

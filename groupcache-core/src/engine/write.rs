@@ -364,7 +364,11 @@ pub(super) fn send<V: Value>(
     }
     // Without room for the value, the owner drops the old one, so that no node refills from it.
     let remove = Op::Remove { hold: Duration::ZERO };
-    link.request_by(|reply| call(engine, remove, &write.key, rank, number, Vec::new(), reply))
+    let sent = link.request_by(|reply| call(engine, remove, &write.key, rank, number, Vec::new(), reply));
+    if sent.is_some() {
+        engine.context.local.counters.sets_without_room.up();
+    }
+    sent
 }
 
 /// Returns the request of a write.

@@ -22,6 +22,7 @@ const MAX_HEADER_LIST: u32 = 16 << 10;
 fn router(server: &Server, limits: &Limits) -> Router {
     let window = transport::stream_window(limits);
     tonic::transport::Server::builder()
+        .max_frame_size(transport::MAX_FRAME)
         .initial_stream_window_size(window)
         .initial_connection_window_size(window.saturating_mul(2))
         .max_concurrent_streams(MAX_STREAMS)
@@ -34,6 +35,12 @@ impl Node {
     /// Returns the router with which the node serves its own listener.
     pub(crate) fn router(&self) -> Router {
         router(&self.inner.server, &self.inner.context.local.limits)
+    }
+
+    /// Returns the server that answers peers.
+    #[cfg(test)]
+    pub(crate) fn server(&self) -> &Server {
+        &self.inner.server
     }
 
     /// Returns the number of requests of peers that are not answered yet.
@@ -53,6 +60,7 @@ pub(super) fn serve(node: &Node, listener: TcpListener) {
         ListenerConfig {
             security: local.security.clone(),
             limits: local.limits.clone(),
+            received: Arc::clone(&local.received),
             counters: Arc::clone(&local.counters),
             tasks: tasks.others.clone(),
             stop: stop.clone(),

@@ -50,7 +50,7 @@ use crate::{
     },
     protocol::{message::Hello, wire},
     ring,
-    runtime::{clock, sync::Keyed},
+    runtime::{clock, seed, sync::Keyed},
     transport::{self, TcpListener},
 };
 
@@ -82,7 +82,7 @@ async fn start_on(builder: NodeBuilder, runtimes: Runtimes, threads: Option<Serv
     // The listener comes first, because certificates name the id, which may be the address.
     let security = security.resolve(&identity).await?;
 
-    let mut rng = builder.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+    let mut rng = fastrand::Rng::with_seed(builder.seed.unwrap_or_else(seed::random));
     let hands_over = !builder.is_handover_off;
     let hello = hello_of(&identity, &builder.limits, hands_over);
     let stabilizer = Stabilizer::new(facts(&hello), rng.fork());

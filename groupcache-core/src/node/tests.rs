@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::Instant,
+};
 
 use crate::{
     Group, Node,
     identity::{Incarnation, Instance, PeerId},
     membership::{stabilizer::MemberSet, view::View},
-    testing::unit::support::{Cluster, Gate, Loads},
+    testing::unit::support::{Cluster, Gate, Loads, eventually},
     write::log::Entry,
 };
 
@@ -159,4 +162,118 @@ async fn load_watch_accepts_an_infinite_deadline() {
     let group = group.build().unwrap();
     group.service().watch(); // as the tick does, which must not panic here
     assert_eq!(group.get("key").await.unwrap(), "key");
+}
+
+/// Returns a frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let [.., a, b, c] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&[a, b, c, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// Returns the HPACK block of a unary get.
+fn headers_of_get() -> Vec<u8> {
+    let path = "/groupcache.v1.Peer/Get";
+    let begin = [0x83, 0x86, 0x04, path.len() as u8]; // POST, http
+    let rest = b"\x01\x04node\x0f\x10\x10application/grpc\0\x02te\x08trailers";
+    [&begin[..], path.as_bytes(), rest].concat()
+}
+
+/// Checks that headers count while their request waits for its message, and that no received byte stays counted once it
+/// is taken: of frames and values of peers, and of a client with a connection that stays open after padding, a request that was
+/// reset, and bytes for a stream that has ended.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the test connects as a client")]
+async fn received_bytes_return_to_zero_after_traffic() {
+    let cluster = Cluster::start(2).await;
+    let groups = cluster
+        .group(|_, node| node.group::<String>("data").capacity_bytes(8 << 20).loader_with(Loads::default(), slow))
+        .await;
+    let key = cluster.key_of(&groups, 0);
+    for _ in 0..20 {
+        let _ = groups[1].set(&key, "x".repeat(100_000)).await;
+    }
+    assert_eq!(groups[1].get(&key).await.unwrap().len(), 100_000);
+    let mut client = tokio::net::TcpStream::connect(cluster.nodes[0].address()).await.unwrap();
+    let headers = headers_of_get();
+    let unfinished = [&[0, 0, 0, 0xff, 0xff], &[0; 1000][..]].concat();
+    let message = [&[100], &[0; 105][..]].concat(); // padding, and an empty message
+    let begun = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 4, 3, &headers)];
+    client.write_all(&begun.concat()).await.unwrap();
+    let used = || cluster.nodes.iter().map(|node| node.inner.context.local.received.used()).sum::<usize>();
+    eventually("the headers count", || used() > 2 * 104).await;
+    let frames = [
+        frame(0, 0, 3, &unfinished),
+        frame(3, 0, 3, &[0, 0, 0, 8]), // a reset
+        frame(0, 0, 3, &unfinished),
+        frame(1, 4, 5, &headers),
+        frame(0, 9, 5, &message), // padded, and the end of the stream
+    ];
+    client.write_all(&frames.concat()).await.unwrap();
+    client.write_all(&frame(6, 0, 0, &[0; 8])).await.unwrap();
+    let mut header = [0; 9];
+    while (header[3], header[4]) != (6, 1) {
+        client.read_exact(&mut header).await.expect("the pong comes after all frames were read");
+        let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
+        client.read_exact(&mut vec![0; length as usize]).await.unwrap();
+    }
+    eventually("no byte is counted", || used() == 0).await;
+    client.write_all(&frame(6, 0, 0, &[0; 8])).await.unwrap();
+    client.read_exact(&mut header).await.expect("the connection is open");
+    cluster.shutdown().await;
+}
+
+/// Checks that a small answer on another stream waits for two frames of a large one at most: the one that leaves, and the
+/// one that comes next.
+#[tokio::test]
+async fn small_answer_waits_for_two_frames_of_a_large_one() {
+    const MAX_FRAME: usize = crate::transport::MAX_FRAME as usize;
+    let node = Node::builder().insecure().start().await.unwrap();
+    let load = async |key: &str| Ok::<_, crate::BoxError>("x".repeat(if key == "large" { 1 << 20 } else { 1 }));
+    let group = node.group::<String>("data").capacity_bytes(8 << 20).loader(load).build().unwrap();
+    for key in ["large", "small"] {
+        group.get(key).await.unwrap();
+    }
+    let (client, server) = tokio::io::duplex(1024);
+    let serving = node.router().serve_with_incoming(tokio_stream::once(std::io::Result::Ok(server)));
+    let serving = tokio::spawn(serving);
+    let (mut reader, mut writer) = tokio::io::split(client);
+    let headers = headers_of_get();
+    let get = |key: &str| {
+        let cluster = node.inner.context.local.hello().cluster.to_string();
+        // Fields 1 to 3 of the message: cluster, group, key.
+        let fields = [(0x0a, &*cluster), (0x12, "data"), (0x22, key)];
+        let message: Vec<u8> =
+            fields.iter().flat_map(|(tag, text)| [&[*tag, text.len() as u8], text.as_bytes()].concat()).collect();
+        [&[0, 0, 0, 0, message.len() as u8], &message[..]].concat()
+    };
+    // The windows of the client are large, so that only frames part the answers, which have the size that a node asks for.
+    let [.., a, b, c] = crate::transport::MAX_FRAME.to_be_bytes();
+    let settings = frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff, 0, 5, 0, a, b, c]);
+    let window = frame(8, 0, 0, &[0x70, 0, 0, 0]);
+    let begun = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), settings, window].concat();
+    let large = [frame(1, 4, 1, &headers), frame(0, 1, 1, &get("large"))].concat();
+    let small = [frame(1, 4, 3, &headers), frame(0, 1, 3, &get("small"))].concat();
+    let writing = tokio::spawn(async move {
+        writer.write_all(&[begun, large, small].concat()).await.unwrap();
+        writer
+    });
+    eventually("both gets are answered from memory", || group.stats().peer_request_hits == 2).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await; // the answers reach HTTP/2, which can write no more
+    }
+    let (mut ahead, mut largest) = (0, 0);
+    loop {
+        let mut header = [0; 9];
+        reader.read_exact(&mut header).await.expect("a frame");
+        let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+        reader.read_exact(&mut vec![0; length]).await.unwrap();
+        match (header[3], header[8]) {
+            (0, 1) => (ahead, largest) = (ahead + length, largest.max(length)),
+            (1, 3) => break,
+            _ => {}
+        }
+    }
+    assert!(ahead <= 2 * MAX_FRAME && largest <= MAX_FRAME, "{ahead} bytes ahead, in frames of up to {largest}");
+    drop((reader, writing.await.unwrap()));
+    serving.abort();
 }

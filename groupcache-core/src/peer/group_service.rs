@@ -20,11 +20,17 @@ use crate::{
         chain::LoadChain,
         message::{Bounds, GroupName, Page, Response, Strikes, WriteName},
     },
-    runtime::sync::{Keyed, sharded},
+    runtime::{
+        byte_budget::ByteShare,
+        sync::{Keyed, sharded},
+    },
 };
 
 /// Notice to a peer that the load of a key with strikes waits for its turn, or begins.
 pub(crate) type Notice = Box<dyn Fn(Response) + Send>;
+
+/// Bytes of the value of a set, in the budgets of its peer and of all peers.
+pub(crate) type ValueRoom = [ByteShare; 2];
 
 /// Load for a request of a peer that memory could not answer.
 pub(crate) struct LoadRequest<'a> {
@@ -126,9 +132,15 @@ pub(crate) trait GroupService: Send + Sync {
     /// Drops the value of a key at once, and stores the new value as the owner or acting owner, unless a later write
     /// discards it.
     ///
-    /// `known` is the writer, with the writes of the key that it knew of; `None` for a writer without a log. If this node has
+    /// `room` holds the bytes of the value until it is decoded. `known` is the writer, with the writes of the key that it knew of; `None` for a writer without a log. If this node has
     /// heard of another write, the value is only dropped.
-    fn set(self: Arc<Self>, key: &str, value: Bytes, known: Option<(&Instance, &[WriteName])>) -> ResponseFuture;
+    fn set(
+        self: Arc<Self>,
+        key: &str,
+        value: Bytes,
+        room: Option<ValueRoom>,
+        known: Option<(&Instance, &[WriteName])>,
+    ) -> ResponseFuture;
     /// Returns whether the group holds no value on this node.
     fn is_empty(&self) -> bool;
     /// Drops all values and detaches all flights, because this node lacks the writes of the time before.

@@ -19,7 +19,7 @@ use crate::{
         stats::NodeCounters,
         sync::{ArcSwap, Mutex},
     },
-    transport::{Net, Security},
+    transport::{Net, ReceivedBytes, Security},
     write::shared::Writes,
 };
 
@@ -43,6 +43,10 @@ pub(crate) struct LocalNode {
     pub(crate) in_flight: AtomicUsize,
     /// Bytes of the values in the requests of this node that peers have not answered.
     pub(crate) values_in_flight: Arc<ByteBudget>,
+    /// Bytes of the responses that are queued for all peers.
+    pub(crate) queued_answer_bytes: AtomicUsize,
+    /// Budget of the bytes that connections of peers have received and nobody has taken.
+    pub(crate) received: Arc<ReceivedBytes>,
     /// Logs of writes, company and horizon.
     pub(crate) writes: Arc<Writes>,
     /// Keys with loads that have ended processes.
@@ -60,6 +64,8 @@ impl LocalNode {
             changing: Mutex::new(()),
             version: watch::Sender::new(1),
             clock,
+            queued_answer_bytes: AtomicUsize::new(0),
+            received: Arc::new(ReceivedBytes::of(&limits)),
             limits,
             counters,
             net: Net::tcp(security.clone()),

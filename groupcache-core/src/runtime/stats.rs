@@ -227,6 +227,8 @@ counters! {
         probes,
         /// Connections to this node that were closed to make room for others.
         connections_evicted,
+        /// Connections to this node that were closed because the bytes received on all of them exceeded their budget.
+        connections_over_budget,
         /// Ticks that were more than 100 ms late, because this process stood still.
         late_ticks,
         /// Writes of this node that every node had acknowledged by their deadline.
@@ -235,6 +237,9 @@ counters! {
         writes_settled,
         /// Milliseconds that those writes took to settle, all together.
         settling_ms,
+        /// Sets that were carried out as removes for want of room for their values: sets of this node to a peer that is
+        /// slow, and sets of a peer while too many values wait to be decoded here.
+        sets_without_room,
         /// Writes of other nodes that this node asked for, because they did not arrive from their writers.
         pulled_writes,
         /// Runs of a provider that ended with an error, a panic or a return, and were started again.

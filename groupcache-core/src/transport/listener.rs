@@ -14,23 +14,19 @@ use std::{
 
 use futures_core::Stream as Incoming;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
-use tokio_util::{
-    sync::{CancellationToken, WaitForCancellationFutureOwned},
-    task::TaskTracker,
-};
-use tonic::transport::server::Connected;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::transport::{
     TcpListener, TcpStream,
+    accepted::Accepted,
     attempt::{TLS_ALERT, TLS_HANDSHAKE},
-    received::{ReceivedBytes, StreamBytes},
+    received::ReceivedBytes,
     security::Security,
     session::{Session, Sessions},
-    stream::Stream,
 };
 use crate::{
     limits::{HANDSHAKE, Limits},
@@ -68,6 +64,8 @@ const PLAIN_REFUSAL: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 pub(crate) struct ListenerConfig {
     pub(crate) security: Security,
     pub(crate) limits: Limits,
+    /// Budget of the bytes that connections have received and nobody has taken.
+    pub(crate) received: Arc<ReceivedBytes>,
     pub(crate) counters: Arc<NodeCounters>,
     pub(crate) tasks: TaskTracker,
     /// Token that stops the listener and all running handshakes.
@@ -77,15 +75,15 @@ pub(crate) struct ListenerConfig {
 /// Starts to accept connections. The returned stream yields each connection after its handshake.
 pub(crate) fn start(listener: TcpListener, config: ListenerConfig) -> Accepting {
     let (accepted, feed) = mpsc::channel(ACCEPTED_QUEUE);
-    let sessions = Sessions::new(config.limits.max_connections, ReceivedBytes::of(&config.limits));
+    let sessions = Sessions::new(config.limits.max_connections, Arc::clone(&config.received));
     let acceptor =
         Arc::new(Listener { sessions, config, started: Instant::now(), log_limit: LogRateLimit::default(), accepted });
     acceptor.config.tasks.spawn(Arc::clone(&acceptor).run(listener));
     Accepting(feed)
 }
 
-struct Listener {
-    sessions: Sessions,
+pub(super) struct Listener {
+    pub(super) sessions: Sessions,
     config: ListenerConfig,
     started: Instant,
     log_limit: LogRateLimit,
@@ -132,7 +130,7 @@ impl Listener {
         self.config.tasks.spawn(admitted.shake_hands(tcp));
     }
 
-    fn refused(&self, remote: SocketAddr, trouble: &HandshakeError) {
+    pub(super) fn refused(&self, remote: SocketAddr, trouble: &HandshakeError) {
         counter(&self.config.counters, trouble).up();
         if *trouble == HandshakeError::Probe {
             tracing::debug!(%remote, "a connection was closed before its first byte, as by a probe of the port");
@@ -158,15 +156,16 @@ fn counter<'a>(counters: &'a NodeCounters, trouble: &HandshakeError) -> &'a Coun
         HandshakeError::RefusesUs(_) => &counters.refused_by_peers,
         HandshakeError::TooLate => &counters.handshake_timeouts,
         HandshakeError::CrowdedOut => &counters.connections_evicted,
+        HandshakeError::OverBudget => &counters.connections_over_budget,
         HandshakeError::Probe => &counters.probes,
         HandshakeError::Broken(_) => &counters.handshakes_broken,
     }
 }
 
 /// Connection that holds a place among the open connections until its drop.
-struct Admitted {
-    listener: Arc<Listener>,
-    session: Arc<Session>,
+pub(super) struct Admitted {
+    pub(super) listener: Arc<Listener>,
+    pub(super) session: Arc<Session>,
 }
 
 impl Drop for Admitted {
@@ -210,8 +209,7 @@ impl Admitted {
                 }
                 let accepted = self.listener.accepted.clone();
                 let close = Box::pin(close.cancelled_owned());
-                let bytes = StreamBytes::default();
-                let _ = accepted.send(Accepted { stream, bytes, close, place: self }).await;
+                let _ = accepted.send(Accepted::new(stream, close, self)).await;
             }
             Err(trouble) => self.listener.refused(self.session.remote, &trouble),
         }
@@ -260,82 +258,6 @@ impl Incoming for Accepting {
     }
 }
 
-/// Connection after its handshake, as HTTP/2 reads and writes it. Each request on the connection has its [`Session`].
-pub(crate) struct Accepted {
-    stream: Stream,
-    bytes: StreamBytes,
-    close: Pin<Box<WaitForCancellationFutureOwned>>,
-    place: Admitted,
-}
-
-impl Accepted {
-    /// Returns an error once the connection must close. Reads and writes both call this function, because a task that
-    /// waits only for the peer to read would otherwise not be woken.
-    fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.close.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
-            Poll::Pending => Ok(()),
-        }
-    }
-}
-
-impl Connected for Accepted {
-    type ConnectInfo = Arc<Session>;
-
-    fn connect_info(&self) -> Arc<Session> {
-        Arc::clone(&self.place.session)
-    }
-}
-
-impl AsyncRead for Accepted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.check_open(cx)?;
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let bytes = buf.filled().get(before..).unwrap_or_default();
-        let of_streams = self.bytes.count(bytes);
-        let Admitted { listener, session } = &self.place;
-        session.read(bytes.len());
-        if session.held().add(of_streams) {
-            for evicted in listener.sessions.relieve() {
-                listener.refused(evicted.remote, &HandshakeError::CrowdedOut);
-            }
-            self.check_open(cx)?;
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Accepted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.check_open(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check_open(cx)?;
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check_open(cx)?;
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.check_open(cx)?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
 #[cfg(test)]
 #[cfg(not(any(shuttle, simulation)))]
 mod tests {
@@ -346,6 +268,7 @@ mod tests {
         ListenerConfig {
             security: Security::Open { is_insecure: true },
             limits: Limits { max_connections: 4, ..Limits::default() },
+            received: Arc::new(ReceivedBytes::of(&Limits::default())),
             counters: Arc::default(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
@@ -376,7 +299,7 @@ mod tests {
             assert_eq!(stopped.elapsed().as_millis() / 2, delay.as_millis() / 2);
             tokio::time::resume();
             assert!(
-                accepted.is_none_or(|accepted| accepted.place.session.close_token().is_cancelled()),
+                accepted.is_none_or(|accepted| accepted.session().close_token().is_cancelled()),
                 "the connection is closed"
             );
         }

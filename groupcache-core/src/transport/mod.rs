@@ -1,11 +1,13 @@
 //! Transport: the connections between nodes, from the socket to the authenticated byte stream of HTTP/2.
 //!
 //! All TCP sockets of the crate are opened in this module, so that a simulation can replace them. Connections that the
-//! local node opens begin in [`Dialling`], which has names from the [`Resolver`], and an [`Attempt`] records the outcome. Connections that peers open begin in the
-//! `listener`, and a [`Session`] records their use. `security` chooses between plain TCP and TLS, `handshake` names
-//! the reasons for a failed handshake, `tls` keeps the credentials, and `fairness` bounds the time that one connection
-//! reads while others wait.
+//! local node opens begin in [`Dialling`], which has names from the [`Resolver`], and an [`Attempt`] records the
+//! outcome. Connections that peers open begin in the `listener`, and a [`Session`] records their use. `received` bounds
+//! the bytes that nobody has taken, and `room` makes connections wait for them. `security` chooses between plain TCP and
+//! TLS, `handshake` names the reasons for a failed handshake, `tls` keeps the credentials, and `fairness` bounds the time
+//! that one connection reads while others wait.
 
+mod accepted;
 mod attempt;
 mod dialling;
 mod fairness;
@@ -14,6 +16,7 @@ mod listener;
 mod received;
 #[cfg(not(simulation))]
 mod resolver;
+mod room;
 mod security;
 mod session;
 mod stream;
@@ -48,7 +51,7 @@ pub(crate) use crate::transport::{
     attempt::Attempt,
     dialling::{Connected, Dialling},
     listener::{ListenerConfig, start},
-    received::Body,
+    received::{Body, ReceivedBytes},
     security::Security,
     session::{IDLE_LIMIT, RequestGuard, Session},
 };
@@ -63,6 +66,11 @@ use crate::{
 /// the stream and of the connection bound nearly the same bytes. Each holds several of the largest values, because a
 /// large response otherwise stalls the small ones behind it.
 const MIN_WINDOW: u32 = 1 << 20;
+
+/// Maximum bytes of a frame of HTTP/2 in both directions. A get of a value of 64 KiB costs 30 % less processor time than
+/// with frames of 16 KiB, which each need a read; frames of 256 KiB save 4 % more. HTTP/2 reserves a frame upon its header,
+/// and memory is taken as the bytes come, which are counted. An answer on another stream waits for one frame.
+pub(crate) const MAX_FRAME: u32 = 64 << 10;
 
 /// Connector of a node: looks names up, and makes channels to peers.
 #[derive(Clone)]
@@ -93,6 +101,7 @@ impl Net {
     ) -> Result<Channel, tonic::transport::Error> {
         // The scheme is `http` with TLS too, because `https` makes tonic look for its own TLS settings.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+            .max_frame_size(MAX_FRAME)
             .initial_stream_window_size(stream_window(limits))
             .initial_connection_window_size(stream_window(limits).saturating_mul(2));
         // HTTP/2 measures with the real clock for how long it remembers streams that were reset.

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -28,8 +28,9 @@ use crate::{
 /// Maximum number of connections that have not carried an accepted request.
 pub(crate) const MAX_UNPROVEN: usize = 512;
 
-/// Maximum number of connections of one proven identity. A peer has one, and a second one while it is replaced.
-const PER_IDENTITY: usize = 8;
+/// Maximum number of connections for each id that a certificate allows. A peer has one, and a second one while it is
+/// replaced. Several nodes may share a certificate with several ids.
+const PER_ID: usize = 8;
 
 /// Time without a running request after which a connection is closed. Before the first accepted request, received bytes
 /// do not extend it. Afterwards the time starts at the end of the last request or at the last received byte.
@@ -89,6 +90,12 @@ impl Session {
     /// Returns the bytes of streams that nobody has taken.
     pub(super) fn held(&self) -> &HeldBytes {
         &self.held
+    }
+
+    /// Returns whether the connection may be read. Connections without a stream of frames always may, because they end
+    /// for the room of the others.
+    pub(super) fn may_read(&self, now: Instant) -> bool {
+        !self.has_stream.load(Relaxed) || self.held.may_grow(now)
     }
 
     /// Closes the connection at once. Its bytes count no more, so that no other connection ends for them.
@@ -204,8 +211,8 @@ struct Activity {
 impl Sessions {
     /// Returns an empty set with room for `max` connections that have carried an accepted request, and for the bytes of
     /// `received`.
-    pub(super) fn new(max: usize, received: ReceivedBytes) -> Self {
-        Self { open: Mutex::default(), max, received: Arc::new(received) }
+    pub(super) fn new(max: usize, received: Arc<ReceivedBytes>) -> Self {
+        Self { open: Mutex::default(), max, received }
     }
 
     /// Waits until no connection is open.
@@ -232,7 +239,7 @@ impl Sessions {
             uses: AtomicUsize::new(0),
             begun_uses: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            held: HeldBytes::new(Arc::clone(&self.received)),
+            held: HeldBytes::new(open.next, Arc::clone(&self.received)),
             has_stream: AtomicBool::new(false),
             close: CancellationToken::new(),
             retired: CancellationToken::new(),
@@ -253,15 +260,15 @@ impl Sessions {
     }
 
     /// Records the identity of the peer at the end of the handshake. Returns the connections that end for it: those of the
-    /// same identity beyond [`PER_IDENTITY`], and while all places are in use, the oldest of the party that has most of
+    /// same certificate beyond [`PER_ID`] for each of its ids, and while all places are in use, the oldest of the party that has most of
     /// them. If each party has one place, the new connection ends itself.
     pub(super) fn authenticated(&self, session: &Arc<Session>, caller: Caller, generation: u64) -> Vec<Arc<Session>> {
         session.authenticated_as(caller, generation);
         let open = self.open.lock();
         let mut evicted = Vec::new();
-        if let Party::Ids(_) = session.party() {
+        if let Party::Ids(ids) = session.party() {
             let same: Vec<_> = open.living().filter(|other| other.party() == session.party()).collect();
-            let excess = same.len().saturating_sub(PER_IDENTITY);
+            let excess = same.len().saturating_sub(PER_ID * ids.len());
             evicted.extend(same.into_iter().take(excess).cloned());
         }
         evicted.iter().for_each(|session| session.close());
@@ -276,33 +283,6 @@ impl Sessions {
             }
         }
         evicted
-    }
-
-    /// Closes connections of the party that holds most bytes which nobody has taken, those with most bytes first, until
-    /// the budget is relieved. Connections that carry the frames of a peer go last, because their bytes are taken as they
-    /// come. Returns the closed ones.
-    pub(super) fn relieve(&self) -> Vec<Arc<Session>> {
-        let (open, mut closed) = (self.open.lock(), Vec::new());
-        while self.received.is_spent() {
-            let mut parties: BTreeMap<Party<'_>, (usize, Vec<&Arc<Session>>)> = BTreeMap::new();
-            let holders = || open.living().filter(|session| session.held.get() > 0);
-            let have_streams = holders().all(|session| session.has_stream.load(Relaxed));
-            for session in holders().filter(|session| have_streams || !session.has_stream.load(Relaxed)) {
-                let party = parties.entry(session.party()).or_default();
-                party.0 += session.held.get();
-                party.1.push(session);
-            }
-            let Some((_, mut largest)) = parties.into_values().max_by_key(|(bytes, _)| *bytes) else { break };
-            largest.sort_by_key(|session| std::cmp::Reverse(session.held.get())); // the oldest first among equals
-            for session in largest {
-                session.close();
-                closed.push(Arc::clone(session));
-                if self.received.is_relieved() {
-                    break;
-                }
-            }
-        }
-        closed
     }
 
     /// Closes the oldest connection without an accepted request, for want of file descriptors. Connections with a
@@ -328,6 +308,7 @@ impl Sessions {
         for activity in open.sessions.values_mut() {
             activity.observe(now_ms);
             let session = &activity.session;
+            session.held.give_up_strays();
             // Received bytes count, because a client that reads a long response slowly sends window updates after the
             // request itself has ended.
             let last_ms = if session.is_proven() {
@@ -418,5 +399,6 @@ fn ms(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
 
+mod relief;
 #[cfg(test)]
 mod tests;

@@ -4,14 +4,15 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::{identity::Instance, protocol::message::WriteName};
+use crate::{identity::Instance, protocol::message::WriteName, runtime::seed};
 
 /// Hash of a group and a key. Two keys may have one hash.
 pub(super) type KeyHash = u64;
 
-/// Returns the hash of a key within all groups.
+/// Returns the hash of a key within all groups, with a seed of the process, because a client that chooses keys could
+/// otherwise make all writes share one hash.
 pub(super) fn key_hash(group: &str, key: &str) -> KeyHash {
-    xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(group.as_bytes(), 0))
+    xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(group.as_bytes(), seed::of_process()))
 }
 
 /// Positions in logs by writer.
@@ -144,5 +145,20 @@ pub(super) fn remove(names: &mut BTreeMap<KeyHash, Vec<WriteName>>, hash: KeyHas
         if of_key.is_empty() {
             names.remove(&hash);
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(simulation))]
+mod tests {
+    use super::*;
+
+    /// Checks that nobody outside of the process can compute the hash of a key.
+    #[test]
+    fn hash_of_a_key_has_a_seed() {
+        let unseeded = xxh3_64_with_seed(b"key", xxh3_64_with_seed(b"group", 0));
+        assert_eq!(key_hash("group", "key"), key_hash("group", "key"));
+        assert_ne!(key_hash("group", "key"), unseeded);
+        assert_ne!(key_hash("group", "key"), key_hash("other", "key"));
     }
 }

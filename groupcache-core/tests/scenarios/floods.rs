@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -39,8 +39,21 @@ const MIN_DURATION: Duration = Duration::from_secs(2);
 /// Pause between two requests of the well-behaved client.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// Beginning of the keys with the number of connections that were closed for their bytes as their value.
+const OVER_BUDGET: &str = "over budget ";
+
+/// Node of the child process.
+static NODE: OnceLock<Node> = OnceLock::new();
+
 async fn echo((): &(), key: &str) -> Result<String, BoxError> {
-    Ok(key.to_owned())
+    let stats = || NODE.get().map_or(0, |node| node.stats().connections_over_budget).to_string();
+    Ok(if key.starts_with(OVER_BUDGET) { stats() } else { key.to_owned() })
+}
+
+/// Returns how many connections a node has closed for their bytes. Each `ask` needs another number.
+async fn connections_over_budget(client: &mut Raw, ask: u64) -> u64 {
+    let answers = client.ask(vec![get(ask, format!("{OVER_BUDGET}{ask}"))]).await;
+    std::str::from_utf8(&answers[0].value).unwrap().parse().unwrap()
 }
 
 /// Runs a node when it is started as the child process, until standard input closes. Returns at once as a test.
@@ -53,6 +66,7 @@ fn child_process_runs_a_node() {
     let (node, _group) = runtime.block_on(async {
         let node = Node::builder().identity(identity("a")).start().await.unwrap();
         let group = node.group::<String>("data").capacity_bytes(1 << 20).loader_with((), echo).build().unwrap();
+        let _ = NODE.set(node.clone());
         (node, group)
     });
     println!("\nlistening {}", node.address());

@@ -41,6 +41,7 @@ mod panicking_tasks;
 mod poison;
 mod previous_owner;
 mod protection;
+mod received_bytes;
 mod removed_group;
 mod replicas;
 mod settling;

@@ -176,8 +176,7 @@ impl RequestTable {
         }
         let Op::Set(value) = op else { return Ok(None) };
         let [of_peer, of_all] = &self.bytes;
-        let (of_peer, of_all) = (of_peer.take(value.len()), of_all.take(value.len()));
-        Ok(Some([of_peer.ok_or(NotSent::Full)?, of_all.ok_or(NotSent::Full)?]))
+        of_peer.take_share(of_all, value.len()).map(Some).ok_or(NotSent::Full)
     }
 
     /// Returns whether a frame would carry anything now.
@@ -347,6 +346,11 @@ impl RequestTable {
 
     pub(crate) fn in_flight(&self) -> usize {
         self.slots.in_flight()
+    }
+
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
     }
 
     #[cfg(test)]

@@ -21,6 +21,9 @@ pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u32>,
     in_flight: usize,
+    /// Number of slots that were looked at.
+    #[cfg(test)]
+    visits: std::cell::Cell<usize>,
 }
 
 /// Returns the index of the slot of an id.
@@ -32,6 +35,17 @@ impl Slots {
     /// Returns the number of calls.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Counts slots that are looked at, for tests.
+    fn visit(&self, _slots: usize) {
+        #[cfg(test)]
+        self.visits.set(self.visits.get() + _slots);
+    }
+
+    #[cfg(test)]
+    pub(super) fn visits(&self) -> usize {
+        self.visits.get()
     }
 
     /// Adds a call and returns its id.
@@ -52,16 +66,19 @@ impl Slots {
     }
 
     pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut InFlight> {
+        self.visit(1);
         let slot = self.slots.get_mut(index(id)).filter(|slot| slot.id(index(id)) == id)?;
         slot.call.as_mut()
     }
 
     /// Returns whether the call with this id waits.
     pub(super) fn has(&self, id: u64) -> bool {
+        self.visit(1);
         self.slots.get(index(id)).is_some_and(|slot| slot.call.is_some() && slot.id(index(id)) == id)
     }
 
     pub(super) fn take(&mut self, id: u64) -> Option<InFlight> {
+        self.visit(1);
         let at = index(id);
         let call = self.slots.get_mut(at).filter(|slot| slot.id(at) == id)?.call.take()?;
         self.in_flight -= 1;
@@ -70,11 +87,13 @@ impl Slots {
     }
 
     pub(super) fn calls_mut(&mut self) -> impl Iterator<Item = &mut InFlight> {
+        self.visit(self.slots.len());
         self.slots.iter_mut().filter_map(|slot| slot.call.as_mut())
     }
 
     /// Returns the ids of all calls.
     pub(super) fn ids(&self) -> Vec<u64> {
+        self.visit(self.slots.len());
         let waiting = self.slots.iter().enumerate().filter(|(_, slot)| slot.call.is_some());
         waiting.map(|(at, slot)| slot.id(at)).collect()
     }

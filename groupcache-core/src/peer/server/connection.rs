@@ -13,7 +13,7 @@ use tonic::{Status, Streaming};
 
 use crate::{
     identity::{Instance, PeerId},
-    limits::{BATCH_BYTES, MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER, SILENCE},
+    limits::{BATCH_BYTES, MAX_REQUESTS_PER_FRAME, PENDING_AFTER, RETRY_AFTER, SILENCE, VALUES_TO_DECODE_PER_PEER},
     peer::server::{
         dispatch::{Asker, Dispatch, ResolvedGroup, Retry, dispatch, resolve},
         inbound::InboundPeers,
@@ -24,7 +24,7 @@ use crate::{
         message::{GroupName, Hello, Op, Request, Response},
         wire::{Incoming, answer_bytes, features},
     },
-    runtime::{sync::Map, token_bucket::TokenBucket},
+    runtime::{byte_budget::ByteBudget, sync::Map, token_bucket::TokenBucket},
     transport::{self, IDLE_LIMIT, Security},
 };
 
@@ -81,6 +81,8 @@ pub(crate) struct Connection {
     groups: Map<u32, (GroupName, ResolvedGroup)>,
     registry_version: u64,
     loads: Loads,
+    /// Bytes of the values in sets of the peer that wait to be decoded.
+    values: Arc<ByteBudget>,
     /// Requests that wait for a load, or for room for its value. A get has a [`Retry`] that reads memory again.
     waiting: Map<u64, Option<Retry>>,
     /// Ids of gets that wait for room after their load has ended. Only the ids are kept, because many loads may end at
@@ -118,6 +120,7 @@ impl Connection {
             groups: Map::with_hasher(hasher),
             registry_version: 0,
             loads: Loads::new(),
+            values: ByteBudget::new(VALUES_TO_DECODE_PER_PEER),
             waiting: Map::with_hasher(hasher),
             loaded: VecDeque::new(),
             pending: VecDeque::new(),
@@ -354,7 +357,13 @@ impl Connection {
             waiting = self.service.take_waiting_slot().filter(|_| has_room);
             waiting.is_some()
         };
-        let asker = Asker { peer: &self.writer, group: name, queue: &self.queue, is_witness: self.is_witness };
+        let asker = Asker {
+            peer: &self.writer,
+            group: name,
+            queue: &self.queue,
+            values: &self.values,
+            is_witness: self.is_witness,
+        };
         match dispatch(&self.service, resolved, request, Some(&asker), may_wait) {
             Dispatch::Response(answer) => Some(self.sized(answer)),
             Dispatch::Wait(response, retry) => {

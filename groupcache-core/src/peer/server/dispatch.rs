@@ -9,14 +9,14 @@ use crate::{
     identity::Instance,
     limits::RETRY_AFTER,
     peer::{
-        group_service::{GroupService, LoadRequest, Notice, Registry, ResponseFuture},
+        group_service::{GroupService, LoadRequest, Notice, Registry, ResponseFuture, ValueRoom},
         server::{
             response_queue::ResponseQueue,
             service::{LogReaders, LogRequest, Service},
         },
     },
     protocol::message::{self, Decline, Op, Request, Response, WriteName},
-    runtime::small_bytes,
+    runtime::{byte_budget::ByteBudget, small_bytes},
     write::log::Entry,
 };
 
@@ -65,6 +65,8 @@ pub(crate) struct Asker<'a> {
     pub(crate) group: Option<&'a Arc<str>>,
     /// Queue of the responses to the peer.
     pub(crate) queue: &'a Arc<ResponseQueue>,
+    /// Bytes of the values in sets of the peer that wait to be decoded.
+    pub(crate) values: &'a Arc<ByteBudget>,
     /// Whether the peer understands notices of loads.
     pub(crate) is_witness: bool,
 }
@@ -226,24 +228,42 @@ pub(crate) fn dispatch(
             apply(service, asker, &request, Some(key), true, || group.invalidate(key));
             declined(Decline::OtherFormat)
         }
-        (Op::Set(value), ResolvedGroup::Group(group)) => {
-            let refusal = if value.len() > service.local.limits.max_value_bytes {
-                Some(Response::TooLarge)
-            } else if !may_wait() {
-                // A slot is needed, because decoding may take long and the value stays in memory meanwhile.
-                Some(Response::Overloaded { retry_after: RETRY_AFTER })
-            } else {
-                None
-            };
-            match refusal {
-                Some(refusal) => {
-                    apply(service, asker, &request, Some(key), true, || group.invalidate(key));
-                    Dispatch::Response(refusal)
-                }
-                None => set(service, asker, &request, group, key, value),
+        (Op::Set(value), ResolvedGroup::Group(group)) => match room(service, asker, value, may_wait) {
+            Ok(room) => set(service, asker, &request, group, key, Received { value, room }),
+            Err(refusal) => {
+                apply(service, asker, &request, Some(key), true, || group.invalidate(key));
+                Dispatch::Response(refusal)
             }
-        }
+        },
     }
+}
+
+/// Value of a set with its bytes in the budgets.
+struct Received<'a> {
+    value: &'a Bytes,
+    room: Option<ValueRoom>,
+}
+
+/// Takes a slot and the bytes of a value, because decoding may take long and the value stays in memory meanwhile. Returns
+/// the refusal if there is no room.
+fn room(
+    service: &Service,
+    asker: Option<&Asker<'_>>,
+    value: &Bytes,
+    may_wait: impl FnOnce() -> bool,
+) -> Result<Option<ValueRoom>, Response> {
+    if value.len() > service.local.limits.max_value_bytes {
+        return Err(Response::TooLarge);
+    }
+    let overloaded = Response::Overloaded { retry_after: RETRY_AFTER };
+    if !may_wait() {
+        return Err(overloaded);
+    }
+    let Some(asker) = asker else { return Ok(None) }; // a unary request is no set
+    asker.values.take_share(&service.values, value.len()).map(Some).ok_or_else(|| {
+        service.local.counters.sets_without_room.up();
+        overloaded
+    })
 }
 
 /// Begins to store a value, unless the write is applied already: a later write may have followed.
@@ -253,12 +273,12 @@ fn set(
     request: &Request,
     group: &Arc<dyn GroupService>,
     key: &str,
-    value: &Bytes,
+    Received { value, room }: Received<'_>,
 ) -> Dispatch {
     let writer = asker.map(|asker| asker.peer).filter(|_| request.number > 0);
     let known = writer.map(|writer| (writer, &*request.known));
     // Copied, because a slice would keep the whole frame in memory as long as the value.
-    let store = || Arc::clone(group).set(key, small_bytes::copy(value), known);
+    let store = || Arc::clone(group).set(key, small_bytes::copy(value), room, known);
     let Some(asker) = asker else { return Dispatch::Wait(store(), None) };
     let Some(begun) = asker.begin(service, request.number, Some(key)) else {
         return Dispatch::Response(Response::Done);
@@ -266,4 +286,91 @@ fn set(
     let stored = store(); // drops the present value at once
     asker.commit(service, begun);
     Dispatch::Wait(stored, None)
+}
+
+#[cfg(test)]
+#[cfg(not(any(shuttle, simulation)))]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::{
+        Node, Value,
+        limits::VALUES_TO_DECODE_PER_PEER,
+        peer::server::Server,
+        protocol::chain::LoadChain,
+        testing::unit::hello,
+        value::{DecodeError, EncodeError},
+    };
+
+    /// Value that is decoded in a task.
+    #[derive(Clone)]
+    struct Decoded;
+
+    impl Value for Decoded {
+        fn encode(&self, _: &mut BytesMut) -> Result<(), EncodeError> {
+            Ok(())
+        }
+
+        fn decode(_: Bytes) -> Result<Self, DecodeError> {
+            Ok(Self)
+        }
+
+        fn weight(&self) -> usize {
+            1
+        }
+    }
+
+    fn set(id: u64, value: &Bytes) -> Request {
+        Request {
+            id,
+            op: Op::Set(value.clone()),
+            group: 1,
+            key: format!("key-{id}").into(),
+            wait: None,
+            chain: LoadChain::EMPTY,
+            no_load: false,
+            number: 0,
+            known: Vec::new(),
+            strikes: None,
+        }
+    }
+
+    /// Checks that values of sets which wait to be decoded are bounded for one peer and for all, that further sets are
+    /// refused and counted, and that the end of the waits gives the room back.
+    #[tokio::test]
+    async fn values_that_wait_to_be_decoded_are_bounded() {
+        let node = Node::builder().start().await.unwrap();
+        let load = async |_: &str| Ok::<_, std::io::Error>(Decoded);
+        let _group = node.group::<Decoded>("data").capacity_bytes(1 << 20).loader(load).build().unwrap();
+        let server: &Server = node.server();
+        let service = &server.0.service;
+        let resolved = resolve(&service.registry, "data", 0);
+        let value = Bytes::from(vec![0; 1 << 20]);
+        let (mut waiting, mut taken) = (Vec::new(), Vec::new());
+        for _ in 0..10 {
+            let values = ByteBudget::new(VALUES_TO_DECODE_PER_PEER);
+            let queue = Arc::new(ResponseQueue::new(Arc::clone(&service.local), &hello("b")));
+            let peer = hello("b").instance();
+            let asker = Asker { peer: &peer, group: None, queue: &queue, values: &values, is_witness: false };
+            let before = waiting.len();
+            for id in 0..40 {
+                match dispatch(service, &resolved, set(id, &value), Some(&asker), || true) {
+                    Dispatch::Wait(response, _) => waiting.push(response),
+                    Dispatch::Response(refusal) => {
+                        assert_eq!(refusal, Response::Overloaded { retry_after: RETRY_AFTER });
+                    }
+                }
+            }
+            taken.push(waiting.len() - before);
+        }
+        assert_eq!(taken, [32, 32, 32, 16, 8, 4, 2, 1, 1, 0], "MiB of each peer");
+        assert_eq!(service.local.counters.sets_without_room.get(), 400 - 128);
+        for response in waiting.drain(..100) {
+            assert_eq!(response.await, Response::Done);
+        }
+        assert_eq!(service.values.used(), 28 << 20);
+        drop(waiting);
+        assert_eq!(service.values.used(), 0, "an abandoned set gives its room back");
+    }
 }

@@ -28,11 +28,11 @@ use dashmap::DashMap;
 use futures_util::FutureExt;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Status, Streaming};
+use tonic::{Status, Streaming, codegen::http::HeaderMap};
 
 use crate::{
     identity::{Instance, PeerId},
-    limits::CLIENT_HELLO,
+    limits::{CLIENT_HELLO, VALUES_TO_DECODE},
     peer::{
         group_service::Registry,
         local::{LocalNode, rejection_reason},
@@ -48,6 +48,7 @@ use crate::{
     },
     protocol::wire::{self, GetRequest, Incoming, UnaryAnswer},
     runtime::{
+        byte_budget::ByteBudget,
         log_limit::LogRateLimit,
         sync::{Keyed, sharded},
     },
@@ -89,6 +90,7 @@ impl Server {
                 closing,
                 hasher,
                 waiting: Arc::default(),
+                values: ByteBudget::new(VALUES_TO_DECODE),
                 lines: LogRateLimit::default(),
                 logs,
             }),
@@ -181,8 +183,9 @@ impl wire::peer_server::Peer for Server {
         // The listener of the node has its own places, and makes room in them.
         let slot = if sender.session.is_none() { Some(ConnectionSlot::take(server)?) } else { None };
         let body = request.extensions().get::<Arc<transport::Body>>().cloned();
-        let body = body.unwrap_or_else(|| transport::Body::new(None));
+        let body = body.unwrap_or_else(|| transport::Body::new(None, &HeaderMap::new()));
         let mut inbound = request.into_inner();
+        body.headers_dropped();
         let first = timeout(CLIENT_HELLO, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no Hello within 5 s; send one with the first frame"))??

@@ -49,7 +49,7 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<B>) -> S::Future {
-        let body = transport::Body::new(request.extensions().get::<Arc<Session>>().cloned());
+        let body = transport::Body::new(request.extensions().get::<Arc<Session>>().cloned(), request.headers());
         request.extensions_mut().insert(Arc::clone(&body));
         let ends = (request.uri().path() != STREAM).then(|| Box::pin(sleep(UNARY)));
         self.0.call(request.map(|inner| CountedBody { inner: Box::pin(inner), body, ends }))

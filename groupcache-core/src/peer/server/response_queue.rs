@@ -36,6 +36,13 @@ use crate::{
 /// the connection of a peer that does not read them ends above this number.
 const MAX_QUEUED_ANSWERS: usize = 1 << 16;
 
+/// Least maximum of the bytes of responses that are queued for all peers: those of sixteen peers with the default limit
+/// that read nothing.
+const QUEUED_FOR_ALL: usize = 128 << 20;
+
+/// Least maximum of these bytes in limits of one peer.
+const QUEUES: usize = 16;
+
 /// Factor by which the byte limit is higher for responses of loads that have ended, because nothing can make them wait.
 const COMPLETED_FACTOR: usize = 4;
 
@@ -124,7 +131,14 @@ impl ResponseQueue {
 
     /// Returns whether the response of a load that has ended would be queued as it is.
     pub(crate) fn has_room_for_completed(&self) -> bool {
-        self.queue.lock().bytes < self.completed_limit()
+        self.queue.lock().bytes < self.share(self.completed_limit())
+    }
+
+    /// Returns the limit of this queue: the given one, and at most what all queues leave free. Slow peers therefore leave
+    /// room for another one; see [`ByteBudget::take_share`](crate::runtime::byte_budget::ByteBudget::take_share).
+    fn share(&self, limit: usize) -> usize {
+        let of_all = self.local.limits.max_queued_answer_bytes.saturating_mul(QUEUES).max(QUEUED_FOR_ALL);
+        limit.min(of_all.saturating_sub(self.local.queued_answer_bytes.load(Relaxed)))
     }
 
     fn completed_limit(&self) -> usize {
@@ -135,8 +149,9 @@ impl ResponseQueue {
         if answers.len() == 0 {
             return;
         }
-        let now_ms = self.local.clock.now_ms();
+        let (now_ms, limit) = (self.local.clock.now_ms(), self.share(limit));
         self.change(|queue| {
+            let before = queue.bytes;
             if queue.answers.is_empty() {
                 queue.taken_ms = now_ms;
             }
@@ -156,6 +171,7 @@ impl ResponseQueue {
                     queue.answers.push_back((id, answer));
                 }
             }
+            self.local.queued_answer_bytes.fetch_add(queue.bytes - before, Relaxed);
         });
     }
 
@@ -165,7 +181,7 @@ impl ResponseQueue {
         loop {
             let stuck_ms = {
                 let queue = self.queue.lock();
-                if queue.bytes < self.local.limits.max_queued_answer_bytes {
+                if queue.bytes == 0 || queue.bytes < self.share(self.local.limits.max_queued_answer_bytes) {
                     return;
                 }
                 later(queue.taken_ms, STUCK)
@@ -199,8 +215,13 @@ impl ResponseQueue {
     pub(crate) fn clear(&self) {
         self.change(|queue| {
             queue.answers.clear();
-            queue.bytes = 0;
+            self.taken_bytes(std::mem::take(&mut queue.bytes));
         });
+    }
+
+    /// Records that bytes have left the queue.
+    fn taken_bytes(&self, bytes: usize) {
+        self.local.queued_answer_bytes.fetch_sub(bytes, Relaxed);
     }
 
     /// Answers a ping with the next frame. `asked` are the nodes of which the ping asked for the acknowledgements.
@@ -244,6 +265,12 @@ impl ResponseQueue {
     /// Waits until the sending stream is dropped.
     pub(crate) async fn abandoned(&self) {
         self.abandoned.cancelled().await;
+    }
+}
+
+impl Drop for ResponseQueue {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -295,6 +322,7 @@ impl Stream for Outbound {
             bytes += size;
             answers.push((id, answer));
         }
+        self.0.taken_bytes(bytes);
         queue.taken_ms = local.clock.now_ms();
         // Encoded outside of the lock, because the reader of the connection pushes more responses meanwhile.
         drop(queue);
@@ -307,5 +335,59 @@ impl Stream for Outbound {
 impl Drop for Outbound {
     fn drop(&mut self) {
         self.0.abandoned.cancel();
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(any(shuttle, simulation)))]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::{FutureExt, StreamExt};
+
+    use super::*;
+    use crate::{
+        limits::Limits,
+        protocol::message::{Encoded, Source},
+        testing::unit::hello,
+        transport::Security,
+    };
+
+    const MIB: usize = 1 << 20;
+
+    fn value() -> Response {
+        let bytes = Bytes::from_static(&[0; MIB]);
+        let source = Source::Loaded;
+        let (as_of_age_ms, remaining_ms) = (None, None);
+        Response::Value(Encoded { bytes, age_ms: 0, as_of_age_ms, remaining_ms, borrow_ms: 0, is_hot: false, source })
+    }
+
+    /// Checks that peers which read nothing have a part of the bytes of all queues each, that another peer has room beside
+    /// them, and that a queue gives its bytes back when it is read, cleared or dropped.
+    #[tokio::test]
+    async fn slow_peers_leave_room_for_responses_to_another() {
+        let local = Arc::new(LocalNode::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }));
+        let queue = |id: &str| Arc::new(ResponseQueue::new(Arc::clone(&local), &hello(id)));
+        let used = || local.queued_answer_bytes.load(Relaxed);
+        let fill = |queue: &ResponseQueue, count: u64| {
+            (0..count).for_each(|id| queue.push(std::iter::once((id, value()))));
+            queue.queue.lock().bytes / MIB
+        };
+        let slow: Vec<_> = (0..40).map(|_| queue("slow")).collect();
+        let filled: Vec<_> = slow.iter().map(|queue| fill(queue, 20)).collect();
+        assert_eq!(filled[..15], [8; 15], "the limit of one peer");
+        assert!(used() <= 130 * MIB, "{filled:?}");
+        drop(slow);
+        assert_eq!(used(), 0, "queues that are gone");
+        let slow: Vec<_> = (0..40).map(|_| queue("slow")).collect();
+        for _ in 0..20 {
+            slow.iter().for_each(|queue| assert!(fill(queue, 1) <= 8));
+        }
+        let other = queue("other");
+        assert!(fill(&other, 20) >= 2, "room beside 40 slow peers, which have {} MiB", used() / MIB);
+        let (before, mut outbound) = (used(), Outbound(Arc::clone(&other)));
+        while let Some(Some(_)) = outbound.next().now_or_never() {}
+        assert!(used() < before - MIB && other.room().now_or_never().is_some(), "read");
+        slow.iter().for_each(|queue| queue.clear());
+        assert_eq!(used(), 0);
     }
 }

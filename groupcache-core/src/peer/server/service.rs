@@ -12,7 +12,7 @@ use crate::{
     identity::PeerId,
     peer::{group_service::Registry, local::LocalNode},
     protocol::message::{LogPart, WriteName},
-    runtime::{log_limit::LogRateLimit, sync::Keyed},
+    runtime::{byte_budget::ByteBudget, log_limit::LogRateLimit, sync::Keyed},
 };
 
 /// Request of a peer for the writes after the given ones, which a task of the node answers.
@@ -35,6 +35,8 @@ pub(crate) struct Service {
     pub(crate) hasher: Keyed,
     /// Number of requests of all peers that wait for loads on this node.
     pub(crate) waiting: Arc<AtomicUsize>,
+    /// Bytes of the values in sets of all peers that wait to be decoded.
+    pub(crate) values: Arc<ByteBudget>,
     pub(crate) lines: LogRateLimit,
     pub(crate) logs: LogReaders,
 }

@@ -26,6 +26,8 @@ pub(crate) enum HandshakeError {
     TooLate,
     /// Connection without a place among the open connections, or one that lost its place to another.
     CrowdedOut,
+    /// Connection of the party that held most of the received bytes when they exceeded their budget.
+    OverBudget,
     /// Connection that the other side closed before its first byte, as health checks of a TCP port do.
     Probe,
     /// Connection that the other side closed, or on which it sent invalid data.
@@ -35,7 +37,7 @@ pub(crate) enum HandshakeError {
 impl HandshakeError {
     /// Returns whether the nodes cannot connect until an operator changes a setting.
     pub(crate) fn is_about_trust(&self) -> bool {
-        !matches!(self, Self::TooLate | Self::CrowdedOut | Self::Probe | Self::Broken(_))
+        !matches!(self, Self::TooLate | Self::CrowdedOut | Self::OverBudget | Self::Probe | Self::Broken(_))
     }
 
     /// Converts the reason into an error of a stream, from which [`HandshakeError::of`] restores it.
@@ -68,7 +70,14 @@ impl fmt::Display for HandshakeError {
             }
             Self::OtherTls(why) | Self::Certificate(why) | Self::Name(why) | Self::RefusesUs(why) => f.write_str(why),
             Self::TooLate => f.write_str("the other side did not finish its handshake in time"),
-            Self::CrowdedOut => f.write_str("the connection had to make room for other connections"),
+            Self::CrowdedOut => f.write_str(
+                "the connection had to make room for others; raise limits.max_connections if these are peers, and \
+                 otherwise look for what opens many connections from this address or with this certificate",
+            ),
+            Self::OverBudget => f.write_str(
+                "the bytes received on all connections exceeded their budget, and this address or certificate held \
+                 most of them; look for a client that leaves messages unfinished, or give this node more processor time",
+            ),
             Self::Probe => f.write_str("the other side closed it before sending a byte"),
             Self::Broken(why) => write!(f, "the connection broke during the handshake: {why}"),
         }

@@ -3,7 +3,7 @@ use super::*;
 const REMOTE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
 fn sessions(max: usize) -> Sessions {
-    Sessions::new(max, ReceivedBytes::new(1 << 20))
+    Sessions::new(max, Arc::new(ReceivedBytes::new(1 << 20)))
 }
 
 fn admit(sessions: &Sessions, now_ms: u64) -> Arc<Session> {
@@ -86,24 +86,29 @@ fn host_with_most_connections_loses_its_oldest() {
     assert!(!closed(&peer) && !closed(&returned));
 }
 
-/// Checks that an identity is counted whatever hosts it connects from, and that its ninth connection ends its first.
+/// Checks that each id of a certificate has eight connections whatever hosts they come from, that a further one ends the
+/// oldest, and that another certificate has places of its own.
 #[test]
-fn proven_identity_has_eight_places() {
-    let sessions = sessions(100);
-    let certificate = |id: &str| Caller::Verified { ids: Some(vec![id.into()]) };
-    let verified: Vec<_> = (0..20)
-        .map(|host| {
-            let (session, guard) = proven(&sessions, host % 10);
-            let evicted = sessions.authenticated(&session, certificate("a"), 1);
-            (session, guard, evicted.len())
-        })
-        .collect();
-    assert!(verified.iter().take(8).all(|(_, _, evicted)| *evicted == 0));
-    let living = verified.iter().filter(|(session, ..)| !session.close_token().is_cancelled()).count();
-    assert!(living <= PER_IDENTITY, "{living}");
-    let (other, _use) = proven(&sessions, 11);
-    assert!(sessions.authenticated(&other, certificate("b"), 1).is_empty());
-    assert!(!other.close_token().is_cancelled());
+fn each_id_of_a_certificate_has_eight_places() {
+    for ids in [&["a"][..], &["a", "b", "c"]] {
+        let sessions = sessions(100);
+        let certificate = |ids: &[&str]| Caller::Verified { ids: Some(ids.iter().map(|id| (*id).into()).collect()) };
+        let verified: Vec<_> = (0..30)
+            .map(|host| {
+                let (session, guard) = proven(&sessions, host % 10);
+                let evicted = sessions.authenticated(&session, certificate(ids), 1);
+                (session, guard, evicted.len())
+            })
+            .collect();
+        let places = 8 * ids.len();
+        for (at, (session, _, evicted)) in verified.iter().enumerate() {
+            assert_eq!(*evicted, usize::from(at >= places), "at connection {at} of {ids:?}");
+            assert_eq!(session.close_token().is_cancelled(), at < 30 - places, "connection {at} of {ids:?}");
+        }
+        let (other, _use) = proven(&sessions, 11);
+        assert!(sessions.authenticated(&other, certificate(&["d"]), 1).is_empty());
+        assert!(!other.close_token().is_cancelled());
+    }
 }
 
 /// Checks that a node without descriptors, where all connections carry requests, lets go of one of the host with most.

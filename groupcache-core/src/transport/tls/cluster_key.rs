@@ -37,6 +37,9 @@ const MAX_KEYS: usize = 2;
 /// password that is repeated has less.
 const MIN_DIFFERENT: usize = 16;
 
+/// Bits of a part of an encoded key that returns within it. The parts of a random key of 32 bytes do in one of 10^11.
+const REPEATED_BITS: usize = 48;
+
 /// Salt of HKDF, which separates this use of the key from any other.
 const SALT: &[u8] = b"groupcache v1 cluster key";
 
@@ -180,10 +183,21 @@ fn key(word: &str) -> Result<Secret> {
     let mut different = Zeroizing::new(key.to_vec());
     different.sort_unstable();
     different.dedup();
-    if different.len() < MIN_DIFFERENT {
+    if different.len() < MIN_DIFFERENT || is_text(word) {
         return Err(Error::config(format!("the cluster key is not random and can be guessed; {MAKE}")));
     }
     Ok(key)
+}
+
+/// Returns whether an encoded key looks like words, which decode to bytes that look random: letters of one case only, or
+/// a part that returns. Of random keys of 32 bytes, one in 10^9 does.
+fn is_text(word: &[u8]) -> bool {
+    let is_hex = HEXLOWER_PERMISSIVE.decode(word).is_ok();
+    let has = |is: fn(&u8) -> bool| word.iter().any(is);
+    let has_both_cases = has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase);
+    let parts: Vec<_> = word.windows(if is_hex { REPEATED_BITS / 4 } else { REPEATED_BITS / 6 }).collect();
+    let returns = parts.iter().enumerate().any(|(at, part)| parts.iter().skip(at + 1).any(|other| other == part));
+    (!is_hex && !has_both_cases) || returns
 }
 
 fn unreadable() -> Error {
@@ -338,6 +352,18 @@ mod tests {
             let text_of_error = refused(text);
             assert!(text_of_error.contains("/dev/urandom"), "{text_of_error}");
             assert!(text.trim().is_empty() || !text_of_error.contains(text), "{text_of_error}");
+        }
+        for text in [
+            "productionproductionproductionproduction1234",
+            "correcthorsebatterystapleandsomefurtherwords",
+            "CorrectHorseBatteryStapleCorrectHorseBattery",
+            "WEAK0KEY1OF2UPPER3CASE4AND5DIGITS6ONLY7890AB",
+            &"0123456789abcdef0f1e2d3c4b5a6978".repeat(2),
+        ] {
+            assert!(refused(text).contains("not random"), "{text}");
+        }
+        for _ in 0..1000 {
+            ClusterKey::new(ClusterKey::random().unwrap()).expect("random");
         }
         assert!(refused(short).contains("31 bytes"));
         assert!(refused(&[HEX; 3].join(",")).contains("3 cluster keys"));

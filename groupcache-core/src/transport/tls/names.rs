@@ -5,7 +5,8 @@ use percent_encoding::percent_decode_str;
 use crate::error::{Error, Result};
 
 /// Name of a peer, or a pattern of names. `*` and `{id}` may stand for the first label of a DNS name and for any
-/// segment in the path of a URI, and each matches exactly one. The part that `{id}` matches must be the id of the peer.
+/// segment in the path of a URI, and each matches exactly one. The part that `{id}` matches must be the id of the peer: in a DNS name a label of a host
+/// name, and in a URI a segment that is not empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Name {
     Dns(Vec<Part>),
@@ -83,7 +84,7 @@ impl Name {
                 // A certificate for *.x is valid for each single label before x (RFC 6125, section 6.4.3).
                 Part::Is(label) if label.eq_ignore_ascii_case(shown) || (at == 0 && shown == "*") => {}
                 Part::Any => {}
-                Part::Id if shown != "*" => id = Some(shown.to_owned()),
+                Part::Id if is_label(shown) => id = Some(shown.to_owned()),
                 Part::Is(_) | Part::Id => return None,
             }
         }
@@ -104,8 +105,8 @@ impl Name {
             match part {
                 Part::Is(text) if text == shown => {}
                 Part::Any if !shown.is_empty() => {}
-                Part::Id => id = Some(percent_decode_str(shown).decode_utf8().ok()?.into_owned()),
-                Part::Is(_) | Part::Any => return None,
+                Part::Id if !shown.is_empty() => id = Some(percent_decode_str(shown).decode_utf8().ok()?.into_owned()),
+                Part::Is(_) | Part::Any | Part::Id => return None,
             }
         }
         Some(Matched { id })
@@ -118,6 +119,13 @@ fn part(text: &str) -> Part {
         "{id}" => Part::Id,
         text => Part::Is(text.to_owned()),
     }
+}
+
+/// Returns whether a text is a label of a host name: 1 to 63 letters, digits and hyphens, none of which is a hyphen at an
+/// end (RFC 1123, section 2.1).
+fn is_label(text: &str) -> bool {
+    let is_ldh = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    (1..=63).contains(&text.len()) && is_ldh && !text.starts_with('-') && !text.ends_with('-')
 }
 
 fn is_wild(text: &str) -> bool {
@@ -151,6 +159,10 @@ mod tests {
     fn id_placeholder_matches_the_id_of_the_peer() {
         assert_eq!(dns("{id}.peers", "users-0.peers"), Some(Some("users-0".into())));
         assert_eq!(dns("{id}.peers", "*.peers"), None, "a wildcard certificate carries no id");
+        assert_eq!(dns("{id}.peers", &format!("{}.peers", "a".repeat(63))), Some(Some("a".repeat(63))));
+        for no_label in ["", "-a", "a-", "a_b", "a b", "ä", "a*", &"a".repeat(64)] {
+            assert_eq!(dns("{id}.peers", &format!("{no_label}.peers")), None, "{no_label:?}");
+        }
         let spiffe = "spiffe://example.org/ns/*/cache/{id}";
         assert_eq!(uri(spiffe, "spiffe://Example.org/ns/prod/cache/users-0"), Some(Some("users-0".into())));
         assert_eq!(
@@ -161,6 +173,7 @@ mod tests {
             "spiffe://example.org/ns/prod/cache",
             "spiffe://example.org/ns/prod/cache/a/b",
             "spiffe://example.org/ns//cache/a",
+            "spiffe://example.org/ns/prod/cache/",
             "spiffe://example.com/ns/prod/cache/a",
             "https://example.org/ns/prod/cache/a",
             "spiffe://example.org/NS/prod/cache/a",

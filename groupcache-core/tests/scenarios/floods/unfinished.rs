@@ -5,22 +5,40 @@ use std::net::SocketAddr;
 
 use futures_util::StreamExt;
 use groupcache_core::bytes::Bytes;
-use h2::{SendStream, client::SendRequest};
+use h2::{
+    SendStream,
+    client::{ResponseFuture, SendRequest},
+};
 use prost::Message;
 use tokio::{
     net::TcpSocket,
-    time::{Duration, sleep},
+    time::{Duration, sleep, timeout},
 };
 use tonic::codegen::http;
 
-use super::flooded_within;
-use crate::{proto::Frame, support::raw::hello};
+use super::{connections_over_budget, flooded_within};
+use crate::{
+    proto::Frame,
+    support::{
+        PATIENCE,
+        raw::{Raw, hello},
+    },
+};
 
-/// Budget of received bytes, with seven times as much for what the allocator keeps of closed connections, in KiB.
-const BUDGET_KIB: u64 = 8 * (32 << 10);
+/// Growth that messages cause, in KiB, of one connection with 30 MiB, and of many: the budget of 32 MiB, with
+/// four times as much for what the allocator keeps of closed connections.
+const ONE_KIB: u64 = 48 << 10;
+const MANY_KIB: u64 = 5 * (32 << 10);
 
 /// Memory of one connection that has sent a message, in KiB.
 const CONNECTION_KIB: u64 = 48;
+
+/// Connections of the largest flood, and the least with which it says anything.
+const MOST: usize = 5_000;
+const LEAST: usize = 500;
+
+/// Descriptors that the test needs beside those of the flood.
+const OTHER_DESCRIPTORS: usize = 500;
 
 /// Number of connections that are opened at once.
 const AT_ONCE: usize = 64;
@@ -47,24 +65,26 @@ fn prefix(bytes: usize) -> Vec<u8> {
 
 /// Begins a request and sends as much of its message as the windows take. The message lacks its last byte. A stream of
 /// frames begins with a Hello, after which the connection counts as one of a peer.
-async fn begin(requests: SendRequest<Bytes>, method: &str) -> Option<SendStream<Bytes>> {
+async fn begin(requests: SendRequest<Bytes>, method: &str) -> Option<(ResponseFuture, SendStream<Bytes>)> {
     let request = http::Request::post(format!("http://node/groupcache.v1.Peer/{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())
         .unwrap();
-    let (_, mut stream) = requests.ready().await.ok()?.send_request(request, false).ok()?;
+    let (response, mut stream) = requests.ready().await.ok()?.send_request(request, false).ok()?;
     if method == "Connect" {
         let hello = Frame { hello: Some(hello()), ..Frame::default() }.encode_to_vec();
         stream.send_data([prefix(hello.len()), hello].concat().into(), false).ok()?;
     }
     stream.send_data(prefix(MESSAGE).into(), false).ok()?;
     stream.send_data(Bytes::from(vec![0x7a; MESSAGE - 1]), false).ok()?;
-    Some(stream)
+    Some((response, stream))
 }
 
-/// Leaves `streams` messages unfinished on each of `connections`, for longer than the node takes to read them.
+/// Leaves `streams` messages unfinished on each of `connections` until the node has closed some of many connections, or
+/// has ended a request of one. Returns the number of messages.
 async fn leave_unfinished(node: SocketAddr, connections: usize, streams: usize) -> usize {
+    let mut other = Raw::greeted(node).await;
     let opened = (0..connections).map(async |_| {
         let Some(requests) = connect(node).await else { return Vec::new() };
         let methods = std::iter::once("Connect").chain(std::iter::repeat("Get")).take(streams);
@@ -72,8 +92,19 @@ async fn leave_unfinished(node: SocketAddr, connections: usize, streams: usize) 
         futures_util::future::join_all(begun).await
     });
     let open: Vec<_> = futures_util::stream::iter(opened).buffer_unordered(AT_ONCE).collect().await;
-    sleep(Duration::from_secs(3)).await;
-    open.iter().flatten().flatten().count()
+    let mut open: Vec<_> = open.into_iter().flatten().flatten().collect();
+    let begun = open.len();
+    if connections == 1 {
+        let (get, _) = open.last_mut().expect("a request");
+        let _ = timeout(PATIENCE, get).await.expect("a unary request ends by its own time");
+    } else {
+        let mut asks = 0;
+        while connections_over_budget(&mut other, asks).await == 0 {
+            asks += 1;
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    begun
 }
 
 /// Returns how many descriptors this process and the node may have.
@@ -85,10 +116,19 @@ fn descriptors() -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn unfinished_messages_are_bounded_by_one_budget() {
-    let most = 5_000.min(descriptors().saturating_sub(500));
-    for (connections, streams) in [(1, 30), (50, 30), (most, 1)] {
+    let descriptors = descriptors();
+    let most = MOST.min(descriptors.saturating_sub(OTHER_DESCRIPTORS));
+    assert!(
+        most >= LEAST,
+        "the limit of open files is {descriptors}; raise it with ulimit -n {}",
+        MOST + OTHER_DESCRIPTORS
+    );
+    if most < MOST {
+        println!("the limit of open files is {descriptors}, so that {most} connections stand for {MOST}");
+    }
+    for (connections, streams, max_kib) in [(1, 30, ONE_KIB), (50, 30, MANY_KIB), (most, 1, MANY_KIB)] {
         let name = format!("{connections} connections with {streams} unfinished messages of 1 MiB");
-        let max_kib = BUDGET_KIB + connections as u64 * CONNECTION_KIB;
+        let max_kib = max_kib + connections as u64 * CONNECTION_KIB;
         let begun =
             flooded_within(&name, max_kib, async move |node| leave_unfinished(node, connections, streams).await);
         assert!(begun.await > 0, "{name}");
