@@ -17,6 +17,7 @@ mod fetch;
 mod fetch_answer;
 mod get;
 pub(crate) mod get_many;
+mod info;
 #[cfg(all(test, shuttle))]
 mod interleavings;
 mod load;

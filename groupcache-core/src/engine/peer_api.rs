@@ -33,6 +33,7 @@ use crate::{
     peer::group_service::{GroupService, LoadRequest, Notice, PageRequest, PageResult, Progress, ResponseFuture},
     protocol::message::{Bounds, DeadlineOwner, Decline, Encoded, Page, Response, Source, WriteName},
     runtime::clock::{self, NEVER, later},
+    telemetry::GroupInfo,
     value::Value,
 };
 
@@ -46,6 +47,10 @@ const OVERDUE: Duration = Duration::from_secs(1);
 impl<V: Value> GroupService for Engine<V> {
     fn format(&self) -> u32 {
         self.settings.format
+    }
+
+    fn info(&self) -> GroupInfo {
+        self.group_info()
     }
 
     fn cached_response(self: Arc<Self>, key: &str) -> Option<Response> {

@@ -87,6 +87,7 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node> {
         inner: Arc::new(Inner {
             context: Arc::clone(&context),
             identity,
+            provider: builder.provider.as_ref().map(|provider| provider.name().into()),
             server: server.clone(),
             commands,
             status: status_feed,

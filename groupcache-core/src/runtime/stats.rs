@@ -1,6 +1,9 @@
-//! Statistics: counters of a node and of its groups, and latencies.
+//! Statistics: counters of a node and of its groups, latencies, and all of them as measurements for exporters.
 
-pub use crate::runtime::histogram::Latencies;
+pub use crate::runtime::{
+    histogram::Latencies,
+    measurement::{Distribution, Family, Kind, Labels, Reading, Sample, Unit},
+};
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -42,8 +45,8 @@ impl Counter {
 macro_rules! counters {
     (
         $(#[$live_doc:meta])* $live:ident,
-        $(#[$doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident,)* }
-        $(and { $($(#[$sum_doc:meta])* $sum:ident = $first:ident + $second:ident,)* })?
+        $(#[$doc:meta])* $snapshot:ident { $($(#[doc = $field_doc:literal])* $field:ident,)* }
+        $(and { $($(#[doc = $sum_doc:literal])* $sum:ident = $first:ident + $second:ident,)* })?
     ) => {
         $(#[$live_doc])*
         #[derive(Debug, Default)]
@@ -53,8 +56,8 @@ macro_rules! counters {
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct $snapshot {
-            $($($(#[$sum_doc])* pub $sum: u64,)*)?
-            $($(#[$field_doc])* pub $field: u64,)*
+            $($($(#[doc = $sum_doc])* pub $sum: u64,)*)?
+            $($(#[doc = $field_doc])* pub $field: u64,)*
         }
 
         impl $live {
@@ -65,6 +68,12 @@ macro_rules! counters {
         }
 
         impl $snapshot {
+            /// Names and doc comments of the counters, in the order of [`iter`](Self::iter).
+            pub(crate) const MEANINGS: &[(&str, &str)] = &[
+                $($((stringify!($sum), concat!($($sum_doc),*)),)*)?
+                $((stringify!($field), concat!($($field_doc),*)),)*
+            ];
+
             /// Returns the name and the value of each counter, for exporters.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$($((stringify!($sum), self.$sum),)*)? $((stringify!($field), self.$field),)*].into_iter()
