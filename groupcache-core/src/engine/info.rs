@@ -20,6 +20,8 @@ impl<V: Value> Engine<V> {
             replicas: self.cache.replicas_len(),
             load_latencies: self.loads.latencies.snapshot(),
             peer_latencies: self.peer_latencies.snapshot(),
+            eviction_ages: self.cache.eviction_ages.snapshot(),
+            load_deadline: self.settings.load_deadline,
             oldest_load: self.flights.oldest_ms(Table::Load).map(since),
         }
     }

@@ -25,6 +25,7 @@ mod load_control;
 mod load_slots;
 mod load_task;
 mod lookup;
+mod misses;
 pub(crate) mod owner_only;
 mod ownership;
 pub(crate) mod peek;

@@ -13,6 +13,13 @@ use crate::{
 /// twice the default deadline of a load.
 const LATENCY_ENDS: std::ops::RangeInclusive<u32> = 6..=26;
 
+/// Exponents of the first and the last end of the buckets of an age: 33 ms and 9.5 h. Each bucket is four times as long as
+/// the one before.
+const AGE_ENDS: std::ops::RangeInclusive<u32> = 15..=35;
+
+/// Names of the counters that are one family, with the rest of their names as the label `reason`.
+const REASONS: &str = "groupcache_missed_";
+
 /// States of members, each of which has a measurement even if no member has the state.
 const STATES: [NodeState; 3] = [NodeState::Joining, NodeState::Ready, NodeState::Draining];
 
@@ -159,6 +166,7 @@ fn of_groups(groups: &[GroupInfo]) -> Vec<Family> {
             family.samples.push(sample(labels, counted(name, value)));
         }
     }
+    join_reasons(&mut families);
     let each = |of: Family, read: fn(&GroupInfo) -> Reading| {
         let samples = labelled.iter().map(|(labels, group)| sample(labels, read(group))).collect();
         Family { samples, ..of }
@@ -172,6 +180,10 @@ fn of_groups(groups: &[GroupInfo]) -> Vec<Family> {
             Reading::Whole(group.capacity_bytes)
         }),
         entries(&labelled),
+        each(
+            family("groupcache_load_deadline", Kind::Gauge, seconds_unit, "Maximum time of a load, with its retries."),
+            |group| seconds(group.load_deadline),
+        ),
         each(
             family(
                 "groupcache_oldest_load",
@@ -199,8 +211,33 @@ fn of_groups(groups: &[GroupInfo]) -> Vec<Family> {
             ),
             |group| latencies(&group.peer_latencies),
         ),
+        each(
+            family(
+                "groupcache_eviction_age",
+                Kind::Histogram,
+                seconds_unit,
+                "Ages of the entries that were evicted for want of room, since their values were loaded or set.",
+            ),
+            |group| Reading::Distribution(group.eviction_ages.folded(AGE_ENDS, 2)),
+        ),
     ]);
     families
+}
+
+/// Joins the counters of the reasons for misses to one family.
+fn join_reasons(families: &mut Vec<Family>) {
+    let help = "Gets and requests of peers that memory did not answer, by reason.";
+    let mut reasons = family("groupcache_miss_reasons", Kind::Counter, Unit::Number, help);
+    families.retain(|family| {
+        let Some(reason) = family.name.strip_prefix(REASONS) else { return true };
+        let reason: Arc<str> = reason.into();
+        reasons.samples.extend(family.samples.iter().map(|sample| {
+            let labels = sample.labels.iter().cloned().chain([("reason", Arc::clone(&reason))]).collect();
+            Sample { labels, reading: sample.reading.clone() }
+        }));
+        false
+    });
+    families.push(reasons);
 }
 
 /// Returns the numbers of entries, owned ones and replicas apart, because a difference of two readings may step back.

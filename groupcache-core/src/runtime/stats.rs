@@ -93,6 +93,16 @@ counters! {
         hits,
         /// Gets that were not answered from this node's memory.
         misses,
+        /// Gets and requests of peers that memory did not answer, because another node owns the key.
+        missed_remote,
+        /// Gets and requests of peers that memory did not answer, because it had no value and had not evicted one lately.
+        missed_absent,
+        /// Gets and requests of peers that memory did not answer, because the value was evicted lately for want of room.
+        missed_evicted,
+        /// Gets and requests of peers that memory did not answer, because the time to live of the value had ended.
+        missed_expired,
+        /// Gets and requests of peers that memory did not answer, because the value may lack a write, or does not decode.
+        missed_unusable,
         /// Hits on replicas.
         replica_hits,
         /// Hits, of gets and of requests from peers, on stale values, which are served while a newer value is loaded.
@@ -146,6 +156,8 @@ counters! {
         too_large_to_keep,
         /// Entries that were evicted for want of room.
         evictions,
+        /// Owned entries that were evicted for want of room and that no get had read since they were stored.
+        evicted_unread,
         /// Entries that were evicted because of their age.
         expired,
         /// Gets that ended because their deadline, or that of the load at the owner, had passed.

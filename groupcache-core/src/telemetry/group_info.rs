@@ -28,6 +28,10 @@ pub struct GroupInfo {
     pub load_latencies: Latencies,
     /// Latencies of the responses of other nodes to gets of this node, including their loads.
     pub peer_latencies: Latencies,
+    /// Ages of the entries that were evicted for want of room, since their values were loaded or set.
+    pub eviction_ages: Latencies,
+    /// Maximum time of a load, with its retries.
+    pub load_deadline: Duration,
     /// Time since the beginning of the oldest load that has not ended; `None` if nothing is loaded. The time includes the
     /// wait for a permit.
     pub oldest_load: Option<Duration>,

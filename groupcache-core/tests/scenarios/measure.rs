@@ -68,6 +68,11 @@ async fn measurements_have_each_counter_once_with_help() {
     let measured = numbers(&families);
     for (group, stats) in [("users", users[0].stats()), (HOSTILE, hostile[0].stats())] {
         for (name, value) in stats.iter() {
+            if let Some(reason) = name.strip_prefix("missed_") {
+                let reason = format!("groupcache_miss_reasons group={group} reason={reason}");
+                assert_eq!(measured[&reason], value as f64, "{name}");
+                continue;
+            }
             let name = name.strip_suffix("_bytes").unwrap_or(name);
             let family = families.iter().filter(|family| family.name == format!("groupcache_{name}")).count();
             let both = usize::from(matches!(name, "handover_sent" | "handover_received"));
@@ -190,4 +195,53 @@ async fn counters_under_load_never_step_back() {
     }
     assert!(number(&cluster.nodes[0], "groupcache_evictions group=users") > 0.0);
     cluster.shutdown().await;
+}
+
+/// Checks that each lookup without an answer has one reason: a key of another node, a new key, an evicted one, an
+/// expired one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_miss_has_one_reason() {
+    let time_to_live = Duration::from_secs(2);
+    let cluster = Cluster::start(2).await;
+    let build = |_: usize, node: &Node| strings(node, "users").time_to_live(time_to_live).jitter(0.0);
+    let groups = cluster.group(build).await;
+    let small = cluster.group(|_, node| strings(node, "small").capacity_bytes(8 << 10).replicas(false)).await;
+    let key = cluster.key_of(&groups, 1);
+    groups[0].get(&key).await.unwrap();
+    let [a, b] = [0, 1].map(|at| groups[at].stats());
+    assert_eq!((a.missed_remote, a.missed_absent, b.missed_absent, b.misses), (1, 0, 1, 0), "{a:?} {b:?}");
+    tokio::time::sleep(time_to_live + Duration::from_millis(50)).await;
+    groups[1].get(&key).await.unwrap();
+    let b = groups[1].stats();
+    // The sweep may have come first, after which nothing shows that there was an entry.
+    assert_eq!((b.missed_expired + b.missed_absent, b.misses), (2, 1), "{b:?}");
+    assert!(b.missed_expired == 1 || b.expired == 1, "{b:?}");
+
+    let mine: Vec<_> =
+        (0..).map(|n| format!("key-{n}")).filter(|key| cluster.owner(&small, key) == 0).take(60).collect();
+    for key in mine.iter().chain(&mine) {
+        small[0].get(key).await.unwrap();
+    }
+    let stats = small[0].stats();
+    assert!(stats.missed_evicted > 0 && stats.missed_absent == 60, "{stats:?}");
+    assert_eq!(stats.missed_absent + stats.missed_evicted, stats.misses, "{stats:?}");
+    assert!(stats.evicted_unread > 0 && stats.evicted_unread <= stats.evictions, "{stats:?}");
+    let group = cluster.nodes[0].groups().into_iter().find(|group| &*group.name == "small").unwrap();
+    assert_eq!(group.eviction_ages.count(), stats.evictions);
+    cluster.shutdown().await;
+}
+
+/// Checks that an entry that was read since it was stored does not count as evicted unread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entry_that_was_read_is_not_evicted_unread() {
+    let node = Node::builder().start().await.unwrap();
+    let group = strings(&node, "small").capacity_bytes(8 << 10).replicas(false).build().unwrap();
+    for n in 0..60 {
+        let key = format!("key-{n}");
+        group.get(&key).await.unwrap();
+        group.get(&key).await.unwrap();
+    }
+    let stats = group.stats();
+    assert!(stats.evictions > 10 && stats.evicted_unread == 0, "{stats:?}");
+    node.shutdown().await.unwrap();
 }
