@@ -22,8 +22,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Labels are `group`, `kind`, `state`, `provider`, and the names of the node in `groupcache_node_info`. Keys and peers are
-//! never labels. A node has 59 series, and each group 111, of which 62 are those of three histograms.
+//! Labels are `group`, `kind`, `reason`, `state`, `provider`, and the names of the node in `groupcache_node_info`. Keys and
+//! peers are never labels. A node has 59 series, and each group 111, of which 62 are those of three histograms.
 
 use std::fmt;
 
@@ -41,8 +41,8 @@ use prometheus_client::{
 
 /// Collector of everything that a node measures.
 ///
-/// The collector is a handle to the node, which runs until it is shut down or its last handle is dropped. A collector in a
-/// [sub-registry](registry::Registry::sub_registry_with_label) gives all metrics a further label.
+/// The collector is a handle to the node, which runs until it is shut down or its last handle is dropped. A collector in
+/// a [sub-registry](registry::Registry::sub_registry_with_label) gives all metrics a further label.
 #[derive(Clone, Debug)]
 pub struct NodeCollector {
     node: Node,
@@ -55,7 +55,7 @@ impl NodeCollector {
         Self { node: node.clone(), has_histograms: true }
     }
 
-    /// Sets whether histograms are exported: latencies of loads and of peers, and ages at eviction: 62 series of
+    /// Sets whether histograms are exported: latencies of loads and of peers, and ages at eviction. They are 62 series of
     /// each group. Default: true.
     ///
     /// ```

@@ -13,8 +13,8 @@ use crate::{
 /// twice the default deadline of a load.
 const LATENCY_ENDS: std::ops::RangeInclusive<u32> = 6..=26;
 
-/// Exponents of the first and the last end of the buckets of an age: 33 ms and 9.5 h. Each bucket is four times as long as
-/// the one before.
+/// Exponents of the first and the last end of the buckets of an age: 33 ms and 9.5 h. Each bucket is four times as long
+/// as the one before.
 const AGE_ENDS: std::ops::RangeInclusive<u32> = 15..=35;
 
 /// Names of the counters that are one family, with the rest of their names as the label `reason`.
@@ -128,8 +128,7 @@ impl Node {
         ]
     }
 
-    /// Returns what is known of writes: the horizon and the acknowledgements. Returns the number of quarantined keys with
-    /// them.
+    /// Returns what is known of writes, the horizon and the acknowledgements, and the number of quarantined keys.
     fn measure_writes(&self) -> Vec<Family> {
         let pending = self.inner.context.local.writes.unacknowledged_by_some();
         let age = self.horizon().borrow().age;
