@@ -22,7 +22,7 @@ CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
 # Debian packages that tests need beyond the tools named above.
-PACKAGES = nats-server iproute2 iptables avahi-daemon avahi-utils dbus
+PACKAGES = nats-server iproute2 iptables avahi-daemon avahi-utils dbus prometheus
 
 .PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache check test verify compat lint doc clean deps proto bench bench-hit-ratio bench-memory bench-churn measure-ring interleavings chaos bench-overload fuzz sim sim-build sim-seed mutants model
 

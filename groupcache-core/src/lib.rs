@@ -96,6 +96,7 @@ mod protocol;
 mod quarantine;
 mod ring;
 mod runtime;
+mod telemetry;
 mod transport;
 pub mod value;
 mod write;

@@ -126,6 +126,21 @@ impl Ring {
         self.points.at(self.points.first(key)).map(slot_of)
     }
 
+    /// Returns the part of all keys that the member in a slot owns, from 0 to 1. Visits each point.
+    pub(crate) fn share(&self, slot: u32) -> f64 {
+        // The first point owns the keys after the last one too. Positions are numbers of 32 bits.
+        let mut before = self.points.sorted.last().map_or(0, |&point| (point >> 32) as u32);
+        let mut owned = 0_u64;
+        for &point in &self.points.sorted {
+            let here = (point >> 32) as u32;
+            if slot_of(point) == slot {
+                owned += u64::from(here.wrapping_sub(before));
+            }
+            before = here;
+        }
+        owned as f64 / (1_u64 << 32) as f64
+    }
+
     /// Returns all members, each once, in the order in which they own the key after earlier members have left.
     ///
     /// The first is the owner. Reading the owner alone does not allocate.

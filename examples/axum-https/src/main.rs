@@ -68,7 +68,7 @@ async fn run() -> Result<(), BoxError> {
         .build()?;
 
     let running = watch::Sender::new(());
-    let metrics = Arc::new(Metrics::new(node.clone(), primes.clone()));
+    let metrics = Arc::new(Metrics::new(&node));
     let pages = pages::router(Service { node: node.clone(), primes, metrics, running: running.clone() });
     let app = Router::new().merge(pages).route_service(PeerService::PATH, peers);
     let server = Server::start(listener, server_tls, app, config.max_connections);

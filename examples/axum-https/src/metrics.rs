@@ -1,20 +1,12 @@
 //! Metrics for Prometheus: requests of users, and the counters of the cache.
-use std::fmt;
-
 use axum::http::StatusCode;
-use groupcache_discovery::{Group, Json, Node};
+use groupcache_discovery::Node;
+use groupcache_metrics::NodeCollector;
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
-    metrics::{
-        counter::{ConstCounter, Counter},
-        family::Family,
-        gauge::ConstGauge,
-    },
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-
-use crate::pages::Prime;
 
 pub(crate) struct Metrics {
     registry: Registry,
@@ -28,10 +20,10 @@ struct Labels {
 }
 
 impl Metrics {
-    pub(crate) fn new(node: Node, primes: Group<Json<Prime>>) -> Self {
+    pub(crate) fn new(node: &Node) -> Self {
         let (mut registry, requests) = (Registry::default(), Family::default());
         registry.register("http_requests", "Requests of users by page and status", Family::clone(&requests));
-        registry.register_collector(Box::new(Cache { node, primes }));
+        registry.register_collector(Box::new(NodeCollector::new(node)));
         Self { registry, requests }
     }
 
@@ -44,36 +36,5 @@ impl Metrics {
         // Writing to a string does not fail.
         let _ = text::encode(&mut text, &self.registry);
         text
-    }
-}
-
-/// Counters of the node and of its group, read at each request for the metrics.
-#[derive(Debug)]
-struct Cache {
-    node: Node,
-    primes: Group<Json<Prime>>,
-}
-
-impl Collector for Cache {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let members = self.node.members();
-        let gauges = [
-            ("groupcache_members", "Members in the view of this node, itself included", members.len() as u64),
-            ("groupcache_entries", "Entries in memory", self.primes.inspect().entries() as u64),
-            ("groupcache_bytes", "Bytes that the entries take", self.primes.inspect().bytes()),
-            ("groupcache_capacity_bytes", "Bytes that the entries may take", self.primes.inspect().capacity_bytes()),
-        ];
-        for (name, help, value) in gauges {
-            let gauge = ConstGauge::<i64>::new(i64::try_from(value).unwrap_or(i64::MAX));
-            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
-        }
-        let (node, group) = (self.node.stats(), self.primes.stats());
-        let node = node.iter().map(|(name, n)| (format!("groupcache_node_{name}"), n));
-        for (name, n) in node.chain(group.iter().map(|(name, n)| (format!("groupcache_{name}"), n))) {
-            let counter = ConstCounter::new(n);
-            let help = "See NodeStats or GroupStats";
-            counter.encode(encoder.encode_descriptor(&name, help, None, counter.metric_type())?)?;
-        }
-        Ok(())
     }
 }

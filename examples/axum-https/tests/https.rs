@@ -15,6 +15,12 @@ use process::Signal;
 use serde_json::Value;
 use support::{Client, Stage, eventually, exits_with_success, start};
 
+/// Number of calls of the loader.
+const LOADS: &str = "groupcache_loads_total{group=\"primes\"}";
+
+/// Number of nodes in the view that own keys.
+const MEMBERS: &str = "groupcache_members{state=\"ready\"}";
+
 /// Returns the answer of the process at `port` for the n-th prime.
 async fn prime(client: &Client, port: u16, n: u32) -> Value {
     let answer = client.get(port, &format!("/primes/{n}")).await.unwrap();
@@ -48,9 +54,9 @@ async fn pages_are_loaded_once_and_unknown_peers_are_refused() {
         "each node owns primes: {owners:?}"
     );
     assert_eq!(prime(&users, a, 20).await["prime"], 71);
-    let loads = metric(&users, a, "groupcache_loads_total").await + metric(&users, b, "groupcache_loads_total").await;
+    let loads = metric(&users, a, LOADS).await + metric(&users, b, LOADS).await;
     assert_eq!(loads, 20, "each prime is loaded once");
-    assert_eq!(metric(&users, a, "groupcache_members").await, 2);
+    assert_eq!(metric(&users, a, MEMBERS).await, 2);
 
     for path in ["/primes/0", "/primes/many", "/primes/300001"] {
         assert_eq!(users.get(a, path).await.unwrap().status, 400, "{path}");
@@ -92,7 +98,7 @@ async fn terminated_process_answers_its_running_request() {
         (answer.status, Instant::now())
     });
     let users = Client::of(&stage, None);
-    let loads = async |port| metric(&users, port, "groupcache_loads_total").await;
+    let loads = async |port| metric(&users, port, LOADS).await;
     eventually("the load has begun", async || loads(a).await + loads(b).await == 1).await;
 
     let asked = Instant::now();
@@ -109,7 +115,7 @@ async fn terminated_process_answers_its_running_request() {
     for n in 1..=20 {
         assert_eq!(prime(&users, b, n).await["n"], n);
     }
-    eventually("b is the only member", async || metric(&users, b, "groupcache_members").await == 1).await;
+    eventually("b is the only member", async || metric(&users, b, MEMBERS).await == 1).await;
     assert!(users.get(a, "/").await.is_err());
 }
 
@@ -127,7 +133,7 @@ async fn idle_connections_give_their_places_to_others() {
     for n in 1..=20 {
         assert_eq!(prime(&users, a, n).await, prime(&users, b, n).await);
     }
-    assert_eq!(metric(&users, b, "groupcache_members").await, 2, "the connection of the peers goes on");
+    assert_eq!(metric(&users, b, MEMBERS).await, 2, "the connection of the peers goes on");
     drop(idle);
 }
 

@@ -3,26 +3,47 @@ use std::{
     collections::BTreeMap,
     io::ErrorKind,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
 };
 
 use axum::{
     Router,
     extract::{Path, State, rejection::PathRejection},
-    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
     response::{IntoResponse, Response},
     routing::get,
 };
 use groupcache_discovery::{BoxError, Error, Group, Json, Node, discovery::NodeState};
+use groupcache_metrics::{
+    NodeCollector,
+    prometheus_client::{encoding::text, registry::Registry},
+};
 use serde::Serialize;
 use tokio::net::TcpListener;
 
 use crate::database::Data;
+
+/// Content type of the metrics.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Shared state of the handlers.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) node: Node,
     pub(crate) data: Group<Json<Data>>,
+    /// Metrics of the node and of its group, for Prometheus.
+    pub(crate) metrics: Arc<Registry>,
+}
+
+impl Service {
+    pub(crate) fn new(node: Node, data: Group<Json<Data>>) -> Self {
+        let mut metrics = Registry::default();
+        metrics.register_collector(Box::new(NodeCollector::new(&node)));
+        Self { node, data, metrics: Arc::new(metrics) }
+    }
 }
 
 /// Listens on an address. `[::]` is every address of both families, and of IPv4 alone where there is no IPv6.
@@ -48,6 +69,7 @@ pub(crate) fn router(service: Service) -> Router {
         .route("/data/", get(no_guid))
         .route("/stats", get(stats))
         .route("/stats/{cache}", get(cache_stats))
+        .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(async || failure(StatusCode::NOT_FOUND, "there is no such page, ask for /data/{guid} or /stats"))
@@ -70,6 +92,13 @@ async fn answer(service: &Service, guid: &str) -> Response {
         Ok(data) => axum::Json(&*data).into_response(),
         Err(e) => refusal(&e),
     }
+}
+
+async fn metrics(State(service): State<Service>) -> Response {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = text::encode(&mut text, &service.metrics);
+    ([(CONTENT_TYPE, OPENMETRICS)], text).into_response()
 }
 
 /// Answers 200 while the node owns its share of the keys, and 503 while it joins or drains.
@@ -143,7 +172,7 @@ struct GroupStats {
     counters: Counters,
 }
 
-async fn stats(State(Service { node, data }): State<Service>) -> Response {
+async fn stats(State(Service { node, data, .. }): State<Service>) -> Response {
     let members = node.members().into_iter().map(|member| Member {
         id: member.id.to_string(),
         state: member.state.to_string(),

@@ -69,7 +69,7 @@ async fn run() -> Result<(), BoxError> {
 
     let (close, closed) = oneshot::channel();
     let (health, checks) = Health::new().await;
-    let router = http::router(Service { node: node.clone(), data }).merge(checks);
+    let router = http::router(Service::new(node.clone(), data)).merge(checks);
     let serving = axum::serve(listener, router).with_graceful_shutdown(async { drop(closed.await) });
     let serving = tokio::spawn(serving.into_future());
     tracing::info!(address = %config.http, "serving HTTP");

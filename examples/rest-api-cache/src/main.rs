@@ -14,6 +14,7 @@ mod views;
 use std::{error::Error, io::IsTerminal, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use groupcache_discovery::{BoxError, DiscoveryConfig, Group, Identity, Json, Limits, Node, Prost};
+use groupcache_metrics::NodeCollector;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -27,7 +28,7 @@ use crate::{
     config::Config,
     documents::{Document, Documents},
     http::Service,
-    metrics::{Cache, Metrics, Parts},
+    metrics::{Cache, Metrics},
     upstream::Upstream,
     views::{Ranking, Repositories},
 };
@@ -67,7 +68,7 @@ async fn run() -> Result<(), BoxError> {
     let config = Config::read()?;
     let listener = listen(config.address()).await?;
     let cache = Cache::default();
-    let parts = Arc::clone(&cache.0);
+    let collector = Arc::clone(&cache.0);
     let metrics = Arc::new(Metrics::new(cache));
     let upstream = Arc::new(Upstream::new(&config.target, Arc::clone(&metrics))?);
 
@@ -80,8 +81,8 @@ async fn run() -> Result<(), BoxError> {
         _ = interrupt.recv() => return Ok(()),
     };
     let service = service(&config, &node, upstream, metrics)?;
-    let (documents, views) = (service.documents.clone(), service.views.clone());
-    let _ = parts.set(Parts { node: node.clone(), documents: documents.clone(), views });
+    let documents = service.documents.clone();
+    let _ = collector.set(NodeCollector::new(&node));
     let refresher = refresh::keep(node.clone(), documents, Arc::clone(&service.cached), config.refresh());
     let refresher = tokio::spawn(refresher);
     let router = http::router(service).into_make_service_with_connect_info::<SocketAddr>();

@@ -2,7 +2,7 @@
 use std::{fmt, fs, sync::OnceLock, time::Duration};
 
 use axum::http::StatusCode;
-use groupcache_discovery::{Group, Json, Node, Prost, stats::GroupStats};
+use groupcache_metrics::NodeCollector;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
@@ -15,8 +15,6 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-
-use crate::{documents::Document, views::Ranking};
 
 /// Upper bounds of the buckets, in seconds: from a hit in memory to a slow upstream.
 const BUCKETS: [f64; 10] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 15.0];
@@ -105,43 +103,13 @@ impl Drop for Asked<'_> {
     }
 }
 
-/// Collector of the node and its groups, which are set once they exist.
+/// Collector of the node and its groups, which is set once the node has started.
 #[derive(Debug, Default)]
-pub(crate) struct Cache(pub(crate) std::sync::Arc<OnceLock<Parts>>);
-
-/// Sources of the counters.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub(crate) node: Node,
-    pub(crate) documents: Group<Prost<Document>>,
-    pub(crate) views: Group<Json<Ranking>>,
-}
+pub(crate) struct Cache(pub(crate) std::sync::Arc<OnceLock<NodeCollector>>);
 
 impl Collector for Cache {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(Parts { node, documents, views }) = self.0.get() else { return Ok(()) };
-        gauge(
-            &mut encoder,
-            "groupcache_members",
-            "Members in the view of this node, itself included",
-            node.members().len(),
-        )?;
-        let bytes = usize::try_from(documents.inspect().bytes() + views.inspect().bytes()).unwrap_or(usize::MAX);
-        gauge(&mut encoder, "groupcache_bytes", "Bytes that the entries take", bytes)?;
-        for (name, value) in node.stats().iter() {
-            let counter = ConstCounter::new(value);
-            let name = format!("groupcache_node_{name}");
-            counter.encode(encoder.encode_descriptor(&name, "See NodeStats", None, MetricType::Counter)?)?;
-        }
-        let (documents, views) = (documents.stats(), views.stats());
-        for ((name, of_documents), (_, of_views)) in GroupStats::iter(&documents).zip(views.iter()) {
-            let name = format!("groupcache_{name}");
-            let mut family = encoder.encode_descriptor(&name, "See GroupStats", None, MetricType::Counter)?;
-            for (group, value) in [("documents", of_documents), ("views", of_views)] {
-                ConstCounter::new(value).encode(family.encode_family(&[("group", group)])?)?;
-            }
-        }
-        Ok(())
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.0.get().map_or(Ok(()), |node| node.encode(encoder))
     }
 }
 

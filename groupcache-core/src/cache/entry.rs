@@ -228,6 +228,11 @@ impl<T> Entry<T> {
         self.uses.store(u32::from(unit(now_ms)) << 16 | count, Relaxed);
     }
 
+    /// Returns whether the entry was used since it was stored, or was sent to its owner.
+    pub(crate) fn was_used(&self) -> bool {
+        self.uses.load(Relaxed) != 0
+    }
+
     /// Returns the number of recent uses, which is halved every 16 s, or `None` if the entry was sent to its owner.
     pub(crate) fn uses(&self, now_ms: u64) -> Option<u32> {
         let uses = self.uses.load(Relaxed);

@@ -13,7 +13,7 @@ pub(crate) mod replicas;
 pub(crate) mod revalidation;
 pub(crate) mod store;
 
-use std::{sync::Arc, thread};
+use std::{sync::Arc, thread, time::Duration};
 
 use tokio::runtime::Handle;
 
@@ -25,7 +25,7 @@ use crate::{
         replicas::{HotKeyCounter, Replicas},
         store::{Admission, Cleared, HeapSize, Inserted, Key, Store},
     },
-    runtime::{clock::Clock, stats::GroupCounters},
+    runtime::{clock::Clock, histogram::Histogram, stats::GroupCounters},
     value::Value,
 };
 
@@ -44,6 +44,8 @@ pub(crate) struct Cache<V: Value> {
     /// Counter of the requests of peers for keys of this node, which finds hot keys.
     pub(crate) requests: HotKeyCounter,
     pub(crate) events: EvictionSender,
+    /// Ages of the entries that were evicted for want of room.
+    pub(crate) eviction_ages: Histogram,
     counters: Arc<GroupCounters>,
 }
 
@@ -62,18 +64,23 @@ impl<V: Value> Cache<V> {
             owned,
             requests: HotKeyCounter::new(),
             events: EvictionSender::default(),
+            eviction_ages: Histogram::new(),
             counters,
         }
     }
 
     /// Counts, reports and drops the entries that left to make room for a new one. Must not be called under a lock.
-    pub(crate) fn after_insert(&self, key: &str, inserted: Inserted<Payload<V>>, is_replica: bool) {
+    pub(crate) fn after_insert(&self, key: &str, inserted: Inserted<Payload<V>>, is_replica: bool, now_ms: u64) {
         if inserted.admission == Admission::TooLarge && !is_replica {
             self.counters.too_large_to_keep.up();
         }
         let mut count = 0;
         for (key, slot, was_replica) in inserted.evicted(key) {
             count += 1;
+            self.eviction_ages.add(Duration::from_millis(now_ms.saturating_sub(slot.as_of_ms)));
+            if !was_replica && !slot.was_used() {
+                self.counters.evicted_unread.up();
+            }
             self.on_evicted(key, slot, EvictionReason::Room, was_replica);
         }
         self.counters.evictions.add(count);

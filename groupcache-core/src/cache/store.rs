@@ -238,6 +238,13 @@ impl<T: HeapSize> Store<T> {
         self.shard(index).read().peek(hash, key, self.part).cloned()
     }
 
+    /// Returns the entry of `key` as [`peek`](Self::peek) does, and whether the key was evicted lately.
+    pub(crate) fn trace(&self, key: &str) -> (Option<Slot<T>>, bool) {
+        let (index, hash) = self.place(key);
+        let shard = self.shard(index).read();
+        (shard.peek(hash, key, self.part).cloned(), shard.remembers(hash))
+    }
+
     /// Stores `entry`, which was built for `key`, in the place of an older one.
     ///
     /// The older entry is removed even if the new one is too large or evicted at once, because it is stale. A closed

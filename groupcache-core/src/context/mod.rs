@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -49,6 +49,8 @@ const MANY_POINTS: usize = 1 << 16;
 pub(crate) struct NodeContext {
     pub(crate) local: Arc<LocalNode>,
     view: ArcSwap<View>,
+    /// Coarse time at which the view was installed.
+    view_since_ms: AtomicU64,
     pub(crate) changes: ChangeLog,
     pub(crate) handover: PreviousViews,
     /// Whether a group has one owner per zone, so that each new view needs the ring of the zone.
@@ -80,6 +82,7 @@ impl NodeContext {
         let Limits { max_loads, max_queued_loads, handover_bytes_per_second, .. } = local.limits;
         let hasher = Keyed(rng.u64(..));
         Self {
+            view_since_ms: AtomicU64::new(local.clock.now_ms()),
             local,
             view: ArcSwap::from_pointee(view),
             changes: ChangeLog::default(),
@@ -118,6 +121,11 @@ impl NodeContext {
         self.view.load_full()
     }
 
+    /// Returns the time since the view was installed.
+    pub(crate) fn view_age(&self) -> Duration {
+        Duration::from_millis(self.now_ms().saturating_sub(self.view_since_ms.load(Relaxed)))
+    }
+
     pub(crate) fn view_ref(&self) -> Guard<Arc<View>> {
         self.view.load()
     }
@@ -151,6 +159,7 @@ impl NodeContext {
         next.view.prepare(scope); // a group with zones may have come meanwhile
         self.handover.on_next_view(&next, scope, now_ms);
         self.view.store(next.view);
+        self.view_since_ms.store(now_ms, Relaxed);
         self.changes.record(Change::View, now_ms);
         self.local.counters.views.up();
     }

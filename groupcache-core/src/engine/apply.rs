@@ -55,7 +55,7 @@ pub(super) fn store_written<V: Value>(
         return;
     }
     if let Some(inserted) = engine.flights.finish_write(token, || engine.cache.owned.insert(key, slot)) {
-        engine.cache.after_insert(key, inserted, false);
+        engine.cache.after_insert(key, inserted, false, engine.context.now_ms());
     }
 }
 

@@ -61,6 +61,7 @@ impl<V: Value> Engine<V> {
             return Some(Ok(value));
         }
         self.counters.misses.up();
+        self.count_miss_reason(key, now_ms);
         None
     }
 

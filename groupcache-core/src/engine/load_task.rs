@@ -225,7 +225,7 @@ fn complete_with<V: Value>(
     };
     match engine.flights.complete(flight, outcome, horizon_ms, store) {
         None if keeps => engine.counters.discarded_after_write.up(),
-        Some((Some(inserted), _)) => engine.cache.after_insert(flight.key(), inserted, false),
+        Some((Some(inserted), _)) => engine.cache.after_insert(flight.key(), inserted, false, now_ms),
         _ => {}
     }
 }

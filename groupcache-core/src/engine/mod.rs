@@ -17,6 +17,7 @@ mod fetch;
 mod fetch_answer;
 mod get;
 pub(crate) mod get_many;
+mod info;
 #[cfg(all(test, shuttle))]
 mod interleavings;
 mod load;
@@ -24,6 +25,7 @@ mod load_control;
 mod load_slots;
 mod load_task;
 mod lookup;
+mod misses;
 pub(crate) mod owner_only;
 mod ownership;
 pub(crate) mod peek;

@@ -35,6 +35,7 @@ use crate::{
     },
     protocol::message::{Bounds, DeadlineOwner, Decline, Encoded, Page, Response, Source, WriteName},
     runtime::clock::{self, NEVER, later},
+    telemetry::GroupInfo,
     value::Value,
 };
 
@@ -50,14 +51,22 @@ impl<V: Value> GroupService for Engine<V> {
         self.settings.format
     }
 
+    fn info(&self) -> GroupInfo {
+        self.group_info()
+    }
+
     fn cached_response(self: Arc<Self>, key: &str) -> Option<Response> {
         self.counters.peer_requests.up();
         let (now_ms, horizon_ms) = (self.context.now_ms(), self.horizon_ms());
         let hash = self.ownership.hash(key);
         self.cache.requests.touch(hash, now_ms);
-        let slot = self.lookup(key, now_ms, Purpose::Serve).ok()?;
+        let Ok(slot) = self.lookup(key, now_ms, Purpose::Serve) else {
+            self.count_miss_reason(key, now_ms);
+            return None;
+        };
         let as_of_age_ms = self.as_of_age_ms(slot.as_of_ms.max(horizon_ms), self.context.local.clock.exact_ms());
         if as_of_age_ms.is_some_and(|age_ms| !self.suits_a_peer(age_ms)) {
+            self.count_miss_reason(key, now_ms);
             // Removed, because otherwise the load of the request would find the same entry.
             self.counters.too_stale.up();
             self.drop_elsewhere(self.cache.owned.remove_same(key, &slot));
@@ -186,7 +195,7 @@ impl<V: Value> GroupService for Engine<V> {
             };
             // If a later write came meanwhile, that one stands, and this write is done too.
             if let Some(inserted) = self.flights.finish_write(token, || self.cache.owned.insert(&key, slot)) {
-                self.cache.after_insert(&key, inserted, false);
+                self.cache.after_insert(&key, inserted, false, now_ms);
             }
             Response::Done
         };

@@ -393,6 +393,12 @@ impl<O: Clone, C> Flights<O, C> {
         }
     }
 
+    /// Returns the coarse time at which the oldest attached flight began.
+    pub(crate) fn oldest_ms(&self, kind: Kind) -> Option<u64> {
+        let oldest = |shard: &Mutex<Shard<O, C>>| shard.lock().table(kind).0.iter().map(|flight| flight.begun_ms).min();
+        self.shards.iter().filter_map(oldest).min()
+    }
+
     /// Returns all attached flights, for the shutdown and for the watch over overdue loads.
     pub(crate) fn all(&self, kind: Kind) -> Vec<Arc<Flight<O, C>>> {
         self.shards.iter().flat_map(|shard| shard.lock().table(kind).0.iter().cloned().collect::<Vec<_>>()).collect()

@@ -16,6 +16,8 @@ pub(crate) struct View {
     cluster: Placement,
     /// The placement of groups with owners in each zone, made on first use because few groups need it.
     zone: OnceLock<Placement>,
+    /// Part of all keys that the local node owns, made on first use.
+    local_share: OnceLock<f64>,
 }
 
 /// The members among which the keys of a group are shared.
@@ -48,7 +50,7 @@ impl View {
     /// request.
     pub(crate) fn new(epoch: u64, members: MemberSet) -> Self {
         let cluster = Placement::new(&members, |_| true);
-        Self { epoch, members, cluster, zone: OnceLock::new() }
+        Self { epoch, members, cluster, zone: OnceLock::new(), local_share: OnceLock::new() }
     }
 
     /// Returns the view in which the local node owns no keys, as peers see it that do not know the local node.
@@ -119,6 +121,14 @@ impl View {
     /// zones.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.cluster.ring.fingerprint()
+    }
+
+    /// Returns the part of all keys that the local node owns among all members, from 0 to 1.
+    pub(crate) fn local_share(&self) -> f64 {
+        let Placement { ring, owners } = &self.cluster;
+        let is_local = |at: &usize| self.members.members.get(*at).is_some_and(Member::is_local);
+        let slot = || owners.iter().position(is_local).and_then(|slot| u32::try_from(slot).ok());
+        *self.local_share.get_or_init(|| slot().map_or(0.0, |slot| ring.share(slot)))
     }
 
     /// Returns the fingerprint of the ring of a scope.

@@ -1,11 +1,12 @@
 //! Inspection: the reports of a node about its members, its discovery, its loads and its groups.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 pub use crate::{
     cache::{EvictionEvent, EvictionEvents, EvictionReason},
     group::inspect::{Candidate, EntryInfo, Inspect, KeyPlacement},
     quarantine::QuarantinedKey,
+    telemetry::GroupInfo,
     write::horizon::HorizonInfo,
 };
 use crate::{
@@ -36,6 +37,8 @@ pub struct MemberInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DiscoveryInfo {
+    /// Name of the provider; `None` for a node without one.
+    pub provider: Option<Arc<str>>,
     /// Time since the last complete peer set that was accepted; `None` before the first. A healthy provider that
     /// publishes only changes may be silent for a long time.
     pub last_set_age: Option<Duration>,

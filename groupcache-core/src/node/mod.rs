@@ -13,6 +13,7 @@ mod group_mismatch;
 mod handover;
 pub mod inspect;
 mod lifecycle;
+mod measure;
 mod membership;
 mod names;
 mod pull;
@@ -33,7 +34,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::node::builder::NodeBuilder;
 use crate::node::channels::{Command, Status};
-use crate::node::inspect::{DiscoveryInfo, HorizonInfo, LoadStats, MemberInfo, QuarantinedKey, UnreachablePeer};
+use crate::node::inspect::{
+    DiscoveryInfo, GroupInfo, HorizonInfo, LoadStats, MemberInfo, QuarantinedKey, UnreachablePeer,
+};
 use crate::node::serve_threads::ServeThreads;
 #[cfg(feature = "tls")]
 use crate::transport::{
@@ -76,6 +79,8 @@ pub struct Node {
 struct Inner {
     context: Arc<NodeContext>,
     identity: Identity,
+    /// Name of the provider; `None` for a node without one.
+    provider: Option<Arc<str>>,
     server: Server,
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<Status>,
@@ -237,6 +242,21 @@ impl Node {
         }
     }
 
+    /// Returns the facts of each group on this node, sorted by name, without the types of their values.
+    ///
+    /// ```
+    /// # fn f(node: &groupcache_core::Node) {
+    /// for group in node.groups() {
+    ///     println!("{}: {} of {} gets were hits", group.name, group.stats.hits, group.stats.gets);
+    /// }
+    /// # }
+    /// ```
+    pub fn groups(&self) -> Vec<GroupInfo> {
+        let mut groups: Vec<_> = self.inner.context.registry.all().iter().map(|group| group.info()).collect();
+        groups.sort_by(|a, b| a.name.cmp(&b.name));
+        groups
+    }
+
     /// Returns the number of connected peers that have this group, in any format.
     pub fn peers_with_group(&self, name: &str) -> usize {
         self.inner.context.links().iter().filter(|link| link.admits() && link.offers_any(name)).count()
@@ -299,6 +319,7 @@ impl Node {
         let counted = report.counters;
         let now = context.local.clock.elapsed();
         DiscoveryInfo {
+            provider: self.inner.provider.clone(),
             last_set_age: counted.last_set_at.map(|at| now.saturating_sub(at)),
             suspended_removals: counted.holds,
             ignored_goodbyes: counted.ignored_goodbyes,

@@ -108,6 +108,7 @@ async fn start_on(builder: NodeBuilder, runtimes: Runtimes, threads: Option<Serv
         inner: Arc::new(Inner {
             context: Arc::clone(&context),
             identity,
+            provider: builder.provider.as_ref().map(|provider| provider.name().into()),
             server: server.clone(),
             commands,
             status: status_feed,

@@ -2,9 +2,12 @@
 
 use std::{
     fmt,
+    ops::RangeInclusive,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
+
+use crate::runtime::measurement::Distribution;
 
 /// Binary logarithm of the number of buckets in each doubling. With 4 buckets, a duration is known to 25 %.
 const FINENESS: u32 = 2;
@@ -91,8 +94,21 @@ impl Latencies {
         within.map_or(Duration::ZERO, |(end, _)| end)
     }
 
-    /// Returns the end of each bucket that is not empty, and the number of durations in that bucket alone, for
-    /// exporters.
+    /// Returns the durations in buckets that end at powers of two microseconds, each `step`-th of `powers`. The fold is
+    /// exact, because each such end is the end of a bucket here. Range of a power: 2 to 36.
+    pub(crate) fn folded(&self, powers: RangeInclusive<u32>, step: usize) -> Distribution {
+        let mut below = 0;
+        let buckets = powers.step_by(step).map(|power| {
+            let shorter: u64 = self.counts.iter().take(bucket_of(1 << power)).sum();
+            let within = shorter - std::mem::replace(&mut below, shorter);
+            (Duration::from_micros(1 << power), within)
+        });
+        Distribution { buckets: buckets.collect(), sum: self.sum(), count: self.count() }
+    }
+
+    /// Returns the end of each bucket that is not empty, and the number of durations in that bucket alone.
+    ///
+    /// Two nodes have different buckets. For an exporter, [`Node::measure`](crate::Node::measure) has fixed ones.
     pub fn iter(&self) -> impl Iterator<Item = (Duration, u64)> {
         let buckets = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
         buckets.map(|(bucket, count)| (Duration::from_micros(end_of(bucket)), *count))
@@ -135,5 +151,22 @@ mod tests {
         }
         live.add(Duration::MAX);
         assert_eq!(live.snapshot().quantile(1.0), Duration::from_micros(end_of(BUCKETS - 1)));
+    }
+
+    /// Checks that each duration is in the bucket that ends after it, and that none is lost beyond the last end.
+    #[test]
+    fn folded_buckets_end_at_powers_of_two() {
+        let live = Histogram::new();
+        for us in [1, 63, 64, 127, 128, 1 << 25, (1 << 26) - 1, 1 << 26, 1 << 40] {
+            live.add(Duration::from_micros(us));
+        }
+        let folded = live.snapshot().folded(6..=26, 1);
+        assert_eq!((folded.buckets.len(), folded.count), (21, 9));
+        let filled: Vec<_> =
+            folded.buckets.iter().filter(|(_, n)| *n > 0).map(|(end, n)| (end.as_micros(), *n)).collect();
+        assert_eq!(filled, [(64, 2), (128, 2), (256, 1), (1 << 26, 2)]);
+        let folded = live.snapshot().folded(15..=35, 4);
+        let ends: Vec<_> = folded.buckets.iter().map(|(end, n)| (end.as_micros().ilog2(), *n)).collect();
+        assert_eq!(ends, [(15, 5), (19, 0), (23, 0), (27, 3), (31, 0), (35, 0)]);
     }
 }

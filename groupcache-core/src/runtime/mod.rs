@@ -5,6 +5,7 @@ pub(crate) mod byte_budget;
 pub(crate) mod clock;
 pub(crate) mod histogram;
 pub(crate) mod log_limit;
+pub(crate) mod measurement;
 pub(crate) mod off_thread;
 pub(crate) mod seed;
 pub(crate) mod small_bytes;

@@ -1,6 +1,9 @@
-//! Statistics: counters of a node and of its groups, and latencies.
+//! Statistics: counters of a node and of its groups, latencies, and all of them as measurements for exporters.
 
-pub use crate::runtime::histogram::Latencies;
+pub use crate::runtime::{
+    histogram::Latencies,
+    measurement::{Distribution, Family, Kind, Labels, Reading, Sample, Unit},
+};
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -42,8 +45,8 @@ impl Counter {
 macro_rules! counters {
     (
         $(#[$live_doc:meta])* $live:ident,
-        $(#[$doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident,)* }
-        $(and { $($(#[$sum_doc:meta])* $sum:ident = $first:ident + $second:ident,)* })?
+        $(#[$doc:meta])* $snapshot:ident { $($(#[doc = $field_doc:literal])* $field:ident,)* }
+        $(and { $($(#[doc = $sum_doc:literal])* $sum:ident = $first:ident + $second:ident,)* })?
     ) => {
         $(#[$live_doc])*
         #[derive(Debug, Default)]
@@ -53,8 +56,8 @@ macro_rules! counters {
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct $snapshot {
-            $($($(#[$sum_doc])* pub $sum: u64,)*)?
-            $($(#[$field_doc])* pub $field: u64,)*
+            $($($(#[doc = $sum_doc])* pub $sum: u64,)*)?
+            $($(#[doc = $field_doc])* pub $field: u64,)*
         }
 
         impl $live {
@@ -65,6 +68,12 @@ macro_rules! counters {
         }
 
         impl $snapshot {
+            /// Names and doc comments of the counters, in the order of [`iter`](Self::iter).
+            pub(crate) const MEANINGS: &[(&str, &str)] = &[
+                $($((stringify!($sum), concat!($($sum_doc),*)),)*)?
+                $((stringify!($field), concat!($($field_doc),*)),)*
+            ];
+
             /// Returns the name and the value of each counter, for exporters.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$($((stringify!($sum), self.$sum),)*)? $((stringify!($field), self.$field),)*].into_iter()
@@ -84,6 +93,16 @@ counters! {
         hits,
         /// Gets that were not answered from this node's memory.
         misses,
+        /// Gets and requests of peers that memory did not answer, because another node owns the key.
+        missed_remote,
+        /// Gets and requests of peers that memory did not answer, because it had no value and had not evicted one lately.
+        missed_absent,
+        /// Gets and requests of peers that memory did not answer, because the value was evicted lately for want of room.
+        missed_evicted,
+        /// Gets and requests of peers that memory did not answer, because the time to live of the value had ended.
+        missed_expired,
+        /// Gets and requests of peers that memory did not answer, because the value may lack a write, or does not decode.
+        missed_unusable,
         /// Hits on replicas.
         replica_hits,
         /// Hits, of gets and of requests from peers, on stale values, which are served while a newer value is loaded.
@@ -137,6 +156,8 @@ counters! {
         too_large_to_keep,
         /// Entries that were evicted for want of room.
         evictions,
+        /// Owned entries that were evicted for want of room and that no get had read since they were stored.
+        evicted_unread,
         /// Entries that were evicted because of their age.
         expired,
         /// Gets that ended because their deadline, or that of the load at the owner, had passed.

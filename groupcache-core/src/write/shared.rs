@@ -220,6 +220,13 @@ impl Writes {
         state.pending(number).into_iter().collect()
     }
 
+    /// Returns the number of writes of this node that some node has not acknowledged yet.
+    pub(crate) fn unacknowledged_by_some(&self) -> u64 {
+        let mut state = self.state.lock();
+        let acknowledged = state.peers.acknowledged_by_all();
+        state.logs.own_position().saturating_sub(acknowledged)
+    }
+
     /// Returns whether one of the nodes that a write was sent to has not acknowledged it yet and is connected.
     pub(crate) fn may_acknowledge_soon(&self, number: u64, sent_to: &BTreeSet<PeerId>) -> bool {
         let mut state = self.state.lock();

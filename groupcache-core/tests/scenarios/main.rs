@@ -28,6 +28,7 @@ mod limits;
 mod loads;
 mod log_redaction;
 mod many_keys;
+mod measure;
 mod membership;
 mod memory;
 mod misbehaving_peers;

@@ -75,7 +75,7 @@ impl Stage {
             let is_up = async || {
                 let ready = users.get(port, "/readyz").await.is_ok_and(|answer| answer.status == 200);
                 let metrics = users.get(port, "/metrics").await.map(|answer| answer.body).unwrap_or_default();
-                ready && metrics.contains("\ngroupcache_members 2\n")
+                ready && metrics.contains("\ngroupcache_members{state=\"ready\"} 2\n")
             };
             eventually("both processes are ready and see each other", is_up).await;
         }

@@ -161,7 +161,9 @@ fn three_processes_refresh_once_and_answer_alike() {
     };
     let mut processes: Vec<_> = (0..3).map(start).collect();
     for process in &processes {
-        eventually("the process sees three members", || process.metric("groupcache_members") == Some(3.0));
+        eventually("the process sees three members", || {
+            process.metric("groupcache_members{state=\"ready\"}") == Some(3.0)
+        });
     }
     let before = upstream.asked("/").len();
     let window = Duration::from_secs(6);

@@ -58,6 +58,11 @@ impl Remembered {
         })
     }
 
+    /// Returns whether a key is remembered.
+    pub(super) fn has(&self, hash: u32) -> bool {
+        self.traces.find(spread(hash), |trace| trace.hash == hash).is_some()
+    }
+
     /// Remembers a key that left, and forgets the oldest of its kind beyond `most`.
     pub(super) fn add(&mut self, hash: u32, left: Left, most: usize) {
         self.take(hash);

@@ -302,6 +302,11 @@ impl<T: HeapSize> Shard<T> {
         }
     }
 
+    /// Returns whether a key was evicted lately.
+    pub(super) fn remembers(&self, hash: u32) -> bool {
+        self.remembered.has(hash)
+    }
+
     /// Returns the accounted bytes of a part.
     pub(super) fn bytes(&self, part: Part) -> u64 {
         match part {

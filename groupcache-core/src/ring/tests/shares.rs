@@ -26,6 +26,19 @@ fn check(peers: usize, sets: u64, mean_at_most: u64, styles: impl Fn(u64) -> Sty
     assert!(worst <= 12_000, "{peers} peers: {worst} in the worst of {sets} sets");
 }
 
+/// Checks that the share of each member is that of its arcs, and that a member without others owns every key.
+#[test]
+fn share_of_member_is_the_sum_of_its_arcs() {
+    for peers in [1, 2, 7] {
+        let ring = ring_of(&names(STYLES[0], 1, peers));
+        for (slot, arc) in (0..).zip(arcs(&ring)) {
+            assert!((ring.share(slot) - arc as f64 / (1_u64 << 32) as f64).abs() < 1e-9, "{peers} peers, {slot}");
+        }
+        assert!(ring.share(99).abs() < 1e-9);
+    }
+    assert!(Ring::new([]).share(0).abs() < 1e-9);
+}
+
 fn mixed(set: u64) -> Style {
     STYLES[(set % 4) as usize]
 }
