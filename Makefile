@@ -24,7 +24,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that tests need beyond the tools named above.
 PACKAGES = nats-server iproute2 iptables avahi-daemon avahi-utils dbus prometheus
 
-.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache check test verify compat lint doc clean deps proto bench bench-hit-ratio bench-memory bench-churn measure-ring interleavings chaos bench-overload fuzz sim sim-build sim-seed mutants model
+.PHONY: help run run-mdns run-nats compose-up compose-down minikube-run minikube-logs minikube-clean run-typed run-custom-provider run-axum-https run-rest-api-cache check test verify compat lint doc clean deps proto bench bench-hit-ratio bench-memory bench-churn measure-ring interleavings chaos bench-overload bench-blocked fuzz sim sim-build sim-seed mutants model
 
 help:
 	@echo 'make run              runs three processes of examples/cluster on loopback that share one cache (NODES=5 for five)'
@@ -52,6 +52,7 @@ help:
 	@echo 'make bench-churn      measures backend loads in deploys, with hand-over, without, and with groupcache 0.3: 25 minutes'
 	@echo 'make chaos            runs five processes under load and faults, 13 minutes (FAULTS=kill,cut RATE=2000 DURING=30)'
 	@echo 'make bench-overload   requests ten times the load capacity of an owner, and takes all peers away for 30 s'
+	@echo 'make bench-blocked    measures hits at an owner with blocked workers, with and without threads of the node: a minute'
 	@echo 'make fuzz             runs cargo-fuzz on untrusted input, one minute per target for seven targets (SECONDS_EACH=60)'
 	@echo 'make interleavings    tests flights, store, view and requests to peers under 10,000 lock orders each; part of make verify'
 	@echo 'make sim              simulates 10,000 clusters under faults, judged by the promises, in a separate build (SEEDS=200, FROM=1)'
@@ -152,6 +153,9 @@ bench-churn:
 
 bench-overload:
 	@$(CARGO) run --quiet --release -p bench --bin overload
+
+bench-blocked:
+	@$(CARGO) run --quiet --release -p bench --bin blocked
 
 # Runs each target of verification/fuzz/ for SECONDS_EACH. `make test` runs the same targets on checked-in inputs and on
 # damaged copies.
