@@ -214,6 +214,7 @@ lint:
 	$(CARGO) clippy -p groupcache-discovery --no-default-features -- -D warnings
 	for feature in static file dns kubernetes mdns nats nats-credentials nats-kv nats-micro tls testing; do \
 		$(CARGO) clippy -p groupcache-discovery --no-default-features --features $$feature -- -D warnings || exit 1; done
+	$(CARGO) clippy -p groupcache-metrics --all-targets -- -D warnings
 	$(CARGO) clippy -p discovery-static --all-targets -- -D warnings
 	$(CARGO) clippy -p discovery-kubernetes --all-targets -- -D warnings
 	$(CARGO) clippy -p discovery-mdns --all-targets -- -D warnings
