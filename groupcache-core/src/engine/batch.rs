@@ -135,12 +135,12 @@ async fn run<V: Value>(engine: Arc<Engine<V>>, batches: Arc<Batches<V>>, batch: 
         Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map_err(|e| engine.errors.load_failed(e))).collect(),
         Err(error) => vec![Err(error); batch.len()],
     };
-    for Waiting { load: NewLoad { flight, hash, .. }, guard } in batch.into_iter().rev() {
+    for Waiting { load: NewLoad { flight, hash, reason, .. }, guard } in batch.into_iter().rev() {
         if let Some(outcome) = outcomes.pop() {
             if outcome.is_err() {
                 engine.counters.load_errors.up();
             }
-            let start = LoadStart { changes, ..LoadStart::now(&engine, flight.key()) };
+            let start = LoadStart { changes, ..LoadStart::now(&engine, flight.key(), reason) };
             complete(&engine, &flight, hash, outcome, &start);
             guard.defuse();
         }

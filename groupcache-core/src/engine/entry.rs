@@ -11,7 +11,7 @@ use crate::{
     },
     engine::{Engine, GroupFlight, Outcome, errors::panic_text, lookup::Purpose},
     error::{Error, Kind, Result},
-    loader::{Finding, Keep, Loaded},
+    loader::{Finding, Keep, LoadReason, Loaded},
     protocol::message::Encoded,
     runtime::small_bytes,
     value::Value,
@@ -21,14 +21,16 @@ use crate::{
 pub(crate) struct LoadStart<V: Value> {
     /// Number of the last change.
     pub(crate) changes: u32,
+    /// Reason of the load.
+    pub(crate) reason: LoadReason,
     /// Previous entry, for the loader, and for the waiters if the loader fails.
     pub(crate) previous: Option<Slot<V>>,
 }
 
 impl<V: Value> LoadStart<V> {
-    pub(crate) fn now(engine: &Engine<V>, key: &str) -> Self {
+    pub(crate) fn now(engine: &Engine<V>, key: &str, reason: LoadReason) -> Self {
         let changes = engine.context.changes.number();
-        Self { changes, previous: engine.lookup(key, engine.context.now_ms(), Purpose::Previous).ok() }
+        Self { changes, reason, previous: engine.lookup(key, engine.context.now_ms(), Purpose::Previous).ok() }
     }
 }
 

@@ -2,9 +2,26 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{engine::Engine, flight::Kind as Table, telemetry::GroupInfo, value::Value};
+use crate::{
+    engine::{Engine, GroupFlight},
+    flight::Kind as Table,
+    telemetry::{GroupInfo, GroupLoads, RunningLoad},
+    value::Value,
+};
 
 impl<V: Value> Engine<V> {
+    /// Returns the loads that run, and the last ones that have ended.
+    pub(super) fn group_loads(&self) -> GroupLoads {
+        let now_ms = self.context.local.clock.read_ms();
+        let running = |flight: GroupFlight<V>| RunningLoad {
+            key: Arc::clone(flight.key()),
+            age: Duration::from_millis(now_ms.saturating_sub(flight.begun_ms)),
+        };
+        let mut running: Vec<_> = self.flights.all(Table::Load).into_iter().map(running).collect();
+        running.sort_by(|a, b| b.age.cmp(&a.age).then_with(|| a.key.cmp(&b.key)));
+        GroupLoads { running, recent: self.recent_loads.list(now_ms) }
+    }
+
     /// Returns the facts of the group at this moment.
     pub(super) fn group_info(&self) -> GroupInfo {
         let now_ms = self.context.now_ms();

@@ -13,10 +13,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     cache::{
         payload::{Payload, Slot, drop_caught},
-        store::Entry,
+        store::{Admission as StoreAdmission, Entry},
     },
     engine::{
-        Engine, GroupFlight, Outcome,
+        Engine, Failure, GroupFlight, Outcome,
         entry::{self, LoadStart},
         errors::panic_text,
         load::NewLoad,
@@ -30,6 +30,7 @@ use crate::{
     },
     loader::{Load, LoadReason, Loaded},
     runtime::clock::{self, later},
+    telemetry::{LoadRecord, LoadResult},
     value::Value,
 };
 
@@ -109,7 +110,7 @@ pub(crate) fn run<V: Value>(engine: Arc<Engine<V>>, load: NewLoad<V>) -> impl Fu
         if was_taken(&engine, &flight, hash, reason, changes).await {
             return guard.defuse();
         }
-        let start = LoadStart::now(&engine, flight.key());
+        let start = LoadStart::now(&engine, flight.key(), reason);
         let outcome = caught(&engine, call(&engine, &flight, reason, admission, start.previous.as_deref())).await;
         complete(&engine, &flight, hash, outcome.and_then(|loaded| loaded), &start);
         guard.defuse();
@@ -211,6 +212,11 @@ fn complete_with<V: Value>(
     let entry = loaded.and_then(|loaded| entry::of_load(engine, flight, hash, loaded, now_ms, start));
     // A value that cannot be encoded is no answer, and does not remove the present entry.
     let is_answer = was_loaded && !matches!(&entry, Err(e) if e.is_load_failed());
+    let result = match &entry {
+        Ok((Ok(_), _)) => LoadResult::Value,
+        Ok((Err(Failure::Final(error)), _)) | Err(error) => LoadResult::of(error),
+        Ok((Err(Failure::Expired(_)), _)) => LoadResult::TimedOut,
+    };
     let (outcome, keep) = match entry {
         Ok((outcome, keep)) => (outcome, keep),
         Err(error) => (fallback_to_stale(engine, flight.key(), error, now_ms, start.previous.as_ref()), None),
@@ -223,7 +229,16 @@ fn complete_with<V: Value>(
         None if is_answer => (None, engine.cache.owned.remove(flight.key())),
         None => (None, None),
     };
-    match engine.flights.complete(flight, outcome, horizon_ms, store) {
+    let stored = engine.flights.complete(flight, outcome, horizon_ms, store);
+    engine.recent_loads.add(LoadRecord {
+        key: Arc::clone(flight.key()),
+        reason: start.reason,
+        result,
+        is_kept: matches!(&stored, Some((Some(inserted), _)) if inserted.admission == StoreAdmission::Kept),
+        begun_ms: flight.begun_ms,
+        ended_ms: now_ms,
+    });
+    match stored {
         None if keeps => engine.counters.discarded_after_write.up(),
         Some((Some(inserted), _)) => engine.cache.after_insert(flight.key(), inserted, false, now_ms),
         _ => {}

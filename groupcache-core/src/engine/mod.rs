@@ -62,6 +62,7 @@ use crate::{
     identity::PeerId,
     loader::{SharedBatchLoader, SharedLoader},
     runtime::{histogram::Histogram, stats::GroupCounters, sync::Keyed},
+    telemetry::RecentLoads,
     value::Value,
     write::delete_hold::DeleteHolds,
 };
@@ -81,6 +82,7 @@ pub(crate) struct Engine<V: Value> {
     pub(crate) holds: DeleteHolds,
     pub(crate) counters: Arc<GroupCounters>,
     pub(crate) peer_latencies: Histogram,
+    pub(crate) recent_loads: RecentLoads,
     pub(crate) errors: Arc<GroupErrors>,
     /// Whether the group was removed from its node while the node runs.
     pub(crate) is_removed: AtomicBool,
@@ -170,6 +172,7 @@ impl<V: Value> Engine<V> {
             holds: DeleteHolds::default(),
             counters,
             peer_latencies: Histogram::new(),
+            recent_loads: RecentLoads::default(),
             errors,
             is_removed: AtomicBool::new(false),
             settings,

@@ -35,7 +35,7 @@ use crate::{
     },
     protocol::message::{Bounds, DeadlineOwner, Decline, Encoded, Page, Response, Source, WriteName},
     runtime::clock::{self, NEVER, later},
-    telemetry::GroupInfo,
+    telemetry::{GroupInfo, GroupLoads},
     value::Value,
 };
 
@@ -53,6 +53,10 @@ impl<V: Value> GroupService for Engine<V> {
 
     fn info(&self) -> GroupInfo {
         self.group_info()
+    }
+
+    fn loads(&self) -> GroupLoads {
+        self.group_loads()
     }
 
     fn cached_response(self: Arc<Self>, key: &str) -> Option<Response> {

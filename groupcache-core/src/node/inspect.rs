@@ -6,7 +6,7 @@ pub use crate::{
     cache::{EvictionEvent, EvictionEvents, EvictionReason},
     group::inspect::{Candidate, EntryInfo, Inspect, KeyPlacement},
     quarantine::QuarantinedKey,
-    telemetry::GroupInfo,
+    telemetry::{GroupInfo, GroupLoads, LoadResult, RecentLoad, RunningLoad},
     write::horizon::HorizonInfo,
 };
 use crate::{

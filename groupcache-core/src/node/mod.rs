@@ -10,6 +10,7 @@
 mod builder;
 mod channels;
 mod group_mismatch;
+mod groups;
 mod handover;
 pub mod inspect;
 mod lifecycle;
@@ -34,9 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::node::builder::NodeBuilder;
 use crate::node::channels::{Command, Status};
-use crate::node::inspect::{
-    DiscoveryInfo, GroupInfo, HorizonInfo, LoadStats, MemberInfo, QuarantinedKey, UnreachablePeer,
-};
+use crate::node::inspect::{DiscoveryInfo, HorizonInfo, LoadStats, MemberInfo, QuarantinedKey, UnreachablePeer};
 use crate::node::serve_threads::ServeThreads;
 #[cfg(feature = "tls")]
 use crate::transport::{
@@ -240,21 +239,6 @@ impl Node {
                 "this node was started without TLS; start it with cluster_key(...) or mutual_tls(...)",
             )),
         }
-    }
-
-    /// Returns the facts of each group on this node, sorted by name, without the types of their values.
-    ///
-    /// ```
-    /// # fn f(node: &groupcache_core::Node) {
-    /// for group in node.groups() {
-    ///     println!("{}: {} of {} gets were hits", group.name, group.stats.hits, group.stats.gets);
-    /// }
-    /// # }
-    /// ```
-    pub fn groups(&self) -> Vec<GroupInfo> {
-        let mut groups: Vec<_> = self.inner.context.registry.all().iter().map(|group| group.info()).collect();
-        groups.sort_by(|a, b| a.name.cmp(&b.name));
-        groups
     }
 
     /// Returns the number of connected peers that have this group, in any format.

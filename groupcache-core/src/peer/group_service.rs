@@ -24,7 +24,7 @@ use crate::{
         byte_budget::ByteShare,
         sync::{Keyed, sharded},
     },
-    telemetry::GroupInfo,
+    telemetry::{GroupInfo, GroupLoads},
 };
 
 /// Notice to a peer that the load of a key with strikes waits for its turn, or begins.
@@ -99,6 +99,8 @@ pub(crate) trait GroupService: Send + Sync {
     fn format(&self) -> u32;
     /// Returns the facts of the group at this moment, for tools.
     fn info(&self) -> GroupInfo;
+    /// Returns the loads that run and the last ones that have ended, for tools.
+    fn loads(&self) -> GroupLoads;
     /// Returns the response to a get from memory, if memory can answer it.
     fn cached_response(self: Arc<Self>, key: &str) -> Option<Response>;
     /// Returns the response to a peek, if memory can answer it. Begins no load and counts as no get.

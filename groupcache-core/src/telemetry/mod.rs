@@ -1,5 +1,10 @@
 //! Telemetry: what a group knows of itself, as plain data for tools, without the type of its values.
 
 mod group_info;
+mod loads;
 
-pub use self::group_info::GroupInfo;
+pub(crate) use self::loads::{LoadRecord, RecentLoads};
+pub use self::{
+    group_info::GroupInfo,
+    loads::{GroupLoads, LoadResult, RecentLoad, RunningLoad},
+};

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use groupcache_core::{BoxError, Group, GroupBuilder, Loaded, Node, inspect::EvictionReason};
+use groupcache_core::{
+    BoxError, Group, GroupBuilder, Loaded, Node,
+    inspect::{EvictionReason, LoadResult},
+    loader::LoadReason,
+};
 use tokio::time::{sleep, timeout};
 
 use crate::support::{Cluster, Loads, PATIENCE, eventually};
@@ -198,4 +202,39 @@ async fn latencies_of_loads_and_peer_responses_are_recorded() {
     assert!(responses.sum() >= loads.sum(), "{responses:?} include {loads:?}");
     assert_eq!((groups[0].inspect().load_latencies().count(), groups[1].inspect().peer_latencies().count()), (0, 0));
     cluster.shutdown().await;
+}
+
+/// Checks that running loads have their age, the oldest first, and that ended loads have their reason and their result.
+#[tokio::test(start_paused = true)]
+async fn loads_are_listed_while_they_run_and_after() {
+    let (node, group) = alone(|group| group.negative_time_to_live(MINUTE)).await;
+    assert!(node.group_loads("other").is_none());
+    let running = |node: &Node| node.group_loads("names").unwrap().running;
+    let get = |key: &'static str| {
+        let group = group.clone();
+        tokio::spawn(async move { group.get(key).await })
+    };
+    let first = get("key-1");
+    sleep(Duration::from_millis(10)).await;
+    let second = get("none-1");
+    eventually("both loads run", || running(&node).len() == 2).await;
+    let loads = running(&node);
+    assert_eq!((&*loads[0].key, &*loads[1].key), ("key-1", "none-1"));
+    assert!(loads[0].age >= Duration::from_millis(10), "{loads:?}");
+    first.await.unwrap().unwrap();
+    assert!(second.await.unwrap().unwrap_err().is_not_found());
+    let loads = node.group_loads("names").unwrap();
+    assert!(loads.running.is_empty(), "{loads:?}");
+    let recent: Vec<_> = loads.recent.iter().map(|load| (&*load.key, load.reason, load.result, load.is_kept)).collect();
+    let expected = [
+        ("none-1", LoadReason::Owner, LoadResult::NotFound, true),
+        ("key-1", LoadReason::Owner, LoadResult::Value, true),
+    ];
+    assert_eq!(recent, expected);
+    assert!(loads.recent.iter().all(|load| load.took >= Duration::from_millis(10)), "{loads:?}");
+    for n in 0..300 {
+        group.get(&format!("more-{n}")).await.unwrap();
+    }
+    let recent = node.group_loads("names").unwrap().recent;
+    assert_eq!((recent.len(), &*recent[0].key, &*recent[255].key), (256, "more-299", "more-44"));
 }
