@@ -1,9 +1,9 @@
-//! Blocked: latencies of hits at an owner whose user blocks every worker for 50 ms of each 100, with the node on the
+//! Blocked: latencies of hits at an owner with workers that are blocked for 50 ms of each 100, with the node on the
 //! runtime of the user and on threads of its own. Requires a release build.
 //!
 //! `blocked` prints the table in about a minute. The owner is a process of its own on one core.
 
-use std::{collections::HashMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use bench::{
     Error, Result,
@@ -108,14 +108,14 @@ async fn own(settings: &Owner) -> Result<()> {
 
 async fn start(id: &str, listen: SocketAddr, all: &Owner, serve_threads: usize) -> Result<(Node, Group<String>)> {
     let identity = Identity::new(listen).with_id(id)?;
-    let provider = listed(&HashMap::from([("owner", all.owner), ("client", all.client)]))?;
+    let provider = listed(&BTreeMap::from([("owner", all.owner), ("client", all.client)]))?;
     let node = Node::builder().identity(identity).provider(provider).serve_threads(serve_threads).start().await?;
     let load = async |key: &str| Ok::<_, std::io::Error>(key.to_owned());
     let group = node.group::<String>("data").capacity_bytes(64 << 20).replicas(false).loader(load).build()?;
     Ok((node, group))
 }
 
-fn listed(nodes: &HashMap<&str, SocketAddr>) -> Result<impl Provider> {
+fn listed(nodes: &BTreeMap<&str, SocketAddr>) -> Result<impl Provider> {
     let peer = |(id, address): (&&str, &SocketAddr)| {
         Ok::<_, Error>(Peer::member(PeerId::new(*id)?, [Address::from(*address)]))
     };
