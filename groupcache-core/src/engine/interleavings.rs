@@ -200,7 +200,7 @@ fn entry_of_a_previous_view_ends_with_the_time_of_replicas() {
         });
         // The set of a peer that takes this node for the owner, which does not depend on this node's view.
         let set = scene.beside(async |scene| {
-            assert_eq!(Arc::clone(&scene.group.engine).set("k", "5".into(), None).await, Response::Done);
+            assert_eq!(Arc::clone(&scene.group.engine).set("k", "5".into(), None, None).await, Response::Done);
         });
         all(gets.chain([install, set]).collect::<Vec<_>>()).await;
         pass(&scene.node.local, REPLICA_TIME_TO_LIVE + MOMENT).await;
