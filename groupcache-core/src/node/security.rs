@@ -4,8 +4,9 @@
 //! A node that listens beyond loopback needs one of the three, otherwise its start fails. Connections with replaced
 //! certificates or keys are renewed one by one.
 
+use std::sync::Arc;
 #[cfg(feature = "tls")]
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 #[cfg(feature = "tls")]
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -22,6 +23,7 @@ use crate::{
     environment::Variables,
     error::{Error, Result},
     identity::Identity,
+    runtime::stats::NodeCounters,
     transport::Security,
 };
 
@@ -97,15 +99,18 @@ pub(super) enum ChosenSecurity {
 }
 
 impl ChosenSecurity {
-    #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "certificates are for an id"))]
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(unused_variables, reason = "certificates are for an id, and old keys are counted")
+    )]
     /// Reads certificates and keys, if there are any.
-    pub(super) async fn resolve(self, identity: &Identity) -> Result<Security> {
+    pub(super) async fn resolve(self, identity: &Identity, counters: &Arc<NodeCounters>) -> Result<Security> {
         match self {
             Self::Open { is_insecure } => Ok(Security::Open { is_insecure }),
             #[cfg(feature = "tls")]
             Self::Tls(source) => {
                 let me = TlsIdentity { cluster: identity.cluster().into(), id: identity.id() };
-                Ok(Security::Tls(Arc::new(CredentialStore::new(source, me).await?)))
+                Ok(Security::Tls(Arc::new(CredentialStore::new(source, me, Arc::clone(counters)).await?)))
             }
         }
     }

@@ -50,7 +50,7 @@ use crate::{
     },
     protocol::{message::Hello, wire},
     ring,
-    runtime::{clock, seed, sync::Keyed},
+    runtime::{clock, seed, stats::NodeCounters, sync::Keyed},
     transport::{self, TcpListener},
 };
 
@@ -80,13 +80,14 @@ async fn start_on(builder: NodeBuilder, runtimes: Runtimes, threads: Option<Serv
     builder.provider.iter().try_for_each(|provider| check_provider(&**provider, &identity))?;
     let listener = if is_mounted { None } else { Some(listen(&mut identity).await?) };
     // The listener comes first, because certificates name the id, which may be the address.
-    let security = security.resolve(&identity).await?;
+    let counters = Arc::<NodeCounters>::default();
+    let security = security.resolve(&identity, &counters).await?;
 
     let mut rng = fastrand::Rng::with_seed(builder.seed.unwrap_or_else(seed::random));
     let hands_over = !builder.is_handover_off;
     let hello = hello_of(&identity, &builder.limits, hands_over);
     let stabilizer = Stabilizer::new(facts(&hello), rng.fork());
-    let local = Arc::new(LocalNode::new(hello, builder.limits, security));
+    let local = Arc::new(LocalNode::new(hello, builder.limits, security, counters));
     let context =
         Arc::new(NodeContext::new(Arc::clone(&local), View::new(1, MemberSet::default()), runtimes, hands_over, rng));
     let (server, arrivals, log_requests) = server(&context);

@@ -54,8 +54,8 @@ pub(crate) struct LocalNode {
 }
 
 impl LocalNode {
-    pub(crate) fn new(hello: Hello, limits: Limits, security: Security) -> Self {
-        let (clock, counters) = (Clock::start(), Arc::<NodeCounters>::default());
+    pub(crate) fn new(hello: Hello, limits: Limits, security: Security, counters: Arc<NodeCounters>) -> Self {
+        let clock = Clock::start();
         let quarantine = Quarantine::new(hello.instance());
         Self {
             writes: Arc::new(Writes::new(hello.instance(), clock.read_ms(), Arc::clone(&counters))),

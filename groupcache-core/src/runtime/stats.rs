@@ -250,6 +250,8 @@ counters! {
         connections_evicted,
         /// Connections to this node that were closed because the bytes received on all of them exceeded their budget.
         connections_over_budget,
+        /// Connections in both directions that use the cluster key without stretching it, as release 0.1 does.
+        old_keys,
         /// Ticks that were more than 100 ms late, because this process stood still.
         late_ticks,
         /// Writes of this node that every node had acknowledged by their deadline.

@@ -65,7 +65,7 @@ pub(crate) async fn pass(local: &LocalNode, time: Duration) {
 
 /// Returns a local node with id `a`.
 pub(crate) fn local() -> Arc<LocalNode> {
-    Arc::new(LocalNode::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }))
+    Arc::new(LocalNode::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }, Arc::default()))
 }
 
 /// Returns the context of a node with id `a` that is alone in its view.

@@ -28,7 +28,8 @@ type Events = Receiver<(DialId, LinkEvent)>;
 
 /// Returns a link to a port where nobody listens, which nothing keeps.
 fn idle_link() -> Arc<Link> {
-    let local = Arc::new(LocalNode::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }));
+    let local =
+        Arc::new(LocalNode::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }, Arc::default()));
     let nobody = Address::from(SocketAddr::from(([127, 0, 0, 1], 1)));
     Link::new(DialId(1), Target { expected: None, addresses: vec![nobody] }, local)
 }

@@ -365,7 +365,12 @@ mod tests {
     /// them, and that a queue gives its bytes back when it is read, cleared or dropped.
     #[tokio::test]
     async fn slow_peers_leave_room_for_responses_to_another() {
-        let local = Arc::new(LocalNode::new(hello("a"), Limits::default(), Security::Open { is_insecure: true }));
+        let local = Arc::new(LocalNode::new(
+            hello("a"),
+            Limits::default(),
+            Security::Open { is_insecure: true },
+            Arc::default(),
+        ));
         let queue = |id: &str| Arc::new(ResponseQueue::new(Arc::clone(&local), &hello(id)));
         let used = || local.queued_answer_bytes.load(Relaxed);
         let fill = |queue: &ResponseQueue, count: u64| {

@@ -6,26 +6,20 @@
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use data_encoding::{BASE64, BASE64_NOPAD, BASE64URL, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ED25519, SanType, date_time_ymd,
-};
-use ring::{
-    hkdf::{HKDF_SHA256, KeyType, Prk, Salt},
-    rand::{SecureRandom, SystemRandom},
-};
-use rustls::{
-    DistinguishedName, RootCertStore,
-    crypto::ring::sign::any_supported_type,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
-    sign::CertifiedKey,
-};
+use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
 use crate::environment::{Variables, trimmed};
 use crate::error::{BoxError, Error, Kind, Result};
-use crate::transport::tls::{Material, OwnCertificate, TlsIdentity, digest, names::Name, read_file, verify::Trust};
+use crate::transport::tls::{
+    Material, OwnCertificate, TlsIdentity,
+    authority::{material, origin},
+    digest,
+    names::Name,
+    read_file,
+    stretched::{Derivation, StretchedKeys},
+    verify::Trust,
+};
 
 /// Minimum length of a key in bytes, because an attacker may guess offline and a correct guess makes it a peer.
 const MIN_BYTES: usize = 32;
@@ -40,15 +34,8 @@ const MIN_DIFFERENT: usize = 16;
 /// Bits of a part of an encoded key that returns within it. The parts of a random key of 32 bytes do in one of 10^11.
 const REPEATED_BITS: usize = 48;
 
-/// Salt of HKDF, which separates this use of the key from any other.
-const SALT: &[u8] = b"groupcache v1 cluster key";
-
-/// Bytes before the seed in the PKCS #8 form of an Ed25519 private key (RFC 8410, section 7).
-const PKCS8_ED25519: [u8; 16] =
-    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-
-/// Characters that are percent-encoded in a segment of the path of a URI.
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// Variable of [`ClusterKey::accept_old_keys`].
+const ACCEPT_OLD: &str = "GROUPCACHE_ACCEPT_OLD_KEYS";
 
 /// Remedy in error texts: how to make a key.
 const MAKE: &str = "make one with: head -c 32 /dev/urandom | base64";
@@ -56,7 +43,7 @@ const MAKE: &str = "make one with: head -c 32 /dev/urandom | base64";
 /// Key for TLS between peers that needs no certificates, only a secret that all nodes of a cluster share.
 ///
 /// A key is at least 32 random bytes in hexadecimal or base64. The command `head -c 32 /dev/urandom | base64` makes
-/// one. The key and the name of the cluster are the seed of an authority (HKDF-SHA-256, Ed25519). Every node computes
+/// one. The key and the name of the cluster are the seed of an authority (Argon2id, Ed25519). Every node computes
 /// the authority for itself and issues itself a certificate in memory. A node with another key or another cluster name
 /// is not let in. Certificates do not expire, so that no wall clock has to be right. To shut out a holder of the key,
 /// change the key.
@@ -75,6 +62,8 @@ const MAKE: &str = "make one with: head -c 32 /dev/urandom | base64";
 #[derive(Clone)]
 pub struct ClusterKey {
     source: KeySource,
+    /// Whether the authority of release 0.1 is used with nodes that know no other.
+    accepts_old: bool,
 }
 
 /// Place from which the keys are read.
@@ -85,7 +74,7 @@ enum KeySource {
 }
 
 /// Bytes of a key, which are overwritten on drop and never printed.
-type Secret = Zeroizing<Vec<u8>>;
+pub(super) type Secret = Zeroizing<Vec<u8>>;
 
 impl ClusterKey {
     /// Reads one key, or two keys during a change: `new,old`, separated by a comma or white space.
@@ -95,20 +84,21 @@ impl ClusterKey {
     /// nor base64, and when there are no keys or more than two. The text names the command that makes a key and never
     /// contains the given key.
     pub fn new(text: impl AsRef<str>) -> Result<Self> {
-        Ok(Self { source: KeySource::Memory(parse(text.as_ref())?.into()) })
+        Ok(Self { source: KeySource::Memory(parse(text.as_ref())?.into()), accepts_old: true })
     }
 
     /// Reads the keys from a file, in the format of [`new`](Self::new), when the node starts and again every 10 s.
     pub fn from_file(path: impl Into<PathBuf>) -> Self {
-        Self { source: KeySource::File(path.into()) }
+        Self { source: KeySource::File(path.into()), accepts_old: true }
     }
 
     /// Reads the keys from `GROUPCACHE_CLUSTER_KEY`, or from the file that `GROUPCACHE_CLUSTER_KEY_FILE` names. Returns
-    /// `None` when neither variable is set. A node that is started without a cluster key and without certificates calls
-    /// this function.
+    /// `None` when neither variable is set. `GROUPCACHE_ACCEPT_OLD_KEYS` sets
+    /// [`accept_old_keys`](Self::accept_old_keys). A node that is started without a cluster key and without
+    /// certificates calls this function.
     ///
     /// # Errors
-    /// The errors of [`new`](Self::new).
+    /// The errors of [`new`](Self::new), and [`is_config`](Error::is_config) for a switch that is neither on nor off.
     pub fn from_env() -> Result<Option<Self>> {
         Self::from_variables(&Variables::of_process())
     }
@@ -116,7 +106,19 @@ impl ClusterKey {
     pub(crate) fn from_variables(vars: &Variables<'_>) -> Result<Option<Self>> {
         let key = vars.read("GROUPCACHE_CLUSTER_KEY", |text| Self::new(text))?;
         let file = vars.text("GROUPCACHE_CLUSTER_KEY_FILE")?;
-        Ok(key.or_else(|| file.map(Self::from_file)))
+        let accepts_old = vars.text(ACCEPT_OLD)?.is_none() || vars.switch(ACCEPT_OLD)?;
+        Ok(key.or_else(|| file.map(Self::from_file)).map(|key| key.accept_old_keys(accepts_old)))
+    }
+
+    /// Sets whether the node connects to nodes of release 0.1, which derive the authority from the key without
+    /// stretching it (HKDF-SHA-256). Default: true.
+    ///
+    /// While it is true, a client that reaches the port can guess at a weak key as fast as with release 0.1. Each
+    /// connection of such a node is counted in `old_keys` of [`Node::stats`](crate::Node::stats) and logged. Set it to
+    /// false on all nodes once the counter stands still.
+    #[must_use]
+    pub fn accept_old_keys(self, accepts_old: bool) -> Self {
+        Self { accepts_old, ..self }
     }
 
     /// Returns a new random key of 32 bytes in base64, for programs that generate their key.
@@ -136,7 +138,12 @@ impl ClusterKey {
     }
 
     /// Returns the credentials that follow from the keys, or `None` when the keys have the digest `known`.
-    pub(crate) async fn read(&self, identity: &TlsIdentity, known: &[u8]) -> Result<Option<Material>> {
+    pub(super) async fn read(
+        &self,
+        identity: &TlsIdentity,
+        known: &[u8],
+        stretched: &StretchedKeys,
+    ) -> Result<Option<Material>> {
         let keys = match &self.source {
             KeySource::Memory(keys) => Arc::clone(keys),
             KeySource::File(path) => {
@@ -146,20 +153,35 @@ impl ClusterKey {
                 parse(text).map_err(of)?.into()
             }
         };
-        let digest = digest(keys.iter().map(|key| key.as_slice()));
+        let settings: &[u8] = &[u8::from(self.accepts_old)];
+        let digest = digest(keys.iter().map(|key| key.as_slice()).chain([settings]));
         if digest == known {
             return Ok(None);
         }
-        let failed = |e: BoxError| Error::caused(Kind::Config, "no certificate can be issued from the cluster key", e);
-        let (own, roots) = material(&keys, identity).map_err(failed)?;
-        let name = Name::parse(&format!("{}{{id}}", origin(&identity.cluster)))?;
-        let trust = Arc::new(Trust::new(roots, vec![name])?.at_any_time());
-        Ok(Some(Material { own: OwnCertificate(own), trust, digest }))
+        let derivations: &[Derivation] =
+            if self.accepts_old { &[Derivation::Stretched, Derivation::Old] } else { &[Derivation::Stretched] };
+        credentials(&keys, derivations, identity, digest, stretched).await.map(Some)
     }
 }
 
+/// Returns the credentials that follow from keys by these derivations.
+pub(super) async fn credentials(
+    keys: &[Secret],
+    derivations: &[Derivation],
+    identity: &TlsIdentity,
+    digest: Vec<u8>,
+    stretched: &StretchedKeys,
+) -> Result<Material> {
+    let failed = |e: BoxError| Error::caused(Kind::Config, "no certificate can be issued from the cluster key", e);
+    let secrets = stretched.secrets(keys, derivations, &identity.cluster).await.map_err(failed)?;
+    let (own, roots) = material(&secrets, identity).map_err(failed)?;
+    let name = Name::parse(&format!("{}{{id}}", origin(&identity.cluster)))?;
+    let trust = Arc::new(Trust::new(roots, vec![name])?.at_any_time());
+    Ok(Material { own: OwnCertificate(own), trust, digest })
+}
+
 /// Returns the keys of a text.
-fn parse(text: &str) -> Result<Vec<Secret>> {
+pub(super) fn parse(text: &str) -> Result<Vec<Secret>> {
     let words = text.split(|c: char| c == ',' || c.is_whitespace()).map(trimmed).filter(|word| !word.is_empty());
     let keys: Vec<_> = words.map(key).collect::<Result<_>>()?;
     match keys.len() {
@@ -204,92 +226,6 @@ fn unreadable() -> Error {
     Error::config(format!("a cluster key is at least {MIN_BYTES} random bytes in hexadecimal or base64; {MAKE}"))
 }
 
-/// Certificate authority that every node derives from the key and the name of the cluster.
-struct Authority {
-    params: CertificateParams,
-    key: Zeroizing<KeyPair>,
-    certificate: rcgen::Certificate,
-}
-
-/// Certificates of a node, each with the name of the authority that issued it.
-type Certificates = Vec<(Option<DistinguishedName>, Arc<CertifiedKey>)>;
-
-/// Returns a certificate of each key, and the authorities of all keys.
-fn material(keys: &[Secret], identity: &TlsIdentity) -> Result<(Certificates, RootCertStore), BoxError> {
-    let mut roots = RootCertStore::empty();
-    let mut own = Vec::new();
-    for key in keys {
-        let authority = authority(key, &identity.cluster)?;
-        let mut name = RootCertStore::empty();
-        name.add(authority.certificate.der().clone())?;
-        roots.add(authority.certificate.der().clone())?;
-        let name: Option<DistinguishedName> = name.subjects().into_iter().next();
-        own.push((name, Arc::new(issue(&authority, identity)?)));
-    }
-    Ok((own, roots))
-}
-
-/// Returns the parameters of a certificate that is valid from 1970 to 9999, because a machine without a clock battery
-/// starts in 1970. Nodes of release 0.1.0 check dates, and accept the certificate on such a machine too.
-fn valid_at_any_time() -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.not_before = date_time_ymd(1970, 1, 1);
-    params.not_after = date_time_ymd(9999, 12, 31);
-    params
-}
-
-/// Derives the authority of a key and a cluster. The name of the authority identifies it and does not reveal the key.
-fn authority(key: &[u8], cluster: &str) -> Result<Authority, BoxError> {
-    let secret = Salt::new(HKDF_SHA256, SALT).extract(key);
-    let seed: Zeroizing<[u8; 32]> = expand(&secret, &[b"authority", cluster.as_bytes()])?;
-    let label: Zeroizing<[u8; 8]> = expand(&secret, &[b"name", cluster.as_bytes()])?;
-    let mut params = valid_at_any_time();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("groupcache {}", HEXLOWER_PERMISSIVE.encode(label.as_ref())));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let mut pkcs8 = Zeroizing::new(PKCS8_ED25519.to_vec());
-    pkcs8.extend_from_slice(seed.as_ref());
-    let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()), &PKCS_ED25519)?;
-    let key = Zeroizing::new(key); // `KeyPair` does not overwrite its memory on drop
-    let certificate = params.self_signed(&*key)?;
-    Ok(Authority { params, key, certificate })
-}
-
-/// Issues a certificate for the local node, with a private key that never leaves this process.
-fn issue(authority: &Authority, identity: &TlsIdentity) -> Result<CertifiedKey, BoxError> {
-    let pair = Zeroizing::new(KeyPair::generate_for(&PKCS_ED25519)?);
-    let mut params = valid_at_any_time();
-    params.distinguished_name.push(DnType::CommonName, "groupcache peer");
-    let name = format!("{}{}", origin(&identity.cluster), utf8_percent_encode(identity.id.as_str(), ESCAPED));
-    params.subject_alt_names = vec![SanType::URI(name.try_into()?)];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let issuer = Issuer::from_params(&authority.params, &*authority.key);
-    let certificate = params.signed_by(&*pair, &issuer)?;
-    let private = Zeroizing::new(PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der())));
-    Ok(CertifiedKey::new(vec![certificate.der().clone()], any_supported_type(&private)?))
-}
-
-/// Returns the beginning that all names in the certificates of a cluster share.
-fn origin(cluster: &str) -> String {
-    format!("groupcache://{}/", HEXLOWER_PERMISSIVE.encode(cluster.as_bytes()))
-}
-
-/// Derives a secret of `N` bytes from the key (HKDF-Expand).
-fn expand<const N: usize>(secret: &Prk, info: &[&[u8]]) -> Result<Zeroizing<[u8; N]>, BoxError> {
-    struct Bytes(usize);
-    impl KeyType for Bytes {
-        fn len(&self) -> usize {
-            self.0
-        }
-    }
-    let mut out = Zeroizing::new([0; N]);
-    let expanded = secret.expand(info, Bytes(N)).and_then(|okm| okm.fill(out.as_mut()));
-    expanded.map_err(|_| "the cluster key cannot be expanded")?;
-    Ok(out)
-}
-
 impl fmt::Debug for ClusterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("ClusterKey");
@@ -305,7 +241,9 @@ impl fmt::Debug for ClusterKey {
 mod tests {
     use std::time::Duration;
 
+    use rcgen::{CertificateParams, Issuer, KeyPair, PKCS_ED25519, SanType};
     use rustls::{
+        RootCertStore,
         client::danger::ServerCertVerifier,
         pki_types::{ServerName, UnixTime},
         server::danger::ClientCertVerifier,
@@ -313,6 +251,7 @@ mod tests {
 
     use super::*;
     use crate::identity::PeerId;
+    use crate::transport::tls::{authority::authority, stretched::extract};
 
     const HEX: &str = "d64ccd74f921649e8be1b99df1b70f610982c69f1e2366bb035ca3dee549d989";
 
@@ -371,10 +310,26 @@ mod tests {
     }
 
     #[test]
+    fn old_keys_are_accepted_unless_the_environment_says_no() {
+        let read = |accept: &'static str| {
+            ClusterKey::from_variables(&Variables::from_fn(move |name| match name {
+                "GROUPCACHE_CLUSTER_KEY" => Some(HEX.to_owned()),
+                "GROUPCACHE_ACCEPT_OLD_KEYS" => Some(accept.to_owned()),
+                _ => None,
+            }))
+        };
+        for (value, accepts_old) in [("", true), ("1", true), ("0", false), ("no\r", false)] {
+            assert_eq!(read(value).unwrap().unwrap().accepts_old, accepts_old, "{value:?}");
+        }
+        let error = read("maybe").unwrap_err();
+        assert!(error.is_config() && error.to_string().contains("GROUPCACHE_ACCEPT_OLD_KEYS"), "{error}");
+    }
+
+    #[test]
     fn authority_depends_on_key_and_cluster_name() {
         let other = ClusterKey::random().unwrap();
         let public = |key_text: &str, cluster: &str| {
-            let authority = authority(&key(key_text).unwrap(), cluster).unwrap();
+            let authority = authority(&extract(b"salt", &key(key_text).unwrap()), cluster).unwrap();
             let mut roots = RootCertStore::empty();
             roots.add(authority.certificate.der().clone()).unwrap();
             roots.roots.remove(0).subject_public_key_info.to_vec()
@@ -387,7 +342,7 @@ mod tests {
     /// Checks that a node accepts the certificates of 0.1.0, which are valid from 1975 on, whatever its clock says.
     #[test]
     fn dates_of_certificate_are_not_checked() {
-        let authority = authority(&key(HEX).unwrap(), "users").unwrap();
+        let authority = authority(&extract(b"salt", &key(HEX).unwrap()), "users").unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(format!("{}a", origin("users")).try_into().unwrap())];
         let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
@@ -410,8 +365,8 @@ mod tests {
     #[test]
     fn certificate_is_valid_from_1970_to_9999() {
         let identity = TlsIdentity { id: PeerId::new("a").unwrap(), cluster: "users".into() };
-        let (own, roots) = material(&[key(HEX).unwrap()], &identity).unwrap();
-        let shown = own[0].1.cert[0].clone();
+        let (own, roots) = material(&[(Derivation::Old, extract(b"salt", &key(HEX).unwrap()))], &identity).unwrap();
+        let shown = own[0].key.cert[0].clone();
         let name = Name::parse(&format!("{}{{id}}", origin("users"))).unwrap();
         let trust = Trust::new(roots, vec![name]).unwrap();
         const YEAR_9999: u64 = 253_370_764_800;

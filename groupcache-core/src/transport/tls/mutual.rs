@@ -15,7 +15,7 @@ use webpki::{EndEntityCert, Error::UnsupportedCertVersion};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Kind, Result};
-use crate::transport::tls::{Material, OwnCertificate, digest, names::Name, read_file, verify::Trust};
+use crate::transport::tls::{ALPN, Material, OwnCertificate, Presented, digest, names::Name, read_file, verify::Trust};
 
 /// TLS between peers with certificates that you bring. Each side presents a certificate and is let in by name.
 ///
@@ -141,7 +141,8 @@ impl MutualTls {
                  the certificate"
             );
         }
-        Ok(Some(Material { own: OwnCertificate(vec![(None, Arc::new(own))]), trust: Arc::new(trust), digest }))
+        let own = OwnCertificate(vec![Presented { protocol: ALPN, issuer: None, key: Arc::new(own) }]);
+        Ok(Some(Material { own, trust: Arc::new(trust), digest }))
     }
 }
 
