@@ -69,8 +69,8 @@ impl<V: Value> Cache<V> {
         }
     }
 
-    /// Counts, reports and drops the entries that left to make room for a new one. Must not be called under a lock.
-    pub(crate) fn after_insert(&self, key: &str, inserted: Inserted<Payload<V>>, is_replica: bool, now_ms: u64) {
+    /// Counts and reports the entries that left to make room for a new one. Must not be called under a lock.
+    pub(crate) fn after_insert(&self, key: &str, inserted: &Inserted<Payload<V>>, is_replica: bool, now_ms: u64) {
         if inserted.admission == Admission::TooLarge && !is_replica {
             self.counters.too_large_to_keep.up();
         }
@@ -166,27 +166,30 @@ impl<V: Value> Cache<V> {
     }
 }
 
-/// Drops `items`. More than [`DROPPED_HERE`] items are dropped on a thread of their own, because a thread that serves
-/// gets must not be delayed.
+/// Drops `entries`. More than [`DROPPED_HERE`] are dropped on a thread of their own, because a thread that serves gets must
+/// not be delayed. Fewer are dropped here if `may_drop_here`, and otherwise in a task of the user's runtime, because the
+/// `Drop` of a value is code of the user.
 ///
 /// The thread is not one of the runtime's blocking threads, because a runtime that ends waits for those, and because
-/// spawning one panics if the system has no thread left. If this thread cannot be spawned, the items are dropped at
+/// spawning one panics if the system has no thread left. If this thread cannot be spawned, the entries are dropped at
 /// once.
-pub(crate) fn drop_in_background<T: HeapSize + Send + Sync + 'static>(entries: Cleared<T>) {
-    drop_on_thread(entries.len(), move || drop(entries));
-}
-
-/// Runs `free`, which drops `count` values, at once or on a thread of its own.
-fn drop_on_thread(count: usize, free: impl FnOnce() + Send + 'static) {
-    let free = RunOnDrop(Some(free));
+pub(crate) fn drop_in_background<T: HeapSize + Send + Sync + 'static>(
+    entries: Cleared<T>,
+    of_user: &Handle,
+    may_drop_here: bool,
+) {
+    let count = entries.len();
+    let free = RunOnDrop(Some(move || drop(entries)));
     // Simulated time does not know threads.
     if count > DROPPED_HERE && cfg!(not(simulation)) {
-        let runtime = Handle::try_current().ok(); // the `Drop` of a value is user code and may need a runtime
+        let runtime = of_user.clone(); // the `Drop` of a value may need a runtime
         let on_a_thread = move || {
-            let _context = runtime.as_ref().map(Handle::enter);
+            let _context = runtime.enter();
             drop(free);
         };
         drop(thread::Builder::new().name("groupcache-free".to_owned()).spawn(on_a_thread));
+    } else if !may_drop_here {
+        drop(of_user.spawn(async move { drop(free) }));
     }
 }
 
@@ -253,7 +256,7 @@ mod tests {
             };
             let store = Store::new(1 << 30, 1 << 10, 1);
             (0..count).for_each(|n| drop(store.insert(&n.to_string(), entry(n))));
-            drop_in_background(store.clear());
+            drop_in_background(store.clear(), &Handle::current(), true);
             drop(report);
             let on: Vec<_> = reports.iter().collect(); // ends with the last value
             assert_eq!((on.len(), on.iter().all(|on| (*on == here) == is_here)), (count, true), "{count} values");

@@ -85,6 +85,11 @@ pub(crate) struct Inserted<T> {
 }
 
 impl<T> Inserted<T> {
+    /// Returns whether entries have left the store.
+    pub(crate) fn has_displaced(&self) -> bool {
+        self.displaced.first.is_some()
+    }
+
     /// Returns the entries that left to make room for the entry of `key`, each with whether it was a replica.
     pub(crate) fn evicted(&self, key: &str) -> impl Iterator<Item = (&str, &Slot<T>, bool)> {
         let others = self.displaced.iter().filter(move |left| left.part != self.part || *left.key != *key);

@@ -15,6 +15,11 @@ pub(crate) struct Runtimes {
 }
 
 impl Runtimes {
+    /// Returns whether the calling thread is one that no code of the user runs on.
+    pub(crate) fn is_on_own_thread(&self) -> bool {
+        self.has_own_threads() && Handle::try_current().is_ok_and(|current| current.id() == self.serving.id())
+    }
+
     /// Returns whether the node has threads that no code of the user runs on.
     pub(crate) fn has_own_threads(&self) -> bool {
         self.serving.id() != self.of_user.id()

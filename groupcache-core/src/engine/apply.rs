@@ -55,7 +55,7 @@ pub(super) fn store_written<V: Value>(
         return;
     }
     if let Some(inserted) = engine.flights.finish_write(token, || engine.cache.owned.insert(key, slot)) {
-        engine.cache.after_insert(key, inserted, false, engine.context.now_ms());
+        engine.cache.after_insert(key, &inserted, false, engine.context.now_ms());
     }
 }
 
@@ -69,5 +69,6 @@ pub(crate) fn drop_all<V: Value>(engine: &Engine<V>) {
 pub(crate) fn forget_all<V: Value>(engine: &Engine<V>) {
     let dropped = engine.flights.clear(|| engine.cache.clear());
     engine.counters.invalidations.add(dropped.len() as u64);
-    cache::drop_in_background(dropped);
+    let runtimes = &engine.context.tasks.runtimes;
+    cache::drop_in_background(dropped, &runtimes.of_user, !runtimes.is_on_own_thread());
 }

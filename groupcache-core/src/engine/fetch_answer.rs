@@ -49,7 +49,8 @@ impl<V: Value> FetchStep<'_, V> {
         let keep = || replicas.keep(self.flight.key(), Slot::clone(&slot));
         let horizon_ms = self.engine.horizon_of_taken_ms();
         if let Some(inserted) = self.engine.flights.complete(self.flight, Ok(Slot::clone(&slot)), horizon_ms, keep) {
-            self.engine.cache.after_insert(self.flight.key(), inserted, true, self.engine.context.now_ms());
+            self.engine.cache.after_insert(self.flight.key(), &inserted, true, self.engine.context.now_ms());
+            self.engine.drop_displaced(inserted);
         }
     }
 

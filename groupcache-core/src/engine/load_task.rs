@@ -240,7 +240,7 @@ fn complete_with<V: Value>(
     });
     match stored {
         None if keeps => engine.counters.discarded_after_write.up(),
-        Some((Some(inserted), _)) => engine.cache.after_insert(flight.key(), inserted, false, now_ms),
+        Some((Some(inserted), _)) => engine.cache.after_insert(flight.key(), &inserted, false, now_ms),
         _ => {}
     }
 }

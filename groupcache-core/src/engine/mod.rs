@@ -54,6 +54,7 @@ use crate::{
     cache::{
         Cache,
         payload::{Payload, Slot},
+        store::Inserted,
     },
     context::NodeContext,
     error::{Error, Result},
@@ -238,12 +239,21 @@ impl<V: Value> Engine<V> {
     /// Drops an entry, in a task of its own if this is the last reference and the `Drop` of the value may take long: it is
     /// user code, and the caller may be the task that reads a connection.
     pub(crate) fn drop_elsewhere(&self, slot: Option<Slot<V>>) {
-        let may_take_long = !V::DECODES_LIKE_A_CLONE && std::mem::needs_drop::<V>();
         // Of two holders that drop the entry at once, exactly one gets it.
-        if let Some(last) = slot.filter(|_| may_take_long).and_then(triomphe::Arc::into_unique) {
+        if let Some(last) = slot.filter(|_| Self::DROP_MAY_TAKE_LONG).and_then(triomphe::Arc::into_unique) {
             self.context.tasks.run_user_code(async move { drop(last) });
         }
     }
+
+    /// Drops the entries that an insertion has displaced, in a task of its own if the `Drop` of their values may take long.
+    fn drop_displaced(&self, inserted: Inserted<Payload<V>>) {
+        if Self::DROP_MAY_TAKE_LONG && inserted.has_displaced() {
+            self.context.tasks.run_user_code(async move { drop(inserted) });
+        }
+    }
+
+    /// Whether the `Drop` of a value may take long.
+    const DROP_MAY_TAKE_LONG: bool = !V::DECODES_LIKE_A_CLONE && std::mem::needs_drop::<V>();
 
     /// Returns an error if the length of `key` is not allowed, or if the group has ended.
     pub(crate) fn check(&self, key: &str) -> Result<()> {

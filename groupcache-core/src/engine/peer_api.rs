@@ -64,9 +64,13 @@ impl<V: Value> GroupService for Engine<V> {
         let (now_ms, horizon_ms) = (self.context.now_ms(), self.horizon_ms());
         let hash = self.ownership.hash(key);
         self.cache.requests.touch(hash, now_ms);
-        let Ok(slot) = self.lookup(key, now_ms, Purpose::Serve) else {
-            self.count_miss_reason(key, now_ms);
-            return None;
+        let slot = match self.lookup(key, now_ms, Purpose::Serve) {
+            Ok(slot) => slot,
+            Err(unusable) => {
+                self.drop_elsewhere(unusable);
+                self.count_miss_reason(key, now_ms);
+                return None;
+            }
         };
         let as_of_age_ms = self.as_of_age_ms(slot.as_of_ms.max(horizon_ms), self.context.local.clock.exact_ms());
         if as_of_age_ms.is_some_and(|age_ms| !self.suits_a_peer(age_ms)) {
@@ -81,18 +85,20 @@ impl<V: Value> GroupService for Engine<V> {
         slot.touch(now_ms);
         load::refresh_if_due(&self, key, &slot, now_ms);
         let is_hot = self.cache.requests.is_hot(hash, now_ms, HOT_AT_OWNER);
-        Some(encode_entry(&self, &slot, now_ms, Source::Memory, is_hot, as_of_age_ms))
+        let response = encode_entry(&self, &slot, now_ms, Source::Memory, is_hot, as_of_age_ms);
+        self.drop_elsewhere(Some(slot));
+        Some(response)
     }
 
     fn peeked_response(&self, key: &str) -> Option<Response> {
         let (now_ms, horizon_ms) = (self.context.now_ms(), self.horizon_ms());
-        let slot = self.lookup(key, now_ms, Purpose::Serve).ok()?;
+        let slot = self.lookup(key, now_ms, Purpose::Serve).map_err(|unusable| self.drop_elsewhere(unusable)).ok()?;
         let as_of_age_ms = self.as_of_age_ms(slot.as_of_ms.max(horizon_ms), self.context.local.clock.exact_ms());
-        if as_of_age_ms.is_some_and(|age_ms| !self.suits_a_peer(age_ms)) {
-            return None;
-        }
+        let is_recent = as_of_age_ms.is_none_or(|age_ms| self.suits_a_peer(age_ms));
         // The response never calls the value hot, because a peek keeps no replica.
-        Some(encode_entry(self, &slot, now_ms, Source::Memory, false, as_of_age_ms))
+        let response = is_recent.then(|| encode_entry(self, &slot, now_ms, Source::Memory, false, as_of_age_ms));
+        self.drop_elsewhere(Some(slot));
+        response
     }
 
     fn read_as_previous_owner(&self, key: &str) -> Response {
@@ -199,7 +205,7 @@ impl<V: Value> GroupService for Engine<V> {
             };
             // If a later write came meanwhile, that one stands, and this write is done too.
             if let Some(inserted) = self.flights.finish_write(token, || self.cache.owned.insert(&key, slot)) {
-                self.cache.after_insert(&key, inserted, false, now_ms);
+                self.cache.after_insert(&key, &inserted, false, now_ms);
             }
             Response::Done
         };
@@ -265,7 +271,8 @@ impl<V: Value> GroupService for Engine<V> {
         // takes the same lock before the cache is cleared.
         self.flights.clear(|| self.cache.close());
         self.cache.events.close();
-        cache::drop_in_background(self.cache.clear());
+        let runtimes = &self.context.tasks.runtimes;
+        cache::drop_in_background(self.cache.clear(), &runtimes.of_user, !runtimes.is_on_own_thread());
     }
 }
 

@@ -218,7 +218,7 @@ fn complete<V: Value>(engine: &Engine<V>, flight: &GroupFlight<V>, hash: u64, va
     engine.counters.previous_owner_hits.up();
     let keep = || engine.cache.owned.insert(flight.key(), Slot::clone(&slot));
     match engine.flights.complete(flight, Ok(Slot::clone(&slot)), horizon_ms, keep) {
-        Some(inserted) => engine.cache.after_insert(flight.key(), inserted, false, engine.context.now_ms()),
+        Some(inserted) => engine.cache.after_insert(flight.key(), &inserted, false, engine.context.now_ms()),
         None => engine.counters.discarded_after_write.up(),
     }
     true

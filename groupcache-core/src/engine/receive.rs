@@ -107,6 +107,6 @@ fn store_entry<V: Value>(
     let filled = engine.flights.finish_write(token, fill);
     drop(slot); // not kept
     let (_, inserted) = filled?;
-    engine.cache.after_insert(key, inserted?, false, engine.context.now_ms());
+    engine.cache.after_insert(key, &inserted?, false, engine.context.now_ms());
     Some(bytes)
 }

@@ -110,7 +110,8 @@ impl NodeBuilder {
     /// With threads of its own, the node reads and writes its connections, answers peers from memory and keeps its
     /// timers there, so that code which blocks the workers of the user's runtime delays neither the values in memory nor
     /// the liveness of the node. Loaders, providers and the code of values run on the user's runtime. A thread answers
-    /// some 100,000 requests a second. A server with a [mounted](Self::mount) service keeps its own threads.
+    /// some 100,000 requests a second. A server with a [mounted](Self::mount) service keeps its own threads. The node
+    /// closes when the user's runtime ends. The clock of that runtime must not be paused, as tests do.
     ///
     /// ```
     /// # use groupcache_core::Node;

@@ -28,6 +28,9 @@ impl ServeThreads {
     /// # Errors
     /// `threads` exceeds [`MAX_THREADS`], or the system gives no thread.
     pub(super) fn start(threads: usize) -> Result<Self> {
+        if cfg!(any(simulation, shuttle)) {
+            return Err(Error::config("serve_threads starts threads, which a simulation does not know; leave it out"));
+        }
         if threads > MAX_THREADS {
             return Err(Error::config(format!("serve_threads is {threads}; the maximum is {MAX_THREADS}")));
         }

@@ -15,7 +15,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 #[cfg(feature = "tls")]
 use crate::node::security::reload_credentials;
@@ -58,26 +58,34 @@ use crate::{
 pub(super) async fn start(builder: NodeBuilder) -> Result<Node> {
     builder.limits.check()?;
     let of_user = runtime()?;
+    check_addresses(&builder.identity, builder.mounted.is_some())?;
+    // Code of the provider runs on the runtime of the user.
+    builder.provider.iter().try_for_each(|provider| check_provider(&**provider, &builder.identity))?;
+    let source = builder.provider.as_ref().map(|provider| (Arc::from(provider.name()), provider.trust()));
     if builder.serve_threads == 0 {
-        return start_on(builder, Runtimes { serving: of_user.clone(), of_user }, None).await;
+        return start_on(builder, source, Runtimes { serving: of_user.clone(), of_user }, None).await;
     }
     let threads = ServeThreads::start(builder.serve_threads)?;
     let Some(serving) = threads.handle().cloned() else { return Err(Error::config("serve_threads have ended")) };
     // The sockets and timers of the node belong to the runtime that makes them.
-    let starting = start_on(builder, Runtimes { serving: serving.clone(), of_user }, Some(threads));
-    match serving.spawn(starting).await {
+    let starting = start_on(builder, source, Runtimes { serving: serving.clone(), of_user }, Some(threads));
+    match AbortOnDropHandle::new(serving.spawn(starting)).await {
         Ok(started) => started,
         Err(failed) if failed.is_panic() => resume_unwind(failed.into_panic()),
         Err(_) => Err(Error::new(Kind::Closed, "the threads of the node have ended during its start")),
     }
 }
 
-async fn start_on(builder: NodeBuilder, runtimes: Runtimes, threads: Option<ServeThreads>) -> Result<Node> {
+/// Starts a node on `runtimes`. `source` is the name of the provider and its trust.
+async fn start_on(
+    builder: NodeBuilder,
+    source: Option<(Arc<str>, Trust)>,
+    runtimes: Runtimes,
+    threads: Option<ServeThreads>,
+) -> Result<Node> {
     let mut identity = builder.identity;
     let is_mounted = builder.mounted.is_some();
     let security = builder.security.choose(&Variables::of_process(), &identity, is_mounted)?;
-    check_addresses(&identity, is_mounted)?;
-    builder.provider.iter().try_for_each(|provider| check_provider(&**provider, &identity))?;
     let listener = if is_mounted { None } else { Some(listen(&mut identity).await?) };
     // The listener comes first, because certificates name the id, which may be the address.
     let counters = Arc::<NodeCounters>::default();
@@ -103,13 +111,13 @@ async fn start_on(builder: NodeBuilder, runtimes: Runtimes, threads: Option<Serv
         is_leaving.clone(),
         reached_feed,
         // A node without a provider decides by itself that there are no peers.
-        builder.provider.as_ref().map_or(Trust::Authority, |provider| provider.trust()),
+        source.as_ref().map_or(Trust::Authority, |(_, trust)| *trust),
     );
     let node = Node {
         inner: Arc::new(Inner {
             context: Arc::clone(&context),
             identity,
-            provider: builder.provider.as_ref().map(|provider| provider.name().into()),
+            provider: source.map(|(name, _)| name),
             server: server.clone(),
             commands,
             status: status_feed,

@@ -129,6 +129,8 @@ fn repeat_writes(context: &NodeContext) {
 
 /// Frees the memory of expired entries. Runs until the node ends.
 pub(super) async fn sweep(context: Arc<NodeContext>) {
+    // On the runtime of the user, without which the node loads nothing.
+    let _close = CloseOnDrop(Arc::clone(&context));
     loop {
         sleep(SWEEP).await;
         context.handover.sweep(context.now_ms());

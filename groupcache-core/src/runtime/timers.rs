@@ -2,8 +2,7 @@
 //!
 //! A call that is polled on the runtime of its node has its timers there, so that they follow a simulated clock. Any
 //! other call has them on a thread of this process, because its thread may have no runtime, or one without timers or
-//! with a paused clock, and because the runtime of the node may be blocked. Where the node has threads of its own, no
-//! code of the user blocks them, and all calls have their timers there.
+//! with a paused clock, and because the runtime of the node may be blocked, or may end before the call.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -47,11 +46,7 @@ impl Timers {
     /// Returns a timer that ends at `at`.
     pub(crate) fn sleep_until(&self, at: Instant) -> Sleep {
         // Only the creation of a timer needs a runtime, which the timer then keeps.
-        let _entered = match self.is_at_home() {
-            true => None,
-            false if self.is_own => Some(self.home.enter()),
-            false => Some(elsewhere().unwrap_or(&self.home).enter()),
-        };
+        let _entered = if self.is_at_home() { None } else { Some(elsewhere().unwrap_or(&self.home).enter()) };
         tokio::time::sleep_until(at)
     }
 

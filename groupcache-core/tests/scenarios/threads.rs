@@ -6,10 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use groupcache_core::{
-    BoxError, Error, Group, Limits, Node, NodeBuilder, RemoveOptions, WriteOutcome, async_trait,
-    discovery::{Provider, ProviderContext, ProviderError},
+    BoxError, Error, Group, Identity, Limits, Node, NodeBuilder, RemoveOptions, Value, WriteOutcome, async_trait,
+    discovery::{Provider, ProviderContext, ProviderError, Trust},
+    value::{DecodeError, EncodeError},
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -267,7 +269,13 @@ fn user_code_runs_beside_own_threads() {
     #[async_trait]
     impl Provider for Noting {
         fn name(&self) -> &str {
+            self.0.note();
             "noting"
+        }
+
+        fn trust(&self) -> Trust {
+            self.0.note();
+            Trust::Hints
         }
 
         async fn run(&self, _: ProviderContext) -> Result<(), ProviderError> {
@@ -289,7 +297,8 @@ fn user_code_runs_beside_own_threads() {
         };
         let group = node.group::<String>("data").capacity_bytes(1 << 20).loader_with(Arc::clone(&threads), load);
         assert_eq!(group.build().unwrap().get("key").await.unwrap(), "key");
-        assert_eq!(*threads.0.lock().unwrap(), BTreeSet::from(["of-user".to_owned()]));
+        let names = threads.0.lock().unwrap().clone();
+        assert!(names.contains("of-user") && !names.iter().any(|name| name.starts_with("groupcache")), "{names:?}");
         node.shutdown().await.unwrap();
     });
 }
@@ -316,4 +325,117 @@ fn own_threads_end_with_their_node() {
     });
     let error = runtime.block_on(Node::builder().serve_threads(257).start()).unwrap_err();
     assert!(error.is_config() && error.to_string().contains("256"), "{error}");
+}
+
+/// Value that notes the threads on which it is dropped.
+#[derive(Clone)]
+struct Noted(Arc<Mutex<BTreeSet<String>>>);
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        self.0.lock().unwrap().insert(name);
+    }
+}
+
+impl Value for Noted {
+    fn encode(&self, _: &mut BytesMut) -> Result<(), EncodeError> {
+        Ok(())
+    }
+
+    fn decode(_: Bytes) -> Result<Self, DecodeError> {
+        Err(DecodeError::new("this value is never decoded"))
+    }
+
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+/// Checks that the clear of a peer drops values on the runtime of the user.
+#[test]
+fn clear_of_a_peer_drops_values_beside_own_threads() {
+    let threads = Arc::<Mutex<BTreeSet<String>>>::default();
+    let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("of-user").enable_all().build().unwrap();
+    let (noted, user) = (Arc::clone(&threads), runtime.handle().clone());
+    let scene = async move {
+        let cluster = Cluster::start_each(2, |_, node| node.serve_threads(1)).await;
+        let load = async |noted: &Arc<Mutex<BTreeSet<String>>>, _: &str| Ok::<_, BoxError>(Noted(Arc::clone(noted)));
+        let build =
+            |_, node: &Node| node.group::<Noted>("data").capacity_bytes(1 << 20).loader_with(noted.clone(), load);
+        let groups = cluster.group(build).await;
+        for n in 0..100 {
+            let key = format!("key-{n}");
+            drop(groups[cluster.owner(&groups, &key)].get(&key).await.unwrap());
+        }
+        let _ = groups[0].clear().await.unwrap();
+        support::eventually("the peer has dropped its values", || groups[1].inspect().entries() == 0).await;
+        cluster.shutdown().await;
+    };
+    runtime.block_on(user.spawn(scene)).unwrap();
+    runtime.shutdown_timeout(PATIENCE);
+    assert_eq!(*threads.lock().unwrap(), BTreeSet::from(["of-user".to_owned()]));
+}
+
+/// Checks that a call which outlives a node with own threads ends without a panic.
+#[test]
+fn call_outlives_own_threads() {
+    let scene = Scene::start_with(&Limits::default(), 1);
+    let (group, key) = (scene.groups[0].clone(), scene.key_of(0, "key"));
+    let outcome = scene.runtime.block_on(group.remove_with(&key, RemoveOptions::new().owner_only())).unwrap();
+    let waiting = scene.runtime.spawn(async move { outcome.settled().await });
+    let hanging = scene.key_of(0, "hangs");
+    let (getting, asked) = (group.clone(), hanging.clone());
+    let get = scene.runtime.spawn(async move { getting.get(&asked).await });
+    scene.runtime.block_on(async {
+        support::eventually("the load runs", || support::loads_of(&scene.cluster.nodes[0]).0 == 1).await;
+        let _ = group.remove(&hanging).await.unwrap();
+    });
+    let Scene { runtime, cluster, groups } = scene;
+    drop((cluster, groups, group));
+    let (settled, got) = runtime.block_on(async { tokio::join!(waiting, get) });
+    assert!(settled.is_ok() && got.expect("no panic").is_err());
+}
+
+/// Checks that a start that is given up gives back its port.
+#[tokio::test]
+async fn start_that_is_given_up_frees_its_port() {
+    struct Silent;
+
+    #[async_trait]
+    impl Provider for Silent {
+        fn name(&self) -> &str {
+            "silent"
+        }
+
+        async fn run(&self, _: ProviderContext) -> Result<(), ProviderError> {
+            std::future::pending().await
+        }
+    }
+
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let start = || Node::builder().identity(Identity::new(port)).serve_threads(1);
+    let given_up = tokio::time::timeout(Duration::from_millis(100), start().provider(Silent).start()).await;
+    assert!(given_up.is_err(), "the provider never answers");
+    let begun = Instant::now();
+    let node = loop {
+        match start().start().await {
+            Ok(node) => break node,
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(1), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    node.shutdown().await.unwrap();
+}
+
+/// Checks that a node with own threads closes when the runtime of its user ends, without which it loads nothing.
+#[test]
+fn node_closes_with_the_runtime_of_its_user() {
+    let Scene { runtime, cluster, groups } = Scene::start_with(&Limits::default(), 1);
+    runtime.shutdown_background();
+    let begun = Instant::now();
+    while !futures_executor::block_on(groups[0].get("key")).is_err_and(|error| error.is_closed()) {
+        assert!(begun.elapsed() < PATIENCE, "the node closes");
+    }
+    drop(cluster);
 }
