@@ -26,6 +26,7 @@ use crate::node::{
     handover::receive_values,
     membership::{Membership, facts},
     pull::{answer, ping_all, pull},
+    security::ChosenSecurity,
     serve_threads::ServeThreads,
     serving::serve,
     supervise::{Asks, supervise},
@@ -55,20 +56,23 @@ use crate::{
 };
 
 /// Starts a node with these settings.
-pub(super) async fn start(builder: NodeBuilder) -> Result<Node> {
+pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node> {
     builder.limits.check()?;
     let of_user = runtime()?;
-    check_addresses(&builder.identity, builder.mounted.is_some())?;
+    let is_mounted = builder.mounted.is_some();
+    let security = std::mem::take(&mut builder.security);
+    let security = security.choose(&Variables::of_process(), &builder.identity, is_mounted)?;
+    check_addresses(&builder.identity, is_mounted)?;
     // Code of the provider runs on the runtime of the user.
     builder.provider.iter().try_for_each(|provider| check_provider(&**provider, &builder.identity))?;
     let source = builder.provider.as_ref().map(|provider| (Arc::from(provider.name()), provider.trust()));
     if builder.serve_threads == 0 {
-        return start_on(builder, source, Runtimes { serving: of_user.clone(), of_user }, None).await;
+        return start_on(builder, security, source, Runtimes { serving: of_user.clone(), of_user }, None).await;
     }
     let threads = ServeThreads::start(builder.serve_threads)?;
     let Some(serving) = threads.handle().cloned() else { return Err(Error::config("serve_threads have ended")) };
     // The sockets and timers of the node belong to the runtime that makes them.
-    let starting = start_on(builder, source, Runtimes { serving: serving.clone(), of_user }, Some(threads));
+    let starting = start_on(builder, security, source, Runtimes { serving: serving.clone(), of_user }, Some(threads));
     match AbortOnDropHandle::new(serving.spawn(starting)).await {
         Ok(started) => started,
         Err(failed) if failed.is_panic() => resume_unwind(failed.into_panic()),
@@ -79,13 +83,13 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node> {
 /// Starts a node on `runtimes`. `source` is the name of the provider and its trust.
 async fn start_on(
     builder: NodeBuilder,
+    security: ChosenSecurity,
     source: Option<(Arc<str>, Trust)>,
     runtimes: Runtimes,
     threads: Option<ServeThreads>,
 ) -> Result<Node> {
     let mut identity = builder.identity;
     let is_mounted = builder.mounted.is_some();
-    let security = builder.security.choose(&Variables::of_process(), &identity, is_mounted)?;
     let listener = if is_mounted { None } else { Some(listen(&mut identity).await?) };
     // The listener comes first, because certificates name the id, which may be the address.
     let counters = Arc::<NodeCounters>::default();
