@@ -9,6 +9,7 @@
 //! **No user code runs under a lock.** Entries that leave the store (evicted, replaced, refused, removed) are handed to
 //! the caller, which drops them after releasing its own locks, because a payload's `Drop` is user code.
 
+mod inserted;
 mod queue;
 mod remembered;
 mod shard;
@@ -22,6 +23,8 @@ use compact_str::CompactString;
 use triomphe::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use self::inserted::Displaced;
+pub(crate) use self::inserted::{Admission, Inserted};
 pub(crate) use crate::cache::entry::{Entry, HeapSize, Times};
 use crate::{
     cache::store::{
@@ -57,81 +60,6 @@ pub(crate) type Item<T> = (Key, Slot<T>);
 
 /// Key in the store; a short key is kept in its slot.
 pub(crate) type Key = CompactString;
-
-/// Fate of an entry that was passed to [`Store::insert`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Admission {
-    /// The entry is in the store.
-    Kept,
-    /// The entry was evicted at once, because it replaced a lighter one and every other entry was used more, or a
-    /// replica found the limit of the replicas taken.
-    Crowded,
-    /// The entry is heavier than [`Store::max_entry_bytes`]. An older entry of the key was removed, because it is
-    /// stale.
-    TooLarge,
-    /// The store is closed.
-    Closed,
-}
-
-/// Result of [`Store::insert`]: the fate of the entry, and the entries that left.
-#[derive(Debug)]
-#[must_use = "hold it until your own locks are released: dropping it runs the payloads' Drop"]
-pub(crate) struct Inserted<T> {
-    /// Fate of the new entry.
-    pub(crate) admission: Admission,
-    part: Part,
-    /// Entries that are not in the store any more: evicted, replaced or refused.
-    displaced: Displaced<T>,
-}
-
-impl<T> Inserted<T> {
-    /// Returns whether entries have left the store.
-    pub(crate) fn has_displaced(&self) -> bool {
-        self.displaced.first.is_some()
-    }
-
-    /// Returns the entries that left to make room for the entry of `key`, each with whether it was a replica.
-    pub(crate) fn evicted(&self, key: &str) -> impl Iterator<Item = (&str, &Slot<T>, bool)> {
-        let others = self.displaced.iter().filter(move |left| left.part != self.part || *left.key != *key);
-        others.map(|left| (&*left.key, &left.entry, left.part == Part::Replicas))
-    }
-}
-
-/// Entry that has left.
-#[derive(Debug)]
-struct Left<T> {
-    part: Part,
-    key: Key,
-    entry: Slot<T>,
-}
-
-/// Entries that left while the lock of a shard was held.
-#[derive(Debug)]
-struct Displaced<T> {
-    /// First entry, which costs no allocation under the lock: an insert mostly displaces one entry of similar size.
-    first: Option<Left<T>>,
-    rest: Vec<Left<T>>,
-}
-
-impl<T> Displaced<T> {
-    fn push(&mut self, part: Part, key: Key, entry: Slot<T>) {
-        let left = Left { part, key, entry };
-        match self.first {
-            None => self.first = Some(left),
-            Some(_) => self.rest.push(left),
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Left<T>> {
-        self.first.iter().chain(&self.rest)
-    }
-}
-
-impl<T> Default for Displaced<T> {
-    fn default() -> Self {
-        Self { first: None, rest: Vec::new() }
-    }
-}
 
 /// Part of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -269,7 +197,7 @@ impl<T: HeapSize> Store<T> {
         };
         if let Some(admission) = refusal {
             displaced.push(self.part, key.into(), entry);
-            return Inserted { admission, part: self.part, displaced };
+            return Inserted::new(admission, self.part, displaced);
         }
         let new = Arc::as_ptr(&entry);
         let (index, hash) = self.place(key);
@@ -286,7 +214,7 @@ impl<T: HeapSize> Store<T> {
         // Eviction removes the least used entry, which may be the new one.
         let crowded = displaced.iter().any(|left| Arc::as_ptr(&left.entry) == new);
         let admission = if crowded { Admission::Crowded } else { Admission::Kept };
-        Inserted { admission, part: self.part, displaced }
+        Inserted::new(admission, self.part, displaced)
     }
 
     /// Reserves bytes for a replica. Returns whether the limit of the replicas has room for it, perhaps after others
