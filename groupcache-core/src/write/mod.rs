@@ -10,6 +10,7 @@
 pub(crate) mod delete_hold;
 pub(crate) mod horizon;
 pub(crate) mod index;
+pub(crate) mod knowledge;
 pub(crate) mod log;
 pub(crate) mod logs;
 mod names;

@@ -22,7 +22,7 @@ use crate::{
         wire::{Outgoing, RequestRef},
     },
     runtime::byte_budget::{ByteBudget, ByteShare},
-    write::shared::SentKnowledge,
+    write::knowledge::SentKnowledge,
 };
 
 /// Number of frames that a burst of requests is split into, so that both sides work in parallel: the peer answers one

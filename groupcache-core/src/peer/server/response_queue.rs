@@ -29,7 +29,7 @@ use crate::{
         wire::{Outgoing, answer_bytes, features},
     },
     runtime::{clock::later, sync::Mutex},
-    write::shared::SentKnowledge,
+    write::knowledge::SentKnowledge,
 };
 
 /// Maximum number of queued responses. Responses no longer than `overloaded` are queued beyond the byte limit too, and

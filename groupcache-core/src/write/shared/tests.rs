@@ -1,5 +1,10 @@
 use super::*;
-use crate::{identity::Incarnation, protocol::message::GroupName, testing::unit::hello, write::log::Entry};
+use crate::{
+    identity::Incarnation,
+    protocol::message::GroupName,
+    testing::unit::hello,
+    write::{knowledge::SentKnowledge, log::Entry},
+};
 
 /// Time that is far enough from zero for every age.
 const BEGINNING_MS: u64 = 1 << 32;
