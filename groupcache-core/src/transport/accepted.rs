@@ -73,7 +73,8 @@ impl AsyncRead for Accepted {
             report(listener, &listener.sessions.relieve());
         }
         if this.bytes.is_oversized() {
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            listener.refused(session.remote, &HandshakeError::LargeFrame);
+            return Poll::Ready(Err(HandshakeError::LargeFrame.into_io()));
         }
         self.check_open(cx)?;
         read

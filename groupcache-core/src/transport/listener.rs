@@ -157,6 +157,7 @@ fn counter<'a>(counters: &'a NodeCounters, trouble: &HandshakeError) -> &'a Coun
         HandshakeError::TooLate => &counters.handshake_timeouts,
         HandshakeError::CrowdedOut => &counters.connections_evicted,
         HandshakeError::OverBudget => &counters.connections_over_budget,
+        HandshakeError::LargeFrame => &counters.large_frames,
         HandshakeError::Probe => &counters.probes,
         HandshakeError::Broken(_) => &counters.handshakes_broken,
     }

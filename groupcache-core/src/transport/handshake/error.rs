@@ -28,6 +28,8 @@ pub(crate) enum HandshakeError {
     CrowdedOut,
     /// Connection of the party that held most of the received bytes when they exceeded their budget.
     OverBudget,
+    /// Connection on which a frame other than one with the bytes of a stream was too large.
+    LargeFrame,
     /// Connection that the other side closed before its first byte, as health checks of a TCP port do.
     Probe,
     /// Connection that the other side closed, or on which it sent invalid data.
@@ -37,7 +39,10 @@ pub(crate) enum HandshakeError {
 impl HandshakeError {
     /// Returns whether the nodes cannot connect until an operator changes a setting.
     pub(crate) fn is_about_trust(&self) -> bool {
-        !matches!(self, Self::TooLate | Self::CrowdedOut | Self::OverBudget | Self::Probe | Self::Broken(_))
+        !matches!(
+            self,
+            Self::TooLate | Self::CrowdedOut | Self::OverBudget | Self::LargeFrame | Self::Probe | Self::Broken(_)
+        )
     }
 
     /// Converts the reason into an error of a stream, from which [`HandshakeError::of`] restores it.
@@ -77,6 +82,9 @@ impl fmt::Display for HandshakeError {
             Self::OverBudget => f.write_str(
                 "the bytes received on all connections exceeded their budget, and this address or certificate held \
                  most of them; look for a client that leaves messages unfinished, or give this node more processor time",
+            ),
+            Self::LargeFrame => f.write_str(
+                "the headers of a request, or another frame without a message, exceed 16 KiB; send less metadata",
             ),
             Self::Probe => f.write_str("the other side closed it before sending a byte"),
             Self::Broken(why) => write!(f, "the connection broke during the handshake: {why}"),
