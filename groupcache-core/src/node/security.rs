@@ -84,6 +84,7 @@ impl SecuritySettings {
                 "a mounted peer service presents the certificate of your server, and a cluster key needs another; use \
                  mutual_tls(...) with the certificate of your server, or let the node listen itself",
             )),
+            Some(Source::Key(key)) => Ok(Some(Source::Key(key.with_setting_of(vars)?))),
             source => Ok(source),
         }
     }

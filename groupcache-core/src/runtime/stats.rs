@@ -248,8 +248,12 @@ counters! {
         probes,
         /// Connections to this node that were closed to make room for others.
         connections_evicted,
+        /// Responses to peers that became `overloaded`, because peers had not read the ones before.
+        answers_without_room,
         /// Connections to this node that were closed because the bytes received on all of them exceeded their budget.
         connections_over_budget,
+        /// Connections to this node that were closed because headers, or another frame without a message, exceeded 16 KiB.
+        large_frames,
         /// Connections in both directions that use the cluster key without stretching it, as release 0.1 does.
         old_keys,
         /// Ticks that were more than 100 ms late, because this process stood still.

@@ -62,8 +62,8 @@ const MAKE: &str = "make one with: head -c 32 /dev/urandom | base64";
 #[derive(Clone)]
 pub struct ClusterKey {
     source: KeySource,
-    /// Whether the authority of release 0.1 is used with nodes that know no other.
-    accepts_old: bool,
+    /// Whether the authority of release 0.1 is used with nodes that know no other; `None` for the setting of the node.
+    accepts_old: Option<bool>,
 }
 
 /// Place from which the keys are read.
@@ -84,21 +84,20 @@ impl ClusterKey {
     /// nor base64, and when there are no keys or more than two. The text names the command that makes a key and never
     /// contains the given key.
     pub fn new(text: impl AsRef<str>) -> Result<Self> {
-        Ok(Self { source: KeySource::Memory(parse(text.as_ref())?.into()), accepts_old: true })
+        Ok(Self { source: KeySource::Memory(parse(text.as_ref())?.into()), accepts_old: None })
     }
 
     /// Reads the keys from a file, in the format of [`new`](Self::new), when the node starts and again every 10 s.
     pub fn from_file(path: impl Into<PathBuf>) -> Self {
-        Self { source: KeySource::File(path.into()), accepts_old: true }
+        Self { source: KeySource::File(path.into()), accepts_old: None }
     }
 
     /// Reads the keys from `GROUPCACHE_CLUSTER_KEY`, or from the file that `GROUPCACHE_CLUSTER_KEY_FILE` names. Returns
-    /// `None` when neither variable is set. `GROUPCACHE_ACCEPT_OLD_KEYS` sets
-    /// [`accept_old_keys`](Self::accept_old_keys). A node that is started without a cluster key and without
-    /// certificates calls this function.
+    /// `None` when neither variable is set. A node that is started without a cluster key and without certificates calls
+    /// this function.
     ///
     /// # Errors
-    /// The errors of [`new`](Self::new), and [`is_config`](Error::is_config) for a switch that is neither on nor off.
+    /// The errors of [`new`](Self::new).
     pub fn from_env() -> Result<Option<Self>> {
         Self::from_variables(&Variables::of_process())
     }
@@ -106,19 +105,34 @@ impl ClusterKey {
     pub(crate) fn from_variables(vars: &Variables<'_>) -> Result<Option<Self>> {
         let key = vars.read("GROUPCACHE_CLUSTER_KEY", |text| Self::new(text))?;
         let file = vars.text("GROUPCACHE_CLUSTER_KEY_FILE")?;
+        Ok(key.or_else(|| file.map(Self::from_file)))
+    }
+
+    /// Returns the key with the setting of `GROUPCACHE_ACCEPT_OLD_KEYS`, unless the key has one of its own.
+    ///
+    /// # Errors
+    /// [`is_config`](Error::is_config) for a switch that is neither on nor off.
+    pub(crate) fn with_setting_of(self, vars: &Variables<'_>) -> Result<Self> {
         let accepts_old = vars.text(ACCEPT_OLD)?.is_none() || vars.switch(ACCEPT_OLD)?;
-        Ok(key.or_else(|| file.map(Self::from_file)).map(|key| key.accept_old_keys(accepts_old)))
+        Ok(Self { accepts_old: self.accepts_old.or(Some(accepts_old)), ..self })
+    }
+
+    /// Returns the key with the setting of the key that it replaces, unless it has one of its own.
+    pub(super) fn in_the_place_of(self, before: &Self) -> Self {
+        Self { accepts_old: self.accepts_old.or(before.accepts_old), ..self }
     }
 
     /// Sets whether the node connects to nodes of release 0.1, which derive the authority from the key without
-    /// stretching it (HKDF-SHA-256). Default: true.
+    /// stretching it (HKDF-SHA-256). Default: that of `GROUPCACHE_ACCEPT_OLD_KEYS` at the start of the node, or else
+    /// true; a key that replaces another has the setting of that one.
     ///
     /// While it is true, a client that reaches the port can guess at a weak key as fast as with release 0.1. Each
-    /// connection of such a node is counted in `old_keys` of [`Node::stats`](crate::Node::stats) and logged. Set it to
-    /// false on all nodes once the counter stands still.
+    /// connection that such a node opens or takes is counted in `old_keys` of [`Node::stats`](crate::Node::stats) and
+    /// logged. Connections live long, so that only a node which has started after the last upgrade, and has counted none
+    /// since, shows that no node of release 0.1 is left.
     #[must_use]
     pub fn accept_old_keys(self, accepts_old: bool) -> Self {
-        Self { accepts_old, ..self }
+        Self { accepts_old: Some(accepts_old), ..self }
     }
 
     /// Returns a new random key of 32 bytes in base64, for programs that generate their key.
@@ -153,13 +167,14 @@ impl ClusterKey {
                 parse(text).map_err(of)?.into()
             }
         };
-        let settings: &[u8] = &[u8::from(self.accepts_old)];
+        let accepts_old = self.accepts_old.unwrap_or(true);
+        let settings: &[u8] = &[u8::from(accepts_old)];
         let digest = digest(keys.iter().map(|key| key.as_slice()).chain([settings]));
         if digest == known {
             return Ok(None);
         }
         let derivations: &[Derivation] =
-            if self.accepts_old { &[Derivation::Stretched, Derivation::Old] } else { &[Derivation::Stretched] };
+            if accepts_old { &[Derivation::Stretched, Derivation::Old] } else { &[Derivation::Stretched] };
         credentials(&keys, derivations, identity, digest, stretched).await.map(Some)
     }
 }
@@ -311,17 +326,17 @@ mod tests {
 
     #[test]
     fn old_keys_are_accepted_unless_the_environment_says_no() {
-        let read = |accept: &'static str| {
-            ClusterKey::from_variables(&Variables::from_fn(move |name| match name {
-                "GROUPCACHE_CLUSTER_KEY" => Some(HEX.to_owned()),
-                "GROUPCACHE_ACCEPT_OLD_KEYS" => Some(accept.to_owned()),
-                _ => None,
-            }))
+        let in_code = || ClusterKey::new(HEX).unwrap();
+        let started = |key: ClusterKey, accept: &'static str| {
+            let accept = move |name: &str| (name == "GROUPCACHE_ACCEPT_OLD_KEYS").then(|| accept.to_owned());
+            key.with_setting_of(&Variables::from_fn(accept))
         };
         for (value, accepts_old) in [("", true), ("1", true), ("0", false), ("no\r", false)] {
-            assert_eq!(read(value).unwrap().unwrap().accepts_old, accepts_old, "{value:?}");
+            assert_eq!(started(in_code(), value).unwrap().accepts_old, Some(accepts_old), "{value:?}");
         }
-        let error = read("maybe").unwrap_err();
+        let told = started(in_code().accept_old_keys(false), "1").unwrap();
+        assert_eq!(told.accepts_old, Some(false), "code wins over the environment");
+        let error = started(in_code(), "maybe").unwrap_err();
         assert!(error.is_config() && error.to_string().contains("GROUPCACHE_ACCEPT_OLD_KEYS"), "{error}");
     }
 

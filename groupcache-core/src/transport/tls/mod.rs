@@ -50,7 +50,8 @@ const ALPN: &[u8] = b"h2";
 /// Reason for a failed handshake with a node that does not offer the only derivation that this node accepts.
 const NOT_STRETCHED: &str = "the other side does not offer the stretched derivation of the cluster key, and this node \
     accepts no other: upgrade the other node if it is of release 0.1, or set GROUPCACHE_ACCEPT_OLD_KEYS=1 or \
-    accept_old_keys(true) here until it is upgraded; a node with mutual_tls(...) needs the same security as this node";
+    accept_old_keys(true) here until it is upgraded; a node with mutual_tls(...) needs the same security as this node, and \
+    a client that is no node needs nothing";
 
 /// Source of the credentials of a node.
 #[derive(Clone, Debug)]
@@ -65,6 +66,14 @@ impl Source {
         match self {
             Self::Certificates(mutual) => mutual.is_read_from_files(),
             Self::Key(key) => key.is_read_from_a_file(),
+        }
+    }
+
+    /// Returns the source with the settings of the one that it replaces, as far as it has none of its own.
+    fn in_the_place_of(self, before: &Self) -> Self {
+        match (self, before) {
+            (Self::Key(key), Self::Key(before)) => Self::Key(key.in_the_place_of(before)),
+            (source, _) => source,
         }
     }
 
@@ -269,6 +278,7 @@ impl CredentialStore {
     /// Replaces the source and reads it, as [`reload`](Self::reload) does. An unusable source changes nothing.
     pub(crate) async fn take(&self, source: Source) -> Result<bool> {
         let mut source_now = self.source.lock().await;
+        let source = source.in_the_place_of(&source_now);
         let is_new = self.replace_from(&source).await?;
         *source_now = source;
         Ok(is_new)
@@ -345,7 +355,7 @@ impl CredentialStore {
                 remote = ?tcp.peer_addr().ok(),
                 suppressed,
                 "a peer derives from the cluster key as release 0.1 does, so that a weak key can be guessed; upgrade \
-                 it, and set GROUPCACHE_ACCEPT_OLD_KEYS=0 on all nodes once none is left"
+                 it, and set GROUPCACHE_ACCEPT_OLD_KEYS=0 or accept_old_keys(false) on all nodes once none is left"
             );
         });
     }
@@ -568,6 +578,18 @@ mod tests {
             assert!(error.contains("GROUPCACHE_ACCEPT_OLD_KEYS=1") && error.contains("upgrade"), "{error}");
         }
         assert_eq!(old_uses(&strict), 0);
+    }
+
+    /// Checks that a new key without a setting of its own lets in no more than the key before.
+    #[tokio::test]
+    async fn new_key_keeps_the_refusal_of_old_ones() {
+        let [old, new] = [(); 2].map(|()| pki::cluster_key());
+        let (before, strict) = (old_node(&old).await, node(&old, false).await);
+        let both = || ClusterKey::new(format!("{new},{old}")).unwrap();
+        assert!(strict.take(Source::Key(both())).await.unwrap());
+        assert!(connect(&before, &strict).await.1.is_err());
+        assert!(strict.take(Source::Key(both().accept_old_keys(true))).await.unwrap());
+        assert!(connect(&before, &strict).await.1.is_ok());
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use super::{
 /// requests, 5 s for loads, 1 s to withdraw, 1 s for the tasks of the connections, and 1 s of reserve.
 const ENDING: u64 = 22;
 /// Variables that the service and the libraries read, beside those of the identity and of the provider.
-const OTHER_VARIABLES: [&str; 2] = ["POD_NAMESPACE", "GROUPCACHE_CLUSTER_KEY_FILE"];
+const OTHER_VARIABLES: [&str; 3] = ["POD_NAMESPACE", "GROUPCACHE_CLUSTER_KEY_FILE", "GROUPCACHE_ACCEPT_OLD_KEYS"];
 
 /// Returns everything that does not agree.
 pub(crate) fn faults(objects: &[Value]) -> Vec<String> {
