@@ -254,6 +254,8 @@ fn key(pod: &Value, container: &Value, faults: &mut Faults) {
     let file = path.as_str().and_then(|path| path.strip_prefix(mount["mountPath"].as_str()?)?.strip_prefix('/'));
     let makes = |file: &str| minikube().contains(&format!("--from-file={file}=/dev/stdin"));
     faults.unless(file.is_some_and(makes), format!("{path} is not the file of the mounted secret"));
+    let accepts_old = &variable(container, "GROUPCACHE_ACCEPT_OLD_KEYS")["value"];
+    faults.unless(accepts_old == "0", "a new cluster accepts keys of release 0.1");
     let Some((_, mount)) = mounted("emptyDir") else { return faults.unless(false, "there is no volume to write to") };
     let directory = mount["mountPath"].as_str().unwrap_or_default();
     let database = image_variable("DATABASE").unwrap_or_default();
