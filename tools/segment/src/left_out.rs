@@ -7,14 +7,20 @@ use crate::{Families, Segment, ip};
 /// Prefix of the names of namespaces that this crate creates.
 pub(crate) const PREFIX: &str = "gcseg-";
 
-/// Prints that the test on this thread is left out, with the reason, in the format of the harness for ignored tests.
+/// Prints that the test on this thread is left out, with the reason, and appends the line to the file of the variable
+/// `LEFT_OUT`, because runners hide what a test prints that passes.
 ///
-/// `tools/test` counts lines of both. The caller then returns from the test, which the harness counts as passed.
+/// `tools/test` prints and counts the lines of the file. The caller then returns from the test, which the harness counts
+/// as passed.
 pub fn leave_out(why: &str) {
     let thread = std::thread::current();
-    let line = format!("\ntest {} ... ignored, {why}\n", thread.name().unwrap_or("of a segment"));
+    let line = format!("left out: {}: {why}\n", thread.name().unwrap_or("a test"));
     // The harness captures the output of `println!`.
-    let _ = std::io::stdout().lock().write_all(line.as_bytes());
+    let _ = std::io::stdout().lock().write_all(format!("\n{line}").as_bytes());
+    if let Some(file) = std::env::var_os("LEFT_OUT") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(file);
+        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    }
 }
 
 /// Returns the reason why this machine can have no segment; checked once per process.
