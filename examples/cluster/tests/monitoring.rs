@@ -188,6 +188,8 @@ fn expressions_have_samples_from_three_processes() {
         until_none_is_left("an expression has no samples", expressions, |(_, expression)| {
             prometheus.samples(expression).unwrap_or_else(|e| panic!("{expression}: {e}")) > 0
         });
+        let with_cluster = "groupcache_ring_hash * on (job, instance) group_left (cluster) groupcache_node_info";
+        assert_eq!(prometheus.samples(with_cluster), Ok(3), "each ring has a cluster");
         let mut rules = Vec::new();
         until_none_is_left("each rule is evaluated", vec![()], |()| {
             rules = prometheus.rules().unwrap_or_default();
@@ -232,7 +234,7 @@ fn each_alert_has_a_unit_test_that_passes() {
         let cases: Vec<_> =
             tests.split("- eval_time:").filter(|case| case.contains(&format!("alertname: {alert}\n"))).collect();
         let silent = cases.iter().filter(|case| case.contains("exp_alerts: []")).count();
-        assert_eq!((cases.len(), silent), (2, 1), "{alert}");
+        assert!(silent > 0 && cases.len() > silent, "{alert}: {silent} of {} cases are silent", cases.len());
         assert!(operations.contains(&format!("| `{alert}` |")), "{alert} is not in docs/OPERATIONS.md");
     }
 }
