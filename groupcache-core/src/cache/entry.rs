@@ -228,6 +228,11 @@ impl<T> Entry<T> {
         self.uses.store(u32::from(unit(now_ms)) << 16 | count, Relaxed);
     }
 
+    /// Returns whether the entry was ended before its time, because it may lack a write.
+    pub(crate) fn is_capped(&self) -> bool {
+        self.keep_for.load(Relaxed) == 0
+    }
+
     /// Returns whether the entry was used since it was stored, or was sent to its owner.
     pub(crate) fn was_used(&self) -> bool {
         self.uses.load(Relaxed) != 0

@@ -61,6 +61,19 @@ pub(crate) type Item<T> = (Key, Slot<T>);
 /// Key in the store; a short key is kept in its slot.
 pub(crate) type Key = CompactString;
 
+/// What a store knows of a key without an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trace {
+    /// An entry that was ended, because it may lack a write.
+    Capped,
+    /// An entry at the end of its time.
+    Expired,
+    /// No entry, and one was evicted lately.
+    Evicted,
+    /// No entry, or one that came a moment ago.
+    Absent,
+}
+
 /// Part of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
@@ -171,11 +184,17 @@ impl<T: HeapSize> Store<T> {
         self.shard(index).read().peek(hash, key, self.part).cloned()
     }
 
-    /// Returns the entry of `key` as [`peek`](Self::peek) does, and whether the key was evicted lately.
-    pub(crate) fn trace(&self, key: &str) -> (Option<Slot<T>>, bool) {
+    /// Returns what memory knows of a key that it did not answer for. Returns no entry, because the last reference to one
+    /// must not be dropped by each caller.
+    pub(crate) fn trace(&self, key: &str, now_ms: u64) -> Trace {
         let (index, hash) = self.place(key);
         let shard = self.shard(index).read();
-        (shard.peek(hash, key, self.part).cloned(), shard.remembers(hash))
+        match shard.peek(hash, key, self.part) {
+            Some(entry) if entry.is_capped() => Trace::Capped,
+            Some(entry) if entry.is_expired(now_ms) => Trace::Expired,
+            None if shard.remembers(hash) => Trace::Evicted,
+            Some(_) | None => Trace::Absent,
+        }
     }
 
     /// Stores `entry`, which was built for `key`, in the place of an older one.

@@ -35,8 +35,8 @@ impl<V: Value> Engine<V> {
     pub(crate) fn hit(self: &Arc<Self>, key: &str) -> Option<Result<V>> {
         let now_ms = self.context.now_ms();
         let horizon_ms = self.context.local.writes.has_bounds.load(Relaxed).then(|| self.horizon_ms());
-        if let Ok(slot) = self.lookup(key, now_ms, Purpose::Serve) {
-            match slot.payload.value() {
+        let was_unusable = match self.lookup(key, now_ms, Purpose::Serve) {
+            Ok(slot) => match slot.payload.value() {
                 Ok(value) => {
                     self.counters.hits.up();
                     self.note_read(slot.as_of_ms, horizon_ms);
@@ -49,9 +49,10 @@ impl<V: Value> Engine<V> {
                     self.note_read(slot.as_of_ms, horizon_ms);
                     return Some(Err(self.errors.not_found()));
                 }
-                Err(NoValue::Undecodable(_)) => {}
-            }
-        }
+                Err(NoValue::Undecodable(_)) => true,
+            },
+            Err(unusable) => unusable.is_some(),
+        };
         if let Ok(slot) = self.lookup(key, now_ms, Purpose::ServeReplica)
             && let Ok(value) = slot.payload.value()
         {
@@ -61,7 +62,7 @@ impl<V: Value> Engine<V> {
             return Some(Ok(value));
         }
         self.counters.misses.up();
-        self.count_miss_reason(key, now_ms);
+        self.count_miss_reason(key, now_ms, was_unusable);
         None
     }
 

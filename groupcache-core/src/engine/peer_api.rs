@@ -67,14 +67,14 @@ impl<V: Value> GroupService for Engine<V> {
         let slot = match self.lookup(key, now_ms, Purpose::Serve) {
             Ok(slot) => slot,
             Err(unusable) => {
+                self.count_miss_reason(key, now_ms, unusable.is_some());
                 self.drop_elsewhere(unusable);
-                self.count_miss_reason(key, now_ms);
                 return None;
             }
         };
         let as_of_age_ms = self.as_of_age_ms(slot.as_of_ms.max(horizon_ms), self.context.local.clock.exact_ms());
         if as_of_age_ms.is_some_and(|age_ms| !self.suits_a_peer(age_ms)) {
-            self.count_miss_reason(key, now_ms);
+            self.count_miss_reason(key, now_ms, true);
             // Removed, because otherwise the load of the request would find the same entry.
             self.counters.too_stale.up();
             self.drop_elsewhere(self.cache.owned.remove_same(key, &slot));

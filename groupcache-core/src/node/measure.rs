@@ -13,9 +13,9 @@ use crate::{
 /// twice the default deadline of a load.
 const LATENCY_ENDS: std::ops::RangeInclusive<u32> = 6..=26;
 
-/// Exponents of the first and the last end of the buckets of an age: 33 ms and 9.5 h. Each bucket is four times as long
-/// as the one before.
-const AGE_ENDS: std::ops::RangeInclusive<u32> = 15..=35;
+/// Exponents of the first and the last end of the buckets of an age: 66 ms and 19 h. Each bucket is four times as long as
+/// the one before. An end of 67 s makes the alert on young evictions exact.
+const AGE_ENDS: std::ops::RangeInclusive<u32> = 16..=36;
 
 /// Names of the counters that are one family, with the rest of their names as the label `reason`.
 const REASONS: &str = "groupcache_missed_";
@@ -215,7 +215,8 @@ fn of_groups(groups: &[GroupInfo]) -> Vec<Family> {
                 "groupcache_eviction_age",
                 Kind::Histogram,
                 seconds_unit,
-                "Ages of the entries that were evicted for want of room, since their values were loaded or set.",
+                "Ages of the entries that were evicted for want of room, since the time up to which their values contain every write, \
+                 which usually is that of their load.",
             ),
             |group| Reading::Distribution(group.eviction_ages.folded(AGE_ENDS, 2)),
         ),

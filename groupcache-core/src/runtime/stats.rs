@@ -156,7 +156,7 @@ counters! {
         too_large_to_keep,
         /// Entries that were evicted for want of room.
         evictions,
-        /// Owned entries that were evicted for want of room and that no get had read since they were stored.
+        /// Owned entries that were evicted for want of room and that nobody had read since they were loaded, set or refreshed.
         evicted_unread,
         /// Entries that were evicted because of their age.
         expired,

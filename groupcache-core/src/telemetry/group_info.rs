@@ -28,7 +28,8 @@ pub struct GroupInfo {
     pub load_latencies: Latencies,
     /// Latencies of the responses of other nodes to gets of this node, including their loads.
     pub peer_latencies: Latencies,
-    /// Ages of the entries that were evicted for want of room, since their values were loaded or set.
+    /// Ages of the entries that were evicted for want of room, since the time up to which their values contain every
+    /// write, which usually is that of their load.
     pub eviction_ages: Latencies,
     /// Maximum time of a load, with its retries.
     pub load_deadline: Duration,

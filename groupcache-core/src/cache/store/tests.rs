@@ -212,3 +212,19 @@ fn peek_shows_an_expired_entry_and_leaves_it() {
     assert!(store.peek("k").unwrap().is_expired(100));
     assert_eq!(store.len(), 1);
 }
+
+/// Checks what a store knows of keys that it has no answer for.
+#[test]
+fn trace_tells_why_a_key_has_no_answer() {
+    let store = Store::new(64 << 10, 0, 1);
+    assert_eq!(store.trace("absent", 10), Trace::Absent);
+    drop(store.insert("expired", entry(1, 0, 10)));
+    assert_eq!((store.trace("expired", 9), store.trace("expired", 10)), (Trace::Absent, Trace::Expired));
+    let capped = Slot::new(Entry::new(OfSize { id: 2, heap_bytes: 0 }, Times::until(5, NEVER)));
+    drop(store.insert("capped", Slot::clone(&capped)));
+    capped.cap(0);
+    assert_eq!(store.trace("capped", 9), Trace::Capped);
+    (0..400).for_each(|n| drop(put(&store, &format!("key-{n}"), n, 1 << 10)));
+    let evicted = (0..400).filter(|n| store.trace(&format!("key-{n}"), 9) == Trace::Evicted).count();
+    assert!(evicted > 0, "an eviction is remembered");
+}
