@@ -224,7 +224,9 @@ fn trace_tells_why_a_key_has_no_answer() {
     drop(store.insert("capped", Slot::clone(&capped)));
     capped.cap(0);
     assert_eq!(store.trace("capped", 9), Trace::Capped);
-    (0..400).for_each(|n| drop(put(&store, &format!("key-{n}"), n, 1 << 10)));
+    for n in 0..400 {
+        let _ = put(&store, &format!("key-{n}"), n, 1 << 10);
+    }
     let evicted = (0..400).filter(|n| store.trace(&format!("key-{n}"), 9) == Trace::Evicted).count();
     assert!(evicted > 0, "an eviction is remembered");
 }
