@@ -61,7 +61,7 @@ pub(crate) type Item<T> = (Key, Slot<T>);
 /// Key in the store; a short key is kept in its slot.
 pub(crate) type Key = CompactString;
 
-/// What a store knows of a key without an answer.
+/// Knowledge of a store about a key without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trace {
     /// An entry that was ended, because it may lack a write.
