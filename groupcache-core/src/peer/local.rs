@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::{
     limits::{Limits, VALUES_IN_FLIGHT},
-    peer::client::dial_limits::DialLimits,
+    peer::{client::dial_limits::DialLimits, witnesses::Witnesses},
     protocol::message::Hello,
     quarantine::Quarantine,
     runtime::{
@@ -51,6 +51,8 @@ pub(crate) struct LocalNode {
     pub(crate) writes: Arc<Writes>,
     /// Keys with loads that have ended processes.
     pub(crate) quarantine: Quarantine,
+    /// Links, as witnesses of the ends of the processes that they reach.
+    pub(crate) witnesses: Witnesses,
 }
 
 impl LocalNode {
@@ -74,6 +76,7 @@ impl LocalNode {
             in_flight: AtomicUsize::new(0),
             values_in_flight: ByteBudget::new(VALUES_IN_FLIGHT),
             quarantine,
+            witnesses: Witnesses::default(),
         }
     }
 

@@ -9,3 +9,4 @@ pub(crate) mod group_service;
 pub(crate) mod local;
 pub mod mount;
 pub(crate) mod server;
+pub(crate) mod witnesses;

@@ -13,7 +13,10 @@ use crate::proto::{
     self, Answer, Frame, GetRequest, Hello,
     peer_server::{Peer as Service, PeerServer},
 };
-use crate::support::{self, Cluster, Gate, Peers, Proxy, eventually, gated, identity, name};
+use crate::support::{
+    self, Cluster, Gate, Peers, Proxy, eventually, gated, identity, name,
+    raw::{self, Raw},
+};
 use groupcache_core::{
     Group, Node, PeerId,
     discovery::{MAX_WEIGHT, Peer},
@@ -253,4 +256,31 @@ async fn connections_to_a_peer_accepting_no_hello_close() {
     eventually("the peer is dialled three times", || no_hello.unread.lock().unwrap().len() == 3).await;
     peers.set(vec![support::peer(&b)]);
     eventually("all connections are closed", || path.open() == 0).await;
+}
+
+/// Checks that a process which was started again learns from the answer to its Hello which key may have ended the one
+/// before, although its peer has not read the end of that connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarted_process_hears_the_strike_in_the_hello() {
+    let scene = Scene::start(&Arc::new(Overweight)).await;
+    let (key, address) = (scene.keys_of_a().next().unwrap(), scene.path.address);
+    let asking = tokio::spawn({
+        let (group, key) = (scene.group.clone(), key.clone());
+        async move { group.get(&key).await }
+    });
+    eventually("the request is sent", || scene.b.stats().requests_sent > 0).await;
+    let strikes = async |hello: Hello| {
+        let first = Frame { hello: Some(hello), ..Frame::default() };
+        let mut raw = Raw::open(scene.b.address(), first).await.unwrap();
+        let answer = raw.answers.message().await.unwrap().unwrap();
+        assert!(answer.hello.is_some());
+        answer.suspects.into_iter().map(|suspect| suspect.key).collect::<Vec<_>>()
+    };
+    let hello = |addresses| Hello { id: "a".into(), incarnation: 2, addresses, ..raw::hello() };
+    // Another node with the same id proves nothing.
+    assert!(strikes(hello(vec!["127.0.0.1:1".into()])).await.is_empty());
+    assert!(!asking.is_finished());
+    assert_eq!(strikes(hello(vec![address.to_string()])).await, [key.as_bytes()]);
+    assert_eq!(scene.group.stats().strikes, 1);
+    asking.abort();
 }

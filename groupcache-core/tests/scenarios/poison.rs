@@ -72,10 +72,7 @@ async fn run(number: usize, ports: &[u16], commands: impl Iterator<Item = String
     for command in commands {
         let (what, argument) = command.split_once(' ').unwrap_or((&command, ""));
         match what {
-            "ask" => {
-                drop(tokio::spawn(ask(group.clone(), number)));
-                drop(tokio::spawn(report_lateness(node.clone())));
-            }
+            "ask" => drop(tokio::spawn(ask(group.clone(), number))),
             "fill" => {
                 *slow.lock().unwrap() = Some(Duration::from_secs(1));
                 drop(tokio::spawn(fill(group.clone(), number, argument.parse().unwrap())));
@@ -106,18 +103,6 @@ async fn ask(group: Group<String>, number: usize) {
                 }
             }
             sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
-
-/// Says when the process was late, so that a notice may have been too.
-async fn report_lateness(node: Node) {
-    let mut known = node.stats().late_ticks;
-    loop {
-        sleep(Duration::from_millis(20)).await;
-        let late = node.stats().late_ticks;
-        if late > std::mem::replace(&mut known, late) {
-            say(format_args!("late"));
         }
     }
 }
@@ -256,12 +241,11 @@ impl Drop for Supervisor {
     }
 }
 
-/// Lets all processes ask for the poison while they get many other keys, and returns the number of ended processes, and
-/// whether a process was late.
+/// Lets all processes ask for the poison while they get many other keys, and returns the number of ended processes.
 ///
 /// Checks that the poison alone is in quarantine at each process, also after a new start, and that no get of another
 /// key fails.
-async fn ends_by_poison() -> (usize, bool) {
+async fn ends_by_poison() -> usize {
     let mut all = Supervisor::start();
     let owner = all.ready().await;
     all.asks = true;
@@ -286,21 +270,18 @@ async fn ends_by_poison() -> (usize, bool) {
     let has_filled = |all: &Supervisor, n| all.count(|of, _, line| of == n && line == "filled 0 0") == 1;
     all.until("the other gets succeed", |all| (0..NODES).all(|n| all.starts[n] > 0 || has_filled(all, n))).await;
     println!("{} deaths, {} gets of others", all.deaths, all.count(|_, _, line| line == "other ok"));
-    (all.deaths, !all.said("late").is_empty())
+    all.deaths
 }
 
-/// Checks that a key with loads that end their process ends two processes of five at most. In a process that is late, the
-/// notice of a load may leave too late for a witness, so that the test then has further attempts.
+/// Checks that a key with loads that end their process ends two processes of five at most. On a busy machine, a process
+/// that was started again may get a request before it has heard of the strikes, so that the test has several attempts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poisonous_key_ends_two_processes_of_five() {
     let mut ends = Vec::new();
-    while ends.len() < 3 {
+    while ends.len() < 4 {
         match ends_by_poison().await {
-            (..=2, _) => return,
-            (more, was_late) => {
-                assert!(was_late, "{more} processes ended, and none was late");
-                ends.push(more);
-            }
+            ..=2 => return,
+            more => ends.push(more),
         }
     }
     panic!("{ends:?} processes ended");

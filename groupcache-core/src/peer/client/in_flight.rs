@@ -55,6 +55,11 @@ impl InFlight {
         matches!(self.progress, Progress::Sent | Progress::Held | Progress::Begun)
     }
 
+    /// Returns whether the connection broke while the peer had the request.
+    pub(super) fn is_cut(&self) -> bool {
+        matches!(self.progress, Progress::Cut { .. })
+    }
+
     /// Records that the peer begins the load.
     pub(super) fn begun(&mut self) {
         self.progress = Progress::Begun;

@@ -28,6 +28,7 @@ use crate::{
             request_table::RequestTable,
         },
         local::LocalNode,
+        witnesses::Witness,
     },
     protocol::{
         message::{Hello, WriteName},
@@ -369,6 +370,18 @@ impl Link {
             }
         }
         false
+    }
+}
+
+impl Witness for Link {
+    fn succeeded(&self, newer: &Hello) {
+        let target = self.target.load();
+        if !target.addresses.iter().any(|address| newer.addresses.contains(address)) {
+            return; // two nodes with one id
+        }
+        let ended = self.table.lock().succeeded(&newer.instance(), self.leaves.load(Relaxed));
+        tell(ended);
+        self.look.notify_one();
     }
 }
 

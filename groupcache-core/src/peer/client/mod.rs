@@ -27,7 +27,7 @@ mod tests;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -48,6 +48,7 @@ use crate::{
         call::{Ended, Outcome},
         link::{Link, LinkEvent, LinkEvents, Target, tell, wake},
     },
+    peer::witnesses::Witness,
     protocol::{
         message::{Hello, Response},
         wire::{Answered, Incoming},
@@ -340,8 +341,9 @@ async fn converse(link: &Arc<Link>, open: Open, events: &LinkEvents) -> End {
 struct Greeted<'a>(&'a Link, Instance);
 
 impl<'a> Greeted<'a> {
-    fn new(link: &'a Link, hello: &Hello) -> Self {
+    fn new(link: &'a Arc<Link>, hello: &Hello) -> Self {
         link.set_instance(hello.instance());
+        link.local.witnesses.add(hello.id.clone(), Arc::downgrade(link) as Weak<dyn Witness>);
         link.local.writes.greeted(hello, true, link.local.clock.read_ms());
         link.local.quarantine.is_alive(&hello.instance(), link.local.clock.read_ms());
         Self(link, hello.instance())

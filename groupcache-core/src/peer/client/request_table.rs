@@ -308,6 +308,21 @@ impl RequestTable {
         ended
     }
 
+    /// Records that a newer process is at the address of the peer, and returns the calls that the process before it had.
+    /// `has_left` says that the peer has announced its end.
+    pub(crate) fn succeeded(&mut self, newer: &Instance, has_left: bool) -> Ended {
+        if has_left || self.peer.as_ref().is_none_or(|peer| peer.incarnation >= newer.incarnation) {
+            return Ended::new();
+        }
+        if self.breaker == Breaker::Closed {
+            self.verdict.get_or_insert(End::Broken);
+        }
+        self.slots.calls_mut().for_each(|call| call.cut(true));
+        let mut cut = self.slots.ids();
+        cut.retain(|id| self.slots.get_mut(*id).is_some_and(|call| call.is_cut()));
+        cut.into_iter().filter_map(|id| self.take_unreached(id)).collect()
+    }
+
     /// Records that an attempt to connect failed, and returns all calls. `is_alive` says that a process has answered at the
     /// address and refused, so that the peer need not have ended.
     pub(crate) fn failed(&mut self, is_alive: bool, now_ms: u64) -> Ended {

@@ -205,6 +205,8 @@ impl wire::peer_server::Peer for Server {
         if let Some(why) = sender.caller.rejection_reason(&hello.id) {
             return Err(self.refuse(Status::unauthenticated(why)));
         }
+        // Before the answer to the Hello, which shows the strikes.
+        server.service.local.witnesses.arrived(&hello);
         server.service.local.counters.accepted.up();
         let in_use = sender.session.as_ref().map(RequestGuard::begin);
         let queue = Arc::new(ResponseQueue::new(Arc::clone(&server.service.local), &hello));
