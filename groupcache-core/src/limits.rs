@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    runtime::memory_limit,
+};
 
 /// Maximum length of a key in bytes. A key is 1 to 1,024 bytes of UTF-8.
 pub const MAX_KEY_BYTES: usize = 1024;
@@ -40,6 +43,17 @@ pub(crate) const VALUES_TO_DECODE_PER_PEER: usize = VALUES_IN_FLIGHT_PER_PEER;
 /// Maximum bytes of values in sets of all peers that wait to be decoded at this node, shared out as
 /// [`VALUES_IN_FLIGHT`] is. Values of 1 MiB decode within milliseconds.
 pub(crate) const VALUES_TO_DECODE: usize = 4 * VALUES_TO_DECODE_PER_PEER;
+
+/// Parts of the memory limit of a container. Received bytes, values in flight, values that wait to be decoded and unread
+/// responses have at most one part each. With the connections, which have two, six are the most that peers take.
+pub(crate) const MEMORY_PARTS: u64 = 8;
+
+/// Connections of peers without a memory limit, and with the lowest one.
+const MAX_CONNECTIONS: usize = 4096;
+const LEAST_CONNECTIONS: usize = 64;
+
+/// Memory of a connection without TLS, as measured with a message that is not finished.
+const CONNECTION_BYTES: u64 = 48 << 10;
 
 /// Interval at which deadlines and silence are checked, and the resolution of coarse time.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
@@ -196,7 +210,8 @@ pub struct Limits {
     /// oldest one. A party is the id that a certificate proves, or otherwise an address. If each party has one connection,
     /// the new one is refused.
     ///
-    /// Default: 4,096. Range: 1 or more.
+    /// Default: 4,096, and in a container as many as take a quarter of its memory limit at 48 KiB each, so that
+    /// many connections do not make the kernel end the process: 1,365 of 256 MiB. Range: 1 or more.
     pub max_connections: usize,
     /// Bytes per second that this node sends in hand-overs, and bytes per second that this node receives in hand-overs.
     ///
@@ -218,7 +233,7 @@ impl Default for Limits {
             max_serving: 65_536,
             max_invalidations_per_second: 50_000,
             max_queued_answer_bytes: 8 << 20,
-            max_connections: 4096,
+            max_connections: memory_limit::part(4 * CONNECTION_BYTES, MAX_CONNECTIONS).max(LEAST_CONNECTIONS),
             handover_bytes_per_second: 256 << 20,
         }
     }

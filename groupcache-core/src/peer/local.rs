@@ -9,13 +9,14 @@ use std::sync::{
 use tokio::sync::watch;
 
 use crate::{
-    limits::{Limits, VALUES_IN_FLIGHT},
+    limits::{Limits, MEMORY_PARTS, VALUES_IN_FLIGHT},
     peer::{client::dial_limits::DialLimits, witnesses::Witnesses},
     protocol::message::Hello,
     quarantine::Quarantine,
     runtime::{
         byte_budget::ByteBudget,
         clock::Clock,
+        memory_limit,
         stats::NodeCounters,
         sync::{ArcSwap, Mutex},
     },
@@ -74,7 +75,7 @@ impl LocalNode {
             dial_limits: DialLimits::default(),
             security,
             in_flight: AtomicUsize::new(0),
-            values_in_flight: ByteBudget::new(VALUES_IN_FLIGHT),
+            values_in_flight: ByteBudget::new(memory_limit::part(MEMORY_PARTS, VALUES_IN_FLIGHT)),
             quarantine,
             witnesses: Witnesses::default(),
         }

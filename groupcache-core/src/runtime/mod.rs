@@ -6,6 +6,7 @@ pub(crate) mod clock;
 pub(crate) mod histogram;
 pub(crate) mod log_limit;
 pub(crate) mod measurement;
+pub(crate) mod memory_limit;
 pub(crate) mod off_thread;
 pub(crate) mod seed;
 pub(crate) mod small_bytes;

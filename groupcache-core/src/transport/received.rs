@@ -16,9 +16,13 @@ use std::{
 use tokio::time::Instant;
 use tonic::codegen::http::HeaderMap;
 
-use crate::{limits::Limits, runtime::sync::Mutex, transport::session::Session};
+use crate::{
+    limits::{Limits, MEMORY_PARTS},
+    runtime::{memory_limit, sync::Mutex},
+    transport::session::Session,
+};
 
-/// Least budget: 32 values of the default size, an eighth of a pod of 256 MiB, because the allocator keeps some of what
+/// Least budget without a memory limit: 32 values of the default size, an eighth of a pod of 256 MiB, because the allocator keeps some of what
 /// closed connections have held.
 const MIN_BUDGET: usize = 32 << 20;
 
@@ -76,7 +80,10 @@ impl ReceivedBytes {
     /// Returns the budget of a node with these limits.
     pub(crate) fn of(limits: &Limits) -> Self {
         let largest = limits.max_message_bytes();
-        Self { largest, ..Self::new(MIN_BUDGET.max(largest.saturating_mul(LARGEST_MESSAGES))) }
+        Self {
+            largest,
+            ..Self::new(memory_limit::part(MEMORY_PARTS, MIN_BUDGET).max(largest.saturating_mul(LARGEST_MESSAGES)))
+        }
     }
 
     pub(super) fn new(max: usize) -> Self {

@@ -75,6 +75,8 @@ fn child_process_runs_a_node() {
 
 struct Flooded {
     child: Child,
+    /// Number of the process of the node.
+    process: u32,
     /// Standard input of the node. The node ends when this handle is dropped.
     _stdin: ChildStdin,
     address: SocketAddr,
@@ -82,9 +84,15 @@ struct Flooded {
 
 impl Flooded {
     fn start() -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut node = Self::spawn(Command::new(std::env::current_exe().unwrap()).env(IS_NODE, "1"));
+        node.process = node.child.id();
+        node
+    }
+
+    /// Starts a command that runs the node, directly or through another process.
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command
             .args(["floods::child_process_runs_a_node", "--exact", "--nocapture"])
-            .env(IS_NODE, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -92,11 +100,11 @@ impl Flooded {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let address = lines.find_map(|line| line.strip_prefix("listening ").map(|a| a.parse().unwrap())).unwrap();
         let stdin = child.stdin.take().unwrap();
-        Self { child, _stdin: stdin, address }
+        Self { child, process: 0, _stdin: stdin, address }
     }
 
     fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process)).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
@@ -192,7 +200,16 @@ async fn flooded_within<T: Send + 'static>(
     max_growth_kib: u64,
     flood: impl AsyncFn(SocketAddr) -> T + Send + 'static,
 ) -> T {
-    let node = Flooded::start();
+    flooded_node(name, &Flooded::start(), max_growth_kib, flood).await
+}
+
+/// Floods a node.
+async fn flooded_node<T: Send + 'static>(
+    name: &str,
+    node: &Flooded,
+    max_growth_kib: u64,
+    flood: impl AsyncFn(SocketAddr) -> T + Send + 'static,
+) -> T {
     let mut good = Raw::greeted(node.address).await;
     let mut before = Vec::new();
     let busy = Busy::start();

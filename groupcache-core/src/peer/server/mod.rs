@@ -32,7 +32,7 @@ use tonic::{Status, Streaming, codegen::http::HeaderMap};
 
 use crate::{
     identity::{Instance, PeerId},
-    limits::{CLIENT_HELLO, VALUES_TO_DECODE},
+    limits::{CLIENT_HELLO, MEMORY_PARTS, VALUES_TO_DECODE},
     peer::{
         group_service::Registry,
         local::{LocalNode, rejection_reason},
@@ -50,6 +50,7 @@ use crate::{
     runtime::{
         byte_budget::ByteBudget,
         log_limit::LogRateLimit,
+        memory_limit,
         sync::{Keyed, sharded},
     },
     transport::{self, RequestGuard, handshake::Caller},
@@ -90,7 +91,7 @@ impl Server {
                 closing,
                 hasher,
                 waiting: Arc::default(),
-                values: ByteBudget::new(VALUES_TO_DECODE),
+                values: ByteBudget::new(memory_limit::part(MEMORY_PARTS, VALUES_TO_DECODE)),
                 lines: LogRateLimit::default(),
                 logs,
             }),

@@ -22,13 +22,13 @@ use tonic::Status;
 
 use crate::{
     identity::{Instance, PeerId},
-    limits::{BATCH_BYTES, RETRY_AFTER},
+    limits::{BATCH_BYTES, MEMORY_PARTS, RETRY_AFTER},
     peer::local::LocalNode,
     protocol::{
         message::{Hello, Response},
         wire::{Outgoing, answer_bytes, features},
     },
-    runtime::{clock::later, sync::Mutex},
+    runtime::{clock::later, memory_limit, sync::Mutex},
     write::knowledge::SentKnowledge,
 };
 
@@ -137,7 +137,9 @@ impl ResponseQueue {
     /// Returns the limit of this queue: the given one, and at most what all queues leave free. Slow peers therefore leave
     /// room for another one; see [`ByteBudget::take_share`](crate::runtime::byte_budget::ByteBudget::take_share).
     fn share(&self, limit: usize) -> usize {
-        let of_all = self.local.limits.max_queued_answer_bytes.saturating_mul(QUEUES).max(QUEUED_FOR_ALL);
+        let limit_of_one = self.local.limits.max_queued_answer_bytes;
+        let of_all = limit_of_one.saturating_mul(QUEUES).max(QUEUED_FOR_ALL);
+        let of_all = memory_limit::part(MEMORY_PARTS, of_all).max(limit_of_one);
         limit.min(of_all.saturating_sub(self.local.queued_answer_bytes.load(Relaxed)))
     }
 

@@ -1,7 +1,10 @@
 //! Messages that are never finished: on one connection, on 50 and on 5,000, the node grows by its budget of received
 //! bytes and by what a connection costs, judged by its resident memory.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    process::{Command, Stdio},
+};
 
 use futures_util::StreamExt;
 use groupcache_core::bytes::Bytes;
@@ -16,7 +19,7 @@ use tokio::{
 };
 use tonic::codegen::http;
 
-use super::{connections_over_budget, flooded_within};
+use super::{Flooded, IS_NODE, connections_over_budget, flooded_node, flooded_within};
 use crate::{
     proto::Frame,
     support::{
@@ -114,8 +117,8 @@ fn descriptors() -> usize {
     line.split_whitespace().next().unwrap().parse().unwrap_or(usize::MAX)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn unfinished_messages_are_bounded_by_one_budget() {
+/// Returns the number of connections of the largest flood.
+fn most_connections() -> usize {
     let descriptors = descriptors();
     let most = MOST.min(descriptors.saturating_sub(OTHER_DESCRIPTORS));
     assert!(
@@ -126,11 +129,73 @@ async fn unfinished_messages_are_bounded_by_one_budget() {
     if most < MOST {
         println!("the limit of open files is {descriptors}, so that {most} connections stand for {MOST}");
     }
+    most
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn unfinished_messages_are_bounded_by_one_budget() {
+    let most = most_connections();
     for (connections, streams, max_kib) in [(1, 30, ONE_KIB), (50, 30, MANY_KIB), (most, 1, MANY_KIB)] {
         let name = format!("{connections} connections with {streams} unfinished messages of 1 MiB");
         let max_kib = max_kib + connections as u64 * CONNECTION_KIB;
         let begun =
             flooded_within(&name, max_kib, async move |node| leave_unfinished(node, connections, streams).await);
         assert!(begun.await > 0, "{name}");
+    }
+}
+
+/// Node in a container with little memory. Dropping it removes the container.
+struct Container {
+    node: Flooded,
+    name: String,
+}
+
+/// Returns the standard output of a command that succeeds.
+fn run(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+impl Container {
+    fn start(memory: &str) -> Self {
+        run(Command::new("../tools/image").arg("runtime"));
+        let name = format!("groupcache-flooded-{}", std::process::id());
+        let binary = format!("{}:/node:ro", std::env::current_exe().unwrap().display());
+        let mut docker = Command::new("docker");
+        docker.args(["run", "--interactive", "--rm", "--network", "host", "--env", &format!("{IS_NODE}=1")]);
+        docker.args(["--env", "MALLOC_TRIM_THRESHOLD_=131072"]); // as in deploy/Dockerfile
+        docker.args(["--memory", memory, "--memory-swap", memory, "--name", &name, "--volume", &binary]);
+        let node = Flooded::spawn(docker.args(["groupcache-runtime:local", "/node"]));
+        let mut container = Self { node, name };
+        container.node.process = container.inspect("{{.State.Pid}}").parse().unwrap();
+        container
+    }
+
+    fn inspect(&self, what: &str) -> String {
+        run(Command::new("docker").args(["inspect", "--format", what, &self.name])).trim().to_owned()
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let removed = Command::new("docker").args(["rm", "--force", &self.name]).output();
+        println!("removed: {}", removed.is_ok_and(|output| output.status.success()));
+    }
+}
+
+/// Checks that a node in a container of 256 MiB survives messages that are never finished, in the figure of SECURITY.md.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "needs a Docker engine"]
+async fn unfinished_messages_fit_a_small_container() {
+    let most = most_connections();
+    for (connections, streams) in [(1, 30), (50, 30), (most, 1)] {
+        let container = Container::start("256m");
+        let name = format!("256 MiB, {connections} connections with {streams} unfinished messages of 1 MiB");
+        let begun = flooded_node(&name, &container.node, u64::MAX, async move |node| {
+            leave_unfinished(node, connections, streams).await
+        });
+        assert!(begun.await > 0, "{name}");
+        assert_eq!(container.inspect("{{.State.OOMKilled}} {{.State.Running}}"), "false true", "{name}");
     }
 }
